@@ -1,0 +1,236 @@
+"""Every way a call to corra can fail, one class per kind of answer.
+
+Each error says in its first line which run, on which host, what became of it (FATE) and why, and carries the same as attributes.
+They are Invoke `Exit`s: raised in anybody's task they print that line, set the exit code and show no traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from invoke.exceptions import Exit, UnexpectedExit
+
+Started = Literal["no", "yes", "unknown"]
+
+MISUSE = 2
+STILL_RUNNING = 122
+LOST = 123
+TIMED_OUT = 124
+NOTHING_DONE = 125
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
+
+_INDENT = " " * len("corra: ")
+
+
+def line(label: str, host: str, fate: str, why: str = "") -> str:
+    """Return `corra: RUN on HOST: FATE: why`, leaving out what is empty: the grammar of all that corra says."""
+    subject = f"{label} on {host}" if label and host else label or host
+    return ": ".join(part for part in ("corra", subject, fate, why) if part)
+
+
+class CorraError(Exit):
+    """Something corra was asked for didn't happen.
+
+    `why` completes the line; `hint` are up to three lines of facts and complete commands; `started` says whether the program
+    may be running because of this call.
+    """
+
+    fate = "FAILED"
+    exit_code = NOTHING_DONE
+    started: Started = "no"
+
+    def __init__(
+        self,
+        why: str = "",
+        *,
+        host: str = "",
+        prog_id: str = "",
+        label: str = "",
+        hint: Sequence[str] = (),
+        fate: str = "",
+        kind: str = "",
+        code: int | None = None,
+    ) -> None:
+        self.why = why
+        self.host = host
+        self.prog_id = prog_id
+        self.label = label
+        self.hint = tuple(hint)
+        self.fate = fate or type(self).fate
+        self.kind = kind or _kind(type(self).__name__)
+        super().__init__(message=None, code=self.exit_code if code is None else code)
+
+    @property
+    def line(self) -> str:
+        """The one line that answers at 3 a.m."""
+        return line(self.label, self.host, self.fate, self.why)
+
+    @property
+    def message(self) -> str:
+        """What Invoke prints: the line, and on a terminal the hints below it."""
+        return str(self) if sys.stderr.isatty() else self.line
+
+    @message.setter
+    def message(self, value: str | None) -> None:
+        """Invoke's `Exit.__init__` assigns one; ours is always computed."""
+
+    def __str__(self) -> str:
+        return "\n".join([self.line, *(_INDENT + each for each in self.hint)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `--json` prints for this error."""
+        return {
+            "v": 1,
+            "type": "error",
+            "kind": self.kind,
+            "host": self.host or None,
+            "prog_id": self.prog_id or None,
+            "started": self.started,
+            "message": self.line,
+            "hint": list(self.hint),
+            "exit_code": self.code,
+        }
+
+
+def _kind(name: str) -> str:
+    return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
+
+
+class Misuse(CorraError):
+    """The call makes no sense as it was typed; nothing was asked of any host."""
+
+    fate = "NOT STARTED"
+    exit_code = MISUSE
+
+
+class Stop(CorraError):
+    """A runbook's own decision not to go on."""
+
+    fate = "STOPPED"
+
+
+class NotStarted(CorraError):
+    """The program was not started, for certain; the code is 126 or 127 where exec refused it."""
+
+    fate = "NOT STARTED"
+
+
+class HostKey(NotStarted):
+    """The host's key is unknown or not the one we know."""
+
+
+class Auth(NotStarted):
+    """ssh or sudo didn't let us in."""
+
+
+class NoPython(NotStarted):
+    """The host has no Python 3.6 or later, so the agent can't run there."""
+
+
+class NoRoom(NotStarted):
+    """No directory on the host can hold the agent or the spool."""
+
+
+class Conflict(NotStarted):
+    """The id already names a run of another program."""
+
+
+class Unreachable(CorraError):
+    """ssh failed before anything was asked; starting again with the same id is safe."""
+
+    fate = "NOT STARTED"
+
+
+class MaybeStarted(CorraError):
+    """The link broke before the host confirmed the start; repeat it only with the same id."""
+
+    fate = "MAYBE STARTED"
+    exit_code = LOST
+    started: Started = "unknown"
+
+
+class Lost(CorraError):
+    """How the run ended can't be known; corra never guesses."""
+
+    fate = "LOST"
+    exit_code = LOST
+    started: Started = "yes"
+
+
+class StillRunning(CorraError):
+    """We stopped watching; the program goes on."""
+
+    fate = "STILL RUNNING"
+    exit_code = STILL_RUNNING
+    started: Started = "yes"
+
+
+class NotFound(CorraError):
+    """No run answers to that id or name."""
+
+    fate = "NOT FOUND"
+
+
+class Ambiguous(CorraError):
+    """Several runs answer to that prefix; nothing was done."""
+
+    fate = "AMBIGUOUS"
+
+
+class NotKilled(CorraError):
+    """The order to stop could not be given."""
+
+    fate = "NOT KILLED"
+    started: Started = "yes"
+
+
+class NotDead(CorraError):
+    """KILL was sent and some processes live on."""
+
+    fate = "NOT DEAD"
+    exit_code = 1
+    started: Started = "yes"
+
+
+class NotSent(CorraError):
+    """The bytes for the program's stdin were not delivered."""
+
+    fate = "NOT SENT"
+    started: Started = "yes"
+
+
+class Changed(CorraError):
+    """A runbook was continued with other parameters than it was begun with."""
+
+    fate = "NOT CONTINUED"
+
+
+class Failed(CorraError, UnexpectedExit):
+    """The program ended badly; `except UnexpectedExit` catches it too.
+
+    `result` is the `corra.Result`, with everything Invoke's own results have.
+    """
+
+    fate = "FAILED"
+    started: Started = "yes"
+
+    def __init__(self, why: str = "", *, result: Any, **facts: Any) -> None:
+        self.result = result
+        self.reason = None  # Invoke's UnexpectedExit has one
+        CorraError.__init__(self, why, **facts)
+
+    def __str__(self) -> str:
+        return CorraError.__str__(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.line}>"
+
+
+class TimedOut(Failed):
+    """The program's own timeout ended it."""
+
+    fate = "TIMEOUT"
+    exit_code = TIMED_OUT

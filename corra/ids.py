@@ -1,0 +1,40 @@
+"""PROG-IDs: `20261123t014409z-k7m2qxwp` names one run for ever.
+
+The client makes the id before the first byte is sent, so that a start whose answer was lost can be repeated safely. People see and
+type the tail: six characters are shown, any unique prefix of two or more is accepted.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+
+# No vowels (no words), no 0/1/l/o (no look-alikes).
+ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
+SHOWN = 6
+
+_VALID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_MADE = re.compile(rf"\d{{8}}t\d{{6}}z-([{ALPHABET}]{{8}})")
+
+
+def new_id(now_s: float | None = None) -> str:
+    """Return a fresh PROG-ID for the moment `now_s` (seconds since the epoch; default: now)."""
+    stamp = time.strftime("%Y%m%dt%H%M%Sz", time.gmtime(now_s))
+    return stamp + "-" + "".join(secrets.choice(ALPHABET) for _ in range(8))
+
+
+def is_valid(prog_id: str) -> bool:
+    """Return whether `prog_id` may name a run: safe as a file name, an URL part and a shell word."""
+    return _VALID.fullmatch(prog_id) is not None
+
+
+def short(prog_id: str) -> str:
+    """Return what people see of an id: six characters of the tail, or the whole of an id that somebody gave."""
+    made = _MADE.fullmatch(prog_id)
+    return made.group(1)[:SHOWN] if made else prog_id
+
+
+def label(prog_id: str, name: str | None = None) -> str:
+    """Return how a line names a run: `migrate (k7m2qx)`, or `k7m2qx` when it has no name."""
+    return f"{name} ({short(prog_id)})" if name else short(prog_id)

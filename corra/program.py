@@ -1,0 +1,169 @@
+"""What to run, and where: the values a run is made of. No I/O here.
+
+argv never becomes a shell string: words that aren't UTF-8 travel as surrogateescape, and whoever wants a shell asks for `["sh", "-c", ...]`.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import Misuse
+
+LOCAL = "local"
+
+# What ssh itself takes in a destination, without the leading dash that would make it an option (CVE-2017-1000117).
+_HOST_NAME = re.compile(r"[A-Za-z0-9_.:%\[\]][A-Za-z0-9_.:%\[\]-]*")
+_USER_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@\\+-]*\$?")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d)?")
+_UNITS_S = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class Mode(enum.Enum):
+    """What a host's `user` means."""
+
+    LOCAL = "local"
+    LOCAL_SUDO = "local-sudo"
+    SSH_AS = "ssh-as"
+    SSH_THEN_SUDO = "ssh-then-sudo"
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where a run lives. `login` is who logs in by ssh, `user` whom sudo makes of them there."""
+
+    name: str
+    port: int | None = None
+    login: str | None = None
+    user: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _HOST_NAME.fullmatch(self.name):
+            raise Misuse(f"not a host name: {self.name!r}")
+        for user in (self.login, self.user):
+            if user is not None and not _USER_NAME.fullmatch(user):
+                raise Misuse(f"not a user name: {user!r}")
+        if self.port is not None and not 0 < self.port < 65536:
+            raise Misuse(f"not a port: {self.port}")
+
+    @classmethod
+    def parse(cls, text: str, *, login: str | None = None, user: str | None = None) -> Host:
+        """Read `[login@]name[:port]`, `[v6::addr]:port` or `local`; `login` is used where the text names nobody.
+
+        Raises Misuse for anything that ssh could take for an option or a shell for syntax.
+        """
+        before, at, rest = text.rpartition("@")
+        name, port = rest, ""
+        if rest.startswith("["):
+            name, _, port = rest[1:].partition("]")
+            port = port.removeprefix(":")
+        elif rest.count(":") == 1:
+            name, _, port = rest.partition(":")
+        if port and not port.isdecimal():
+            raise Misuse(f"not a port: {port!r} in {text!r}")
+        return cls(name, int(port) if port else None, before if at else login, user)
+
+    @property
+    def is_local(self) -> bool:
+        return self.name == LOCAL
+
+    @property
+    def mode(self) -> Mode:
+        if self.is_local:
+            return Mode.LOCAL_SUDO if self.user else Mode.LOCAL
+        return Mode.SSH_THEN_SUDO if self.user else Mode.SSH_AS
+
+    def __str__(self) -> str:
+        """The text that `parse` reads back, apart from `user`."""
+        name = f"[{self.name}]" if ":" in self.name and self.port else self.name
+        return (f"{self.login}@" if self.login else "") + name + (f":{self.port}" if self.port else "")
+
+
+@dataclass(frozen=True)
+class Program:
+    """argv, cwd, env, stdin and the rest of what exec needs: what to run."""
+
+    argv: tuple[str, ...]
+    cwd: str | None = None
+    env: Mapping[str, str | None] = field(default_factory=dict)
+    env_inherit: bool | tuple[str, ...] = True
+    stdin: str | Mapping[str, Any] | None = None
+    umask: int | None = None
+    merge: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.argv or not self.argv[0]:
+            raise Misuse("no command given")
+        if any("\0" in word for word in self.argv):
+            raise Misuse("a word of the command has a NUL byte in it, which no program can be given")
+        for name, value in self.env.items():
+            if not name or "=" in name or "\0" in name or "\0" in (value or ""):
+                raise Misuse(f"not an environment variable: {name!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the `program` object of program.json, without what is left at its default."""
+        everything: dict[str, Any] = {
+            "cwd": self.cwd,
+            "env": dict(self.env),
+            "env_inherit": list(self.env_inherit) if isinstance(self.env_inherit, tuple) else self.env_inherit,
+            "stdin": self.stdin,
+            "umask": self.umask,
+            "merge": self.merge,
+        }
+        defaults = {"cwd": None, "env": {}, "env_inherit": True, "stdin": None, "umask": None, "merge": False}
+        return {"argv": list(self.argv), **{k: v for k, v in everything.items() if v != defaults[k]}}
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that `start` needs: the id made by the client, the program, and how the run is to be kept."""
+
+    prog_id: str
+    program: Program
+    name: str | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float | None = None
+    grace_s: float | None = None
+    stop_signal: str | None = None
+    keep_s: float | None = None
+    wait_children: bool = False
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    spool: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the request that the agent's `start` and `run` read."""
+        run = {
+            "timeout": self.timeout_s,
+            "grace": self.grace_s,
+            "stop_signal": self.stop_signal,
+            "keep": self.keep_s,
+            "wait_children": self.wait_children or None,
+        }
+        whole: dict[str, Any] = {
+            "prog_id": self.prog_id,
+            "name": self.name,
+            "origin": dict(self.origin),
+            "program": self.program.to_json(),
+            "run": {k: v for k, v in run.items() if v is not None},
+            "secrets": {"env": dict(self.secrets)} if self.secrets else {},
+            "spool": self.spool,
+        }
+        return {k: v for k, v in whole.items() if v}
+
+
+def seconds(text: str) -> float:
+    """Return the seconds in `90`, `1.5`, `10s`, `5m`, `2h`, `14d`. Raises Misuse with what was meant to be there."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise Misuse(f"not a duration: {text!r} (say 30s, 5m, 2h or 14d)")
+    return float(match.group(1)) * _UNITS_S[match.group(2) or ""]
+
+
+def words(argv: Sequence[str]) -> tuple[str, ...]:
+    """Return `argv` as a Program takes it; a bare string is refused, since it would be split into letters."""
+    if isinstance(argv, str):
+        raise Misuse(f'argv must be a list of words: ["sh", "-c", {argv!r}] asks for a shell')
+    return tuple(argv)

@@ -1,0 +1,182 @@
+"""Frames from the host, and the Cursor that makes of them each byte once and in order. No I/O, no clock.
+
+A frame is one header line and its payload. What a host sends is never trusted: a header is at most 256 bytes, a payload at most 1 MiB,
+an unknown kind or a number that isn't one ends the stream with BadFrame.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+HEADER_MAX = 256
+PAYLOAD_MAX = 1 << 20
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,15}")
+
+
+class BadFrame(ValueError):
+    """The peer doesn't speak corra's protocol, or means harm."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """`data` stands at `offset` of the run's `stream`; `time_ns` is when it arrived at the keeper (0: not known)."""
+
+    stream: str
+    offset: int
+    data: bytes
+    time_ns: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.data)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The bytes from `start` to `end` of `stream` are gone, and nobody pretends otherwise."""
+
+    stream: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """The run's State as it is now; the last frame of a run's stream is a final one."""
+
+    state: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ack:
+    """The host has acted on the order numbered `number`."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The host can't go on: an `{"error": KIND, ...}` object."""
+
+    error: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The other side is alive."""
+
+
+Frame = Output | Gap | Status | Ack | Refusal | Beat
+
+
+class Parser:
+    """Cuts a byte stream into frames. `feed` it whatever arrived; it holds at most one incomplete frame."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Yield the frames that are complete now. Raises BadFrame."""
+        held = self._held
+        held += data
+        at = 0
+        try:
+            while True:
+                newline = held.find(b"\n", at, at + HEADER_MAX)
+                if newline < 0:
+                    if len(held) - at >= HEADER_MAX:
+                        raise BadFrame("a header without an end")
+                    return
+                kind, fields, size = _header(bytes(held[at:newline]))
+                start = newline + 1
+                if len(held) - start < size:
+                    return
+                at = start + size
+                with memoryview(held) as view:
+                    payload = bytes(view[start:at])
+                yield _frame(kind, fields, payload)
+        finally:
+            del held[:at]
+
+    @property
+    def pending(self) -> int:
+        """How many bytes of an incomplete frame are held."""
+        return len(self._held)
+
+
+_FIELDS = {"O": 4, "G": 3, "S": 1, "A": 1, "X": 1, "H": 0}
+
+
+def _header(text: bytes) -> tuple[str, list[str], int]:
+    try:
+        kind, *fields = text.decode("ascii").split(" ")
+    except UnicodeDecodeError as error:
+        raise BadFrame(f"a header that isn't ASCII: {text[:40]!r}") from error
+    if _FIELDS.get(kind) != len(fields):
+        raise BadFrame(f"not a frame: {text[:40]!r}")
+    size = _number(fields[2]) if kind == "O" else _number(fields[0]) if kind in "SX" else 0
+    if size > PAYLOAD_MAX:
+        raise BadFrame(f"a payload of {size} bytes")
+    return kind, fields, size
+
+
+def _number(text: str) -> int:
+    # 19 digits hold any offset or nanosecond; int() alone would also take "+1", " 1" and "1_0".
+    if not (text.isascii() and text.isdigit() and len(text) <= 19):
+        raise BadFrame(f"not a number: {text[:40]!r}")
+    return int(text)
+
+
+def _frame(kind: str, fields: list[str], payload: bytes) -> Frame:
+    if kind in "OG" and not _NAME.fullmatch(fields[0]):
+        raise BadFrame(f"not a stream: {fields[0][:40]!r}")
+    match kind:
+        case "O":
+            return Output(fields[0], _number(fields[1]), payload, _number(fields[3]))
+        case "G":
+            return Gap(fields[0], _number(fields[1]), _number(fields[2]))
+        case "S":
+            return Status(_object(payload))
+        case "X":
+            return Refusal(_object(payload))
+        case "A":
+            return Ack(_number(fields[0]))
+    return Beat()
+
+
+def _object(payload: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise BadFrame("a payload that isn't JSON") from error
+    if not isinstance(value, dict):
+        raise BadFrame("a payload that isn't an object")
+    return value
+
+
+class Cursor:
+    """The next offset of each stream: never goes back, trims an overlap, makes a hole explicit."""
+
+    def __init__(self, offsets: Mapping[str, int] | None = None) -> None:
+        self.offsets: dict[str, int] = dict(offsets or {})
+
+    def take(self, frame: Output | Gap) -> Iterator[Output | Gap]:
+        """Yield what of `frame` is new, after a Gap for what it skips. Afterwards the cursor stands at the frame's end."""
+        at = self.offsets.get(frame.stream, 0)
+        start = frame.offset if isinstance(frame, Output) else frame.start
+        if frame.end <= at:
+            return
+        if start > at:
+            yield Gap(frame.stream, at, start)
+        self.offsets[frame.stream] = frame.end
+        if isinstance(frame, Gap):
+            yield Gap(frame.stream, max(start, at), frame.end)
+        elif start >= at:
+            yield frame
+        else:
+            yield Output(frame.stream, at, frame.data[at - start :], frame.time_ns)
