@@ -1,0 +1,167 @@
+"""What every test may ask for: a home of its own, a private sshd, and corra's command line as a process.
+
+No test touches the real home, the real ~/.ssh or a port that is not on 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))  # pytest's importlib mode leaves it out, and the tests share sshd.py and machine.py
+
+from sshd import Sshd, program  # noqa: E402 - found by the line above
+
+# What the person who runs the tests has set must not decide how they end.
+_FOREIGN = ("CORRA_", "INVOKE_", "FABRIC_", "SSH_", "XDG_", "PYTHON", "LC_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty directory that is $HOME and holds every XDG directory, for this process, for `cli` and for what `sshd` starts.
+
+    Its path is short, since a unix socket's must be.
+    """
+    for name in list(os.environ):
+        if name.startswith(_FOREIGN):
+            monkeypatch.delenv(name)
+    path = Path(tempfile.mkdtemp(prefix="corra-", dir="/tmp"))
+    for name, value in home_environment(path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CORRA_SSH_CONFIG", str(path / ".ssh" / "config"))
+    (path / ".ssh").mkdir(mode=0o700)
+    (path / ".ssh" / "config").touch(mode=0o600)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def home_environment(path: Path) -> dict[str, str]:
+    """Return the variables that make `path` the home of whoever reads them."""
+    return {
+        "HOME": str(path),
+        "XDG_STATE_HOME": str(path / ".local" / "state"),
+        "XDG_CACHE_HOME": str(path / ".cache"),
+        "XDG_CONFIG_HOME": str(path / ".config"),
+    }
+
+
+@pytest.fixture
+def new_sshd(home: Path) -> Iterator[Callable[..., Sshd]]:
+    """A function that starts one more server: `new_sshd(alias="jump", options={"MaxSessions": 2}, environment={"PATH": "/none"})`.
+
+    All of them share one user key, the client's ssh_config (`$CORRA_SSH_CONFIG`) and its known_hosts.
+    """
+    if program() is None:
+        pytest.skip("no sshd on this machine (apt-get install openssh-server)")
+    started: list[Sshd] = []
+
+    def start(alias: str = "h", *, environment: Mapping[str, str] | None = None, **how: Any) -> Sshd:
+        # PATH: sshd's own default has no ~/.pyenv in it, and a test's Python must not depend on who runs it.
+        given = {**home_environment(home), "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", **(environment or {})}
+        server = Sshd(
+            home / f"sshd{len(started)}",
+            alias=alias,
+            environment=given,
+            ssh_config=home / ".ssh" / "config",
+            known_hosts=home / ".ssh" / "known_hosts",
+            user_key=started[0].user_key if started else None,
+            **how,
+        )
+        started.append(server)
+        return server.start()
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def sshd(new_sshd: Callable[..., Sshd]) -> Sshd:
+    """A running server; `h` in the client's ssh_config leads to it."""
+    return new_sshd()
+
+
+class Cli:
+    """corra's command line as a process of its own, in the test's home."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.program = [sys.executable, "-m", "corra"]
+
+    def __call__(
+        self, *words: str | bytes, stdin: bytes | None = None, timeout: float = 60, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run it to its end. Without `stdin` it is /dev/null."""
+        feed: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+        return subprocess.run(
+            [*self.program, *words], capture_output=True, timeout=timeout, env=self.environment(env), cwd=self.home, check=False, **feed
+        )
+
+    def popen(self, *words: str | bytes, env: Mapping[str, str] | None = None, **how: Any) -> subprocess.Popen[bytes]:
+        """Start it with pipes for stdout and stderr, in a process group of its own; the test must wait for it."""
+        pipes: dict[str, Any] = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "start_new_session": True,
+        }
+        return subprocess.Popen([*self.program, *words], env=self.environment(env), cwd=self.home, **{**pipes, **how})
+
+    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(ROOT), **(more or {})}
+
+
+@pytest.fixture
+def cli(home: Path) -> Cli:
+    """`cli("run", "--host", "h", "--", "true")` gives a CompletedProcess with returncode, stdout and stderr in bytes."""
+    return Cli(home)
+
+
+@pytest.fixture(scope="session")
+def as_root() -> None:
+    """Skips what only root can do."""
+    if os.getuid() != 0:
+        pytest.skip("needs root: it makes users")
+
+
+@pytest.fixture
+def test_user(as_root: None) -> Iterator[str]:
+    """A user made for this test, with a home and a shell and no password, gone afterwards."""
+    if not (shutil.which("useradd") and shutil.which("userdel")):
+        pytest.skip("no useradd on this machine")
+    name = f"corra{os.getpid()}"
+    subprocess.run(["useradd", "-m", "-s", "/bin/sh", name], check=True, capture_output=True, timeout=60)
+    try:
+        uid = pwd.getpwnam(name).pw_uid
+        yield name
+    finally:
+        for entry in Path("/proc").iterdir():  # userdel refuses while a process of theirs lives
+            if entry.name.isdecimal() and _owner(entry) == uid:
+                _kill(int(entry.name))
+        subprocess.run(["userdel", "-r", "-f", name], check=False, capture_output=True, timeout=60)
+        for leftover in Path("/var/tmp").glob(f"corra-{uid}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _owner(entry: Path) -> int | None:
+    try:
+        return entry.stat().st_uid
+    except FileNotFoundError:
+        return None
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
