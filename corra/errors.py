@@ -6,6 +6,7 @@ They are Invoke `Exit`s: raised in anybody's task they print that line, set the 
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -28,7 +29,14 @@ _INDENT = " " * len("corra: ")
 def line(label: str, host: str, fate: str, why: str = "") -> str:
     """Return `corra: RUN on HOST: FATE: why`, leaving out what is empty: the grammar of all that corra says."""
     subject = f"{label} on {host}" if label and host else label or host
-    return ": ".join(part for part in ("corra", subject, fate, why) if part)
+    return plain(": ".join(part for part in ("corra", subject, fate, why) if part))
+
+
+def plain(text: str) -> str:
+    """Return `text` as one line that does nothing to a terminal: what a host, ssh or sudo said is quoted, never obeyed."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in text)
 
 
 class CorraError(Exit):
@@ -78,7 +86,7 @@ class CorraError(Exit):
         """Invoke's `Exit.__init__` assigns one; ours is always computed."""
 
     def __str__(self) -> str:
-        return "\n".join([self.line, *(_INDENT + each for each in self.hint)])
+        return "\n".join([self.line, *(_INDENT + plain(each) for each in self.hint)])
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `--json` prints for this error."""
@@ -218,9 +226,12 @@ class Failed(CorraError, UnexpectedExit):
     started: Started = "yes"
 
     def __init__(self, why: str = "", *, result: Any, **facts: Any) -> None:
-        self.result = result
-        self.reason = None  # Invoke's UnexpectedExit has one
         CorraError.__init__(self, why, **facts)
+        self.reason = None  # Invoke's UnexpectedExit has one
+        # Invoke exits with the result's code, not with ours, and says a hidden result's error twice: make both come to one.
+        self.result = copy.copy(result)
+        self.result.exited = self.code
+        self.result.hide = ()
 
     def __str__(self) -> str:
         return CorraError.__str__(self)

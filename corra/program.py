@@ -6,6 +6,7 @@ argv never becomes a shell string: words that aren't UTF-8 travel as surrogatees
 from __future__ import annotations
 
 import enum
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ from .errors import Misuse
 LOCAL = "local"
 
 # What ssh itself takes in a destination, without the leading dash that would make it an option (CVE-2017-1000117).
-_HOST_NAME = re.compile(r"[A-Za-z0-9_.:%\[\]][A-Za-z0-9_.:%\[\]-]*")
+_HOST_NAME = re.compile(r"[A-Za-z0-9_.:%][A-Za-z0-9_.:%-]*")
 _USER_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@\\+-]*\$?")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d)?")
+_PORT = re.compile(r"[0-9]{1,5}")
+# 9 digits: 31 years of seconds, and never a number that float or int can't hold.
+_SIZE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|m|min|h|d)?")
 _UNITS_S = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -56,15 +59,21 @@ class Host:
         Raises Misuse for anything that ssh could take for an option or a shell for syntax.
         """
         before, at, rest = text.rpartition("@")
-        name, port = rest, ""
+        name, colon, port = rest, "", ""
         if rest.startswith("["):
-            name, _, port = rest[1:].partition("]")
-            port = port.removeprefix(":")
+            name, bracket, after = rest[1:].partition("]")
+            colon, port = after[:1], after[1:]
+            if not bracket or colon not in ("", ":"):
+                raise Misuse(f"not a host: {text!r}")
         elif rest.count(":") == 1:
-            name, _, port = rest.partition(":")
-        if port and not port.isdecimal():
+            name, colon, port = rest.partition(":")
+        if colon and not _PORT.fullmatch(port):
             raise Misuse(f"not a port: {port!r} in {text!r}")
-        return cls(name, int(port) if port else None, before if at else login, user)
+        if name == LOCAL and (at or colon):
+            raise Misuse(f"{text!r}: local is this machine without ssh, so it has neither login nor port (--as runs as another user)")
+        if at or name == LOCAL:
+            login = before if at else None
+        return cls(name, int(port) if colon else None, login, user)
 
     @property
     def is_local(self) -> bool:
@@ -78,7 +87,7 @@ class Host:
 
     def __str__(self) -> str:
         """The text that `parse` reads back, apart from `user`."""
-        name = f"[{self.name}]" if ":" in self.name and self.port else self.name
+        name = f"[{self.name}]" if ":" in self.name else self.name
         return (f"{self.login}@" if self.login else "") + name + (f":{self.port}" if self.port else "")
 
 
@@ -99,8 +108,13 @@ class Program:
             raise Misuse("no command given")
         if any("\0" in word for word in self.argv):
             raise Misuse("a word of the command has a NUL byte in it, which no program can be given")
+        if not all(map(_is_bytes, self.argv)):
+            raise Misuse("a word of the command has a lone surrogate in it, which stands for no byte")
+        if self.cwd is not None and ("\0" in self.cwd or not _is_bytes(self.cwd)):
+            raise Misuse(f"not a directory: {self.cwd!r}")
         for name, value in self.env.items():
-            if not name or "=" in name or "\0" in name or "\0" in (value or ""):
+            text = value or ""
+            if not name or "=" in name or "\0" in name or "\0" in text or not _is_bytes(name + text):
                 raise Misuse(f"not an environment variable: {name!r}")
 
     def to_json(self) -> dict[str, Any]:
@@ -154,6 +168,15 @@ class Request:
         return {k: v for k, v in whole.items() if v}
 
 
+def _is_bytes(text: str) -> bool:
+    """Return whether `text` stands for some bytes: UTF-8, with surrogateescape for what isn't."""
+    try:
+        text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def seconds(text: str) -> float:
     """Return the seconds in `90`, `1.5`, `10s`, `5m`, `2h`, `14d`. Raises Misuse with what was meant to be there."""
     match = _SIZE.fullmatch(text.strip())
@@ -162,8 +185,11 @@ def seconds(text: str) -> float:
     return float(match.group(1)) * _UNITS_S[match.group(2) or ""]
 
 
-def words(argv: Sequence[str]) -> tuple[str, ...]:
+def words(argv: Sequence[str | bytes | os.PathLike[str]]) -> tuple[str, ...]:
     """Return `argv` as a Program takes it; a bare string is refused, since it would be split into letters."""
-    if isinstance(argv, str):
+    if isinstance(argv, (str, bytes)):
         raise Misuse(f'argv must be a list of words: ["sh", "-c", {argv!r}] asks for a shell')
-    return tuple(argv)
+    try:
+        return tuple(os.fsdecode(word) for word in argv)
+    except TypeError as error:
+        raise Misuse(f"argv must be a list of words: {error}") from error

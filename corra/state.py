@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import signal as signals
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -58,13 +58,16 @@ class State:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> State:
         """Read the agent's object; a key of a newer agent is left aside. Raises ValueError when it isn't a State."""
-        if not isinstance(value.get("prog_id"), str) or not ids.is_valid(value["prog_id"]):
+        if not isinstance(value, Mapping):
+            raise ValueError("a State that isn't an object")
+        given = {f.name: _checked(f.name, f.type, value[f.name]) for f in fields(cls) if value.get(f.name) is not None}
+        if not ids.is_valid(given.get("prog_id", "")):
             raise ValueError("a State without a prog_id")
-        if value.get("state") not in TRANSITIONS:
-            raise ValueError(f"not a state: {value.get('state')!r}")
-        known = {f.name for f in fields(cls)}
-        lists = ("argv", "env", "standby_pids", "signals_sent", "stragglers")
-        return cls(**{k: tuple(v) if k in lists else v for k, v in value.items() if k in known and v is not None})
+        if given.get("state") not in TRANSITIONS:
+            raise ValueError(f"not a state: {given.get('state')!r}")
+        if not 0 <= given.get("return_code", 0) <= 255:
+            raise ValueError(f"not a return code: {given['return_code']}")
+        return cls(**given)
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields, and `proc_id`, the seed's name for `prog_id`."""
@@ -81,14 +84,60 @@ class State:
         return ids.label(self.prog_id, self.name)
 
 
+def _is_int(value: Any) -> bool:
+    return type(value) is int
+
+
+def _is_str(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or (type(value) is float and math.isfinite(value))
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _object_of(is_member: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Mapping) and all(map(is_member, value.values()))
+
+
+def _list_of(is_member: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, (list, tuple)) and all(map(is_member, value))
+
+
+# A host is never trusted: what isn't as the fields above say is not a State, rather than a traceback where it is shown.
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "str": _is_str,
+    "int": _is_int,
+    "float": _is_number,
+    "bool": lambda value: type(value) is bool,
+    "tuple[str, ...]": _list_of(_is_str),
+    "tuple[int, ...]": _list_of(_is_int),
+    "tuple[Mapping[str, Any], ...]": _list_of(_is_object),
+    "Mapping[str, Any]": _is_object,
+    "Mapping[str, str]": _object_of(_is_str),
+    "Mapping[str, Mapping[str, int]]": _object_of(_object_of(_is_int)),
+}
+
+
+def _checked(name: str, annotation: Any, value: Any) -> Any:
+    if not _CHECKS[annotation.removesuffix(" | None")](value):
+        raise ValueError(f"a State whose {name} is {value!r:.60}")
+    return tuple(value) if annotation.startswith("tuple") else value
+
+
 def exit_code(state: State) -> int:
     """Return what a call that waited for `state` exits with: DESIGN.md, "exit codes"."""
     if state.state == "exited":
         if state.reason == "timeout":
             return TIMED_OUT
-        if state.signal:
-            return 128 + signals.Signals[state.signal].value
-        return NOTHING_DONE if state.return_code is None else state.return_code
+        if state.status is not None and state.status & 0x7F:
+            # The number as the host has it: a realtime signal has no name here, and another system's numbers differ.
+            return 128 + (state.status & 0x7F)
+        return LOST if state.return_code is None else state.return_code
     if state.state == "not_started":
         failure = state.exception or {}
         if failure.get("stage") != "exec":

@@ -139,7 +139,10 @@ def _frame(kind: str, fields: list[str], payload: bytes) -> Frame:
         case "O":
             return Output(fields[0], _number(fields[1]), payload, _number(fields[3]))
         case "G":
-            return Gap(fields[0], _number(fields[1]), _number(fields[2]))
+            gap = Gap(fields[0], _number(fields[1]), _number(fields[2]))
+            if gap.end < gap.start:
+                raise BadFrame(f"a gap that ends before it begins: {gap.start} to {gap.end}")
+            return gap
         case "S":
             return Status(_object(payload))
         case "X":
@@ -168,15 +171,15 @@ class Cursor:
     def take(self, frame: Output | Gap) -> Iterator[Output | Gap]:
         """Yield what of `frame` is new, after a Gap for what it skips. Afterwards the cursor stands at the frame's end."""
         at = self.offsets.get(frame.stream, 0)
-        start = frame.offset if isinstance(frame, Output) else frame.start
         if frame.end <= at:
             return
-        if start > at:
-            yield Gap(frame.stream, at, start)
         self.offsets[frame.stream] = frame.end
         if isinstance(frame, Gap):
-            yield Gap(frame.stream, max(start, at), frame.end)
-        elif start >= at:
+            yield Gap(frame.stream, at, frame.end)
+            return
+        if frame.offset > at:
+            yield Gap(frame.stream, at, frame.offset)
+        if frame.offset >= at:
             yield frame
         else:
-            yield Output(frame.stream, at, frame.data[at - start :], frame.time_ns)
+            yield Output(frame.stream, at, frame.data[at - frame.offset :], frame.time_ns)
