@@ -2,12 +2,12 @@
 
 import sys
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 total = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
 reasons: dict[str, int] = {}
 for path in sys.argv[1:]:
-    for suite in ElementTree.parse(Path(path)).iter("testsuite"):
+    for suite in ET.parse(Path(path)).iter("testsuite"):
         for key in total:
             total[key] += int(suite.get(key, "0"))
         for skip in suite.iter("skipped"):

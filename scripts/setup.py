@@ -18,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
 KINDS = {"run": (".venv", "."), "dev": (".venv", ".[dev]"), "invoke3": (".venv-invoke3", ".[dev]")}
+# Some of the pinned versions have left 3.10 behind.
+OLDER, NEWER = 'python_version < "3.11"', 'python_version >= "3.11"'
 INVOKE3 = "invoke==3.0.3"
 MAKING = "making"
 UPDATING = "updating"
@@ -33,7 +35,8 @@ def quiet(*argv: str | Path, **env: str) -> None:
     if done.returncode:
         said = (done.stdout + done.stderr).decode(errors="replace").strip().splitlines()
         say(f"\ncorra: set-up FAILED: {' '.join(map(str, argv))}")
-        say("\n".join(f"       {line}" for line in said[-12:]))
+        errors = [line for line in said if line.startswith(("ERROR", "E:"))]
+        say("\n".join(f"       {line}" for line in errors or said[-12:]))
         sys.exit(125)
 
 
@@ -136,11 +139,15 @@ def ensure(kind: str) -> None:
 
 
 def relock() -> None:
-    """Write what is installed in .venv into constraints.txt."""
-    head = [line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("#")]
+    """Write what is installed in .venv (made with Python 3.11 or later) into constraints.txt; the lines for 3.10 are kept as they are."""
+    kept = [line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("#") or OLDER in line]
+    differ = {line.partition("==")[0] for line in kept}
     freeze = [str(Environment("dev").python), "-m", "pip", "freeze", "--exclude-editable"]
-    pins = subprocess.run(freeze, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()
-    CONSTRAINTS.write_text("\n".join([*head, *(pin for pin in pins if "==" in pin)]) + "\n")
+    pins = [pin for pin in subprocess.run(freeze, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines() if "==" in pin]
+    lines = [f"{pin} ; {NEWER}" if pin.partition("==")[0] in differ else pin for pin in pins]
+    head = [line for line in kept if line.startswith("#")]
+    lines += [line for line in kept if OLDER in line]
+    CONSTRAINTS.write_text("\n".join([*head, *sorted(lines, key=lambda line: line.lower().partition("==")[::2])]) + "\n")
 
 
 def main(argv: list[str]) -> None:
