@@ -1,9 +1,52 @@
-"""corra's agent (constants only for the moment; the rest is being written)."""
+#!/usr/bin/env python3
+"""corra's agent: starts one program on this host so that it outlives whoever asked, and answers for it.
+
+    agent.py < program.json        start it, print its State as JSON, leave; the guards stay
+    agent.py VERB < request        VERB is one of run start follow status signal stop wait read list
+
+Needs Linux 3.10 and Python 3.6, and nothing but its standard library. Silent on import.
+
+Request, on stdin    "<bytes>\\n" and that much JSON; a first byte "{" means JSON up to the end of file, as by hand.
+Reply, on stdout     the line "corra 1 NONCE" (when the request has a nonce), one line of JSON, and for run, follow, wait and stop frames.
+                     A refusal is a reply too: {"error": KIND, "message": ...}.
+Exit code            0 answered, 1 refused, 2 the request could not be read.
+
+A run is a directory, ROOT/runs/PROG-ID; ROOT is ${XDG_STATE_HOME:-~/.local/state}/corra, or /var/tmp/corra-UID where that can't be.
+    program.json       the request, without its secrets
+    stdout stderr      what the program wrote ("output" alone with merge); the length of the file is the only truth about it
+    index              16 bytes a record: time (ns), stream and its offset; a torn one loses a time, never a byte
+    fifo/              the program's ends          control    orders to the keeper
+    launched           who was launched: it exists exactly when exec was tried    keeper    the lock of whoever may touch the FIFOs
+    exit               two pages, overwritten in place: the keeper's record, and why exec failed
+    state.json         a copy of the State, for people
+A flock on the directory itself is the guards' sign of life.
+
+Three guards keep a run: two standbys and the keeper, each the parent of the next and the keeper the parent of the program. Whichever
+dies, the nearest living ancestor becomes the parent of the program and goes on. They import nothing after their start, hold no timer
+while nothing happens, and are forked by a fresh interpreter that never saw json or hashlib: 4 MB for all three.
+"""
+
+import ctypes
+import errno
+import fcntl
+import marshal
+import os
+import select
+import struct
+import sys
+import time
+import zlib
+
+import _signal
+
+# ============================================================ constants
 
 VERSION = "0.1.0"
 PROTOCOL = 1
+LAYOUT = 1
+
 TRANSITIONS = {
-    "starting": ("running", "not_started", "lost", "exited"),
+    "starting": ("running", "exited", "not_started", "lost"),
     "running": ("exited", "lost"),
     "exited": (),
     "not_started": (),
@@ -11,3 +54,2360 @@ TRANSITIONS = {
 }
 FINAL = tuple(sorted(state for state, after in TRANSITIONS.items() if not after))
 REASONS = ("exited", "signaled", "killed", "timeout", "oom", "exec", "setup", "reboot", "agent-gone", "spool-gone", "link")
+
+PAGE = 4096
+INDEX_RECORD = struct.Struct("<QQ")
+INDEX_EVERY_NS = 10 * 10**6
+STREAM_SHIFT = 56
+FRAME_MAX = 256 * 1024
+REQUEST_MAX = 64 << 20
+PIPE_MAX = 256 * 1024
+FLOOR = 1 << 30
+FLOOR_SHARE = 20  # the last twentieth of a small disk isn't ours either
+ROOM_STEP = 16 << 20
+SPLICE = 1 << 20
+PING_DEADLINE_S = 60.0
+START_DEADLINE_S = 10.0
+ORDER_DEADLINE_S = 2.0
+KILL_DEADLINE_NS = 2 * 10**9
+GRACE_S = 10.0
+DAY_S = 86400
+ID_ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
+# What statfs calls the file systems where a stalled server would hold the program in splice.
+REMOTE_TYPES = {
+    0x6969: "NFS",
+    0xFF534D42: "CIFS",
+    0xFE534D42: "SMB",
+    0x517B: "SMB",
+    0x65735546: "FUSE",
+    0x5346414F: "AFS",
+    0x01021997: "9P",
+    0x00C36400: "Ceph",
+    0x0BD00BD0: "Lustre",
+    0x47504653: "GPFS",
+}
+SIGNALS = {
+    name[3:]: getattr(_signal, name)
+    for name in dir(_signal)
+    if name.startswith("SIG") and "_" not in name and name not in ("SIGCLD", "SIGPOLL", "SIGIOT")
+}
+SIGNAL_NAMES = {number: "SIG" + name for name, number in SIGNALS.items()}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+CODE = sys._getframe().f_code  # this module, compiled: the guards get it over a pipe and trust no file
+
+
+class Refusal(Exception):
+    """A reply that says no: `kind` is for programs, the message for people."""
+
+    def __init__(self, kind, message, **facts):
+        Exception.__init__(self, message)
+        self.reply = dict(facts, error=kind, message=message)
+
+
+# ============================================================ the kernel
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.splice.restype = ctypes.c_ssize_t
+_libc.splice.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
+_libc.syscall.restype = ctypes.c_long
+_WAITID = {"x86_64": 247, "aarch64": 95, "riscv64": 95, "ppc64le": 272, "s390x": 281, "i686": 284, "armv7l": 280}
+_PIDFD_SEND_SIGNAL, _PIDFD_OPEN = 424, 434
+_F_SETPIPE_SZ = 1031
+_FIONREAD = 0x541B
+
+
+def _checked(result):
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def splice(source, target, size):
+    """Move up to `size` bytes from a pipe into a file in one step; 0 at the end, BlockingIOError when there are none."""
+    while True:
+        result = _libc.splice(source, None, target, None, size, 3)  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+        if result >= 0 or ctypes.get_errno() != errno.EINTR:
+            return _checked(result)
+
+
+def become(title):
+    """Name this process, and take in the orphans of its descendants (the subreaper flag isn't inherited by fork)."""
+    _libc.prctl(15, ctypes.c_char_p(title), 0, 0, 0)
+    _libc.prctl(36, 1, 0, 0, 0)
+
+
+def usage(pid):
+    """Return the resource usage of a dead but unreaped child; os.waitid has it thrown away, the raw call hasn't."""
+    number = _WAITID.get(os.uname().machine)
+    if number is None:
+        return None
+    info, spent = ctypes.create_string_buffer(128), ctypes.create_string_buffer(256)
+    if _libc.syscall(number, os.P_PID, pid, info, os.WEXITED | os.WNOHANG | os.WNOWAIT, spent) < 0:
+        return None
+    u_s, u_us, s_s, s_us, rss, _, _, _, minor, major, _, inblock, oublock, _, _, _, voluntary, forced = struct.unpack_from("@18l", spent.raw)
+    return (u_s * 10**6 + u_us, s_s * 10**6 + s_us, rss, minor, major, inblock, oublock, voluntary, forced)
+
+
+def pidfd(pid):
+    """Return a descriptor that means this process for ever. Raises OSError (ENOSYS before Linux 5.3)."""
+    return _checked(_libc.syscall(_PIDFD_OPEN, pid, 0))
+
+
+def signal_process(pid, start, number):
+    """Send a signal to the process `pid` that began at `start`; return whether it was there to be signalled.
+
+    The start time is looked at again after the pidfd is open: from then on the pid can't come to mean a stranger.
+    """
+    if pid <= 1:
+        return False
+    try:
+        handle = pidfd(pid)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            return False
+        handle = -1
+    try:
+        seen = process(pid)
+        if seen is None or (start and seen[2] != start):
+            return False
+        if handle < 0:
+            os.kill(pid, number)
+        else:
+            _checked(_libc.syscall(_PIDFD_SEND_SIGNAL, handle, number, None, 0))
+        return True
+    except ProcessLookupError:
+        return False
+    finally:
+        if handle >= 0:
+            os.close(handle)
+
+
+def file_system(path):
+    """Return the statfs type of `path`."""
+    buffer = ctypes.create_string_buffer(512)
+    _checked(_libc.statfs(os.fsencode(path), buffer))
+    return struct.unpack_from("@l", buffer.raw)[0] & 0xFFFFFFFF
+
+
+def unread(fifo):
+    """Return how many bytes stand in a FIFO."""
+    return struct.unpack("i", fcntl.ioctl(fifo, _FIONREAD, b"\0" * 4))[0]
+
+
+def ended(pid):
+    """Return the raw wait status of the child `pid` without reaping it, or None while it lives. Raises ChildProcessError."""
+    info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if info is None or not info.si_pid:
+        return None
+    return info.si_status << 8 if info.si_code == 1 else info.si_status | (0x80 if info.si_code == 3 else 0)
+
+
+# ============================================================ identity
+
+
+def now_ns():
+    return int(time.time() * 1e9)
+
+
+def mono_ns():
+    return int(time.monotonic() * 1e9)
+
+
+def slurp(path, limit=1 << 20):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(fd, limit)
+    finally:
+        os.close(fd)
+
+
+def boot_id():
+    return slurp("/proc/sys/kernel/random/boot_id").decode().strip()
+
+
+def process(pid):
+    """Return (state letter, parent, start time in ticks, name) of a process, or None when there is none."""
+    try:
+        text = slurp("/proc/%d/stat" % pid).decode("ascii", "replace")
+    except OSError:
+        return None
+    # After the last ")": a program may call itself "a) Z 1 1 (".
+    head, _, tail = text.rpartition(")")
+    fields = tail.split()
+    return fields[0], int(fields[1]), int(fields[19]), head.partition("(")[2]
+
+
+def tree(roots):
+    """Return {pid: (state, parent, start, name)} of all living descendants of the processes `roots`."""
+    seen, children = {}, {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            found = process(int(entry))
+            if found is not None:
+                seen[int(entry)] = found
+                children.setdefault(found[1], []).append(int(entry))
+    below, queue = {}, list(roots)
+    while queue:
+        for pid in children.get(queue.pop(), ()):
+            if pid not in below:
+                below[pid] = seen[pid]
+                queue.append(pid)
+    return {pid: found for pid, found in below.items() if found[0] not in "ZX"}
+
+
+def kill_tree(roots, spared=()):
+    """KILL all descendants of `roots`: stop every one first, until a walk finds no new one, so that nobody forks away."""
+    stopped = {}
+    for _ in range(200):
+        fresh = {pid: found for pid, found in tree(roots).items() if pid not in stopped and pid not in spared}
+        if not fresh:
+            break
+        for pid, found in fresh.items():
+            signal_process(pid, found[2], _signal.SIGSTOP)
+            stopped[pid] = found[2]
+    for pid, start in stopped.items():
+        signal_process(pid, start, _signal.SIGKILL)
+    return len(stopped)
+
+
+def iso(ns):
+    """Return UTC with its offset, to the millisecond."""
+    if not ns:
+        return None
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ns // 10**9)) + ".%03d+00:00" % (ns // 10**6 % 1000)
+
+
+# ============================================================ records
+
+
+def to_json(value):
+    """Return `value` as ASCII JSON: what the guards need of json, without its 1.2 MB."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(to_json(str(key)) + ": " + to_json(each) for key, each in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(to_json, value)) + "]"
+    out = []
+    for char in value:
+        code = ord(char)
+        if char in '"\\':
+            out.append("\\" + char)
+        elif 32 <= code < 127:
+            out.append(char)
+        elif code < 0x10000:
+            out.append("\\u%04x" % code)
+        else:
+            out.append("\\u%04x\\u%04x" % (0xD7C0 + (code >> 10), 0xDC00 | code & 0x3FF))
+    return '"' + "".join(out) + '"'
+
+
+def pack(lines):
+    """Return one page that holds `lines`, with its own checksum in front; the oldest "sent" lines go when it is full."""
+    lines = [" ".join(str(word) for word in line).replace("\n", " ") for line in lines]
+    while True:
+        body = ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
+        page = b"corra %d %08x %d\n" % (LAYOUT, zlib.crc32(body), len(body)) + body
+        if len(page) <= PAGE:
+            return page.ljust(PAGE, b"\n")
+        oldest = next((at for at, line in enumerate(lines) if line.startswith("sent ")), len(lines) - 1)
+        if lines[oldest].startswith("sent "):
+            del lines[oldest]
+        else:
+            lines[oldest] = lines[oldest][: len(lines[oldest]) // 2]
+
+
+def unpack(page):
+    """Return the lines of a page as lists of words, or None when it is empty or torn."""
+    head, _, rest = page.partition(b"\n")
+    words = head.split()
+    if len(words) != 4 or words[0] != b"corra":
+        return None
+    body = rest[: int(words[3])]
+    if zlib.crc32(body) != int(words[2], 16):
+        return None
+    return [line.split(" ") for line in body.decode("utf-8", "surrogateescape").splitlines()]
+
+
+class Record:
+    """What the keeper knows that others must: one page of the slot, read whole and written whole."""
+
+    def __init__(self):
+        self.phase = "live"
+        self.agent = 0
+        self.guards = []
+        self.sent = []  # (time ns, signal name, request id, to, by)
+        self.stop = None  # [request id, reason, monotonic ns of the KILL, "grace" | "killing" | "done"]
+        self.survivors = []  # (pid, start)
+        self.blocked = None  # (since ns, errno)
+        self.outcome = None  # (status, end ns, elapsed ns, reason)
+        self.usage = None
+        self.lengths = {}
+
+    def page(self):
+        lines = [("phase", self.phase), ("agent", self.agent), ["guards"] + self.guards]
+        lines += [("length", name, length) for name, length in sorted(self.lengths.items())]
+        lines += [("outcome",) + self.outcome] if self.outcome else []
+        lines += [("usage",) + tuple(self.usage)] if self.usage else []
+        lines += [["stop"] + self.stop] if self.stop else []
+        lines += [("blocked",) + self.blocked] if self.blocked else []
+        lines += [("survivor",) + each for each in self.survivors[:32]]
+        lines += [("sent",) + each for each in self.sent]
+        return pack(lines)
+
+    @classmethod
+    def read(cls, page):
+        """Return the record in `page`, or None when none has been written."""
+        lines = unpack(page)
+        if lines is None:
+            return None
+        record = cls()
+        for key, *words in lines:
+            if key == "phase":
+                record.phase = words[0]
+            elif key == "agent":
+                record.agent = int(words[0])
+            elif key == "guards":
+                record.guards = [int(word) for word in words]
+            elif key == "length":
+                record.lengths[words[0]] = int(words[1])
+            elif key == "outcome":
+                record.outcome = (int(words[0]), int(words[1]), int(words[2]), words[3])
+            elif key == "usage":
+                record.usage = tuple(int(word) for word in words)
+            elif key == "stop":
+                record.stop = [words[0], words[1], int(words[2]), words[3]]
+            elif key == "blocked":
+                record.blocked = (int(words[0]), int(words[1]))
+            elif key == "survivor":
+                record.survivors.append((int(words[0]), int(words[1])))
+            elif key == "sent":
+                record.sent.append((int(words[0]), words[1], words[2], words[3], " ".join(words[4:])))
+        return record
+
+
+# ============================================================ the spool
+
+
+def home():
+    """Return the caller's home directory, or None; a $HOME that belongs to somebody else (sudo without -H) isn't ours."""
+    import pwd
+
+    path = os.environ.get("HOME", "")
+    try:
+        if path.startswith("/") and os.stat(path).st_uid == os.geteuid():
+            return path
+    except OSError:
+        pass
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir or None
+    except KeyError:
+        return path if path.startswith("/") else None
+
+
+def roots(request):
+    """Return the directories that may hold runs, best first."""
+    if request.get("spool"):
+        return [os.path.abspath(request["spool"])]
+    found = []
+    state = os.environ.get("XDG_STATE_HOME", "")
+    if not state.startswith("/"):
+        at = home()
+        state = os.path.join(at, ".local/state") if at else ""
+    if state:
+        found.append(os.path.join(state, "corra"))
+    return found + ["/var/tmp/corra-%d" % os.geteuid()]
+
+
+def secure(path):
+    """Open a directory that only its owner can write to, and the owner is us. Raises OSError (EPERM for a stranger's)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    found = os.fstat(fd)
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        os.close(fd)
+        raise PermissionError(errno.EPERM, "others can write to it or own it", path)
+    return fd
+
+
+def prepare_root(root):
+    """Make ROOT/runs and return its descriptor. Raises OSError with what is in the way."""
+    above = root
+    while not os.path.exists(above):
+        above = os.path.dirname(above)
+    kind = REMOTE_TYPES.get(file_system(above))
+    if kind:
+        raise OSError(errno.EREMOTE, "is on a remote file system (%s)" % kind, root)
+    os.makedirs(os.path.join(root, "runs"), 0o700, exist_ok=True)
+    os.close(secure(root))
+    return secure(os.path.join(root, "runs"))
+
+
+def fill(directory, name, data, mode=0o600):
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=directory)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
+
+
+def claim(runs, prog_id, request, feed):
+    """Make the run's directory, whole, and give it its name in one step; return whether we were the first.
+
+    Raises OSError when there is no room; nothing is left behind then.
+    """
+    temporary = ".new-%s-%d-%s" % (prog_id, os.getpid(), os.urandom(4).hex())
+    os.mkdir(temporary, 0o700, dir_fd=runs)
+    directory = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY, dir_fd=runs)
+    try:
+        import json
+
+        slot = os.open("exit", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
+        try:
+            # btrfs would need room to overwrite in place; NOCOW works only while the file is empty.
+            fcntl.ioctl(slot, 0x40086602, struct.pack("l", 0x00800000))
+        except OSError:
+            pass
+        os.write(slot, b"\n" * PAGE * 2)
+        os.close(slot)
+        fill(directory, "program.json", json.dumps(request, indent=1).encode() + b"\n")
+        fill(directory, "launched.tmp", b" " * 255 + b"\n")
+        os.mkdir("fifo", 0o700, dir_fd=directory)
+        for name in stream_names(request):
+            fill(directory, name, b"")
+            os.mkfifo("fifo/" + name, 0o600, dir_fd=directory)
+        fill(directory, "index", b"")
+        fill(directory, "keeper", b"")
+        os.mkfifo("control", 0o600, dir_fd=directory)
+        if feed:
+            feed(directory)
+        try:
+            os.rename(temporary, prog_id, src_dir_fd=runs, dst_dir_fd=runs)
+            return True
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        discard(runs, temporary)
+        return False
+    except BaseException:
+        discard(runs, temporary)
+        raise
+    finally:
+        os.close(directory)
+
+
+def discard(runs, name):
+    """Remove a run's directory and all in it."""
+    directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=runs)
+    try:
+        for entry in os.listdir(directory):
+            if entry == "fifo":
+                fifo = os.open(entry, os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
+                for each in os.listdir(fifo):
+                    os.unlink(each, dir_fd=fifo)
+                os.close(fifo)
+                os.rmdir(entry, dir_fd=directory)
+            else:
+                os.unlink(entry, dir_fd=directory)
+    finally:
+        os.close(directory)
+    os.rmdir(name, dir_fd=runs)
+
+
+def stream_names(request):
+    return ["output"] if request["program"].get("merge") else ["stdout", "stderr"]
+
+
+def read_file(directory, name, limit=REQUEST_MAX):
+    """Return a file's bytes, or None when it isn't there."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    with open(fd, "rb", 0) as file:
+        return file.read(limit)
+
+
+def read_launched(text):
+    """Return (pid, start, boot id, time ns, monotonic ns) of the launched program, or None."""
+    words = (text or b"").split()
+    return (int(words[0]), int(words[1]), words[2].decode(), int(words[3]), int(words[4])) if len(words) == 5 else None
+
+
+# ============================================================ what is known of a run
+
+
+class Run:
+    """A run's directory, looked at: it reads and never changes anything."""
+
+    def __init__(self, root, prog_id):
+        self.path = os.path.join(root, "runs", prog_id)
+        self.directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        text = read_file(self.directory, "program.json")
+        if text is None:
+            os.close(self.directory)
+            raise FileNotFoundError(errno.ENOENT, "no program.json", self.path)
+        import json
+
+        self.request = json.loads(text.decode())
+        self.prog_id = self.request["prog_id"]
+        self.streams = stream_names(self.request)
+
+    def close(self):
+        os.close(self.directory)
+
+    def alive(self):
+        """Return whether any guard lives. A shared lock for a moment: probers don't disturb each other, and a starter tries again."""
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.directory)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+
+    def sizes(self):
+        found = {}
+        for name in self.streams:
+            try:
+                found[name] = os.stat(name, dir_fd=self.directory, follow_symlinks=False)
+            except FileNotFoundError:
+                pass
+        return found
+
+    def pages(self):
+        """Return the slot's two pages, or None when the spool has been deleted."""
+        slot = read_file(self.directory, "exit", PAGE * 2)
+        return (slot[:PAGE], slot[PAGE:]) if slot is not None else None
+
+    def facts(self):
+        """Return all that the State is computed from.
+
+        Who launched held the lock from before `launched` until its end; so a free lock means death only if `launched` was
+        there before the lock was tried, and what is read after that is the truth.
+        """
+        before = read_launched(read_file(self.directory, "launched"))
+        alive = self.alive()
+        pages = self.pages()
+        record = Record.read(pages[0]) if pages else None
+        for _ in range(20):
+            if record is not None or not pages or not pages[0].strip():
+                break
+            pages = self.pages()  # torn: we read while it was written
+            record = Record.read(pages[0]) if pages else None
+        launched = read_launched(read_file(self.directory, "launched"))
+        stats = self.sizes()
+        return {
+            "alive": alive or (launched is not None and before is None),
+            "launched": launched,
+            "record": record,
+            "failure": unpack(pages[1]) if pages else None,
+            "sizes": {name: stat.st_size for name, stat in stats.items()},
+            "last_ns": max([stat.st_mtime_ns for stat in stats.values() if stat.st_size] or [0]),
+            "gone": pages is None,
+            "boot_id": boot_id(),
+            "mono_ns": mono_ns(),
+            "spool": self.path,
+        }
+
+    def state(self, details=False):
+        """Return the run's State; with `details` also the processes that outlived the program."""
+        facts = self.facts()
+        record = facts["record"]
+        keeper = record and record.agent
+        living = {}
+        if facts["alive"] and record:
+            living = {pid: process(pid) for pid in record.guards}
+            living = {pid: found for pid, found in living.items() if found and found[3].startswith("corra-")}
+            facts["stopped"] = keeper in living and living[keeper][0] in "Tt"
+            facts["standbys"] = [pid for pid in living if pid != keeper]
+            if details and record.outcome:
+                facts["stragglers"] = [{"pid": pid, "name": found[3]} for pid, found in tree([keeper]).items()]
+        return state_of(self.request, facts)
+
+
+def state_of(request, facts):
+    """Return the State as JSON: one pure function of the request, the files and the lock. Unknown is `lost`."""
+    record, launched, failure = facts["record"] or Record(), facts["launched"], facts["failure"]
+    program, options = request["program"], request.get("run") or {}
+    state, reason, exception, outcome = "starting", None, None, None
+    if facts["gone"]:
+        state, reason = "lost", "spool-gone"
+    elif failure:
+        found = {words[0]: " ".join(words[1:]) for words in failure}
+        exception = {
+            "type": found.get("type"),
+            "errno": int(found.get("errno", 0)) or None,
+            "stage": found.get("stage"),
+            "message": found.get("message"),
+        }
+        state, reason = "not_started", "exec" if found.get("stage") == "exec" else "setup"
+    elif record.outcome and (record.phase == "final" or not facts["alive"]):
+        state, outcome = "exited", record.outcome
+        reason = outcome[3]
+    elif launched:
+        state = "running"
+        if launched[2] != facts["boot_id"]:
+            state, reason = "lost", "reboot"
+        elif not facts["alive"]:
+            state, reason = "lost", "agent-gone"
+    status = outcome[0] if outcome else None
+    number = status & 0x7F if outcome else 0
+    elapsed = None
+    if outcome:
+        elapsed = outcome[2] / 1e9
+    elif launched and state == "running":
+        elapsed = (facts["mono_ns"] - launched[4]) / 1e9
+    sizes = facts["sizes"]
+    lengths = {name: record.lengths.get(name, size) for name, size in sizes.items()}
+    end_ns = outcome[1] if outcome else 0
+    keep_s = options.get("keep") or (14 if outcome and status == 0 else 30) * DAY_S
+    open_run = state not in FINAL
+    return {
+        "prog_id": request["prog_id"],
+        "proc_id": request["prog_id"],
+        "state": state,
+        "reason": reason,
+        "name": request.get("name"),
+        "host": os.uname().nodename,
+        "user": request.get("user"),
+        "origin": request.get("origin") or {},
+        "program": {key: value for key, value in program.items() if key != "env"},
+        "argv": program["argv"],
+        "cwd": program.get("cwd"),
+        "env": sorted(program.get("env") or {}),
+        "boot_id": launched[2] if launched else facts["boot_id"],
+        "agent_pid": record.agent if facts["alive"] and record.agent else None,
+        "standby_pids": facts.get("standbys", []),
+        "supervisor": "stopped" if facts.get("stopped") else "ok" if facts["alive"] else "gone",
+        "pid": launched[0] if launched else None,
+        "pid_start": launched[1] if launched else None,
+        "exception": exception,
+        "status": status,
+        "return_code": status >> 8 if outcome and not number else None,
+        "signal": SIGNAL_NAMES.get(number, "SIG%d" % number) if number else None,
+        "core_dumped": bool(status & 0x80) if outcome else None,
+        "rusage": rusage_of(record.usage) if outcome else None,
+        "start_time": iso(launched[3]) if launched else None,
+        "end_time": iso(end_ns),
+        "elapsed": elapsed,
+        "timeout": options.get("timeout"),
+        "signals_sent": [dict(zip(("time", "signal", "id", "to", "by"), (iso(each[0]),) + each[1:])) for each in record.sent],
+        "stragglers": facts.get("stragglers", []),
+        "streams": {
+            name: {"length": lengths[name], "dropped": max(0, lengths[name] - size) if not facts["alive"] else 0, "late": max(0, size - lengths[name])}
+            for name, size in sizes.items()
+        },
+        "blocked": {"since": iso(record.blocked[0]), "errno": record.blocked[1]} if record.blocked and facts["alive"] else None,
+        "last_output_time": iso(facts["last_ns"]),
+        "callback": {"acked": None, "error": "this agent has no courier"} if request.get("callback") else None,
+        "spool": facts["spool"],
+        "keep_until": None if open_run or not end_ns else iso(end_ns + int(keep_s * 1e9)),
+        "layout": request.get("layout", LAYOUT),
+    }
+
+
+def rusage_of(used):
+    if not used:
+        return None
+    names = ("maxrss_kb", "minflt", "majflt", "inblock", "oublock", "nvcsw", "nivcsw")
+    return dict(zip(names, used[2:]), utime=used[0] / 1e6, stime=used[1] / 1e6)
+
+
+# ============================================================ the program's side of the fork
+
+
+def environment(request, inherited):
+    """Return the program's environment as bytes: inherited, set, removed, secrets, and its PROG-ID; corra's own variables stripped."""
+    program = request["program"]
+    keep = program.get("env_inherit", True)
+    wanted = None if keep is True else {os.fsencode(name) for name in keep or ()}
+    made = {key: value for key, value in inherited.items() if wanted is None or key in wanted}
+    made = {key: value for key, value in made.items() if not key.startswith(b"CORRA_")}
+    for name, value in list((program.get("env") or {}).items()) + list(request.get("secret_env", {}).items()):
+        if value is None:
+            made.pop(os.fsencode(name), None)
+        else:
+            made[os.fsencode(name)] = os.fsencode(value)
+    made[b"CORRA_PROG_ID"] = os.fsencode(request["prog_id"])
+    return made
+
+
+def explain(number, path, argv, variables):
+    """Return what exec's errno means for this file, in words that say what to do."""
+    if number == errno.E2BIG:
+        longest = max(map(len, argv))
+        return "the longest word has %d bytes, all words and the environment %d; one may have 131071" % (
+            longest,
+            sum(map(len, argv)) + sum(len(k) + len(v) + 2 for k, v in variables.items()),
+        )
+    try:
+        head = slurp(path, 256)
+    except OSError:
+        head = b""
+    if number == errno.ENOENT and head.startswith(b"#!"):
+        line = head[2:].split(b"\n")[0]
+        if line.endswith(b"\r"):
+            return "its first line ends in CR LF: convert it with  sed -i 's/\\r$//' FILE"
+        return "its interpreter doesn't exist: " + os.fsdecode(line.split()[0] if line.split() else b"")
+    if number == errno.ENOENT and head:
+        return "the file is there, but its loader (ELF interpreter) isn't"
+    if number == errno.ENOEXEC:
+        return "no #! line and no program of this machine's kind: run it as  sh FILE"
+    if number == errno.EACCES and os.path.isdir(path):
+        return "is a directory"
+    return ""
+
+
+def candidates(argv, variables):
+    """Return the files that exec is to try, in the order of PATH."""
+    name = os.fsencode(argv[0])
+    if b"/" in name:
+        return [name]
+    return [os.path.join(each or b".", name) for each in variables.get(b"PATH", b"/usr/local/bin:/usr/bin:/bin").split(b":")]
+
+
+def note_failure(slot, stage, error, message):
+    """Write why the program was not started into the slot's second page. A pipe's bytes would die with the guard that reads them."""
+    number = error.errno or 0
+    text = message or os.strerror(number)
+    lines = [("stage", stage), ("type", errno.errorcode.get(number, type(error).__name__)), ("errno", number), ("message", text)]
+    os.pwrite(slot, pack(lines), PAGE)
+    os.fsync(slot)
+
+
+def become_program(directory, files, request, inherited):
+    """In the forked child: put everything in place, claim `launched`, exec. Never returns."""
+    stage, argv = "setup", [os.fsencode(word) for word in request["program"]["argv"]]
+    program = request["program"]
+    try:
+        os.setsid()
+        for number in range(1, _signal.NSIG):
+            try:
+                _signal.signal(number, _signal.SIG_DFL)
+            except (OSError, ValueError):
+                pass
+        outputs = stream_names(request)
+        ends = [os.open("fifo/" + name, os.O_WRONLY, dir_fd=directory) for name in outputs]
+        if program.get("stdin") is None:
+            source = os.open("/dev/null", os.O_RDONLY)
+        else:
+            source = os.open("stdin", os.O_RDONLY, dir_fd=directory)
+        for target, fd in enumerate((source, ends[0], ends[-1])):
+            os.dup2(fd, target)
+        if program.get("umask") is not None:
+            os.umask(program["umask"])
+        else:
+            os.umask(request["umask"])
+        variables = environment(request, inherited)
+        stage = "cwd"
+        at = os.fsdecode(variables.get(b"HOME", b"/"))
+        if program.get("cwd"):
+            os.chdir(os.path.join(at, program["cwd"]))
+        else:
+            try:
+                os.chdir(at)
+            except OSError:
+                os.chdir("/")
+        stage = "setup"
+        pid = os.getpid()
+        text = "%d %d %s %d %d" % (pid, process(pid)[2], boot_id(), now_ns(), mono_ns())
+        os.pwrite(files["launched"], text.encode().ljust(255), 0)
+        os.fsync(files["launched"])
+        try:
+            os.link("launched.tmp", "launched", src_dir_fd=directory, dst_dir_fd=directory)
+        except FileExistsError:
+            os._exit(127)  # launched before: whoever did it has its status
+        stage, worst, where = "exec", None, argv[0]
+        # The mask goes last: a TERM that came since the fork must end the program, not this code.
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+        for path in candidates(program["argv"], variables):
+            try:
+                os.execve(path, argv, variables)
+            except OSError as error:
+                # As execvp: what is not there doesn't hide what may not be run.
+                if worst is None or error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                    worst, where = error, path
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+                    break
+        message = explain(worst.errno, where, argv, variables)
+        if b"/" not in argv[0] and worst.errno == errno.ENOENT and not message:
+            message = "PATH there: " + os.fsdecode(variables.get(b"PATH", b"(none)"))
+        note_failure(files["exit"], stage, worst, message)
+    except OSError as error:
+        try:
+            note_failure(files["exit"], stage, error, "")
+        except OSError:
+            pass
+    finally:
+        os._exit(127)
+
+
+# ============================================================ what the keeper decides
+
+
+def step(view, now):
+    """Return (action, when to look again) for what the keeper sees: it decides, `Keeper` acts. Times are monotonic ns.
+
+    The order of the end is: the record (with the exit status) → the drain of what the program wrote → state.json → reap →
+    leave when nobody holds the FIFOs any more. Each can be repeated by the next keeper.
+    """
+    stop, wake = view["stop"], None
+    if stop and stop[3] == "done":
+        stop = None
+    if not view["ended"] and view["timeout_at"] and not view["stop"]:
+        if now >= view["timeout_at"]:
+            return "timeout", None
+        wake = view["timeout_at"]
+    if stop:
+        if stop[3] == "grace" and view["alone"]:
+            return "stopped", None
+        if stop[3] == "grace" and now >= stop[2]:
+            return "kill", None
+        if stop[3] == "killing" and (view["alone"] or now >= stop[2] + KILL_DEADLINE_NS):
+            return "stopped", None
+        if stop[3] == "killing" and now >= view["again_at"]:
+            return "kill", None
+        wake = min(wake or stop[2], stop[2] if stop[3] == "grace" else view["again_at"])
+    if view["ended"]:
+        if not view["recorded"]:
+            if now >= view["retry_at"]:
+                return "record", None
+            wake = min(wake or view["retry_at"], view["retry_at"])
+        elif not view["final"]:
+            if view["alone"] or not view["wait_children"]:
+                return "finish", None
+        elif not view["due"] and not view["told"]:
+            return "tell", None
+        elif not view["due"] and not view["reaped"]:
+            return "reap", None
+        elif not view["due"] and not view["open"] and not stop:
+            return "leave", None
+    if view["blocked"]:
+        if now >= view["retry_at"]:
+            return "unblock", None
+        wake = min(wake or view["retry_at"], view["retry_at"])
+    return None, wake
+
+
+class Stream:
+    """One of the program's outputs: the FIFO's read end, the file it goes into, and how that went."""
+
+    def __init__(self, number, name, fifo, file):
+        self.number, self.name, self.fifo, self.file = number, name, fifo, file
+        self.open = True
+        self.blocked = False
+        self.full = 0
+        self.room = 0
+        self.stamp = 0
+        self.held = b""  # only where splice isn't possible: read but not yet written
+
+    def length(self):
+        return os.fstat(self.file).st_size
+
+    def has_room(self):
+        """Return whether the disk is above its floor; asked again only after as many bytes as were free above it, at most 16 MiB."""
+        if self.room <= 0:
+            disk = os.fstatvfs(self.file)
+            free = disk.f_bavail * disk.f_frsize
+            floor = min(FLOOR, disk.f_blocks * disk.f_frsize // FLOOR_SHARE)
+            self.room = min((free - floor) // 2, ROOM_STEP)
+        return self.room > 0
+
+    def move(self):
+        """Move what stands in the FIFO into the file; return how many bytes, 0 at its end, None when there is nothing."""
+        if self.held:
+            self.write_held()
+        try:
+            moved = splice(self.fifo, self.file, SPLICE)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self.held = os.read(self.fifo, 65536)
+            moved = len(self.held)
+            self.write_held()
+        self.room -= moved
+        # 4 full splices in a row: the program is faster than we are. 256 KiB are as fast as 1 MiB, and as an ordinary user
+        # 64 FIFOs of 1 MiB use up pipe-user-pages-soft, after which every new pipe of that user is 8 KiB.
+        self.full = self.full + 1 if moved >= 65536 else 0
+        if self.full >= 4:
+            self.full = 0
+            try:
+                size = fcntl.fcntl(self.fifo, 1032)
+                if size < PIPE_MAX:
+                    fcntl.fcntl(self.fifo, _F_SETPIPE_SZ, size * 2)
+            except OSError:
+                pass
+        return moved
+
+    def write_held(self):
+        while self.held:
+            self.held = self.held[os.write(self.file, self.held) :]
+
+
+# ============================================================ the keeper
+
+
+class Keeper:
+    """The program's parent: moves its output, obeys orders, keeps time, records the end."""
+
+    def __init__(self, directory, files, request, inherited, guards, report):
+        self.directory, self.files, self.request, self.inherited = directory, files, request, inherited
+        self.options = request.get("run") or {}
+        self.record = Record.read(os.pread(files["exit"], PAGE, 0)) or Record()
+        self.record.agent = os.getpid()
+        self.record.guards = guards
+        self.record.blocked = None
+        self.report = report
+        self.streams = [
+            Stream(number, name, files["fifo/" + name], files[name]) for number, name in enumerate(stream_names(request))
+        ]
+        for stream in self.streams:
+            os.lseek(stream.file, 0, os.SEEK_END)
+        self.pid = self.start = None
+        self.status = None
+        self.told = self.reaped = False
+        self.dirty = True
+        self.timeout_at = None
+        self.retry_ns = 0
+        self.retry_at = self.again_at = 0
+        self.index_stream = None
+        self.pipe = None
+        self.poll = select.poll()
+
+    def take_over(self):
+        """Become the program's parent after another keeper's death, or launch it if nobody has."""
+        text = os.pread(self.files["launched"], 256, 0)
+        linked = os.fstat(self.files["launched"]).st_nlink
+        launched = read_launched(text)
+        if launched is None or (linked == 1 and not exists(self.directory, "launched")):
+            if unpack(os.pread(self.files["exit"], PAGE, PAGE)) is None:
+                self.launch()
+            else:
+                self.nothing_to_keep()
+            return
+        self.pid, self.start = launched[0], launched[1]
+        self.set_timeout(launched)
+        while True:
+            try:
+                self.status = ended(self.pid)
+                return
+            except ChildProcessError:
+                # The lock falls before the children are handed over: a process that is still there will be ours.
+                found = process(self.pid)
+                if found is None or found[2] != self.start:
+                    self.reaped = True
+                    if self.record.outcome is None:
+                        self.nothing_to_keep()  # no guard left a status: the readers will say lost
+                    return
+                time.sleep(0.001)
+
+    def launch(self):
+        """Fork the program. The pipe closes at its exec or its death and wakes us."""
+        self.pipe, theirs = os.pipe()
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGTERM, _signal.SIGCHLD})
+        try:
+            self.pid = os.fork()
+            if not self.pid:
+                become_program(self.directory, self.files, self.request, self.inherited)
+        finally:
+            _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGTERM, _signal.SIGCHLD})
+        os.close(theirs)
+        self.poll.register(self.pipe, select.POLLIN)
+        found = process(self.pid)
+        self.start = found[2] if found else 0
+
+    def set_timeout(self, launched):
+        if self.options.get("timeout"):
+            self.timeout_at = launched[4] + int(self.options["timeout"] * 1e9)
+
+    def launch_over(self):
+        """exec was done or refused: whoever waits for the start may look now."""
+        self.poll.unregister(self.pipe)
+        os.close(self.pipe)
+        self.pipe = None
+        launched = read_launched(os.pread(self.files["launched"], 256, 0))
+        if launched:
+            self.set_timeout(launched)
+        try:
+            os.unlink("launched.tmp", dir_fd=self.directory)
+        except OSError:
+            pass
+        # The program runs: its secrets and environment need no memory of ours any more.
+        self.inherited = {}
+        self.request["secret_env"] = {}
+        self.save()
+        self.tell()
+        if self.report is not None:
+            os.close(self.report)
+            self.report = None
+
+    def save(self):
+        """Write the record; a full disk doesn't matter, since the page is there already."""
+        try:
+            os.pwrite(self.files["exit"], self.record.page(), 0)
+            self.dirty = False
+            if self.record.outcome:
+                os.fsync(self.files["exit"])
+            return True
+        except OSError:
+            return False
+
+    def tell(self):
+        """Write state.json, a copy for people: it may fail, and nothing depends on it."""
+        try:
+            fd = os.open("state.json.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600, dir_fd=self.directory)
+            try:
+                os.write(fd, (to_json(state_of(self.request, self.facts())) + "\n").encode())
+            finally:
+                os.close(fd)
+            os.rename("state.json.tmp", "state.json", src_dir_fd=self.directory, dst_dir_fd=self.directory)
+        except OSError:
+            try:
+                os.unlink("state.json.tmp", dir_fd=self.directory)
+            except OSError:
+                pass
+
+    def facts(self):
+        return {
+            "alive": True,
+            "launched": read_launched(os.pread(self.files["launched"], 256, 0)),
+            "record": self.record,
+            "failure": unpack(os.pread(self.files["exit"], PAGE, PAGE)),
+            "sizes": {stream.name: stream.length() for stream in self.streams},
+            "last_ns": max(os.fstat(stream.file).st_mtime_ns for stream in self.streams),
+            "gone": False,
+            "boot_id": boot_id(),
+            "mono_ns": mono_ns(),
+            "spool": self.request["path"],
+            "standbys": [pid for pid in self.record.guards if pid != self.record.agent],
+        }
+
+    def due(self):
+        """Return whether bytes that the program wrote before its end still stand in a FIFO."""
+        return any(stream.length() < self.record.lengths.get(stream.name, 0) for stream in self.streams)
+
+    def view(self):
+        stop = self.record.stop
+        if self.status is None and self.pid and not self.reaped:
+            self.status = ended(self.pid)
+        busy = stop is not None and stop[3] != "done"
+        waits = bool(self.options.get("wait_children")) and self.status is not None and self.record.phase != "final"
+        return {
+            "stop": stop,
+            "ended": self.status is not None or self.reaped,
+            "recorded": self.record.outcome is not None or self.reaped,
+            "final": self.record.phase == "final",
+            # A walk over /proc: only when the answer matters, and never while the program itself lives.
+            "alone": (busy or waits) and self.status is not None and not tree([os.getpid()]),
+            "wait_children": waits,
+            "timeout_at": self.timeout_at,
+            "again_at": self.again_at,
+            "retry_at": self.retry_at,
+            "blocked": any(stream.blocked for stream in self.streams),
+            "due": self.record.outcome is not None and self.due(),
+            "told": self.told,
+            "reaped": self.reaped,
+            "open": any(stream.open for stream in self.streams),
+        }
+
+    # ------------------------------------------------ acting
+
+    def act(self, action, now):
+        getattr(self, "do_" + action)(now)
+
+    def do_timeout(self, now):
+        name, grace_s = self.options.get("stop_signal") or "TERM", self.options.get("grace")
+        self.begin_stop("timeout", "timeout", name, GRACE_S if grace_s is None else grace_s, "its own timeout")
+
+    def begin_stop(self, number, reason, name, grace_s, by):
+        """Ask the program's group to end, and remember when to stop asking."""
+        kill_at = mono_ns() + int(grace_s * 1e9)
+        pending = self.record.stop
+        if pending and pending[3] == "grace":
+            kill_at = min(kill_at, pending[2])
+        self.record.stop = [number, pending[1] if pending and pending[3] == "grace" else reason, kill_at, "grace"]
+        self.record.survivors = []
+        if grace_s > 0:
+            self.send(name, number, by)
+            if self.status is None:
+                self.to_group(_signal.SIGCONT)
+        else:
+            self.log("KILL", number, "tree", by)
+        self.save()
+
+    def send(self, name, number, by):
+        """Signal the program's group; after its end, whatever of its descendants lives on."""
+        if self.status is None:
+            self.to_group(SIGNALS[name])
+        else:
+            for pid, found in tree([os.getpid()]).items():
+                signal_process(pid, found[2], SIGNALS[name])
+        self.log(name, number, "group" if self.status is None else "tree", by)
+
+    def to_group(self, number):
+        # Not reaped, so neither the pid nor the group can have come to mean somebody else.
+        try:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):
+            # Between fork and setsid the group is still ours.
+            signal_process(self.pid, self.start, number)
+
+    def log(self, name, number, to, by):
+        self.record.sent.append((now_ns(), "SIG" + name, number, to, by))
+        self.dirty = True
+
+    def do_kill(self, now):
+        if self.record.stop[3] == "grace":
+            if self.record.sent[-1:] and self.record.sent[-1][2:4] != (self.record.stop[0], "tree"):
+                self.log("KILL", self.record.stop[0], "tree", "corra, after the grace")
+            self.record.stop[2:] = [now, "killing"]
+            self.dirty = True
+        kill_tree([os.getpid()])
+        self.again_at = now + 50 * 10**6
+        self.save()
+
+    def do_stopped(self, now):
+        self.record.stop[3] = "done"
+        self.record.survivors = [(pid, found[2]) for pid, found in tree([os.getpid()]).items()]
+        self.save()
+
+    def do_record(self, now):
+        """The end: peeked at, not yet reaped, so that a guard's death loses no status."""
+        launched = read_launched(os.pread(self.files["launched"], 256, 0))
+        if launched is None or launched[0] != self.pid or unpack(os.pread(self.files["exit"], PAGE, PAGE)) is not None:
+            # exec was refused, and the child has said why; or it was killed before its claim, and the next start tries again.
+            self.reap()
+            self.nothing_to_keep()
+            return
+        self.record.lengths = {stream.name: stream.length() + unread(stream.fifo) for stream in self.streams}
+        self.record.usage = usage(self.pid)
+        self.record.outcome = (self.status, now_ns(), mono_ns() - launched[4], self.reason())
+        self.record.phase = "ended" if self.options.get("wait_children") else "final"
+        if not self.save():
+            self.record.outcome = None
+            self.retry_later(now)
+
+    def nothing_to_keep(self):
+        """No program came of it: nobody will ever hold the FIFOs."""
+        self.record.phase, self.told, self.reaped = "final", True, True
+        for stream in self.streams:
+            stream.open = False
+
+    def reason(self):
+        number = self.status & 0x7F
+        if self.record.stop:
+            return self.record.stop[1]
+        if not number:
+            return "exited"
+        name = SIGNAL_NAMES.get(number)
+        return "killed" if any(each[1] == name for each in self.record.sent) else "signaled"
+
+    def do_finish(self, now):
+        """With wait_children the run ends when the last descendant has; the program's own status stands."""
+        self.record.lengths = {stream.name: stream.length() + unread(stream.fifo) for stream in self.streams}
+        self.record.phase = "final"
+        status, _, _, reason = self.record.outcome
+        launched = read_launched(os.pread(self.files["launched"], 256, 0))
+        self.record.outcome = (status, now_ns(), mono_ns() - launched[4], reason)
+        if not self.save():
+            self.record.phase = "ended"
+            self.retry_later(now)
+
+    def do_tell(self, now):
+        self.tell()
+        self.told = True
+
+    def do_reap(self, now):
+        self.reap()
+        self.reaped = True
+        self.reap_orphans()
+
+    def reap(self):
+        try:
+            os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            pass
+
+    def do_unblock(self, now):
+        for stream in self.streams:
+            if stream.blocked:
+                stream.blocked, stream.room = False, 0
+                self.drain(stream)
+        if not any(stream.blocked for stream in self.streams):
+            self.retry_ns, self.record.blocked = 0, None
+            self.save()
+
+    def retry_later(self, now):
+        self.retry_ns = min(max(self.retry_ns * 2, 50 * 10**6), 10**9)
+        self.retry_at = now + self.retry_ns
+
+    def block(self, stream, number):
+        """No room: leave the bytes in the FIFO, where they hold the program back, and say so."""
+        if stream.open and not stream.blocked:
+            try:
+                self.poll.unregister(stream.fifo)
+            except KeyError:
+                pass
+        stream.blocked = True
+        self.retry_later(mono_ns())
+        if self.record.blocked is None:
+            self.record.blocked = (now_ns(), number)
+            self.save()
+
+    def drain(self, stream):
+        """Move what is there, at most 16 splices, so that no stream keeps the others waiting."""
+        for _ in range(16):
+            try:
+                if not stream.has_room() and unread(stream.fifo):
+                    self.block(stream, errno.ENOSPC)
+                    return
+                self.note_time(stream)
+                moved = stream.move()
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                self.block(stream, error.errno)
+                return
+            if not moved:
+                break
+        if stream.open:
+            self.poll.register(stream.fifo, select.POLLIN)
+
+    def note_time(self, stream):
+        """Add to the index when the stream changes, or 10 ms after its last record."""
+        now = now_ns()
+        if self.index_stream is stream and 0 <= now - stream.stamp < INDEX_EVERY_NS or not unread(stream.fifo):
+            return
+        self.index_stream, stream.stamp = stream, now
+        try:
+            index = self.files["index"]
+            size = os.fstat(index).st_size
+            record = INDEX_RECORD.pack(now, stream.number << STREAM_SHIFT | stream.length())
+            # At a multiple of the record's size: a torn one is overwritten.
+            os.pwrite(index, record, size - size % INDEX_RECORD.size)
+        except OSError:
+            pass
+
+    # ------------------------------------------------ the loop
+
+    def obey(self):
+        """Read orders: `ID signal NAME BY` or `ID stop NAME GRACE-MS BY`."""
+        try:
+            text = os.read(self.files["control"], 65536).decode("ascii", "replace")
+        except BlockingIOError:
+            return
+        for line in text.splitlines():
+            words = line.split(" ")
+            if len(words) < 4 or words[2] not in SIGNALS or any(each[2] == words[0] for each in self.record.sent):
+                continue
+            if self.pid is None:
+                continue  # unanswered: whoever ordered it finds out
+            if words[1] == "signal":
+                self.send(words[2], words[0], words[3])
+            elif words[1] == "stop" and len(words) == 5 and words[3].isdigit():
+                self.begin_stop(words[0], "killed", words[2], int(words[3]) / 1000, words[4])
+
+    def relay(self):
+        """SIGTERM to the keeper is SIGTERM to the program."""
+        if self.status is None and self.pid:
+            signal_process(self.pid, self.start, _signal.SIGTERM)
+            self.log("TERM", "-", "program", "SIGTERM to the agent")
+
+    def reap_orphans(self):
+        """Reap the program's orphans, never the program: its status must be in the record first."""
+        while True:
+            try:
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if info is None or not info.si_pid or (info.si_pid == self.pid and not self.reaped):
+                return
+            os.waitpid(info.si_pid, 0)
+
+    def run(self):
+        """Keep the run until nothing of it is left to keep."""
+        ours, theirs = os.pipe()
+        os.set_blocking(ours, False)
+        os.set_blocking(theirs, False)
+        _signal.set_wakeup_fd(theirs)
+        _signal.signal(_signal.SIGCHLD, _nothing)
+        _signal.signal(_signal.SIGTERM, _nothing)
+        self.poll.register(ours, select.POLLIN)
+        self.poll.register(self.files["control"], select.POLLIN)
+        for stream in self.streams:
+            self.poll.register(stream.fifo, select.POLLIN)
+        self.save()
+        self.take_over()
+        by_fifo = {stream.fifo: stream for stream in self.streams}
+        while True:
+            now = mono_ns()
+            action, wake = step(self.view(), now)
+            if action == "leave":
+                return
+            if action:
+                self.act(action, now)
+                continue
+            if self.dirty and self.pipe is None:
+                self.save()
+            # +1: poll's milliseconds are cut, and an early wake-up would only come back here.
+            for fd, event in self.poll.poll(None if wake is None else max(0, (wake - now) // 10**6 + 1)):
+                if fd == ours:
+                    if _signal.SIGTERM in os.read(ours, 4096):
+                        self.relay()
+                    self.reap_orphans()
+                elif fd == self.pipe:
+                    self.launch_over()
+                elif fd == self.files["control"]:
+                    self.obey()
+                elif event & select.POLLIN:
+                    self.drain(by_fifo[fd])
+                elif event & (select.POLLHUP | select.POLLERR):
+                    # Nobody holds the other end: asking again would be a busy loop.
+                    by_fifo[fd].open = False
+                    self.poll.unregister(fd)
+
+
+def _nothing(number, frame):
+    pass
+
+
+def exists(directory, name):
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+        return True
+    except FileNotFoundError:
+        return False
+
+
+# ============================================================ the guards
+
+
+def standby(child):
+    """Wait for the guard below us; return when it died without having finished. Nothing wakes us before."""
+    info = os.waitid(os.P_PID, child, os.WEXITED)
+    if info.si_code == 1 and info.si_status == 0:
+        os._exit(0)
+
+
+def ignore_signals():
+    """Guards ignore every signal but KILL, STOP and those that mean a defect of their own; CHLD stays default, or nobody could wait."""
+    kept = {SIGNALS[name] for name in ("KILL", "STOP", "CHLD", "CONT", "SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS")}
+    for number in set(range(1, _signal.NSIG)) - kept:
+        try:
+            _signal.signal(number, _signal.SIG_IGN)
+        except (OSError, ValueError):
+            pass  # the C library keeps two real-time signals for itself
+
+
+def lock_run(directory):
+    """Take the run's lock, which says that it is guarded; return whether we got it. Probers hold it for a moment only."""
+    deadline = time.monotonic() + START_DEADLINE_S
+    while True:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if exists(directory, "launched") or time.monotonic() > deadline:
+                return False
+        time.sleep(0.002)
+
+
+def guard(request, report):
+    """The life of the guards of one run: two forks, and whoever is left is the keeper. Never returns."""
+    try:
+        guard_run(request, report)
+        os._exit(0)
+    except BaseException as error:
+        complain(error)
+        os._exit(1)
+
+
+def complain(error):
+    """Leave a defect of ours where somebody who looks for it finds it: in the keeper file."""
+    where, at = [], error.__traceback__
+    while at:
+        where.append("%s:%d" % (at.tb_frame.f_code.co_name, at.tb_lineno))
+        at = at.tb_next
+    try:
+        os.write(complain.file, ("agent %s: %r at %s\n" % (VERSION, error, " < ".join(reversed(where)))).encode("utf-8", "replace"))
+    except OSError:
+        pass
+
+
+complain.file = 2
+
+
+def guard_run(request, report):
+    os.set_inheritable(report, False)
+    become(b"corra-standby")
+    ignore_signals()
+    inherited = dict(os.environb)
+    directory = os.open(request["path"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    # Opened anew, as every lock of its own: a descriptor that a fork shares shares the lock.
+    alive = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
+    if not lock_run(alive) or exists(directory, "launched"):
+        return
+    complain.file = os.open("keeper", os.O_WRONLY | os.O_APPEND, dir_fd=directory)
+    files = {"keeper": os.open("keeper", os.O_RDWR, dir_fd=directory)}
+    fcntl.flock(files["keeper"], fcntl.LOCK_EX)
+    for name in ("exit", "index"):
+        files[name] = os.open(name, os.O_RDWR, dir_fd=directory)
+    files["launched"] = os.open("launched.tmp", os.O_RDWR, dir_fd=directory)
+    # O_RDWR: with a writer of our own it never reports a hang-up, and orders wait in it for the next keeper.
+    files["control"] = os.open("control", os.O_RDWR | os.O_NONBLOCK, dir_fd=directory)
+    for name in stream_names(request):
+        files[name] = os.open(name, os.O_WRONLY, dir_fd=directory)
+        # Not blocking: nobody writes yet. We never hold a writing end, else its end would never come.
+        files["fifo/" + name] = os.open("fifo/" + name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=directory)
+        os.chmod("fifo/" + name, 0o222, dir_fd=directory)
+    guards = [os.getpid()]
+    for _ in range(2):
+        try:
+            child = os.fork()
+        except OSError:
+            break  # no process to be had: fewer guards, and the State counts them
+        if child:
+            os.close(files["keeper"])
+            os.close(report)
+            standby(child)
+            # flock waits until whoever may touch the FIFOs is dead, or its child has got past exec.
+            files["keeper"] = os.open("/proc/self/fd/%d" % complain.file, os.O_RDWR)
+            fcntl.flock(files["keeper"], fcntl.LOCK_EX)
+            report = None
+            old = Record.read(os.pread(files["exit"], PAGE, 0))
+            guards = old.guards if old else guards
+            break
+        become(b"corra-standby")
+        guards.append(os.getpid())
+    become(b"corra-keeper")
+    Keeper(directory, files, request, inherited, guards, report).run()
+
+
+def spawn_guards(request, path):
+    """Start the guards of the run at `path` in a fresh interpreter; return when they have launched the program, or failed to.
+
+    Ours has json and hashlib in its memory, three times over after their forks. They get this module's code over a pipe: no file
+    has to be trusted or found, and an upgrade in the middle changes nothing.
+    """
+    data = marshal.dumps(CODE) + marshal.dumps(dict(request, path=path))
+    ours, theirs = os.pipe()
+    report, reporting = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setsid()
+            if os.fork():
+                os._exit(0)
+            null = os.open("/dev/null", os.O_RDWR)
+            for number in range(3):
+                os.dup2(null, number)
+            for name in os.listdir("/proc/self/fd"):
+                if int(name) > 2 and int(name) not in (ours, reporting):
+                    try:
+                        os.close(int(name))
+                    except OSError:
+                        pass
+            os.set_inheritable(ours, True)
+            os.set_inheritable(reporting, True)
+            os.chdir("/")
+            script = (
+                "import marshal,sys;h=open(int(sys.argv[1]),'rb');n={'__name__':'corra_agent'};"
+                "exec(marshal.load(h),n);r=marshal.load(h);h.close();n['guard'](r,int(sys.argv[2]))"
+            )
+            os.execv(sys.executable, [sys.executable, "-ISE", "-c", script, str(ours), str(reporting)])
+        finally:
+            os._exit(1)
+    os.close(ours)
+    os.close(reporting)
+    os.waitpid(child, 0)
+    try:
+        with open(theirs, "wb", 0) as pipe:
+            while data:
+                data = data[pipe.write(data) :]
+    except BrokenPipeError:
+        pass
+    poll = select.poll()
+    poll.register(report, select.POLLIN)
+    poll.poll(START_DEADLINE_S * 1000)
+    os.close(report)
+
+
+# ============================================================ requests and replies
+
+
+class Input:
+    """stdin without a buffer: what follows the request belongs to somebody else. `ahead` was read before."""
+
+    def __init__(self, fd=0, ahead=b""):
+        self.fd, self.ahead = fd, ahead
+
+    def some(self, size):
+        if self.ahead:
+            data, self.ahead = self.ahead[:size], self.ahead[size:]
+            return data
+        return os.read(self.fd, size)
+
+    def exactly(self, size):
+        parts = []
+        while size:
+            data = self.some(min(size, 1 << 20))
+            if not data:
+                raise EOFError("stdin ended %d bytes too early" % size)
+            parts.append(data)
+            size -= len(data)
+        return b"".join(parts)
+
+    def line(self, limit=32):
+        text = b""
+        while not text.endswith(b"\n"):
+            data = self.some(1)
+            if not data or len(text) >= limit:
+                raise EOFError("not a request: %r" % text)
+            text += data
+        return text
+
+    def request(self):
+        """Return (the request, whether frames may follow it on stdin)."""
+        import json
+
+        first = self.some(1)
+        if first == b"{":
+            parts = [first]
+            while parts[-1]:
+                parts.append(self.some(1 << 16))
+            return json.loads(b"".join(parts).decode()), False
+        size = int(first + self.line())
+        if size > REQUEST_MAX:
+            raise ValueError("a request of %d bytes" % size)
+        return json.loads(self.exactly(size).decode()), True
+
+
+TEXT, NUMBER, FLAG, OBJECT, LIST = (str,), (int, float), (bool,), (dict,), (list, tuple)
+KEYS = {
+    "": {
+        "prog_id": TEXT, "nonce": TEXT, "name": TEXT, "origin": OBJECT, "program": OBJECT, "run": OBJECT, "secrets": OBJECT,
+        "callback": OBJECT, "config": OBJECT, "spool": TEXT, "cursor": OBJECT, "tail": NUMBER, "streams": LIST, "live": FLAG,
+        "late": FLAG, "times": FLAG, "signal": TEXT, "grace": NUMBER, "by": TEXT, "stream": TEXT, "start": NUMBER, "end": NUMBER,
+        "match": TEXT,
+    },
+    "program": {
+        "argv": LIST, "cwd": TEXT, "env": OBJECT, "env_inherit": FLAG + LIST, "stdin": TEXT + OBJECT, "umask": NUMBER, "merge": FLAG,
+        "pty": FLAG + OBJECT, "limits": OBJECT,
+    },
+    "run": {"timeout": NUMBER, "grace": NUMBER, "stop_signal": TEXT, "keep_output": NUMBER, "keep": NUMBER, "wait_children": FLAG},
+    "secrets": {"env": OBJECT, "token": TEXT},
+    "callback": {"url": TEXT, "method": TEXT, "token": TEXT, "ca": TEXT},
+    "config": {"retry_frequency": NUMBER, "timeout": NUMBER, "output_buffer": NUMBER, "output_latency": NUMBER},
+}  # fmt: skip
+
+
+def complaints(request):
+    """Return everything that is wrong with a request, not only the first thing."""
+    if not isinstance(request, dict):
+        return ["a request is an object"]
+    found = []
+    for part, keys in KEYS.items():
+        value = request if not part else request.get(part)
+        if not isinstance(value, dict):
+            continue
+        for key, each in value.items():
+            name = (part + "." if part else "") + key
+            if key not in keys:
+                found.append("unknown key: " + name)
+            elif each is not None and (not isinstance(each, keys[key]) or (isinstance(each, bool) and bool not in keys[key])):
+                found.append("%s must be %s" % (name, " or ".join(kind.__name__ for kind in keys[key])))
+    return found
+
+
+def start_complaints(request):
+    """Return what is wrong with a request to start a program."""
+    found = complaints(request)
+    if found:
+        return found
+    program, options = request.get("program"), request.get("run") or {}
+    if not program:
+        return ["no program"]
+    argv = program.get("argv")
+    if not argv or not all(isinstance(word, str) for word in argv) or not argv[0]:
+        found.append("program.argv must be a list of words, the first not empty")
+    elif any("\0" in word for word in argv):
+        found.append("a word of program.argv has a NUL byte in it")
+    for source, variables in (("program.env", program.get("env")), ("secrets.env", (request.get("secrets") or {}).get("env"))):
+        for name, value in (variables or {}).items():
+            if not name or "=" in name or "\0" in name or not isinstance(value, (str, type(None))) or "\0" in (value or ""):
+                found.append("%s: not a variable: %r" % (source, name))
+    if "\0" in (program.get("cwd") or ""):
+        found.append("program.cwd has a NUL byte in it")
+    if isinstance(program.get("stdin"), dict) and not isinstance(program["stdin"].get("bytes"), int):
+        found.append('program.stdin must be {"bytes": N}')
+    if options.get("stop_signal") and options["stop_signal"] not in SIGNALS:
+        found.append("run.stop_signal: no such signal: " + options["stop_signal"])
+    for where, key in ((program, "pty"), (program, "limits"), (options, "keep_output")):
+        if where.get(key):
+            found.append("this agent (%s) can't do %s yet" % (VERSION, key))
+    if request.get("prog_id") is not None and not valid_id(request["prog_id"]):
+        found.append("prog_id must match [a-z0-9][a-z0-9._-]{0,63}")
+    return found
+
+
+def valid_id(text):
+    first, rest = "abcdefghijklmnopqrstuvwxyz0123456789", "._-"
+    return 0 < len(text) <= 64 and text[0] in first and all(char in first or char in rest for char in text)
+
+
+def tail_of(prog_id):
+    """Return the part of an id that people type: its last 8 characters, or all of an id that somebody gave."""
+    stamp, dash, tail = prog_id.rpartition("-")
+    made = dash and len(stamp) == 16 and stamp[8] == "t" and stamp[15] == "z" and (stamp[:8] + stamp[9:15]).isdigit()
+    return tail if made and len(tail) == 8 and all(char in ID_ALPHABET for char in tail) else prog_id
+
+
+def new_id():
+    letters = "".join(ID_ALPHABET[byte % len(ID_ALPHABET)] for byte in os.urandom(8))
+    return time.strftime("%Y%m%dt%H%M%Sz-", time.gmtime()) + letters
+
+
+class Reply:
+    """stdout: the nonce's line, one JSON value, then whatever the verb streams."""
+
+    def __init__(self, out, nonce):
+        self.out, self.nonce = out, nonce
+
+    def first_line(self, more=""):
+        if self.nonce:
+            self.write(("corra %d %s%s\n" % (PROTOCOL, self.nonce, more)).encode())
+
+    def send(self, value):
+        import json
+
+        self.first_line()
+        self.write(json.dumps(value).encode() + b"\n")
+
+    def frame(self, value):
+        import json
+
+        data = json.dumps(value).encode()
+        self.write(b"S %d\n" % len(data) + data)
+
+    def write(self, data):
+        self.out.write(data)
+        self.out.flush()
+
+
+# ============================================================ finding runs
+
+
+def runs_of(request):
+    """Yield (root, prog_id) of every run of this user here. Raises Refusal when a root is there and can't be read."""
+    for root in roots(request):
+        try:
+            names = os.listdir(os.path.join(root, "runs"))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise unreadable(root, error) from None
+        for name in names:
+            if valid_id(name):
+                yield root, name
+
+
+def unreadable(root, error):
+    return Refusal("unreadable", "%s can't be read: %s" % (root, error.strerror), dir=root, errno=error.errno)
+
+
+def find_exact(request, prog_id):
+    """Return the run of exactly this id, or None. Raises Refusal: a root that can't be read may hold it."""
+    for root in roots(request):
+        try:
+            return Run(root, prog_id)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise unreadable(root, error) from None
+    return None
+
+
+def find(request):
+    """Return the run that was asked for: by full id, by name (the open one, else the newest), by the beginning of its tail."""
+    text = request.get("prog_id") or ""
+    exact = find_exact(request, text) if valid_id(text) else None
+    if exact:
+        return exact
+    total, named, begun = 0, [], []
+    for root, prog_id in runs_of(request):
+        total += 1
+        if len(text) >= 2 and tail_of(prog_id).startswith(text):
+            begun.append((root, prog_id))
+        try:
+            run = Run(root, prog_id)
+        except OSError:
+            continue  # removed since it was listed
+        if run.request.get("name") == text:
+            named.append((run.state()["state"] not in FINAL, run.request.get("created", 0), root, prog_id))
+        run.close()
+    if named:
+        return Run(*max(named)[2:])
+    if len(begun) == 1:
+        return Run(*begun[0])
+    if begun:
+        raise Refusal("ambiguous", "%d runs begin with %s" % (len(begun), text), runs=[Run(*each).state() for each in sorted(begun)[:20]])
+    raise Refusal("not_found", "no run %s among %d" % (text, total), count=total, user=user_name())
+
+
+def user_name():
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+# ============================================================ start
+
+
+def new_run(request, stdin, reply):
+    """Return (root, prog_id) of the run that the request asks for, made now or there already. Raises Refusal."""
+    prog_id = request["prog_id"]
+    there = find_exact(request, prog_id)
+    if there:
+        same_program(there, request)
+        there.close()
+        return os.path.dirname(os.path.dirname(there.path)), prog_id
+    stored = {key: request[key] for key in ("prog_id", "name", "origin", "program", "run", "callback", "config") if request.get(key)}
+    if stored.get("callback"):
+        stored["callback"] = {key: value for key, value in stored["callback"].items() if key != "token"}
+    stored.update(user=user_name(), created=now_ns(), layout=LAYOUT, agent=VERSION)
+    source = request["program"].get("stdin")
+
+    def feed(directory):
+        """Put what the program will read into its file."""
+        if isinstance(source, str):
+            fill(directory, "stdin", os.fsencode(source))
+            return
+        reply.first_line(" send")
+        fd = os.open("stdin", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
+        with open(fd, "wb", 0) as file:
+            left = source["bytes"]
+            while left:
+                data = stdin.some(min(left, 1 << 20))
+                if not data:
+                    raise Refusal("bad_request", "stdin ended %d bytes too early" % left)
+                left -= len(data)
+                while data:
+                    data = data[file.write(data) :]
+
+    tried = []
+    for root in roots(request):
+        try:
+            runs = prepare_root(root)
+            try:
+                if not claim(runs, prog_id, stored, feed if source is not None else None):
+                    same_program(Run(root, prog_id), request)
+                return root, prog_id
+            finally:
+                os.close(runs)
+        except OSError as error:
+            tried.append({"dir": root, "errno": error.errno, "message": error.strerror or str(error)})
+            if isinstance(source, dict) and error.errno in FULL:
+                break  # the bytes for stdin are half read: they can't be read again for the next root
+    raise Refusal("no_room", "no room for the spool: %s" % tried[0]["message"], tried=tried)
+
+
+def same_program(run, request):
+    import json
+
+    if run.request["program"] != json.loads(json.dumps(request["program"])):
+        raise Refusal("conflict", "this id already names another command", there=run.state())
+
+
+def start(request, stdin, reply):
+    """Start the program, or find it started; return its Run and State. Safe to repeat with the same id."""
+    if not sys.platform.startswith("linux"):
+        raise Refusal("unsupported", "the agent is for Linux, this is %s: use the chaperone" % sys.platform)
+    wrong = start_complaints(request)
+    if wrong:
+        raise Refusal("bad_request", "; ".join(wrong), complaints=wrong)
+    request.setdefault("prog_id", new_id())
+    umask = os.umask(0o077)
+    root, prog_id = new_run(request, stdin, reply)
+    run = Run(root, prog_id)
+    state = run.state()
+    if state["state"] == "starting" and state["supervisor"] == "gone":
+        secret = (request.get("secrets") or {}).get("env") or {}
+        spawn_guards(dict(run.request, secret_env=secret, umask=umask), run.path)
+    deadline = time.monotonic() + START_DEADLINE_S
+    while True:
+        state = run.state()
+        if state["state"] != "starting" or time.monotonic() > deadline:
+            return run, state
+        time.sleep(0.01)
+
+
+def verb_start(request, stdin, reply, framed):
+    reply.send(start(request, stdin, reply)[1])
+
+
+def verb_run(request, stdin, reply, framed):
+    run, state = start(request, stdin, reply)
+    reply.send(state)
+    if state["state"] != "not_started":
+        Follow(run, request, stdin if framed else None, reply.out).go()
+
+
+# ============================================================ follow
+
+
+class Watch:
+    """inotify on what a follower has to hear of: the output, the slot, the directory's end."""
+
+    def __init__(self, directory, names):
+        self.fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        for name in names:
+            # IN_MODIFY; for the directory itself IN_DELETE_SELF | IN_CREATE
+            path = os.fsencode("/proc/self/fd/%d/%s" % (directory, name))
+            if _libc.inotify_add_watch(self.fd, path, 0x500 if name == "." else 0x2) < 0 and ctypes.get_errno() != errno.ENOENT:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+
+    def clear(self):
+        try:
+            while os.read(self.fd, 65536):
+                pass
+        except BlockingIOError:
+            pass
+
+
+class Times:
+    """The index, read as it grows: which bytes came when, in the order in which they came."""
+
+    def __init__(self, directory, streams):
+        self.file = os.open("index", os.O_RDONLY, dir_fd=directory)
+        self.streams = streams
+        self.at = 0
+        self.last = {}  # stream: (time, start) of its latest record
+        self.behind = True
+
+    def spans(self, sizes):
+        """Return [(stream, start, end, time)] of what lies below `sizes`, in the order it came, from at most 1 MiB of new records.
+
+        Call again while `behind`: an index of years isn't read into memory at once.
+        """
+        data = os.pread(self.file, 1 << 20, self.at)
+        data = data[: len(data) // INDEX_RECORD.size * INDEX_RECORD.size]
+        self.at += len(data)
+        self.behind = len(data) == 1 << 20
+        records = sorted((time_ns, name, begin) for name, (time_ns, begin) in self.last.items())
+        for time_ns, packed in INDEX_RECORD.iter_unpack(data):
+            if packed >> STREAM_SHIFT < len(self.streams):
+                records.append((time_ns, self.streams[packed >> STREAM_SHIFT], packed & (1 << STREAM_SHIFT) - 1))
+        # Backwards: a span ends where the stream's next one begins. The last one of each ends with the file, unless more records follow.
+        ends, spans = {} if self.behind else dict(sizes), []
+        for time_ns, name, begin in reversed(records):
+            if name not in ends:
+                self.last[name] = (time_ns, begin)
+                ends[name] = min(begin, sizes.get(name, 0))
+            elif begin < ends[name]:
+                spans.append((name, begin, ends[name], time_ns))
+                ends[name] = begin
+        if not self.behind:
+            for time_ns, name, begin in records:
+                self.last[name] = (time_ns, begin)
+        # What no record speaks of (the index is torn or missing) comes first, without a time.
+        spans += [(name, 0, end, 0) for name, end in ends.items() if end]
+        return spans[::-1]
+
+
+class Follow:
+    """Sends a run's output and States as frames, from a cursor to its end. It reads; it changes nothing."""
+
+    def __init__(self, run, request, stdin, out):
+        self.run, self.request, self.stdin, self.out = run, request, stdin, out.fileno()
+        wanted = request.get("streams")
+        self.streams = [name for name in run.streams if wanted is None or name in wanted]
+        self.live = request.get("live", True) is not False
+        self.files = {name: os.open(name, os.O_RDONLY, dir_fd=run.directory) for name in self.streams}
+        self.watch = Watch(run.directory, self.streams + ["exit", "."])
+        self.times = Times(run.directory, run.streams)
+        self.cursor = {name: 0 for name in self.streams}
+        if request.get("tail") is not None:
+            self.cursor.update(tail_cursor(run, self.files, self.times.file, int(request["tail"])))
+        for name, offset in (request.get("cursor") or {}).items():
+            if name in self.cursor:
+                self.cursor[name] = int(offset)
+        self.queue = []  # frames that go out before any more output
+        self.spans = []
+        self.sending = None  # [file, offset, bytes left]
+        self.partial = b""
+        self.orders = {}  # request id: (number, signal name, deadline)
+        self.page = self.state = None
+        self.done = False
+        self.began = self.heard = time.monotonic()
+        self.keeper = None  # a pidfd: its death is news
+
+    def go(self):
+        os.set_blocking(self.out, False)
+        if self.stdin:
+            os.set_blocking(self.stdin.fd, False)
+        poll = select.poll()
+        poll.register(self.watch.fd, select.POLLIN)
+        if self.stdin:
+            poll.register(self.stdin.fd, select.POLLIN)
+        self.look()
+        while True:
+            blocked = self.write()
+            if not blocked and not self.queue and self.over():
+                return
+            poll.register(self.out, select.POLLOUT if blocked else 0)
+            if self.keeper is not None:
+                poll.register(self.keeper, select.POLLIN)
+            events = dict(poll.poll(self.patience_ms()))
+            if events.get(self.out, 0) & (select.POLLERR | select.POLLHUP):
+                return
+            if self.stdin and self.stdin.fd in events and not self.listen():
+                return
+            if self.stdin and time.monotonic() - self.heard > PING_DEADLINE_S:
+                return
+            if self.keeper in events:
+                poll.unregister(self.keeper)
+                os.close(self.keeper)
+                self.keeper = self.page = None
+            if self.keeper in events or self.page is None or self.watch.fd in events or self.orders:
+                self.watch.clear()
+                self.look()
+            elif self.keeper is None and not events:
+                self.page = None
+                self.look()
+
+    def patience_ms(self):
+        """Return how long nothing may happen: the ping's deadline; less where the keeper's death can't be waited for."""
+        waits = [self.heard + PING_DEADLINE_S - time.monotonic() + 0.1] if self.stdin else []
+        waits += [1.0] if self.keeper is None else []
+        waits += [0.02] if self.orders else []
+        return max(0, int(min(waits) * 1000) + 1) if waits else None
+
+    def look(self):
+        """Take note of what has changed: the State, and how far the output goes."""
+        pages = self.run.pages()
+        page = pages and b"".join(pages)
+        if page != self.page or page is None:
+            self.page = page if page is not None else b""
+            state = self.run.state()
+            if state["agent_pid"] and self.keeper is None and state["state"] not in FINAL:
+                try:
+                    self.keeper = pidfd(state["agent_pid"])
+                except OSError:
+                    self.keeper = None
+            if state != self.state:
+                self.state = state
+                if state["state"] not in FINAL:
+                    self.tell()
+        self.answer()
+
+    def tell(self):
+        import json
+
+        data = json.dumps(self.state).encode()
+        self.queue.append(b"S %d\n" % len(data) + data)
+
+    def limits(self):
+        """Return how far each stream may be sent now: never beyond what a final State covers, unless late output was asked for."""
+        found = {}
+        for name, file in self.files.items():
+            size = os.fstat(file).st_size
+            final = self.state["streams"].get(name, {}).get("length") if self.state["state"] in FINAL else None
+            found[name] = size if final is None or self.request.get("late") else min(size, final)
+        return found
+
+    def plan(self):
+        """Line up the next spans of output that have not been sent; return whether there are any."""
+        limits = self.limits()
+        while not self.spans and (self.times.behind or any(self.cursor[name] < limits[name] for name in limits)):
+            planned = dict(self.cursor)
+            for name, begin, end, time_ns in self.times.spans(limits):
+                if name not in planned or end <= planned[name]:
+                    continue
+                begin = max(begin, planned[name])
+                planned[name] = end
+                last = self.spans[-1] if self.spans else None
+                if last and last[0] == name and last[2] == begin and not self.request.get("times"):
+                    self.spans[-1] = (name, last[1], end, last[3])
+                else:
+                    self.spans.append((name, begin, end, time_ns))
+            if not self.times.behind:
+                break
+        return bool(self.spans)
+
+    def over(self):
+        """Return whether all has been sent, the last State included."""
+        if self.done or self.spans or self.sending:
+            return self.done
+        final, supervised = self.state["state"] in FINAL, self.state["supervisor"] != "gone"
+        if self.live and not final:
+            # A start that died before it launched anything: whoever repeats it will see more.
+            abandoned = self.state["state"] == "starting" and not supervised
+            if not abandoned or time.monotonic() - self.began < START_DEADLINE_S:
+                return False
+        self.state = self.run.state(details=True)
+        lengths = {name: self.state["streams"].get(name, {}).get("length", 0) for name in self.streams}
+        short = [name for name in self.streams if self.cursor[name] < lengths[name]] if final else []
+        if short and supervised and self.live:
+            return False  # the keeper is still moving them: the disk may be full
+        for name in short:
+            self.queue.append(b"G %s %d %d\n" % (name.encode(), self.cursor[name], lengths[name]))
+        self.tell()
+        self.done = True
+        return False
+
+    def write(self):
+        """Write until nothing is left or the client is slow; return whether it is slow."""
+        try:
+            while True:
+                while self.partial:
+                    self.partial = self.partial[os.write(self.out, self.partial) :]
+                if self.sending:
+                    file, offset, left = self.sending
+                    sent = self.send(file, offset, left)
+                    self.sending = [file, offset + sent, left - sent] if sent < left else None
+                elif self.queue:
+                    self.partial, self.queue = b"".join(self.queue), []
+                elif self.spans:
+                    name, begin, end, time_ns = self.spans[0]
+                    size = min(end - begin, FRAME_MAX)
+                    self.partial = b"O %s %d %d %d\n" % (name.encode(), begin, size, time_ns)
+                    self.sending = [self.files[name], begin, size]
+                    self.cursor[name] = begin + size
+                    self.spans[0] = (name, begin + size, end, time_ns)
+                    if begin + size == end:
+                        del self.spans[0]
+                elif not self.plan():
+                    return False
+        except BlockingIOError:
+            return True
+
+    def send(self, file, offset, size):
+        try:
+            return os.sendfile(self.out, file, offset, size)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return os.write(self.out, os.pread(file, min(size, 65536), offset))
+
+    def listen(self):
+        """Read the client's frames; return False when it has gone."""
+        try:
+            data = os.read(self.stdin.fd, 65536)
+        except BlockingIOError:
+            return True
+        if not data:
+            return False
+        self.heard = time.monotonic()
+        *lines, self.stdin.ahead = (self.stdin.ahead + data).split(b"\n")
+        for line in lines:
+            words = line.decode("ascii", "replace").split(" ")
+            if words[0] == "P":
+                self.queue.append(b"H\n")
+            elif words[0] == "K" and len(words) == 3 and words[1] in SIGNALS and words[2].isdigit():
+                number = os.urandom(4).hex()
+                give_order(self.run, "%s signal %s %s" % (number, words[1], by_of(self.request)))
+                self.orders[number] = (int(words[2]), words[1], time.monotonic() + ORDER_DEADLINE_S)
+        return True
+
+    def answer(self):
+        """Acknowledge the orders that the keeper has carried out; carry out those that it hasn't in time."""
+        if not self.orders:
+            return
+        record = Record.read(self.page[:PAGE]) or Record()
+        done = {each[2] for each in record.sent}
+        for number, (serial, name, deadline) in list(self.orders.items()):
+            late = time.monotonic() > deadline
+            if number not in done and late:
+                signal_directly(self.run, name)
+            if number in done or late or self.state["state"] in FINAL:
+                self.queue.append(b"A %d\n" % serial)
+                del self.orders[number]
+
+
+def tail_cursor(run, files, index, lines):
+    """Return where each stream's part of the last `lines` lines begins, the streams taken in the order of their arrival."""
+    sizes = {name: os.fstat(file).st_size for name, file in files.items()}
+    if lines <= 0:
+        return sizes
+    size = os.fstat(index).st_size
+    whole = Times(run.directory, run.streams)
+    # The last 1 MiB of the index, 65,536 records: beyond that a tail of lines is a tail of whatever came before, in file order.
+    whole.at = max(0, size - (1 << 20)) // INDEX_RECORD.size * INDEX_RECORD.size
+    cursor = dict(sizes)
+    left, first = lines, True
+    for name, begin, end, _ in reversed(whole.spans(sizes)):
+        at = end
+        while at > begin:
+            data = os.pread(files[name], min(65536, at - begin), max(begin, at - 65536))
+            if not data:
+                break
+            stop = len(data)
+            if first:
+                first = False
+                stop -= data.endswith(b"\n")
+            while left:
+                stop = data.rfind(b"\n", 0, stop)
+                if stop < 0:
+                    break
+                left -= 1
+                if not left:
+                    cursor[name] = at - len(data) + stop + 1
+                    return cursor
+            at -= len(data)
+            cursor[name] = at
+    return cursor
+
+
+def verb_follow(request, stdin, reply, framed):
+    run = find(request)
+    reply.send(run.state())
+    Follow(run, request, stdin if framed else None, reply.out).go()
+
+
+def verb_wait(request, stdin, reply, framed):
+    verb_follow(dict(request, streams=[]), stdin, reply, framed)
+
+
+# ============================================================ orders
+
+
+def by_of(request):
+    """Return who asks, as one printable word."""
+    return "".join(char if "!" <= char <= "~" else "_" for char in request.get("by") or "somebody")[:64]
+
+
+def give_order(run, text):
+    """Write one line into the keeper's FIFO; return whether anybody holds its other end."""
+    try:
+        fd = os.open("control", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=run.directory)
+    except OSError:
+        return False  # ENXIO: no guard is left; ENOENT: the spool was deleted
+    try:
+        os.write(fd, text.encode("ascii") + b"\n")
+        return True
+    except BlockingIOError:
+        return False  # full: the keeper has been stopped for long
+    finally:
+        os.close(fd)
+
+
+def ordered(run, number, text):
+    """Give an order and return whether the keeper has carried it out within its 2 seconds."""
+    if not give_order(run, "%s %s" % (number, text)):
+        return False
+    deadline, pause = time.monotonic() + ORDER_DEADLINE_S, 0.001
+    while time.monotonic() < deadline:
+        pages = run.pages()
+        record = Record.read(pages[0]) if pages else None
+        if record and any(each[2] == number for each in record.sent):
+            return True
+        if not run.alive():
+            return False
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.02)
+    return False
+
+
+def target(run):
+    """Return (pid, start) of the launched program if it is of this boot and still that process, else None."""
+    launched = read_launched(read_file(run.directory, "launched"))
+    if launched is None or launched[2] != boot_id():
+        return None
+    found = process(launched[0])
+    return launched[:2] if found and found[2] == launched[1] and found[0] not in "ZX" else None
+
+
+def signal_directly(run, name):
+    """Signal the program without its keeper; return whether it was there."""
+    found = target(run)
+    return bool(found) and signal_process(found[0], found[1], SIGNALS[name])
+
+
+def checked_signal(request, default):
+    name = (request.get("signal") or default).upper()
+    name = name[3:] if name.startswith("SIG") else name
+    name = {str(number): each for each, number in SIGNALS.items()}.get(name, name)
+    if name not in SIGNALS:
+        raise Refusal("bad_request", "no such signal: %s" % request["signal"])
+    return name
+
+
+def verb_signal(request, stdin, reply, framed):
+    name = checked_signal(request, "TERM")
+    run = find(request)
+    state, how = run.state(), "ended"
+    if state["state"] == "running" or target(run):
+        if ordered(run, os.urandom(4).hex(), "signal %s %s" % (name, by_of(request))):
+            how = "keeper"
+        elif signal_directly(run, name):
+            how = "direct"
+    reply.send({"state": run.state(), "how": how})
+
+
+def family(run):
+    """Return {pid: (state, parent, start, name)} of the program's living tree, as far as it can still be told."""
+    pages = run.pages()
+    record = (Record.read(pages[0]) if pages else None) or Record()
+    guards = [pid for pid in record.guards if (process(pid) or ("", 0, 0, ""))[3].startswith("corra-")] if run.alive() else []
+    found = target(run)
+    below = tree(guards + ([found[0]] if found else []))
+    if found:
+        below[found[0]] = process(found[0]) or ("?", 0, found[1], "?")
+    return {pid: each for pid, each in below.items() if pid not in guards}
+
+
+def verb_stop(request, stdin, reply, framed):
+    name, grace = checked_signal(request, "TERM"), request.get("grace")
+    run = find(request)
+    for default in ((run.request.get("run") or {}).get("grace"), GRACE_S):
+        grace = default if grace is None else grace
+    there = family(run)
+    number, how = os.urandom(4).hex(), "ended"
+    if there:
+        ok = ordered(run, number, "stop %s %d %s" % (name, int(grace * 1000), by_of(request)))
+        how = "keeper" if ok else "direct"
+    reply.send({"state": run.state(), "how": how, "processes": len(there)})
+    if how == "keeper":
+        await_stop(run, grace)
+    elif how == "direct":
+        stop_directly(run, name, grace)
+    left = family(run)
+    survivors = [{"pid": pid, "name": found[3], "state": found[0], "wchan": wchan(pid)} for pid, found in sorted(left.items())]
+    reply.frame({"state": run.state(), "ended": not left, "survivors": survivors})
+
+
+def wchan(pid):
+    try:
+        return slurp("/proc/%d/wchan" % pid).decode("ascii", "replace").strip("0") or None
+    except OSError:
+        return None
+
+
+def await_stop(run, grace):
+    """Wait until the keeper says that the stop is over, or is gone itself, or should long have been done."""
+    deadline, pause = time.monotonic() + grace + KILL_DEADLINE_NS / 1e9 + ORDER_DEADLINE_S, 0.001
+    while time.monotonic() < deadline and run.alive():
+        pages = run.pages()
+        record = Record.read(pages[0]) if pages else None
+        if record and record.stop and record.stop[3] == "done":
+            break
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.05)
+    # The record of the end follows within a moment of the last process.
+    ending = time.monotonic() + 1
+    while run.state()["state"] not in FINAL and target(run) is None and run.alive() and time.monotonic() < ending:
+        time.sleep(0.005)
+
+
+def stop_directly(run, name, grace):
+    """Do what the keeper would have done: it is stopped, stuck or gone."""
+    if grace > 0:
+        signal_directly(run, name)
+    deadline = time.monotonic() + grace
+    while family(run) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    deadline = time.monotonic() + KILL_DEADLINE_NS / 1e9
+    while time.monotonic() < deadline:
+        left = family(run)
+        if not left:
+            return
+        for pid, found in left.items():
+            signal_process(pid, found[2], _signal.SIGSTOP)
+        for pid, found in family(run).items():
+            signal_process(pid, found[2], _signal.SIGKILL)
+        time.sleep(0.02)
+
+
+# ============================================================ the other verbs, and main
+
+
+def verb_status(request, stdin, reply, framed):
+    reply.send(find(request).state(details=True))
+
+
+def verb_list(request, stdin, reply, framed):
+    """All runs, oldest first."""
+    found = []
+    for root, prog_id in runs_of(request):
+        try:
+            run = Run(root, prog_id)
+        except OSError:
+            continue
+        found.append((run.request.get("created", 0), prog_id, run.state()))
+        run.close()
+    reply.send({"host": os.uname().nodename, "user": user_name(), "runs": [state for _, _, state in sorted(found, key=lambda each: each[:2])]})
+
+
+def verb_read(request, stdin, reply, framed):
+    """Reply with a range of a stream's bytes; its end may lie beyond what is there, never what is sent."""
+    run = find(request)
+    name = request.get("stream") or run.streams[0]
+    if name not in run.streams:
+        raise Refusal("bad_request", "no stream %s: this run has %s" % (name, " and ".join(run.streams)))
+    file = os.open(name, os.O_RDONLY, dir_fd=run.directory)
+    size = os.fstat(file).st_size
+    begin = min(max(0, int(request.get("start") or 0)), size)
+    end = size if request.get("end") is None else min(max(begin, int(request["end"])), size)
+    reply.send({"stream": name, "start": begin, "end": end, "length": size})
+    while begin < end:
+        data = os.pread(file, min(end - begin, 1 << 18), begin)
+        reply.write(data)
+        begin += len(data)
+
+
+VERBS = {
+    "start": verb_start,
+    "run": verb_run,
+    "follow": verb_follow,
+    "wait": verb_wait,
+    "status": verb_status,
+    "signal": verb_signal,
+    "stop": verb_stop,
+    "read": verb_read,
+    "list": verb_list,
+}
+
+
+def main(argv, stdin, stdout):
+    """Carry out one verb; return the exit code. `stdin` is an Input, `stdout` a binary file."""
+    verb = argv[0] if argv else "start"
+    reply = Reply(stdout, None)
+    try:
+        request, framed = stdin.request()
+        if not isinstance(request, dict):
+            raise ValueError("not an object")
+        reply.nonce = request.get("nonce") if isinstance(request.get("nonce"), str) else None
+    except (ValueError, EOFError, RecursionError) as error:
+        reply.send({"error": "bad_request", "message": "the request can't be read: %s" % error})
+        return 2
+    try:
+        if verb not in VERBS:
+            raise Refusal("bad_request", "no verb %s: there are %s" % (verb, " ".join(VERBS)))
+        wrong = complaints(request)
+        if wrong:
+            raise Refusal("bad_request", "; ".join(wrong), complaints=wrong)
+        VERBS[verb](request, stdin, reply, framed)
+        return 0
+    except Refusal as refusal:
+        reply.send(refusal.reply)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], Input(0), sys.stdout.buffer))
