@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from invoke.exceptions import Exit, UnexpectedExit
+from invoke.runners import Result
 
 Started = Literal["no", "yes", "unknown"]
 
@@ -229,7 +230,7 @@ class Failed(CorraError, UnexpectedExit):
         CorraError.__init__(self, why, **facts)
         self.reason = None  # Invoke's UnexpectedExit has one
         # Invoke exits with the result's code, not with ours, and says a hidden result's error twice: make both come to one.
-        self.result = copy.copy(result)
+        self.result = Result() if result is None else copy.copy(result)
         self.result.exited = self.code
         self.result.hide = ()
 

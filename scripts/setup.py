@@ -109,14 +109,13 @@ class Environment:
         ours, moved = bool(was), was not in (MAKING, UPDATING) and not was.endswith(f" {self.python.resolve()}")
         if ours and (was == MAKING or moved):
             shutil.rmtree(self.path)
-        doing = "updating" if self.path.exists() else "making"
-        what = "set-up" if doing == "updating" else "first use"
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        say(f"corra: {what}: {doing} {self.path.name} with Python {version} (once, about 20 s) .. ", end="")
-        if doing == "making":
-            self.make()
-        else:
+        if self.path.exists():
+            say(f"corra: bringing {self.path.name} up to date .. ", end="")
             self.write(UPDATING)
+        else:
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            say(f"corra: first use: making {self.path.name} with Python {version} (once, about 20 s) .. ", end="")
+            self.make()
         self.install()
         self.write(f"{self.kind} {self.expected()}")
         say("ready")

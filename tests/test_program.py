@@ -1,0 +1,206 @@
+"""Programs, hosts and requests: what is refused before any byte is sent, and that nothing is changed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, strategies as st
+
+from corra.errors import Misuse
+from corra.program import Host, Mode, Program, Request, seconds, words
+from properties import PROPERTY, words as any_word
+
+names = st.from_regex(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,20}", fullmatch=True).filter(lambda name: name != "local")
+v6 = st.ip_addresses(v=6).map(str)
+logins = st.from_regex(r"[a-z_][a-z0-9_.@+-]{0,12}\$?", fullmatch=True)
+
+
+@PROPERTY
+@given(names | v6, st.none() | st.integers(1, 65535), st.none() | logins)
+def test_a_host_is_read_back_from_its_own_text(name, port, login):
+    host = Host(name, port, login)
+    assert Host.parse(str(host)) == host
+
+
+@PROPERTY
+@given(st.text(max_size=30))
+def test_whatever_parse_lets_through_is_harmless_and_reads_back(text):
+    try:
+        host = Host.parse(text)
+    except Misuse as refused:
+        assert "\n" not in refused.line
+        return
+    assert Host.parse(str(host)) == host
+    for word in (host.name, host.login or "x"):
+        assert not word.startswith("-")
+        assert word.isascii() and word.isprintable()
+        assert not set(word) & set(" \t'\"`|&;<>()*?#~=,{}!/[]")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "-oProxyCommand=touch /tmp/x",
+        "-oProxyCommand=x@h",
+        "x@-oProxyCommand=y",
+        "-l@h",
+        "@h",
+        "h@",
+        "a b",
+        "h\n",
+        "h\nProxyCommand x",
+        "h\0",
+        "h\x1b[2J",
+        "`id`",
+        "$(id)",
+        "h;id",
+        "h|id",
+        "h/..",
+        "h:",
+        ":22",
+        "h:ssh",
+        "h:0",
+        "h:65536",
+        "h:-1",
+        "h:٢٢",
+        "h:" + "9" * 5000,
+        "[::1",
+        "[::1]22",
+        "[::1]:",
+        "[]",
+        "ops@local",
+        "local:22",
+        "ünï",
+    ],
+)
+def test_what_ssh_or_a_shell_could_misread_is_no_host(text):
+    with pytest.raises(Misuse):
+        Host.parse(text)
+
+
+def test_each_part_of_a_host_is_read():
+    assert Host.parse("db1") == Host("db1")
+    assert Host.parse("ops@db1:2222") == Host("db1", 2222, "ops")
+    assert Host.parse("ops@example.org@db1") == Host("db1", None, "ops@example.org")
+    assert Host.parse("::1") == Host("::1")
+    assert Host.parse("ops@[fe80::1%eth0]:22") == Host("fe80::1%eth0", 22, "ops")
+
+
+def test_a_login_in_the_text_beats_the_one_given_for_all():
+    assert Host.parse("db1", login="ops").login == "ops"
+    assert Host.parse("root@db1", login="ops").login == "root"
+    assert Host.parse("local", login="ops").login is None
+
+
+def test_the_mode_follows_from_where_and_as_whom():
+    assert Host.parse("local").mode is Mode.LOCAL
+    assert Host.parse("local", user="root").mode is Mode.LOCAL_SUDO
+    assert Host.parse("db1", login="ops").mode is Mode.SSH_AS
+    assert Host.parse("db1", user="root").mode is Mode.SSH_THEN_SUDO
+
+
+@pytest.mark.parametrize("user", ["-u", "", "a b", "a\n", "root;id", "$x", "a:b"])
+def test_what_sudo_could_misread_is_no_user(user):
+    with pytest.raises(Misuse):
+        Host("db1", user=user)
+    with pytest.raises(Misuse):
+        Host("db1", login=user)
+
+
+def variables():
+    name = any_word.map(lambda text: text.replace("=", "")).filter(bool)
+    return st.dictionaries(name, st.none() | any_word, max_size=4)
+
+
+@PROPERTY
+@given(any_word.filter(bool), st.lists(any_word, max_size=6), variables(), st.none() | any_word)
+def test_any_bytes_reach_the_agent_unchanged(first, rest, env, cwd):
+    program = Program((first, *rest), cwd=cwd, env=env)
+    wire = json.dumps(program.to_json()).encode("ascii")
+    back = json.loads(wire)
+    assert [os.fsencode(word) for word in back["argv"]] == [os.fsencode(word) for word in program.argv]
+    assert back.get("env", {}) == env
+    assert back.get("cwd") == cwd
+
+
+@pytest.mark.parametrize("argv", [(), ("",), ("", "x"), ("a\0b",), ("x", "\0"), ("x", "\ud800")])
+def test_what_no_program_can_be_given_is_refused(argv):
+    with pytest.raises(Misuse):
+        Program(argv)
+
+
+@pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A\0": "x"}, {"A": "x\0"}, {"A": "\udfff"}, {"\ud800": None}])
+def test_what_no_environment_can_hold_is_refused(env):
+    with pytest.raises(Misuse):
+        Program(("true",), env=env)
+
+
+def test_a_directory_is_refused_where_no_host_could_have_it():
+    with pytest.raises(Misuse):
+        Program(("true",), cwd="/a\0b")
+
+
+def test_only_what_was_asked_for_is_sent():
+    assert Program(("true",)).to_json() == {"argv": ["true"]}
+    assert Program(("true",), umask=0, env_inherit=()).to_json() == {"argv": ["true"], "umask": 0, "env_inherit": []}
+    assert Request("x", Program(("true",))).to_json() == {"prog_id": "x", "program": {"argv": ["true"]}}
+
+
+def test_a_request_puts_each_thing_where_the_agent_looks_for_it():
+    request = Request("x", Program(("true",)), name="n", timeout_s=2.0, grace_s=0.0, secrets={"T": "s"}, wait_children=True, spool="/s")
+    assert request.to_json() == {
+        "prog_id": "x",
+        "name": "n",
+        "program": {"argv": ["true"]},
+        "run": {"timeout": 2.0, "grace": 0.0, "wait_children": True},
+        "secrets": {"env": {"T": "s"}},
+        "spool": "/s",
+    }
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("90", 90.0),
+        ("1.5", 1.5),
+        ("0", 0.0),
+        ("10s", 10.0),
+        ("250ms", 0.25),
+        ("5m", 300.0),
+        ("5min", 300.0),
+        (" 2h ", 7200.0),
+        ("14d", 1209600.0),
+    ],
+)
+def test_durations(text, expected):
+    assert seconds(text) == expected
+
+
+@PROPERTY
+@given(st.text(max_size=30) | st.from_regex(r"[0-9]{1,400}(\.[0-9]+)?[smhd]?", fullmatch=True))
+def test_a_duration_is_a_finite_number_or_misuse(text):
+    try:
+        value = seconds(text)
+    except Misuse:
+        return
+    assert 0 <= value < 1e15
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1e3", "inf", "nan", "1 week", "٣", "1,5", "0x10", "2h30m", "1_000"])
+def test_what_is_no_duration_is_refused_with_an_example(text):
+    with pytest.raises(Misuse, match="14d"):
+        seconds(text)
+
+
+def test_words_are_taken_as_they_are_and_a_bare_string_is_not():
+    assert words(["ls", b"\xff", Path("/tmp")]) == ("ls", "\udcff", "/tmp")
+    with pytest.raises(Misuse, match="list of words"):
+        words("ls -l")
+    with pytest.raises(Misuse, match="list of words"):
+        words(b"ls")  # type: ignore[arg-type]
+    with pytest.raises(Misuse, match="int"):
+        words(["sleep", 5])  # type: ignore[list-item]
