@@ -1,0 +1,120 @@
+"""Programs on remote hosts that outlive the connection: start them, watch them byte for byte, stop them, take hold of them again.
+
+    import corra
+
+    result = corra.run("db1", ["pg_dump", "-Fc", "-f", "/b/x"], timeout="2h")
+    nightly = corra.start("ops@db1", ["./migrate", "--all"], name="migrate")
+    corra.attach("migrate").wait()
+
+Everything is imported when it is first used, so that `import corra` costs nothing in a tasks.py that every completion loads.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .agent import VERSION as __version__  # noqa: N811 - the name every package has
+    from .control import Killed, Launch, Run, attach, launch, ps, run, start
+    from .errors import (
+        Ambiguous,
+        Auth,
+        Changed,
+        Conflict,
+        CorraError,
+        Failed,
+        HostKey,
+        Lost,
+        MaybeStarted,
+        Misuse,
+        NoPython,
+        NoRoom,
+        NotDead,
+        NotFound,
+        NotKilled,
+        NotSent,
+        NotStarted,
+        StillRunning,
+        Stop,
+        TimedOut,
+        Unreachable,
+    )
+    from .follow import Event, Follow, LinkDown, LinkUp, Tick
+    from .program import Host, Program
+    from .result import Result
+    from .state import State
+    from .stream import Gap, Output, Status
+
+_HOMES = {
+    "control": "Killed Launch Run attach launch ps run start",
+    "errors": "Ambiguous Auth Changed Conflict CorraError Failed HostKey Lost MaybeStarted Misuse NoPython NoRoom NotDead NotFound"
+    " NotKilled NotSent NotStarted StillRunning Stop TimedOut Unreachable",
+    "follow": "Event Follow LinkDown LinkUp Tick",
+    "program": "Host Program",
+    "result": "Result",
+    "state": "State",
+    "stream": "Gap Output Status",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "Ambiguous",
+    "Auth",
+    "Changed",
+    "Conflict",
+    "CorraError",
+    "Event",
+    "Failed",
+    "Follow",
+    "Gap",
+    "Host",
+    "HostKey",
+    "Killed",
+    "Launch",
+    "LinkDown",
+    "LinkUp",
+    "Lost",
+    "MaybeStarted",
+    "Misuse",
+    "NoPython",
+    "NoRoom",
+    "NotDead",
+    "NotFound",
+    "NotKilled",
+    "NotSent",
+    "NotStarted",
+    "Output",
+    "Program",
+    "Result",
+    "Run",
+    "State",
+    "Status",
+    "StillRunning",
+    "Stop",
+    "Tick",
+    "TimedOut",
+    "Unreachable",
+    "__version__",
+    "attach",
+    "launch",
+    "ps",
+    "run",
+    "start",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from .agent import VERSION
+
+        return VERSION
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,740 @@
+"""Starting runs and taking hold of them again: what the verbs and everybody's own tasks are made of.
+
+A target is a fabric Connection, a host's name (`db1`, `ops@db1:2222`, `local`) or a Host. A bare invoke Context is none: under `inv` it
+would mean this machine, under `fab` the other one.
+
+Everything here may be called from several threads; runs of one target share its connection.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import io
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypedDict, cast
+
+from . import history, ids
+from .agent import VERSION
+from .errors import CorraError, Misuse, NotFound, NotKilled, Unreachable
+from .follow import ANSWER_S, DEAD_AFTER_S, Event, Follow, Link, signal_name
+from .place import Agent, Refused, place
+from .program import Host, Program, Request, seconds, words
+from .runners import runner
+from .state import State
+from .stream import Output, Parser, Status
+from .verdict import ambiguous, duration, ended, not_started, refused, retold, typed
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .result import Result
+
+# What `wait` reads back for its Result; `Run.read` gives any part of the rest.
+OUTPUT_KEPT = 16 << 20
+# Beyond the grace: the host's own two seconds for KILL to work, and a slow line's answer.
+STOP_MARGIN_S = 30.0
+AT_ONCE = 32
+
+Stdin = str | bytes | IO[bytes] | IO[str] | None
+Watch = Callable[[Event], None]
+
+
+class Reach(TypedDict, total=False):
+    """How a host is reached: who logs in, whom sudo makes of them there, by what, and how patiently."""
+
+    user: str | None
+    as_user: str | None
+    via: str | None
+    config: Any
+    connect_timeout: float
+    accept_new_key: bool
+
+
+class How(Reach, total=False):
+    """What `start` and `run` may be told beside the command. Durations are seconds, or text such as `5m`."""
+
+    id: str | None
+    name: str | None
+    cwd: str | None
+    env: Mapping[str, str | None] | None
+    env_inherit: bool | Sequence[str]
+    secrets: Mapping[str, str] | None
+    stdin: Stdin
+    umask: int | None
+    merge: bool
+    timeout: float | str | None
+    grace: float | str | None
+    stop_signal: str | int | None
+    keep: float | str | None
+    wait_children: bool
+    spool: str | None
+    origin: Mapping[str, str] | None
+
+
+class Killed(NamedTuple):
+    """What `Run.kill` came to: `ended` when nothing is left, else the `survivors` ({pid, name, state, wchan})."""
+
+    ended: bool
+    survivors: tuple[Mapping[str, Any], ...]
+    state: State
+
+
+def agent_for(
+    target: Any,
+    *,
+    user: str | None = None,
+    as_user: str | None = None,
+    via: str | None = None,
+    config: Any = None,
+    connect_timeout: float = 15.0,
+    accept_new_key: bool = False,
+) -> Agent:
+    """Return the agent of `target`; nothing is connected before its first call. Raises TypeError for what is no target."""
+    if isinstance(target, Agent):
+        return target
+    connection = target if _is(target, "fabric.connection", "Connection") else None
+    if connection is None and _is(target, "invoke.context", "Context"):
+        raise TypeError(
+            "a Context is no target: it means this machine under inv and the other one under fab; "
+            'say which: "local", a host name, or a fabric Connection'
+        )
+    if connection is not None:
+        host = Host(connection.original_host, port=connection.port, login=connection.user, user=as_user)
+    elif isinstance(target, str):
+        host = Host.parse(target, login=user, user=as_user)
+    elif isinstance(target, Host):
+        host = replace(target, login=target.login or user, user=target.user or as_user)
+    else:
+        raise TypeError(f"not a target: {target!r} (a host name, a corra.Host or a fabric Connection)")
+    return place(
+        runner(
+            host,
+            via=via or "fabric",
+            config=config,
+            connect_timeout_s=connect_timeout,
+            accept_new_key=accept_new_key,
+        )
+    )
+
+
+def _is(value: object, module: str, name: str) -> bool:
+    """Return whether `value` is an instance of that class, without importing its module: who has an instance has imported it."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(value, kind)
+
+
+def me() -> dict[str, str]:
+    """Return who asks, for a State's `origin`."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a uid without a name, as in many containers
+        user = str(os.getuid())
+    return {"user": user, "host": os.uname().nodename, "version": VERSION}
+
+
+def _by() -> str:
+    origin = me()
+    return f"{origin['user']}@{origin['host']}"
+
+
+# Starting
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A run that is about to be started: its id is made, its host known, and nothing has been sent."""
+
+    agent: Agent
+    request: Request
+    payload: BinaryIO | None = None
+    via: str | None = None
+    connection: Any = None
+
+    def follow(self, *, stay: bool = True, **how: Any) -> Follow:
+        """Return the loop that starts it and, with `stay`, shows it to its end. `how`: what Follow takes."""
+        host, request = self.agent.host, self.request
+        history.remember(
+            history.Entry(request.prog_id, str(host), request.name, host.user, self.via, request.spool, tuple(request.program.argv))
+        )
+        return Follow(
+            self.agent,
+            request.prog_id,
+            start=request,
+            stay=stay,
+            payload=self.payload,
+            by=_by(),
+            told=_noter(request.prog_id),
+            **how,
+        )
+
+    @property
+    def run(self) -> Run:
+        return Run(
+            self.agent,
+            self.request.prog_id,
+            name=self.request.name,
+            spool=self.request.spool,
+            connection=self.connection,
+        )
+
+
+def _noter(prog_id: str) -> Callable[[State | None], None]:
+    """Return what keeps the history of that run up to date with what its follow is told."""
+    known: list[str] = []
+
+    def note(state: State | None) -> None:
+        if state is None:
+            history.forget(prog_id)
+        elif state.state not in known:
+            known.append(state.state)
+            history.note(prog_id, state.state)
+
+    return note
+
+
+def launch(
+    target: Any,
+    argv: Sequence[str],
+    *,
+    id: str | None = None,  # noqa: A002 - what it is called everywhere else
+    name: str | None = None,
+    cwd: str | None = None,
+    env: Mapping[str, str | None] | None = None,
+    env_inherit: bool | Sequence[str] = True,
+    secrets: Mapping[str, str] | None = None,
+    stdin: Stdin = None,
+    umask: int | None = None,
+    merge: bool = False,
+    timeout: float | str | None = None,
+    grace: float | str | None = None,
+    stop_signal: str | int | None = None,
+    keep: float | str | None = None,
+    wait_children: bool = False,
+    spool: str | None = None,
+    origin: Mapping[str, str] | None = None,
+    **reach: Unpack[Reach],
+) -> Launch:
+    """Return the Launch of `argv` on `target`. Raises Misuse for what no host could start. No I/O but reading `stdin`."""
+    if id is not None and not ids.is_valid(id):
+        raise Misuse(f"not an id: {id!r} (a-z, 0-9, '.', '_', '-', at most 64, the first a letter or digit)")
+    agent = agent_for(target, **reach)
+    if cwd is None and agent.host.is_local:
+        cwd = os.getcwd()
+    described, payload = _payload(stdin)
+    program = Program(
+        words(argv),
+        cwd=cwd,
+        env=dict(env or {}),
+        env_inherit=env_inherit if isinstance(env_inherit, bool) else tuple(env_inherit),
+        stdin=described,
+        umask=umask,
+        merge=merge,
+    )
+    request = Request(
+        id or ids.new_id(),
+        program,
+        name=name,
+        origin={**me(), **(origin or {})},
+        timeout_s=_seconds(timeout),
+        grace_s=_seconds(grace),
+        stop_signal=None if stop_signal is None else signal_name(stop_signal),
+        keep_s=_seconds(keep),
+        wait_children=wait_children,
+        secrets=dict(secrets or {}),
+        spool=spool,
+    )
+    connection = target if _is(target, "fabric.connection", "Connection") else None
+    return Launch(agent, request, payload, reach.get("via"), connection)
+
+
+def start(
+    target: Any,
+    argv: Sequence[str],
+    *,
+    reconnect_timeout: float | str | None = None,
+    watch: Watch | None = None,
+    **how: Unpack[How],
+) -> Run:
+    """Start `argv` on `target` and return as soon as the host has confirmed it.
+
+    The same `id` again is the same run, so a start that failed with MaybeStarted may be repeated with it. `watch` is given the
+    LinkDown and LinkUp of the meantime. Raises NotStarted, Unreachable, MaybeStarted, Misuse.
+    """
+    starting = launch(target, argv, **how)
+    follow = starting.follow(stay=False, reconnect_timeout_s=_seconds(reconnect_timeout))
+    for event in follow:
+        if watch is not None:
+            watch(event)
+    state = follow.state
+    if state is not None and state.state == "not_started":
+        raise not_started(state, str(follow.host))
+    return starting.run
+
+
+def run(
+    target: Any,
+    argv: Sequence[str],
+    *,
+    warn: bool = False,
+    hide: bool | str | None = None,
+    out_stream: Any = None,
+    err_stream: Any = None,
+    reconnect_timeout: float | str | None = None,
+    watch: Watch | None = None,
+    **how: Unpack[How],
+) -> Result:
+    """Start `argv` on `target`, show its output as it comes, and return its Result when it has ended.
+
+    `hide` (True, "out" or "err"), `warn`, `out_stream` and `err_stream` are Invoke's. A stream that takes bytes gets the program's
+    bytes; one that takes text gets them decoded as UTF-8. Ctrl-C leaves the program running.
+    Raises Failed, TimedOut and Lost unless `warn`; NotStarted, Unreachable, MaybeStarted, StillRunning, Misuse always.
+    """
+    hidden = _hidden(hide)
+    starting = launch(target, argv, **how)
+    follow = starting.follow(reconnect_timeout_s=_seconds(reconnect_timeout))
+    kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+    sinks = {
+        "stdout": None if "stdout" in hidden else _Sink(out_stream if out_stream is not None else sys.stdout),
+        "stderr": None if "stderr" in hidden else _Sink(err_stream if err_stream is not None else sys.stderr),
+    }
+    for event in follow:
+        if isinstance(event, Output):
+            stream = "stderr" if event.stream == "stderr" else "stdout"
+            kept[stream].append(event.data)
+            if (sink := sinks[stream]) is not None:
+                sink.write(event.data)
+        elif watch is not None:
+            watch(event)
+    for sink in sinks.values():
+        if sink is not None:
+            sink.end()
+    assert follow.state is not None
+    if follow.state.state == "not_started":
+        raise not_started(follow.state, str(follow.host))
+    out, err = (b"".join(kept[stream]).decode("utf-8", "replace") for stream in ("stdout", "stderr"))
+    result = _result(follow.state, follow.host, stdout=out, stderr=err, hide=hidden, connection=starting.connection)
+    error = ended(follow.state, str(follow.host), result)
+    if error is not None and not warn:
+        raise error
+    return result
+
+
+def _result(state: State, host: Host, **facts: Any) -> Result:
+    from .result import Result
+
+    return Result(state, host, **facts)
+
+
+def _seconds(value: float | str | None) -> float | None:
+    return seconds(value) if isinstance(value, str) else value
+
+
+def _hidden(hide: bool | str | None) -> tuple[str, ...]:
+    both = ("stdout", "stderr")
+    known = {None: (), False: (), True: both, "both": both, "out": both[:1], "stdout": both[:1], "err": both[1:], "stderr": both[1:]}
+    if hide not in known:
+        raise Misuse(f"not a stream to hide: {hide!r} (out, err or both)")
+    return known[hide]
+
+
+class _Sink:
+    """Where a program's bytes go: the binary side of a stream where it has one, else text."""
+
+    def __init__(self, stream: Any) -> None:
+        import codecs
+
+        self._stream = stream
+        self._binary = getattr(stream, "buffer", stream if isinstance(stream, (io.RawIOBase, io.BufferedIOBase)) else None)
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        if self._binary is not None and self._binary is not stream:
+            stream.flush()
+
+    def write(self, data: bytes) -> None:
+        if self._binary is None:
+            self._stream.write(self._decode(data))
+        else:
+            _write_all(self._binary, data)
+        self._flush()
+
+    def end(self) -> None:
+        if self._binary is None and (rest := self._decode(b"", True)):
+            self._stream.write(rest)
+            self._flush()
+
+    def _flush(self) -> None:
+        flush = getattr(self._binary if self._binary is not None else self._stream, "flush", None)
+        if flush is not None:
+            flush()
+
+
+def _write_all(stream: Any, data: bytes) -> None:
+    """Write all of `data`; a raw stream may take less at a time, and says how much."""
+    view = memoryview(data)
+    while view:
+        taken = stream.write(view)
+        view = view[len(view) if taken is None else taken :]
+
+
+def _payload(stdin: Stdin) -> tuple[dict[str, Any] | None, BinaryIO | None]:
+    """Return what Program says of `stdin`, and the bytes as a file that can be read again if the start has to be repeated."""
+    if stdin is None:
+        return None, None
+    if isinstance(stdin, (str, bytes)):
+        data = stdin.encode("utf-8", "surrogateescape") if isinstance(stdin, str) else stdin
+        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}, io.BytesIO(data)
+    source: Any = getattr(stdin, "buffer", stdin)
+    whole = hashlib.sha256()
+    if _is_regular(source):
+        begin = source.tell()
+        file = cast("BinaryIO", _From(source, begin) if begin else source)
+        size = _pour(file, whole)
+        file.seek(0)
+        return {"bytes": size, "sha256": whole.hexdigest()}, file
+    # A pipe gives its bytes once, and its length is known only at its end.
+    spooled = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - open until the run is confirmed, closed with the Launch
+    size = _pour(source, whole, spooled)
+    spooled.seek(0)
+    return {"bytes": size, "sha256": whole.hexdigest()}, spooled
+
+
+def _is_regular(source: Any) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(source.fileno()).st_mode) and source.seekable()
+    except (OSError, AttributeError, ValueError):
+        return False
+
+
+def _pour(source: Any, whole: Any, target: BinaryIO | None = None) -> int:
+    size = 0
+    while data := source.read(1 << 20):
+        data = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
+        whole.update(data)
+        size += len(data)
+        if target is not None:
+            target.write(data)
+    return size
+
+
+class _From(io.RawIOBase):
+    """A file from where it stood when it was given, as if that were its beginning."""
+
+    def __init__(self, source: BinaryIO, begin: int) -> None:
+        self._source, self._begin = source, begin
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._source.seek(offset + self._begin if whence == os.SEEK_SET else offset, whence) - self._begin
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._source.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+# Taking hold again
+
+
+def attach(
+    id: str | None = None,  # noqa: A002
+    host: Any = None,
+    *,
+    spool: str | None = None,
+    **reach: Unpack[Reach],
+) -> Run:
+    """Return the run that `id` (an id, a name or the beginning of a tail) means on `host`, the newest of mine without an id.
+
+    Without a host this machine's history knows it. Raises NotFound, Ambiguous, Unreachable and what else may go wrong on the way.
+    """
+    if host is None:
+        entry = recall(id)
+        # A name is the host's to resolve: since we last looked it may have been given to another run.
+        text = id if id is not None and id == entry.name else entry.prog_id
+        reach = {**reach, "via": reach.get("via") or entry.via, "as_user": reach.get("as_user") or entry.as_user}
+        return attach(text, entry.host, spool=spool or entry.spool, **reach)
+    agent = agent_for(host, **reach)
+    if id is None:
+        state = _newest_of_mine(agent, spool)
+    else:
+        state = State.from_json(_ask(agent, "status", {"prog_id": id}, text=id, spool=spool))
+    history.saw(agent.host, state, via=reach.get("via"), spool=spool)
+    connection = host if _is(host, "fabric.connection", "Connection") else None
+    return Run(agent, state.prog_id, name=state.name, spool=spool, connection=connection)
+
+
+def recall(text: str | None) -> history.Entry:
+    """Return the one run that `text` means in this machine's history, the newest for None. Raises NotFound, Ambiguous."""
+    if text is None:
+        newest = history.newest()
+        if newest is None:
+            raise NotFound(
+                "no run was started from here yet; say where to look:",
+                fate="NOT FOUND in this machine's history",
+                hint=[f"{typed()} ps --host HOST"],
+            )
+        return newest
+    found = history.find(text)
+    if len(found) > 1:
+        raise ambiguous(text, "", [entry.as_state() for entry in found], with_hosts=True)
+    if not found:
+        verb = f"{typed()} attach --host HOST {text}"
+        look = f"{typed()} ps --host {','.join(history.hosts()[:3]) or 'HOST'}"
+        raise NotFound(
+            "say where it runs:",
+            label=text,
+            fate="NOT FOUND in this machine's history",
+            hint=[f"{verb}       or look: {look}"],
+        )
+    return found[0]
+
+
+def _newest_of_mine(agent: Agent, spool: str | None) -> State:
+    mine = me()
+    runs = [State.from_json(each) for each in _ask(agent, "list", {}, spool=spool).get("runs", ())]
+    own = [state for state in runs if (state.origin or {}).get("user") == mine["user"] and (state.origin or {}).get("host") == mine["host"]]
+    if not own:
+        raise NotFound(f"none of the {len(runs)} runs there was started from here; say which", host=str(agent.host))
+    return max(own, key=lambda state: (state.start_time or "", state.prog_id))
+
+
+def ps(
+    hosts: Any,
+    *,
+    match: str | None = None,
+    spool: str | None = None,
+    **reach: Unpack[Reach],
+) -> list[State | CorraError]:
+    """Return the State of every run on `hosts`; for a host that can't tell, the error (Unreachable and the like) in their place.
+
+    `hosts` is one target or several; a State's `host` is the target's text, so that it can be typed.
+    """
+    targets = [hosts] if isinstance(hosts, (str, Host)) or not isinstance(hosts, Iterable) else list(hosts)
+    targets = [name for each in targets for name in (each.split(",") if isinstance(each, str) else [each]) if name]
+    request = {} if match is None else {"match": match}
+
+    def ask(target: Any) -> list[State | CorraError]:
+        try:
+            agent = agent_for(target, **reach)
+            answer = _ask(agent, "list", request, spool=spool)
+            return [replace(State.from_json(each), host=str(agent.host)) for each in answer.get("runs", ())]
+        except CorraError as error:
+            return [error]
+
+    if not targets:
+        return []
+    with ThreadPoolExecutor(min(AT_ONCE, len(targets))) as pool:
+        return [each for found in pool.map(ask, targets) for each in found]
+
+
+class Run:
+    """One run on one host, whoever started it. All methods may be called from any thread."""
+
+    def __init__(self, agent: Agent, prog_id: str, *, name: str | None = None, spool: str | None = None, connection: Any = None) -> None:
+        self.agent = agent
+        self.id = prog_id
+        self.name = name
+        self.connection = connection
+        self._spool = spool
+
+    @property
+    def host(self) -> Host:
+        return self.agent.host
+
+    @property
+    def label(self) -> str:
+        return ids.label(self.id, self.name)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.label} on {self.host}>"
+
+    def state(self) -> State:
+        """Return what the host says of it now."""
+        return self._noted(State.from_json(self._ask("status")))
+
+    def read(self, stream: str = "stdout", start: int = 0, end: int | None = None) -> bytes:
+        """Return the bytes from `start` to `end` (default: all there are now) of a stream. A broken link is made again once."""
+        parts: list[bytes] = []
+        at, stop = start, end
+        for last in (False, True):
+            try:
+                with _Closing(self._stream("read", {"stream": stream, "start": at, "end": stop})) as link:
+                    at, stop = int(link.reply["start"]), int(link.reply["end"])
+                    while at < stop:
+                        data = link.read(DEAD_AFTER_S)
+                        if not data:
+                            raise ConnectionError("the link was closed")
+                        parts.append(data)
+                        at += len(data)
+                return b"".join(parts)
+            except (ConnectionError, TimeoutError) as error:
+                self._relink(error, "read", last=last)
+        raise AssertionError
+
+    def follow(
+        self,
+        cursor: Mapping[str, int] | None = None,
+        *,
+        tail: int | None = None,
+        streams: Sequence[str] | None = None,
+        live: bool = True,
+        late: bool = False,
+        times: bool = False,
+        **how: Any,
+    ) -> Follow:
+        """Return its events from `cursor` (or the last `tail` lines) on, each byte once, to its end. `how`: the rest Follow takes."""
+        return Follow(
+            self.agent,
+            self.id,
+            cursor=cursor,
+            tail=tail,
+            streams=streams,
+            live=live,
+            late=late,
+            times=times,
+            spool=self._spool,
+            by=_by(),
+            told=_noter(self.id),
+            **how,
+        )
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self.follow())
+
+    def wait(self, timeout: float | str | None = None, *, output: bool = True) -> Result:
+        """Wait until it has ended and return its Result, whatever the end; `output`: with its stdout and stderr, at most 16 MiB of each.
+
+        Raises StillRunning when `timeout` is over first.
+        """
+        follow = self.follow(streams=[], timeout_s=_seconds(timeout))
+        for _ in follow:
+            pass
+        state = follow.state
+        assert state is not None
+        self.name = state.name
+        texts = {"stdout": "", "stderr": ""}
+        truncated = False
+        for stream, facts in (state.streams or {}).items() if output else ():
+            length = int(facts.get("length", 0))
+            truncated = truncated or length > OUTPUT_KEPT
+            data = self.read(stream, max(0, length - OUTPUT_KEPT), length) if length else b""
+            texts["stderr" if stream == "stderr" else "stdout"] = data.decode("utf-8", "replace")
+        return _result(state, self.host, truncated=truncated, connection=self.connection, hide=("stdout", "stderr"), **texts)
+
+    def signal(self, name: str | int) -> State:
+        """Send that one signal to the program, nothing after it, and return the State. Raises CorraError with fate NOT SENT."""
+        return self._noted(State.from_json(self._ask("signal", {"signal": signal_name(name), "by": _by()})["state"]))
+
+    def kill(
+        self,
+        signal: str | int | None = None,
+        grace: float | str = 10.0,
+        *,
+        told: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> Killed:
+        """Send `signal` (its own stop signal, TERM unless it has another), after `grace` seconds KILL to all its processes, and wait for it.
+
+        `grace=0` kills at once. `told` gets the host's first answer, {state, how, processes}, before the grace begins.
+        Raises NotKilled when the order could not be given or its end not be seen.
+        """
+        grace_s = _seconds(grace) or 0.0
+        request = {"signal": None if signal is None else signal_name(signal), "grace": grace_s, "by": _by()}
+        for last in (False, True):
+            try:
+                with _Closing(self._stream("stop", request)) as link:
+                    if told is not None:
+                        told(link.reply)
+                        told = None
+                    return self._killed(_last_word(link, grace_s + STOP_MARGIN_S))
+            except (ConnectionError, TimeoutError) as error:
+                self._relink(error, "stop", last=last)
+        raise AssertionError
+
+    def _killed(self, answer: Mapping[str, Any]) -> Killed:
+        state = self._noted(State.from_json(answer["state"]))
+        return Killed(bool(answer.get("ended")), tuple(answer.get("survivors", ())), state)
+
+    def _noted(self, state: State) -> State:
+        self.name = state.name
+        history.note(self.id, state.state)
+        return state
+
+    def _ask(self, verb: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return _ask(self.agent, verb, {"prog_id": self.id, **(request or {})}, text=self.id, label=self.label, spool=self._spool)
+
+    def _stream(self, verb: str, request: Mapping[str, Any]) -> Link:
+        whole = {"prog_id": self.id, "spool": self._spool, **request}
+        try:
+            return self.agent.stream(verb, {k: v for k, v in whole.items() if v is not None}, timeout_s=ANSWER_S)
+        except Refused as refusal:
+            raise refused(refusal.kind, refusal.facts, host=self.host, verb=verb, text=self.id, label=self.label) from refusal
+        except CorraError as error:
+            raise retold(error, verb=verb, label=self.label, prog_id=self.id) from error
+
+    def _relink(self, error: Exception, verb: str, *, last: bool) -> None:
+        """Let go of a link that has failed `verb`; raise if that was the last try."""
+        self.agent.close()
+        if last:
+            kind = NotKilled if verb == "stop" else Unreachable
+            raise retold(_silent(error, self.host, kind), verb=verb, label=self.label, prog_id=self.id) from error
+
+
+class _Closing:
+    """A link for the length of a `with`."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def __enter__(self) -> Link:
+        return self._link
+
+    def __exit__(self, *_: object) -> None:
+        self._link.close()
+
+
+def _last_word(link: Link, timeout_s: float) -> Mapping[str, Any]:
+    """Return the JSON of the last S frame of a link. Raises TimeoutError, ConnectionError when there is none."""
+    import time
+
+    parser, until, word = Parser(), time.monotonic() + timeout_s, None
+    while data := link.read(max(0.0, until - time.monotonic())):
+        for frame in parser.feed(data):
+            if isinstance(frame, Status):
+                word = frame.state
+    if word is None:
+        raise ConnectionError("the link was closed")
+    return word
+
+
+def _silent(error: Exception, host: Host, kind: type[CorraError] = Unreachable) -> CorraError:
+    why = f"no answer in {duration(ANSWER_S)}" if isinstance(error, TimeoutError) else f"link lost: {error}"
+    return kind(why, host=str(host))
+
+
+def _ask(
+    agent: Agent, verb: str, request: Mapping[str, Any], *, text: str = "", label: str = "", spool: str | None = None
+) -> dict[str, Any]:
+    """Return the host's answer. A call that goes silent is made once more, over a new link; a signal isn't, as it could arrive twice."""
+    whole = {**request, **({"spool": spool} if spool else {})}
+    for last in (verb == "signal", True):
+        try:
+            return agent.call(verb, whole, timeout_s=ANSWER_S)
+        except Refused as refusal:
+            raise refused(refusal.kind, refusal.facts, host=agent.host, verb=verb, text=text, label=label) from refusal
+        except CorraError as error:
+            raise retold(error, verb=verb, label=label or text, prog_id=text if ids.is_valid(text) else "") from error
+        except (ConnectionError, TimeoutError) as error:
+            agent.close()
+            if last:
+                raise retold(_silent(error, agent.host), verb=verb, label=label or text) from error
+    raise AssertionError

@@ -1,0 +1,526 @@
+"""Watching a run so that each byte comes once and in order, whatever the network does.
+
+The host holds the bytes, we hold the next offset of each stream (`Cursor`), and a link is only a way to get from the one to the other:
+whenever it breaks, falls silent or this machine has slept, it is dropped and made again from the cursor. Starting is the same loop:
+the start request goes out again with the same id until the host confirms it, and the host starts a run at most once.
+
+A connection that can't be made at the first try is an error at once (a typo in the host name shouldn't be retried for ever);
+after that nothing but the final State, `close()` or a limit the caller gave ends the loop.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import signal as signals
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol
+
+from . import ids
+from .errors import CorraError, MaybeStarted, Misuse, StillRunning
+from .place import Refused
+from .program import Host, Request
+from .state import State
+from .stream import Ack, Beat, Cursor, Gap, Output, Parser, Status
+from .verdict import duration, refused, retold
+
+PING_EVERY_S = 5.0
+DEAD_AFTER_S = 15.0
+ANSWER_S = 15.0
+
+# A suspended machine's clocks drift apart by the time it slept; a step of NTP may look the same and only costs one new link.
+SLEPT_S = 5.0
+# Looking at the clocks once a second notices a wake-up within that second and costs less than 0.01 % of a core.
+LOOK_EVERY_S = 1.0
+# The host's follow leaves when it has had no ping for 60 s. If we were away half as long (Ctrl-Z, a pager that doesn't scroll),
+# its leaving is nobody's fault and not worth a word.
+AWAY_S = 30.0
+
+_FIRST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 15.0
+
+
+class Link(Protocol):
+    """An open exec of the agent whose reply has come."""
+
+    @property
+    def reply(self) -> dict[str, Any]: ...
+    @property
+    def placed(self) -> int: ...
+    def read(self, timeout_s: float | None) -> bytes: ...
+    def send(self, data: bytes) -> None: ...
+    def close(self) -> None: ...
+
+
+class Agent(Protocol):
+    """The agent on one host, as `place` gives it."""
+
+    @property
+    def host(self) -> Host: ...
+    def call(self, verb: str, request: Mapping[str, Any], *, timeout_s: float = ...) -> dict[str, Any]: ...
+    def stream(self, verb: str, request: Mapping[str, Any], *, payload: BinaryIO | None = ..., timeout_s: float = ...) -> Link: ...
+    def close(self) -> None: ...
+
+
+class Clock:
+    """Time and chance, handed in so that a test needs neither."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def with_sleep(self) -> float:
+        """Return a clock that runs on while the machine is suspended, which `now` doesn't."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
+
+    def wait(self, event: threading.Event, timeout_s: float) -> None:
+        event.wait(timeout_s)
+
+    def random(self) -> float:
+        return random.random()  # noqa: S311 - spreads retries, guards nothing
+
+
+@dataclass(frozen=True)
+class LinkDown:
+    """There is no link and has been none for `since_s`; `attempt` to make one is next. The program isn't affected."""
+
+    since_s: float
+    error: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class LinkUp:
+    """The link is back, and nothing was missed."""
+
+    down_s: float
+
+
+@dataclass(frozen=True)
+class Tick:
+    """`tick_s` have passed: time to redraw."""
+
+
+Event = Output | Gap | Status | LinkDown | LinkUp | Tick
+
+
+class _Cut(Exception):
+    """A link that is no good any more. `quiet`: nobody needs to hear of it unless it can't be made again."""
+
+    def __init__(self, why: str, *, quiet: bool = False) -> None:
+        super().__init__(why)
+        self.quiet = quiet
+
+
+@dataclass(frozen=True)
+class _Down:
+    """Since when there has been no link, and which try to make one is next."""
+
+    at: float
+    quiet: bool
+    attempt: int = 1
+
+    def again(self) -> _Down:
+        return _Down(self.at, False, self.attempt + 1)
+
+
+class Follow:
+    """The events of one run, from the cursor on, until it has ended.
+
+    Iterate it in one thread; `signal` and `close` may be called from any. An iteration that an exception broke off (Ctrl-C) can be
+    taken up again by iterating anew: it goes on behind the last event that was handed out.
+
+    Raises Unreachable, HostKey, Auth and the other NotStarted for a first try that failed; MaybeStarted and StillRunning when
+    `reconnect_timeout_s` or `timeout_s` is over; NotFound and the like when the host refuses.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        prog_id: str,
+        *,
+        start: Request | None = None,
+        stay: bool = True,
+        payload: BinaryIO | None = None,
+        cursor: Mapping[str, int] | None = None,
+        tail: int | None = None,
+        streams: Sequence[str] | None = None,
+        live: bool = True,
+        late: bool = False,
+        times: bool = False,
+        spool: str | None = None,
+        dead_after_s: float = DEAD_AFTER_S,
+        reconnect_timeout_s: float | None = None,
+        timeout_s: float | None = None,
+        tick_s: float | None = None,
+        by: str = "",
+        told: Callable[[State | None], None] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`start`: start this first; `stay=False` then leaves as soon as the host has confirmed it. `payload` is its stdin, seekable.
+
+        `dead_after_s` of silence make a link dead; `timeout_s` limits the whole watch. `told` hears of each State, and None when `start`
+        has certainly started nothing.
+        """
+        self.prog_id = prog_id
+        self.host = agent.host
+        self.state: State | None = None
+        self.placed = 0
+        self._agent = agent
+        self._start = start
+        self._stay = stay
+        self._payload = payload
+        self._cursor = Cursor(cursor)
+        self._tail = tail
+        self._streams = None if streams is None else tuple(streams)
+        self._live = live
+        self._late = late
+        self._times = times
+        self._spool = spool if start is None else start.spool
+        self._by = by
+        self._told = told or (lambda _: None)
+        self._clock = clock or Clock()
+        self._dead_after_s = dead_after_s
+        self._ping_every_s = min(PING_EVERY_S, dead_after_s / 3)
+        self._reconnect_timeout_s = reconnect_timeout_s
+        self._tick_s = tick_s
+        self._deadline = None if timeout_s is None else self._clock.now() + timeout_s
+        self._timeout_s = timeout_s
+        self._tick_at = self._clock.now() + (tick_s or 0)
+        self._link: Link | None = None
+        self._parser = Parser()
+        self._before: dict[str, int] = {}
+        self._tried = self._useful = self._away = self._iterating = False
+        self._heard_at = self._ping_at = self._slept_s = 0.0
+        self._asked_at: float | None = None
+        self._closed = threading.Event()
+        self._wake = threading.Event()
+        self._order = itertools.count(1)
+        self._orders: dict[int, str] = {}
+        # Reentrant: a signal handler may call `signal` while its own thread is in here.
+        self._lock = threading.RLock()
+
+    @property
+    def cursor(self) -> dict[str, int]:
+        """The next offset of each stream, behind the last event handed out."""
+        return dict(self._cursor.offsets)
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the host has said that it knows the run."""
+        return self.state is not None
+
+    @property
+    def linked(self) -> bool:
+        """Whether a link is open at the moment."""
+        return self._link is not None
+
+    def __iter__(self) -> Iterator[Event]:
+        self._drop()
+        self._iterating = True
+        try:
+            yield from self._watch()
+        finally:
+            self._iterating = False
+            self._drop()
+
+    def signal(self, name: str | int) -> None:
+        """Send a signal to the program: over the open link, or else with the next one, or by a call of its own when nobody iterates.
+
+        The host acts on it at least once: an order whose link broke before it was acknowledged goes out again on the next.
+        """
+        word = signal_name(name)
+        with self._lock:
+            if self._iterating:
+                number = next(self._order)
+                self._orders[number] = word
+                if self._link is None:
+                    self._wake.set()
+                self._send_order(number)
+                return
+        request = {"prog_id": self.prog_id, "signal": word, "by": self._by, "spool": self._spool}
+        try:
+            self._agent.call("signal", {k: v for k, v in request.items() if v}, timeout_s=ANSWER_S)
+        except Refused as refusal:
+            raise self._explained(refusal.kind, refusal.facts, verb="signal") from refusal
+
+    def close(self) -> None:
+        """Stop watching; the program goes on. An iteration in another thread ends."""
+        self._closed.set()
+        self._wake.set()
+        self._drop()
+
+    # One link after the other
+
+    def _watch(self) -> Iterator[Event]:
+        down: _Down | None = None
+        fruitless = 0
+        while not self._closed.is_set():
+            try:
+                state = self._connect()
+                if down is not None and not down.quiet:
+                    yield LinkUp(self._clock.now() - down.at)
+                down = None
+                yield Status(state)
+                if not self._stay:
+                    return
+                yield from self._pump()
+                return
+            except _Cut as cut:
+                self._drop()
+                down = down.again() if down else _Down(self._clock.now(), cut.quiet)
+                fruitless = 1 if self._useful else fruitless + 1
+                since_s = self._clock.now() - down.at
+                self._give_up(since_s, str(cut))
+                if not down.quiet:
+                    yield LinkDown(since_s, str(cut), down.attempt)
+                yield from self._pause(fruitless)
+
+    def _connect(self) -> Mapping[str, Any]:
+        """Make a link and return the State it begins with."""
+        starting = self._start is not None and not self.confirmed
+        verb = "follow" if not starting else "run" if self._stay else "start"
+        first, self._tried, self._useful = not self._tried, True, False
+        if self._payload is not None:
+            self._payload.seek(0)
+        try:
+            link = self._agent.stream(
+                verb,
+                self._request(starting),
+                payload=self._payload if starting else None,
+                timeout_s=ANSWER_S if self._deadline is None else max(0.1, min(ANSWER_S, self._deadline - self._clock.now())),
+            )
+        except Refused as refusal:
+            if first and starting and refusal.kind != "conflict":
+                self._told(None)
+            raise self._explained(refusal.kind, refusal.facts, verb=verb) from refusal
+        except CorraError as error:
+            if first or isinstance(error, Misuse):
+                if starting:
+                    self._told(None)
+                raise retold(error, verb=verb, label=self._label if self.confirmed else "", prog_id=self.prog_id) from error
+            # Any of these may heal: a host key that changes in mid-run is shown and never accepted.
+            raise _Cut(error.why) from error
+        except (ConnectionError, TimeoutError) as error:
+            raise _Cut(str(error) or "no answer") from error
+        with self._lock:
+            self._link, self._parser = link, Parser()
+            for number in list(self._orders):
+                self._send_order(number)
+        self._heard_at = self._clock.now()
+        self._ping_at = self._heard_at + self._ping_every_s
+        self._asked_at = None
+        self._slept_s = self._sleep_so_far()
+        self._away = False
+        self.placed = self.placed or link.placed
+        if self.state is None and self._tail is not None:
+            self._before = {name: facts.get("length", 0) for name, facts in (link.reply.get("streams") or {}).items()}
+        try:
+            self.state = State.from_json(link.reply)
+        except ValueError as error:
+            raise self._stranger(error) from error
+        self._told(self.state)
+        return link.reply
+
+    def _request(self, starting: bool) -> dict[str, Any]:
+        offsets = dict(self._cursor.offsets)
+        if self._tail == 0 and self.confirmed:
+            offsets = {**self._before, **offsets}
+        follow: dict[str, Any] = {
+            "cursor": offsets or None,
+            "tail": self._tail if not offsets else None,
+            "streams": None if self._streams is None else list(self._streams),
+            "late": self._late or None,
+            "times": self._times or None,
+        }
+        if starting:
+            assert self._start is not None
+            whole = self._start.to_json()
+            return {**whole, **{k: v for k, v in follow.items() if v is not None}} if self._stay else whole
+        follow |= {"prog_id": self.prog_id, "live": self._live, "spool": self._spool}
+        return {k: v for k, v in follow.items() if v is not None}
+
+    def _drop(self) -> None:
+        with self._lock:
+            link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+    def _give_up(self, since_s: float, why: str) -> None:
+        """Raise if the caller's patience with a missing link is over."""
+        if self._reconnect_timeout_s is None or since_s < self._reconnect_timeout_s:
+            return
+        raise self._left(f"link lost {duration(since_s)} ago, given up: {why}")
+
+    def _left(self, why: str) -> CorraError:
+        """Return what to raise when we leave before the end."""
+        if self.state is None and self._start is not None:
+            return MaybeStarted(
+                f"link lost before {self.host} confirmed it",
+                hint=[f"safe to repeat, it starts at most once: the same command, --id {self.prog_id}"],
+                **self._facts,
+            )
+        return StillRunning(why, **self._facts)
+
+    def _pause(self, fruitless: int) -> Iterator[Event]:
+        """Wait before the next try, each time twice as long; an order, a wake-up of this machine or `close` cuts it short."""
+        # Half of it by chance: a hundred followers of a host that comes back must not knock in the same moment.
+        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(fruitless - 1, 10)) * (0.5 + self._clock.random() / 2)
+        until, slept_s = self._clock.now() + pause_s, self._sleep_so_far()
+        while not (self._wake.is_set() or self._closed.is_set()):
+            yield from self._clockwork()
+            if self._clock.now() >= until or self._sleep_so_far() - slept_s > SLEPT_S:
+                break
+            self._clock.wait(self._wake, self._nap(until))
+        self._wake.clear()
+
+    # One link
+
+    def _pump(self) -> Iterator[Event]:
+        """Hand out what the link brings until the run is over. Raises _Cut."""
+        final = last_was_status = False
+        while True:
+            yield from self._clockwork()
+            if self._closed.is_set():
+                return
+            self._keep_alive()
+            data = self._read()
+            if data is None:
+                continue
+            if not data:
+                if final or (last_was_status and not self._live):
+                    yield from self._shortfall(final)
+                    return
+                raise _Cut("the link was closed", quiet=self._away)
+            self._heard_at, self._asked_at = self._clock.now(), None
+            try:
+                for frame in self._parser.feed(data):
+                    last_was_status = isinstance(frame, Status)
+                    if isinstance(frame, (Output, Gap)):
+                        self._useful = True
+                        if self._tail is not None:
+                            self._cursor.offsets.setdefault(frame.stream, frame.offset if isinstance(frame, Output) else frame.start)
+                        yield from self._cursor.take(frame)
+                    elif isinstance(frame, Status):
+                        self.state = State.from_json(frame.state)
+                        self._told(self.state)
+                        final = self.state.ended
+                        if final and not self._late:
+                            yield from self._shortfall(final)
+                            yield frame
+                            return
+                        yield frame
+                    elif isinstance(frame, Beat):
+                        self._useful, self._away = True, False
+                    elif isinstance(frame, Ack):
+                        self._orders.pop(frame.number, None)
+                    else:
+                        raise self._explained(str(frame.error.get("error")), frame.error, verb="follow")
+            except ValueError as error:
+                raise self._stranger(error) from error
+
+    def _read(self) -> bytes | None:
+        """Return what has come, b"" at the end, None when it is time to look at the clock."""
+        link = self._link
+        if link is None:
+            raise _Cut("the link was closed")
+        try:
+            return link.read(self._nap(self._ping_at))
+        except TimeoutError:
+            return None
+        except ConnectionError as error:
+            raise _Cut(str(error) or "the link broke", quiet=self._away) from error
+
+    def _keep_alive(self) -> None:
+        """Ping when it is time to; raise _Cut when the other side has been silent for too long or this machine has slept."""
+        now = self._clock.now()
+        if self._sleep_so_far() - self._slept_s > SLEPT_S:
+            raise _Cut("this machine slept")
+        if now >= self._ping_at:
+            self._away = self._away or now - self._ping_at > AWAY_S
+            self._ping_at = now + self._ping_every_s
+            self._asked_at = now if self._asked_at is None else self._asked_at
+            self._send(b"P\n")
+        # Silence counts only behind a ping: whoever was stopped for a minute must first ask and read before it calls the other side dead.
+        asked_s = 0.0 if self._asked_at is None else now - self._asked_at
+        if now - self._heard_at >= self._dead_after_s and asked_s >= self._dead_after_s - self._ping_every_s:
+            raise _Cut(f"silent for {duration(now - self._heard_at)}", quiet=self._away)
+
+    def _send(self, data: bytes) -> None:
+        link = self._link
+        try:
+            if link is not None:
+                link.send(data)
+        except ConnectionError as error:
+            raise _Cut(str(error) or "the link broke", quiet=self._away) from error
+
+    def _send_order(self, number: int) -> None:
+        link = self._link
+        try:
+            if link is not None:
+                link.send(f"K {self._orders[number]} {number}\n".encode())
+        except ConnectionError:
+            # Whoever reads the link will find it broken and make another, over which the order goes again.
+            pass
+
+    def _shortfall(self, final: bool) -> Iterator[Output | Gap]:
+        """Yield a Gap for what the final State counts and nobody sent: a hole is never passed over in silence."""
+        if not final or self._tail is not None or self.state is None:
+            return
+        for stream, facts in (self.state.streams or {}).items():
+            at = self._cursor.offsets.get(stream, 0)
+            if facts.get("length", 0) > at and (self._streams is None or stream in self._streams):
+                yield from self._cursor.take(Gap(stream, at, facts["length"]))
+
+    # Time
+
+    def _sleep_so_far(self) -> float:
+        return self._clock.with_sleep() - self._clock.now()
+
+    def _nap(self, until: float) -> float:
+        """Return how long we may be idle before a clock has to be looked at: `until`, or before."""
+        now = self._clock.now()
+        ends = [now + LOOK_EVERY_S, until]
+        if self._tick_s:
+            ends.append(self._tick_at)
+        if self._deadline is not None:
+            ends.append(self._deadline)
+        return max(0.0, min(ends) - now)
+
+    def _clockwork(self) -> Iterator[Tick]:
+        """Yield a Tick when one is due. Raises StillRunning when the caller's time is over."""
+        now = self._clock.now()
+        if self._deadline is not None and now >= self._deadline:
+            raise self._left(f"not over after {duration(self._timeout_s or 0)}")
+        if self._tick_s and now >= self._tick_at:
+            self._tick_at = now + self._tick_s
+            yield Tick()
+
+    # Words
+
+    @property
+    def _label(self) -> str:
+        return self.state.label if self.state else ids.label(self.prog_id, self._start.name if self._start else None)
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        return {"host": str(self.host), "prog_id": self.prog_id, "label": self._label}
+
+    def _explained(self, kind: str, facts: Mapping[str, Any], *, verb: str) -> CorraError:
+        return refused(kind, facts, host=self.host, verb=verb, text=self.prog_id, label=self._label, start=self._start)
+
+    def _stranger(self, error: ValueError) -> CorraError:
+        kind = StillRunning if self.confirmed else MaybeStarted
+        return kind(f"{self.host} doesn't speak corra's protocol: {error}", **self._facts)
+
+
+def signal_name(name: str | int) -> str:
+    """Return `HUP` for `HUP`, `SIGHUP`, `hup` or 1. Raises Misuse for what is no signal."""
+    try:
+        if isinstance(name, int) or name.isdecimal():
+            return signals.Signals(int(name)).name.removeprefix("SIG")
+        return signals.Signals["SIG" + name.upper().removeprefix("SIG")].name.removeprefix("SIG")
+    except (KeyError, ValueError):
+        raise Misuse(f"not a signal: {name!r} (say HUP, INT, TERM, USR1 or a number)", fate="NOT SENT") from None
