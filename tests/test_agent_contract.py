@@ -1,0 +1,129 @@
+"""What the agent promises about itself: one file, standard library only, Python 3.6, silent, and small when it waits."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+AGENT = Path(__file__).resolve().parent.parent / "corra" / "agent.py"
+SOURCE = AGENT.read_text()
+TREE = ast.parse(SOURCE)
+LINES_MAX = 1600
+SECTION_MAX = 150
+
+# Free or nearly so: C modules, and what every Python has loaded anyway. A guard that sleeps for weeks pays for each of them.
+LIGHT = {"ctypes", "errno", "fcntl", "marshal", "os", "resource", "select", "struct", "sys", "time", "zlib", "_signal", "_socket"}
+# Only where a verb needs them, in a process that ends with its answer.
+LATE = LIGHT | {"json", "pwd", "gc", "stat", "_sha256", "_sha2", "hashlib", "importlib"}
+
+
+def imported(body: list[ast.stmt] | ast.Module) -> set[str]:
+    found = set()
+    for node in ast.walk(body) if isinstance(body, ast.Module) else body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def pythons() -> list[str]:
+    """The Pythons on this machine that the agent may meet on a host."""
+    names = [f"python3.{minor}" for minor in range(6, 15)]
+    found = [path for path in map(shutil.which, names) if path and works(path)]
+    found += sorted(str(path) for path in Path.home().glob(".pyenv/versions/3.*/bin/python3") if works(str(path)))
+    return sorted(set(found))
+
+
+def works(python: str) -> bool:
+    """Whether it is a Python and not a shim that has none to offer."""
+    return subprocess.run([python, "-c", "0"], capture_output=True, check=False).returncode == 0
+
+
+def version(python: str) -> tuple[int, int]:
+    out = subprocess.check_output([python, "-ISE", "-c", "import sys; print(*sys.version_info[:2])"])
+    major, minor = map(int, out.split())
+    return major, minor
+
+
+PYTHONS = {version(python): python for python in pythons()}
+
+
+def test_it_imports_only_the_standard_library_and_little_of_it():
+    assert imported(TREE) <= LATE
+    assert imported(TREE) <= set(sys.stdlib_module_names) | {"_sha256", "_sha2"}
+
+
+def test_what_is_imported_at_the_top_costs_a_waiting_guard_next_to_nothing():
+    assert imported(TREE.body) <= LIGHT
+
+
+def test_it_is_written_in_the_language_of_python_3_6():
+    ast.parse(SOURCE, feature_version=(3, 6))
+    newer = (ast.NamedExpr, ast.Match, getattr(ast, "TryStar", ast.Match))
+    assert [node.lineno for node in ast.walk(TREE) if isinstance(node, newer)] == []
+    assert [node.args for node in ast.walk(TREE) if isinstance(node, ast.arguments) and node.posonlyargs] == []
+    # f"{x=}" parses under any feature_version; what it leaves in the tree is the text "x=" before the value.
+    assert not re.search(r"""f["'][^"']*\{[^{}"']*[^=!<>]=\}""", SOURCE)
+
+
+@pytest.mark.parametrize("python", [pytest.param(path, id="{}.{}".format(*key)) for key, path in sorted(PYTHONS.items())])
+def test_each_python_on_this_machine_compiles_and_imports_it_in_silence(python, tmp_path):
+    shutil.copy(AGENT, tmp_path / "agent.py")
+    done = subprocess.run(
+        [python, "-W", "error", "-Ic", "import sys; sys.path.insert(0, '.'); import agent; sys.exit(agent.PROTOCOL != 1)"],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+        env={"PATH": os.environ["PATH"]},
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_the_oldest_python_it_promises_is_tried_where_there_is_one():
+    if (3, 6) not in PYTHONS:
+        pytest.skip("no Python 3.6 on this machine; the grammar was checked")
+    subprocess.run([PYTHONS[3, 6], "-c", f"compile(open({str(AGENT)!r}, encoding='utf-8').read(), 'agent.py', 'exec')"], check=True)
+
+
+def test_importing_it_does_nothing():
+    allowed = (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.ClassDef, ast.If)
+    assert [node.lineno for node in TREE.body if not isinstance(node, allowed)] == []
+    assert [node.lineno for node in TREE.body if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant)] == []
+
+
+def test_its_version_is_the_packages():
+    from importlib.metadata import version as installed
+
+    import corra
+
+    assert re.fullmatch(r"\d+\.\d+\.\d+", corra.__version__)
+    assert installed("corra") == corra.__version__
+
+
+def sections() -> dict[str, int]:
+    """The length of each section in lines, by its banner."""
+    lines = SOURCE.splitlines()
+    starts = [(number, line.strip("# =")) for number, line in enumerate(lines) if line.startswith("# ====")]
+    ends = [number for number, _ in starts[1:]] + [len(lines)]
+    return {name: end - start for (start, name), end in zip(starts, ends, strict=True)}
+
+
+def test_its_first_screen_is_the_whole_contract():
+    text = ast.get_docstring(TREE) or ""
+    for word in ("stdin", "stdout", "Exit code", "program.json", "Python 3.6", "signal", "follow", "list"):
+        assert word in text
+    assert len(text.splitlines()) <= 50
+
+
+def test_it_is_short_enough_to_be_read_in_one_go():
+    assert len(SOURCE.splitlines()) <= LINES_MAX
+    assert {name: length for name, length in sections().items() if length > SECTION_MAX} == {}
