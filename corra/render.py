@@ -1,0 +1,278 @@
+"""Facts in, words out: what a run's state is called, how long and how much, the table of runs, the screen of one. Pure: no clock, no I/O.
+
+Foreign text (a name, a host's message, a command) goes through `visible`, so that no line of corra's holds a control character.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import unicodedata
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+from . import ids
+from .state import State, exit_code
+from .verdict import duration, ended
+
+DONE = "done"
+STARTED = "started"
+STILL_RUNNING = "STILL RUNNING"
+# The fates that say all is well: said only to a person who looks.
+QUIET = frozenset({DONE, STARTED})
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_SIZES = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+
+
+def visible(text: str) -> str:
+    """Return `text` with every control character, line end, bidi override and lone surrogate made visible: fit for one line on any terminal."""
+    shown = _CONTROL.sub(lambda match: _caret(match.group()), text)
+    return shown.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _caret(char: str) -> str:
+    code = ord(char)
+    if code < 0x20 or code == 0x7F:
+        return "^" + chr(code ^ 0x40)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+# -- How long, how much, when
+
+
+def span(seconds: float) -> str:
+    """Return a duration that somebody chose: `2 h`, `10 s`, `0.5 s`."""
+    return f"{seconds:g} s" if seconds < 60 else duration(seconds)
+
+
+def clock(seconds: float) -> str:
+    """Return `0:02` or `0:41:07`, for a figure that moves."""
+    whole = int(max(0.0, seconds))
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if whole >= 600 else f"{whole // 60}:{whole % 60:02}"
+
+
+def size(count: int) -> str:
+    """Return `4 B`, `61 kB`, `1.2 MB`: decimal units, as disks and networks are sold."""
+    amount = float(count)
+    for unit in _SIZES:
+        if amount < 999.5 or unit == _SIZES[-1]:
+            return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}" if amount < 9.95 else f"{amount:.0f} {unit}"
+        amount /= 1000
+    return f"{count} B"
+
+
+def when(text: str | None) -> datetime | None:
+    """Read a State's time, as local time with its offset; None for what isn't one."""
+    if not text:
+        return None
+    try:
+        # 3.10's fromisoformat doesn't know the Z that any other writer of JSON may use.
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return moment.astimezone()
+
+
+def moment(text: str | None, now: datetime) -> str:
+    """Return `04:02` for today, `Sat 03:10` for this week, `9 Nov` before that."""
+    then = when(text)
+    if then is None:
+        return "an unknown time"
+    if then.date() == now.astimezone().date():
+        return f"{then:%H:%M}"
+    return f"{then:%a %H:%M}" if timedelta() <= now - then < timedelta(days=7) else f"{then.day} {then:%b}"
+
+
+def since(text: str | None, now: datetime) -> float | None:
+    """Return the seconds between a State's time and `now`, never less than none."""
+    then = when(text)
+    return None if then is None else max(0.0, (now - then).total_seconds())
+
+
+def host_now(state: State, now: datetime) -> datetime:
+    """Return what the host's clock said when it sent `state` of an open run: its clock may differ from ours, and ages must not."""
+    started = when(state.start_time)
+    return now if started is None or state.elapsed is None or state.ended else started + timedelta(seconds=state.elapsed)
+
+
+# -- What became of it
+
+
+def fate(state: State, host: str = "", *, now: datetime | None = None) -> tuple[str, str]:
+    """Return (FATE, why) of a run. With `now` it ended before we looked, and the line says when."""
+    took = "" if state.elapsed is None else duration(state.elapsed)
+    if not state.ended:
+        return STILL_RUNNING, f"for {took}" if took else ""
+    at = f" at {moment(state.end_time, now)}" if now is not None and state.end_time else ""
+    bad = ended(state, host or state.host, SimpleNamespace())  # the words alone, no Result
+    if bad is None:
+        return DONE, f"exit 0{at}" + (f" after {took}" if took else "")
+    return bad.fate, bad.why + ("," + at if at and state.state == "exited" else "")
+
+
+def word(state: State) -> str:
+    """Return the state in the table: `running`, `done`, `FAILED 2`, `KILLED`."""
+    if not state.ended:
+        return state.state
+    told = fate(state)[0]
+    return f"{told} {state.return_code}" if told == "FAILED" and state.return_code is not None else told
+
+
+def went_well(state: State) -> bool:
+    return state.state == "exited" and exit_code(state) == 0
+
+
+# -- The table of runs
+
+HEAD = ("ID", "NAME", "HOST", "STATE", "FOR", "OUTPUT", "BY", "COMMAND")
+
+
+def order(states: Sequence[State]) -> list[State]:
+    """Return what runs first, the newest of each on top."""
+    return sorted(states, key=lambda state: (not state.ended, state.start_time or "", state.prog_id), reverse=True)
+
+
+def row(state: State, now: datetime, host: str = "") -> tuple[str, ...]:
+    """Return one run's cells of the table."""
+    there = host_now(state, now)
+    silent = since(state.last_output_time, there)
+    over = since(state.end_time, now)
+    age = "-" if over is None else f"{_short(over)} ago"
+    return (
+        visible(ids.short(state.prog_id)),
+        visible(state.name or "-"),
+        visible(host or state.host or "-"),
+        visible(word(state)),
+        age if state.ended else _short(state.elapsed or 0.0),
+        "-" if state.ended or silent is None else f"{_short(silent)} ago",
+        visible(str((state.origin or {}).get("user") or "-")),
+        visible(shlex.join(state.argv)),
+    )
+
+
+def _short(seconds: float) -> str:
+    """Return a duration for a narrow column: `4 s`, `2 h 11 m`."""
+    return f"{int(seconds)} s" if seconds < 60 else duration(seconds).replace("min", "m")
+
+
+def table(rows: Sequence[Sequence[str]], width: int | None = None, head: Sequence[str] = HEAD) -> list[str]:
+    """Return the lines of a table whose last column is cut with `..` where it passes `width`."""
+    everything = [head, *rows]
+    widths = [max(_width(line[i]) for line in everything) for i in range(len(head) - 1)]
+    lines = []
+    for line in everything:
+        start = "".join(cell + " " * (most - _width(cell) + 2) for cell, most in zip(line, widths, strict=False))
+        lines.append(cut(start + line[-1], width))
+    return lines
+
+
+def _width(text: str) -> int:
+    """Return how many columns `text` takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def cut(text: str, width: int | None) -> str:
+    """Return `text` in at most `width` columns, with `..` in place of what doesn't fit."""
+    if width is None or _width(text) <= width:
+        return text
+    while text and _width(text) > width - 2:
+        text = text[:-1]
+    return text + ".."
+
+
+# -- The screen of one run
+
+
+def status(state: State, now: datetime) -> list[str]:
+    """Return the lines of `status`: what, since when, how much it said, what it is made of."""
+    there = host_now(state, now)
+    who = f" as {state.user}" if state.user else ""
+    told, why = ("running", f"for {duration(state.elapsed or 0.0)}") if not state.ended else fate(state, now=now)
+    joint = " " if not state.ended else ": "
+    lines = [visible(f"{state.label} on {state.host}{who}: ") + f"{told}{joint}{why}"]
+    facts: list[tuple[str, str]] = [("command", shlex.join(state.argv) + (f"   in {state.cwd}" if state.cwd else ""))]
+    if started := when(state.start_time):
+        facts.append(("started", f"{started:%Y-%m-%d %H:%M:%S} {_offset(started)}{_by(state.origin)}"))
+    if over := when(state.end_time):
+        facts.append(("ended", f"{over:%Y-%m-%d %H:%M:%S} {_offset(over)}"))
+    facts.append(("output", _output(state, there)))
+    if state.blocked:
+        facts.append(("blocked", str(state.blocked.get("reason") or state.blocked.get("message") or "held back: no room on the disk")))
+    if not state.ended:
+        facts.append(("process", _process(state)))
+    if state.stragglers:
+        named = ", ".join(f"{each.get('pid')} {each.get('name', '')}".strip() for each in state.stragglers[:3])
+        facts.append(("left over", f"{len(state.stragglers)} processes hold its output open: {named}"))
+    for sent in state.signals_sent[-3:]:
+        sender = f" by {sent['by']}" if sent.get("by") else ""
+        facts.append(("signal", f"{_plain(str(sent.get('signal')))} at {moment(sent.get('time'), now)}{sender}"))
+    if state.ended and (usage := state.rusage):
+        facts.append(("used", _used(usage)))
+    facts.append(("id", state.prog_id))
+    if state.spool:
+        facts.append(("spool", state.spool))
+    return [*lines, *(f"  {name:<9}{visible(text)}" for name, text in facts)]
+
+
+def _plain(signal: str) -> str:
+    return signal.removeprefix("SIG")
+
+
+def _offset(then: datetime) -> str:
+    text = f"{then:%z}"
+    return f"{text[:3]}:{text[3:]}"
+
+
+def _by(origin: Mapping[str, Any] | None) -> str:
+    if not origin or not origin.get("user"):
+        return ""
+    ticket = origin.get("ticket") or origin.get("runbook")
+    return f" by {origin['user']}" + (f"@{origin['host']}" if origin.get("host") else "") + (f", {ticket}" if ticket else "")
+
+
+def _output(state: State, there: datetime) -> str:
+    amounts = [f"{name} {size(facts.get('length', 0))}" for name, facts in sorted((state.streams or {}).items(), reverse=True)]
+    dropped = sum(facts.get("dropped", 0) for facts in (state.streams or {}).values())
+    if dropped:
+        amounts.append(f"{size(dropped)} dropped")
+    silent = since(state.last_output_time, there)
+    if silent is not None:
+        amounts.append(f"last {_short(silent)} ago")
+    return ", ".join(amounts) or "none yet"
+
+
+def _process(state: State) -> str:
+    guards = {"ok": "guards ok", "stopped": "its guards are STOPPED", "gone": "its guards are GONE"}.get(state.supervisor, state.supervisor)
+    return (f"pid {state.pid}, " if state.pid else "") + guards
+
+
+def _used(usage: Mapping[str, Any]) -> str:
+    seconds = float(usage.get("ru_utime") or usage.get("utime") or 0) + float(usage.get("ru_stime") or usage.get("stime") or 0)
+    memory = usage.get("ru_maxrss") or usage.get("maxrss")
+    return f"{duration(seconds)} of CPU" + (f", {size(int(memory) * 1024)} at most" if memory else "")
+
+
+# -- The live line
+
+
+def live(label: str, host: str, *, elapsed: float, amount: int, silent: float | None, width: int) -> str:
+    """Return the line that is redrawn while a run is watched."""
+    said = "no output yet" if silent is None else f"output {_short(silent)} ago"
+    return _spread(f"{label} {host}  running  {clock(elapsed)}  {size(amount)}  {said}", "Ctrl-C: detach", width)
+
+
+def live_without_link(label: str, host: str, *, since_s: float, tries: int, width: int) -> str:
+    """Return the live line while the link is down."""
+    return _spread(f"{label} {host}  LINK LOST {duration(since_s)} ago, program unaffected; connecting (try {tries})", "", width)
+
+
+def _spread(left: str, right: str, width: int) -> str:
+    left = visible(left)
+    room = width - _width(left) - len(right)
+    return left + " " * room + right if right and room >= 2 else cut(left, width)

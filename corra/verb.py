@@ -1,0 +1,386 @@
+"""`Verb`: the one Task class behind every verb, and the command line Invoke's parser can't read.
+
+Invoke has no optional positionals, splits nothing after `--`, runs `inv kill --help` as a kill of "--help", swallows `-w` in silence, takes a
+list flag without its value, and takes the second value of `-s TERM -s KILL x` for an id (all tried). So a Verb reads its own words, from
+sys.argv, and gives Invoke one positional that eats exactly as many tokens: Invoke still decides which tasks run, in which order. Nothing is
+refused while parsing: a word of another task may look like a verb, and only a verb that is really called has anything to refuse.
+
+A verb's words end at `--`, or at the name of another verb, so that `inv wait a status b` does what it says; a first id is always an id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from invoke.collection import Collection
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.parser.argument import Argument
+from invoke.parser.context import ParserContext
+from invoke.parser.parser import Parser
+from invoke.program import Program
+from invoke.tasks import Task
+
+from .errors import CorraError, Misuse
+
+# Core flags of Invoke that take the next word: to be stepped over before the verb, and refused with it after the verb.
+_CORE_WITH_VALUE = frozenset({"-T", "--command-timeout", "-f", "--config", "--hide", "-D", "--list-depth", "-F", "--list-format"})
+_CORE_WITH_VALUE |= {"-c", "--collection", "-r", "--search-root", "--print-completion-script"}
+# With one of these before the verb, Invoke shows something and runs nothing.
+_CORE_SHOWS = frozenset({"-h", "--help", "-l", "--list", "-V", "--version", "--print-completion-script"})
+
+_COMPLETED = 50  # the newest; more would scroll by
+
+VERBS: dict[str, Verb] = {}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag of a verb. `read` makes its value of the text and raises ValueError or Misuse; without it the flag is a switch."""
+
+    names: tuple[str, ...]
+    help: str
+    read: Callable[[str], Any] | None = None
+    default: Any = None
+    many: bool = False
+    attr: str = ""
+
+    @property
+    def key(self) -> str:
+        return self.attr or self.names[0].replace("-", "_")
+
+    @property
+    def typed(self) -> tuple[str, ...]:
+        return tuple(_dashed(name) for name in self.names)
+
+    def argument(self) -> Argument:
+        """Return what Invoke's help and completion need to know."""
+        kind: Any = list if self.many else str if self.read else bool
+        return Argument(names=self.names, kind=kind, help=self.help, default=False if kind is bool else None, attr_name=self.attr or None)
+
+
+def switch(*names: str, help: str, attr: str = "") -> Flag:  # noqa: A002 - Invoke's own word for it
+    return Flag(names, help, default=False, attr=attr)
+
+
+def option(*names: str, help: str, read: Callable[[str], Any] = str, default: Any = None, attr: str = "") -> Flag:  # noqa: A002
+    return Flag(names, help, read, default, attr=attr)
+
+
+def listing(*names: str, help: str, read: Callable[[str], Any] = str, attr: str = "") -> Flag:  # noqa: A002
+    return Flag(names, help, read, [], many=True, attr=attr)
+
+
+# What every verb has: Invoke's own -e, -R and --hide are honoured behind the verb as well as before it.
+_COMMON = (
+    switch("json", help="One JSON object per line on stdout, errors too."),
+    switch("quiet", "q", help="Say nothing on stderr unless something is wrong."),
+    switch("dry", "R", help="Say what would be done; ask no host."),
+    switch("echo", "e", help="Say what is done before doing it."),
+    option("hide", help="Hide the program's stdout, stderr or both."),
+    switch("help", "h", help="Show this and exit."),
+)
+
+
+class Given(SimpleNamespace):
+    """What was given to a verb: an attribute per flag, `ids`, and for `run` the `argv`."""
+
+    ids: list[str]
+    argv: list[str]
+    refusal: str = ""
+
+
+@dataclass
+class Line:
+    """A verb's words as typed: what they mean, how many of Invoke's tokens they are, and what is wrong with them."""
+
+    given: Given
+    tokens: int = 0
+    refusal: str = ""
+    words: list[tuple[int, str]] = field(default_factory=list)
+
+    def refuse(self, why: str) -> None:
+        """Note what is wrong; the first thing is what is said."""
+        self.refusal = self.refusal or why
+
+
+class _Tokens(Argument):
+    """The positional that eats as many tokens as the verb's words are, whatever they look like, and then has the words' meaning."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._left = line.tokens
+        super().__init__(name="given", positional=True)
+
+    @property
+    def value(self) -> Any:
+        return None if self._left > 0 else self._line.given
+
+    @value.setter
+    def value(self, arg: str) -> None:
+        self._left -= 1
+
+
+class Verb(Task):  # type: ignore[type-arg]
+    """A task whose body is called as `body(c, given)`; `fate` opens its refusals, `ids` says whether it takes any,
+    `command` whether it takes a command after `--`.
+    """
+
+    def __init__(self, body: Callable[[Context, Given], Any], *, flags: Sequence[Flag], ids: bool, command: bool, fate: str) -> None:
+        super().__init__(body, positional=[])
+        theirs = {name for flag in flags for name in flag.names}
+        self.flags = (*flags, *(flag for flag in _COMMON if not theirs & {*flag.names[:1]}))
+        self.ids = ids
+        self.command = command
+        self.fate = fate
+        VERBS[self.name] = self
+
+    # -- Invoke asks for the arguments of every task before it parses a line, prints a help or completes a word.
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        words = list(map(str, sys.argv[1:]))
+        if "--complete" in words[: _end(words)]:
+            self._complete(words[_end(words) + 1 :])
+        elif (start := self._start(words)) is not None:
+            return [_Tokens(self.read(words[start : _end(words)], command=words[_end(words) + 1 :] if "--" in words else None))]
+        return [flag.argument() for flag in self.flags]
+
+    def _start(self, words: Sequence[str]) -> int | None:
+        """Return where this verb's words begin in the command line, or None where the verb isn't called."""
+        at = 0
+        while at < _end(words):
+            word = words[at]
+            if word.partition("=")[0] in _CORE_SHOWS:
+                return None
+            if word.rpartition(".")[2] == self.name:
+                return at + 1
+            at += 2 if word in _CORE_WITH_VALUE else 1
+        return None
+
+    # -- Reading
+    def read(self, words: Sequence[str], command: Sequence[str] | None = None) -> Line:
+        """Read the words after the verb; `command` is what follows `--`, None where there is no `--`."""
+        given = Given(
+            ids=[], argv=list(command or ()), **{flag.key: list(flag.default) if flag.many else flag.default for flag in self.flags}
+        )
+        line = Line(given)
+        known = {name: flag for flag in self.flags for name in flag.typed}
+        seen: set[str] = set()
+        todo = deque(enumerate(words))
+        while todo:
+            at, word = todo.popleft()
+            name, value, rest = _cut(word, known)
+            if name is None:
+                # A first word is an id even if a verb is called so; after it, a verb's name begins that verb's own line.
+                if word in VERBS and word != self.name and not self.command and (line.words or not self.ids):
+                    words, command = words[:at], None
+                    break
+                line.words.append((at, word))
+                given.ids.append(word)
+                if self.command:
+                    break
+                continue
+            flag = known.get(name)
+            if flag is None:
+                line.refuse(f"{self.name} has no {name};  {program()} --help {self.name} lists its flags")
+                if name in _CORE_WITH_VALUE and value is None and todo:
+                    todo.popleft()
+            elif flag.read is None:
+                setattr(given, flag.key, True)
+                if value is not None:
+                    line.refuse(f"{name} takes no value")
+                if rest:
+                    todo.appendleft((at, "-" + rest))
+            else:
+                if value is None and todo and todo[0][1] not in known:
+                    value = todo.popleft()[1]
+                line.refuse(_take(given, flag, name, value, seen))
+        line.tokens = sum(map(_tokens, words))
+        self._judge(line, words, command)
+        given.refusal = line.refusal
+        return line
+
+    def _judge(self, line: Line, words: Sequence[str], command: Sequence[str] | None) -> None:
+        """Refuse what is wrong with the line as a whole."""
+        if not self.command:
+            if line.words and not self.ids:
+                line.refuse(f"{self.name} takes no word: {line.words[0][1]!r};  a host is  {program()} {self.name} --host HOST")
+            if command is not None:
+                line.refuse(f"{self.name} takes no -- and no command")
+        elif line.words and command is None:
+            at = line.words[0][0]
+            line.refuse(f"no -- before the command:  {shlex.join([program(), self.name, *words[:at], '--', *words[at:]])}")
+        elif line.words:
+            line.refuse(f"{line.words[0][1]!r} stands before the --;  the command goes after it")
+        elif not command and not line.given.help:
+            line.refuse(f"no command:  {shlex.join([program(), self.name, *words])} -- COMMAND")
+
+    # -- Calling
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the verb: as Invoke does, with what was read of the command line, or as `kill(c, "k7m2qx", grace="0s")` from Python."""
+        context = args[0] if args else None
+        if not isinstance(context, Context):
+            raise TypeError(f"{self.name} is a task: its first argument is the Context, not {type(context).__name__}")
+        given = kwargs["given"] if isinstance(kwargs.get("given"), Given) else self._from_python(args[1:], kwargs)
+        if given.help:
+            self.show_help()
+            return None
+        for name in ("dry", "echo"):
+            setattr(given, name, bool(getattr(given, name) or context.config.run.get(name)))
+        given.hide = given.hide or context.config.run.get("hide")
+        self.times_called += 1
+        return self.perform(context, given)
+
+    def perform(self, context: Context, given: Given) -> Any:
+        """Call the body; whatever goes wrong is said by the Screen, and only its exit code goes on to Invoke."""
+        from .screen import Screen
+
+        screen = given.screen = Screen(json=given.json, quiet=given.quiet, raw=bool(getattr(given, "raw", False)))
+        code = 0
+        try:
+            if given.refusal:
+                raise Misuse(given.refusal, fate=self.fate)
+            code = self.body(context, given) or 0
+        except CorraError as error:
+            screen.error(error)
+            code = error.code
+        except KeyboardInterrupt:
+            screen.close()
+            die_of("SIGINT")
+        finally:
+            screen.close()
+        if code:
+            raise Exit(code=code)
+
+    def _from_python(self, ids: Sequence[str], flags: Mapping[str, Any]) -> Given:
+        line = self.read([], command=flags.get("argv") or ["-"])
+        known = {flag.key: flag for flag in self.flags}
+        line.given.ids = [*ids, *flags.get("ids", ())]
+        line.given.argv = list(flags.get("argv") or ())
+        for name, value in flags.items():
+            if name in ("ids", "argv"):
+                continue
+            if name not in known:
+                raise TypeError(f"{self.name}() got an unexpected keyword argument {name!r}")
+            read = known[name].read
+            setattr(line.given, name, read(value) if read and isinstance(value, str) and not known[name].many else value)
+        line.given.refusal = ""
+        return line.given
+
+    def show_help(self) -> None:
+        """Print what `inv --help VERB` prints, by Invoke's own code."""
+        shown = Program(binary="inv[oke]" if program() in ("inv", "invoke") else program())
+        arguments = [flag.argument() for flag in self.flags]
+        shown.parser = Parser(contexts=[ParserContext(name=self.name, args=arguments)])
+        shown.collection = Collection(self)
+        shown.print_task_help(self.name)
+
+    # -- Completing
+    def _complete(self, typed: Sequence[str]) -> None:
+        """Print the ids and names that this machine's history has for the word being typed, or leave it to Invoke."""
+        if not self.ids or not any(word.rpartition(".")[2] == self.name for word in typed):
+            return
+        start = self._start(typed[1:])
+        if start is None or (typed[-1].startswith("-")):
+            return
+        mine = typed[1 + start :]
+        known = {name: flag for flag in self.flags for name in flag.typed}
+        if len(mine) > 1 and (flag := known.get(mine[-2])) is not None and flag.read is not None:
+            return
+        from . import history, ids
+
+        begun = mine[-1] if mine else ""
+        for entry in history.recent(_COMPLETED):
+            for word in {entry.name, ids.short(entry.prog_id)}:
+                if word and word.startswith(begun):
+                    print(word)
+        raise Exit(code=0)
+
+
+def verb(
+    *flags: Flag, ids: bool = False, command: bool = False, fate: str = "NOT DONE"
+) -> Callable[[Callable[[Context, Given], Any]], Verb]:
+    """Make a Verb of a function, as `@task` makes a Task."""
+    return lambda body: Verb(body, flags=flags, ids=ids, command=command, fate=fate)
+
+
+def program() -> str:
+    """Return the program name that was typed."""
+    # Imported here: what it needs of the host's side would cost every `inv --list` its time.
+    from .verdict import typed
+
+    return typed()
+
+
+def die_of(name: str) -> None:
+    """End this process by the signal `name`."""
+    import signal
+
+    number = getattr(signal, name)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    raise Exit(code=128 + number)  # where that signal is blocked
+
+
+def _end(words: Sequence[str]) -> int:
+    """Return where the first `--` stands, as Invoke looks for it, or the end."""
+    return words.index("--") if "--" in words else len(words)
+
+
+def _dashed(name: str) -> str:
+    return f"-{name}" if len(name) == 1 else f"--{name}"
+
+
+def _cut(word: str, known: Mapping[str, Flag]) -> tuple[str | None, str | None, str]:
+    """Return (flag, value, further short flags) of `--grace=5`, `-n5`, `-qa`, or (None, None, "") for a word."""
+    if not word.startswith("-") or word == "-":
+        return None, None, ""
+    name, equals, value = word.partition("=")
+    if word.startswith("--") or (equals and len(name) == 2):
+        return name, value if equals else None, ""
+    short, rest = word[:2], word[2:]
+    flag = known.get(short)
+    if flag is not None and flag.read is not None and rest:
+        return short, rest, ""
+    return short, None, rest if flag is not None else ""
+
+
+def _take(given: Given, flag: Flag, name: str, value: str | None, seen: set[str]) -> str:
+    """Put `value` into `given`; return what is wrong with it, or nothing."""
+    if not value:
+        return f"{name} needs a value"
+    if flag.key in seen and not flag.many:
+        return f"{name} is given twice"
+    seen.add(flag.key)
+    assert flag.read is not None
+    try:
+        read = flag.read(value)
+    except Misuse as error:
+        return f"{name}: {error.why}"
+    except ValueError:
+        return f"{name}: not a number: {value!r}"
+    if flag.many:
+        getattr(given, flag.key).append(read)
+    else:
+        setattr(given, flag.key, read)
+    return ""
+
+
+def _tokens(word: str) -> int:
+    """Return how many tokens Invoke's parser makes of `word` while it knows none of the flags in it."""
+    if not word.startswith("-"):
+        return 1
+    _, equals, value = word.partition("=")
+    if equals:
+        return 1 + _tokens(value)
+    return len(word) - 1 if len(word) > 2 and not word.startswith("--") else 1
