@@ -160,8 +160,9 @@ class Launch:
     def follow(self, *, stay: bool = True, **how: Any) -> Follow:
         """Return the loop that starts it and, with `stay`, shows it to its end. `how`: what Follow takes."""
         host, request = self.agent.host, self.request
-        history.remember(
-            history.Entry(request.prog_id, str(host), request.name, host.user, self.via, request.spool, tuple(request.program.argv))
+        # Before the first byte is sent: whoever is killed in the middle finds the id here and may repeat the start with it.
+        fresh = history.begin(
+            history.Entry(request.prog_id, str(host), request.name, host.user, self.via, request.spool, request.program.argv)
         )
         return Follow(
             self.agent,
@@ -170,7 +171,7 @@ class Launch:
             stay=stay,
             payload=self.payload,
             by=_by(),
-            told=_noter(request.prog_id),
+            told=_noter(request.prog_id, fresh=fresh),
             **how,
         )
 
@@ -185,13 +186,14 @@ class Launch:
         )
 
 
-def _noter(prog_id: str) -> Callable[[State | None], None]:
-    """Return what keeps the history of that run up to date with what its follow is told."""
+def _noter(prog_id: str, *, fresh: bool) -> Callable[[State | None], None]:
+    """Return what keeps the history of that run up to date with what its follow is told. `fresh`: only this start knows of it."""
     known: list[str] = []
 
     def note(state: State | None) -> None:
         if state is None:
-            history.forget(prog_id)
+            if fresh:
+                history.forget(prog_id)
         elif state.state not in known:
             known.append(state.state)
             history.note(prog_id, state.state)
@@ -604,7 +606,7 @@ class Run:
             times=times,
             spool=self._spool,
             by=_by(),
-            told=_noter(self.id),
+            told=_noter(self.id, fresh=False),
             **how,
         )
 
@@ -642,7 +644,7 @@ class Run:
         *,
         told: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> Killed:
-        """Send `signal` (its own stop signal, TERM unless it has another), after `grace` seconds KILL to all its processes, and wait for it.
+        """Send `signal` (TERM), after `grace` seconds KILL to all its processes, and wait until that is over.
 
         `grace=0` kills at once. `told` gets the host's first answer, {state, how, processes}, before the grace begins.
         Raises NotKilled when the order could not be given or its end not be seen.
@@ -717,7 +719,7 @@ def _last_word(link: Link, timeout_s: float) -> Mapping[str, Any]:
 
 
 def _silent(error: Exception, host: Host, kind: type[CorraError] = Unreachable) -> CorraError:
-    why = f"no answer in {duration(ANSWER_S)}" if isinstance(error, TimeoutError) else f"link lost: {error}"
+    why = f"no answer in {duration(ANSWER_S)}" if isinstance(error, TimeoutError) else str(error) or "link lost"
     return kind(why, host=str(host))
 
 

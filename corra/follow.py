@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 from . import ids
-from .errors import CorraError, MaybeStarted, Misuse, StillRunning
+from .errors import CorraError, MaybeStarted, Misuse, StillRunning, Unreachable
 from .place import Refused
 from .program import Host, Request
 from .state import State
@@ -264,12 +264,15 @@ class Follow:
                     yield LinkUp(self._clock.now() - down.at)
                 down = None
                 yield Status(state)
-                if not self._stay:
+                # What was never started has no output, and the host says no more of it.
+                if not self._stay or state["state"] == "not_started":
                     return
                 yield from self._pump()
                 return
             except _Cut as cut:
                 self._drop()
+                if self._closed.is_set():
+                    return
                 down = down.again() if down else _Down(self._clock.now(), cut.quiet)
                 fruitless = 1 if self._useful else fruitless + 1
                 since_s = self._clock.now() - down.at
@@ -293,7 +296,7 @@ class Follow:
                 timeout_s=ANSWER_S if self._deadline is None else max(0.1, min(ANSWER_S, self._deadline - self._clock.now())),
             )
         except Refused as refusal:
-            if first and starting and refusal.kind != "conflict":
+            if first and starting:
                 self._told(None)
             raise self._explained(refusal.kind, refusal.facts, verb=verb) from refusal
         except CorraError as error:
@@ -315,22 +318,33 @@ class Follow:
         self._slept_s = self._sleep_so_far()
         self._away = False
         self.placed = self.placed or link.placed
-        if self.state is None and self._tail is not None:
-            self._before = {name: facts.get("length", 0) for name, facts in (link.reply.get("streams") or {}).items()}
         try:
-            self.state = State.from_json(link.reply)
+            state = State.from_json(link.reply)
         except ValueError as error:
             raise self._stranger(error) from error
+        if self.state is None and self._tail is not None:
+            self._begin_tail(link.reply, state)
+        self.state = state
         self._told(self.state)
         return link.reply
 
+    def _begin_tail(self, reply: Mapping[str, Any], state: State) -> None:
+        """Learn where a tail begins, so that a link cut before its first byte loses none: where the host says, else the end of what was."""
+        begins = reply.get("cursor")
+        if isinstance(begins, Mapping):
+            for stream, offset in begins.items():
+                self._cursor.offsets.setdefault(str(stream), int(offset))
+        self._before = {stream: facts.get("length", 0) for stream, facts in (state.streams or {}).items()}
+
     def _request(self, starting: bool) -> dict[str, Any]:
         offsets = dict(self._cursor.offsets)
-        if self._tail == 0 and self.confirmed:
+        again = self._tail is not None and self.confirmed and (bool(offsets) or self._tail == 0)
+        if again:
             offsets = {**self._before, **offsets}
         follow: dict[str, Any] = {
             "cursor": offsets or None,
-            "tail": self._tail if not offsets else None,
+            "tail": None if again else self._tail,
+            "by": self._by or None,
             "streams": None if self._streams is None else list(self._streams),
             "late": self._late or None,
             "times": self._times or None,
@@ -362,6 +376,8 @@ class Follow:
                 hint=[f"safe to repeat, it starts at most once: the same command, --id {self.prog_id}"],
                 **self._facts,
             )
+        if self.state is None:
+            return retold(Unreachable(why, **self._facts), verb="follow")
         return StillRunning(why, **self._facts)
 
     def _pause(self, fruitless: int) -> Iterator[Event]:
@@ -512,8 +528,11 @@ class Follow:
         return refused(kind, facts, host=self.host, verb=verb, text=self.prog_id, label=self._label, start=self._start)
 
     def _stranger(self, error: ValueError) -> CorraError:
-        kind = StillRunning if self.confirmed else MaybeStarted
-        return kind(f"{self.host} doesn't speak corra's protocol: {error}", **self._facts)
+        why = f"{self.host} doesn't speak corra's protocol: {error}"
+        if self.state is None and self._start is None:
+            return retold(Unreachable(why, **self._facts), verb="follow")
+        kind = MaybeStarted if self.state is None else StillRunning
+        return kind(why, **self._facts)
 
 
 def signal_name(name: str | int) -> str:

@@ -14,7 +14,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import ids
@@ -35,6 +35,7 @@ CREATE INDEX IF NOT EXISTS by_tail ON runs (tail);
 CREATE INDEX IF NOT EXISTS by_name ON runs (name);
 CREATE INDEX IF NOT EXISTS by_started ON runs (started);
 """
+_ALL = "prog_id, tail, name, host, as_user, via, spool, argv, started, state, seen"
 _COLUMNS = "prog_id, name, host, as_user, via, spool, argv, started, state, seen"
 _WORD = re.compile(r"[a-z0-9._-]{2,64}")
 
@@ -78,21 +79,29 @@ def path() -> Path:
     return root / "corra" / "history.sqlite3"
 
 
+def begin(entry: Entry) -> bool:
+    """Write down a run that is about to be started; return False, and change nothing, where it is known already."""
+    return _insert(entry, "DO NOTHING")
+
+
 def remember(entry: Entry) -> None:
-    """Write `entry` down, over whatever was known of that run."""
+    """Write `entry` down, over whatever was known of that run but when it was started."""
+    columns = ("name", "host", "as_user", "via", "spool", "argv", "state", "seen")
+    _insert(entry, "DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in columns))
+
+
+def _insert(entry: Entry, otherwise: str) -> bool:
     now = time.time()
-    entry = replace(entry, started=entry.started or now, seen=entry.seen or now)
+    values = (
+        *(entry.prog_id, _tail(entry.prog_id), entry.name, entry.host, entry.as_user, entry.via, entry.spool),
+        *(json.dumps(entry.argv), entry.started or now, entry.state, entry.seen or now),
+    )
+    marks = ", ".join("?" * len(values))
+    query = f"INSERT INTO runs ({_ALL}) VALUES ({marks}) ON CONFLICT (prog_id) {otherwise}"  # noqa: S608 - our own text
     with _opened(write=True) as database:
         if database is not None:
-            argv = json.dumps(entry.argv)
-            row = (entry.prog_id, _tail(entry.prog_id), entry.name, entry.host, entry.as_user, entry.via, entry.spool, argv)
-            database.execute(
-                "INSERT INTO runs (prog_id, tail, name, host, as_user, via, spool, argv, started, state, seen)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (prog_id) DO UPDATE SET name = excluded.name, host = excluded.host,"
-                " as_user = excluded.as_user, via = excluded.via, spool = excluded.spool, argv = excluded.argv, state = excluded.state,"
-                " seen = excluded.seen",
-                (*row, entry.started, entry.state, entry.seen),
-            )
+            return database.execute(query, values).rowcount > 0
+    return False
 
 
 def saw(host: Host, state: State, *, via: str | None = None, spool: str | None = None) -> None:

@@ -164,7 +164,7 @@ def _conflict(facts: Mapping[str, Any], host: Host, text: str, start: Request | 
         state = State.from_json(there)
         here = f"      here: {_cut(shlex.join(start.program.argv), 48)}" if start else ""
         hint = [f"there: {_cut(shlex.join(state.argv), 48)} ({outcome(state)}){here}"]
-    return Conflict("this id already names another command", hint=hint, **{**common, "label": text})
+    return Conflict("this id already names another command", hint=hint, **{**common, "label": ids.short(text)})
 
 
 def _no_room(facts: Mapping[str, Any], host: Host, text: str, start: Request | None, common: dict[str, Any]) -> CorraError:
