@@ -1,0 +1,274 @@
+#!/usr/bin/env python3
+"""Measure corra beside what people use today, in one run, A B A B, against a private sshd on loopback: `benchmarks/run.py [--write]`.
+
+Absolute figures drift with the machine; the ratios of one run are what counts. `--write` keeps the table, with the machine, in RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import compileall
+import contextlib
+import datetime as dt
+import functools
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from sshd import Sshd  # noqa: E402 - found by the line above
+
+BIN = Path(sys.executable).parent
+# Not a version manager's shim, which would cost more than what is measured.
+PYTHON = os.path.realpath(sys.executable)
+AGENT = ROOT / "corra" / "agent.py"
+MB = 1 << 20
+OUTPUT_BYTES = 8 * MB
+CAPTURE_BYTES = 1 << 30
+IDLE_RUNS = 20
+
+
+@dataclass
+class Contest:
+    """Several ways to the same thing; the first is the one the others are compared with."""
+
+    title: str
+    ways: dict[str, Callable[[], float]]
+    rounds: int
+    once: tuple[str, ...] = ()  # too slow to be repeated
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        for turn in range(self.rounds + 1):
+            for name, way in self.ways.items():
+                if name in self.once and turn > 1:
+                    continue
+                took = way()
+                if turn:  # the first round warms caches and places the agent
+                    self.seconds.setdefault(name, []).append(took)
+
+    def rows(self) -> Iterator[str]:
+        base = statistics.median(next(iter(self.seconds.values())))
+        for name, took in self.seconds.items():
+            median = statistics.median(took)
+            yield f"| {name} | {median * 1000:,.0f} | {min(took) * 1000:,.0f} | {median / base:.2f} | {len(took)} |"
+
+    def table(self) -> str:
+        head = f"### {self.title}\n\n| | median ms | best ms | ratio | runs |\n|---|---:|---:|---:|---:|"
+        return "\n".join([head, *self.rows()])
+
+
+class Place:
+    """A home of its own with a private sshd, and the commands that are compared."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        (home / ".ssh").mkdir(mode=0o700)
+        config = home / ".ssh" / "config"
+        environment = {"HOME": str(home), "PATH": "/usr/local/bin:/usr/bin:/bin"}
+        self.server = Sshd(home / "sshd", environment=environment, ssh_config=config, known_hosts=home / ".ssh" / "known_hosts").start()
+        self.env = {
+            **{key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "CORRA_", "INVOKE_", "FABRIC_"))},
+            "HOME": str(home),
+            "CORRA_SSH_CONFIG": str(config),
+        }
+        self.ssh = ["ssh", "-F", str(config), "h"]
+        self.fab = [str(BIN / "fab"), "--ssh-config", str(config), "-H", "h", "--"]
+        self.inv = [str(BIN / "inv"), "--search-root", str(ROOT), "run", "--host", "h", "--"]
+        self.local = [str(BIN / "inv"), "--search-root", str(ROOT), "run", "--host", "local", "--"]
+
+    def time(self, *argv: str, stdin: bytes = b"") -> float:
+        began = time.perf_counter()
+        done = subprocess.run(
+            argv, input=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=self.env, cwd=self.home, check=False
+        )
+        took = time.perf_counter() - began
+        if done.returncode:
+            raise SystemExit(f"{argv}: {done.returncode}: {done.stderr.decode(errors='replace')}")
+        return took
+
+    def agent(self, verb: str, request: dict[str, object]) -> dict[str, object]:
+        """Ask the agent as by hand: Python with an isolated start, the request on stdin."""
+        argv = [PYTHON, "-ISE", str(AGENT), verb]
+        done = subprocess.run(argv, input=json.dumps(request).encode(), stdout=subprocess.PIPE, env=self.env, cwd=self.home, check=True)
+        reply: dict[str, object] = json.loads(done.stdout.splitlines()[0])
+        return reply
+
+
+def starts(place: Place) -> Contest:
+    return Contest(
+        "`true` on a host, agent in place",
+        {
+            "`ssh h true`": lambda: place.time(*place.ssh, "true"),
+            "`inv run --host h -- true`": lambda: place.time(*place.inv, "true"),
+            "`fab -H h -- true`": lambda: place.time(*place.fab, "true"),
+            "`inv run --host local -- true` (no ssh)": lambda: place.time(*place.local, "true"),
+        },
+        rounds=10,
+    )
+
+
+def outputs(place: Place) -> Contest:
+    big = place.home / "big"
+    big.write_bytes(os.urandom(OUTPUT_BYTES // 2).hex().encode())
+    return Contest(
+        f"{OUTPUT_BYTES // MB} MB of text from a host",
+        {
+            "`ssh h cat`": lambda: place.time(*place.ssh, "cat", str(big)),
+            "`inv run --host h -- cat`": lambda: place.time(*place.inv, "cat", str(big)),
+            "`fab -H h -- cat`": lambda: place.time(*place.fab, "cat", str(big)),
+        },
+        rounds=5,
+        once=("`fab -H h -- cat`",),
+    )
+
+
+def starts_by_hand(place: Place) -> Contest:
+    program = json.dumps({"program": {"argv": ["true"]}, "spool": str(place.home / "byhand")}).encode()
+    shutil.copy(AGENT, place.home / "agent.py")
+    compileall.compile_file(place.home / "agent.py", quiet=1)
+    cached = f"import sys; sys.path.insert(0, {str(place.home)!r}); import agent; agent.main(['start'], agent.Input(0), sys.stdout.buffer)"
+    ways = {
+        "`python3 -ISE -c pass`": lambda: place.time(PYTHON, "-ISE", "-c", "pass"),
+        "`python3 -ISE agent.py < program.json`": lambda: place.time(PYTHON, "-ISE", str(AGENT), stdin=program),
+    }
+    ways["the same with its .pyc, as placed on a host"] = lambda: place.time(PYTHON, "-ISE", "-c", cached, stdin=program)
+    if shutil.which("dtach"):
+        ways["`dtach -n` and `python3 -ISE -c pass`"] = lambda: place.time(
+            "sh", "-c", 'dtach -n "$0/d.$$" true && "$1" -ISE -c pass', str(place.home), PYTHON
+        )
+    return Contest("A start by hand: daemonised and confirmed", ways, rounds=20)
+
+
+def captures(place: Place, memory: Path) -> Contest:
+    program = ["dd", "if=/dev/zero", "bs=64k", f"count={CAPTURE_BYTES >> 16}", "status=none"]
+
+    def plain(text: str) -> float:
+        target = memory / "out"
+        try:
+            return place.time("sh", "-c", f"{' '.join(program)} {text}", str(target))
+        finally:
+            target.unlink(missing_ok=True)
+
+    def corra() -> float:
+        """The host's own time from exec to the recorded end, all output in the spool."""
+        spool = str(memory / "spool")
+        state = place.agent("start", {"program": {"argv": program}, "spool": spool})
+        ended = place.agent("wait", {"prog_id": state["prog_id"], "spool": spool})
+        del ended
+        final = place.agent("status", {"prog_id": state["prog_id"], "spool": spool})
+        shutil.rmtree(spool)
+        streams = final["streams"]
+        assert isinstance(streams, dict)
+        assert final["return_code"] == 0
+        assert streams["stdout"]["length"] == CAPTURE_BYTES
+        return float(str(final["elapsed"]))
+
+    return Contest(
+        "1 GiB of output into a file on tmpfs, in writes of 64 KiB",
+        {"`program > file`": lambda: plain('> "$0"'), "`program \\| cat > file`": lambda: plain('| cat > "$0"'), "corra's capture": corra},
+        rounds=5,
+    )
+
+
+def idle_memory(place: Place) -> str:
+    """Return the table of what an idle run costs: the PSS of its guards, averaged over many runs at once."""
+    spool = str(place.home / "idle")
+    runs = [place.agent("start", {"program": {"argv": ["sleep", "600"]}, "spool": spool}) for _ in range(IDLE_RUNS)]
+    try:
+        guards = [[run["agent_pid"], *pids] for run in runs if isinstance(pids := run["standby_pids"], list)]
+        pss_kb = sum(pss(pid) for pids in guards for pid in pids)
+        count = sum(map(len, guards))
+        before = sum(cpu_ticks(pid) for pids in guards for pid in pids)
+        time.sleep(3)  # how much they do while nothing happens is what is measured
+        ticks = sum(cpu_ticks(pid) for pids in guards for pid in pids) - before
+    finally:
+        for run in runs:
+            place.agent("stop", {"prog_id": run["prog_id"], "spool": spool, "grace": 0})
+    head = f"### An idle run, average of {IDLE_RUNS}\n\n| | |\n|---|---:|\n"
+    return head + (
+        f"| guards a run | {count / IDLE_RUNS:.1f} |\n| PSS of all guards of a run | {pss_kb / IDLE_RUNS / 1024:.2f} MB |\n"
+        f"| CPU of all {count} guards in 3 s | {ticks * 1000 // os.sysconf('SC_CLK_TCK')} ms |"
+    )
+
+
+def pss(pid: object) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1])
+    return 0
+
+
+def cpu_ticks(pid: object) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def machine() -> str:
+    model = next(
+        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "?"
+    )
+    ssh = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=False).stderr.split(",")[0]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("corra", "fabric", "invoke", "paramiko"))
+    return (
+        f"{dt.datetime.now(tz=dt.timezone.utc):%Y-%m-%d}, {os.cpu_count()} cores of {model}, Linux {platform.release()}, "
+        f"Python {platform.python_version()}, {ssh}, {versions}; everything on loopback."
+    )
+
+
+@contextlib.contextmanager
+def scratch(where: str | None = None) -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="corra-bench-", dir=where))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/RESULTS.md")
+    parser.add_argument("--only", default="", help="one of: start output hand capture idle")
+    chosen = parser.parse_args()
+    with scratch("/tmp") as home, scratch("/dev/shm" if os.path.isdir("/dev/shm") else None) as memory:
+        place = Place(home)
+        tables = []
+        try:
+            contests: dict[str, Callable[[Place], Contest]] = {
+                "start": starts,
+                "output": outputs,
+                "hand": starts_by_hand,
+                "capture": functools.partial(captures, memory=memory),
+            }
+            for name, make in contests.items():
+                if chosen.only in ("", name):
+                    contest = make(place)
+                    contest.run()
+                    tables.append(contest.table())
+                    print(tables[-1] + "\n", flush=True)
+            if chosen.only in ("", "idle"):
+                tables.append(idle_memory(place))
+                print(tables[-1] + "\n", flush=True)
+        finally:
+            place.server.stop()
+    if chosen.write:
+        text = "\n\n".join(
+            ["# Results", "Made by `benchmarks/run.py --write`. Quote the ratios, not the milliseconds.", machine(), *tables]
+        )
+        (ROOT / "benchmarks" / "RESULTS.md").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
