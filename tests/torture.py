@@ -1,0 +1,357 @@
+"""Torture: programs that write known bytes, and faults at random moments.
+
+Each case is made from its seed alone: what the program writes, how it ends, which fault hits when. Afterwards the invariants are
+looked at: every byte once and in order, executed once, the status right, no process, lock or file left that shouldn't be. A seed
+repeats the schedule, not always the race.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from corra import agent as host_agent
+from corra.stream import Cursor, Gap, Output, Parser, Status
+
+AGENT = Path(host_agent.__file__)
+DEADLINE_S = 30.0
+
+# Writes its chunks, each to its stream after its pause, and ends as told. Standard library only, on any Python 3.6.
+PROGRAM = """
+import os, signal, sys, time
+os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), b"x")
+seed, chunks, end = int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+import random
+r = random.Random(seed)
+for _ in range(chunks):
+    fd, size, pause = r.choice((1, 1, 2)), int(r.paretovariate(0.7) * 20) % 60000, r.random() ** 4 * 0.03
+    data = bytes(r.randrange(256) for _ in range(64)) * (size // 64 + 1)
+    data = data[:size]
+    while data:
+        data = data[os.write(fd, data):]
+    time.sleep(pause)
+if end < 0:
+    os.kill(os.getpid(), -end)
+os._exit(end)
+"""
+
+
+def written(seed: int, chunks: int) -> dict[str, bytes]:
+    """Return what PROGRAM writes, by stream."""
+    r = random.Random(seed)
+    out = {"stdout": bytearray(), "stderr": bytearray()}
+    for _ in range(chunks):
+        fd, size, _ = r.choice((1, 1, 2)), int(r.paretovariate(0.7) * 20) % 60000, r.random() ** 4 * 0.03
+        data = bytes(r.randrange(256) for _ in range(64)) * (size // 64 + 1)
+        out["stdout" if fd == 1 else "stderr"] += data[:size]
+    return {name: bytes(data) for name, data in out.items()}
+
+
+FAULTS = ("none", "one", "one", "two", "two", "three", "follow", "stop", "starter", "full")
+
+
+@dataclass
+class Case:
+    """One run under one fault, all from `seed`."""
+
+    seed: int
+    root: Path
+    python: str = sys.executable
+    only: str | None = None
+    violations: list[str] = field(default_factory=list)
+    lost: bool = False
+    kills: int = 0
+
+    def __post_init__(self) -> None:
+        r = random.Random(self.seed)
+        self.fault = self.only or r.choice(FAULTS)
+        self.chunks = r.randint(1, 40)
+        self.end = r.choice((0, 0, 1, 7, 255, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGSEGV))
+        self.moments = [r.random() ** 3 * 0.3 for _ in range(3)]
+        self.victims = r.sample(range(3), 3)
+        self.prog_id = f"torture-{self.seed}"
+        self.spool = self.root / f"s{self.seed}"
+        self.mark = f"{self.root.name}-{self.seed}"
+        self.executed = self.root / f"x{self.seed}"
+        self.path = self.spool / "runs" / self.prog_id
+        self.bytes: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+        self.cursor = Cursor()
+        self.state: dict[str, object] = {}
+        self.over = threading.Event()
+
+    # -------------------------------------------------------- driving
+
+    def request(self, **more: object) -> bytes:
+        argv = [sys.executable, "-ISE", "-c", PROGRAM, str(self.executed), str(self.seed), str(self.chunks), str(self.end)]
+        core = {"prog_id": self.prog_id, "nonce": "n", "spool": str(self.spool), "program": {"argv": argv, "cwd": "/"}, **more}
+        text = json.dumps(core).encode()
+        return b"%d\n" % len(text) + text
+
+    def open(self, verb: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [self.python, "-ISE", str(AGENT), verb],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "TORTURE": self.mark},
+        )
+        assert process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(self.request(cursor=self.cursor.offsets))
+            process.stdin.flush()
+        return process
+
+    def watch(self) -> None:
+        """Start and follow, again and again, until the last State: what a client does."""
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline:
+            process = self.process = self.open("run")
+            try:
+                if self.read(process, deadline):
+                    return
+            finally:
+                process.kill()
+                process.wait()
+                for pipe in (process.stdin, process.stdout):
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe and pipe.close()
+        self.violations.append("no final State in time")
+
+    def read(self, process: subprocess.Popen[bytes], deadline: float) -> bool:
+        """Take in one follow's frames; return whether the last one was a final State."""
+        assert process.stdout
+        head, parser = b"", Parser()
+        fd = process.stdout.fileno()
+        while True:
+            if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                return False
+            data = os.read(fd, 1 << 16)
+            if not data:
+                break
+            if head.count(b"\n") < 2:
+                head += data
+                if head.count(b"\n") < 2:
+                    continue
+                nonce, first, data = head.split(b"\n", 2)
+                head = b"\n\n"
+                assert nonce == b"corra 1 n", nonce
+                self.see(json.loads(first))
+            for frame in parser.feed(data):
+                if isinstance(frame, Output):
+                    for part in self.cursor.take(frame):
+                        if isinstance(part, Gap):
+                            self.violations.append(f"a hole: {part}")
+                        else:
+                            self.bytes[part.stream] += part.data
+                elif isinstance(frame, Gap):
+                    self.cursor.offsets[frame.stream] = frame.end
+                    self.violations.append(f"a gap: {frame}") if self.fault != "three" else None
+                elif isinstance(frame, Status):
+                    self.see(dict(frame.state))
+        return self.state.get("state") in host_agent.FINAL
+
+    def see(self, state: dict[str, object]) -> None:
+        before, now = self.state.get("state"), state.get("state")
+        if before in host_agent.FINAL and now != before:
+            self.violations.append(f"a final state changed: {before} -> {now}")
+        if before and now != before and now not in host_agent.TRANSITIONS[str(before)]:
+            self.violations.append(f"not a transition: {before} -> {now}")
+        self.state = state
+
+    # -------------------------------------------------------- faults
+
+    def guards(self) -> list[int]:
+        """Return this run's guards, outermost first; from the record, or by their environment while there is none."""
+        with contextlib.suppress(OSError):
+            record = host_agent.Record.read((self.path / "exit").read_bytes()[: host_agent.PAGE])
+            if record and record.guards:
+                return [pid for pid in record.guards if self.is_guard(pid)]
+        return sorted(int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and self.is_guard(int(p.name)))
+
+    def is_guard(self, pid: int) -> bool:
+        try:
+            ours = f"TORTURE={self.mark}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+            return ours and Path(f"/proc/{pid}/comm").read_text().startswith("corra-")
+        except OSError:
+            return False
+
+    def strike(self) -> None:
+        """Do the fault at its moments, counted from when the guards are there (from the start, where the starter is the victim)."""
+        while self.fault not in ("starter", "full", "follow") and not self.guards() and not self.over.wait(0.001):
+            pass
+        began = time.monotonic()
+        wait = lambda moment: self.over.wait(max(0.0, began + moment - time.monotonic()))  # noqa: E731
+        match self.fault:
+            case "one" | "two" | "three":
+                for moment in sorted(self.moments[: {"one": 1, "two": 2, "three": 3}[self.fault]]):
+                    wait(moment)
+                    self.kill(self.guards())
+            case "follow":
+                for moment in sorted(self.moments):
+                    wait(moment)
+                    self.process.kill()
+            case "starter":
+                wait(self.moments[0])
+                self.process.kill()
+            case "stop":
+                wait(self.moments[0])
+                for pid in self.guards()[:2]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGSTOP)
+                        self.over.wait(self.moments[1])
+                        os.kill(pid, signal.SIGCONT)
+            case "full":
+                wait(self.moments[0])
+                self.fill_disk()
+
+    def kill(self, guards: list[int]) -> None:
+        if guards:
+            victim = guards[self.victims[self.kills] % len(guards)]
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+                self.kills += 1
+
+    def fill_disk(self) -> None:
+        """Leave no byte on the spool's own small disk for a while."""
+        hog = self.spool / "hog"
+        with contextlib.suppress(FileNotFoundError), open(hog, "wb", 0) as file:
+            with contextlib.suppress(OSError):
+                while file.write(b"\0" * 65536):
+                    pass
+            with contextlib.suppress(OSError):
+                while file.write(b"\0" * 512):
+                    pass
+            self.over.wait(0.3 + self.moments[1])
+            os.unlink(hog)
+
+    # -------------------------------------------------------- judging
+
+    def go(self) -> Case:
+        with self.disk():
+            striker = threading.Thread(target=self.strike)
+            parser = threading.Thread(target=self.keep_reading)
+            self.spool.mkdir(exist_ok=True)
+            watcher = threading.Thread(target=self.watch)
+            self.process = subprocess.Popen(["true"])
+            watcher.start()
+            striker.start()
+            parser.start()
+            watcher.join()
+            self.over.set()
+            striker.join()
+            parser.join()
+            self.judge()
+        return self
+
+    @contextlib.contextmanager
+    def disk(self) -> Iterator[None]:
+        """A small disk of its own for the runs whose disk fills."""
+        if self.fault != "full":
+            yield
+            return
+        self.spool.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "corra-torture", str(self.spool)], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "-l", str(self.spool)], check=True)
+
+    def keep_reading(self) -> None:
+        """Every state file parses at every moment."""
+        while not self.over.wait(0.003):
+            for name in ("state.json", "program.json"):
+                with contextlib.suppress(FileNotFoundError):
+                    json.loads((self.path / name).read_text())
+            with contextlib.suppress(FileNotFoundError):
+                page = (self.path / "exit").read_bytes()[: host_agent.PAGE]
+                if page.strip() and host_agent.unpack(page) is None:
+                    again = (self.path / "exit").read_bytes()[: host_agent.PAGE]
+                    if host_agent.unpack(again) is None:
+                        self.violations.append(f"a torn record, twice: {page[:200]!r}")
+
+    def judge(self) -> None:
+        say = self.violations.append
+        expected = written(self.seed, self.chunks)
+        state = self.state.get("state")
+        executions = self.executed.stat().st_size if self.executed.exists() else 0
+        if executions != 1 and not (self.fault == "three" and executions == 0):
+            say(f"executed {executions} times")
+        self.lost = state == "lost"
+        if self.lost:
+            if self.kills < 3:
+                say(f"lost after {self.kills} kills: {self.state.get('reason')}")
+            for name, data in self.bytes.items():
+                if not expected[name].startswith(bytes(data)):
+                    say(f"{name} isn't a prefix of what was written")
+        elif state == "exited":
+            status = self.state.get("status")
+            right = -self.end if self.end < 0 else self.end << 8
+            dumped = status == right | 0x80 if self.end < 0 else False
+            sigpipe = self.kills == 3 and status == signal.SIGPIPE
+            if status != right and not dumped and not sigpipe:
+                say(f"status {status}, not {right}")
+            for name, data in expected.items():
+                if bytes(self.bytes[name]) != data and not (self.kills == 3 and data.startswith(bytes(self.bytes[name]))):
+                    say(f"{name}: {len(self.bytes[name])} bytes seen, {len(data)} written")
+                spooled = (self.path / name).read_bytes()
+                if spooled != data and self.kills < 3:
+                    say(f"{name}: {len(spooled)} bytes spooled, {len(data)} written")
+        elif not (state == "starting" and self.fault == "three"):
+            say(f"ended as {state}")
+        self.judge_leftovers()
+
+    def judge_leftovers(self) -> None:
+        deadline = time.monotonic() + 5
+        while (left := self.guards()) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if left:
+            self.violations.append(f"guards left: {left}")
+        # An exiting process loses its environment a moment before its locks.
+        while (held := self.locked()) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if held:
+            self.violations.append("the lock is still held")
+        known = {"program.json", "state.json", "stdout", "stderr", "index", "fifo", "control", "keeper", "launched", "exit"}
+        if self.kills:
+            known |= {"launched.tmp", "state.json.tmp"}
+        if unknown := set(os.listdir(self.path)) - known:
+            self.violations.append(f"files left: {unknown}")
+        if said := (self.path / "keeper").read_text():
+            self.violations.append(f"the agent complained: {said}")
+        if extra := [name for name in os.listdir(self.path.parent) if name != self.prog_id and self.fault != "starter"]:
+            self.violations.append(f"directories left: {extra}")
+
+
+    def locked(self) -> bool:
+        fd = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+        except OSError as error:
+            return error.errno == errno.EWOULDBLOCK
+        finally:
+            os.close(fd)
+
+
+def become_subreaper() -> None:
+    """Make this process the parent of every orphan below it, so that what a run leaves behind is seen."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+
+
+def reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
