@@ -224,7 +224,7 @@ def agent_source() -> bytes:
     return Path(__file__).with_name("agent.py").read_bytes()
 
 
-class Refused(Exception):  # noqa: N818 - an answer, not a fault: whoever asked decides what it means
+class Refused(Exception):
     """The host answered `{"error": KIND, ...}`; nothing was done beyond what `facts` say."""
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
@@ -365,7 +365,7 @@ class _Exchange:
                     f"no Python 3.6 or later (tried {PYTHONS[0]}, {PYTHONS[2]} .. {PYTHONS[-1]})", host=self._runner.host.name
                 )
             if len(self._held) > NOISE_MAX:
-                raise BadReply(f"{self._runner.host.name} printed {NOISE_MAX} bytes before any reply: {first_line(self._held)!r}")
+                raise BadReply(f"{self._runner.host.name} printed {NOISE_MAX} bytes before any reply: {first_line(bytes(self._held))!r}")
             self._more()
 
     def _object(self) -> dict[str, Any]:

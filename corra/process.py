@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from typing import IO, cast
 
 from .channel import READ_MAX, WRITE_S, LinkLost, Tail
 
@@ -33,8 +34,7 @@ class Process:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, start_new_session=True)
         process = self._process
-        assert process.stdin and process.stdout and process.stderr
-        self._in, self._out, self._err = process.stdin, process.stdout, process.stderr
+        self._in, self._out, self._err = cast("tuple[IO[bytes], IO[bytes], IO[bytes]]", (process.stdin, process.stdout, process.stderr))
         os.set_blocking(self._in.fileno(), False)
         # EPERM: an ordinary user's allowance of pipe pages is used up, and the default serves as well.
         with contextlib.suppress(PermissionError):
@@ -78,7 +78,7 @@ class Process:
         """The first bytes have come, and later ones."""
 
     def _ended(self) -> bool:
-        """stdout is at its end. Returns whether there is more to come after all; may raise what that end means."""
+        """The output is at its end. Returns whether there is more to come after all; may raise what that end means."""
         self.exit_status()
         return False
 

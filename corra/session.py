@@ -1,0 +1,89 @@
+"""A Channel that is a session of a paramiko transport."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+from .channel import READ_MAX, WRITE_S, LinkLost, Tail
+
+
+class Session:
+    """A paramiko session that runs one command, as a Channel."""
+
+    def __init__(self, session: Any, command: str) -> None:
+        self._session = session
+        self._tail = Tail()
+        self._closed = False
+        # Reading waits on an event, so that the session's one timeout is free to bound the writes.
+        self._ready = threading.Event()
+        session.in_buffer.set_event(self._ready)
+        session.settimeout(WRITE_S)
+        self._writing = threading.Lock()
+        self._execute(command)
+
+    def _execute(self, command: str) -> None:
+        """Ask for the command without waiting to be told that it runs: that would be a round trip more before the first byte."""
+        from paramiko import Message
+        from paramiko.common import cMSG_CHANNEL_REQUEST
+
+        message = Message()
+        message.add_byte(cMSG_CHANNEL_REQUEST)
+        message.add_int(self._session.remote_chanid)
+        message.add_string("exec")
+        message.add_boolean(True)
+        message.add_string(command)
+        self._session.transport._send_user_message(message)  # noqa: SLF001 - what exec_command does before it waits
+
+    def read(self, timeout_s: float | None) -> bytes:
+        if not self._ready.wait(timeout_s):
+            raise TimeoutError(f"no byte in {timeout_s} s")
+        data = b"" if self._closed else self._receive()
+        if data or self._host_ended():
+            return data
+        raise LinkLost("closed" if self._closed else self._why())
+
+    def _receive(self) -> bytes:
+        self._take_stderr()
+        data: bytes = self._session.recv(READ_MAX)
+        return data
+
+    def _host_ended(self) -> bool:
+        """Whether the host said that this is the end, and not just nothing more."""
+        return not self._closed and (self._session.eof_received or self._session.transport.is_active())
+
+    def _why(self) -> str:
+        return str(self._session.transport.get_exception() or "the connection was closed")
+
+    def _take_stderr(self) -> None:
+        while self._session.recv_stderr_ready():
+            self._tail.add(self._session.recv_stderr(READ_MAX))
+
+    def write(self, data: bytes) -> None:
+        try:
+            with self._writing:
+                self._session.sendall(data)
+        except TimeoutError as error:
+            raise LinkLost(f"the host took no byte for {WRITE_S:g} s") from error
+        except (OSError, EOFError) as error:
+            raise LinkLost(self._why()) from error
+
+    def close_write(self) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            self._session.shutdown_write()
+
+    def close(self) -> None:
+        self._closed = True
+        self._session.close()
+        self._ready.set()
+
+    def stderr(self) -> bytes:
+        self._take_stderr()
+        return bytes(self._tail)
+
+    def exit_status(self) -> int | None:
+        # It follows the end of the output at once; a death by signal has none (paramiko#598).
+        self._session.status_event.wait(2.0)
+        status: int = self._session.exit_status
+        return status if status >= 0 else None
