@@ -114,6 +114,12 @@ def fate(state: State, host: str = "", *, now: datetime | None = None) -> tuple[
     return bad.fate, bad.why + ("," + at if at and state.state == "exited" else "")
 
 
+def beside(hints: Sequence[str], width: int = 73) -> list[str]:
+    """Return short hints on one line, long ones below each other: 80 columns, less the indent."""
+    one = "      ".join(hints)
+    return [one] if len(one) <= width else list(hints)
+
+
 def word(state: State) -> str:
     """Return the state in the table: `running`, `done`, `FAILED 2`, `KILLED`."""
     if not state.ended:
@@ -253,8 +259,8 @@ def _process(state: State) -> str:
 
 
 def _used(usage: Mapping[str, Any]) -> str:
-    seconds = float(usage.get("ru_utime") or usage.get("utime") or 0) + float(usage.get("ru_stime") or usage.get("stime") or 0)
-    memory = usage.get("ru_maxrss") or usage.get("maxrss")
+    seconds = float(usage.get("utime") or 0) + float(usage.get("stime") or 0)
+    memory = usage.get("maxrss_kb")
     return f"{duration(seconds)} of CPU" + (f", {size(int(memory) * 1024)} at most" if memory else "")
 
 

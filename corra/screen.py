@@ -14,6 +14,7 @@ import os
 import re
 import select
 import stat
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -91,6 +92,11 @@ class Screen:
         return self._terminal[ERR]
 
     @property
+    def live_line(self) -> bool:
+        """Whether there is a live line to say what passes."""
+        return self._live is not None
+
+    @property
     def width(self) -> int:
         """Columns of the terminal that the words go to; 80 where there is none."""
         for fd in (self._fds[ERR], self._fds[OUT]):
@@ -120,6 +126,11 @@ class Screen:
                 self._mid_line = not text.endswith(b"\n")
                 self._write(fd, text)
             self._dirty.set()
+
+    def echoed(self) -> None:
+        """Note that the terminal has echoed a key (^C) where our next word goes, so that it is erased first."""
+        with self._lock:
+            self._drawn = self.err_is_terminal and not self._mid_line
 
     def mute(self) -> None:
         """Show no more of the program: its watcher has said so."""
@@ -173,6 +184,14 @@ class Screen:
                 self._json(error.to_json())
             return
         self.say(error.label, error.host, error.fate, error.why, error.hint)
+
+    def ask(self, label: str, host: str, question: str) -> bool:
+        """Put a question to the person at the terminal; only y and yes are a yes."""
+        text = render.visible(line(render.visible(label), render.visible(host), "", question.strip())) + " "
+        with self._lock:
+            self._erase()
+            self._write(ERR, text.encode("utf-8", "backslashreplace"))
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def _words(self, text: str, fate: str, hints: Sequence[str]) -> None:
         # The lock may be held by a write that nobody reads; what is to be said now can't wait for that.
@@ -235,7 +254,8 @@ class Screen:
         self._drawn = True
         self._ours = True
         with contextlib.suppress(OSError, Gone):
-            self._write(ERR, f"\r\x1b[0m\x1b[2m{text}\x1b[0m\x1b[K".encode())
+            # The cursor goes back to the first column: behind a full line, the terminal's echo of ^C would begin another.
+            self._write(ERR, f"\r\x1b[0m\x1b[2m{text}\x1b[0m\x1b[K\r".encode())
 
     def _erase(self) -> None:
         if self._drawn:

@@ -100,9 +100,10 @@ class Given(SimpleNamespace):
 
 @dataclass
 class Line:
-    """A verb's words as typed: what they mean, how many of Invoke's tokens they are, and what is wrong with them."""
+    """A verb's words as typed: what they mean, how many they are and how many of Invoke's tokens, and what is wrong with them."""
 
     given: Given
+    taken: int = 0
     tokens: int = 0
     refusal: str = ""
     words: list[tuple[int, str]] = field(default_factory=list)
@@ -202,7 +203,7 @@ class Verb(Task):  # type: ignore[type-arg]
                 if value is None and todo and todo[0][1] not in known:
                     value = todo.popleft()[1]
                 line.refuse(_take(given, flag, name, value, seen))
-        line.tokens = sum(map(_tokens, words))
+        line.taken, line.tokens = len(words), sum(map(_tokens, words))
         self._judge(line, words, command)
         given.refusal = line.refusal
         return line

@@ -1,0 +1,5 @@
+"""`python -m corra` is `corra`."""
+
+from .main import main
+
+main()

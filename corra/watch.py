@@ -1,0 +1,403 @@
+"""Watching a run at a terminal or into a pipe: one thread moves bytes, the main thread answers signals.
+
+The pump may be stuck, in a read of a dead link or a write that nobody takes; Ctrl-C must work all the same. So the main thread does nothing but
+wait for a signal or the pump's end, and the handlers do nothing but put the signal's number into a queue: paramiko's locks aren't reentrant,
+and an exception raised between any two bytecodes would cut a write in two.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import queue
+import signal as signals
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from types import SimpleNamespace
+from typing import Any
+
+from . import ids, render
+from .control import Run
+from .errors import CorraError, MaybeStarted, NotDead
+from .follow import Event, Follow, LinkDown, LinkUp
+from .screen import ERR, OUT, Gone, Screen
+from .state import State, exit_code
+from .stream import Gap, Output, Status
+from .verb import die_of
+from .verdict import duration, ended, typed
+
+EPIPE_CODE = 141
+# A second Ctrl-C sooner than this is the same one, mashed; later than that, nobody waits for it any more.
+MASHED_S = 0.3
+SECOND_CTRL_C_S = 2.0
+# A session that ends sends SIGHUP right beside SIGTERM.
+HANGUP_S = 0.3
+GRACE_S = 10.0
+
+_CAUGHT = (signals.SIGINT, signals.SIGTERM, signals.SIGHUP)
+
+
+@dataclass(frozen=True)
+class _End:
+    """The pump has come to its end: well, or with an error."""
+
+    error: BaseException | None = None
+
+
+class Stamper:
+    """Puts the time of arrival before each line of one stream."""
+
+    def __init__(self) -> None:
+        self._at_start = True
+
+    def stamp(self, output: Output) -> bytes:
+        when = datetime.fromtimestamp(output.time_ns / 1e9).astimezone() if output.time_ns else None
+        prefix = f"{when.isoformat(timespec='milliseconds')} ".encode() if when else b"- "
+        lines = output.data.split(b"\n")
+        last = lines.pop()
+        text = b"".join((prefix if self._at_start or i else b"") + line + b"\n" for i, line in enumerate(lines))
+        if last:
+            text += (prefix if lines or self._at_start else b"") + last
+        self._at_start = not last
+        return text
+
+
+class Watch:
+    """One run being watched. `show` takes its events, `stay` its signals."""
+
+    def __init__(
+        self,
+        follow: Follow,
+        run: Run,
+        screen: Screen,
+        *,
+        relay: frozenset[int] = frozenset(),
+        hide: str | None = None,
+        stamps: bool = False,
+        tail: int | None = None,
+    ) -> None:
+        """`relay`: the signals that are passed on to the program. `hide`: out, err or both."""
+        self.follow = follow
+        self.run = run
+        self.screen = screen
+        self.host = str(follow.host)
+        self._relay = relay
+        self._hidden = {"out": {OUT}, "stdout": {OUT}, "err": {ERR}, "stderr": {ERR}, "both": {OUT, ERR}}.get(hide or "", set())
+        self._stampers: dict[str, Stamper] | None = {} if stamps else None
+        self._tail = tail
+        self._desk: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._state: State | None = None
+        self._state_at = self._output_at = time.monotonic()
+        self._down: LinkDown | None = None
+        self._down_at = 0.0
+        self.was_over = False
+
+    @property
+    def label(self) -> str:
+        return self._state.label if self._state else self.run.label
+
+    @property
+    def short(self) -> str:
+        """What to type for this run."""
+        name = self._state.name if self._state else self.run.name
+        return name or ids.short(self.run.id)
+
+    # -- The pump
+    def _pump(self) -> None:
+        try:
+            for event in self.follow:
+                self.show(event)
+            self._desk.put(_End())
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
+            self._desk.put(_End(error))
+
+    def show(self, event: Event) -> None:
+        """Put one event on the Screen."""
+        match event:
+            case Output():
+                self._output_at = time.monotonic()
+                self._show_output(event)
+            case Status(state):
+                self._show_state(State.from_json(state))
+            case Gap(stream, start, end):
+                self.screen.note(self.label, self.host, f"{stream} from byte {start} to {end} is gone: {render.size(end - start)}")
+                self._event("gap", stream=stream, start=start, end=end)
+            case LinkDown(since_s, error, attempt):
+                self._show_link_down(event)
+                self._event("link", up=False, since_s=round(since_s, 3), error=error, attempt=attempt)
+            case LinkUp(down_s):
+                self._down = None
+                self.screen.note("", self.host, f"link back after {duration(down_s)}, nothing missed")
+                self._event("link", up=True, down_s=round(down_s, 3))
+
+    def _show_output(self, output: Output) -> None:
+        if self._tail is not None and output.offset > 0:
+            self.screen.note(self.label, self.host, f"showing the last {self._tail} lines;  all: {typed()} logs {self.short}")
+        self._tail = None
+        fd = ERR if output.stream == "stderr" else OUT
+        if fd in self._hidden:
+            return
+        if self.screen.json:
+            data = base64.b64encode(output.data).decode()
+            self._event("output", stream=output.stream, offset=output.offset, data=data, time_ns=output.time_ns)
+        elif self._stampers is not None:
+            self.screen.output(fd, self._stampers.setdefault(output.stream, Stamper()).stamp(output))
+        else:
+            self.screen.output(fd, output.data)
+
+    def _show_state(self, state: State) -> None:
+        first, self._state, self._state_at = self._state is None, state, time.monotonic()
+        if first:
+            self.run.name = state.name
+            self.was_over = state.ended and state.state != "not_started"
+            self._event("start", state=state.to_json(), placed=self.follow.placed)
+            if self.follow.placed and not self.follow.host.is_local:
+                from .agent import VERSION
+
+                self.screen.say(self.label, self.host, render.STARTED, f"agent {VERSION} placed, {render.size(self.follow.placed)}")
+
+    def _show_link_down(self, down: LinkDown) -> None:
+        if self._down is None and not self.screen.live_line:
+            self.screen.note("", self.host, "link lost, program unaffected as far as known; trying on")
+        self._down, self._down_at = down, time.monotonic()
+
+    def _event(self, name: str, **facts: Any) -> None:
+        if self.screen.json:
+            self.screen.event(name, host=self.host, prog_id=self.run.id, **facts)
+
+    def _live(self, width: int) -> str:
+        now = time.monotonic()
+        name = self.short
+        if (down := self._down) is not None:
+            return render.live_without_link(name, self.host, since_s=down.since_s + now - self._down_at, tries=down.attempt, width=width)
+        state = self._state
+        if state is None:
+            return render.cut(f"{self.host}: connecting", width)
+        elapsed = (state.elapsed or 0.0) + now - self._state_at
+        amount = sum(self.follow.cursor.values())
+        silent = now - self._output_at if amount else None
+        return render.live(name, self.host, elapsed=elapsed, amount=amount, silent=silent, width=width)
+
+    # -- The desk
+    def stay(self, *, live: bool = True) -> State | None:
+        """Watch to the end and return the last State; None when we leave the program running, which has then been said.
+
+        Doesn't return where a signal ends this process. Raises what ended the watch, Gone among it.
+        """
+        if live:
+            self.screen.live(self._live)
+        with _caught(self._desk):
+            threading.Thread(target=self._pump, name="pump", daemon=True).start()
+            try:
+                return self._wait()
+            finally:
+                self.screen.live(None)
+                self.follow.close()
+
+    def _wait(self) -> State | None:
+        while True:
+            item = self._desk.get()
+            if isinstance(item, _End):
+                if item.error is not None:
+                    raise item.error
+                return self.follow.state
+            if item in self._relay and not (item == signals.SIGTERM and self._session_ends()):
+                name = signals.Signals(item).name.removeprefix("SIG")
+                self.follow.signal(name)
+                self.screen.note(self.label, self.host, f"{name} passed on to it")
+            elif item == signals.SIGINT:
+                self._interrupted()
+            else:
+                self._leave(signals.Signals(item).name)
+
+    def _session_ends(self) -> bool:
+        """Return whether the SIGTERM that has just come is the end of a session or of the machine, which the program must outlive."""
+        with contextlib.suppress(queue.Empty):
+            item = self._desk.get(timeout=HANGUP_S)
+            if item == signals.SIGHUP:
+                return True
+            self._desk.put(item)
+        return shutting_down()
+
+    def _leave(self, name: str) -> None:
+        self._detach("you have detached" if name == "SIGINT" else f"detached by {name}")
+        self.screen.close()
+        die_of(name)
+
+    def _detach(self, why: str, *more: str) -> None:
+        self.screen.mute()
+        self.screen.live(None)
+        if not self.follow.confirmed:
+            error = MaybeStarted(
+                f"you left before {self.host} confirmed it",
+                label=self.label,
+                host=self.host,
+                prog_id=self.run.id,
+                hint=[f"safe to repeat, it starts at most once: the same command, --id {self.run.id}"],
+            )
+            self.screen.error(error)
+            return
+        self._event("detach", why=why)
+        hint = render.beside([f"watch: {typed()} attach {self.short}", f"stop: {typed()} kill {self.short}"])
+        self.screen.say(self.label, self.host, render.STILL_RUNNING, why, [*hint, *more])
+
+    def _interrupted(self) -> None:
+        """Answer Ctrl-C: leave, but for a person wait a moment for the second one, which stops the program."""
+        if not (self.screen.err_is_terminal and self.follow.confirmed):
+            self._leave("SIGINT")
+        self._detach("you have detached", f"Ctrl-C again within {SECOND_CTRL_C_S:g} s stops it now (TERM, KILL after {GRACE_S:g} s)")
+        first = time.monotonic()
+        while (left := first + SECOND_CTRL_C_S - time.monotonic()) > 0:
+            try:
+                item = self._desk.get(timeout=left)
+            except queue.Empty:
+                break
+            if isinstance(item, _End):
+                break
+            if item == signals.SIGINT and time.monotonic() - first >= MASHED_S:
+                self._stop()
+                break
+            if item != signals.SIGINT:
+                break
+        self.screen.close()
+        die_of("SIGINT")
+
+    def _stop(self) -> None:
+        """Stop the program as `kill` does; one more Ctrl-C leaves that to the host."""
+        self.screen.echoed()
+        threading.Thread(target=self._kill, name="kill", daemon=True).start()
+        while True:
+            item = self._desk.get()
+            if isinstance(item, CorraError):
+                self.screen.error(item)
+            if not isinstance(item, _End):  # its end was asked for; what counts is whether the stop succeeded
+                return
+
+    def _kill(self) -> None:
+        try:
+            stop(self.screen, self.run, grace_s=GRACE_S)
+            self._desk.put(None)
+        except CorraError as error:
+            self._desk.put(error)
+
+    # -- The end
+    def outcome(self, state: State) -> int:
+        """Say what became of the run and return the exit code."""
+        code = exit_code(state)
+        if self.screen.json:
+            self._event("end", state=state.to_json(), exit_code=code)
+            return code
+        error = ended(state, self.host, SimpleNamespace())
+        if error is None:
+            self.screen.say(self.label, self.host, *render.fate(state, self.host, now=now() if self.was_over else None))
+            return code
+        if self.was_over:
+            error.why = render.fate(state, self.host, now=now())[1]
+        self.screen.error(error)
+        return code
+
+    def gone(self) -> int:
+        """Answer the end of whoever read our output."""
+        if not (self._state and self._state.ended):
+            self.screen.say(self.label, self.host, render.STILL_RUNNING, "whoever read its output has gone")
+        return EPIPE_CODE
+
+
+def now() -> datetime:
+    return datetime.now().astimezone()
+
+
+@contextlib.contextmanager
+def _caught(desk: queue.SimpleQueue[Any]) -> Iterator[None]:
+    """Have the signals put on the desk. What was ignored when we were started (`nohup`, `cmd &`) stays ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {}
+    handler: Callable[[int, Any], None] = lambda number, _: desk.put(number)  # noqa: E731 - SimpleQueue.put may be called from a handler
+    for number in _CAUGHT:
+        if signals.getsignal(number) != signals.SIG_IGN:
+            before[number] = signals.signal(number, handler)
+    try:
+        yield
+    finally:
+        for caught, was in before.items():
+            signals.signal(caught, was)
+
+
+def shutting_down() -> bool:
+    """Return whether logind says that this machine is going down."""
+    where = ("org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager", "PreparingForShutdown")
+    if not os.path.exists("/run/systemd/system"):
+        return False
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        said = subprocess.run(["busctl", "get-property", *where], capture_output=True, text=True, timeout=1, check=False)
+        return said.stdout.strip() == "b true"
+    return False
+
+
+# -- Stopping, as `kill` and the second Ctrl-C do it
+
+
+class _Told(Exception):
+    """The host has the order, and nobody wants to see what becomes of it."""
+
+
+def stop(screen: Screen, run: Run, *, grace_s: float, signal: str | None = None, wait: bool = True) -> None:
+    """Stop a run and all its processes, and say so. Raises NotDead when something outlives KILL, NotKilled when the order failed."""
+    host = str(run.host)
+    first: dict[str, Any] = {}
+
+    def told(answer: Mapping[str, Any]) -> None:
+        first.update(answer)
+        _say_sent(screen, run, answer, grace_s, signal or "TERM")
+        if not wait:
+            raise _Told
+
+    try:
+        killed = run.kill(signal, grace_s, told=told)
+    except _Told:
+        return
+    state = killed.state
+    count, among = len(killed.survivors), first.get("processes") or 0
+    if count:
+        who = f"{count} of {among} processes" if among > count else f"{count} process{'' if count == 1 else 'es'}"
+        raise NotDead(
+            f"{who} {'outlives' if count == 1 else 'outlive'} KILL",
+            host=host,
+            prog_id=state.prog_id,
+            label=state.label,
+            hint=[_survivor(each) for each in killed.survivors[:3]],
+        )
+    if not killed.ended:
+        raise NotDead("its end was not seen", host=host, prog_id=state.prog_id, label=state.label)
+    if first.get("how") != "ended":
+        screen.say(state.label, host, *render.fate(state, host))
+
+
+def _say_sent(screen: Screen, run: Run, answer: Mapping[str, Any], grace_s: float, signal: str) -> None:
+    """Say what the host did at once."""
+    state, host = State.from_json(answer["state"]), str(run.host)
+    if answer.get("how") == "ended":
+        fate, why = render.fate(state, host, now=now())
+        screen.note(state.label, host, f"had ended already: {fate}: {why}")
+        return
+    count = answer.get("processes")
+    whom = "it" if not count else "its 1 process" if count == 1 else f"all {count} processes"
+    direct = " (by pid: its keeper didn't answer)" if answer.get("how") == "direct" else ""
+    text = f"KILL sent to {whom}" if grace_s <= 0 else f"{signal} sent; KILL to {whom} in {render.span(grace_s)}"
+    screen.note(state.label, host, text + direct)
+
+
+def _survivor(facts: Any) -> str:
+    where = f" in {facts['wchan']}" if facts.get("wchan") else ""
+    when = ": ends when NFS answers" if "nfs" in str(facts.get("wchan", "")) else ""
+    return f"{facts.get('pid')} {facts.get('name', '')}, state {facts.get('state', '?')}{where}{when}"
+
+
+__all__ = ["Gone", "Stamper", "Watch", "now", "stop"]
