@@ -182,7 +182,8 @@ class Fabric:
             carrier.close()
             if isinstance(error, CorraError) or not isinstance(error, Exception):
                 raise
-            raise self._meaning(error, greeted=greeted, judged=bool(offered), limit=limit) from error
+            late = time.monotonic() > deadline - 0.1
+            raise self._meaning(error, greeted=greeted, judged=bool(offered), late=late, limit=limit) from error
         return connection
 
     def _new(self) -> Connection:
@@ -304,14 +305,14 @@ class Fabric:
             raise self._unreachable(f"no answer from {where} in {limit:g} s") from worst
         raise self._unreachable(f"{where}: {worst.strerror or worst}") from worst
 
-    def _meaning(self, error: Exception, *, greeted: bool, judged: bool, limit: float) -> Exception:
+    def _meaning(self, error: Exception, *, greeted: bool, judged: bool, late: bool, limit: float) -> Exception:
         """Return what an error in the middle of the handshake says to a person."""
         from paramiko import SSHException
 
         text = str(error) or type(error).__name__
         if not isinstance(error, (SSHException, EOFError, OSError)):
             return error
-        if isinstance(error, TimeoutError) or "imeout" in text:
+        if late or isinstance(error, TimeoutError) or "imeout" in text:
             return self._unreachable(f"no answer from {self._where()} in {limit:g} s")
         if not greeted:
             return _TurnedAwayError(text)

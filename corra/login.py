@@ -35,11 +35,16 @@ class Login:
         self._files = [os.path.expanduser(each) for each in ([files] if isinstance(files, str) else files)]
         self._files += [each for each in known.identity_files if each not in self._files] if kwargs.pop("look_for_keys", True) else []
         self._allow_agent = kwargs.pop("allow_agent", True)
+        self._agent = contextlib.ExitStack()
         self._tried: list[str] = []
         self._locked: list[str] = []
 
-    def authenticate(self, transport: Any) -> Any:
+    def authenticate(self, transport: Any) -> None:
         """Log in, or raise Auth with what was tried."""
+        with contextlib.ExitStack() as self._agent:
+            self._authenticate(transport)
+
+    def _authenticate(self, transport: Any) -> None:
         from paramiko import AuthenticationException, BadAuthenticationType, SSHException
 
         methods = ["publickey"]
@@ -122,7 +127,7 @@ class Login:
 
         # paramiko's own Agent looks at $SSH_AUTH_SOCK only, and ssh_config's IdentityAgent may be another.
         agent = AgentSSH()
-        carrier = socket.socket(socket.AF_UNIX)
+        carrier = self._agent.enter_context(socket.socket(socket.AF_UNIX))
         carrier.settimeout(5)
         try:
             carrier.connect(self._known.identity_agent or "")
@@ -130,7 +135,6 @@ class Login:
             agent._connect(carrier)  # noqa: SLF001 - as its subclass does
             return list(agent.get_keys())
         except (SSHException, OSError):
-            carrier.close()
             return []
 
 

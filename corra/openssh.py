@@ -29,6 +29,10 @@ _TURNED_AWAY = re.compile(
 )
 
 
+class TurnedAway(Unreachable):
+    """The peer hung up before it said who it is."""
+
+
 class SshProcess(Process):
     """`argv`, an ssh, that asks `host` for something."""
 
@@ -57,12 +61,12 @@ class SshProcess(Process):
     def _ended(self) -> bool:
         if self.exit_status() != SSH_FAILED:
             return False
-        said = self.stderr().decode(errors="replace")
         if self._answered:
-            raise LinkLost(first_line(said.encode()) or "ssh ended")
-        if _TURNED_AWAY.search(said) and self._again():
+            raise LinkLost(first_line(self.stderr()) or "ssh ended")
+        error = failure(self.stderr().decode(errors="replace"), self._host, self._known, self._limit_s, self._config, self._argv)
+        if isinstance(error, TurnedAway) and self._again():
             return True
-        raise failure(said, self._host, self._known, self._limit_s, self._config, self._argv)
+        raise error
 
     def _again(self) -> bool:
         """Start ssh once more, if the time allows it; what was written is written again."""
@@ -101,12 +105,16 @@ def failure(said: str, host: Host, known: Settings, limit_s: float, config: str 
     if re.search(r"timed out during banner exchange|Timeout, server", said):
         return Unreachable(f"no answer from {where} in {limit_s:g} s", host=name)
     if _TURNED_AWAY.search(said):
-        return Unreachable(f"{where} closed the connection before it began", host=name, hint=[first_line(said.encode())])
+        return TurnedAway(f"{where} closed the connection before it began", host=name, hint=[first_line(said.encode())], kind="unreachable")
     return Unreachable(f"ssh: {first_line(said.encode()) or 'failed without a word'}", host=name)
 
 
 def _host_key(said: str, host: Host, known: Settings, config: str | None, argv: Sequence[str]) -> CorraError:
     """Return the HostKey error with the facts that ssh keeps for its debug output."""
+    if known.proxy_jump or known.proxy_command:
+        # It may be the key of a host on the way, and only ssh knows which.
+        line = next((line for line in said.splitlines() if "host key" in line.lower()), said)
+        return HostKey(first_line(line.encode()), host=host.name, hint=[f"ssh {host} true  asks, and remembers"])
     # -v on the same call, with nothing to run, says which key was offered; known_hosts says the rest.
     at = argv.index("--")
     more = subprocess.run([*argv[:at], "-v", *argv[at:-1], "true"], capture_output=True, stdin=subprocess.DEVNULL, check=False, timeout=60)
