@@ -145,7 +145,9 @@ def usage(pid):
     info, spent = ctypes.create_string_buffer(128), ctypes.create_string_buffer(256)
     if _libc.syscall(number, os.P_PID, pid, info, os.WEXITED | os.WNOHANG | os.WNOWAIT, spent) < 0:
         return None
-    u_s, u_us, s_s, s_us, rss, _, _, _, minor, major, _, inblock, oublock, _, _, _, voluntary, forced = struct.unpack_from("@18l", spent.raw)
+    u_s, u_us, s_s, s_us, rss, _, _, _, minor, major, _, inblock, oublock, _, _, _, voluntary, forced = struct.unpack_from(
+        "@18l", spent.raw
+    )
     return (u_s * 10**6 + u_us, s_s * 10**6 + s_us, rss, minor, major, inblock, oublock, voluntary, forced)
 
 
@@ -271,6 +273,11 @@ def kill_tree(roots, spared=()):
     return len(stopped)
 
 
+def octets(text):
+    """Return the bytes that `text` stands for, whatever the locale here says: JSON is UTF-8, and so was what the client read."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def iso(ns):
     """Return UTC with its offset, to the millisecond."""
     if not ns:
@@ -326,12 +333,14 @@ def unpack(page):
     """Return the lines of a page as lists of words, or None when it is empty or torn."""
     head, _, rest = page.partition(b"\n")
     words = head.split()
-    if len(words) != 4 or words[0] != b"corra":
+    try:
+        size, expected = int(words[3]), int(words[2], 16)
+    except (IndexError, ValueError):
         return None
-    body = rest[: int(words[3])]
-    if zlib.crc32(body) != int(words[2], 16):
+    body = rest[:size]
+    if words[0] != b"corra" or zlib.crc32(body) != expected:
         return None
-    return [line.split(" ") for line in body.decode("utf-8", "surrogateescape").splitlines()]
+    return [line.split(" ") for line in body.decode("utf-8", "surrogateescape").split("\n")[:-1]]
 
 
 class Record:
@@ -340,7 +349,7 @@ class Record:
     def __init__(self):
         self.phase = "live"
         self.agent = 0
-        self.guards = []
+        self.guards = []  # (pid, start), the outermost first
         self.sent = []  # (time ns, signal name, request id, to, by)
         self.stop = None  # [request id, reason, monotonic ns of the KILL, "grace" | "killing" | "done"]
         self.survivors = []  # (pid, start)
@@ -350,7 +359,7 @@ class Record:
         self.lengths = {}
 
     def page(self):
-        lines = [("phase", self.phase), ("agent", self.agent), ["guards"] + self.guards]
+        lines = [("phase", self.phase), ("agent", self.agent), ["guards"] + ["%d/%d" % each for each in self.guards]]
         lines += [("length", name, length) for name, length in sorted(self.lengths.items())]
         lines += [("outcome",) + self.outcome] if self.outcome else []
         lines += [("usage",) + tuple(self.usage)] if self.usage else []
@@ -373,7 +382,7 @@ class Record:
             elif key == "agent":
                 record.agent = int(words[0])
             elif key == "guards":
-                record.guards = [int(word) for word in words]
+                record.guards = [tuple(map(int, word.split("/"))) for word in words]
             elif key == "length":
                 record.lengths[words[0]] = int(words[1])
             elif key == "outcome":
@@ -413,7 +422,7 @@ def home():
 def roots(request):
     """Return the directories that may hold runs, best first."""
     if request.get("spool"):
-        return [os.path.abspath(request["spool"])]
+        return [os.path.abspath(os.fsdecode(octets(request["spool"])))]
     found = []
     state = os.environ.get("XDG_STATE_HOME", "")
     if not state.startswith("/"):
@@ -548,7 +557,9 @@ class Run:
     def __init__(self, root, prog_id):
         self.path = os.path.join(root, "runs", prog_id)
         self.directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        text = read_file(self.directory, "program.json")
+        # In /var/tmp anybody may have made our root before us, and runs in it.
+        ours = os.fstat(self.directory).st_uid == os.geteuid()
+        text = read_file(self.directory, "program.json") if ours else None
         if text is None:
             os.close(self.directory)
             raise FileNotFoundError(errno.ENOENT, "no program.json", self.path)
@@ -623,13 +634,19 @@ class Run:
         keeper = record and record.agent
         living = {}
         if facts["alive"] and record:
-            living = {pid: process(pid) for pid in record.guards}
-            living = {pid: found for pid, found in living.items() if found and found[3].startswith("corra-")}
+            living = {pid: process(pid) for pid in living_guards(record)}
+            living = {pid: found for pid, found in living.items() if found}
             facts["stopped"] = keeper in living and living[keeper][0] in "Tt"
             facts["standbys"] = [pid for pid in living if pid != keeper]
             if details and record.outcome:
                 facts["stragglers"] = [{"pid": pid, "name": found[3]} for pid, found in tree([keeper]).items()]
         return state_of(self.request, facts)
+
+
+def living_guards(record):
+    """Return the pids of the guards that live: by their start times, so that another run's guard is never taken for one of ours."""
+    found = [(pid, start, process(pid)) for pid, start in record.guards]
+    return [pid for pid, start, each in found if each and each[2] == start and each[0] not in "ZX"]
 
 
 def state_of(request, facts):
@@ -701,7 +718,11 @@ def state_of(request, facts):
         "signals_sent": [dict(zip(("time", "signal", "id", "to", "by"), (iso(each[0]),) + each[1:])) for each in record.sent],
         "stragglers": facts.get("stragglers", []),
         "streams": {
-            name: {"length": lengths[name], "dropped": max(0, lengths[name] - size) if not facts["alive"] else 0, "late": max(0, size - lengths[name])}
+            name: {
+                "length": lengths[name],
+                "dropped": max(0, lengths[name] - size) if not facts["alive"] else 0,
+                "late": max(0, size - lengths[name]),
+            }
             for name, size in sizes.items()
         },
         "blocked": {"since": iso(record.blocked[0]), "errno": record.blocked[1]} if record.blocked and facts["alive"] else None,
@@ -723,19 +744,25 @@ def rusage_of(used):
 # ============================================================ the program's side of the fork
 
 
+def given_environment():
+    """Return the environment that this process was started with; os.environ has LC_CTYPE too where Python left the C locale."""
+    pairs = (each.partition(b"=") for each in slurp("/proc/self/environ", 8 << 20).split(b"\0"))
+    return {name: value for name, _, value in pairs if name}
+
+
 def environment(request, inherited):
     """Return the program's environment as bytes: inherited, set, removed, secrets, and its PROG-ID; corra's own variables stripped."""
     program = request["program"]
     keep = program.get("env_inherit", True)
-    wanted = None if keep is True else {os.fsencode(name) for name in keep or ()}
+    wanted = None if keep is True else {octets(name) for name in keep or ()}
     made = {key: value for key, value in inherited.items() if wanted is None or key in wanted}
     made = {key: value for key, value in made.items() if not key.startswith(b"CORRA_")}
     for name, value in list((program.get("env") or {}).items()) + list(request.get("secret_env", {}).items()):
         if value is None:
-            made.pop(os.fsencode(name), None)
+            made.pop(octets(name), None)
         else:
-            made[os.fsencode(name)] = os.fsencode(value)
-    made[b"CORRA_PROG_ID"] = os.fsencode(request["prog_id"])
+            made[octets(name)] = octets(value)
+    made[b"CORRA_PROG_ID"] = octets(request["prog_id"])
     return made
 
 
@@ -767,7 +794,7 @@ def explain(number, path, argv, variables):
 
 def candidates(argv, variables):
     """Return the files that exec is to try, in the order of PATH."""
-    name = os.fsencode(argv[0])
+    name = octets(argv[0])
     if b"/" in name:
         return [name]
     return [os.path.join(each or b".", name) for each in variables.get(b"PATH", b"/usr/local/bin:/usr/bin:/bin").split(b":")]
@@ -775,8 +802,8 @@ def candidates(argv, variables):
 
 def note_failure(slot, stage, error, message):
     """Write why the program was not started into the slot's second page. A pipe's bytes would die with the guard that reads them."""
-    number = error.errno or 0
-    text = message or os.strerror(number)
+    number = getattr(error, "errno", 0) or 0
+    text = message or (os.strerror(number) if number else str(error))
     lines = [("stage", stage), ("type", errno.errorcode.get(number, type(error).__name__)), ("errno", number), ("message", text)]
     os.pwrite(slot, pack(lines), PAGE)
     os.fsync(slot)
@@ -784,7 +811,7 @@ def note_failure(slot, stage, error, message):
 
 def become_program(directory, files, request, inherited):
     """In the forked child: put everything in place, claim `launched`, exec. Never returns."""
-    stage, argv = "setup", [os.fsencode(word) for word in request["program"]["argv"]]
+    stage, where, argv = "setup", b"", [octets(word) for word in request["program"]["argv"]]
     program = request["program"]
     try:
         os.setsid()
@@ -807,15 +834,16 @@ def become_program(directory, files, request, inherited):
             os.umask(request["umask"])
         variables = environment(request, inherited)
         stage = "cwd"
-        at = os.fsdecode(variables.get(b"HOME", b"/"))
+        at = variables.get(b"HOME", b"/")
         if program.get("cwd"):
-            os.chdir(os.path.join(at, program["cwd"]))
+            where = os.path.join(at, octets(program["cwd"]))
+            os.chdir(where)
         else:
             try:
                 os.chdir(at)
             except OSError:
                 os.chdir("/")
-        stage = "setup"
+        stage, where = "setup", b""
         pid = os.getpid()
         text = "%d %d %s %d %d" % (pid, process(pid)[2], boot_id(), now_ns(), mono_ns())
         os.pwrite(files["launched"], text.encode().ljust(255), 0)
@@ -840,9 +868,9 @@ def become_program(directory, files, request, inherited):
         if b"/" not in argv[0] and worst.errno == errno.ENOENT and not message:
             message = "PATH there: " + os.fsdecode(variables.get(b"PATH", b"(none)"))
         note_failure(files["exit"], stage, worst, message)
-    except OSError as error:
+    except Exception as error:
         try:
-            note_failure(files["exit"], stage, error, "")
+            note_failure(files["exit"], stage, error, "%s: %s" % (os.fsdecode(where), error.strerror) if where else "")
         except OSError:
             pass
     finally:
@@ -967,9 +995,7 @@ class Keeper:
         self.record.guards = guards
         self.record.blocked = None
         self.report = report
-        self.streams = [
-            Stream(number, name, files["fifo/" + name], files[name]) for number, name in enumerate(stream_names(request))
-        ]
+        self.streams = [Stream(number, name, files["fifo/" + name], files[name]) for number, name in enumerate(stream_names(request))]
         for stream in self.streams:
             os.lseek(stream.file, 0, os.SEEK_END)
         self.pid = self.start = None
@@ -1088,7 +1114,7 @@ class Keeper:
             "boot_id": boot_id(),
             "mono_ns": mono_ns(),
             "spool": self.request["path"],
-            "standbys": [pid for pid in self.record.guards if pid != self.record.agent],
+            "standbys": [pid for pid in living_guards(self.record) if pid != self.record.agent],
         }
 
     def due(self):
@@ -1186,6 +1212,7 @@ class Keeper:
         if launched is None or launched[0] != self.pid or unpack(os.pread(self.files["exit"], PAGE, PAGE)) is not None:
             # exec was refused, and the child has said why; or it was killed before its claim, and the next start tries again.
             self.reap()
+            self.tell()
             self.nothing_to_keep()
             return
         self.record.lengths = {stream.name: stream.length() + unread(stream.fifo) for stream in self.streams}
@@ -1300,20 +1327,20 @@ class Keeper:
     # ------------------------------------------------ the loop
 
     def obey(self):
-        """Read orders: `ID signal NAME BY` or `ID stop NAME GRACE-MS BY`."""
+        """Read orders: `ID signal NAME BY LAPSES` or `ID stop NAME GRACE-MS BY`."""
         try:
             text = os.read(self.files["control"], 65536).decode("ascii", "replace")
         except BlockingIOError:
             return
         for line in text.splitlines():
             words = line.split(" ")
-            if len(words) < 4 or words[2] not in SIGNALS or any(each[2] == words[0] for each in self.record.sent):
+            if len(words) != 5 or words[2] not in SIGNALS or any(each[2] == words[0] for each in self.record.sent):
                 continue
             if self.pid is None:
                 continue  # unanswered: whoever ordered it finds out
-            if words[1] == "signal":
+            if words[1] == "signal" and words[4].isdigit() and mono_ns() < int(words[4]):
                 self.send(words[2], words[0], words[3])
-            elif words[1] == "stop" and len(words) == 5 and words[3].isdigit():
+            elif words[1] == "stop" and words[3].isdigit():
                 self.begin_stop(words[0], "killed", words[2], int(words[3]) / 1000, words[4])
 
     def relay(self):
@@ -1450,7 +1477,7 @@ def guard_run(request, report):
     os.set_inheritable(report, False)
     become(b"corra-standby")
     ignore_signals()
-    inherited = dict(os.environb)
+    inherited = given_environment()
     directory = os.open(request["path"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     # Opened anew, as every lock of its own: a descriptor that a fork shares shares the lock.
     alive = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
@@ -1469,7 +1496,7 @@ def guard_run(request, report):
         # Not blocking: nobody writes yet. We never hold a writing end, else its end would never come.
         files["fifo/" + name] = os.open("fifo/" + name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=directory)
         os.chmod("fifo/" + name, 0o222, dir_fd=directory)
-    guards = [os.getpid()]
+    guards = [(os.getpid(), process(os.getpid())[2])]
     for _ in range(2):
         try:
             child = os.fork()
@@ -1487,7 +1514,7 @@ def guard_run(request, report):
             guards = old.guards if old else guards
             break
         become(b"corra-standby")
-        guards.append(os.getpid())
+        guards.append((os.getpid(), process(os.getpid())[2]))
     become(b"corra-keeper")
     Keeper(directory, files, request, inherited, guards, report).run()
 
@@ -1523,7 +1550,7 @@ def spawn_guards(request, path):
                 "import marshal,sys;h=open(int(sys.argv[1]),'rb');n={'__name__':'corra_agent'};"
                 "exec(marshal.load(h),n);r=marshal.load(h);h.close();n['guard'](r,int(sys.argv[2]))"
             )
-            os.execv(sys.executable, [sys.executable, "-ISE", "-c", script, str(ours), str(reporting)])
+            os.execve(sys.executable, [sys.executable, "-ISE", "-c", script, str(ours), str(reporting)], given_environment())
         finally:
             os._exit(1)
     os.close(ours)
@@ -1615,6 +1642,12 @@ def complaints(request):
     if not isinstance(request, dict):
         return ["a request is an object"]
     found = []
+    for key in ("streams", "cursor"):
+        values = request.get(key)
+        if isinstance(values, list) and not all(isinstance(each, str) for each in values):
+            found.append(key + " must be a list of names")
+        if isinstance(values, dict) and not all(isinstance(each, int) and 0 <= each < 1 << STREAM_SHIFT for each in values.values()):
+            found.append(key + " must have offsets")
     for part, keys in KEYS.items():
         value = request if not part else request.get(part)
         if not isinstance(value, dict):
@@ -1625,7 +1658,19 @@ def complaints(request):
                 found.append("unknown key: " + name)
             elif each is not None and (not isinstance(each, keys[key]) or (isinstance(each, bool) and bool not in keys[key])):
                 found.append("%s must be %s" % (name, " or ".join(kind.__name__ for kind in keys[key])))
+            elif isinstance(each, str) and not sound(each):
+                found.append("%s has a NUL or half a character in it" % name)
+            elif keys[key] is NUMBER and each is not None and not 0 <= each <= 1 << 53:
+                found.append("%s must be a number from 0 up" % name)
     return found
+
+
+def sound(text):
+    """Return whether `text` can be given to the kernel: no NUL, and no surrogate that stands for no byte."""
+    try:
+        return b"\0" not in octets(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def start_complaints(request):
@@ -1641,14 +1686,19 @@ def start_complaints(request):
         found.append("program.argv must be a list of words, the first not empty")
     elif any("\0" in word for word in argv):
         found.append("a word of program.argv has a NUL byte in it")
+    elif not all(map(sound, argv)):
+        found.append("a word of program.argv has half a character in it")
     for source, variables in (("program.env", program.get("env")), ("secrets.env", (request.get("secrets") or {}).get("env"))):
         for name, value in (variables or {}).items():
-            if not name or "=" in name or "\0" in name or not isinstance(value, (str, type(None))) or "\0" in (value or ""):
+            if not name or "=" in name or not sound(name) or not (value is None or isinstance(value, str) and sound(value)):
                 found.append("%s: not a variable: %r" % (source, name))
-    if "\0" in (program.get("cwd") or ""):
-        found.append("program.cwd has a NUL byte in it")
-    if isinstance(program.get("stdin"), dict) and not isinstance(program["stdin"].get("bytes"), int):
+    source, umask = program.get("stdin"), program.get("umask")
+    if isinstance(source, dict) and not (list(source) == ["bytes"] and type(source["bytes"]) is int and source["bytes"] >= 0):
         found.append('program.stdin must be {"bytes": N}')
+    if umask is not None and not (isinstance(umask, int) and umask <= 0o777):
+        found.append("program.umask must be from 0 to 511 (0o777)")
+    if isinstance(program.get("env_inherit"), list) and not all(isinstance(name, str) and sound(name) for name in program["env_inherit"]):
+        found.append("program.env_inherit must be a list of names")
     if options.get("stop_signal") and options["stop_signal"] not in SIGNALS:
         found.append("run.stop_signal: no such signal: " + options["stop_signal"])
     for where, key in ((program, "pty"), (program, "limits"), (options, "keep_output")):
@@ -1792,7 +1842,7 @@ def new_run(request, stdin, reply):
     def feed(directory):
         """Put what the program will read into its file."""
         if isinstance(source, str):
-            fill(directory, "stdin", os.fsencode(source))
+            fill(directory, "stdin", octets(source))
             return
         reply.first_line(" send")
         fd = os.open("stdin", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
@@ -1905,7 +1955,7 @@ class Times:
         data = os.pread(self.file, 1 << 20, self.at)
         data = data[: len(data) // INDEX_RECORD.size * INDEX_RECORD.size]
         self.at += len(data)
-        self.behind = len(data) == 1 << 20
+        self.behind = self.at + INDEX_RECORD.size <= os.fstat(self.file).st_size
         records = sorted((time_ns, name, begin) for name, (time_ns, begin) in self.last.items())
         for time_ns, packed in INDEX_RECORD.iter_unpack(data):
             if packed >> STREAM_SHIFT < len(self.streams):
@@ -1965,8 +2015,10 @@ class Follow:
         self.look()
         while True:
             blocked = self.write()
-            if not blocked and not self.queue and self.over():
+            if not blocked and self.over():
                 return
+            if not blocked and self.queue:
+                continue  # the last State
             poll.register(self.out, select.POLLOUT if blocked else 0)
             if self.keeper is not None:
                 poll.register(self.keeper, select.POLLIN)
@@ -2118,7 +2170,7 @@ class Follow:
                 self.queue.append(b"H\n")
             elif words[0] == "K" and len(words) == 3 and words[1] in SIGNALS and words[2].isdigit():
                 number = os.urandom(4).hex()
-                give_order(self.run, "%s signal %s %s" % (number, words[1], by_of(self.request)))
+                give_order(self.run, signal_order(number, words[1], self.request))
                 self.orders[number] = (int(words[2]), words[1], time.monotonic() + ORDER_DEADLINE_S)
         return True
 
@@ -2204,9 +2256,15 @@ def give_order(run, text):
         os.close(fd)
 
 
+def signal_order(number, name, request):
+    """Return the order for one signal. It lapses before its giver would send the signal himself: a keeper that wakes up doesn't repeat it."""
+    lapses = mono_ns() + int(ORDER_DEADLINE_S * 0.9e9)
+    return "%s signal %s %s %d" % (number, name, by_of(request), lapses)
+
+
 def ordered(run, number, text):
     """Give an order and return whether the keeper has carried it out within its 2 seconds."""
-    if not give_order(run, "%s %s" % (number, text)):
+    if not give_order(run, text):
         return False
     deadline, pause = time.monotonic() + ORDER_DEADLINE_S, 0.001
     while time.monotonic() < deadline:
@@ -2250,7 +2308,8 @@ def verb_signal(request, stdin, reply, framed):
     run = find(request)
     state, how = run.state(), "ended"
     if state["state"] == "running" or target(run):
-        if ordered(run, os.urandom(4).hex(), "signal %s %s" % (name, by_of(request))):
+        number = os.urandom(4).hex()
+        if ordered(run, number, signal_order(number, name, request)):
             how = "keeper"
         elif signal_directly(run, name):
             how = "direct"
@@ -2261,7 +2320,7 @@ def family(run):
     """Return {pid: (state, parent, start, name)} of the program's living tree, as far as it can still be told."""
     pages = run.pages()
     record = (Record.read(pages[0]) if pages else None) or Record()
-    guards = [pid for pid in record.guards if (process(pid) or ("", 0, 0, ""))[3].startswith("corra-")] if run.alive() else []
+    guards = living_guards(record) if run.alive() else []
     found = target(run)
     below = tree(guards + ([found[0]] if found else []))
     if found:
@@ -2277,7 +2336,7 @@ def verb_stop(request, stdin, reply, framed):
     there = family(run)
     number, how = os.urandom(4).hex(), "ended"
     if there:
-        ok = ordered(run, number, "stop %s %d %s" % (name, int(grace * 1000), by_of(request)))
+        ok = ordered(run, number, "%s stop %s %d %s" % (number, name, int(grace * 1000), by_of(request)))
         how = "keeper" if ok else "direct"
     reply.send({"state": run.state(), "how": how, "processes": len(there)})
     if how == "keeper":
@@ -2348,7 +2407,9 @@ def verb_list(request, stdin, reply, framed):
             continue
         found.append((run.request.get("created", 0), prog_id, run.state()))
         run.close()
-    reply.send({"host": os.uname().nodename, "user": user_name(), "runs": [state for _, _, state in sorted(found, key=lambda each: each[:2])]})
+    reply.send(
+        {"host": os.uname().nodename, "user": user_name(), "runs": [state for _, _, state in sorted(found, key=lambda each: each[:2])]}
+    )
 
 
 def verb_read(request, stdin, reply, framed):
