@@ -138,11 +138,11 @@ def as_root() -> None:
 
 @pytest.fixture
 def test_user(as_root: None) -> Iterator[str]:
-    """A user made for this test, with a home and a shell and no password, gone afterwards."""
+    """A user made for this test, with a home and a shell and a password that nothing matches, gone afterwards."""
     if not (shutil.which("useradd") and shutil.which("userdel")):
         pytest.skip("no useradd on this machine")
     name = f"corra{os.getpid()}"
-    subprocess.run(["useradd", "-m", "-s", "/bin/sh", name], check=True, capture_output=True, timeout=60)
+    subprocess.run(["useradd", "-m", "-s", "/bin/sh", "-p", "*", name], check=True, capture_output=True, timeout=60)
     try:
         uid = pwd.getpwnam(name).pw_uid
         yield name
