@@ -19,7 +19,7 @@ LAYERS = [
     ["agent", "courier", "doctor"],
     ["errors", "ids", "program", "state", "stream", "verdict"],
     ["command"],
-    ["channel", "process", "sshconfig", "hostkeys", "connection", "openssh", "runners"],
+    ["channel", "process", "sshconfig", "hostkeys", "login", "session", "connection", "openssh", "runners"],
     ["place"],
     ["history", "follow", "chaperone", "result"],
     ["control"],

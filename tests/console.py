@@ -1,0 +1,118 @@
+"""The ```console blocks of the documentation: run them on a terminal, and compare what they show with what the page says.
+
+`CORRA_WRITE_DOCS=1 pytest tests/test_docs.py` puts what they show into the pages instead.
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Mapping, Sequence
+from fcntl import ioctl
+from pathlib import Path
+
+_BLOCK = re.compile(r"(?<=^```console\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
+# Whether a run had ended before we looked is chance, and then its line says when.
+_AT = re.compile(r",? at \d\d:\d\d(?= after |$)")
+_END = "\x1e"
+_BLOCK_S = 60.0
+
+
+def blocks(page: str) -> list[str]:
+    """Return the text of each block."""
+    return _BLOCK.findall(page)
+
+
+def commands(block: str) -> list[str]:
+    return [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
+
+
+def outputs(block: str) -> list[list[str]]:
+    """Return the lines that a block shows after each of its commands."""
+    shown: list[list[str]] = []
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            shown.append([])
+        else:
+            shown[-1].append(line)
+    return shown
+
+
+def replaced(page: str, new: Sequence[str]) -> str:
+    """Return the page with the text of its blocks replaced."""
+    rest = iter(new)
+    return _BLOCK.sub(lambda _: next(rest), page)
+
+
+def run(typed: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> list[list[str]]:
+    """Run the commands in one shell on a terminal of 80 columns; return the lines that stand there after each."""
+    script = "".join(f"{command}\n__code=$?; printf '\\036'; (exit $__code)\n" for command in typed)
+    terminal, end = pty.openpty()
+    try:
+        ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        shell = subprocess.Popen(
+            ["bash", "-c", script], stdin=subprocess.DEVNULL, stdout=end, stderr=end, cwd=cwd, env=env, start_new_session=True
+        )
+        os.close(end)
+        text = _read(terminal)
+        shell.wait(timeout=_BLOCK_S)
+    finally:
+        os.close(terminal)
+    return [screen(part) for part in text.split(_END)[: len(typed)]]
+
+
+def _read(terminal: int) -> str:
+    """Return all that is written until nobody has the terminal open any more."""
+    text, deadline = bytearray(), time.monotonic() + _BLOCK_S
+    while select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        try:
+            data = os.read(terminal, 65536)
+        except OSError:  # EIO: the last one has closed it
+            return text.decode()
+        if not data:
+            return text.decode()
+        text += data
+    raise TimeoutError(f"still running after {_BLOCK_S} s: {text.decode(errors='replace')[-400:]}")
+
+
+def screen(text: str) -> list[str]:
+    """Return the lines that a terminal shows in the end: carriage returns overwrite, erased is gone, colours don't matter."""
+    lines = []
+    for written in text.split("\n"):
+        cells: list[str] = []
+        at = 0
+        for token in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|.", written):
+            if token == "\r":
+                at = 0
+            elif token == "\x1b[K":
+                del cells[at:]
+            elif len(token) == 1:
+                cells[at : at + 1] = [token]
+                at += 1
+        lines.append("".join(cells).rstrip())
+    return lines if lines[-1] else lines[:-1]
+
+
+def pattern(line: str) -> re.Pattern[str]:
+    """Return what a line of a page stands for: numbers, ids and the widths of columns may differ, nothing else."""
+    cut = line.endswith("..")  # how much of it is shown depends on the width of a column
+    line = line[:-8] if cut else line
+    text = re.sub(r"\b\d{8}t\d{6}z-[0-9a-z]{8}\b", "\0", _AT.sub("", line))
+    text = re.sub(r"\b(?=[a-z]*\d)[2-9bcdfghjkmnpqrstvwxz]{6}\b", "\1", text)
+    text = re.sub(r"\s+", " ", re.sub(r"\d+(?:[.:]\d+)*", "\2", text.strip()))
+    text = re.escape(text).replace("\\ ", r"\s+")
+    kinds = {"\0": r"\d{8}t\d{6}z-[0-9a-z]{8}", "\1": "[0-9a-z]{6}", "\2": r"\d+(?:[.:]\d+)*"}
+    for mark, kind in kinds.items():
+        text = text.replace(re.escape(mark), kind).replace(mark, kind)
+    return re.compile(r"\s*" + text + (r".*\.\." if cut else r"\s*"))
+
+
+def alike(expected: Sequence[str], shown: Sequence[str]) -> bool:
+    """Whether what was shown is what the page says."""
+    return len(expected) == len(shown) and all(pattern(e).fullmatch(_AT.sub("", s)) for e, s in zip(expected, shown, strict=True))
