@@ -104,7 +104,7 @@ def pattern(line: str) -> re.Pattern[str]:
     cut = line.endswith("..")  # how much of it is shown depends on the width of a column
     line = line[:-8] if cut else line
     text = re.sub(r"\b\d{8}t\d{6}z-[0-9a-z]{8}\b", "\0", _AT.sub("", line))
-    text = re.sub(r"\b(?=[a-z]*\d)[2-9bcdfghjkmnpqrstvwxz]{6}\b", "\1", text)
+    text = re.sub(r"\b(?=\d*[a-z])[2-9bcdfghjkmnpqrstvwxz]{6}\b", "\1", text)
     text = re.sub(r"\s+", " ", re.sub(r"\d+(?:[.:]\d+)*", "\2", text.strip()))
     text = re.escape(text).replace("\\ ", r"\s+")
     kinds = {"\0": r"\d{8}t\d{6}z-[0-9a-z]{8}", "\1": "[0-9a-z]{6}", "\2": r"\d+(?:[.:]\d+)*"}
