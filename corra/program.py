@@ -127,7 +127,7 @@ class Program:
             "umask": self.umask,
             "merge": self.merge,
         }
-        defaults = {"cwd": None, "env": {}, "env_inherit": True, "stdin": None, "umask": None, "merge": False}
+        defaults: dict[str, Any] = {"cwd": None, "env": {}, "env_inherit": True, "stdin": None, "umask": None, "merge": False}
         return {"argv": list(self.argv), **{k: v for k, v in everything.items() if v != defaults[k]}}
 
 
