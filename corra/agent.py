@@ -1011,10 +1011,8 @@ class Keeper:
 
     def take_over(self):
         """Become the program's parent after another keeper's death, or launch it if nobody has."""
-        text = os.pread(self.files["launched"], 256, 0)
-        linked = os.fstat(self.files["launched"]).st_nlink
-        launched = read_launched(text)
-        if launched is None or (linked == 1 and not exists(self.directory, "launched")):
+        launched = launched_by(self.directory, self.files)
+        if launched is None:
             if unpack(os.pread(self.files["exit"], PAGE, PAGE)) is None:
                 self.launch()
             else:
@@ -1403,6 +1401,14 @@ class Keeper:
                     self.poll.unregister(fd)
 
 
+def launched_by(directory, files):
+    """Return who was launched, or None; the claim is the name `launched`, unless the whole spool has been deleted."""
+    launched = read_launched(os.pread(files["launched"], 256, 0))
+    if launched and os.fstat(files["launched"]).st_nlink == 1 and not exists(directory, "launched"):
+        return None
+    return launched
+
+
 def _nothing(number, frame):
     pass
 
@@ -1493,28 +1499,34 @@ def guard_run(request, report):
     files["control"] = os.open("control", os.O_RDWR | os.O_NONBLOCK, dir_fd=directory)
     for name in stream_names(request):
         files[name] = os.open(name, os.O_WRONLY, dir_fd=directory)
+        # Guards before us may have died after they took the right to read away.
+        os.chmod("fifo/" + name, 0o600, dir_fd=directory)
         # Not blocking: nobody writes yet. We never hold a writing end, else its end would never come.
         files["fifo/" + name] = os.open("fifo/" + name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=directory)
         os.chmod("fifo/" + name, 0o222, dir_fd=directory)
     guards = [(os.getpid(), process(os.getpid())[2])]
-    for _ in range(2):
+    while len(guards) < 3:
         try:
             child = os.fork()
         except OSError:
             break  # no process to be had: fewer guards, and the State counts them
-        if child:
-            os.close(files["keeper"])
+        if not child:
+            become(b"corra-standby")
+            guards.append((os.getpid(), process(os.getpid())[2]))
+            continue
+        os.close(files["keeper"])
+        if report is not None:
             os.close(report)
-            standby(child)
-            # flock waits until whoever may touch the FIFOs is dead, or its child has got past exec.
-            files["keeper"] = os.open("/proc/self/fd/%d" % complain.file, os.O_RDWR)
-            fcntl.flock(files["keeper"], fcntl.LOCK_EX)
             report = None
+        standby(child)
+        # flock waits until whoever may touch the FIFOs is dead, or its child has got past exec.
+        files["keeper"] = os.open("/proc/self/fd/%d" % complain.file, os.O_RDWR)
+        fcntl.flock(files["keeper"], fcntl.LOCK_EX)
+        if launched_by(directory, files) or unpack(os.pread(files["exit"], PAGE, PAGE)) is not None:
             old = Record.read(os.pread(files["exit"], PAGE, 0))
             guards = old.guards if old else guards
             break
-        become(b"corra-standby")
-        guards.append((os.getpid(), process(os.getpid())[2]))
+        # Nothing was launched: the program gets its three guards all the same.
     become(b"corra-keeper")
     Keeper(directory, files, request, inherited, guards, report).run()
 
@@ -1613,7 +1625,7 @@ class Input:
                 parts.append(self.some(1 << 16))
             return json.loads(b"".join(parts).decode()), False
         size = int(first + self.line())
-        if size > REQUEST_MAX:
+        if not 0 <= size <= REQUEST_MAX:
             raise ValueError("a request of %d bytes" % size)
         return json.loads(self.exactly(size).decode()), True
 
@@ -1891,16 +1903,16 @@ def start(request, stdin, reply):
     umask = os.umask(0o077)
     root, prog_id = new_run(request, stdin, reply)
     run = Run(root, prog_id)
-    state = run.state()
-    if state["state"] == "starting" and state["supervisor"] == "gone":
-        secret = (request.get("secrets") or {}).get("env") or {}
-        spawn_guards(dict(run.request, secret_env=secret, umask=umask), run.path)
+    secret = (request.get("secrets") or {}).get("env") or {}
     deadline = time.monotonic() + START_DEADLINE_S
     while True:
         state = run.state()
         if state["state"] != "starting" or time.monotonic() > deadline:
             return run, state
-        time.sleep(0.01)
+        if state["supervisor"] == "gone":  # new, or whoever began it died before it launched anything
+            spawn_guards(dict(run.request, secret_env=secret, umask=umask), run.path)
+        else:
+            time.sleep(0.01)
 
 
 def verb_start(request, stdin, reply, framed):
