@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""corra's agent: starts one program on this host so that it outlives whoever asked, and answers for it.
+r"""corra's agent: starts one program on this host so that it outlives whoever asked, and answers for it.
 
     agent.py < program.json        start it, print its State as JSON, leave; the guards stay
     agent.py VERB < request        VERB is one of run start follow status signal stop wait read list
 
 Needs Linux 3.10 and Python 3.6, and nothing but its standard library. Silent on import.
 
-Request, on stdin    "<bytes>\\n" and that much JSON; a first byte "{" means JSON up to the end of file, as by hand.
+Request, on stdin    "<bytes>\n" and that much JSON; a first byte "{" means JSON up to the end of file, as by hand.
 Reply, on stdout     the line "corra 1 NONCE" (when the request has a nonce), one line of JSON, and for run, follow, wait and stop frames.
                      A refusal is a reply too: {"error": KIND, "message": ...}.
 Exit code            0 answered, 1 refused, 2 the request could not be read.
@@ -26,6 +26,8 @@ dies, the nearest living ancestor becomes the parent of the program and goes on.
 while nothing happens, and are forked by a fresh interpreter that has seen little else.
 """
 
+import _json
+import _signal
 import ctypes
 import errno
 import fcntl
@@ -36,9 +38,6 @@ import struct
 import sys
 import time
 import zlib
-
-import _json
-import _signal
 
 # ============================================================ constants
 
@@ -179,8 +178,8 @@ def signal_process(pid, start, number):
         else:
             _checked(_libc.syscall(_PIDFD_SEND_SIGNAL, handle, number, None, 0))
         return True
-    except ProcessLookupError:
-        return False
+    except (ProcessLookupError, PermissionError):
+        return False  # gone, or it has become another user's: who counts survivors will see it
     finally:
         if handle >= 0:
             os.close(handle)
@@ -319,7 +318,8 @@ def from_json(data):
     text = data.decode().strip(" \t\r\n")
     try:
         value, end = _json.make_scanner(_Scanner)(text, 0)
-    except StopIteration:
+    except (StopIteration, SystemError):
+        # SystemError: the scanner's own exception lives in json.decoder, which nobody has imported.
         raise ValueError("not JSON") from None
     if end != len(text):
         raise ValueError("not JSON: more after its end")
@@ -428,7 +428,7 @@ def home():
     try:
         return pwd.getpwuid(os.geteuid()).pw_dir or None
     except KeyError:
-        return path if path.startswith("/") else None
+        return None
 
 
 def roots(request):
@@ -466,6 +466,9 @@ def prepare_root(root):
     os.makedirs(os.path.join(root, "runs"), 0o700, exist_ok=True)
     os.close(secure(root))
     return secure(os.path.join(root, "runs"))
+
+
+# ============================================================ the spool: a run's directory
 
 
 def fill(directory, name, data, mode=0o600):
@@ -556,6 +559,22 @@ def read_launched(text):
     """Return (pid, start, boot id, time ns, monotonic ns) of the launched program, or None."""
     words = (text or b"").split()
     return (int(words[0]), int(words[1]), words[2].decode(), int(words[3]), int(words[4])) if len(words) == 5 else None
+
+
+def launched_by(directory, files):
+    """Return who was launched, or None; the claim is the name `launched`, unless the whole spool has been deleted."""
+    launched = read_launched(os.pread(files["launched"], 256, 0))
+    if launched and os.fstat(files["launched"]).st_nlink == 1 and not exists(directory, "launched"):
+        return None
+    return launched
+
+
+def exists(directory, name):
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+        return True
+    except FileNotFoundError:
+        return False
 
 
 # ============================================================ what is known of a run
@@ -655,6 +674,9 @@ def living_guards(record):
     """Return the pids of the guards that live: by their start times, so that another run's guard is never taken for one of ours."""
     found = [(pid, start, process(pid)) for pid, start in record.guards]
     return [pid for pid, start, each in found if each and each[2] == start and each[0] not in "ZX"]
+
+
+# ============================================================ the State
 
 
 def state_of(request, facts):
@@ -926,10 +948,13 @@ def step(view, now):
         elif not view["due"] and not view["open"] and not stop:
             return "leave", None
     if view["blocked"]:
-        if now >= view["retry_at"]:
+        if now >= view["room_at"]:
             return "unblock", None
-        wake = min(wake or view["retry_at"], view["retry_at"])
+        wake = min(wake or view["room_at"], view["room_at"])
     return None, wake
+
+
+# ============================================================ the program's output
 
 
 class Stream:
@@ -989,7 +1014,102 @@ class Stream:
             self.held = self.held[os.write(self.file, self.held) :]
 
 
-# ============================================================ the keeper
+# ============================================================ the program's output: moving it
+
+
+class Pump:
+    """Moves the program's output from its FIFOs into the spool, notes when what came, and stops where the disk is full."""
+
+    def __init__(self, files, request, poll):
+        self.index, self.poll = files["index"], poll
+        self.streams = [Stream(number, name, files["fifo/" + name], files[name]) for number, name in enumerate(stream_names(request))]
+        for stream in self.streams:
+            os.lseek(stream.file, 0, os.SEEK_END)
+            poll.register(stream.fifo, select.POLLIN)
+        self.by_fifo = {stream.fifo: stream for stream in self.streams}
+        self.latest = None
+        self.blocked = None  # (since ns, errno)
+        self.pause_ns = self.again_at = 0
+
+    def on(self, fifo, event):
+        stream = self.by_fifo[fifo]
+        if event & select.POLLIN:
+            self.drain(stream)
+        elif event & (select.POLLHUP | select.POLLERR):
+            # Nobody holds the other end: asking again would be a busy loop.
+            stream.open = False
+            self.poll.unregister(fifo)
+
+    def drain(self, stream):
+        """Move what is there, at most 16 splices, so that no stream keeps the others waiting."""
+        for _ in range(16):
+            try:
+                if not stream.has_room() and unread(stream.fifo):
+                    self.block(stream, errno.ENOSPC)
+                    return
+                self.note_time(stream)
+                moved = stream.move()
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                self.block(stream, error.errno)
+                return
+            if not moved:
+                break
+        if stream.open:
+            self.poll.register(stream.fifo, select.POLLIN)
+
+    def note_time(self, stream):
+        """Add to the index when the stream changes, or 10 ms after its last record."""
+        now = now_ns()
+        if (self.latest is stream and 0 <= now - stream.stamp < INDEX_EVERY_NS) or not unread(stream.fifo):
+            return
+        self.latest, stream.stamp = stream, now
+        try:
+            size = os.fstat(self.index).st_size
+            record = INDEX_RECORD.pack(now, stream.number << STREAM_SHIFT | stream.length())
+            # At a multiple of the record's size: a torn one is overwritten.
+            os.pwrite(self.index, record, size - size % INDEX_RECORD.size)
+        except OSError:
+            pass
+
+    def block(self, stream, number):
+        """No room: leave the bytes in the FIFO, where they hold the program back, and ask again later."""
+        if stream.open and not stream.blocked:
+            self.poll.unregister(stream.fifo)
+        stream.blocked = True
+        self.blocked = self.blocked or (now_ns(), number)
+        self.pause_ns = min(max(self.pause_ns * 2, 50 * 10**6), 10**9)
+        self.again_at = mono_ns() + self.pause_ns
+
+    def unblock(self):
+        for stream in self.streams:
+            if stream.blocked:
+                stream.blocked, stream.room = False, 0
+                if stream.open:
+                    self.poll.register(stream.fifo, select.POLLIN)
+                self.drain(stream)
+        if not any(stream.blocked for stream in self.streams):
+            self.pause_ns, self.blocked = 0, None
+
+    def close(self):
+        """Expect nothing any more: no program came of it, so nobody will ever hang up."""
+        for stream in self.streams:
+            stream.open = False
+
+    def open(self):
+        return any(stream.open for stream in self.streams)
+
+    def written(self):
+        """Return how much the program has written to each stream: what is in the file and what still stands in the FIFO."""
+        return {stream.name: stream.length() + unread(stream.fifo) for stream in self.streams}
+
+    def short_of(self, lengths):
+        """Return whether the files are shorter than `lengths`."""
+        return any(stream.length() < lengths.get(stream.name, 0) for stream in self.streams)
+
+
+# ============================================================ the keeper: its program
 
 
 class Keeper:
@@ -1001,21 +1121,16 @@ class Keeper:
         self.record = Record.read(os.pread(files["exit"], PAGE, 0)) or Record()
         self.record.agent = os.getpid()
         self.record.guards = guards
-        self.record.blocked = None
         self.report = report
-        self.streams = [Stream(number, name, files["fifo/" + name], files[name]) for number, name in enumerate(stream_names(request))]
-        for stream in self.streams:
-            os.lseek(stream.file, 0, os.SEEK_END)
         self.pid = self.start = None
         self.status = None
         self.told = self.reaped = False
         self.dirty = True
         self.timeout_at = None
-        self.retry_ns = 0
         self.retry_at = self.again_at = 0
-        self.index_stream = None
         self.pipe = None
         self.poll = select.poll()
+        self.pump = Pump(files, request, self.poll)
 
     def take_over(self):
         """Become the program's parent after another keeper's death, or launch it if nobody has."""
@@ -1062,7 +1177,7 @@ class Keeper:
             self.timeout_at = launched[4] + int(self.options["timeout"] * 1e9)
 
     def launch_over(self):
-        """exec was done or refused: whoever waits for the start may look now."""
+        """Exec was done or refused: whoever waits for the start may look now."""
         self.poll.unregister(self.pipe)
         os.close(self.pipe)
         self.pipe = None
@@ -1082,6 +1197,8 @@ class Keeper:
             os.close(self.report)
             self.report = None
 
+    # ======================================================== the keeper: its record
+
     def save(self):
         """Write the record; a full disk doesn't matter, since the page is there already."""
         try:
@@ -1094,7 +1211,7 @@ class Keeper:
             return False
 
     def tell(self):
-        """Write state.json, a copy for people: it may fail, and nothing depends on it."""
+        """Write state.json, a copy for people: nothing depends on it. Where it can't be written the old one goes, as it would be untrue."""
         try:
             fd = os.open("state.json.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600, dir_fd=self.directory)
             try:
@@ -1103,10 +1220,11 @@ class Keeper:
                 os.close(fd)
             os.rename("state.json.tmp", "state.json", src_dir_fd=self.directory, dst_dir_fd=self.directory)
         except OSError:
-            try:
-                os.unlink("state.json.tmp", dir_fd=self.directory)
-            except OSError:
-                pass
+            for name in ("state.json.tmp", "state.json"):
+                try:
+                    os.unlink(name, dir_fd=self.directory)
+                except OSError:
+                    pass
 
     def facts(self):
         return {
@@ -1114,18 +1232,14 @@ class Keeper:
             "launched": read_launched(os.pread(self.files["launched"], 256, 0)),
             "record": self.record,
             "failure": unpack(os.pread(self.files["exit"], PAGE, PAGE)),
-            "sizes": {stream.name: stream.length() for stream in self.streams},
-            "last_ns": max(os.fstat(stream.file).st_mtime_ns for stream in self.streams),
+            "sizes": {stream.name: stream.length() for stream in self.pump.streams},
+            "last_ns": max(os.fstat(stream.file).st_mtime_ns for stream in self.pump.streams),
             "gone": False,
             "boot_id": boot_id(),
             "mono_ns": mono_ns(),
             "spool": self.request["path"],
             "standbys": [pid for pid in living_guards(self.record) if pid != self.record.agent],
         }
-
-    def due(self):
-        """Return whether bytes that the program wrote before its end still stand in a FIFO."""
-        return any(stream.length() < self.record.lengths.get(stream.name, 0) for stream in self.streams)
 
     def view(self):
         stop = self.record.stop
@@ -1144,17 +1258,18 @@ class Keeper:
             "timeout_at": self.timeout_at,
             "again_at": self.again_at,
             "retry_at": self.retry_at,
-            "blocked": any(stream.blocked for stream in self.streams),
-            "due": self.record.outcome is not None and self.due(),
+            "blocked": self.pump.blocked is not None,
+            "room_at": self.pump.again_at,
+            "due": self.record.outcome is not None and self.pump.short_of(self.record.lengths),
             "told": self.told,
             "reaped": self.reaped,
-            "open": any(stream.open for stream in self.streams),
+            "open": self.pump.open(),
         }
 
-    # ------------------------------------------------ acting
+    # ======================================================== the keeper: its acts
 
-    def act(self, action, now):
-        getattr(self, "do_" + action)(now)
+    def do_unblock(self, now):
+        self.pump.unblock()
 
     def do_timeout(self, now):
         name, grace_s = self.options.get("stop_signal") or "TERM", self.options.get("grace")
@@ -1221,19 +1336,18 @@ class Keeper:
             self.tell()
             self.nothing_to_keep()
             return
-        self.record.lengths = {stream.name: stream.length() + unread(stream.fifo) for stream in self.streams}
+        self.record.lengths = self.pump.written()
         self.record.usage = usage(self.pid)
         self.record.outcome = (self.status, now_ns(), mono_ns() - launched[4], self.reason())
         self.record.phase = "ended" if self.options.get("wait_children") else "final"
         if not self.save():
             self.record.outcome = None
-            self.retry_later(now)
+            self.retry_at = now + 200 * 10**6
 
     def nothing_to_keep(self):
         """No program came of it: nobody will ever hold the FIFOs."""
         self.record.phase, self.told, self.reaped = "final", True, True
-        for stream in self.streams:
-            stream.open = False
+        self.pump.close()
 
     def reason(self):
         number = self.status & 0x7F
@@ -1246,14 +1360,14 @@ class Keeper:
 
     def do_finish(self, now):
         """With wait_children the run ends when the last descendant has; the program's own status stands."""
-        self.record.lengths = {stream.name: stream.length() + unread(stream.fifo) for stream in self.streams}
+        self.record.lengths = self.pump.written()
         self.record.phase = "final"
         status, _, _, reason = self.record.outcome
         launched = read_launched(os.pread(self.files["launched"], 256, 0))
         self.record.outcome = (status, now_ns(), mono_ns() - launched[4], reason)
         if not self.save():
             self.record.phase = "ended"
-            self.retry_later(now)
+            self.retry_at = now + 200 * 10**6
 
     def do_tell(self, now):
         self.tell()
@@ -1270,67 +1384,7 @@ class Keeper:
         except ChildProcessError:
             pass
 
-    def do_unblock(self, now):
-        for stream in self.streams:
-            if stream.blocked:
-                stream.blocked, stream.room = False, 0
-                self.drain(stream)
-        if not any(stream.blocked for stream in self.streams):
-            self.retry_ns, self.record.blocked = 0, None
-            self.save()
-
-    def retry_later(self, now):
-        self.retry_ns = min(max(self.retry_ns * 2, 50 * 10**6), 10**9)
-        self.retry_at = now + self.retry_ns
-
-    def block(self, stream, number):
-        """No room: leave the bytes in the FIFO, where they hold the program back, and say so."""
-        if stream.open and not stream.blocked:
-            try:
-                self.poll.unregister(stream.fifo)
-            except KeyError:
-                pass
-        stream.blocked = True
-        self.retry_later(mono_ns())
-        if self.record.blocked is None:
-            self.record.blocked = (now_ns(), number)
-            self.save()
-
-    def drain(self, stream):
-        """Move what is there, at most 16 splices, so that no stream keeps the others waiting."""
-        for _ in range(16):
-            try:
-                if not stream.has_room() and unread(stream.fifo):
-                    self.block(stream, errno.ENOSPC)
-                    return
-                self.note_time(stream)
-                moved = stream.move()
-            except OSError as error:
-                if error.errno not in FULL:
-                    raise
-                self.block(stream, error.errno)
-                return
-            if not moved:
-                break
-        if stream.open:
-            self.poll.register(stream.fifo, select.POLLIN)
-
-    def note_time(self, stream):
-        """Add to the index when the stream changes, or 10 ms after its last record."""
-        now = now_ns()
-        if self.index_stream is stream and 0 <= now - stream.stamp < INDEX_EVERY_NS or not unread(stream.fifo):
-            return
-        self.index_stream, stream.stamp = stream, now
-        try:
-            index = self.files["index"]
-            size = os.fstat(index).st_size
-            record = INDEX_RECORD.pack(now, stream.number << STREAM_SHIFT | stream.length())
-            # At a multiple of the record's size: a torn one is overwritten.
-            os.pwrite(index, record, size - size % INDEX_RECORD.size)
-        except OSError:
-            pass
-
-    # ------------------------------------------------ the loop
+    # ======================================================== the keeper: its loop
 
     def obey(self):
         """Read orders: `ID signal NAME BY LAPSES` or `ID stop NAME GRACE-MS BY`."""
@@ -1376,20 +1430,18 @@ class Keeper:
         _signal.signal(_signal.SIGTERM, _nothing)
         self.poll.register(ours, select.POLLIN)
         self.poll.register(self.files["control"], select.POLLIN)
-        for stream in self.streams:
-            self.poll.register(stream.fifo, select.POLLIN)
         self.save()
         self.take_over()
-        by_fifo = {stream.fifo: stream for stream in self.streams}
         while True:
             now = mono_ns()
             action, wake = step(self.view(), now)
             if action == "leave":
                 return
             if action:
-                self.act(action, now)
+                getattr(self, "do_" + action)(now)
                 continue
-            if self.dirty and self.pipe is None:
+            if self.dirty or self.record.blocked != self.pump.blocked:
+                self.record.blocked = self.pump.blocked
                 self.save()
             # +1: poll's milliseconds are cut, and an early wake-up would only come back here.
             for fd, event in self.poll.poll(None if wake is None else max(0, (wake - now) // 10**6 + 1)):
@@ -1401,32 +1453,12 @@ class Keeper:
                     self.launch_over()
                 elif fd == self.files["control"]:
                     self.obey()
-                elif event & select.POLLIN:
-                    self.drain(by_fifo[fd])
-                elif event & (select.POLLHUP | select.POLLERR):
-                    # Nobody holds the other end: asking again would be a busy loop.
-                    by_fifo[fd].open = False
-                    self.poll.unregister(fd)
-
-
-def launched_by(directory, files):
-    """Return who was launched, or None; the claim is the name `launched`, unless the whole spool has been deleted."""
-    launched = read_launched(os.pread(files["launched"], 256, 0))
-    if launched and os.fstat(files["launched"]).st_nlink == 1 and not exists(directory, "launched"):
-        return None
-    return launched
+                else:
+                    self.pump.on(fd, event)
 
 
 def _nothing(number, frame):
     pass
-
-
-def exists(directory, name):
-    try:
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
-        return True
-    except FileNotFoundError:
-        return False
 
 
 # ============================================================ the guards
@@ -1539,6 +1571,9 @@ def guard_run(request, report):
     Keeper(directory, files, request, inherited, guards, report).run()
 
 
+# ============================================================ the starter
+
+
 def spawn_guards(request, path):
     """Start the guards of the run at `path` in a fresh interpreter; return when they have launched the program, or failed to.
 
@@ -1636,6 +1671,9 @@ class Input:
         return from_json(self.exactly(size)), True
 
 
+# ============================================================ what a request may say
+
+
 TEXT, NUMBER, FLAG, OBJECT, LIST = (str,), (int, float), (bool,), (dict,), (list, tuple)
 KEYS = {
     "": {
@@ -1708,7 +1746,7 @@ def start_complaints(request):
         found.append("a word of program.argv has half a character in it")
     for source, variables in (("program.env", program.get("env")), ("secrets.env", (request.get("secrets") or {}).get("env"))):
         for name, value in (variables or {}).items():
-            if not name or "=" in name or not sound(name) or not (value is None or isinstance(value, str) and sound(value)):
+            if not name or "=" in name or not sound(name) or not (value is None or (isinstance(value, str) and sound(value))):
                 found.append("%s: not a variable: %r" % (source, name))
     source, umask = program.get("stdin"), program.get("umask")
     if isinstance(source, dict) and not (list(source) == ["bytes"] and type(source["bytes"]) is int and source["bytes"] >= 0):
@@ -1742,6 +1780,9 @@ def tail_of(prog_id):
 def new_id():
     letters = "".join(ID_ALPHABET[byte % len(ID_ALPHABET)] for byte in os.urandom(8))
     return time.strftime("%Y%m%dt%H%M%Sz-", time.gmtime()) + letters
+
+
+# ============================================================ replies and ids
 
 
 class Reply:
@@ -1808,13 +1849,13 @@ def find(request):
         return exact
     total, named, begun = 0, [], []
     for root, prog_id in runs_of(request):
-        total += 1
-        if len(text) >= 2 and tail_of(prog_id).startswith(text):
-            begun.append((root, prog_id))
         try:
             run = Run(root, prog_id)
         except OSError:
-            continue  # removed since it was listed
+            continue  # removed since it was listed, or not ours
+        total += 1
+        if len(text) >= 2 and tail_of(prog_id).startswith(text):
+            begun.append((root, prog_id))
         if run.request.get("name") == text:
             named.append((run.state()["state"] not in FINAL, run.request.get("created", 0), root, prog_id))
         run.close()
@@ -1926,7 +1967,7 @@ def verb_run(request, stdin, reply, framed):
         Follow(run, request, stdin if framed else None, reply.out).go()
 
 
-# ============================================================ follow
+# ============================================================ follow: what there is to see
 
 
 class Watch:
@@ -1935,9 +1976,9 @@ class Watch:
     def __init__(self, directory, names):
         self.fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         for name in names:
-            # IN_MODIFY; for the directory itself IN_DELETE_SELF | IN_CREATE
+            # IN_MODIFY; for the directory itself IN_DELETE | IN_CREATE, since its own end comes only after everybody has closed it
             path = os.fsencode("/proc/self/fd/%d/%s" % (directory, name))
-            if _libc.inotify_add_watch(self.fd, path, 0x500 if name == "." else 0x2) < 0 and ctypes.get_errno() != errno.ENOENT:
+            if _libc.inotify_add_watch(self.fd, path, 0x300 if name == "." else 0x2) < 0 and ctypes.get_errno() != errno.ENOENT:
                 number = ctypes.get_errno()
                 raise OSError(number, os.strerror(number))
 
@@ -1989,6 +2030,9 @@ class Times:
         return spans[::-1]
 
 
+# ============================================================ follow: the follower
+
+
 class Follow:
     """Sends a run's output and States as frames, from a cursor to its end. It reads; it changes nothing."""
 
@@ -2000,7 +2044,7 @@ class Follow:
         self.files = {name: os.open(name, os.O_RDONLY, dir_fd=run.directory) for name in self.streams}
         self.watch = Watch(run.directory, self.streams + ["exit", "."])
         self.times = Times(run.directory, run.streams)
-        self.cursor = {name: 0 for name in self.streams}
+        self.cursor = dict.fromkeys(self.streams, 0)
         if request.get("tail") is not None:
             self.cursor.update(tail_cursor(run, self.files, self.times.file, int(request["tail"])))
         for name, offset in (request.get("cursor") or {}).items():
@@ -2059,6 +2103,8 @@ class Follow:
         waits += [0.02] if self.orders else []
         return max(0, int(min(waits) * 1000) + 1) if waits else None
 
+    # ======================================================== follow: what goes out
+
     def look(self):
         """Take note of what has changed: the State, and how far the output goes."""
         pages = self.run.pages()
@@ -2098,13 +2144,13 @@ class Follow:
             for name, begin, end, time_ns in self.times.spans(limits):
                 if name not in planned or end <= planned[name]:
                     continue
-                begin = max(begin, planned[name])
+                fresh = max(begin, planned[name])
                 planned[name] = end
                 last = self.spans[-1] if self.spans else None
-                if last and last[0] == name and last[2] == begin and not self.request.get("times"):
+                if last and last[0] == name and last[2] == fresh and not self.request.get("times"):
                     self.spans[-1] = (name, last[1], end, last[3])
                 else:
-                    self.spans.append((name, begin, end, time_ns))
+                    self.spans.append((name, fresh, end, time_ns))
             if not self.times.behind:
                 break
         return bool(self.spans)
@@ -2163,6 +2209,8 @@ class Follow:
             if error.errno != errno.EINVAL:
                 raise
             return os.write(self.out, os.pread(file, min(size, 65536), offset))
+
+    # ======================================================== follow: what comes in
 
     def listen(self):
         """Read the client's frames; return False when it has gone."""
@@ -2336,6 +2384,9 @@ def family(run):
     if found:
         below[found[0]] = process(found[0]) or ("?", 0, found[1], "?")
     return {pid: each for pid, each in below.items() if pid not in guards}
+
+
+# ============================================================ stop
 
 
 def verb_stop(request, stdin, reply, framed):

@@ -15,11 +15,11 @@ import pytest
 AGENT = Path(__file__).resolve().parent.parent / "corra" / "agent.py"
 SOURCE = AGENT.read_text()
 TREE = ast.parse(SOURCE)
-LINES_MAX = 1600
+LINES_MAX = 2600
 SECTION_MAX = 150
 
 # Free or nearly so: C modules, and what every Python has loaded anyway. A guard that sleeps for weeks pays for each of them.
-LIGHT = {"ctypes", "errno", "fcntl", "marshal", "os", "resource", "select", "struct", "sys", "time", "zlib", "_signal", "_socket"}
+LIGHT = {"ctypes", "errno", "fcntl", "marshal", "os", "resource", "select", "struct", "sys", "time", "zlib", "_json", "_signal"}
 # Only where a verb needs them, in a process that ends with its answer.
 LATE = LIGHT | {"json", "pwd", "gc", "stat", "_sha256", "_sha2", "hashlib", "importlib"}
 
@@ -112,7 +112,7 @@ def test_its_version_is_the_packages():
 def sections() -> dict[str, int]:
     """The length of each section in lines, by its banner."""
     lines = SOURCE.splitlines()
-    starts = [(number, line.strip("# =")) for number, line in enumerate(lines) if line.startswith("# ====")]
+    starts = [(number, line.strip("# =")) for number, line in enumerate(lines) if line.lstrip().startswith("# ====")]
     ends = [number for number, _ in starts[1:]] + [len(lines)]
     return {name: end - start for (start, name), end in zip(starts, ends, strict=True)}
 
