@@ -1,0 +1,597 @@
+"""What the agent keeps of its word when guards are killed, disks are full, machines start anew and pids come to mean somebody else.
+
+Real signals, real file systems; what needs root is left out without it, and says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent_door import Door, Gate, Mount, Refused, alive, eventually, fresh, gone, guards, kill, lines_of
+from corra import agent
+
+SIZE = 3_000_000  # numbers; 22 MB
+FLOW = f'echo x >> "$1"; read a < "$0"; seq 1 {SIZE}; read a < "$0"; exit 7'
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Door]:
+    yield from fresh(tmp_path)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    made = Gate(tmp_path / "gate")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def numbers() -> bytes:
+    return b"".join(b"%d\n" % number for number in range(1, SIZE + 1))
+
+
+def ready(door: Door, script: str, *words: str, **how: object) -> dict[str, object]:
+    """Start `sh -c script` and wait until it says ready."""
+    state = door.start(["sh", "-c", script, *words], **how)
+    with door.follow(state["prog_id"]) as follow:
+        follow.until_output(b"ready")
+    return state
+
+
+# ---------------------------------------------------------------- guards killed
+
+SOME = [each for count in (1, 2) for each in itertools.combinations(range(3), count)]
+
+
+@pytest.mark.parametrize("which", SOME, ids=str)
+@pytest.mark.parametrize("when", ["at rest", "while output flows"])
+def test_any_one_or_two_guards_killed_lose_no_byte_and_no_status_and_run_nothing_twice(door, gate, numbers, which, when):
+    mark = door.base / "mark"
+    state = door.start(["sh", "-c", FLOW, gate.path, str(mark)])
+    everyone = guards(state)
+    with door.follow(state["prog_id"]) as follow:
+        if when == "at rest":
+            kill(*(everyone[each] for each in which))
+            gate.open()
+        else:
+            gate.open()
+            follow.until(lambda each: len(each.stdout()) > len(numbers) // 4)
+            kill(*(everyone[each] for each in which))
+        gate.open()
+        follow.drain(60)
+    final = follow.states[-1]
+    assert (final["state"], final["reason"], final["return_code"]) == ("exited", "exited", 7)
+    assert final["streams"]["stdout"] == {"length": len(numbers), "dropped": 0, "late": 0}
+    assert follow.stdout() == numbers == door.file(state["prog_id"])
+    assert lines_of(mark) == ["x"] and follow.gaps == []
+    gone(*everyone)
+
+
+def test_random_single_and_double_kills_at_any_moment_leave_every_run_exact(door):
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    expected = b"".join(b"%d\n" % number for number in range(1, 200_001))
+    for number in range(20):
+        mark = door.base / f"mark{number}"
+        starter = door.popen("start")
+        program = door.program(["sh", "-c", 'echo x >> "$0"; seq 1 200000; exit 7', str(mark)], prog_id=f"r{number}")
+        starter.stdin.write(door.encode(program))
+        starter.stdin.close()
+        starter.stdin = None
+        directory = door.directory(f"r{number}")
+        guard = eventually(lambda: guards_of(directory))  # noqa: B023 - used in this turn only
+        if chance.random() < 0.5:
+            starter.communicate()  # the program runs
+        for pid in chance.sample(guard, chance.choice([1, 2])):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        starter.communicate()
+        final = door.wait(door.call("start", program)["prog_id"])
+        assert (final["state"], final["return_code"], lines_of(mark)) == ("exited", 7, ["x"]), (seed, number)
+        assert door.file(f"r{number}") == expected, (seed, number)
+
+
+def guards_of(directory: Path) -> list[int]:
+    """Return the guards as soon as their record is there."""
+    try:
+        record = agent.Record.read((directory / "exit").read_bytes()[: agent.PAGE])
+    except FileNotFoundError:
+        return []
+    return [pid for pid, _ in record.guards] if record and len(record.guards) == 3 else []
+
+
+def test_all_three_guards_killed_is_an_honest_loss_and_the_output_a_true_prefix(door, gate, numbers):
+    mark = door.base / "mark"
+    state = door.start(["sh", "-c", FLOW, gate.path, str(mark)])
+    with door.follow(state["prog_id"]) as follow:
+        gate.open()
+        follow.until(lambda each: len(each.stdout()) > 100_000)
+        kill(*guards(state))
+        follow.drain()
+    final = follow.states[-1]
+    assert (final["state"], final["reason"], final["status"], final["return_code"]) == ("lost", "agent-gone", None, None)
+    assert final["supervisor"] == "gone" and final["agent_pid"] is None and final["standby_pids"] == []
+    kept = door.file(state["prog_id"])
+    assert numbers.startswith(kept) and follow.stdout() == kept
+    again = door.start(["sh", "-c", FLOW, gate.path, str(mark)], prog_id=state["prog_id"])
+    assert again["state"] == "lost" and lines_of(mark) == ["x"]
+
+
+def test_a_lost_runs_program_is_still_killed_by_stop(door):
+    state = ready(door, 'trap "" TERM; setsid sleep 1000 & echo ready; wait')
+    family = set(agent.tree([state["agent_pid"]])) - set(guards(state))
+    kill(*guards(state))
+    eventually(lambda: door.status(state["prog_id"])["state"] == "lost")
+    assert len(family) == 2 and all(map(alive, family))
+    over = door.stop(state["prog_id"], 0.1)
+    assert over["first"]["how"] == "direct" and over["ended"]
+    gone(*family)
+    assert over["state"]["state"] == "lost"
+
+
+def test_bytes_that_died_with_all_guards_are_a_gap_and_not_silence(door):
+    state = door.start(["sh", "-c", "echo 1234567; exit 3"])
+    final = door.wait(state["prog_id"])
+    gone(*guards(state)) if state["agent_pid"] else None
+    os.truncate(door.directory(state["prog_id"]) / "stdout", 5)
+    with door.follow(state["prog_id"]) as follow:
+        follow.drain()
+    assert follow.stdout() == b"12345"
+    assert [(gap.stream, gap.start, gap.end) for gap in follow.gaps] == [("stdout", 5, 8)]
+    assert follow.states[-1]["streams"]["stdout"] == {"length": 8, "dropped": 3, "late": 0}
+    assert follow.states[-1]["return_code"] == final["return_code"] == 3
+
+
+def test_a_stopped_keeper_is_seen_and_signals_and_stop_work_without_it(door):
+    state = ready(door, 'trap "echo hup" HUP; setsid sleep 1000 & echo ready; while kill -0 $!; do wait $!; done')
+    keeper = state["agent_pid"]
+    kill(keeper, number=signal.SIGSTOP)
+    now = eventually(lambda: [s for s in [door.status(state["prog_id"])] if s["supervisor"] == "stopped"])[0]
+    assert (now["state"], now["agent_pid"]) == ("running", keeper)
+    assert door.call("signal", {"prog_id": state["prog_id"], "signal": "HUP"})["how"] == "direct"
+    over = door.stop(state["prog_id"], 0.1)
+    assert over["first"]["how"] == "direct" and over["ended"]
+    kill(keeper, number=signal.SIGCONT)
+    final = door.wait(state["prog_id"])
+    assert (final["state"], final["reason"]) == ("exited", "killed")
+    # The keeper didn't send again what had been sent in its place.
+    assert "SIGHUP" not in [each["signal"] for each in final["signals_sent"]]
+    assert door.file(state["prog_id"]).count(b"hup") == 1
+
+
+def test_a_stop_goes_on_after_its_keepers_death(door):
+    state = ready(door, 'trap "" TERM; echo ready; sleep 1000 & wait')
+    with door.open("stop", {"prog_id": state["prog_id"], "grace": 1, "by": "a@test"}) as stop:
+        kill(state["agent_pid"])
+        stop.drain()
+    assert stop.states[-1]["ended"]
+    final = door.wait(state["prog_id"])
+    assert (final["reason"], final["signal"]) == ("killed", "SIGKILL")
+    assert [each["signal"] for each in final["signals_sent"]] == ["SIGTERM", "SIGKILL"]
+
+
+def test_a_timeout_is_kept_after_the_death_of_two_keepers(door):
+    state = door.start(["sleep", "1000"], run={"timeout": 1.0, "grace": 5})
+    first, second, third = guards(state)
+    kill(third)
+    eventually(lambda: door.status(state["prog_id"])["agent_pid"] == second)
+    kill(second)
+    final = door.wait(state["prog_id"])
+    assert (final["reason"], final["signal"]) == ("timeout", "SIGTERM")
+    assert 1.0 <= final["elapsed"] < 4
+    assert first != third
+
+
+def test_sigterm_to_all_three_guards_is_relayed_once_and_other_signals_are_nothing_to_them(door, gate):
+    state = ready(door, 'trap "echo term" TERM; echo ready; while ! read a < "$0"; do :; done; echo over; exit 2', gate.path)
+    everyone = guards(state)
+    with door.follow(state["prog_id"]) as follow:
+        for name in ("HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "PIPE", "RTMIN", "WINCH", "TSTP", "TTIN"):
+            kill(*everyone, number=agent.SIGNALS[name])
+        kill(*everyone, number=signal.SIGTERM)
+        follow.until_output(b"term\n")
+        assert all(map(alive, everyone))
+        gate.open()
+        gate.open()
+        follow.drain()
+    assert follow.stdout() == b"ready\nterm\nover\n"
+    final = follow.states[-1]
+    assert (final["return_code"], [each["by"] for each in final["signals_sent"]]) == (2, ["SIGTERM to the agent"])
+
+
+def test_guards_are_named_so_that_killall_python3_misses_them(door):
+    state = ready(door, "echo ready; exec sleep 1000")
+    assert [agent.process(pid)[3] for pid in guards(state)] == ["corra-standby", "corra-standby", "corra-keeper"]
+
+
+def test_a_guards_pid_that_came_to_mean_another_runs_guard_is_not_ours(door):
+    """The record of one run is made to name the other's guards, as pids used again would."""
+    other = ready(door, "echo ready; exec sleep 1000", prog_id="other")
+    ours = ready(door, "echo ready; exec sleep 1000", prog_id="ours")
+    kill(ours["agent_pid"], number=signal.SIGSTOP)
+    path = door.directory("ours") / "exit"
+    record = door.record("ours")
+    starts = dict(record.guards)
+    record.guards = [(pid, start) for pid, start in zip(guards(other), starts.values(), strict=True)] + record.guards
+    with path.open("r+b") as slot:
+        slot.write(record.page())
+    assert set(guards(door.status("ours"))) == set(guards(ours))
+    assert door.stop("ours", 0)["ended"]
+    assert door.status("other")["state"] == "running" and all(alive(pid) for pid in [other["pid"], *guards(other)])
+
+
+# ---------------------------------------------------------------- reboot, pids, clocks
+
+
+def rewrite_launched(door: Door, prog_id: str, **changes: object) -> None:
+    """Make `launched` say something else, as another boot or another process would."""
+    path = door.directory(prog_id) / "launched"
+    words = path.read_text().split()
+    for at, key in enumerate(("pid", "start", "boot_id", "time_ns", "mono_ns")):
+        words[at] = str(changes.get(key, words[at]))
+    path.chmod(0o600)
+    path.write_text(" ".join(words).ljust(255))
+
+
+def test_after_a_reboot_a_run_is_lost_at_the_first_look_and_nobody_is_signalled(door):
+    state = ready(door, "echo ready; exec sleep 1000")
+    kill(*guards(state))
+    gone(*guards(state))
+    rewrite_launched(door, state["prog_id"], boot_id="00000000-0000-0000-0000-000000000000")
+    now = door.status(state["prog_id"])
+    assert (now["state"], now["reason"], now["status"]) == ("lost", "reboot", None)
+    assert door.call("signal", {"prog_id": state["prog_id"], "signal": "KILL"})["how"] == "ended"
+    assert door.stop(state["prog_id"], 0)["first"]["how"] == "ended"
+    assert alive(state["pid"])
+    with door.follow(state["prog_id"]) as follow:
+        follow.drain()
+    assert follow.stdout() == b"ready\n" and follow.states[-1]["reason"] == "reboot"
+
+
+def test_a_process_that_began_at_another_time_is_a_stranger(door):
+    state = ready(door, "echo ready; exec sleep 1000")
+    kill(*guards(state))
+    gone(*guards(state))
+    rewrite_launched(door, state["prog_id"], start=state["pid_start"] - 1)
+    assert door.call("signal", {"prog_id": state["prog_id"], "signal": "KILL"})["how"] == "ended"
+    over = door.stop(state["prog_id"], 0)
+    assert over["first"]["processes"] == 0 and over["ended"]
+    assert alive(state["pid"])
+
+
+def test_a_pid_used_again_in_a_pid_namespace_is_never_signalled(tmp_path):
+    if os.getuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("needs root and unshare: it makes a pid namespace")
+    # Its first process reaps orphans: one child lives as long as the test.
+    script = "import os, sys\npid = os.fork()\nif not pid:\n    sys.stdin.read(); os._exit(0)\nprint('up', flush=True)\nwhile os.wait()[0] != pid: pass"
+    first = subprocess.Popen(
+        ["unshare", "-p", "-f", "--mount-proc", sys.executable, "-ISEc", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    if first.stdout.readline() != b"up\n":
+        first.communicate()
+        pytest.skip("no pid namespaces here")
+    inside = next(pid for pid, found in agent.tree([first.pid]).items() if found[1] == first.pid)
+    enter = ["nsenter", "-t", str(inside), "-p", "-m", "--"]
+    try:
+        for door in fresh(tmp_path, prefix=enter):
+            state = door.start(["sleep", "1000"])
+            pids = [*guards(state), state["pid"]]
+            subprocess.run([*enter, "kill", "-9", *map(str, pids)], check=True)
+            eventually(lambda: door.status(state["prog_id"])["state"] == "lost")
+            eventually(lambda: subprocess.run([*enter, "kill", "-0", str(state["pid"])], check=False, capture_output=True).returncode)
+            # The same user's next process gets that pid.
+            again = f"echo {state['pid'] - 1} > /proc/sys/kernel/ns_last_pid; sleep 1000 2>&- & echo $!"
+            stranger = subprocess.run([*enter, "sh", "-c", again + " >&2"], check=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+            assert int(stranger.stderr) == state["pid"]
+            assert door.status(state["prog_id"])["state"] == "lost"
+            assert door.call("signal", {"prog_id": state["prog_id"], "signal": "KILL"})["how"] == "ended"
+            assert door.stop(state["prog_id"], 0)["first"] == {**door.stop(state["prog_id"], 0)["first"], "how": "ended", "processes": 0}
+            subprocess.run([*enter, "kill", "-0", str(state["pid"])], check=True)
+    finally:
+        first.communicate(timeout=10)
+
+
+def test_a_torn_record_is_no_record_and_never_a_wrong_status(door):
+    state = door.start(["sh", "-c", "exit 5"])
+    door.wait(state["prog_id"])
+    eventually(lambda: door.status(state["prog_id"])["supervisor"] == "gone")
+    path = door.directory(state["prog_id"]) / "exit"
+    whole = path.read_bytes()
+    used = whole.index(b"\n\n")
+    for at in range(1, used, 7):
+        path.write_bytes(whole[:at] + b"\n" * (len(whole) - at))
+        now = door.status(state["prog_id"])
+        assert (now["state"], now["status"]) in {("lost", None), ("exited", 5 << 8)}, at
+        assert (now["state"] == "exited") == (at >= used)
+
+
+# ---------------------------------------------------------------- the spool taken away
+
+
+def test_a_spool_deleted_under_a_run_leaves_the_program_alone_and_is_told_at_once(door, gate):
+    mark = door.base / "mark"
+    state = ready(door, 'echo ready; read a < "$0"; echo more; echo end > "$1"', gate.path, str(mark))
+    with door.follow(state["prog_id"]) as follow:
+        follow.until_output(b"ready\n")
+        shutil.rmtree(door.directory(state["prog_id"]))
+        follow.drain(10)
+    final = follow.states[-1]
+    assert (final["state"], final["reason"]) == ("lost", "spool-gone")
+    assert alive(state["pid"])
+    with pytest.raises(Refused) as refused:
+        door.status(state["prog_id"])
+    assert refused.value.kind == "not_found"
+    assert all(map(alive, guards(state)))
+    gate.open()
+    gone(state["pid"], *guards(state))
+    assert lines_of(mark) == ["end"]
+
+
+def test_a_keeper_killed_after_its_spool_was_deleted_has_a_successor_that_ends_in_peace(door, gate):
+    state = ready(door, 'echo ready; read a < "$0"; echo more', gate.path)
+    shutil.rmtree(door.directory(state["prog_id"]))
+    kill(state["agent_pid"])
+    gate.open()
+    gone(state["pid"], *guards(state))
+
+
+# ---------------------------------------------------------------- disks
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Mount]:
+    """A file system of 4 MiB."""
+    if os.getuid() != 0:
+        pytest.skip("needs root: it mounts a tmpfs")
+    mount = Mount(tmp_path / "small", "size=4m,mode=0700")
+    yield mount
+    mount.close()
+
+
+def test_a_full_disk_holds_the_program_back_and_loses_nothing_once_there_is_room(door, small, gate):
+    filler = small.at / "filler"
+    filler.write_bytes(b"x" * (2 << 20))
+    door.spool = small.at / "spool"
+    state = door.start(["seq", "1", "400000"])  # 2.7 MB
+    blocked = eventually(lambda: door.status(state["prog_id"])["blocked"])
+    assert blocked["errno"] == errno.ENOSPC and blocked["since"]
+    now = door.status(state["prog_id"])
+    assert now["state"] == "running" and alive(state["pid"])
+    # The floor: the last twentieth stays free, but for what one splice may overshoot.
+    assert small.free() > (4 << 20) // 20 - agent.PIPE_MAX
+    with door.follow(state["prog_id"]) as follow:
+        filler.unlink()
+        follow.drain()
+    assert follow.stdout() == b"".join(b"%d\n" % number for number in range(1, 400001))
+    assert follow.states[-1]["blocked"] is None and follow.states[-1]["return_code"] == 0
+
+
+@pytest.mark.parametrize("count", [1, 5000], ids=["what fits in its last page", "what fits in the FIFO"])
+def test_the_exit_status_is_recorded_on_a_disk_without_a_byte_left(door, small, gate, count):
+    door.spool = small.at / "spool"
+    state = ready(door, f'echo ready; read a < "$0"; seq 1 {count}; exit 9', gate.path)
+    with (small.at / "filler").open("wb", 0) as filler, pytest.raises(OSError, match="No space"):
+        while True:
+            filler.write(b"x" * 4096)
+    assert small.free() == 0
+    gate.open()
+    record = eventually(lambda: [each for each in [door.record(state["prog_id"])] if each.outcome])[0]
+    assert record.outcome[0] == 9 << 8
+    with door.follow(state["prog_id"]) as follow:
+        assert follow.reply["state"] == "exited" and follow.reply["return_code"] == 9
+        (small.at / "filler").unlink()
+        follow.drain()
+    assert follow.stdout() == b"ready\n" + b"".join(b"%d\n" % number for number in range(1, count + 1))
+    gone(*guards(state))
+    copy = door.directory(state["prog_id"]) / "state.json"
+    assert not copy.exists() or json.loads(copy.read_text())["return_code"] == 9
+
+
+def test_a_program_held_back_by_a_full_disk_can_be_stopped(door, small):
+    door.spool = small.at / "spool"
+    state = door.start(["cat", "/dev/zero"])
+    eventually(lambda: door.status(state["prog_id"])["blocked"])
+    over = door.stop(state["prog_id"], 5)
+    assert over["ended"] and over["first"]["how"] == "keeper"
+    assert (over["state"]["state"], over["state"]["signal"], over["state"]["reason"]) == ("exited", "SIGTERM", "killed")
+
+
+def test_keepers_killed_while_the_disk_is_full_change_nothing(door, small):
+    filler = small.at / "filler"
+    filler.write_bytes(b"x" * (2 << 20))
+    door.spool = small.at / "spool"
+    state = door.start(["seq", "1", "400000"])
+    eventually(lambda: door.status(state["prog_id"])["blocked"])
+    _, second, third = guards(state)
+    kill(third)
+    eventually(lambda: (door.status(state["prog_id"])["agent_pid"], bool(door.status(state["prog_id"])["blocked"])) == (second, True))
+    kill(second)
+    filler.unlink()
+    final = door.wait(state["prog_id"])
+    assert final["return_code"] == 0
+    assert door.file(state["prog_id"]) == b"".join(b"%d\n" % number for number in range(1, 400001))
+
+
+def test_without_inodes_a_start_is_refused_and_a_running_run_still_records_its_end(tmp_path, gate):
+    if os.getuid() != 0:
+        pytest.skip("needs root: it mounts a tmpfs")
+    mount = Mount(tmp_path / "small", "size=4m,nr_inodes=40,mode=0700")
+    try:
+        for door in fresh(tmp_path, spool=mount.at / "spool"):
+            state = ready(door, 'echo ready; read a < "$0"; echo more; exit 9', gate.path)
+            with pytest.raises(OSError, match="No space"):
+                for number in itertools.count():
+                    (mount.at / str(number)).touch()
+            with pytest.raises(Refused) as refused:
+                door.start(["true"])
+            assert refused.value.kind == "no_room"
+            assert [(each["dir"], each["errno"]) for each in refused.value.reply["tried"]] == [(str(door.spool), errno.ENOSPC)]
+            assert os.listdir(door.spool / "runs") == [state["prog_id"]]
+            gate.open()
+            final = door.wait(state["prog_id"])
+            assert (final["return_code"], door.file(state["prog_id"])) == (9, b"ready\nmore\n")
+    finally:
+        mount.close()
+
+
+# ---------------------------------------------------------------- directories
+
+USER = 54321  # nobody's
+
+
+@pytest.fixture
+def open_tmp() -> Iterator[Path]:
+    """A directory that any user may enter."""
+    if os.getuid() != 0:
+        pytest.skip("needs root: it becomes another user")
+    path = Path(tempfile.mkdtemp(prefix="corra-", dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(f"/var/tmp/corra-{USER}", ignore_errors=True)
+
+
+def as_user(base: Path, **env: str | None) -> Iterator[Door]:
+    for door in fresh(base, user=USER, env={"XDG_STATE_HOME": None, **env}):
+        os.chown(door.home, USER, USER)
+        yield door
+
+
+@pytest.mark.parametrize("kind", ["read-only", "missing", "unset", "another's", "not a directory"])
+def test_without_a_usable_home_the_spool_is_in_var_tmp(open_tmp, kind):
+    python = "/usr/bin/python3" if os.access("/usr/bin/python3", os.X_OK) else sys.executable
+    if not os.access(python, os.X_OK) or python.startswith("/root"):
+        pytest.skip("no Python that another user may execute")
+    home = {"missing": str(open_tmp / "none"), "unset": None, "another's": "/root", "not a directory": "/etc/passwd"}
+    env = {"HOME": home[kind]} if kind in home else {}
+    for door in as_user(open_tmp, **env):
+        door.python = python
+        if kind == "read-only":
+            door.home.chmod(0o555)
+        state = door.call("start", {"spool": None, **door.program(["sh", "-c", "echo out; exit 3"])})
+        assert state["spool"] == f"/var/tmp/corra-{USER}/runs/{state['prog_id']}"
+        assert os.stat(f"/var/tmp/corra-{USER}").st_mode & 0o777 == 0o700
+        door.spool = Path(f"/var/tmp/corra-{USER}")
+        with door.open("follow", {"prog_id": state["prog_id"], "spool": None}) as follow:
+            follow.drain()
+        assert follow.stdout() == b"out\n" and follow.states[-1]["return_code"] == 3
+
+
+def test_a_root_that_cant_be_read_is_an_error_and_no_reason_to_go_elsewhere(open_tmp):
+    if not os.access("/usr/bin/python3", os.X_OK):
+        pytest.skip("no Python that another user may execute")
+    for door in as_user(open_tmp):
+        door.python = "/usr/bin/python3"
+        hidden = door.home / ".local" / "state"
+        hidden.mkdir(parents=True)
+        hidden.chmod(0o700)  # and root's
+        for verb, request in (("start", door.program(["true"], prog_id="mine")), ("status", {"prog_id": "mine"}), ("list", {})):
+            with pytest.raises(Refused) as refused:
+                door.call(verb, {"spool": None, **request})
+            assert refused.value.kind == "unreadable"
+            assert refused.value.reply["errno"] == errno.EACCES and str(hidden) in refused.value.reply["dir"]
+        assert not Path(f"/var/tmp/corra-{USER}").exists()
+
+
+def test_a_root_of_another_user_is_neither_used_nor_believed(open_tmp):
+    if not os.access("/usr/bin/python3", os.X_OK):
+        pytest.skip("no Python that another user may execute")
+    trap = Path(f"/var/tmp/corra-{USER}")
+    run = trap / "runs" / "mine"
+    for door in as_user(open_tmp, HOME=None):
+        door.python = "/usr/bin/python3"
+        run.mkdir(parents=True)
+        (run / "program.json").write_text(json.dumps({"prog_id": "mine", "program": {"argv": ["true"]}}))
+        for path in (trap, trap / "runs", run, run / "program.json"):
+            path.chmod(0o777)
+        with pytest.raises(Refused) as refused:
+            door.call("start", {"spool": None, **door.program(["true"], prog_id="mine")})
+        assert refused.value.kind == "no_room" and refused.value.reply["tried"][0]["errno"] == errno.EPERM
+        with pytest.raises(Refused) as refused:
+            door.call("status", {"spool": None, "prog_id": "mine"})
+        assert refused.value.kind == "not_found"
+        assert door.call("list", {"spool": None})["runs"] == []
+        assert os.listdir(run) == ["program.json"]
+
+
+@pytest.mark.parametrize("kind", ["a link", "writable for the group", "a linked runs"])
+def test_a_root_that_others_could_change_is_refused(door, kind):
+    real = door.base / "real"
+    (real / "runs").mkdir(parents=True, mode=0o700)
+    real.chmod(0o770 if kind == "writable for the group" else 0o700)
+    if kind == "writable for the group":
+        door.spool = real
+    elif kind == "a link":
+        door.spool = door.base / "link"
+        door.spool.symlink_to(real)
+    else:
+        door.spool = door.base / "other"
+        door.spool.mkdir(mode=0o700)
+        (door.spool / "runs").symlink_to(real / "runs")
+    with pytest.raises(Refused) as refused:
+        door.start(["true"])
+    assert refused.value.kind == "no_room"
+    assert refused.value.reply["tried"][0]["errno"] in {errno.EPERM, errno.ELOOP, errno.ENOTDIR}
+    assert os.listdir(real / "runs") == []
+
+
+def test_a_forbidden_cwd_is_told_with_its_path(open_tmp):
+    if not os.access("/usr/bin/python3", os.X_OK):
+        pytest.skip("no Python that another user may execute")
+    shut = open_tmp / "shut"
+    shut.mkdir(mode=0o700)
+    for door in as_user(open_tmp):
+        door.python = "/usr/bin/python3"
+        door.spool = door.home / "spool"
+        state = door.start(["true"], cwd=str(shut))
+    assert (state["state"], state["exception"]["stage"], state["exception"]["errno"]) == ("not_started", "cwd", errno.EACCES)
+    assert str(shut) in state["exception"]["message"]
+
+
+def test_what_cant_be_killed_is_reported_by_pid(open_tmp):
+    """A program that has become root's is out of its user's reach."""
+    python = "/usr/bin/python3"
+    if not os.access(python, os.X_OK):
+        pytest.skip("no Python that another user may execute")
+    mighty = open_tmp / "mighty"
+    shutil.copy(os.path.realpath(python), mighty)
+    mighty.chmod(0o4755)
+    try:
+        for door in as_user(open_tmp):
+            door.python = python
+            door.spool = door.home / "spool"
+            code = "import os, signal; os.setresuid(0, 0, 0); print('ready', flush=True); signal.pause()"
+            state = door.start(["sh", "-c", f'"{mighty}" -ISEc "{code}" & echo $!; wait'])
+            with door.follow(state["prog_id"]) as follow:
+                follow.until(lambda each: len(each.stdout().split()) == 2)
+                if b"ready" not in follow.stdout():
+                    pytest.skip("set-user-id has no effect on this file system")
+                pid = int(re.search(rb"\d+", follow.stdout()).group())
+                over = door.stop(state["prog_id"], 0.1)
+                assert not over["ended"]
+                assert [(each["pid"], each["name"]) for each in over["survivors"]] == [(pid, "mighty")]
+                assert over["survivors"][0]["state"] in "SR"
+                assert alive(pid)
+                follow.drain()
+            assert (follow.states[-1]["state"], follow.states[-1]["signal"]) == ("exited", "SIGTERM")
+            kill(pid)
+    finally:
+        mighty.unlink()
