@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from corra.stream import HEADER_MAX, PAYLOAD_MAX, Ack, BadFrame, Beat, Cursor, Frame, Gap, Output, Parser, Refusal, Status
@@ -231,4 +231,4 @@ class Resume(RuleBasedStateMachine):
 
 
 TestResume = Resume.TestCase
-TestResume.settings = PROPERTY
+TestResume.settings = settings(PROPERTY, stateful_step_count=20)
