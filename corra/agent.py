@@ -307,10 +307,7 @@ class _Scanner:
     """How json's own scanner, written in C, is to read."""
 
     strict, object_hook, object_pairs_hook, parse_float, parse_int = True, None, None, float, int
-
-    @staticmethod
-    def parse_constant(name):
-        raise ValueError("not JSON: " + name)
+    parse_constant = float  # NaN and Infinity: refused with the name of their key
 
 
 def from_json(data):
