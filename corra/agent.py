@@ -2,7 +2,7 @@
 r"""corra's agent: starts one program on this host so that it outlives whoever asked, and answers for it.
 
     agent.py < program.json        start it, print its State as JSON, leave; the guards stay
-    agent.py VERB < request        VERB is one of run start follow status signal stop wait read list
+    agent.py VERB < request        VERB is one of run start follow status signal stop wait read list gc
 
 Needs Linux 3.10 and Python 3.6, and nothing but its standard library. Silent on import.
 
@@ -69,9 +69,11 @@ SPLICE = 1 << 20
 PING_DEADLINE_S = 60.0
 START_DEADLINE_S = 10.0
 ORDER_DEADLINE_S = 2.0
+KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
+KEEP_GOOD_S, KEEP_BAD_S = 14 * 86400, 30 * 86400
+KEEP_BYTES = 2 << 30
 KILL_DEADLINE_NS = 2 * 10**9
 GRACE_S = 10.0
-DAY_S = 86400
 ID_ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
 # What statfs calls the file systems where a stalled server would hold the program in splice.
 REMOTE_TYPES = {
@@ -278,6 +280,25 @@ def octets(text):
     return text.encode("utf-8", "surrogateescape")
 
 
+def oom_kills():
+    """Return how many processes of our memory cgroup (else of the machine) the kernel has killed for want of memory, ever."""
+    places = []
+    for line in slurp("/proc/self/cgroup").decode("utf-8", "surrogateescape").splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            places.append("/sys/fs/cgroup" + path + "/memory.events")
+        elif "memory" in controllers.split(","):
+            places.append("/sys/fs/cgroup/memory" + path + "/memory.oom_control")
+    for place in places + ["/proc/vmstat"]:
+        try:
+            for line in slurp(place).splitlines():
+                if line.startswith(b"oom_kill "):
+                    return int(line.split()[1])
+        except OSError:
+            continue
+    return 0
+
+
 def iso(ns):
     """Return UTC with its offset, to the millisecond."""
     if not ns:
@@ -366,6 +387,7 @@ class Record:
         self.outcome = None  # (status, end ns, elapsed ns, reason)
         self.usage = None
         self.lengths = {}
+        self.ooms = None  # how many oom kills there had been at the launch
 
     def page(self):
         lines = [("phase", self.phase), ("agent", self.agent), ["guards"] + ["%d/%d" % each for each in self.guards]]
@@ -374,6 +396,7 @@ class Record:
         lines += [("usage",) + tuple(self.usage)] if self.usage else []
         lines += [["stop"] + self.stop] if self.stop else []
         lines += [("blocked",) + self.blocked] if self.blocked else []
+        lines += [("ooms", self.ooms)] if self.ooms is not None else []
         lines += [("survivor",) + each for each in self.survivors[:32]]
         lines += [("sent",) + each for each in self.sent]
         return pack(lines)
@@ -402,6 +425,8 @@ class Record:
                 record.stop = [words[0], words[1], int(words[2]), words[3]]
             elif key == "blocked":
                 record.blocked = (int(words[0]), int(words[1]))
+            elif key == "ooms":
+                record.ooms = int(words[0])
             elif key == "survivor":
                 record.survivors.append((int(words[0]), int(words[1])))
             elif key == "sent":
@@ -711,7 +736,7 @@ def state_of(request, facts):
     sizes = facts["sizes"]
     lengths = {name: record.lengths.get(name, size) for name, size in sizes.items()}
     end_ns = outcome[1] if outcome else 0
-    keep_s = options.get("keep") or (14 if outcome and status == 0 else 30) * DAY_S
+    keep_s = options.get("keep") or (KEEP_GOOD_S if outcome and status == 0 else KEEP_BAD_S)
     open_run = state not in FINAL
     return {
         "prog_id": request["prog_id"],
@@ -836,6 +861,17 @@ def note_failure(slot, stage, error, message):
     os.fsync(slot)
 
 
+def prefer_for_oom():
+    """When memory runs out the kernel is to take the program rather than one of the guards that would tell of it."""
+    try:
+        score = int(slurp("/proc/self/oom_score_adj"))
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(fd, b"%d" % min(1000, score + 100))
+        os.close(fd)
+    except (OSError, ValueError):
+        pass  # not in every container; then all are equal
+
+
 def become_program(directory, files, request, inherited):
     """In the forked child: put everything in place, claim `launched`, exec. Never returns."""
     stage, where, argv = "setup", b"", [octets(word) for word in request["program"]["argv"]]
@@ -847,6 +883,7 @@ def become_program(directory, files, request, inherited):
                 _signal.signal(number, _signal.SIG_DFL)
             except (OSError, ValueError):
                 pass
+        prefer_for_oom()
         outputs = stream_names(request)
         ends = [os.open("fifo/" + name, os.O_WRONLY, dir_fd=directory) for name in outputs]
         if program.get("stdin") is None:
@@ -916,7 +953,7 @@ def step(view, now):
     stop, wake = view["stop"], None
     if stop and stop[3] == "done":
         stop = None
-    if not view["ended"] and view["timeout_at"] and not view["stop"]:
+    if view["timed"] and view["timeout_at"] and not view["stop"]:
         if now >= view["timeout_at"]:
             return "timeout", None
         wake = view["timeout_at"]
@@ -929,7 +966,8 @@ def step(view, now):
             return "stopped", None
         if stop[3] == "killing" and now >= view["again_at"]:
             return "kill", None
-        wake = min(wake or stop[2], stop[2] if stop[3] == "grace" else view["again_at"])
+        due = stop[2] if stop[3] == "grace" else view["again_at"]
+        wake = min(wake or due, due)
     if view["ended"]:
         if not view["recorded"]:
             if now >= view["retry_at"]:
@@ -1238,10 +1276,14 @@ class Keeper:
             "standbys": [pid for pid in living_guards(self.record) if pid != self.record.agent],
         }
 
-    def view(self):
-        stop = self.record.stop
+    def peek(self):
+        """Take note of the program's end, if it has come."""
         if self.status is None and self.pid and not self.reaped:
             self.status = ended(self.pid)
+
+    def view(self):
+        stop = self.record.stop
+        self.peek()
         busy = stop is not None and stop[3] != "done"
         waits = bool(self.options.get("wait_children")) and self.status is not None and self.record.phase != "final"
         return {
@@ -1252,6 +1294,7 @@ class Keeper:
             # A walk over /proc: only when the answer matters, and never while the program itself lives.
             "alone": (busy or waits) and self.status is not None and not tree([os.getpid()]),
             "wait_children": waits,
+            "timed": (self.status is None and not self.reaped) or (waits and self.record.outcome is not None),
             "timeout_at": self.timeout_at,
             "again_at": self.again_at,
             "retry_at": self.retry_at,
@@ -1274,11 +1317,14 @@ class Keeper:
 
     def begin_stop(self, number, reason, name, grace_s, by):
         """Ask the program's group to end, and remember when to stop asking."""
+        self.peek()
+        if self.status is not None and self.record.outcome is None:
+            self.do_record(mono_ns())  # it ended by itself, before it was asked to
         kill_at = mono_ns() + int(grace_s * 1e9)
-        pending = self.record.stop
-        if pending and pending[3] == "grace":
+        pending = self.record.stop if self.record.stop and self.record.stop[3] != "done" else None
+        if pending:
             kill_at = min(kill_at, pending[2])
-        self.record.stop = [number, pending[1] if pending and pending[3] == "grace" else reason, kill_at, "grace"]
+        self.record.stop = [number, pending[1] if pending else reason, kill_at, "grace"]
         self.record.survivors = []
         if grace_s > 0:
             self.send(name, number, by)
@@ -1353,6 +1399,8 @@ class Keeper:
         if not number:
             return "exited"
         name = SIGNAL_NAMES.get(number)
+        if number == _signal.SIGKILL and not any(each[1] == name for each in self.record.sent) and oom_kills() > self.record.ooms:
+            return "oom"
         return "killed" if any(each[1] == name for each in self.record.sent) else "signaled"
 
     def do_finish(self, now):
@@ -1360,6 +1408,8 @@ class Keeper:
         self.record.lengths = self.pump.written()
         self.record.phase = "final"
         status, _, _, reason = self.record.outcome
+        if self.record.stop and self.record.stop[1] == "timeout":
+            reason = "timeout"
         launched = read_launched(os.pread(self.files["launched"], 256, 0))
         self.record.outcome = (status, now_ns(), mono_ns() - launched[4], reason)
         if not self.save():
@@ -1427,6 +1477,8 @@ class Keeper:
         _signal.signal(_signal.SIGTERM, _nothing)
         self.poll.register(ours, select.POLLIN)
         self.poll.register(self.files["control"], select.POLLIN)
+        if self.record.ooms is None:
+            self.record.ooms = oom_kills()
         self.save()
         self.take_over()
         while True:
@@ -1678,6 +1730,10 @@ KEYS = {
         "callback": OBJECT, "config": OBJECT, "spool": TEXT, "cursor": OBJECT, "tail": NUMBER, "streams": LIST, "live": FLAG,
         "late": FLAG, "times": FLAG, "signal": TEXT, "grace": NUMBER, "by": TEXT, "stream": TEXT, "start": NUMBER, "end": NUMBER,
         "match": TEXT,
+        "ids": LIST,
+        "older": NUMBER,
+        "max_size": NUMBER,
+        "dry": FLAG,
     },
     "program": {
         "argv": LIST, "cwd": TEXT, "env": OBJECT, "env_inherit": FLAG + LIST, "stdin": TEXT + OBJECT, "umask": NUMBER, "merge": FLAG,
@@ -1940,6 +1996,7 @@ def start(request, stdin, reply):
     request.setdefault("prog_id", new_id())
     umask = os.umask(0o077)
     root, prog_id = new_run(request, stdin, reply)
+    daily_gc(request, root)
     run = Run(root, prog_id)
     secret = (request.get("secrets") or {}).get("env") or {}
     deadline = time.monotonic() + START_DEADLINE_S
@@ -1991,7 +2048,11 @@ class Times:
     """The index, read as it grows: which bytes came when, in the order in which they came."""
 
     def __init__(self, directory, streams):
-        self.file = os.open("index", os.O_RDONLY, dir_fd=directory)
+        try:
+            self.file = os.open("index", os.O_RDONLY, dir_fd=directory)
+            fcntl.flock(self.file, fcntl.LOCK_SH)  # as long as somebody watches, gc leaves the run alone
+        except FileNotFoundError:
+            self.file = os.open("/dev/null", os.O_RDONLY)  # times are lost, bytes are not
         self.streams = streams
         self.at = 0
         self.last = {}  # stream: (time, start) of its latest record
@@ -2448,7 +2509,7 @@ def stop_directly(run, name, grace):
         time.sleep(0.02)
 
 
-# ============================================================ the other verbs, and main
+# ============================================================ status and list
 
 
 def verb_status(request, stdin, reply, framed):
@@ -2468,6 +2529,148 @@ def verb_list(request, stdin, reply, framed):
     reply.send(
         {"host": os.uname().nodename, "user": user_name(), "runs": [state for _, _, state in sorted(found, key=lambda each: each[:2])]}
     )
+
+
+# ============================================================ gc
+
+
+class Ended:
+    """A run that gc may look at: ended, unguarded, nobody watching, nothing of it owed to a collector."""
+
+    def __init__(self, root, prog_id, run, state, now):
+        self.root, self.prog_id, self.run, self.state = root, prog_id, run, state
+        launched = read_launched(read_file(run.directory, "launched"))
+        record = Record.read((run.pages() or (b"",))[0]) or Record()
+        self.end_ns = record.outcome[1] if record.outcome else launched[3] if launched else run.request.get("created", 0)
+        self.age_s = now / 1e9 - self.end_ns / 1e9
+        self.bytes = sum(stat.st_blocks * 512 for stat in run.sizes().values())
+        good = state["state"] == "exited" and state["status"] == 0
+        self.keep_s = (run.request.get("run") or {}).get("keep") or (KEEP_GOOD_S if good else KEEP_BAD_S)
+
+    def drop_output(self):
+        """Empty the files that grow. Their lengths stand in the record, so that a reader is told what is gone."""
+        for name in self.run.streams + ["index", "stdin"]:
+            try:
+                os.truncate(os.open(name, os.O_WRONLY | os.O_NOFOLLOW, dir_fd=self.run.directory), 0)
+            except FileNotFoundError:
+                pass
+
+
+def ended_runs(request, now):
+    """Yield the runs that gc may look at, each locked against watchers as long as it is looked at."""
+    for root, prog_id in runs_of(request):
+        try:
+            run = Run(root, prog_id)
+        except OSError:
+            continue
+        state = run.state()
+        owed = state["callback"] and state["callback"].get("acked") is None
+        index = os.open("index", os.O_RDONLY, dir_fd=run.directory) if exists(run.directory, "index") else None
+        try:
+            if index is not None:
+                fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if state["state"] in FINAL and not run.alive() and not owed:
+                yield Ended(root, prog_id, run, state, now)
+        except BlockingIOError:
+            pass  # somebody watches it
+        finally:
+            if index is not None:
+                os.close(index)
+            run.close()
+
+
+def collect(request, now):
+    """Return what gc removes, and remove it unless `dry`: output by age, then the oldest beyond the size, records of 400 days."""
+    ids, older, dry = request.get("ids"), request.get("older"), request.get("dry")
+    most = KEEP_BYTES if request.get("max_size") is None else request["max_size"]
+    sizes = sorted((ended.end_ns, ended.bytes, ended.age_s, ended.prog_id) for ended in ended_runs(request, now))
+    total, surplus = sum(size for _, size, _, _ in sizes), set()
+    for _, size, age_s, prog_id in sizes:
+        if total > most and age_s > KEEP_YOUNG_S:
+            surplus.add(prog_id)
+            total -= size
+    removed, forgotten, freed = [], [], 0
+    for ended in ended_runs(request, now):
+        old = ended.age_s > (ended.keep_s if older is None else older)
+        wanted = ended.prog_id in ids if ids is not None else old or ended.prog_id in surplus
+        runbook = (ended.run.request.get("origin") or {}).get("runbook")
+        if ids is None and ended.age_s > KEEP_RECORD_S and not runbook:
+            # Only now: a retried id whose record is gone would run again.
+            forgotten.append(ended.prog_id)
+            freed += ended.bytes
+            if not dry:
+                runs = os.open(os.path.join(ended.root, "runs"), os.O_RDONLY | os.O_DIRECTORY)
+                discard(runs, ended.prog_id)
+                os.close(runs)
+        elif wanted and ended.bytes:
+            removed.append(ended.prog_id)
+            freed += ended.bytes
+            if not dry:
+                ended.drop_output()
+    return {"removed": sorted(removed), "forgotten": sorted(forgotten), "freed": freed, "dry": bool(dry)}
+
+
+def sweep_leftovers(request, now_s):
+    """Remove what a starter that died left half made, and agents that nobody has started for a month."""
+    for root in roots(request):
+        try:
+            runs = secure(os.path.join(root, "runs"))
+        except OSError:
+            continue
+        for name in os.listdir(runs):
+            if name.startswith(".new-") and os.stat(name, dir_fd=runs).st_mtime < now_s - 3600:
+                discard(runs, name)
+        os.close(runs)
+    own = os.path.dirname(os.path.abspath(CODE.co_filename))
+    cache = os.path.dirname(own)
+    if len(os.path.basename(own)) != 64:
+        return  # run by hand: not from a cache
+    for name in os.listdir(cache):
+        path = os.path.join(cache, name, "agent.py")
+        if len(name) != 64 or name == os.path.basename(own) or not os.path.exists(path):
+            continue
+        # Every start reads the file to check its hash, and reading moves atime at least once a day.
+        if max(os.stat(path).st_atime, os.stat(path).st_mtime) < now_s - KEEP_AGENT_S:
+            for directory, _, files in os.walk(os.path.join(cache, name), topdown=False):
+                for each in files:
+                    os.unlink(os.path.join(directory, each))
+                os.rmdir(directory)
+
+
+def verb_gc(request, stdin, reply, framed):
+    if request.get("ids") is not None:
+        request["ids"] = [os.path.basename(find({"prog_id": each, "spool": request.get("spool")}).path) for each in request["ids"]]
+    found = collect(request, now_ns())
+    if not request.get("dry"):
+        sweep_leftovers(request, time.time())
+    reply.send(found)
+
+
+def daily_gc(request, root):
+    """Once a day a start also cleans up, in a process of its own that nobody waits for."""
+    stamp = os.path.join(root, "gc")
+    try:
+        if os.stat(stamp).st_mtime > time.time() - 86400:
+            return
+    except FileNotFoundError:
+        pass
+    os.close(os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+    os.utime(stamp, None)
+    if os.fork():
+        return
+    try:
+        os.setsid()
+        if not os.fork():
+            null = os.open("/dev/null", os.O_RDWR)
+            for number in range(3):
+                os.dup2(null, number)
+            collect({"spool": request.get("spool")}, now_ns())
+            sweep_leftovers(request, time.time())
+    finally:
+        os._exit(0)
+
+
+# ============================================================ the looking verbs, and main
 
 
 def verb_read(request, stdin, reply, framed):
@@ -2496,6 +2699,7 @@ VERBS = {
     "signal": verb_signal,
     "stop": verb_stop,
     "read": verb_read,
+    "gc": verb_gc,
     "list": verb_list,
 }
 

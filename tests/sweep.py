@@ -1,0 +1,156 @@
+"""The kill-point sweep: one guard is killed at its N-th system call, for every N, and nothing may be lost.
+
+A tracer follows the start of a run through its forks with ptrace and counts the system calls of the guard it is after; at the N-th
+it sends SIGKILL. Unlike a random moment, this finds the window of one instruction.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from corra import agent as host_agent
+
+PTRACE_TRACEME, PTRACE_CONT, PTRACE_DETACH, PTRACE_SETOPTIONS, PTRACE_SYSCALL, PTRACE_GETEVENTMSG = 0, 7, 17, 0x4200, 24, 0x4201
+FORK, VFORK, CLONE, EXEC = 1, 2, 3, 4
+OPTIONS = 1 | 1 << FORK | 1 << VFORK | 1 << CLONE | 1 << EXEC  # TRACESYSGOOD with the four events
+WALL = 0x40000000
+ROLES = ("standby", "middle", "keeper")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+_libc.ptrace.restype = ctypes.c_long
+
+
+def _ptrace(request: int, pid: int, data: int | ctypes.c_ulong = 0) -> int:
+    pointer = ctypes.cast(ctypes.byref(data), ctypes.c_void_p) if isinstance(data, ctypes.c_ulong) else ctypes.c_void_p(data)
+    return int(_libc.ptrace(request, pid, None, pointer))
+
+
+class Tracer:
+    """Runs one start under ptrace and kills the guard `role` at its `point`-th stop at a system call (entry and exit both count).
+
+    Guards are told by their forks: the starter's grandchild that calls exec is the standby, its child the middle, and so on; the
+    count begins at the fork (for the standby at its exec), so that every instruction of a guard's life is within reach.
+    """
+
+    def __init__(self, argv: list[str], request: bytes, role: str | None, point: int) -> None:
+        self.argv, self.request, self.role, self.point = argv, request, role, point
+        self.parent: dict[int, int] = {}
+        self.roles: dict[int, str] = {}
+        self.calls: dict[str, int] = dict.fromkeys(ROLES, 0)
+        self.killed = 0
+
+    def run(self) -> bytes:
+        """Return what the starter printed; the guards are let go, or dead, when it returns."""
+        request_read, request_write = os.pipe()
+        reply_read, reply_write = os.pipe()
+        starter = os.fork()
+        if not starter:
+            os.dup2(request_read, 0)
+            os.dup2(reply_write, 1)
+            _ptrace(PTRACE_TRACEME, 0)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            os.execv(self.argv[0], self.argv)
+        os.close(request_read)
+        os.close(reply_write)
+        os.write(request_write, self.request)
+        os.close(request_write)
+        os.waitpid(starter, WALL)
+        _ptrace(PTRACE_SETOPTIONS, starter, OPTIONS)
+        _ptrace(PTRACE_CONT, starter)
+        self.starter = starter
+        living = {starter}
+        while living:
+            try:
+                pid, status = os.waitpid(-1, WALL)
+            except ChildProcessError:
+                break
+            if os.WIFEXITED(status) or os.WIFSIGNALED(status):
+                living.discard(pid)
+                continue
+            living.add(pid)
+            self.step(pid, status)
+        with open(reply_read, "rb") as reply:
+            return reply.read()
+
+    def step(self, pid: int, status: int) -> None:
+        event, number = status >> 16, os.WSTOPSIG(status)
+        deliver = 0
+        if event in (FORK, VFORK, CLONE):
+            message = ctypes.c_ulong()
+            _ptrace(PTRACE_GETEVENTMSG, pid, message)
+            self.born(pid, message.value)
+        elif event == EXEC:
+            self.executed(pid)
+        elif number == signal.SIGTRAP | 0x80:
+            self.count(pid)
+        elif number not in (signal.SIGTRAP, signal.SIGSTOP):
+            deliver = number
+        # Only guards stop at system calls: the starter and the program run at their own speed.
+        _ptrace(PTRACE_SYSCALL if pid in self.roles else PTRACE_CONT, pid, deliver)
+
+    def born(self, parent: int, child: int) -> None:
+        self.parent[child] = parent
+        role = self.roles.get(parent)
+        if role in ROLES[:-1]:
+            following = ROLES[ROLES.index(role) + 1]
+            # A guard whose guards died forks new ones; the sweep's guard is the first of its kind.
+            if following not in self.roles.values():
+                self.roles[child] = following
+
+    def executed(self, pid: int) -> None:
+        if not self.roles and self.parent.get(self.parent.get(pid, 0)) == self.starter:
+            self.roles[pid] = "standby"
+
+    def count(self, pid: int) -> None:
+        role = self.roles.get(pid)
+        if role is None:
+            return
+        self.calls[role] += 1
+        if role == self.role and self.calls[role] == self.point and not self.killed:
+            self.killed = pid
+            os.kill(pid, signal.SIGKILL)
+
+
+PROGRAM = """
+import os, sys, time
+os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), b"x")
+for n in range(3):
+    os.write(1, b"out%d" % n * 3000)
+    os.write(2, b"err%d" % n * 10)
+    time.sleep(0.002)
+os._exit(42)
+"""
+EXPECTED = {"stdout": b"".join(b"out%d" % n * 3000 for n in range(3)), "stderr": b"".join(b"err%d" % n * 10 for n in range(3))}
+
+
+def one(agent: Path, root: Path, role: str | None, point: int, python: str = sys.executable) -> tuple[dict[str, int], list[str]]:
+    """Do one start with `role` killed at `point`; return how many stops each guard made, and what was violated."""
+    prog_id, violations = f"sweep-{role or 'none'}-{point}", []
+    executed = root / f"x-{prog_id}"
+    program = {"argv": [python, "-ISE", "-c", PROGRAM, str(executed)], "cwd": "/"}
+    request = json.dumps({"prog_id": prog_id, "spool": str(root), "program": program}).encode()
+    tracer = Tracer([python, "-ISE", str(agent), "start"], request, role, point)
+    first = json.loads(tracer.run())
+    run = host_agent.Run(str(root), prog_id)
+    state = run.state()
+    if state["state"] == "starting":
+        violations.append(f"never launched: {first}")
+    elif (state["state"], state["return_code"]) != ("exited", 42):
+        violations.append(f"{state['state']} {state['reason']} {state['status']}")
+    if not executed.exists() or executed.read_bytes() != b"x":
+        violations.append(f"executed {executed.stat().st_size if executed.exists() else 0} times")
+    for name, data in EXPECTED.items():
+        if (root / "runs" / prog_id / name).read_bytes() != data:
+            violations.append(f"{name} differs")
+    if run.alive():
+        violations.append("the lock is held")
+    if said := (root / "runs" / prog_id / "keeper").read_text():
+        violations.append(said)
+    run.close()
+    return tracer.calls, violations
