@@ -1318,7 +1318,7 @@ class Keeper:
     def begin_stop(self, number, reason, name, grace_s, by):
         """Ask the program's group to end, and remember when to stop asking."""
         self.peek()
-        if self.status is not None and self.record.outcome is None:
+        if self.status is not None and not self.status & 0x7F and self.record.outcome is None:
             self.do_record(mono_ns())  # it ended by itself, before it was asked to
         kill_at = mono_ns() + int(grace_s * 1e9)
         pending = self.record.stop if self.record.stop and self.record.stop[3] != "done" else None

@@ -454,7 +454,7 @@ def test_without_inodes_a_start_is_refused_and_a_running_run_still_records_its_e
 
 # ---------------------------------------------------------------- directories
 
-USER = 54321  # nobody's
+USER = 50_000 + os.getpid() % 10_000  # nobody's, and no other worker's
 
 
 @pytest.fixture
