@@ -1,7 +1,7 @@
 """Frames from the host, and the Cursor that makes of them each byte once and in order. No I/O, no clock.
 
-A frame is one header line and its payload. What a host sends is never trusted: a header is at most 256 bytes, a payload at most 1 MiB,
-an unknown kind or a number that isn't one ends the stream with BadFrame.
+A frame is one header line and its payload. What a host sends is never trusted: a header is at most 256 bytes, output at most 1 MiB, a
+State at most 32 MiB, an unknown kind or a number that isn't one ends the stream with BadFrame.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 HEADER_MAX = 256
 PAYLOAD_MAX = 1 << 20
+# A State names argv twice; the kernel takes 2 MiB of it, and JSON makes 6 bytes of one that isn't ASCII.
+STATE_MAX = 32 << 20
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,15}")
 
@@ -120,7 +122,7 @@ def _header(text: bytes) -> tuple[str, list[str], int]:
     if _FIELDS.get(kind) != len(fields):
         raise BadFrame(f"not a frame: {text[:40]!r}")
     size = _number(fields[2]) if kind == "O" else _number(fields[0]) if kind in "SX" else 0
-    if size > PAYLOAD_MAX:
+    if size > (PAYLOAD_MAX if kind == "O" else STATE_MAX):
         raise BadFrame(f"a payload of {size} bytes")
     return kind, fields, size
 

@@ -25,8 +25,10 @@ from corra.stream import Ack, Beat, Frame, Gap, Output, Parser, Refusal, Status
 
 SOURCE = Path(agent.__file__)
 DEADLINE_S = 20.0
+# $CORRA_AGENT_PYTHON runs all of these tests with another Python.
+PYTHON = os.environ.get("CORRA_AGENT_PYTHON") or sys.executable
 # As place.py's loader does it: the agent is imported, so that a .pyc serves.
-LOADER = "import sys; sys.path.insert(0, {!r}); import agent; sys.exit(agent.main(sys.argv[1:], agent.Input(0), sys.stdout.buffer))"
+LOADER = "import sys; sys.path.insert(0, {!r}); import agent; {}sys.exit(agent.main(sys.argv[1:], agent.Input(0), sys.stdout.buffer))"
 
 _copies: dict[int, str] = {}
 
@@ -58,13 +60,15 @@ class Door:
         self,
         base: Path,
         *,
-        python: str = sys.executable,
+        python: str = PYTHON,
         spool: Path | None = None,
         prefix: Sequence[str] = (),
         user: int | None = None,
         env: Mapping[str, str | None] | None = None,
+        constants: str = "",
     ) -> None:
         self.base, self.python, self.prefix, self.user = base, python, list(prefix), user
+        self.constants = constants  # such as "agent.PING_DEADLINE_S = 1; ": a test can't wait for a minute
         self.home = base / "home"
         self.home.mkdir(exist_ok=True, parents=True)
         self.spool = spool or base / "spool"
@@ -80,14 +84,12 @@ class Door:
     # ---- the process
 
     def argv(self, verb: str) -> list[str]:
-        return [*self.prefix, self.python, "-ISE", "-c", LOADER.format(copy_of_the_agent()), verb]
+        return [*self.prefix, self.python, "-ISE", "-c", LOADER.format(copy_of_the_agent(), self.constants), verb]
 
     def popen(self, verb: str, **how: Any) -> subprocess.Popen[bytes]:
         who = {} if self.user is None else {"user": self.user, "group": self.user, "extra_groups": []}
         pipe = subprocess.PIPE
-        return subprocess.Popen(
-            self.argv(verb), bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, env=self.env, cwd="/", **{**who, **how}
-        )
+        return subprocess.Popen(self.argv(verb), bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, env=self.env, cwd="/", **{**who, **how})
 
     def encode(self, request: Mapping[str, Any], payload: bytes = b"") -> bytes:
         """Return a request as it goes over the wire; `"spool": None` asks for the default directories."""
@@ -114,7 +116,9 @@ class Door:
 
     # ---- the verbs
 
-    def start(self, argv: Sequence[str], *, run: Mapping[str, Any] | None = None, prog_id: str | None = None, **program: Any) -> dict[str, Any]:
+    def start(
+        self, argv: Sequence[str], *, run: Mapping[str, Any] | None = None, prog_id: str | None = None, **program: Any
+    ) -> dict[str, Any]:
         return self.call("start", self.program(argv, run=run, prog_id=prog_id, **program))
 
     def program(self, argv: Sequence[str], *, run: Any = None, prog_id: str | None = None, **program: Any) -> dict[str, Any]:

@@ -106,7 +106,10 @@ def test_every_python_starts_follows_stops_refuses_and_survives_a_keepers_death(
         assert door.file(state["prog_id"]) == b"".join(b"%d\n" % number for number in range(1, 20001))
 
 
-@pytest.mark.parametrize("stdin", [b"", b"hello\n", b"12\n{}", b"-1\n", b"2\n[]", b"{", b"9" * 40, b"3\n{\xff}", b"7\n" + b"[" * 7, b"[1]", b'13\n{"grace": NaN}'])
+@pytest.mark.parametrize(
+    "stdin",
+    [b"", b"hello\n", b"12\n{}", b"-1\n", b"2\n[]", b"{", b"9" * 40, b"3\n{\xff}", b"7\n" + b"[" * 7, b"[1]", b'13\n{"grace": NaN}'],
+)
 def test_a_request_that_cant_be_read_exits_with_2_and_says_so(door, stdin):
     code, out, err = door.raw("start", stdin)
     assert (code, err) == (2, b"")
@@ -364,6 +367,24 @@ def test_a_file_that_is_being_written_is_not_executed(door):
         except OSError:
             state = door.start([str(busy)])
     assert state["exception"]["errno"] == errno.ETXTBSY
+
+
+def test_a_program_with_as_many_words_as_the_kernel_takes_is_started_and_its_state_can_be_read(door):
+    state = door.start(["printf", "%.0s", *(["é" * 30_000] * 15)])
+    with door.follow(state["prog_id"]) as follow:
+        follow.drain()
+    assert (follow.states[-1]["state"], follow.states[-1]["return_code"]) == ("exited", 0)
+    assert door.call("list", {})["runs"][0]["prog_id"] == state["prog_id"]
+
+
+def test_a_limit_on_the_size_of_files_holds_the_program_back_and_kills_no_guard(tmp_path):
+    for door in fresh(tmp_path):
+        door.call("list", {})  # the .pyc is whole
+        door.prefix = ["sh", "-c", 'ulimit -f 200; exec "$@"', "sh"]
+        state = door.start(["seq", "1", "400000"])
+        blocked = eventually(lambda: door.status(state["prog_id"])["blocked"])
+        assert blocked["errno"] == errno.EFBIG
+        assert door.stop(state["prog_id"], 5)["ended"]
 
 
 def test_a_lookup_goes_on_past_what_may_not_be_run(door):
@@ -681,6 +702,22 @@ def test_a_follow_leaves_when_its_client_is_gone(door, which):
     assert follow.process.stderr.read() == b""
     follow.process.stderr.close()
     assert door.status(state["prog_id"])["state"] == "running"
+
+
+def test_a_follow_whose_client_has_fallen_silent_leaves_by_itself_and_one_that_pings_stays(tmp_path):
+    for door in fresh(tmp_path, constants="agent.PING_DEADLINE_S = 0.5; "):
+        state = ready(door, "echo ready; exec sleep 1000")
+        with door.follow(state["prog_id"]) as silent, door.follow(state["prog_id"]) as talking:
+            while silent.process.poll() is None:
+                talking.send(b"P\n")
+                beats = talking.beats()
+                talking.until(lambda each: each.beats() > beats)  # noqa: B023 - used in this turn only
+                select.select([silent.process.stdout], [], [], 0.1)
+                if silent.process.stdout in select.select([silent.process.stdout], [], [], 0)[0]:
+                    silent.drain()
+                    silent.process.wait(5)
+            assert talking.process.poll() is None
+        assert door.status(state["prog_id"])["state"] == "running"
 
 
 def test_pings_are_answered_and_a_signal_over_the_open_follow_is_relayed_and_acknowledged(door):

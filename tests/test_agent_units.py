@@ -232,7 +232,7 @@ def test_bytes_that_are_no_utf_8_go_through_json_unchanged(data):
 
 
 @PROPERTY
-@given(st.binary(max_size=40) | st.text("{}[]\",:0123456789.eE+-\\untrfals NI", max_size=30).map(str.encode))
+@given(st.binary(max_size=40) | st.text('{}[]",:0123456789.eE+-\\untrfals NI', max_size=30).map(str.encode))
 def test_what_is_no_json_is_a_value_error(data):
     try:
         expected = json.loads(data.decode(), parse_constant=lambda name: int("no " + name))
@@ -258,7 +258,9 @@ def test_ids_made_here_and_by_the_client_have_the_same_tail():
         assert agent.valid_id(made) and agent.tail_of(made) == made[-8:]
 
 
-@pytest.mark.parametrize("text", ["nightly", "nightly-k7m2qxwp", "20261123t014409z-K7m2qxwp", "20261123t014409z-aaaaaaaa", "20261123-k7m2qxwp"])
+@pytest.mark.parametrize(
+    "text", ["nightly", "nightly-k7m2qxwp", "20261123t014409z-K7m2qxwp", "20261123t014409z-aaaaaaaa", "20261123-k7m2qxwp"]
+)
 def test_an_id_that_somebody_gave_is_its_own_tail(text):
     assert agent.tail_of(text) == text
 
@@ -270,7 +272,11 @@ def test_no_request_whatever_makes_the_check_fail(value):
 
 
 requests = st.fixed_dictionaries(
-    {"program": st.fixed_dictionaries({"argv": st.just(["a"]) | json_values}, optional={key: json_values for key in agent.KEYS["program"] if key != "argv"})},
+    {
+        "program": st.fixed_dictionaries(
+            {"argv": st.just(["a"]) | json_values}, optional={key: json_values for key in agent.KEYS["program"] if key != "argv"}
+        )
+    },
     optional={
         "run": st.fixed_dictionaries({}, optional={key: json_values for key in agent.KEYS["run"]}),
         "secrets": json_values,

@@ -116,7 +116,7 @@ def test_any_header_is_a_frame_a_wait_for_its_payload_or_a_bad_frame(kind, field
         b"O aaaaaaaaaaaaaaaaa 0 0 0\n",
         b"G stdout 5 4\n",
         b"G stdout 5\n",
-        b"S 1048577\n",
+        b"S 33554433\n",
         b"S 2\n[]",
         b"S 1\n{",
         b"S 0\n",
