@@ -1200,11 +1200,14 @@ class Keeper:
             self.pid = os.fork()
             if not self.pid:
                 become_program(self.directory, self.files, self.request, self.inherited)
+        except OSError as error:
+            note_failure(self.files["exit"], "setup", error, "there is no process to be had for it: " + error.strerror)
+            self.nothing_to_keep()
         finally:
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGTERM, _signal.SIGCHLD})
         os.close(theirs)
         self.poll.register(self.pipe, select.POLLIN)
-        found = process(self.pid)
+        found = process(self.pid) if self.pid else None
         self.start = found[2] if found else 0
 
     def set_timeout(self, launched):
@@ -1996,18 +1999,32 @@ def start(request, stdin, reply):
     request.setdefault("prog_id", new_id())
     umask = os.umask(0o077)
     root, prog_id = new_run(request, stdin, reply)
-    daily_gc(request, root)
+    try:
+        daily_gc(request, root)
+    except OSError:
+        pass  # no room, or no process to be had: a later start will
     run = Run(root, prog_id)
     secret = (request.get("secrets") or {}).get("env") or {}
     deadline = time.monotonic() + START_DEADLINE_S
     while True:
         state = run.state()
-        if state["state"] != "starting" or time.monotonic() > deadline:
+        if state["state"] != "starting" or (state["supervisor"] != "gone" and time.monotonic() > deadline):
             return run, state
+        if time.monotonic() > deadline:
+            raise no_process(root, errno.EAGAIN)
         if state["supervisor"] == "gone":  # new, or whoever began it died before it launched anything
-            spawn_guards(dict(run.request, secret_env=secret, umask=umask), run.path)
+            try:
+                spawn_guards(dict(run.request, secret_env=secret, umask=umask), run.path)
+            except OSError as error:
+                raise no_process(root, error.errno) from None
         else:
             time.sleep(0.01)
+
+
+def no_process(root, number):
+    """Return the refusal of a start for which there is no process; nothing was started, and a later start of the same id may be."""
+    message = "no process can be started here: " + os.strerror(number)
+    return Refusal("no_room", message, tried=[{"dir": root, "errno": number, "message": message}])
 
 
 def verb_start(request, stdin, reply, framed):

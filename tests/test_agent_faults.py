@@ -608,3 +608,35 @@ def test_what_cant_be_killed_is_reported_by_pid(open_tmp):
             kill(pid)
     finally:
         mighty.unlink()
+
+
+def test_a_user_with_hardly_any_process_left_gets_fewer_guards_or_a_clear_no_and_never_half_a_run(open_tmp):
+    python = "/usr/bin/python3"
+    if not os.access(python, os.X_OK):
+        pytest.skip("no Python that another user may execute")
+    seen = set()
+    for limit in range(1, 9):
+        base = open_tmp / str(limit)
+        base.mkdir(mode=0o755)
+        for door in as_user(base):
+            door.python = python
+            door.spool = door.home / "spool"
+            # A limit of bash's alone: dash has no -u.
+            door.prefix = ["bash", "-c", f'ulimit -u {limit}; exec "$@"', "bash"]
+            door.constants = "agent.START_DEADLINE_S = 1; "
+            try:
+                state = door.start(["sleep", "1000"], prog_id="tight")
+            except Refused as refused:
+                assert refused.kind == "no_room" and refused.reply["tried"][0]["errno"] == errno.EAGAIN
+                seen.add("refused")
+                continue
+            door.prefix, door.constants = [], ""
+            if state["state"] == "not_started":
+                assert (state["exception"]["stage"], state["exception"]["errno"]) == ("setup", errno.EAGAIN)
+                seen.add("not started")
+                continue
+            assert state["state"] == "running"
+            seen.add(len(guards(state)))
+            assert door.stop("tight", 5)["state"]["signal"] == "SIGTERM"
+    assert {"refused", 3} <= seen
+    assert seen & {1, 2, "not started"}
