@@ -6,6 +6,7 @@ Each `Door` has a home and a spool of its own. `sweep` ends what a test left beh
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import json
 import os
@@ -18,10 +19,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from corra import agent
 from corra.stream import Ack, Beat, Frame, Gap, Output, Parser, Refusal, Status
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SOURCE = Path(agent.__file__)
 DEADLINE_S = 20.0
@@ -121,6 +125,13 @@ class Door:
     ) -> dict[str, Any]:
         return self.call("start", self.program(argv, run=run, prog_id=prog_id, **program))
 
+    def ready(self, script: str, *words: str, **how: Any) -> dict[str, Any]:
+        """Start `sh -c script` and wait until it has said ready."""
+        state = self.start(["sh", "-c", script, *words], **how)
+        with self.follow(state["prog_id"]) as follow:
+            follow.until_output(b"ready")
+        return state
+
     def program(self, argv: Sequence[str], *, run: Any = None, prog_id: str | None = None, **program: Any) -> dict[str, Any]:
         whole = {"prog_id": prog_id, "program": {"argv": list(argv), **program}, "run": run}
         return {key: value for key, value in whole.items() if value is not None}
@@ -190,7 +201,7 @@ class Stream:
         self.reply = json.loads(line)
         self._take(rest)
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -299,10 +310,8 @@ def reap(spared: set[int]) -> None:
         if entry.isdigit() and int(entry) not in spared:
             found = agent.process(int(entry))
             if found and found[1] == os.getpid() and found[0] == "Z":
-                try:
+                with contextlib.suppress(ChildProcessError):
                     os.waitpid(int(entry), os.WNOHANG)
-                except ChildProcessError:
-                    pass
 
 
 def alive(pid: int) -> bool:

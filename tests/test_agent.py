@@ -21,9 +21,9 @@ from agent_door import SOURCE, Door, Gate, Refused, alive, children, eventually,
 from corra import agent
 from machine import pythons
 
-SEED_KEYS = (
-    "proc_id state program agent_pid pid exception status return_code signal rusage start_time end_time".split()  # as the seed prints them
-)
+SEED_KEYS = {
+    "proc_id", "state", "program", "agent_pid", "pid", "exception", "status", "return_code", "signal", "rusage", "start_time", "end_time",
+}  # fmt: skip
 # Says how often TERM came; USR1 ends it. `wait` is what a trap interrupts.
 COUNTS_TERM = 'trap "echo term" TERM; trap "kill $!; exit 3" USR1; setsid sleep 1000 & echo ready; while kill -0 $!; do wait $!; done'
 IGNORES_TERM = 'trap "" TERM; echo ready; sleep 1000 & wait'
@@ -62,7 +62,7 @@ def test_by_hand_the_seeds_program_starts_and_its_agents_pid_takes_sigterm_for_i
     code, out, err = by_hand(door, request, python)
     assert (code, err) == (0, b"")
     state = json.loads(out)
-    assert [key for key in SEED_KEYS if key not in state] == []
+    assert set(state) >= SEED_KEYS
     assert state["state"] == "running"
     door.spool = door.home / "state" / "corra"
     with door.follow(state["prog_id"]) as follow:
@@ -382,7 +382,7 @@ def test_a_limit_on_the_size_of_files_holds_the_program_back_and_kills_no_guard(
         door.call("list", {})  # the .pyc is whole
         door.prefix = ["sh", "-c", 'ulimit -f 200; exec "$@"', "sh"]
         state = door.start(["seq", "1", "400000"])
-        blocked = eventually(lambda: door.status(state["prog_id"])["blocked"])
+        blocked = eventually(lambda: door.status(state["prog_id"])["blocked"])  # noqa: B023 - used in this turn only
         assert blocked["errno"] == errno.EFBIG
         assert door.stop(state["prog_id"], 5)["ended"]
 
@@ -402,16 +402,8 @@ def test_a_lookup_goes_on_past_what_may_not_be_run(door):
 # ---------------------------------------------------------------- kill
 
 
-def ready(door: Door, script: str, **how: object) -> dict[str, object]:
-    """Start `sh -c script` and wait until it says ready."""
-    state = door.start(["sh", "-c", script], **how)
-    with door.follow(state["prog_id"]) as follow:
-        follow.until_output(b"ready")
-    return state
-
-
 def test_term_then_kill_after_the_grace_and_the_record_says_what_when_and_by_whom(door):
-    state = ready(door, IGNORES_TERM)
+    state = door.ready(IGNORES_TERM)
     over = door.stop(state["prog_id"], 0.1)
     assert over["ended"] and over["survivors"] == [] and over["first"]["how"] == "keeper" and over["first"]["processes"] == 2
     final = over["state"]
@@ -423,13 +415,13 @@ def test_term_then_kill_after_the_grace_and_the_record_says_what_when_and_by_who
 
 
 def test_a_program_that_obeys_term_ends_at_once_whatever_the_grace(door):
-    state = ready(door, "echo ready; exec sleep 1000")
+    state = door.ready("echo ready; exec sleep 1000")
     final = door.stop(state["prog_id"], 1000)["state"]
     assert (final["signal"], final["reason"]) == ("SIGTERM", "killed")
 
 
 def test_grace_0_kills_the_tree_now(door):
-    state = ready(door, COUNTS_TERM)
+    state = door.ready(COUNTS_TERM)
     final = door.stop(state["prog_id"], 0)["state"]
     assert final["signal"] == "SIGKILL" and door.file(state["prog_id"]) == b"ready\n"
     assert [each["signal"] for each in final["signals_sent"]] == ["SIGKILL"]
@@ -472,8 +464,32 @@ def test_daemonised_grandchildren_other_sessions_and_a_respawner_are_all_cleaned
     gone(outer)
 
 
+def test_a_program_that_is_stopped_gets_its_term(door):
+    state = door.ready("echo ready; kill -STOP $$; exec sleep 1000")
+    eventually(lambda: agent.process(state["pid"])[0] == "T")
+    final = door.stop(state["prog_id"], 1000)["state"]
+    assert (final["signal"], final["reason"]) == ("SIGTERM", "killed")
+
+
+def test_the_programs_orphans_are_reaped_by_its_keeper_and_by_the_next_one(door, gate):
+    state = door.ready('for i in $(seq 1 50); do (read a < "$0" &) ; done; echo ready; exec sleep 1000', gate.path)
+    first, second, third = guards(state)
+
+    def zombies() -> int:
+        found = [agent.process(int(entry)) for entry in os.listdir("/proc") if entry.isdigit()]
+        return sum(each is not None and each[0] == "Z" and each[1] in {first, second, third} for each in found)
+
+    gate.open(25)
+    eventually(lambda: len(agent.tree([third])) == 26)
+    kill(third)
+    eventually(lambda: door.status(state["prog_id"])["agent_pid"] == second)
+    gate.open(25)
+    eventually(lambda: len(agent.tree([second])) == 1 and not zombies())
+    door.stop(state["prog_id"], 0)
+
+
 def test_signal_reaches_the_program_and_escalates_nothing(door):
-    state = ready(door, COUNTS_TERM)
+    state = door.ready(COUNTS_TERM)
     with door.follow(state["prog_id"]) as follow:
         assert door.call("signal", {"prog_id": state["prog_id"], "signal": "SIGTERM", "by": "x y"})["how"] == "keeper"
         follow.until_output(b"term")
@@ -488,7 +504,7 @@ def test_signal_reaches_the_program_and_escalates_nothing(door):
 
 
 def test_a_signal_from_elsewhere_is_told_apart_from_corras_own(door):
-    state = ready(door, "echo ready; exec sleep 1000")
+    state = door.ready("echo ready; exec sleep 1000")
     kill(state["pid"], number=signal.SIGTERM)
     final = door.wait(state["prog_id"])
     assert (final["reason"], final["signal"], final["status"]) == ("signaled", "SIGTERM", 15)
@@ -570,7 +586,7 @@ def test_the_timeout_holds_for_children_that_are_waited_for(door):
 
 
 def test_a_second_gentler_stop_doesnt_take_back_the_first(door):
-    state = ready(door, IGNORES_TERM)
+    state = door.ready(IGNORES_TERM)
     with door.open("stop", {"prog_id": state["prog_id"], "grace": 0.3, "by": "first"}) as first:
         second = door.stop(state["prog_id"], 1000, by="second")
         first.drain()
@@ -669,7 +685,7 @@ def test_with_times_each_arrival_has_its_own_frame_and_the_streams_are_in_order(
 
 
 def test_a_follow_that_isnt_live_leaves_with_what_is_there(door):
-    state = ready(door, "echo ready; exec sleep 1000")
+    state = door.ready("echo ready; exec sleep 1000")
     with door.follow(state["prog_id"], live=False) as follow:
         follow.drain(5)
     assert follow.stdout() == b"ready\n" and follow.states[-1]["state"] == "running"
@@ -693,7 +709,7 @@ def test_many_watchers_see_the_same_and_a_stopped_one_slows_nobody(door):
 
 @pytest.mark.parametrize("which", ["stdin", "stdout"])
 def test_a_follow_leaves_when_its_client_is_gone(door, which):
-    state = ready(door, "echo ready; exec sleep 1000")
+    state = door.ready("echo ready; exec sleep 1000")
     follow = door.follow(state["prog_id"])
     getattr(follow.process, which).close()
     follow.process.wait(5)
@@ -706,7 +722,7 @@ def test_a_follow_leaves_when_its_client_is_gone(door, which):
 
 def test_a_follow_whose_client_has_fallen_silent_leaves_by_itself_and_one_that_pings_stays(tmp_path):
     for door in fresh(tmp_path, constants="agent.PING_DEADLINE_S = 0.5; "):
-        state = ready(door, "echo ready; exec sleep 1000")
+        state = door.ready("echo ready; exec sleep 1000")
         with door.follow(state["prog_id"]) as silent, door.follow(state["prog_id"]) as talking:
             while silent.process.poll() is None:
                 talking.send(b"P\n")
@@ -721,7 +737,7 @@ def test_a_follow_whose_client_has_fallen_silent_leaves_by_itself_and_one_that_p
 
 
 def test_pings_are_answered_and_a_signal_over_the_open_follow_is_relayed_and_acknowledged(door):
-    state = ready(door, COUNTS_TERM)
+    state = door.ready(COUNTS_TERM)
     with door.follow(state["prog_id"]) as follow:
         follow.send(b"P\nP\n")
         follow.until(lambda each: each.beats() == 2)
@@ -779,7 +795,7 @@ def test_a_run_is_found_by_id_name_and_the_beginning_of_its_tail(door):
 
 
 def test_reading_changes_nothing(door):
-    state = ready(door, "echo ready; exec sleep 1000")
+    state = door.ready("echo ready; exec sleep 1000")
     directory = door.directory(state["prog_id"])
 
     def look() -> dict[str, tuple[int, int, bytes | None]]:
@@ -811,7 +827,7 @@ def test_guards_stay_small_while_a_program_writes_as_fast_as_it_can(door):
 
 
 def test_guards_of_an_idle_run_never_wake_up(door):
-    state = ready(door, "echo ready; exec sleep 1000")
+    state = door.ready("echo ready; exec sleep 1000")
 
     def switches() -> list[str]:
         return [re.findall(r"ctxt_switches:\s+\d+", Path(f"/proc/{pid}/status").read_text()) for pid in guards(state)]
