@@ -237,12 +237,12 @@ def test_bytes_that_are_no_utf_8_go_through_json_unchanged(data):
 @given(st.binary(max_size=40) | st.text('{}[]",:0123456789.eE+-\\untrfals NI', max_size=30).map(str.encode))
 def test_what_is_no_json_is_a_value_error(data):
     try:
-        expected = json.loads(data.decode(), parse_constant=lambda name: int("no " + name))
+        expected = json.loads(data.decode())
     except ValueError:
         with pytest.raises(ValueError):
             agent.from_json(data)
     else:
-        assert agent.from_json(data) == expected
+        assert repr(agent.from_json(data)) == repr(expected)  # nan isn't equal to itself
 
 
 # ---------------------------------------------------------------- ids and requests
