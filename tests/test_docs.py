@@ -113,6 +113,25 @@ def test_design_names_every_frame_and_every_file_of_the_spool():
         assert word in text
 
 
+def test_the_page_about_the_agent_names_every_verb():
+    from corra import agent
+
+    text = (ROOT / "docs" / "agent-by-hand.md").read_text()
+    assert [verb for verb in agent.VERBS if f"`{verb}`" not in text] == []
+
+
+def test_every_flag_that_a_page_names_exists():
+    from invoke.program import Program
+
+    from corra.tasks import ns
+
+    flags = {flag for task in ns.tasks.values() for argument in task.get_arguments() for flag in argument.names}
+    flags |= {name for argument in Program().core_args() for name in argument.names}
+    for page in PAGES:
+        named = set(re.findall(r"`[^`\n]*?--([a-z][a-z-]+)", page.read_text()))
+        assert {name for name in named if name.replace("-", "_") not in flags and name not in flags} == set(), page.name
+
+
 def test_a_terminal_shows_what_was_not_overwritten_or_erased():
     assert screen("a\r\nbcd\rX\n\x1b[2mlive\x1b[0m\x1b[K\r\r\x1b[Kdone\n") == ["a", "Xcd", "done"]
 
