@@ -805,7 +805,7 @@ def given_environment():
 def environment(request, inherited):
     """Return the program's environment as bytes: inherited, set, removed, secrets, and its PROG-ID; corra's own variables stripped."""
     program = request["program"]
-    keep = program.get("env_inherit", True)
+    keep = True if program.get("env_inherit") is None else program["env_inherit"]
     wanted = None if keep is True else {octets(name) for name in keep or ()}
     made = {key: value for key, value in inherited.items() if wanted is None or key in wanted}
     made = {key: value for key, value in made.items() if not key.startswith(b"CORRA_")}
@@ -1007,6 +1007,10 @@ class Stream:
     def length(self):
         return os.fstat(self.file).st_size
 
+    def coming(self):
+        """Return how many bytes are not yet in the file."""
+        return len(self.held) + unread(self.fifo)
+
     def has_room(self):
         """Return whether the disk is above its floor; asked again only after as many bytes as were free above it, at most 16 MiB."""
         if self.room <= 0:
@@ -1027,7 +1031,10 @@ class Stream:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            self.held = os.read(self.fifo, 65536)
+            try:
+                self.held = os.read(self.fifo, 65536)
+            except BlockingIOError:
+                return None
             moved = len(self.held)
             self.write_held()
         self.room -= moved
@@ -1136,12 +1143,12 @@ class Pump:
         return any(stream.open for stream in self.streams)
 
     def written(self):
-        """Return how much the program has written to each stream: what is in the file and what still stands in the FIFO."""
-        return {stream.name: stream.length() + unread(stream.fifo) for stream in self.streams}
+        """Return how much the program has written to each stream: what is in the file and what is still on its way."""
+        return {stream.name: stream.length() + stream.coming() for stream in self.streams}
 
     def short_of(self, lengths):
-        """Return whether the files are shorter than `lengths`."""
-        return any(stream.length() < lengths.get(stream.name, 0) for stream in self.streams)
+        """Return whether the files are shorter than `lengths` and will grow; bytes that are gone aren't waited for."""
+        return any(stream.length() < lengths.get(stream.name, 0) and stream.coming() for stream in self.streams)
 
 
 # ============================================================ the keeper: its program
@@ -1996,7 +2003,7 @@ def start(request, stdin, reply):
     wrong = start_complaints(request)
     if wrong:
         raise Refusal("bad_request", "; ".join(wrong), complaints=wrong)
-    request.setdefault("prog_id", new_id())
+    request["prog_id"] = request.get("prog_id") or new_id()
     umask = os.umask(0o077)
     root, prog_id = new_run(request, stdin, reply)
     try:

@@ -161,6 +161,17 @@ def test_what_the_kernel_would_not_take_is_refused_before_anything_is_made(door,
     assert not door.spool.exists()
 
 
+def test_null_is_as_good_as_left_out(door):
+    keys = ("prog_id", "name", "origin", "run", "secrets", "callback", "config", "nonce")
+    program = {
+        "argv": ["sh", "-c", 'test -n "$XDG_STATE_HOME"'],
+        **dict.fromkeys(("cwd", "env", "env_inherit", "stdin", "umask", "merge", "pty", "limits")),
+    }
+    state = door.call("start", {**dict.fromkeys(keys), "program": program})
+    assert agent.valid_id(state["prog_id"])
+    assert door.wait(state["prog_id"])["return_code"] == 0
+
+
 def test_a_verb_that_isnt_and_a_run_that_isnt_are_refused(door):
     for verb, request, kind in [("dance", {}, "bad_request"), ("status", {"prog_id": "nobody"}, "not_found"), ("follow", {}, "not_found")]:
         with pytest.raises(Refused) as refused:

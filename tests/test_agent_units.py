@@ -295,7 +295,7 @@ def test_whatever_is_wrong_in_a_request_is_a_complaint_and_what_passes_can_be_gi
         return
     program = request["program"]
     assert program["argv"] and all(b"\0" not in agent.octets(each) for each in program["argv"])
-    agent.environment({"prog_id": "x", **request}, {b"A": b"1"})
+    agent.environment({**request, "prog_id": "x"}, {b"A": b"1"})
     for key in ("timeout", "grace"):
         assert 0 <= ((request.get("run") or {}).get(key) or 0) < float("inf")
 
@@ -422,6 +422,46 @@ def test_a_tail_is_exact_however_long_the_index_is(tmp_path, records):
     assert len(spans) == records
     for fd in (run.directory, index, *files.values()):
         os.close(fd)
+
+
+# ---------------------------------------------------------------- moving output
+
+
+def stream_into(at: Path, flags: int) -> tuple[agent.Stream, int]:
+    """Return a Stream over a real FIFO and a file, and the FIFO's other end."""
+    os.mkfifo(at / "fifo")
+    fifo = os.open(at / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(at / "fifo", os.O_WRONLY)
+    return agent.Stream(0, "stdout", fifo, os.open(at / "stdout", os.O_WRONLY | os.O_CREAT | flags)), writer
+
+
+@pytest.mark.parametrize("flags", [0, os.O_APPEND], ids=["by splice", "where splice says EINVAL"])
+def test_output_is_moved_byte_for_byte_until_there_is_none_and_then_until_its_end(tmp_path, flags):
+    stream, writer = stream_into(tmp_path, flags)
+    assert stream.move() is None
+    data = bytes(range(256)) * 200
+    os.write(writer, data)
+    assert stream.coming() == len(data)
+    assert stream.move() == len(data) and stream.move() is None and stream.coming() == 0
+    os.close(writer)
+    assert stream.move() == 0
+    assert (tmp_path / "stdout").read_bytes() == data
+
+
+def test_bytes_that_wait_for_room_are_waited_for_and_bytes_that_are_gone_are_not(tmp_path):
+    stream, writer = stream_into(tmp_path, 0)
+    pump = agent.Pump.__new__(agent.Pump)
+    pump.streams = [stream]
+    os.write(writer, b"12345")
+    assert pump.written() == {"stdout": 5} and pump.short_of({"stdout": 5})
+    stream.held = b"67"  # read, but not yet written
+    assert pump.written() == {"stdout": 7}
+    stream.held = b""
+    stream.move()
+    assert not pump.short_of({"stdout": 5})
+    os.truncate(tmp_path / "stdout", 2)
+    assert not pump.short_of({"stdout": 5})
+    os.close(writer)
 
 
 # ---------------------------------------------------------------- what it reads of the system
