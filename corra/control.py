@@ -8,8 +8,8 @@ Everything here may be called from several threads; runs of one target share its
 
 from __future__ import annotations
 
+import contextlib
 import getpass
-import hashlib
 import io
 import os
 import stat
@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypedDict, cast
 
 from . import history, ids
 from .agent import VERSION
+from .connection import CONNECT_S, Fabric, host_of
 from .errors import CorraError, Misuse, NotFound, NotKilled, Unreachable
 from .follow import ANSWER_S, DEAD_AFTER_S, Event, Follow, Link, signal_name
 from .place import Agent, Refused, place
@@ -53,7 +54,7 @@ class Reach(TypedDict, total=False):
     as_user: str | None
     via: str | None
     config: Any
-    connect_timeout: float
+    connect_timeout: float | None
     accept_new_key: bool
 
 
@@ -93,35 +94,29 @@ def agent_for(
     as_user: str | None = None,
     via: str | None = None,
     config: Any = None,
-    connect_timeout: float = 15.0,
+    connect_timeout: float | None = CONNECT_S,
     accept_new_key: bool = False,
 ) -> Agent:
     """Return the agent of `target`; nothing is connected before its first call. Raises TypeError for what is no target."""
     if isinstance(target, Agent):
         return target
-    connection = target if _is(target, "fabric.connection", "Connection") else None
-    if connection is None and _is(target, "invoke.context", "Context"):
+    limits: dict[str, Any] = {"connect_timeout_s": connect_timeout, "accept_new_key": accept_new_key}
+    if _is(target, "fabric.connection", "Connection"):
+        host = host_of(target)
+        through = Fabric(replace(host, user=as_user), config=config or target.config, connection=target, **limits)
+        return place(through)
+    if _is(target, "invoke.context", "Context"):
         raise TypeError(
             "a Context is no target: it means this machine under inv and the other one under fab; "
             'say which: "local", a host name, or a fabric Connection'
         )
-    if connection is not None:
-        host = Host(connection.original_host, port=connection.port, login=connection.user, user=as_user)
-    elif isinstance(target, str):
+    if isinstance(target, str):
         host = Host.parse(target, login=user, user=as_user)
     elif isinstance(target, Host):
         host = replace(target, login=target.login or user, user=target.user or as_user)
     else:
         raise TypeError(f"not a target: {target!r} (a host name, a corra.Host or a fabric Connection)")
-    return place(
-        runner(
-            host,
-            via=via or "fabric",
-            config=config,
-            connect_timeout_s=connect_timeout,
-            accept_new_key=accept_new_key,
-        )
-    )
+    return place(runner(host, via=via or "fabric", config=config, **limits))
 
 
 def _is(value: object, module: str, name: str) -> bool:
@@ -174,6 +169,11 @@ class Launch:
             told=_noter(request.prog_id, fresh=fresh),
             **how,
         )
+
+    def close(self) -> None:
+        """Let go of what was kept for a repeated start. A file that was given stays open."""
+        if self.payload is not None:
+            self.payload.close()
 
     @property
     def run(self) -> Run:
@@ -271,9 +271,10 @@ def start(
     """
     starting = launch(target, argv, **how)
     follow = starting.follow(stay=False, reconnect_timeout_s=_seconds(reconnect_timeout))
-    for event in follow:
-        if watch is not None:
-            watch(event)
+    with contextlib.closing(starting):
+        for event in follow:
+            if watch is not None:
+                watch(event)
     state = follow.state
     if state is not None and state.state == "not_started":
         raise not_started(state, str(follow.host))
@@ -306,14 +307,15 @@ def run(
         "stdout": None if "stdout" in hidden else _Sink(out_stream if out_stream is not None else sys.stdout),
         "stderr": None if "stderr" in hidden else _Sink(err_stream if err_stream is not None else sys.stderr),
     }
-    for event in follow:
-        if isinstance(event, Output):
-            stream = "stderr" if event.stream == "stderr" else "stdout"
-            kept[stream].append(event.data)
-            if (sink := sinks[stream]) is not None:
-                sink.write(event.data)
-        elif watch is not None:
-            watch(event)
+    with contextlib.closing(starting):
+        for event in follow:
+            if isinstance(event, Output):
+                stream = "stderr" if event.stream == "stderr" else "stdout"
+                kept[stream].append(event.data)
+                if (sink := sinks[stream]) is not None:
+                    sink.write(event.data)
+            elif watch is not None:
+                watch(event)
     for sink in sinks.values():
         if sink is not None:
             sink.end()
@@ -390,20 +392,17 @@ def _payload(stdin: Stdin) -> tuple[dict[str, Any] | None, BinaryIO | None]:
         return None, None
     if isinstance(stdin, (str, bytes)):
         data = stdin.encode("utf-8", "surrogateescape") if isinstance(stdin, str) else stdin
-        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}, io.BytesIO(data)
+        return {"bytes": len(data)}, io.BytesIO(data)
     source: Any = getattr(stdin, "buffer", stdin)
-    whole = hashlib.sha256()
     if _is_regular(source):
         begin = source.tell()
-        file = cast("BinaryIO", _From(source, begin) if begin else source)
-        size = _pour(file, whole)
-        file.seek(0)
-        return {"bytes": size, "sha256": whole.hexdigest()}, file
+        size = max(0, os.fstat(source.fileno()).st_size - begin)
+        return {"bytes": size}, cast("BinaryIO", _Part(source, begin, size))
     # A pipe gives its bytes once, and its length is known only at its end.
-    spooled = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - open until the run is confirmed, closed with the Launch
-    size = _pour(source, whole, spooled)
+    spooled = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - read again for as long as the start isn't confirmed
+    size = _pour(source, spooled)
     spooled.seek(0)
-    return {"bytes": size, "sha256": whole.hexdigest()}, spooled
+    return {"bytes": size}, spooled
 
 
 def _is_regular(source: Any) -> bool:
@@ -413,22 +412,20 @@ def _is_regular(source: Any) -> bool:
         return False
 
 
-def _pour(source: Any, whole: Any, target: BinaryIO | None = None) -> int:
+def _pour(source: Any, target: BinaryIO) -> int:
     size = 0
     while data := source.read(1 << 20):
         data = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
-        whole.update(data)
+        target.write(data)
         size += len(data)
-        if target is not None:
-            target.write(data)
     return size
 
 
-class _From(io.RawIOBase):
-    """A file from where it stood when it was given, as if that were its beginning."""
+class _Part(io.RawIOBase):
+    """`size` bytes of a file from where it stood when it was given: what is appended to it meanwhile wasn't announced."""
 
-    def __init__(self, source: BinaryIO, begin: int) -> None:
-        self._source, self._begin = source, begin
+    def __init__(self, source: BinaryIO, begin: int, size: int) -> None:
+        self._source, self._begin, self._size = source, begin, size
 
     def readable(self) -> bool:
         return True
@@ -437,10 +434,12 @@ class _From(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._source.seek(offset + self._begin if whence == os.SEEK_SET else offset, whence) - self._begin
+        assert whence == os.SEEK_SET
+        return self._source.seek(self._begin + offset) - self._begin
 
     def readinto(self, buffer: Any) -> int:
-        data = self._source.read(len(buffer))
+        left = self._begin + self._size - self._source.tell()
+        data = self._source.read(max(0, min(len(buffer), left)))
         buffer[: len(data)] = data
         return len(data)
 

@@ -107,11 +107,15 @@ Event = Output | Gap | Status | LinkDown | LinkUp | Tick
 
 
 class _Cut(Exception):
-    """A link that is no good any more. `quiet`: nobody needs to hear of it unless it can't be made again."""
+    """A link that is no good any more.
 
-    def __init__(self, why: str, *, quiet: bool = False) -> None:
+    `quiet`: nobody needs to hear of it unless it can't be made again. `dead`: neither is the connection below it any good.
+    """
+
+    def __init__(self, why: str, *, quiet: bool = False, dead: bool = False) -> None:
         super().__init__(why)
         self.quiet = quiet
+        self.dead = dead
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,7 @@ class Follow:
         """
         word = signal_name(name)
         with self._lock:
-            if self._iterating:
+            if self._iterating or (self._start is not None and not self.confirmed):
                 number = next(self._order)
                 self._orders[number] = word
                 if self._link is None:
@@ -273,6 +277,9 @@ class Follow:
                 self._drop()
                 if self._closed.is_set():
                     return
+                if cut.dead:
+                    # The next link must not wait for a connection that says nothing; others that use it notice now instead of later.
+                    self._agent.close()
                 down = down.again() if down else _Down(self._clock.now(), cut.quiet)
                 fruitless = 1 if self._useful else fruitless + 1
                 since_s = self._clock.now() - down.at
@@ -453,7 +460,7 @@ class Follow:
         """Ping when it is time to; raise _Cut when the other side has been silent for too long or this machine has slept."""
         now = self._clock.now()
         if self._sleep_so_far() - self._slept_s > SLEPT_S:
-            raise _Cut("this machine slept")
+            raise _Cut("this machine slept", dead=True)
         if now >= self._ping_at:
             self._away = self._away or now - self._ping_at > AWAY_S
             self._ping_at = now + self._ping_every_s
@@ -462,7 +469,7 @@ class Follow:
         # Silence counts only behind a ping: whoever was stopped for a minute must first ask and read before it calls the other side dead.
         asked_s = 0.0 if self._asked_at is None else now - self._asked_at
         if now - self._heard_at >= self._dead_after_s and asked_s >= self._dead_after_s - self._ping_every_s:
-            raise _Cut(f"silent for {duration(now - self._heard_at)}", quiet=self._away)
+            raise _Cut(f"silent for {duration(now - self._heard_at)}", quiet=self._away, dead=True)
 
     def _send(self, data: bytes) -> None:
         link = self._link
@@ -509,7 +516,8 @@ class Follow:
         """Yield a Tick when one is due. Raises StillRunning when the caller's time is over."""
         now = self._clock.now()
         if self._deadline is not None and now >= self._deadline:
-            raise self._left(f"not over after {duration(self._timeout_s or 0)}")
+            why = f"not over after {duration(self._timeout_s or 0)}"
+            raise self._left(why) if self.confirmed or self._start else StillRunning(why, **self._facts)
         if self._tick_s and now >= self._tick_at:
             self._tick_at = now + self._tick_s
             yield Tick()

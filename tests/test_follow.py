@@ -490,7 +490,7 @@ class Spool:
         self.ended = False
         self.refusals: list[BaseException] = []
         self.rewind = 0
-        self.link: Link | None = None
+        self.link: _Pinged | None = None
 
     def stream(self, verb: str, asked: Mapping[str, Any], *, payload: BinaryIO | None = None, timeout_s: float = 15.0) -> Link:
         if self.refusals:
@@ -511,7 +511,7 @@ class Spool:
 
     def flush(self) -> None:
         """Put all that the link's end hasn't been sent yet on its way."""
-        if self.link is None or not isinstance(self.link, _Pinged) or self.link.frozen:
+        if self.link is None or self.link.frozen:
             return
         for name, data in self.bytes.items():
             at = self.sent[name]
@@ -522,11 +522,11 @@ class Spool:
                 self.link.coming.append(out(name, at, bytes(data[at:])))
             self.sent[name] = len(data)
         if self.ended:
-            self.link.coming.append(said(**{name: len(data) for name, data in self.bytes.items()}))
+            self.link.coming.append(said("exited", **{name: len(data) for name, data in self.bytes.items()}))
 
 
 class _Pinged(Link):
-    frozen = False
+    frozen = torn = False
 
     def send(self, data: bytes) -> None:
         super().send(data)
@@ -554,25 +554,23 @@ class AnyNetwork(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(STREAMS), back=st.integers(1, 300), length=st.integers(1, 300))
     def duplicate(self, name: str, back: int, length: int) -> None:
-        at = max(self.spool.gone[name], self.spool.sent[name] - back)
-        data = bytes(self.spool.bytes[name][at : min(at + length, self.spool.sent[name])])
-        if self.spool.link is not None and data:
-            self.spool.link.coming.insert(0, out(name, at, data)) if self._whole() else None
-
-    def _whole(self) -> bool:
-        """Whether what is on its way begins with a whole frame, so that one may be put before it."""
-        return getattr(self.spool.link, "torn", False) is False
+        """Something that was shown comes once more, with or without what follows it."""
+        link = self.spool.link
+        at = max(0, self.next[name] - back)
+        data = bytes(self.spool.bytes[name][at : min(at + length, self.next[name])])
+        if data and link is not None and not link.torn:
+            link.coming.insert(0, out(name, at, data))
 
     @rule(keep=st.integers(0, 400), how=st.sampled_from(["reset", "closed", "freeze"]))
     def cut(self, keep: int, how: str) -> None:
         link = self.spool.link
         if link is None:
             return
+        link.torn = True
         flat = b"".join(part for part in link.coming if isinstance(part, bytes))[:keep]
         link.coming[:] = [flat[i : i + self.chunk] for i in range(0, len(flat), self.chunk)]
-        link.torn = True  # type: ignore[attr-defined]
         if how == "freeze":
-            link.frozen = True  # type: ignore[attr-defined]
+            link.frozen = True
         else:
             link.coming.append(ConnectionError("reset") if how == "reset" else b"")
             self.spool.link = None

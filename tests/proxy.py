@@ -1,0 +1,151 @@
+"""A TCP proxy on 127.0.0.1 that a test can cut, reset, freeze and slow down."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import struct
+import threading
+import time
+from typing import Any
+
+_PIECE = 1 << 16
+# SO_LINGER with no time: close() sends RST instead of FIN and drops what is unsent.
+_RESET = struct.pack("ii", 1, 0)
+
+
+class _Pair:
+    """One connection that passes through."""
+
+    def __init__(self, near: socket.socket, far: socket.socket) -> None:
+        self.near, self.far = near, far
+        self.passed_down = 0
+        self.over = threading.Event()
+
+    def end(self, *, reset: bool) -> None:
+        self.over.set()
+        for each in (self.near, self.far):
+            with contextlib.suppress(OSError):
+                if reset:
+                    each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                else:
+                    each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+
+class Proxy:
+    """Passes connections on to `port` of this machine. `accepted` counts them."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.accepted = 0
+        self.delay_s = 0.0
+        self._refusing = False
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._pairs: list[_Pair] = []
+        self._lock = threading.Lock()
+        self._limit: int | None = None
+        self._at_limit = "cut"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Proxy:  # noqa: PYI034 - Self needs Python 3.11
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """End every connection with FIN."""
+        self._end(reset=False)
+
+    def reset(self) -> None:
+        """End every connection with RST."""
+        self._end(reset=True)
+
+    def freeze(self) -> None:
+        """Let nothing through any more, in either direction, while connections stay open."""
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        self._flowing.set()
+
+    def refuse(self, yes: bool = True) -> None:
+        """Close new connections before they begin."""
+        self._refusing = yes
+
+    def limit(self, size: int | None, then: str = "cut") -> None:
+        """Do `then` (cut, reset, freeze) to each connection once it has carried `size` bytes towards the client."""
+        self._limit, self._at_limit = size, then
+
+    def carried(self) -> int:
+        """Return how many bytes the newest connection has carried towards the client."""
+        with self._lock:
+            return self._pairs[-1].passed_down
+
+    def _end(self, *, reset: bool) -> None:
+        with self._lock:
+            pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            pair.end(reset=reset)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            self.accepted += 1
+            if self._refusing:
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self._target))
+            for each in (near, far):
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            pair = _Pair(near, far)
+            with self._lock:
+                self._pairs.append(pair)
+            for arguments in ((pair, near, far, False), (pair, far, near, True)):
+                threading.Thread(target=self._carry, args=arguments, daemon=True).start()
+
+    def _carry(self, pair: _Pair, source: socket.socket, target: socket.socket, down: bool) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while data := self._receive(pair, source):
+                if self.delay_s:
+                    pair.over.wait(self.delay_s)
+                while not self._flowing.wait(0.1):
+                    if pair.over.is_set():
+                        return
+                if down and self._limit is not None and pair.passed_down + len(data) > self._limit:
+                    self._reach_limit(pair, target, data[: max(0, self._limit - pair.passed_down)])
+                    return
+                target.sendall(data)
+                pair.passed_down += len(data) if down else 0
+        pair.end(reset=False)
+
+    def _receive(self, pair: _Pair, source: socket.socket) -> bytes:
+        # Never blocked in recv: that would hold the connection open beyond close(), and no RST would go out.
+        while not select.select([source], [], [], 0.02)[0]:
+            if pair.over.is_set():
+                return b""
+        return source.recv(_PIECE)
+
+    def _reach_limit(self, pair: _Pair, target: socket.socket, last: bytes) -> None:
+        target.sendall(last)
+        if self._at_limit == "freeze":
+            pair.over.wait(60)  # this direction says nothing more; the client must notice by itself
+        pair.end(reset=self._at_limit == "reset")
+
+
+def wait_for(condition: Any, *, deadline_s: float = 20.0, what: str = "") -> Any:
+    """Return the first true value of `condition()`. Raises AssertionError when there is none in time."""
+    until = time.monotonic() + deadline_s
+    pause = threading.Event()
+    while not (value := condition()):
+        assert time.monotonic() < until, what or f"waited {deadline_s} s in vain"
+        pause.wait(0.02)
+    return value
