@@ -64,9 +64,10 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 
 _HOST = listing("host", "H", "hosts", help="Where: HOST, user@host:port or local; several with commas. Default: what history says.")
+_TARGET = listing("host", "H", "hosts", help="Where: HOST, user@host:port, or local for this machine. Default: $CORRA_HOST.")
 _REACH = (
     option("user", "u", help="Log in as this user."),
-    option("as", attr="as_user", help="Run as this user there, by sudo."),
+    option("as", help="Run as this user there, by sudo."),
     option("via", read=_one_of("fabric", "openssh"), help="What carries it: fabric, or openssh (the ssh program)."),
     option("connect-timeout", read=_seconds, help="How long a host may take to answer (15s; 5s for ps)."),
     option("spool", help="Directory on the host instead of the usual one."),
@@ -103,11 +104,13 @@ _RUN = (
 # -- The verbs
 
 
-@verb(_HOST, *_REACH, *_RUN, command=True, fate="NOT STARTED")
+@verb(_TARGET, *_REACH, *_RUN, command=True, fate="NOT STARTED")
 def run(c: Context, given: Given) -> int:
     """Start a program that outlives this connection, and show it: inv run --host db1 -- uptime
 
-    Ctrl-C leaves it running. Its exit code is ours; 125 means that nothing was started, 122, 123: see attach.
+    Ctrl-C leaves it running. We exit as it does: its own code, 128+N by signal N, 124 by --timeout, 126 or 127 when it can't be
+    executed; 125: nothing was started, 123: it may have been (repeat it with the same --id) or how it ended is unknown, 122: it still
+    runs and we stopped watching.
     """
     from . import control
     from .watch import Gone, Watch
@@ -159,8 +162,7 @@ def run(c: Context, given: Given) -> int:
 def attach(c: Context, given: Given) -> int:
     """Show a run's output and go on live, from anywhere: inv attach [ID]
 
-    ID is an id, its beginning or a name; without one the newest run of mine. Exits as the program does; 122: it is still running and we
-    stopped watching; 123: what became of it can't be known.
+    ID is an id, the beginning of its tail, or a name; without one it is the newest run of mine. We exit as run does.
     """
     from .watch import Gone, Watch
 
@@ -229,18 +231,19 @@ def kill(c: Context, given: Given) -> int:
         return 0
     grace_s = 0.0 if given.kill_now else 10.0 if given.grace is None else given.grace
 
-    def end(found: Run) -> int:
+    def end(each: tuple[Run, State]) -> int:
+        found, before = each
         with _said(given) as code:
             if given.signal:
-                state = found.signal(given.signal)
-                given.screen.note(state.label, str(found.host), "had ended already" if state.ended else f"{given.signal} sent")
+                found.signal(given.signal)
+                given.screen.note(before.label, str(found.host), "had ended already" if before.ended else f"{given.signal} sent")
             else:
                 stop(given.screen, found, grace_s=grace_s, wait=not given.no_wait)
             if given.json:
-                given.screen.event("state", **found.state().to_json())
+                given.screen.event("state", **_at(found.state(), found).to_json())
         return code[0]
 
-    return max(_each(end, [found for found, _ in runs]))
+    return max(_each(end, runs))
 
 
 @verb(
@@ -310,7 +313,7 @@ def status(c: Context, given: Given) -> int:
             found = _find(c, given, text)
             state = found.state()
             if given.json:
-                given.screen.event("state", **{**state.to_json(), "host": str(found.host)})
+                given.screen.event("state", **_at(state, found).to_json())
             else:
                 given.screen.lines(render.status(_at(state, found), now()))
             code[0] = exit_code(state) if given.exit_code else 0
@@ -331,41 +334,52 @@ def wait(c: Context, given: Given) -> int:
 
     Exits as the program did; of several the largest code, with --any that of the first to end. 122: --timeout was over.
     """
-    import queue
     import threading
 
     from .state import exit_code
-    from .watch import Watch
+    from .verb import die_of
+    from .watch import Desk, Watch
 
     if not given.ids:
         raise Misuse("wait needs an id", fate="NOT DONE")
-    codes: queue.SimpleQueue[tuple[int, CorraError | None]] = queue.SimpleQueue()
 
-    def end(text: str) -> None:
+    def end(text: str) -> int:
+        found = _find(c, given, text)
+        follow = found.follow(streams=[], timeout_s=given.timeout, reconnect_timeout_s=given.reconnect_timeout)
+        watch = Watch(follow, found, given.screen)
+        for event in follow:
+            if not given.json:
+                watch.show(event)
+        assert follow.state is not None
+        if not given.json:
+            return watch.outcome(follow.state)
+        given.screen.event("state", **_at(follow.state, found).to_json())
+        return exit_code(follow.state)
+
+    def report(text: str) -> None:
         try:
-            found = _find(c, given, text)
-            follow = found.follow(streams=[], timeout_s=given.timeout, reconnect_timeout_s=given.reconnect_timeout)
-            watch = Watch(follow, found, given.screen)
-            for event in follow:
-                if not given.json:
-                    watch.show(event)
-            assert follow.state is not None
-            if given.json:
-                given.screen.event("state", **_at(follow.state, found).to_json())
-            codes.put((exit_code(follow.state) if given.json else watch.outcome(follow.state), None))
-        except CorraError as error:
-            codes.put((error.code, error))
+            desk.put((end(text), None))
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
+            desk.put((0, error))
 
-    for text in given.ids:
-        threading.Thread(target=end, args=(text,), daemon=True).start()
     worst = 0
-    for _ in given.ids:
-        code, error = codes.get()
-        if error is not None:
-            given.screen.error(error)
-        worst = max(worst, code)
-        if given.any and error is None:
-            return code
+    with Desk() as desk:
+        for text in given.ids:
+            threading.Thread(target=report, args=(text,), daemon=True).start()
+        for _ in given.ids:
+            item = desk.get()
+            if isinstance(item, int):
+                given.screen.close()
+                die_of(signals.Signals(item).name)
+            code, error = item
+            if isinstance(error, CorraError):
+                given.screen.error(error)
+                code = error.code
+            elif error is not None:
+                raise error
+            worst = max(worst, code)
+            if given.any and error is None:
+                return int(code)
     return worst
 
 
@@ -376,12 +390,17 @@ def _reach(c: Context, given: Given) -> dict[str, Any]:
     """Return how hosts are reached: the flags, and under them what the configuration says below `corra`."""
     told = {
         "user": given.user,
-        "as_user": given.as_user,
+        "as_user": _as_user(given),
         "via": given.via or _configured(c, "via"),
         "connect_timeout": given.connect_timeout,
         "accept_new_key": getattr(given, "accept_new_key", None) or None,
     }
     return {"config": c.config, **{name: value for name, value in told.items() if value is not None}}
+
+
+def _as_user(given: Given) -> str | None:
+    name: str | None = vars(given)["as"]  # the flag's name is a word of Python's
+    return name
 
 
 def _configured(c: Context, name: str) -> Any:
@@ -647,7 +666,7 @@ def _list(c: Context, given: Given) -> tuple[list[State], list[CorraError]]:
             raise Misuse(f"no host, and no history of any:  {program()} ps --host HOST", fate="NOT DONE")
 
         def ask(entry: Entry) -> list[State | CorraError]:
-            there = {**reach, "as_user": given.as_user or entry.as_user, "via": reach.get("via") or entry.via}
+            there = {**reach, "as_user": _as_user(given) or entry.as_user, "via": reach.get("via") or entry.via}
             return control.ps([entry.host], spool=given.spool or entry.spool, **there)
 
         from concurrent.futures import ThreadPoolExecutor

@@ -51,11 +51,10 @@ class Flag:
     read: Callable[[str], Any] | None = None
     default: Any = None
     many: bool = False
-    attr: str = ""
 
     @property
     def key(self) -> str:
-        return self.attr or self.names[0].replace("-", "_")
+        return self.names[0].replace("-", "_")
 
     @property
     def typed(self) -> tuple[str, ...]:
@@ -64,19 +63,25 @@ class Flag:
     def argument(self) -> Argument:
         """Return what Invoke's help and completion need to know."""
         kind: Any = list if self.many else str if self.read else bool
-        return Argument(names=self.names, kind=kind, help=self.help, default=False if kind is bool else None, attr_name=self.attr or None)
+        return Argument(
+            names=self.names,
+            kind=kind,
+            help=self.help,
+            default=False if kind is bool else None,
+            attr_name=self.key if "-" in self.names[0] else None,
+        )
 
 
-def switch(*names: str, help: str, attr: str = "") -> Flag:  # noqa: A002 - Invoke's own word for it
-    return Flag(names, help, default=False, attr=attr)
+def switch(*names: str, help: str) -> Flag:  # noqa: A002 - Invoke's own word for it
+    return Flag(names, help, default=False)
 
 
-def option(*names: str, help: str, read: Callable[[str], Any] = str, default: Any = None, attr: str = "") -> Flag:  # noqa: A002
-    return Flag(names, help, read, default, attr=attr)
+def option(*names: str, help: str, read: Callable[[str], Any] = str, default: Any = None) -> Flag:  # noqa: A002
+    return Flag(names, help, read, default)
 
 
-def listing(*names: str, help: str, read: Callable[[str], Any] = str, attr: str = "") -> Flag:  # noqa: A002
-    return Flag(names, help, read, [], many=True, attr=attr)
+def listing(*names: str, help: str, read: Callable[[str], Any] = str) -> Flag:  # noqa: A002
+    return Flag(names, help, read, [], many=True)
 
 
 # What every verb has: Invoke's own -e, -R and --hide are honoured behind the verb as well as before it.

@@ -1,8 +1,8 @@
 """Watching a run at a terminal or into a pipe: one thread moves bytes, the main thread answers signals.
 
 The pump may be stuck, in a read of a dead link or a write that nobody takes; Ctrl-C must work all the same. So the main thread does nothing but
-wait for a signal or the pump's end, and the handlers do nothing but put the signal's number into a queue: paramiko's locks aren't reentrant,
-and an exception raised between any two bytecodes would cut a write in two.
+wait at its desk for a signal or the pump's end. Nothing is done inside a handler: paramiko's locks aren't reentrant, and an exception raised
+between any two bytecodes would cut a write in two.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import base64
 import contextlib
 import os
 import queue
+import select
 import signal as signals
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import SimpleNamespace
@@ -47,6 +49,64 @@ class _End:
     """The pump has come to its end: well, or with an error."""
 
     error: BaseException | None = None
+
+
+class Desk:
+    """Where the main thread waits, for what other threads put here and for the signals sent to us, as their numbers.
+
+    What was ignored when we were started (`nohup`, `cmd &`) stays ignored. Outside the main thread, which alone may have handlers, it is
+    only a queue.
+    """
+
+    def __init__(self) -> None:
+        self._items: deque[Any] = deque()
+        self._ready: deque[Any] = deque()
+        self._before: dict[int, Any] = {}
+        self._wakeup = -1
+
+    def __enter__(self) -> Desk:  # noqa: PYI034 - typing has no Self in 3.10
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        if threading.current_thread() is threading.main_thread():
+            # The kernel may hand a signal to any thread, or to this one just before it blocks, and then no Python handler would run until
+            # something else happens (a hang in 1 of 5 tries with a queue.SimpleQueue). The byte in the pipe always wakes us.
+            self._wakeup = signals.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+            for number in _CAUGHT:
+                if signals.getsignal(number) != signals.SIG_IGN:
+                    self._before[number] = signals.signal(number, lambda *_: None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signals.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            signals.signal(number, handler)
+        write, self._write = self._write, -1
+        os.close(write)
+        os.close(self._read)
+
+    def put(self, item: Any) -> None:
+        """Lay `item` down; harmless when nobody is at the desk any more."""
+        self._items.append(item)
+        with contextlib.suppress(OSError):
+            os.write(self._write, b"\0")
+
+    def get(self, timeout_s: float | None = None) -> Any:
+        """Return what came first. Raises queue.Empty when `timeout_s` is over."""
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._ready:
+            left = None if until is None else max(0.0, until - time.monotonic())
+            if not select.select([self._read], [], [], left)[0]:
+                raise queue.Empty
+            for number in os.read(self._read, 512):
+                if number == 0:
+                    self._ready.append(self._items.popleft())
+                elif number in self._before:
+                    self._ready.append(number)
+        return self._ready.popleft()
+
+    def put_back(self, item: Any) -> None:
+        self._ready.appendleft(item)
 
 
 class Stamper:
@@ -90,7 +150,7 @@ class Watch:
         self._hidden = {"out": {OUT}, "stdout": {OUT}, "err": {ERR}, "stderr": {ERR}, "both": {OUT, ERR}}.get(hide or "", set())
         self._stampers: dict[str, Stamper] | None = {} if stamps else None
         self._tail = tail
-        self._desk: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._desk = Desk()
         self._state: State | None = None
         self._state_at = self._output_at = time.monotonic()
         self._down: LinkDown | None = None
@@ -191,7 +251,7 @@ class Watch:
         """
         if live:
             self.screen.live(self._live)
-        with _caught(self._desk):
+        with self._desk:
             threading.Thread(target=self._pump, name="pump", daemon=True).start()
             try:
                 return self._wait()
@@ -218,10 +278,10 @@ class Watch:
     def _session_ends(self) -> bool:
         """Return whether the SIGTERM that has just come is the end of a session or of the machine, which the program must outlive."""
         with contextlib.suppress(queue.Empty):
-            item = self._desk.get(timeout=HANGUP_S)
+            item = self._desk.get(HANGUP_S)
             if item == signals.SIGHUP:
                 return True
-            self._desk.put(item)
+            self._desk.put_back(item)
         return shutting_down()
 
     def _leave(self, name: str) -> None:
@@ -254,7 +314,7 @@ class Watch:
         first = time.monotonic()
         while (left := first + SECOND_CTRL_C_S - time.monotonic()) > 0:
             try:
-                item = self._desk.get(timeout=left)
+                item = self._desk.get(left)
             except queue.Empty:
                 break
             if isinstance(item, _End):
@@ -310,24 +370,6 @@ class Watch:
 
 def now() -> datetime:
     return datetime.now().astimezone()
-
-
-@contextlib.contextmanager
-def _caught(desk: queue.SimpleQueue[Any]) -> Iterator[None]:
-    """Have the signals put on the desk. What was ignored when we were started (`nohup`, `cmd &`) stays ignored."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before: dict[int, Any] = {}
-    handler: Callable[[int, Any], None] = lambda number, _: desk.put(number)  # noqa: E731 - SimpleQueue.put may be called from a handler
-    for number in _CAUGHT:
-        if signals.getsignal(number) != signals.SIG_IGN:
-            before[number] = signals.signal(number, handler)
-    try:
-        yield
-    finally:
-        for caught, was in before.items():
-            signals.signal(caught, was)
 
 
 def shutting_down() -> bool:
@@ -400,4 +442,4 @@ def _survivor(facts: Any) -> str:
     return f"{facts.get('pid')} {facts.get('name', '')}, state {facts.get('state', '?')}{where}{when}"
 
 
-__all__ = ["Gone", "Stamper", "Watch", "now", "stop"]
+__all__ = ["Desk", "Gone", "Stamper", "Watch", "now", "stop"]
