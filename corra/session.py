@@ -45,8 +45,13 @@ class Session:
         raise LinkLost("closed" if self._closed else self._why())
 
     def _receive(self) -> bytes:
-        self._take_stderr()
-        data: bytes = self._session.recv(READ_MAX)
+        from paramiko import SSHException
+
+        try:
+            self._take_stderr()
+            data: bytes = self._session.recv(READ_MAX)
+        except (SSHException, EOFError, OSError) as error:  # reading also tells the host that there is room again
+            raise LinkLost(str(error) or self._why()) from error
         return data
 
     def _host_ended(self) -> bool:
@@ -61,12 +66,14 @@ class Session:
             self._tail.add(self._session.recv_stderr(READ_MAX))
 
     def write(self, data: bytes) -> None:
+        from paramiko import SSHException
+
         try:
             with self._writing:
                 self._session.sendall(data)
         except TimeoutError as error:
             raise LinkLost(f"the host took no byte for {WRITE_S:g} s") from error
-        except (OSError, EOFError) as error:
+        except (SSHException, OSError, EOFError) as error:
             raise LinkLost(self._why()) from error
 
     def close_write(self) -> None:

@@ -19,7 +19,7 @@ LAYERS = [
     ["agent", "courier", "doctor"],
     ["errors", "ids", "program", "state", "stream", "verdict"],
     ["command"],
-    ["channel", "process", "sshconfig", "hostkeys", "login", "session", "connection", "openssh", "runners"],
+    ["channel", "process", "sshconfig", "hostkeys", "login", "session", "transport", "connection", "openssh", "runners"],
     ["place"],
     ["history", "follow", "chaperone", "result"],
     ["control"],
@@ -47,7 +47,7 @@ FORBIDDEN_TO_VALUES = {
 }
 # `inv --list` at Invoke's own speed: these stay inside what needs them.
 HEAVY = {"fabric", "paramiko", "rich", "asyncio", "yaml"}
-MAY_BE_HEAVY = {"result", "durable"}  # imported themselves only where a connection is made
+MAY_BE_HEAVY = {"result", "durable", "transport"}  # imported themselves only where a connection is made
 
 
 def tree(module: str) -> ast.Module:

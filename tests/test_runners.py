@@ -501,6 +501,19 @@ def test_the_cipher_is_gcm_and_nagle_is_off(sshd: Sshd, open_runner: Open) -> No
     assert transport.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+def test_a_stream_may_end_while_the_keys_are_exchanged_anew(sshd: Sshd, open_runner: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    from paramiko.packet import Packetizer
+
+    # Every MiB instead of every 512: among lengths around it some end just then, and paramiko alone stands still for 30 s.
+    monkeypatch.setattr(Packetizer, "REKEY_BYTES", 1 << 20)
+    target = open_runner("h")
+    for n in range(60):
+        size = 1_000_000 + n * 1500
+        out, _, status = everything(target, f"head -c {size} /dev/zero")
+        assert (len(out), status) == (size, 0)
+    assert sum("Accepted publickey" in line for line in sshd.log) == 1
+
+
 def test_importing_the_transport_imports_neither_fabric_nor_paramiko() -> None:
     code = "import sys, corra.runners, corra.place; print([m for m in ('fabric', 'paramiko', 'rich') if m in sys.modules])"
     said = subprocess.run(

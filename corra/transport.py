@@ -1,0 +1,53 @@
+"""paramiko's Transport with what a long and fast stream needs. Imported only once a connection is made."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from paramiko import Transport as Plain
+
+# AES-GCM carries 1.4 times what paramiko's own first choice does (280 against 203 MB/s), where the CPU has AES.
+CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+# A window of 8 MiB fills 80 MB/s at 100 ms; it is also what a reader that stands still lets pile up in our memory. Packets of 256 KiB
+# are an eighth of paramiko's work per byte.
+WINDOW = 8 << 20
+PACKET = 256 << 10
+
+
+class Transport(Plain):  # type: ignore[misc] # paramiko has no hints
+    """A client's side of one ssh connection."""
+
+    def __init__(self, carrier: Any, **kwargs: Any) -> None:
+        super().__init__(carrier, default_window_size=WINDOW, default_max_packet_size=PACKET, **kwargs)
+        self._held: list[Any] = []
+        self.clear_to_send = _Gate(self)
+        options = self.get_security_options()
+        usual = options.ciphers
+        options.ciphers = [each for each in CIPHERS if each in usual] + [each for each in usual if each not in CIPHERS]
+
+    def _send_user_message(self, data: Any) -> None:
+        # Every 512 MB the keys are exchanged anew, and meanwhile nothing may be sent. paramiko's own thread answers the end of a channel
+        # by a message of this kind: it would wait 30 s for the exchange that only itself can finish, and then give the connection up.
+        if threading.current_thread() is self and not self.clear_to_send.is_set():
+            self._held.append(data)
+        else:
+            super()._send_user_message(data)
+
+    def send_held(self) -> None:
+        """Send what had to wait; called with the right to send."""
+        held, self._held = self._held, []
+        for data in held:
+            self._send_message(data)
+
+
+class _Gate(threading.Event):
+    """Set while messages may be sent. paramiko sets it in its own thread, when the keys have been exchanged."""
+
+    def __init__(self, transport: Transport) -> None:
+        super().__init__()
+        self._transport = transport
+
+    def set(self) -> None:
+        super().set()
+        self._transport.send_held()
