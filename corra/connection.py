@@ -37,6 +37,8 @@ SILENCE_MS = 30_000
 # How long an open connection may take to open one more channel before a new connection is tried: it may have died in a laptop's sleep.
 REUSE_S = 5.0
 JUMPS_MAX = 8
+# A new connection's sessions may all be taken by other threads before ours, but not time and again.
+CONNECTS_MAX = 3
 
 
 class Fabric:
@@ -83,15 +85,19 @@ class Fabric:
 
     def open(self, command: str) -> Channel:
         text = login_command(command, self.host)
+        made = 0
         while True:
             before = list(self._open)
             for connection in before:
                 if (session := self._session(connection)) is not None:
                     return Session(session, text)
+            if made == CONNECTS_MAX:
+                raise self._unreachable(f"{self._where()} let {self.login} in, but starts nothing")
             with self._connecting:
-                # Somebody else may have connected while we waited.
-                if len(self._open) <= len(before):
+                # Somebody else may have connected while we waited. By identity: Fabric's connections to one host are all equal.
+                if all(any(each is tried for tried in before) for each in self._open):
                     self._open.append(self._connect())
+                    made += 1
 
     def _session(self, connection: Connection) -> Any:
         """Return a new session on an open connection, or None when it takes no more or has died."""

@@ -195,6 +195,14 @@ def test_more_sessions_than_the_host_allows_on_one_connection_take_a_second_one(
         channel.close()
 
 
+def test_a_host_that_lets_us_in_but_allows_no_session_is_given_up(new_sshd: Callable[..., Sshd], open_runner: Open) -> None:
+    server = new_sshd(options={"MaxSessions": 0})
+    error = fails(open_runner("h"))
+    assert isinstance(error, Unreachable)
+    assert "starts nothing" in error.why
+    assert sum("Accepted publickey" in line for line in server.log) == 3
+
+
 @pytest.mark.parametrize("via", VIAS)
 def test_threads_share_one_runner(sshd: Sshd, open_runner: Open, via: str) -> None:
     target = open_runner("h", via=via)
