@@ -16,9 +16,8 @@ import shlex
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from invoke.collection import Collection
 from invoke.context import Context
@@ -42,8 +41,7 @@ _COMPLETED = 50  # the newest; more would scroll by
 VERBS: dict[str, Verb] = {}
 
 
-@dataclass(frozen=True)
-class Flag:
+class Flag(NamedTuple):
     """One flag of a verb. `read` makes its value of the text and raises ValueError or Misuse; without it the flag is a switch."""
 
     names: tuple[str, ...]
@@ -84,6 +82,13 @@ def listing(*names: str, help: str, read: Callable[[str], Any] = str) -> Flag:  
     return Flag(names, help, read, [], many=True)
 
 
+class _Shown(Argument):
+    """An argument that is only looked at: Invoke copies each one it has, twice a call, which took longer than all else of ours."""
+
+    def __deepcopy__(self, memo: object) -> _Shown:
+        return self
+
+
 # What every verb has: Invoke's own -e, -R and --hide are honoured behind the verb as well as before it.
 _COMMON = (
     switch("json", help="One JSON object per line on stdout, errors too."),
@@ -103,15 +108,15 @@ class Given(SimpleNamespace):
     refusal: str = ""
 
 
-@dataclass
 class Line:
     """A verb's words as typed: what they mean, how many they are and how many of Invoke's tokens, and what is wrong with them."""
 
-    given: Given
-    taken: int = 0
-    tokens: int = 0
-    refusal: str = ""
-    words: list[tuple[int, str]] = field(default_factory=list)
+    def __init__(self, given: Given) -> None:
+        self.given = given
+        self.taken = 0
+        self.tokens = 0
+        self.refusal = ""
+        self.words: list[tuple[int, str]] = []
 
     def refuse(self, why: str) -> None:
         """Note what is wrong; the first thing is what is said."""
