@@ -24,6 +24,7 @@ STILL_RUNNING = "STILL RUNNING"
 QUIET = frozenset({DONE, STARTED})
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_MADE = re.compile(r"(\d{4})(\d\d)(\d\d)t(\d\d)(\d\d)(\d\d)z-")
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
@@ -93,6 +94,14 @@ def since(text: str | None, now: datetime) -> float | None:
     return None if then is None else max(0.0, (now - then).total_seconds())
 
 
+def ended_at(state: State) -> str | None:
+    """Return when a run ended; for one that was never started, when its id was made."""
+    if state.end_time or state.state != "not_started":
+        return state.end_time
+    made = _MADE.match(state.prog_id)
+    return "{}-{}-{}T{}:{}:{}+00:00".format(*made.groups()) if made else None
+
+
 def host_now(state: State, now: datetime) -> datetime:
     """Return what the host's clock said when it sent `state` of an open run: its clock may differ from ours, and ages must not."""
     started = when(state.start_time)
@@ -146,7 +155,7 @@ def row(state: State, now: datetime, host: str = "") -> tuple[str, ...]:
     """Return one run's cells of the table."""
     there = host_now(state, now)
     silent = since(state.last_output_time, there)
-    over = since(state.end_time, now)
+    over = since(ended_at(state), now)
     age = "-" if over is None else f"{_short(over)} ago"
     return (
         visible(ids.short(state.prog_id)),

@@ -728,7 +728,7 @@ def _recent(state: State, since_s: float) -> bool:
     from . import render
     from .watch import now
 
-    ago = render.since(state.end_time, now())
+    ago = render.since(render.ended_at(state), now())
     return ago is None or ago <= since_s
 
 

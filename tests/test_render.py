@@ -121,6 +121,11 @@ def test_a_row_says_state_age_and_who() -> None:
     assert render.row(ended(return_code=2, end_time=at(hours=5)), NOW)[3:6] == ("FAILED 2", "5 h ago", "-")
 
 
+def test_a_run_that_never_started_is_as_old_as_its_id() -> None:
+    never = replace(running(), state="not_started", reason="exec", start_time=None, elapsed=None, end_time=None)
+    assert render.row(never, NOW)[3:5] == ("NOT STARTED", "2 h 15 m ago")
+
+
 def test_ages_of_an_open_run_are_the_hosts_own_whatever_our_clock_says() -> None:
     row = render.row(running(last_output_time=at(seconds=4)), NOW + timedelta(days=3))
     assert row[4:6] == ("2 h", "4 s ago")
