@@ -337,7 +337,6 @@ class Case:
         if extra := [name for name in os.listdir(self.path.parent) if name != self.prog_id and self.fault not in ("starter", "follow")]:
             self.violations.append(f"directories left: {extra}")
 
-
     def locked(self) -> bool:
         fd = os.open(self.path, os.O_RDONLY)
         try:
