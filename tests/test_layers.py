@@ -25,7 +25,7 @@ LAYERS = [
     ["control"],
     ["durable", "__init__"],
     ["render", "screen"],
-    ["verb", "watch", "tasks"],
+    ["verb", "watch", "flags", "inputs", "selection", "tasks"],
     ["main", "__main__"],
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

@@ -1,0 +1,67 @@
+"""The flags that several verbs have, and how the text behind a flag becomes its value.
+
+What a reader raises for a text it can't read is said as a misuse of its flag: ValueError, or Misuse with a reason of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .errors import Misuse
+from .verb import listing, option, switch
+
+
+def seconds(text: str) -> float:
+    """Read `10s`, `1h30m`."""
+    from . import program
+
+    return program.seconds(text)
+
+
+def signal(text: str) -> str:
+    """Read `TERM`, `sigterm`, `15`."""
+    from .follow import signal_name
+
+    return signal_name(text)
+
+
+def lines(text: str) -> int | None:
+    """Read a number of lines; None is all."""
+    return None if text == "all" else _count(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(text)
+    return int(text)
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Return a reader of one of these words."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise Misuse(f"not {' or '.join(choices)}: {text!r}")
+        return text
+
+    return read
+
+
+HOST = listing("host", "H", "hosts", help="Where: HOST, user@host:port or local; several with commas. Default: what history says.")
+TARGET = listing("host", "H", "hosts", help="Where: HOST, user@host:port, or local for this machine. Default: $CORRA_HOST.")
+REACH = (
+    option("user", "u", help="Log in as this user."),
+    option("as", help="Run as this user there, by sudo."),
+    option("via", read=one_of("fabric", "openssh"), help="What carries it: fabric, or openssh (the ssh program)."),
+    option("connect-timeout", read=seconds, help="How long a host may take to answer (15s; 5s for ps)."),
+    option("spool", help="Directory on the host instead of the usual one."),
+)
+SHOWN = (
+    switch("timestamps", "t", help="Put the time of arrival before each line."),
+    option("stream", read=one_of("stdout", "stderr", "both"), help="Only stdout or stderr (both)."),
+    switch("raw", help="Let escape sequences through to this terminal."),
+)
+WATCHED = (
+    option("timeout", "T", read=seconds, help="Stop watching after this long; the program goes on (none)."),
+    option("reconnect-timeout", read=seconds, help="Give a lost link up after this long (never)."),
+)

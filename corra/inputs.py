@@ -1,0 +1,86 @@
+"""What a program is given from this side: its standard input, its environment, its secrets.
+
+Everything is read here, before any host is asked, so that a missing file or variable is a misuse and nothing has been started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+from typing import Any
+
+from .errors import Misuse
+from .verb import Given
+
+
+def stdin(given: Given) -> tuple[Any, contextlib.AbstractContextManager[Any]]:
+    """Return what the program reads, and what is to be closed afterwards. Raises Misuse for a file that nobody would read."""
+    if given.stdin == "-":
+        return sys.stdin.buffer, contextlib.nullcontext()
+    if given.stdin not in (None, "none"):
+        try:
+            file = open(given.stdin, "rb")  # noqa: SIM115 - the caller closes it, by what we return
+        except OSError as error:
+            raise Misuse(f"--stdin {given.stdin}: {error.strerror}") from error
+        return file, file
+    if given.stdin is None and _unread_file(0):
+        raise Misuse(
+            "stdin is a file, but the program would read /dev/null",
+            hint=["send it: --stdin -            don't: --stdin none  (or < /dev/null)"],
+        )
+    return None, contextlib.nullcontext()
+
+
+def _unread_file(fd: int) -> bool:
+    """Return whether `fd` is a regular file at its beginning, with bytes to read: `while read h; do inv run ..; done < hosts` isn't."""
+    try:
+        facts = os.fstat(fd)
+        return stat.S_ISREG(facts.st_mode) and facts.st_size > 0 and os.lseek(fd, 0, os.SEEK_CUR) == 0
+    except OSError:
+        return False
+
+
+def environment(given: Given) -> dict[str, str]:
+    """Return what --env-file says, and over it -E."""
+    env: dict[str, str] = {}
+    if given.env_file:
+        try:
+            with open(given.env_file, encoding="utf-8", errors="surrogateescape") as lines:
+                text = [line.rstrip("\n") for line in lines]
+        except OSError as error:
+            raise Misuse(f"--env-file {given.env_file}: {error.strerror}") from error
+        for number, line in enumerate(text, 1):
+            name, equals, value = line.partition("=")
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            if not equals:
+                raise Misuse(f"--env-file {given.env_file}: line {number} is not K=V")
+            env[name.strip()] = value
+    for each in given.env:
+        name, equals, value = each.partition("=")
+        env[name] = value if equals else _mine(name, "-E")
+    return env
+
+
+def secrets(given: Given) -> dict[str, str]:
+    """Return the values of --secret."""
+    found: dict[str, str] = {}
+    for each in given.secret:
+        name, equals, path = each.partition("=")
+        if not equals:
+            found[name] = _mine(name, "--secret")
+            continue
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                found[name] = file.read().removesuffix("\n")
+        except OSError as error:
+            raise Misuse(f"--secret {name}: {path}: {error.strerror}") from error
+    return found
+
+
+def _mine(name: str, flag: str) -> str:
+    if name not in os.environ:
+        raise Misuse(f"{flag} {name}: not set here; say {flag} {name}=..")
+    return os.environ[name]

@@ -1,0 +1,235 @@
+"""Which hosts and which runs a command line means.
+
+For looking, what history knows will do. For killing nothing is guessed: ids, or all of a host that was named, and a person says yes where the
+runs are another's or on several hosts.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from invoke.context import Context
+
+from .errors import CorraError, Misuse, NotKilled
+from .verb import Given, program
+
+if TYPE_CHECKING:
+    from .control import Run
+    from .history import Entry
+    from .state import State
+
+_HISTORY_HOSTS = 32
+
+
+def reach(c: Context, given: Given) -> dict[str, Any]:
+    """Return how hosts are reached: the flags, and under them what the configuration says below `corra`."""
+    told = {
+        "user": given.user,
+        "as_user": _as_user(given),
+        "via": given.via or _configured(c, "via"),
+        "connect_timeout": given.connect_timeout,
+        "accept_new_key": getattr(given, "accept_new_key", None) or None,
+    }
+    return {"config": c.config, **{name: value for name, value in told.items() if value is not None}}
+
+
+def _as_user(given: Given) -> str | None:
+    name: str | None = vars(given)["as"]  # the flag's name is a word of Python's
+    return name
+
+
+def _configured(c: Context, name: str) -> Any:
+    return (c.config.get("corra") or {}).get(name)
+
+
+def told_hosts(c: Context, given: Given) -> list[str]:
+    """Return the hosts given by flag, $CORRA_HOST or the configuration, in this order; none is an answer too."""
+    told: Sequence[str] = given.host or [os.environ.get("CORRA_HOST") or _configured(c, "host") or ""]
+    return [name.strip() for text in told for name in text.split(",") if name.strip()]
+
+
+def one_host(c: Context, given: Given, *, fate: str) -> str:
+    """Return the one host a command line names. Raises Misuse for none and for several."""
+    hosts = told_hosts(c, given)
+    if not hosts:
+        command = shlex.join(given.argv)
+        raise Misuse(f"no host:  {program()} run --host HOST -- {command}   (local is this machine)", fate=fate)
+    if len(hosts) > 1:
+        raise Misuse(f"one host at a time: {', '.join(hosts)} are {len(hosts)}", fate=fate)
+    return hosts[0]
+
+
+def find(c: Context, given: Given, text: str | None) -> Run:
+    """Return the run that `text` means: on --host, else on the host that history knows."""
+    from . import control
+
+    # $CORRA_HOST and the configuration say where to start things; where a run is, is for history to know first.
+    hosts = [name.strip() for each in given.host for name in each.split(",") if name.strip()]
+    if len(hosts) > 1:
+        raise Misuse(f"an id belongs to one host: {', '.join(hosts)} are {len(hosts)}", fate="NOT DONE")
+    return control.attach(text, hosts[0] if hosts else None, spool=given.spool, **reach(c, given))
+
+
+def find_one(c: Context, given: Given) -> Run:
+    """Return the run that the only id means, without one the newest of mine."""
+    if len(given.ids) > 1:
+        raise Misuse(f"one id at a time: {' '.join(given.ids)}", fate="NOT DONE")
+    return find(c, given, given.ids[0] if given.ids else None)
+
+
+def to_kill(c: Context, given: Given) -> list[tuple[Run, State]]:
+    """Return the runs to stop, with what is known of them. Never a guess: without ids or -a it is a misuse that lists them."""
+    from . import control, history, ids
+
+    if given.ids:
+        found = _each_found(c, given)
+        return [(each, each.state()) for each in found]
+    hosts = told_hosts(c, given)
+    if given.all and not hosts:
+        raise Misuse("-a needs --host", fate="NOT KILLED")
+    open_: list[State] = []
+    if hosts:
+        answers = control.ps(hosts, spool=given.spool, **reach(c, given))
+        for answer in answers:
+            if isinstance(answer, CorraError):
+                raise _not_killed(answer)
+        open_ = [each for each in answers if not isinstance(each, CorraError) and not each.ended]
+    else:
+        open_ = [entry.as_state() for entry in history.recent(50) if entry.open]
+    if not given.all:
+        named = ", ".join(f"{ids.short(each.prog_id)} ({each.name or '-'})" for each in open_[:5]) or "nothing"
+        more = f" and {len(open_) - 5} more" if len(open_) > 5 else ""
+        where = f" on {', '.join(sorted({each.host for each in open_}) or hosts)}" if open_ or hosts else ""
+        raise Misuse(f"say which: {named}{more} run{'s' if len(open_) <= 1 else ''}{where}", fate="NOT KILLED")
+    if not open_:
+        given.screen.note("", ",".join(hosts), "nothing runs there")
+    how = reach(c, given)
+    return [(control.Run(control.agent_for(each.host, **how), each.prog_id, name=each.name, spool=given.spool), each) for each in open_]
+
+
+def _each_found(c: Context, given: Given) -> list[Run]:
+    """Return all runs that the ids mean, or raise for the first that means none, before any of them is touched."""
+    found = []
+    for text in dict.fromkeys(given.ids):
+        try:
+            found.append(find(c, given, text))
+        except CorraError as error:
+            raise _not_killed(error) from error
+    return found
+
+
+def _not_killed(error: CorraError) -> CorraError:
+    """Return `error` as the answer to a kill: who wasn't reached wasn't killed."""
+    if error.fate in ("", "NOT STARTED", "NOT DONE"):
+        error.fate = NotKilled.fate
+    return error
+
+
+def ask_first(given: Given, runs: Sequence[tuple[Run, State]]) -> None:
+    """Have a person say yes where the runs are another's or on several hosts. Raises NotKilled for a no, and where nobody can be asked."""
+    from .control import me
+
+    if given.yes or given.dry:
+        return
+    mine = me()["user"]
+    others = [(found, state) for found, state in runs if (state.origin or {}).get("user") not in (None, mine) and not state.ended]
+    hosts = {str(found.host) for found, _ in runs}
+    if others:
+        found, state = others[0]
+        more = f", and {len(others) - 1} more of others" if len(others) > 1 else ""
+        why = f"started by {(state.origin or {}).get('user')}@{(state.origin or {}).get('host')}{more}"
+        label, host = state.label, str(found.host)
+    elif len(hosts) > 1:
+        why, label, host = f"{len(runs)} runs on {len(hosts)} hosts", "", ",".join(sorted(hosts))
+    else:
+        return
+    if not (os.isatty(0) and given.screen.err_is_terminal):
+        raise NotKilled(f"{why}: add -y", label=label, host=host, hint=[f"{program()} kill -y .."])
+    if not given.screen.ask(label, host, f"{why}: stop it? [y/N] "):
+        raise NotKilled("you said no", label=label, host=host)
+
+
+def to_list(c: Context, given: Given) -> tuple[list[State], list[CorraError]]:
+    """Ask all hosts at once; return what runs there are and what went wrong."""
+    from . import control
+
+    how = reach(c, given)
+    hosts = told_hosts(c, given)
+    if hosts:
+        answers = control.ps(hosts, spool=given.spool, **how)
+    else:
+        known = _known_places(given)
+        if not known:
+            raise Misuse(f"no host, and no history of any:  {program()} ps --host HOST", fate="NOT DONE")
+
+        def ask(entry: Entry) -> list[State | CorraError]:
+            there = {**how, "as_user": _as_user(given) or entry.as_user, "via": how.get("via") or entry.via}
+            return control.ps([entry.host], spool=given.spool or entry.spool, **there)
+
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(min(32, len(known))) as pool:
+            answers = [answer for found in pool.map(ask, known) for answer in found]
+    states = [each for each in answers if not isinstance(each, CorraError)]
+    return states, [_last_seen(each) for each in answers if isinstance(each, CorraError)]
+
+
+def _known_places(given: Given) -> list[Entry]:
+    """Return one entry of history for each host, user and spool where something ran lately."""
+    import time
+
+    from . import history
+
+    places: dict[tuple[str, str | None, str | None], Entry] = {}
+    for entry in history.recent(500):
+        if entry.open or entry.started > time.time() - max(given.since, 7 * 86400.0):
+            places.setdefault((entry.host, entry.as_user, entry.spool), entry)
+    return list(places.values())[:_HISTORY_HOSTS]
+
+
+def _last_seen(error: CorraError) -> CorraError:
+    """Add what this machine's history knows of a host that doesn't answer."""
+    from datetime import datetime
+
+    from . import history, ids, render
+    from .watch import now
+
+    entries = [entry for entry in history.recent(500) if entry.host == error.host]
+    if entries:
+        latest = max(entry.seen for entry in entries)
+        running = [f"{ids.short(entry.prog_id)}{' ' + entry.name if entry.name else ''}" for entry in entries if entry.open]
+        when = render.moment(datetime.fromtimestamp(latest).astimezone().isoformat(), now())
+        error.why += f"; last seen {when}" + (f" with {len(running)} running ({', '.join(running[:3])})" if running else "")
+    return error
+
+
+def listed(state: State, given: Given) -> bool:
+    """Return whether ps was asked for it: by its words, its state, its starter."""
+    from . import render
+    from .control import me
+
+    words = (state.prog_id, state.name or "", shlex.join(state.argv))
+    return (
+        (not given.grep or any(given.grep in each for each in words))
+        and (not given.state or render.word(state).lower().startswith(given.state.lower()))
+        and (not given.mine or (state.origin or {}).get("user") == me()["user"])
+    )
+
+
+def matters(state: State, since_s: float) -> bool:
+    """Return whether it is shown without -a: it runs, or went wrong lately."""
+    from . import render
+
+    return not state.ended or (recent(state, since_s) and not render.went_well(state))
+
+
+def recent(state: State, since_s: float) -> bool:
+    """Return whether it ended no longer ago than `since_s`; one whose end is unknown counts."""
+    from . import render
+    from .watch import now
+
+    ago = render.since(render.ended_at(state), now())
+    return ago is None or ago <= since_s
