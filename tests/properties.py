@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from hypothesis import settings, strategies as st
 
@@ -13,7 +14,7 @@ PROPERTY = settings(max_examples=int(os.environ.get("CORRA_EXAMPLES", "200")), d
 words = st.binary(max_size=40).map(lambda data: os.fsdecode(data.replace(b"\0", b"")))
 
 # Whatever a JSON parser may hand out.
-json_values = st.recursive(
+json_values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,

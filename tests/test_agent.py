@@ -741,8 +741,10 @@ def test_a_follow_whose_client_has_fallen_silent_leaves_by_itself_and_one_that_p
                 talking.send(b"P\n")
                 beats = talking.beats()
                 talking.until(lambda each: each.beats() > beats)  # noqa: B023 - used in this turn only
-                select.select([silent.process.stdout], [], [], 0.1)
-                if silent.process.stdout in select.select([silent.process.stdout], [], [], 0)[0]:
+                out = silent.process.stdout
+                assert out is not None
+                select.select([out], [], [], 0.1)
+                if out in select.select([out], [], [], 0)[0]:
                     silent.drain()
                     silent.process.wait(5)
             assert talking.process.poll() is None
@@ -834,7 +836,7 @@ def test_guards_stay_small_while_a_program_writes_as_fast_as_it_can(door):
         follow.until_output(b"done", "stderr")
     eventually(lambda: door.status(state["prog_id"])["streams"]["stdout"]["length"] == size)
     for pid in guards(state):
-        peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text()).group(1))
+        peak = int(re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[0])
         assert peak < 20_000
     door.stop(state["prog_id"], 0)
 
@@ -842,7 +844,7 @@ def test_guards_stay_small_while_a_program_writes_as_fast_as_it_can(door):
 def test_guards_of_an_idle_run_never_wake_up(door):
     state = door.ready("echo ready; exec sleep 1000")
 
-    def switches() -> list[str]:
+    def switches() -> list[list[str]]:
         return [re.findall(r"ctxt_switches:\s+\d+", Path(f"/proc/{pid}/status").read_text()) for pid in guards(state)]
 
     asleep = eventually(lambda: all(agent.process(pid)[0] == "S" for pid in guards(state)))

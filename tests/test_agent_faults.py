@@ -290,6 +290,7 @@ def test_a_pid_used_again_in_a_pid_namespace_is_never_signalled(tmp_path):
     first = subprocess.Popen(
         ["unshare", "-p", "-f", "--mount-proc", sys.executable, "-ISEc", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
+    assert first.stdout is not None
     if first.stdout.readline() != b"up\n":
         first.communicate()
         pytest.skip("no pid namespaces here")
@@ -590,7 +591,7 @@ def test_what_cant_be_killed_is_reported_by_pid(open_tmp):
                 follow.until(lambda each: len(each.stdout().split()) == 2)
                 if b"ready" not in follow.stdout():
                     pytest.skip("set-user-id has no effect on this file system")
-                pid = int(re.search(rb"\d+", follow.stdout()).group())
+                pid = int(re.findall(rb"\d+", follow.stdout())[0])
                 over = door.stop(state["prog_id"], 0.1)
                 assert not over["ended"]
                 assert [(each["pid"], each["name"]) for each in over["survivors"]] == [(pid, "mighty")]
@@ -607,7 +608,7 @@ def test_a_user_with_hardly_any_process_left_gets_fewer_guards_or_a_clear_no_and
     python = "/usr/bin/python3"
     if not os.access(python, os.X_OK):
         pytest.skip("no Python that another user may execute")
-    seen = set()
+    seen: set[int | str] = set()
     for limit in range(1, 9):
         base = open_tmp / str(limit)
         base.mkdir(mode=0o755)

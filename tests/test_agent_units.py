@@ -164,7 +164,7 @@ def test_what_the_end_covers_what_came_later_and_what_is_missing_are_told_apart(
 
 # ---------------------------------------------------------------- records
 
-word = st.text(st.characters(blacklist_characters=" \n", blacklist_categories=("Cs",)), min_size=1, max_size=20)
+word = st.text(st.characters(exclude_characters=" \n", exclude_categories=["Cs"]), min_size=1, max_size=20)
 whole = st.integers(0, 1 << 62)
 
 
@@ -273,14 +273,15 @@ def test_no_request_whatever_makes_the_check_fail(value):
     assert isinstance(agent.complaints(value), list)
 
 
-requests = st.fixed_dictionaries(
+KEYS: Any = agent.KEYS
+requests: st.SearchStrategy[Any] = st.fixed_dictionaries(
     {
         "program": st.fixed_dictionaries(
-            {"argv": st.just(["a"]) | json_values}, optional={key: json_values for key in agent.KEYS["program"] if key != "argv"}
+            {"argv": st.just(["a"]) | json_values}, optional={key: json_values for key in KEYS["program"] if key != "argv"}
         )
     },
     optional={
-        "run": st.fixed_dictionaries({}, optional=dict.fromkeys(agent.KEYS["run"], json_values)),
+        "run": st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS["run"], json_values)),
         "secrets": json_values,
         "prog_id": json_values,
         "cursor": json_values,

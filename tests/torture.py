@@ -296,8 +296,8 @@ class Case:
         if self.lost:
             if self.kills < 3:
                 say(f"lost after {self.kills} kills: {self.state.get('reason')}")
-            for name, data in self.bytes.items():
-                if not expected[name].startswith(bytes(data)):
+            for name, seen in self.bytes.items():
+                if not expected[name].startswith(bytes(seen)):
                     say(f"{name} isn't a prefix of what was written")
         elif state == "exited":
             status = self.state.get("status")
