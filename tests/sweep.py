@@ -44,6 +44,8 @@ class Tracer:
         self.roles: dict[int, str] = {}
         self.calls: dict[str, int] = dict.fromkeys(ROLES, 0)
         self.killed = 0
+        # A new process may stop before its parent's fork is reported; until then nobody knows what it is, so it waits.
+        self.unknown: set[int] = set()
 
     def run(self) -> bytes:
         """Return what the starter printed; the guards are let go, or dead, when it returns."""
@@ -64,6 +66,7 @@ class Tracer:
         _ptrace(PTRACE_SETOPTIONS, starter, OPTIONS)
         _ptrace(PTRACE_CONT, starter)
         self.starter = starter
+        self.parent[starter] = os.getpid()
         living = {starter}
         while living:
             try:
@@ -85,12 +88,21 @@ class Tracer:
             message = ctypes.c_ulong()
             _ptrace(PTRACE_GETEVENTMSG, pid, message)
             self.born(pid, message.value)
+            if message.value in self.unknown:
+                self.unknown.remove(message.value)
+                self.resume(message.value)
         elif event == EXEC:
             self.executed(pid)
+        elif pid not in self.parent:
+            self.unknown.add(pid)
+            return
         elif number == signal.SIGTRAP | 0x80:
             self.count(pid)
         elif number not in (signal.SIGTRAP, signal.SIGSTOP):
             deliver = number
+        self.resume(pid, deliver)
+
+    def resume(self, pid: int, deliver: int = 0) -> None:
         # Only guards stop at system calls: the starter and the program run at their own speed.
         _ptrace(PTRACE_SYSCALL if pid in self.roles else PTRACE_CONT, pid, deliver)
 
@@ -129,8 +141,8 @@ os._exit(42)
 EXPECTED = {"stdout": b"".join(b"out%d" % n * 3000 for n in range(3)), "stderr": b"".join(b"err%d" % n * 10 for n in range(3))}
 
 
-def one(agent: Path, root: Path, role: str | None, point: int, python: str = sys.executable) -> tuple[dict[str, int], list[str]]:
-    """Do one start with `role` killed at `point`; return how many stops each guard made, and what was violated."""
+def one(agent: Path, root: Path, role: str | None, point: int, python: str = sys.executable) -> tuple[dict[str, int], bool, list[str]]:
+    """Do one start with `role` killed at `point`; return how many stops each guard made, whether it was killed, and what was violated."""
     prog_id, violations = f"sweep-{role or 'none'}-{point}", []
     executed = root / f"x-{prog_id}"
     program = {"argv": [python, "-ISE", "-c", PROGRAM, str(executed)], "cwd": "/"}
@@ -153,4 +165,4 @@ def one(agent: Path, root: Path, role: str | None, point: int, python: str = sys
     if said := (root / "runs" / prog_id / "keeper").read_text():
         violations.append(said)
     run.close()
-    return tracer.calls, violations
+    return tracer.calls, bool(tracer.killed), violations

@@ -737,6 +737,7 @@ def test_a_follow_whose_client_has_fallen_silent_leaves_by_itself_and_one_that_p
     for door in fresh(tmp_path, constants="agent.PING_DEADLINE_S = 0.5; "):
         state = door.ready("echo ready; exec sleep 1000")
         with door.follow(state["prog_id"]) as silent, door.follow(state["prog_id"]) as talking:
+            assert silent.process.stdout
             while silent.process.poll() is None:
                 talking.send(b"P\n")
                 beats = talking.beats()

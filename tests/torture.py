@@ -306,12 +306,12 @@ class Case:
             sigpipe = self.kills == 3 and status == signal.SIGPIPE
             if status != right and not dumped and not sigpipe:
                 say(f"status {status}, not {right}")
-            for name, data in expected.items():
-                if bytes(self.bytes[name]) != data and not (self.kills == 3 and data.startswith(bytes(self.bytes[name]))):
-                    say(f"{name}: {len(self.bytes[name])} bytes seen, {len(data)} written")
-                spooled = (self.path / name).read_bytes()
-                if spooled != data and self.kills < 3:
-                    say(f"{name}: {len(spooled)} bytes spooled, {len(data)} written")
+            for name, whole in expected.items():
+                seen, spooled = bytes(self.bytes[name]), (self.path / name).read_bytes()
+                if seen != whole and not (self.kills == 3 and whole.startswith(seen)):
+                    say(f"{name}: {len(seen)} bytes seen, {len(whole)} written")
+                if spooled != whole and self.kills < 3:
+                    say(f"{name}: {len(spooled)} bytes spooled, {len(whole)} written")
         elif not (state == "starting" and self.fault == "three"):
             say(f"ended as {state}")
         self.judge_leftovers()

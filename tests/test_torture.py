@@ -1,0 +1,54 @@
+"""Random faults, and every system call: what a run promises holds whatever is killed, whenever.
+
+Both have a process of their own (`scripts/torture`): the tracer and the reaper wait for any child, and would take away another test's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sweep
+import torture
+
+# Another day, other moments; a failure prints the seed, and `scripts/torture --runs 1 --seed N` repeats it.
+SEED = int(os.environ.get("CORRA_SEED") or int.from_bytes(os.urandom(3), "big"))
+RUNS = int(os.environ.get("CORRA_TORTURE_RUNS") or 300)
+POINTS = int(os.environ.get("CORRA_SWEEP_POINTS") or 25)
+
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(600)]
+
+
+def tortured(*words: object) -> dict[str, Any]:
+    """Run `scripts/torture` with `words`; return its figures, or fail with all it said."""
+    script = Path(__file__).parent.parent / "scripts" / "torture"
+    done = subprocess.run([sys.executable, script, "--json", *map(str, words)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert figures["violations"] == 0
+    return figures
+
+
+@pytest.mark.parametrize("fault", sorted(set(torture.FAULTS)))
+def test_no_byte_status_or_promise_is_lost_under(fault: str) -> None:
+    if fault == "full" and os.geteuid():
+        pytest.skip("only root can mount the small disk that fills")
+    share = RUNS * torture.FAULTS.count(fault) // len(torture.FAULTS)
+    figures = tortured("--fault", fault, "--runs", share, "--seed", SEED)
+    assert figures["runs"] == share
+    if fault in ("one", "two"):
+        assert figures["lost"] == 0
+        assert figures["kills"] > share / 2
+
+
+@pytest.mark.parametrize("role", sweep.ROLES)
+def test_a_guard_may_be_killed_at_any_of_its_system_calls(role: str) -> None:
+    figures = tortured("--sweep", role, "--points", POINTS, "--seed", SEED)
+    assert figures["killed"] >= figures["runs"] * 0.9
+    assert figures["runs"] >= min(POINTS, figures["calls"])
