@@ -307,9 +307,9 @@ class Case:
             if status != right and not dumped and not sigpipe:
                 say(f"status {status}, not {right}")
             for name, whole in expected.items():
-                seen, spooled = bytes(self.bytes[name]), (self.path / name).read_bytes()
-                if seen != whole and not (self.kills == 3 and whole.startswith(seen)):
-                    say(f"{name}: {len(seen)} bytes seen, {len(whole)} written")
+                came, spooled = bytes(self.bytes[name]), (self.path / name).read_bytes()
+                if came != whole and not (self.kills == 3 and whole.startswith(came)):
+                    say(f"{name}: {len(came)} bytes came, {len(whole)} written")
                 if spooled != whole and self.kills < 3:
                     say(f"{name}: {len(spooled)} bytes spooled, {len(whole)} written")
         elif not (state == "starting" and self.fault == "three"):
