@@ -41,8 +41,10 @@ if TYPE_CHECKING:
         Unreachable,
     )
     from .follow import Event, Follow, LinkDown, LinkUp, Tick
+    from .hostset import Hosts, fold, hosts, waves
     from .program import Host, Program
-    from .result import Result
+    from .result import Result, Results
+    from .runbooks import Reboot, Runbook, runbook
     from .state import State
     from .stream import Gap, Output, Status
 
@@ -51,8 +53,10 @@ _HOMES = {
     "errors": "Ambiguous Auth Changed Conflict CorraError Failed HostKey Lost MaybeStarted Misuse NoPython NoRoom NotDead NotFound"
     " NotKilled NotSent NotStarted StillRunning Stop TimedOut Unreachable",
     "follow": "Event Follow LinkDown LinkUp Tick",
+    "hostset": "Hosts fold hosts waves",
     "program": "Host Program",
-    "result": "Result",
+    "result": "Result Results",
+    "runbooks": "Reboot Runbook runbook",
     "state": "State",
     "stream": "Gap Output Status",
 }
@@ -70,6 +74,7 @@ __all__ = [
     "Gap",
     "Host",
     "HostKey",
+    "Hosts",
     "Killed",
     "Launch",
     "LinkDown",
@@ -86,8 +91,11 @@ __all__ = [
     "NotStarted",
     "Output",
     "Program",
+    "Reboot",
     "Result",
+    "Results",
     "Run",
+    "Runbook",
     "State",
     "Status",
     "StillRunning",
@@ -97,10 +105,14 @@ __all__ = [
     "Unreachable",
     "__version__",
     "attach",
+    "fold",
+    "hosts",
     "launch",
     "ps",
     "run",
+    "runbook",
     "start",
+    "waves",
 ]
 
 

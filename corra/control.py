@@ -58,11 +58,9 @@ class Reach(TypedDict, total=False):
     accept_new_key: bool
 
 
-class How(Reach, total=False):
-    """What `start` and `run` may be told beside the command. Durations are seconds, or text such as `5m`."""
+class What(Reach, total=False):
+    """What may be said of any program beside its command. Durations are seconds, or text such as `5m`."""
 
-    id: str | None
-    name: str | None
     cwd: str | None
     env: Mapping[str, str | None] | None
     env_inherit: bool | Sequence[str]
@@ -76,6 +74,13 @@ class How(Reach, total=False):
     keep: float | str | None
     wait_children: bool
     spool: str | None
+
+
+class How(What, total=False):
+    """What `start` and `run` may be told beside the command."""
+
+    id: str | None
+    name: str | None
     origin: Mapping[str, str] | None
 
 

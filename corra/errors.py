@@ -50,6 +50,8 @@ class CorraError(Exit):
     fate = "FAILED"
     exit_code = NOTHING_DONE
     started: Started = "no"
+    # Of a step on several hosts: the Results of all of them.
+    results: Any = None
 
     def __init__(
         self,

@@ -6,6 +6,8 @@ type the tail: six characters are shown, any unique prefix of two or more is acc
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import secrets
 import time
@@ -22,6 +24,21 @@ def new_id(now_s: float | None = None) -> str:
     """Return a fresh PROG-ID for the moment `now_s` (seconds since the epoch; default: now)."""
     stamp = time.strftime("%Y%m%dt%H%M%Sz", time.gmtime(now_s))
     return stamp + "-" + "".join(secrets.choice(ALPHABET) for _ in range(8))
+
+
+def derived(*parts: str | int) -> str:
+    """Return the PROG-ID that follows from `parts` alone, the same on every machine: a runbook's step finds its run again by it.
+
+    It has the form of the others, so that its tail is what people see and type; a year 0000 that no clock has made tells it apart.
+    """
+    number = int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest(), "big")
+    number, stamp = divmod(number, 10**10)
+    tail = ""
+    for _ in range(8):
+        number, letter = divmod(number, len(ALPHABET))
+        tail += ALPHABET[letter]
+    digits = f"{stamp:010}"
+    return f"0000{digits[:4]}t{digits[4:]}z-{tail}"
 
 
 def is_valid(prog_id: str) -> bool:

@@ -274,6 +274,15 @@ class Agent:
     def host(self) -> Host:
         return self._runner.host
 
+    @property
+    def user(self) -> str:
+        """Who its runs belong to there: whom sudo makes of us, else who logs in."""
+        return self.host.user or self._runner.login
+
+    def beside(self, source: bytes) -> Agent:
+        """Return another file for the same host, placed and spoken to in the same way, over the same connection."""
+        return Agent(self._runner, source)
+
     def call(self, verb: str, request: Mapping[str, Any], *, timeout_s: float = 15.0) -> dict[str, Any]:
         """Return the reply of a verb that has nothing more to say. Raises Refused, CorraError, LinkLost."""
         link = self.stream(verb, request, timeout_s=timeout_s)

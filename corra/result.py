@@ -6,10 +6,12 @@ Importing this imports fabric (85 ms), so nobody does before there is a result.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import fabric.runners
 
+from .errors import CorraError
 from .program import Host
 from .state import State, exit_code
 
@@ -19,12 +21,14 @@ class Result(fabric.runners.Result):  # type: ignore[misc] # fabric has no hints
 
     `exited` is corra's exit code: the program's own, 128+N for signal N, 123 lost, 124 timeout, 125 to 127 not started.
     `truncated`: `stdout` and `stderr` don't hold everything; `Run.read` does.
+    `skipped`: a runbook's step that somebody said to leave out; what is here is what its last try came to, if there was one.
     """
 
     prog_id: str
     host: Host
     state: State
     truncated: bool
+    skipped: bool
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class Result(fabric.runners.Result):  # type: ignore[misc] # fabric has no hints
         stderr: str = "",
         hide: tuple[str, ...] = (),
         truncated: bool = False,
+        skipped: bool = False,
         connection: Any = None,
     ) -> None:
         super().__init__(
@@ -50,6 +55,7 @@ class Result(fabric.runners.Result):  # type: ignore[misc] # fabric has no hints
         self.host = host
         self.state = state
         self.truncated = truncated
+        self.skipped = skipped
 
     @property
     def reason(self) -> str | None:
@@ -68,3 +74,30 @@ class Result(fabric.runners.Result):  # type: ignore[misc] # fabric has no hints
 
     def __repr__(self) -> str:
         return f"<Result {self.state.label} on {self.host}: {self.state.state} exited={self.exited}>"
+
+
+class Results(dict[Host, Result]):
+    """What a step came to on several hosts, in their order. `unreached`: the hosts that have no result, and why."""
+
+    def __init__(self, results: Mapping[Host, Result] | None = None, *, unreached: Mapping[Host, CorraError] | None = None) -> None:
+        super().__init__(results or {})
+        self.unreached: dict[Host, CorraError] = dict(unreached or {})
+
+    def __getitem__(self, host: Host | str) -> Result:
+        """Return the result of a host, which may be given as its text."""
+        return super().__getitem__(Host.parse(host) if isinstance(host, str) else host)
+
+    @property
+    def ok(self) -> bool:
+        """Whether all ended well, and none is missing."""
+        return not self.unreached and all(result.ok for result in self.values())
+
+    @property
+    def failed(self) -> Results:
+        """Those that ended badly."""
+        return Results({host: result for host, result in self.items() if result.failed})
+
+    @property
+    def succeeded(self) -> Results:
+        """Those that ended well."""
+        return Results({host: result for host, result in self.items() if result.ok})

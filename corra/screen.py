@@ -173,6 +173,11 @@ class Screen:
         hints = [_INDENT + render.visible(each) for each in hint] if self.err_is_terminal and not self.quiet else []
         self._words(text, fate, hints)
 
+    def row(self, text: str) -> None:
+        """Write a row of a table on stderr, beside the grammar."""
+        if not (self.json or self.quiet):
+            self._words(render.visible(text), "", ())
+
     def note(self, label: str, host: str, text: str) -> None:
         """Write a line that is no fate: a fact about the watching itself."""
         self.say(label, host, "", text)

@@ -15,7 +15,7 @@ from invoke.collection import Collection
 from invoke.context import Context
 
 from . import inputs, selection
-from .errors import CorraError, Misuse
+from .errors import NOTHING_DONE, CorraError, Misuse
 from .flags import HOST, REACH, SHOWN, TARGET, WATCHED, lines, seconds, signal
 from .verb import Given, listing, option, switch, verb
 
@@ -396,6 +396,74 @@ def _hours(since_s: float) -> str:
     return "24 h" if since_s == 86400 else render.span(since_s)
 
 
-ns = Collection(run, attach, logs, kill, ps, status, wait)
+@verb(
+    listing("host", "H", "hosts", help="The host that keeps the journal. Default: where a runbook run from here keeps its own, or here."),
+    *REACH[:-1],
+    listing("redo", help="Have STEP or STEP@HOST done anew by the next pass; the only way for a LOST one. Repeatable."),
+    listing("skip", help="Leave STEP or STEP@HOST out; of a question it is a yes. Repeatable."),
+    switch("markdown", help="The audit trail as Markdown."),
+    ids=True,
+)
+def book(c: Context, given: Given) -> int:
+    """List runbooks, show one, or decide about a step: inv book [NAME [KEY]]
 
-__all__ = ["attach", "kill", "logs", "ns", "ps", "run", "status", "wait"]
+    --redo and --skip start nothing: the runbook's own command goes on with what they say. With --json or --markdown it is the audit trail.
+    """
+    from . import chronicle, shelf
+    from .watch import now
+
+    if len(given.ids) > 2:
+        raise Misuse(f"one runbook at a time: {' '.join(given.ids)}", fate="NOT DONE")
+    if (given.redo or given.skip) and len(given.ids) != 2:
+        raise Misuse("say which: --redo and --skip need NAME and KEY", fate="NOT DONE")
+    if len(given.ids) < 2:
+        return _list_books(c, given)
+    name, key = given.ids
+    found = shelf.journal(c, given, name, key)
+    for what, steps in (("redo", given.redo), ("skip", given.skip)):
+        for step in steps:
+            if given.dry:
+                given.screen.note(f"{name} {key}", "", f"would {what} {step}")
+            else:
+                given.screen.note(f"{name} {key}", "", shelf.decide(found, what, step))
+    if given.redo or given.skip:
+        given.screen.note(f"{name} {key}", "", "go on: the runbook's own command")
+        return 0
+    where = str(found.where.host)
+    if given.json:
+        given.screen.event("book", **chronicle.as_json(name, key, found.book, where))
+    elif given.markdown:
+        given.screen.lines(chronicle.markdown(name, key, found.book))
+    else:
+        width = given.screen.width if given.screen.out_is_terminal else None
+        given.screen.lines(chronicle.screen(name, key, found.book, now(), str(found), width))
+    return 0
+
+
+def _list_books(c: Context, given: Given) -> int:
+    from . import chronicle, render, shelf
+    from .watch import now
+
+    rows: list[tuple[str, ...]] = []
+    code = 0
+    for found, name, key, error in shelf.journals(c, given, name=given.ids[0] if given.ids else None):
+        if error is not None or found is None:
+            code = NOTHING_DONE
+            rows.append((render.visible(name), render.visible(key), "?", "-", "-", render.visible(error.why if error else "-")))
+            continue
+        begun, where = found.book.begun, str(found.where.host)
+        if given.json:
+            given.screen.event("book", **chronicle.as_json(name, key, found.book, where))
+        cells = (name, key, chronicle.state(found.book), render.moment(begun.at if begun else None, now()), begun.by if begun else "-")
+        rows.append(tuple(render.visible(cell) for cell in (*cells, "here" if where == "local" else where)))
+    if rows and not given.json:
+        width = given.screen.width if given.screen.out_is_terminal else None
+        given.screen.lines(render.table(rows, width, chronicle.BOOKS))
+    elif not rows:
+        given.screen.note("", "", "no runbooks" + (f" called {given.ids[0]}" if given.ids else ""))
+    return code
+
+
+ns = Collection(run, attach, logs, kill, ps, status, wait, book)
+
+__all__ = ["attach", "book", "kill", "logs", "ns", "ps", "run", "status", "wait"]

@@ -16,16 +16,17 @@ PACKAGE = Path(__file__).resolve().parent.parent / "corra"
 
 # From the top of the page to its bottom; a module may import what stands in a line above its own, and its neighbours without a circle.
 LAYERS = [
-    ["agent", "courier", "doctor"],
+    ["agent", "courier", "doctor", "ledger"],
     ["errors", "ids", "program", "state", "stream", "verdict"],
-    ["command"],
+    ["command", "hostset"],
     ["channel", "process", "sshconfig", "hostkeys", "login", "session", "transport", "connection", "openssh", "runners"],
     ["place"],
     ["history", "follow", "chaperone", "result"],
     ["control"],
-    ["durable", "__init__"],
     ["render", "screen"],
-    ["verb", "watch", "flags", "inputs", "selection", "tasks"],
+    ["book", "journal", "attempt", "crew", "stopped", "teller", "chronicle", "runbooks"],
+    ["durable", "__init__"],
+    ["verb", "watch", "flags", "inputs", "selection", "shelf", "tasks"],
     ["main", "__main__"],
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

@@ -1,0 +1,205 @@
+"""A runbook's journal: on the host it was given, where everybody can read on, or on this machine.
+
+All writing is adding lines, and each answer brings what others have added since: the Book here is never further behind than the last line
+written. Lines that several threads write at once travel together. A line whose answer was lost is written again, and counts once.
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote, unquote
+
+from . import ledger
+from .book import Book, Event, events
+from .channel import LinkLost
+from .control import agent_for, me
+from .errors import CorraError, Misuse, NoRoom, Unreachable
+from .follow import ANSWER_S
+from .place import Agent, Refused
+from .program import Host
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 15.0
+_FILE_NAME_MAX = 200
+
+
+class Ledger(Protocol):
+    """ledger.py, wherever it runs."""
+
+    @property
+    def host(self) -> Host: ...
+    def call(self, verb: str, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]: ...
+
+
+class Here:
+    """ledger.py in this process."""
+
+    host = Host("local")
+
+    def call(self, verb: str, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+        try:
+            answer: tuple[dict[str, Any], bytes] = ledger.answer(verb, dict(request))  # type: ignore[no-untyped-call] # ledger.py runs on 3.6 as well
+        except ledger.Refusal as refusal:
+            raise _refused(refusal.facts, self.host) from refusal
+        return answer
+
+
+class There:
+    """ledger.py on another machine, through the connection of an agent."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent.beside(_source())
+
+    @property
+    def host(self) -> Host:
+        return self._agent.host
+
+    def call(self, verb: str, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """Raises CorraError, and LinkLost or TimeoutError when what became of it is unknown."""
+        try:
+            link = self._agent.stream(verb, request, timeout_s=ANSWER_S)
+        except Refused as refusal:
+            raise _refused(refusal.facts, self.host) from refusal
+        try:
+            data, left = b"", int(link.reply.get("end", 0)) - int(link.reply.get("start", 0))
+            while len(data) < left:
+                more = link.read(ANSWER_S)
+                if not more:
+                    raise LinkLost("the link was closed")
+                data += more
+            return link.reply, data
+        except (LinkLost, TimeoutError):
+            self._agent.close()
+            raise
+        finally:
+            link.close()
+
+
+@functools.cache
+def _source() -> bytes:
+    return Path(ledger.__file__).read_bytes()
+
+
+def _refused(facts: Mapping[str, Any], host: Host) -> CorraError:
+    kind = NoRoom if facts.get("error") == "no_room" else CorraError
+    return kind(str(facts.get("message", facts.get("error"))), host=str(host), fate="NOT STARTED")
+
+
+def ledger_on(target: Any = None, **reach: Any) -> Ledger:
+    """Return the ledger of `target`; without one, or for `local` as who we are, the one here."""
+    if target is None:
+        return Here()
+    agent = agent_for(target, **reach)
+    return Here() if agent.host == Host("local") else There(agent)
+
+
+def boot_id(agent: Agent) -> str:
+    """Return which boot of the host this is. Raises CorraError, LinkLost, TimeoutError."""
+    return str(There(agent).call("boot", {})[0]["boot_id"])
+
+
+class Journal:
+    """The journal of one runbook. `write` may be called from any thread."""
+
+    def __init__(
+        self, where: Ledger, book: str, key: str, *, said: Callable[[str], None] | None = None, patience_s: float | None = None
+    ) -> None:
+        """`said` hears of a link that is lost and back; after `patience_s` without one, writing gives up (never)."""
+        self.book = Book()
+        self.name, self.key = book, key
+        self.where = where
+        self.pass_id = secrets.token_hex(6)
+        self._file = {"book": file_name(book), "key": file_name(key)}
+        self._said = said or (lambda _: None)
+        self._patience_s = patience_s
+        self._at = 0
+        self._count = self._written = 0
+        self._pending: list[str] = []
+        self._queue = threading.Lock()
+        self._writing = threading.Lock()
+        self._stop = threading.Event()
+
+    def __str__(self) -> str:
+        return "journal here" if self.where.host.is_local else f"journal on {self.where.host}"
+
+    def read(self) -> Book:
+        """Read all there is. Raises CorraError at once when the host can't be reached."""
+        try:
+            self._take(*self.where.call("read", {**self._file, "at": self._at}))
+        except (LinkLost, TimeoutError) as error:
+            raise Unreachable(f"{self}: {_said(error)}", host=str(self.where.host)) from error
+        return self.book
+
+    def write(self, what: str, **facts: Any) -> None:
+        """Add an event; it is on the disk when this returns. A lost link is made again, as often as it takes."""
+        origin = me()
+        with self._queue:
+            self._count += 1
+            mine = self._count
+            now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+            event = Event(f"{self.pass_id}-{mine}", now, f"{origin['user']}@{origin['host']}", what, facts)
+            self._pending.append(event.to_line())
+        with self._writing:
+            if self._written >= mine:  # somebody else's append took it along
+                return
+            with self._queue:
+                lines, last = "".join(self._pending), self._count
+                self._pending = []
+            try:
+                self._take(*self._insist({**self._file, "at": self._at, "lines": lines}))
+            except BaseException:
+                with self._queue:
+                    self._pending.insert(0, lines)
+                raise
+            self._written = last
+
+    def close(self) -> None:
+        """Give up whatever still tries to reach the journal."""
+        self._stop.set()
+
+    def _insist(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+        waited_s, pause_s = 0.0, _FIRST_PAUSE_S
+        while True:
+            try:
+                answer = self.where.call("append", request)
+            except (LinkLost, TimeoutError, Unreachable) as error:
+                if not waited_s:
+                    self._said("link lost, nothing new is begun meanwhile; trying on")
+                if self._stop.is_set() or (self._patience_s is not None and waited_s >= self._patience_s):
+                    raise Unreachable(f"{self}: {_said(error)}", host=str(self.where.host), fate="STOPPED") from error
+                self._stop.wait(pause_s)
+                waited_s, pause_s = waited_s + pause_s, min(_LONGEST_PAUSE_S, pause_s * 2)
+            else:
+                if waited_s:
+                    self._said("link back")
+                return answer
+
+    def _take(self, reply: Mapping[str, Any], data: bytes) -> None:
+        # Lines are whole where they end: an append holds the lock for all of its own.
+        for event in events(data.decode("utf-8", "replace")):
+            self.book.add(event)
+        self._at = int(reply["end"])
+
+
+def _said(error: Exception) -> str:
+    return (error.why if isinstance(error, CorraError) else str(error)) or "no answer"
+
+
+def file_name(text: str) -> str:
+    """Return `text` as the name of a file. Raises Misuse for one that is empty or too long."""
+    name = quote(text, safe="@+=,")
+    name = "%2E" + name[1:] if name.startswith(".") else name
+    if not text.strip() or not text.isprintable() or len(name) > _FILE_NAME_MAX:
+        raise Misuse(f"not a name for a runbook or its key: {text!r}")
+    return name
+
+
+def catalogue(where: Ledger) -> list[tuple[str, str, float]]:
+    """Return (book, key, time of the last event) of every journal there, the latest first."""
+    found = where.call("list", {})[0]["books"]
+    return sorted(((unquote(each["book"]), unquote(each["key"]), float(each["time"])) for each in found), key=lambda row: -row[2])
