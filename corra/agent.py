@@ -26,9 +26,9 @@ dies, the nearest living ancestor becomes the parent of the program and goes on.
 while nothing happens, and are forked by a fresh interpreter that has seen little else.
 """
 
+import _ctypes
 import _json
 import _signal
-import ctypes
 import errno
 import fcntl
 import marshal
@@ -108,10 +108,26 @@ class Refusal(Exception):
 
 # ============================================================ the kernel
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.splice.restype = ctypes.c_ssize_t
-_libc.splice.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
-_libc.syscall.restype = ctypes.c_long
+
+class _Long(_ctypes._SimpleCData):
+    _type_ = "l"
+
+
+class _Byte(_ctypes._SimpleCData):
+    _type_ = "c"
+
+
+class _Function(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Long
+
+
+def _c(name):
+    """Return a function of the C library. ctypes itself is a package of Python code: 3 ms and 250 kB that each guard would carry."""
+    return _Function(_ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), name))
+
+
+_splice, _prctl, _syscall, _statfs = _c("splice"), _c("prctl"), _c("syscall"), _c("statfs")
 _WAITID = {"x86_64": 247, "aarch64": 95, "riscv64": 95, "ppc64le": 272, "s390x": 281, "i686": 284, "armv7l": 280}
 _PIDFD_SEND_SIGNAL, _PIDFD_OPEN = 424, 434
 _F_SETPIPE_SZ = 1031
@@ -120,7 +136,7 @@ _FIONREAD = 0x541B
 
 def _checked(result):
     if result < 0:
-        number = ctypes.get_errno()
+        number = _ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result
 
@@ -128,15 +144,15 @@ def _checked(result):
 def splice(source, target, size):
     """Move up to `size` bytes from a pipe into a file in one step; 0 at the end, BlockingIOError when there are none."""
     while True:
-        result = _libc.splice(source, None, target, None, size, 3)  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
-        if result >= 0 or ctypes.get_errno() != errno.EINTR:
+        result = _splice(source, None, target, None, _Long(size), 3)  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+        if result >= 0 or _ctypes.get_errno() != errno.EINTR:
             return _checked(result)
 
 
 def become(title):
     """Name this process, and take in the orphans of its descendants (the subreaper flag isn't inherited by fork)."""
-    _libc.prctl(15, ctypes.c_char_p(title), 0, 0, 0)
-    _libc.prctl(36, 1, 0, 0, 0)
+    _prctl(15, title, 0, 0, 0)
+    _prctl(36, 1, 0, 0, 0)
 
 
 def usage(pid):
@@ -144,8 +160,8 @@ def usage(pid):
     number = _WAITID.get(os.uname().machine)
     if number is None:
         return None
-    info, spent = ctypes.create_string_buffer(128), ctypes.create_string_buffer(256)
-    if _libc.syscall(number, os.P_PID, pid, info, os.WEXITED | os.WNOHANG | os.WNOWAIT, spent) < 0:
+    info, spent = (_Byte * 128)(), (_Byte * 256)()
+    if _syscall(number, os.P_PID, pid, info, os.WEXITED | os.WNOHANG | os.WNOWAIT, spent) < 0:
         return None
     u_s, u_us, s_s, s_us, rss, _, _, _, minor, major, _, inblock, oublock, _, _, _, voluntary, forced = struct.unpack_from(
         "@18l", spent.raw
@@ -155,7 +171,7 @@ def usage(pid):
 
 def pidfd(pid):
     """Return a descriptor that means this process for ever. Raises OSError (ENOSYS before Linux 5.3)."""
-    return _checked(_libc.syscall(_PIDFD_OPEN, pid, 0))
+    return _checked(_syscall(_PIDFD_OPEN, pid, 0))
 
 
 def signal_process(pid, start, number):
@@ -178,7 +194,7 @@ def signal_process(pid, start, number):
         if handle < 0:
             os.kill(pid, number)
         else:
-            _checked(_libc.syscall(_PIDFD_SEND_SIGNAL, handle, number, None, 0))
+            _checked(_syscall(_PIDFD_SEND_SIGNAL, handle, number, None, 0))
         return True
     except (ProcessLookupError, PermissionError):
         return False  # gone, or it has become another user's: who counts survivors will see it
@@ -189,8 +205,8 @@ def signal_process(pid, start, number):
 
 def file_system(path):
     """Return the statfs type of `path`."""
-    buffer = ctypes.create_string_buffer(512)
-    _checked(_libc.statfs(os.fsencode(path), buffer))
+    buffer = (_Byte * 512)()
+    _checked(_statfs(os.fsencode(path), buffer))
     return struct.unpack_from("@l", buffer.raw)[0] & 0xFFFFFFFF
 
 
@@ -1641,6 +1657,17 @@ def guard_run(request, report):
 
 # ============================================================ the starter
 
+GUARDS_END = sys._getframe().f_lineno
+
+
+def thin(code):
+    """Return this module's code without what stands below: guards hold theirs in memory for weeks."""
+    if not hasattr(code, "replace"):  # Python 3.7
+        return code
+    nothing = (lambda: None).__code__
+    below = lambda each: hasattr(each, "co_code") and each.co_firstlineno > GUARDS_END  # noqa: E731
+    return code.replace(co_consts=tuple(nothing if below(each) else each for each in code.co_consts))
+
 
 def spawn_guards(request, path):
     """Start the guards of the run at `path` in a fresh interpreter; return when they have launched the program, or failed to.
@@ -1648,7 +1675,7 @@ def spawn_guards(request, path):
     Ours has json and hashlib in its memory, three times over after their forks. They get this module's code over a pipe: no file
     has to be trusted or found, and an upgrade in the middle changes nothing.
     """
-    data = marshal.dumps((CODE, dict(request, path=path)))
+    data = marshal.dumps((thin(CODE), dict(request, path=path)))
     ours, theirs = os.pipe()
     report, reporting = os.pipe()
     child = os.fork()
@@ -2062,12 +2089,12 @@ class Watch:
     """inotify on what a follower has to hear of: the output, the slot, the directory's end."""
 
     def __init__(self, directory, names):
-        self.fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self.fd = _checked(_c("inotify_init1")(os.O_NONBLOCK | os.O_CLOEXEC))
         for name in names:
             # IN_MODIFY; for the directory itself IN_DELETE | IN_CREATE, since its own end comes only after everybody has closed it
             path = os.fsencode("/proc/self/fd/%d/%s" % (directory, name))
-            if _libc.inotify_add_watch(self.fd, path, 0x300 if name == "." else 0x2) < 0 and ctypes.get_errno() != errno.ENOENT:
-                number = ctypes.get_errno()
+            if _c("inotify_add_watch")(self.fd, path, 0x300 if name == "." else 0x2) < 0 and _ctypes.get_errno() != errno.ENOENT:
+                number = _ctypes.get_errno()
                 raise OSError(number, os.strerror(number))
 
     def clear(self):
@@ -2767,4 +2794,5 @@ def main(argv, stdin, stdout):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], Input(0), sys.stdout.buffer))
+    # Nothing is open that a finalisation of 2 ms would close better; replies are flushed as they are sent.
+    os._exit(main(sys.argv[1:], Input(0), sys.stdout.buffer))

@@ -198,7 +198,9 @@ def load():
     os.umask(mask)
     return agent.main([verb.decode()], agent.Input(0, bytes(ahead)), sys.stdout.buffer)
 
-sys.exit(load())
+code = load()
+sys.stdout.flush()
+os._exit(code)
 """
 
 _FIRST = b"exec(%s)\n" % repr(LOADER).encode("ascii")
