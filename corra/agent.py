@@ -109,11 +109,11 @@ class Refusal(Exception):
 # ============================================================ the kernel
 
 
-class _Long(_ctypes._SimpleCData):
+class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "l"
 
 
-class _Byte(_ctypes._SimpleCData):
+class _Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "c"
 
 

@@ -543,6 +543,38 @@ def ps(
         return [each for found in pool.map(ask, targets) for each in found]
 
 
+class Freed(NamedTuple):
+    """What gc removed on a host, or would: ids of runs whose output went, ids of records that went too, and the bytes."""
+
+    host: str
+    emptied: tuple[str, ...]
+    forgotten: tuple[str, ...]
+    bytes: int
+
+    @classmethod
+    def told(cls, agent: Agent, answer: Mapping[str, Any]) -> Freed:
+        return cls(str(agent.host), tuple(answer["removed"]), tuple(answer["forgotten"]), answer["freed"])
+
+
+def gc(
+    host: Any,
+    *,
+    older: float | str | None = None,
+    max_size: int | None = None,
+    dry: bool = False,
+    spool: str | None = None,
+    **reach: Unpack[Reach],
+) -> Freed:
+    """Remove the output of ended runs on `host`: what is older than `older`, then the oldest beyond `max_size` bytes.
+
+    The host's own rules hold where nothing is said (DESIGN.md, the spool). A run that isn't over, is being watched or hasn't been
+    delivered keeps its output, whatever is asked. `dry` only tells.
+    """
+    agent = agent_for(host, **reach)
+    told = {"older": _seconds(older), "max_size": max_size, "dry": dry}
+    return Freed.told(agent, _ask(agent, "gc", {key: value for key, value in told.items() if value is not None}, spool=spool))
+
+
 class Run:
     """One run on one host, whoever started it. All methods may be called from any thread."""
 
@@ -665,6 +697,12 @@ class Run:
             except (ConnectionError, TimeoutError) as error:
                 self._relink(error, "stop", last=last)
         raise AssertionError
+
+    def free(self, *, dry: bool = False) -> Freed:
+        """Remove its output, once it has ended; its record stays. See `gc`."""
+        state = self.state()
+        request = {"ids": [state.prog_id], "dry": dry}
+        return Freed.told(self.agent, _ask(self.agent, "gc", request, text=self.id, label=self.label, spool=self._spool))
 
     def _killed(self, answer: Mapping[str, Any]) -> Killed:
         state = self._noted(State.from_json(answer["state"]))

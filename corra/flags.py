@@ -18,6 +18,13 @@ def seconds(text: str) -> float:
     return program.seconds(text)
 
 
+def size(text: str) -> int:
+    """Read `500M`, `2G`."""
+    from . import program
+
+    return program.size(text)
+
+
 def signal(text: str) -> str:
     """Read `TERM`, `sigterm`, `15`."""
     from .follow import signal_name

@@ -21,7 +21,8 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9_.:%][A-Za-z0-9_.:%-]*")
 _USER_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@\\+-]*\$?")
 _PORT = re.compile(r"[0-9]{1,5}")
 # 9 digits: 31 years of seconds, and never a number that float or int can't hold.
-_SIZE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|m|min|h|d)?")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|m|min|h|d)?")
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)([KMGTkmgt])?(?:i?[Bb])?")
 _UNITS_S = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -179,10 +180,18 @@ def _is_bytes(text: str) -> bool:
 
 def seconds(text: str) -> float:
     """Return the seconds in `90`, `1.5`, `10s`, `5m`, `2h`, `14d`. Raises Misuse with what was meant to be there."""
-    match = _SIZE.fullmatch(text.strip())
+    match = _DURATION.fullmatch(text.strip())
     if not match:
         raise Misuse(f"not a duration: {text!r} (say 30s, 5m, 2h or 14d)")
     return float(match.group(1)) * _UNITS_S[match.group(2) or ""]
+
+
+def size(text: str) -> int:
+    """Return the bytes in `4096`, `500M`, `2G`, `1.5G`: powers of 1024, as `df -h` has them. Raises Misuse."""
+    match = _BYTES.fullmatch(text.strip())
+    if not match:
+        raise Misuse(f"not a size: {text!r} (say 500M or 2G)")
+    return int(float(match.group(1)) * 1024 ** " KMGT".index((match.group(2) or " ").upper()))
 
 
 def words(argv: Sequence[str | bytes | os.PathLike[str]]) -> tuple[str, ...]:

@@ -92,6 +92,11 @@ class Screen:
         return self._terminal[ERR]
 
     @property
+    def can_ask(self) -> bool:
+        """Whether a person is there to be asked."""
+        return os.isatty(0) and self.err_is_terminal
+
+    @property
     def live_line(self) -> bool:
         """Whether there is a live line to say what passes."""
         return self._live is not None

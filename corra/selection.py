@@ -18,7 +18,6 @@ from .verb import Given, program
 
 if TYPE_CHECKING:
     from .control import Run
-    from .history import Entry
     from .state import State
 
 _HISTORY_HOSTS = 32
@@ -146,7 +145,7 @@ def ask_first(given: Given, runs: Sequence[tuple[Run, State]]) -> None:
         why, label, host = f"{len(runs)} runs on {len(hosts)} hosts", "", ",".join(sorted(hosts))
     else:
         return
-    if not (os.isatty(0) and given.screen.err_is_terminal):
+    if not given.screen.can_ask:
         raise NotKilled(f"{why}: add -y", label=label, host=host, hint=[f"{program()} kill -y .."])
     if not given.screen.ask(label, host, f"{why}: stop it? [y/N] "):
         raise NotKilled("you said no", label=label, host=host)
@@ -154,40 +153,45 @@ def ask_first(given: Given, runs: Sequence[tuple[Run, State]]) -> None:
 
 def to_list(c: Context, given: Given) -> tuple[list[State], list[CorraError]]:
     """Ask all hosts at once; return what runs there are and what went wrong."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from . import control
 
-    how = reach(c, given)
-    hosts = told_hosts(c, given)
-    if hosts:
-        answers = control.ps(hosts, spool=given.spool, **how)
-    else:
-        known = _known_places(given)
-        if not known:
-            raise Misuse(f"no host, and no history of any:  {program()} ps --host HOST", fate="NOT DONE")
-
-        def ask(entry: Entry) -> list[State | CorraError]:
-            there = {**how, "as_user": _as_user(given) or entry.as_user, "via": how.get("via") or entry.via}
-            return control.ps([entry.host], spool=given.spool or entry.spool, **there)
-
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(min(32, len(known))) as pool:
-            answers = [answer for found in pool.map(ask, known) for answer in found]
+    known = places(c, given, "ps", max(given.since, 7 * 86400.0))
+    with ThreadPoolExecutor(min(_HISTORY_HOSTS, len(known))) as pool:
+        answers = [answer for found in pool.map(lambda each: control.ps([each[0]], **each[1]), known) for answer in found]
     states = [each for each in answers if not isinstance(each, CorraError)]
     return states, [_last_seen(each) for each in answers if isinstance(each, CorraError)]
 
 
-def _known_places(given: Given) -> list[Entry]:
-    """Return one entry of history for each host, user and spool where something ran lately."""
+def places(c: Context, given: Given, verb: str, since_s: float) -> list[tuple[str, dict[str, Any]]]:
+    """Return each place a look goes to, with how it is reached: the hosts that were named, else where something ran in `since_s`."""
     import time
 
     from . import history
 
-    places: dict[tuple[str, str | None, str | None], Entry] = {}
+    how = {**reach(c, given), "spool": given.spool}
+    hosts = told_hosts(c, given)
+    if hosts:
+        return [(host, how) for host in dict.fromkeys(hosts)]
+    known: dict[tuple[str, str | None, str | None], tuple[str, dict[str, Any]]] = {}
     for entry in history.recent(500):
-        if entry.open or entry.started > time.time() - max(given.since, 7 * 86400.0):
-            places.setdefault((entry.host, entry.as_user, entry.spool), entry)
-    return list(places.values())[:_HISTORY_HOSTS]
+        if entry.open or entry.started > time.time() - since_s:
+            there = {"as_user": _as_user(given) or entry.as_user, "via": how.get("via") or entry.via, "spool": given.spool or entry.spool}
+            known.setdefault((entry.host, entry.as_user, entry.spool), (entry.host, {**how, **there}))
+    if not known:
+        raise Misuse(f"no host, and no history of any:  {program()} {verb} --host HOST", fate="NOT DONE")
+    return list(known.values())[:_HISTORY_HOSTS]
+
+
+def ended(c: Context, given: Given) -> list[Run]:
+    """Return the runs that the ids mean. Raises CorraError for one that isn't there or still runs, before anything is done to any."""
+    found = [find(c, given, text) for text in dict.fromkeys(given.ids)]
+    for each in found:
+        state = each.state()
+        if not state.ended:
+            raise CorraError("it is still running", label=state.label, host=str(each.host), fate="NOT DONE")
+    return found
 
 
 def _last_seen(error: CorraError) -> CorraError:

@@ -9,6 +9,7 @@ import contextlib
 import shlex
 import signal as signals
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from invoke.collection import Collection
@@ -16,11 +17,11 @@ from invoke.context import Context
 
 from . import inputs, selection
 from .errors import NOTHING_DONE, CorraError, Misuse
-from .flags import HOST, REACH, SHOWN, TARGET, WATCHED, lines, seconds, signal
+from .flags import HOST, REACH, SHOWN, TARGET, WATCHED, lines, seconds, signal, size
 from .verb import Given, listing, option, switch, verb
 
 if TYPE_CHECKING:
-    from .control import Run
+    from .control import Freed, Run
     from .follow import Follow
     from .state import State
 
@@ -330,7 +331,63 @@ def wait(c: Context, given: Given) -> int:
     return worst
 
 
+@verb(
+    HOST,
+    *REACH,
+    option("older", read=seconds, help="What ended longer ago than this (14d after a good end, else 30d)."),
+    option("max-size", read=size, help="Then the oldest, until a host has no more than this (2G)."),
+    switch("yes", "y", help="Don't ask."),
+    ids=True,
+)
+def gc(c: Context, given: Given) -> int:
+    """Free the disk that ended runs' output takes on hosts: inv gc --host db1
+
+    Never what is unfinished, watched, or not yet delivered. The record of a run outlives its output: status still tells how it ended.
+    Without --host the hosts of this machine's history.
+    """
+    from . import control
+
+    if given.ids and (given.older is not None or given.max_size is not None):
+        raise Misuse("an id and --older or --max-size exclude each other", fate="NOT DONE")
+    if not (given.yes or given.dry or given.screen.can_ask):
+        raise Misuse("nobody here to say yes: add -y, or -R to see what would go", fate="NOT DONE")
+    wanted: list[tuple[str, str, Callable[..., Freed]]]
+    if given.ids:
+        wanted = [(found.label, str(found.host), found.free) for found in selection.ended(c, given)]
+    else:
+        rules = {"older": given.older, "max_size": given.max_size}
+        known = selection.places(c, given, "gc", 90 * 86400.0)
+        wanted = [("", host, partial(control.gc, host, **rules, **how)) for host, how in known]
+
+    def clean(each: tuple[str, str, Callable[..., Freed]]) -> int:
+        label, host, free = each
+        with _said(given) as code:
+            freed = free(dry=True)
+            if not given.dry and (freed.emptied or freed.forgotten):
+                if not given.yes and not given.screen.ask(label, host, _freed(freed, "would free") + ": free it? [y/N] "):
+                    return 0
+                freed = free()
+            if given.json:
+                given.screen.event("freed", **freed._asdict(), dry=given.dry)
+            else:
+                given.screen.note(label, host, _freed(freed, "would free" if given.dry else "freed"))
+        return code[0]
+
+    # One question at a time.
+    return max(_each(clean, wanted) if given.yes or given.dry else [clean(each) for each in wanted])
+
+
 # -- What the verbs share
+
+
+def _freed(freed: Freed, begin: str) -> str:
+    from . import render
+
+    if not (freed.emptied or freed.forgotten):
+        return "nothing to free"
+    parts = [f"the output of {len(freed.emptied)} run{'s' * (len(freed.emptied) != 1)}"] if freed.emptied else []
+    parts += [f"{len(freed.forgotten)} old record{'s' * (len(freed.forgotten) != 1)}"] if freed.forgotten else []
+    return f"{begin} {render.size(freed.bytes)}: {' and '.join(parts)}"
 
 
 def _follow(given: Given, found: Run, **how: Any) -> Follow:
@@ -464,6 +521,6 @@ def _list_books(c: Context, given: Given) -> int:
     return code
 
 
-ns = Collection(run, attach, logs, kill, ps, status, wait, book)
+ns = Collection(run, attach, logs, kill, ps, status, wait, gc, book)
 
-__all__ = ["attach", "book", "kill", "logs", "ns", "ps", "run", "status", "wait"]
+__all__ = ["attach", "book", "gc", "kill", "logs", "ns", "ps", "run", "status", "wait"]

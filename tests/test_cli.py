@@ -454,6 +454,36 @@ def test_every_verb_has_help_with_an_example(cli: Cli) -> None:
     assert lines(cli("--version").stdout)[0].startswith("corra ")
 
 
+# -- gc
+
+
+def test_gc_frees_output_when_told_to_and_says_what_it_would_do_when_asked(cli: Cli, started: Callable[..., str]) -> None:
+    cli("run", *LOCAL, "--name", "big", "--", "head", "-c", "5000000", "/dev/zero")
+    started("sleep", "60", flags=("--name", "nap"))
+    refused = cli("gc", "--older", "0s")
+    assert (refused.returncode, refused.stderr) == (2, b"corra: NOT DONE: nobody here to say yes: add -y, or -R to see what would go\n")
+    dry = cli("gc", "-R", "--older", "0s")
+    assert (dry.returncode, dry.stderr) == (0, b"corra: local: would free 5.0 MB: the output of 1 run\n")
+    assert len(cli("logs", "big").stdout) == 5_000_000
+    assert cli("gc", "-y", "--older", "0s").stderr == b"corra: local: freed 5.0 MB: the output of 1 run\n"
+    assert cli("logs", "big").stdout == b""
+    assert "done: exit 0" in cli("status", "big").stdout.decode()
+    assert cli("gc", "-y").stderr == b"corra: local: nothing to free\n"
+
+
+def test_gc_of_one_run_and_never_of_one_that_runs(cli: Cli, started: Callable[..., str]) -> None:
+    for name in ("one", "two"):
+        cli("run", *LOCAL, "--name", name, "--", "head", "-c", "100000", "/dev/zero")
+    full = started("sleep", "60", flags=("--name", "nap"))
+    done = cli("gc", "-y", "one", "nap")
+    assert (done.returncode, done.stderr.decode()) == (125, f"corra: nap ({ids.short(full)}) on local: NOT DONE: it is still running\n")
+    freed = objects(cli("gc", "-y", "--json", "one").stdout)[0]
+    assert (freed["host"], freed["bytes"] >= 100000, len(freed["emptied"]), freed["dry"]) == ("local", True, 1, False)
+    assert [len(cli("logs", name).stdout) for name in ("one", "two")] == [0, 100000]
+    assert cli("gc", "-y", "two", "--older", "1h").returncode == 2
+    assert cli("gc", "-y", "--max-size", "2X").stderr.startswith(b"corra: NOT DONE: --max-size: not a size: '2X' (say 500M or 2G)")
+
+
 def test_tasks_of_ones_own_beside_the_verbs(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text(
         "from invoke import task\nfrom corra.tasks import attach, kill, run\nimport corra\n\n@task\ndef mine(c):\n"
