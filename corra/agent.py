@@ -74,6 +74,7 @@ KEEP_GOOD_S, KEEP_BAD_S = 14 * 86400, 30 * 86400
 KEEP_BYTES = 2 << 30
 KILL_DEADLINE_NS = 2 * 10**9
 GRACE_S = 10.0
+PATH = b"/usr/local/bin:/usr/bin:/bin"  # where there is none
 ID_ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
 # What statfs calls the file systems where a stalled server would hold the program in splice.
 REMOTE_TYPES = {
@@ -740,6 +741,7 @@ def state_of(request, facts):
             "errno": int(found.get("errno", 0)) or None,
             "stage": found.get("stage"),
             "message": found.get("message"),
+            "path": found.get("path"),
         }
         state, reason = "not_started", "exec" if found.get("stage") == "exec" else "setup"
     elif record.outcome and (record.phase == "final" or not facts["alive"]):
@@ -874,15 +876,15 @@ def candidates(argv, variables):
     name = octets(argv[0])
     if b"/" in name:
         return [name]
-    return [os.path.join(each or b".", name) for each in variables.get(b"PATH", b"/usr/local/bin:/usr/bin:/bin").split(b":")]
+    return [os.path.join(each or b".", name) for each in variables.get(b"PATH", PATH).split(b":")]
 
 
-def note_failure(slot, stage, error, message):
+def note_failure(slot, stage, error, message, path=None):
     """Write why the program was not started into the slot's second page. A pipe's bytes would die with the guard that reads them."""
     number = getattr(error, "errno", 0) or 0
     text = message or (os.strerror(number) if number else str(error))
     lines = [("stage", stage), ("type", errno.errorcode.get(number, type(error).__name__)), ("errno", number), ("message", text)]
-    os.pwrite(slot, pack(lines), PAGE)
+    os.pwrite(slot, pack(lines + ([("path", path)] if path is not None else [])), PAGE)
     os.fsync(slot)
 
 
@@ -953,10 +955,10 @@ def become_program(directory, files, request, inherited):
                     worst, where = error, path
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
                     break
-        message = explain(worst.errno, where, argv, variables)
+        message, path = explain(worst.errno, where, argv, variables), None
         if b"/" not in argv[0] and worst.errno == errno.ENOENT and not message:
-            message = "PATH there: " + os.fsdecode(variables.get(b"PATH", b"(none)"))
-        note_failure(files["exit"], stage, worst, message)
+            path = os.fsdecode(variables.get(b"PATH", PATH))
+        note_failure(files["exit"], stage, worst, message, path)
     except Exception as error:
         try:
             note_failure(files["exit"], stage, error, "%s: %s" % (os.fsdecode(where), error.strerror) if where else "")
@@ -1849,8 +1851,8 @@ def start_complaints(request):
             if not name or "=" in name or not sound(name) or not (value is None or (isinstance(value, str) and sound(value))):
                 found.append("%s: not a variable: %r" % (source, name))
     source, umask = program.get("stdin"), program.get("umask")
-    if isinstance(source, dict) and not (list(source) == ["bytes"] and type(source["bytes"]) is int and source["bytes"] >= 0):
-        found.append('program.stdin must be {"bytes": N}')
+    if isinstance(source, dict) and not (type(source.get("bytes")) is int and source["bytes"] >= 0 and set(source) <= {"bytes", "sha256"}):
+        found.append('program.stdin must be {"bytes": N} or {"bytes": N, "sha256": "HEX"}')
     if umask is not None and not (isinstance(umask, int) and umask <= 0o777):
         found.append("program.umask must be from 0 to 511 (0o777)")
     if isinstance(program.get("env_inherit"), list) and not all(isinstance(name, str) and sound(name) for name in program["env_inherit"]):
@@ -1999,7 +2001,10 @@ def new_run(request, stdin, reply):
         if isinstance(source, str):
             fill(directory, "stdin", octets(source))
             return
+        import hashlib  # here, and not for all: it takes 5 ms
+
         reply.first_line(" send")
+        digest = hashlib.sha256()
         fd = os.open("stdin", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
         with open(fd, "wb", 0) as file:
             left = source["bytes"]
@@ -2008,8 +2013,11 @@ def new_run(request, stdin, reply):
                 if not data:
                     raise Refusal("bad_request", "stdin ended %d bytes too early" % left)
                 left -= len(data)
+                digest.update(data)
                 while data:
                     data = data[file.write(data) :]
+        if source.get("sha256", digest.hexdigest()) != digest.hexdigest():
+            raise Refusal("bad_request", "the bytes for stdin are not those announced: they changed while they were read")
 
     tried = []
     for root in roots(request):
@@ -2401,9 +2409,12 @@ def tail_cursor(run, files, index, lines):
 
 
 def verb_follow(request, stdin, reply, framed):
+    """Reply with the State; with a tail asked for, also with the `cursor` at which it begins, so that a link cut at once loses no line."""
     run = find(request)
-    reply.send(run.state())
-    Follow(run, request, stdin if framed else None, reply.out).go()
+    state = run.state()
+    follow = Follow(run, request, stdin if framed else None, reply.out)
+    reply.send(dict(state, cursor=follow.cursor) if request.get("tail") is not None else state)
+    follow.go()
 
 
 def verb_wait(request, stdin, reply, framed):
@@ -2509,16 +2520,17 @@ def family(run):
 
 
 def verb_stop(request, stdin, reply, framed):
-    name, grace = checked_signal(request, "TERM"), request.get("grace")
+    checked_signal(request, "TERM")
     run = find(request)
-    for default in ((run.request.get("run") or {}).get("grace"), GRACE_S):
-        grace = default if grace is None else grace
+    options = run.request.get("run") or {}
+    name = checked_signal(request, options.get("stop_signal") or "TERM")
+    grace = next(each for each in (request.get("grace"), options.get("grace"), GRACE_S) if each is not None)
     there = family(run)
     number, how = os.urandom(4).hex(), "ended"
     if there:
         ok = ordered(run, number, "%s stop %s %d %s" % (number, name, int(grace * 1000), by_of(request)))
         how = "keeper" if ok else "direct"
-    reply.send({"state": run.state(), "how": how, "processes": len(there)})
+    reply.send({"state": run.state(), "how": how, "processes": len(there), "signal": name, "grace": grace})
     if how == "keeper":
         await_stop(run, grace)
     elif how == "direct":

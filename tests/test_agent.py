@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -308,6 +310,20 @@ def test_stdin_that_ends_too_early_starts_nothing(door):
     assert os.listdir(door.spool / "runs") == []
 
 
+def test_stdin_that_isnt_what_was_announced_starts_nothing_and_other_bytes_of_the_same_id_are_a_conflict(door):
+    def request(announced: bytes) -> dict[str, Any]:
+        source = {"bytes": 5, "sha256": hashlib.sha256(announced).hexdigest()}
+        return door.program(["touch", str(door.base / "mark")], prog_id="same", stdin=source)
+
+    code, out, _ = door.raw("start", door.encode(request(b"12345"), b"54321"))
+    assert code == 1 and "not those announced" in json.loads(out.splitlines()[-1])["message"]
+    assert os.listdir(door.spool / "runs") == [] and not (door.base / "mark").exists()
+    assert door.raw("start", door.encode(request(b"12345"), b"12345"))[0] == 0
+    with pytest.raises(Refused) as refused:
+        door.call("start", request(b"54321"))
+    assert refused.value.kind == "conflict"
+
+
 def test_merged_output_is_one_stream_in_the_order_it_was_written(door):
     lines = "for i in $(seq 1 500); do echo out $i; echo err $i >&2; done"
     state = door.start(["sh", "-c", lines], merge=True)
@@ -335,7 +351,7 @@ def failures(at: Path) -> dict[str, tuple[dict[str, object], int, str, str]]:
 
     (at / "loop").symlink_to(at / "loop")
     return {
-        "not in PATH": ({"argv": ["no-such-program"]}, errno.ENOENT, "exec", "PATH there: /usr"),
+        "not in PATH": ({"argv": ["no-such-program"]}, errno.ENOENT, "exec", "No such file"),
         "not there": ({"argv": [str(at / "absent")]}, errno.ENOENT, "exec", "No such file"),
         "not executable": ({"argv": [script("plain", "echo", 0o644)]}, errno.EACCES, "exec", "Permission denied"),
         "a directory": ({"argv": [str(at)]}, errno.EACCES, "exec", "is a directory"),
@@ -364,6 +380,7 @@ def test_a_program_that_cant_be_started_says_why_before_start_answers(door, name
     exception = state["exception"]
     assert (exception["errno"], exception["stage"], exception["type"]) == (number, stage, errno.errorcode[number])
     assert word in exception["message"]
+    assert exception["path"] == (door.env["PATH"] if name == "not in PATH" else None)
     with door.follow(state["prog_id"]) as follow:
         follow.drain()
     assert follow.states[-1]["state"] == "not_started" and follow.states[-1]["return_code"] is None
@@ -563,6 +580,14 @@ def test_a_timeout_uses_the_stop_signal_and_kills_after_the_grace(door):
     assert door.file(state["prog_id"]) == b"int\n"
 
 
+def test_a_stop_without_a_signal_of_its_own_uses_the_runs_and_says_which(door):
+    script = 'trap "echo int; exit 3" INT; trap "" TERM; echo ready; while :; do sleep 0.1; done'
+    state = door.ready(script, run={"grace": 20, "stop_signal": "INT"})
+    stopped = door.stop(state["prog_id"])
+    assert (stopped["first"]["signal"], stopped["first"]["grace"]) == ("INT", 20)
+    assert stopped["state"]["return_code"] == 3
+
+
 # ---------------------------------------------------------------- stragglers
 
 
@@ -677,8 +702,11 @@ def test_a_tail_counts_lines_over_both_streams_in_the_order_they_came(door, gate
     whole = (b"o1\no2\no3\no4", b"e1\ne2\n")
     for lines, parts in {**expected, 5: (b"o2\no3\no4", b"e1\ne2\n"), 6: whole, 100: whole}.items():
         with door.follow(state["prog_id"], tail=lines, live=False) as follow:
+            # Where it begins is said before the first byte of it.
+            begins = follow.reply["cursor"]
             follow.drain()
         assert (follow.stdout(), bytes(follow.out.get("stderr", b""))) == parts, lines
+        assert begins == {"stdout": len(whole[0]) - len(parts[0]), "stderr": len(whole[1]) - len(parts[1])}
 
 
 def test_with_times_each_arrival_has_its_own_frame_and_the_streams_are_in_order(door, gate):
