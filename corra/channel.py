@@ -22,6 +22,13 @@ class LinkLost(ConnectionError):
     """The link broke after the channel was open; what the host did is unknown."""
 
 
+class NoAnswer(LinkLost):
+    """The command ended before it answered, or said something else: what it did is unknown.
+
+    The link isn't at fault, so trying again may well come to the same.
+    """
+
+
 class Channel(Protocol):
     """A command that runs somewhere. One thread reads, any thread writes or closes."""
 

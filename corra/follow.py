@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 from . import ids
+from .channel import LinkLost, NoAnswer
 from .errors import CorraError, MaybeStarted, Misuse, StillRunning, Unreachable
 from .place import Refused
 from .program import Host, Request
@@ -39,6 +40,8 @@ LOOK_EVERY_S = 1.0
 # its leaving is nobody's fault and not worth a word.
 AWAY_S = 30.0
 
+# A command that ended without an answer may have been killed by chance; three in a row are no chance.
+NO_ANSWERS_MAX = 3
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 15.0
 
@@ -61,7 +64,15 @@ class Agent(Protocol):
     @property
     def host(self) -> Host: ...
     def call(self, verb: str, request: Mapping[str, Any], *, timeout_s: float = ...) -> dict[str, Any]: ...
-    def stream(self, verb: str, request: Mapping[str, Any], *, payload: BinaryIO | None = ..., timeout_s: float = ...) -> Link: ...
+    def stream(
+        self,
+        verb: str,
+        request: Mapping[str, Any],
+        *,
+        payload: BinaryIO | None = ...,
+        timeout_s: float = ...,
+        sending: Callable[[], None] | None = ...,
+    ) -> Link: ...
     def close(self) -> None: ...
 
 
@@ -196,7 +207,8 @@ class Follow:
         self._link: Link | None = None
         self._parser = Parser()
         self._before: dict[str, int] = {}
-        self._tried = self._useful = self._away = self._iterating = False
+        self._tried = self._useful = self._away = self._iterating = self._sent = False
+        self._no_answers = 0
         self._heard_at = self._ping_at = self._slept_s = 0.0
         self._asked_at: float | None = None
         self._closed = threading.Event()
@@ -215,6 +227,11 @@ class Follow:
     def confirmed(self) -> bool:
         """Whether the host has said that it knows the run."""
         return self.state is not None
+
+    @property
+    def sent(self) -> bool:
+        """Whether a byte has gone out to the host: until then nothing can have been started, and after `close` it stays so."""
+        return self._sent
 
     @property
     def linked(self) -> bool:
@@ -251,8 +268,9 @@ class Follow:
             raise self._explained(refusal.kind, refusal.facts, verb="signal") from refusal
 
     def close(self) -> None:
-        """Stop watching; the program goes on. An iteration in another thread ends."""
-        self._closed.set()
+        """Stop watching; the program goes on. An iteration in another thread ends, and sends nothing more."""
+        with self._lock:
+            self._closed.set()
         self._wake.set()
         self._drop()
 
@@ -301,6 +319,7 @@ class Follow:
                 self._request(starting),
                 payload=self._payload if starting else None,
                 timeout_s=ANSWER_S if self._deadline is None else max(0.1, min(ANSWER_S, self._deadline - self._clock.now())),
+                sending=self._sending,
             )
         except Refused as refusal:
             if first and starting:
@@ -313,8 +332,14 @@ class Follow:
                 raise retold(error, verb=verb, label=self._label if self.confirmed else "", prog_id=self.prog_id) from error
             # Any of these may heal: a host key that changes in mid-run is shown and never accepted.
             raise _Cut(error.why) from error
+        except NoAnswer as error:
+            self._no_answers += 1
+            if self._no_answers >= NO_ANSWERS_MAX:
+                raise self._left(str(error)) from error
+            raise _Cut(str(error)) from error
         except (ConnectionError, TimeoutError) as error:
             raise _Cut(str(error) or "no answer") from error
+        self._no_answers = 0
         with self._lock:
             self._link, self._parser = link, Parser()
             for number in list(self._orders):
@@ -334,6 +359,13 @@ class Follow:
         self.state = state
         self._told(self.state)
         return link.reply
+
+    def _sending(self) -> None:
+        """Note that a request is about to go out; once we are closed, none does."""
+        with self._lock:
+            if self._closed.is_set():
+                raise LinkLost("closed")
+            self._sent = True
 
     def _begin_tail(self, reply: Mapping[str, Any], state: State) -> None:
         """Learn where a tail begins, so that a link cut before its first byte loses none: where the host says, else the end of what was."""
@@ -373,13 +405,15 @@ class Follow:
         """Raise if the caller's patience with a missing link is over."""
         if self._reconnect_timeout_s is None or since_s < self._reconnect_timeout_s:
             return
-        raise self._left(f"link lost {duration(since_s)} ago, given up: {why}")
+        if self.confirmed or self._start is None:
+            raise self._left(f"link lost {duration(since_s)} ago, given up: {why}")
+        raise self._left(f"link lost before {self.host} confirmed it")
 
     def _left(self, why: str) -> CorraError:
         """Return what to raise when we leave before the end."""
         if self.state is None and self._start is not None:
             return MaybeStarted(
-                f"link lost before {self.host} confirmed it",
+                why,
                 hint=[f"safe to repeat, it starts at most once: the same command, --id {self.prog_id}"],
                 **self._facts,
             )

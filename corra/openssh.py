@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 
 from . import hostkeys
-from .channel import LinkLost, first_line
+from .channel import LinkLost, NoAnswer, first_line
 from .errors import Auth, CorraError, HostKey, Unreachable
 from .process import Process
 from .program import Host
@@ -26,6 +26,12 @@ REPLAY_MAX = 1 << 20
 
 _TURNED_AWAY = re.compile(
     r"kex_exchange_identification|banner exchange: Connection|ssh_exchange_identification|Connection (?:closed|reset) by"
+)
+# What ssh says of a session that had begun: the host may have acted by then.
+_CUT = re.compile(r"client_loop|Read from remote host|Connection to \S+ closed|Timeout, server|Broken pipe|packet_write_wait")
+# What it says before there is any connection.
+_NEVER = re.compile(
+    r"Unable to negotiate|Bad configuration option|command-line: line|no matching|terminating, \d+ bad|unknown option|usage: ssh"
 )
 
 
@@ -83,9 +89,11 @@ class SshProcess(Process):
         return True
 
 
-def failure(said: str, host: Host, known: Settings, limit_s: float, config: str | None, argv: Sequence[str]) -> CorraError:
-    """Return the error that ssh's words mean; what isn't recognised is quoted."""
+def failure(said: str, host: Host, known: Settings, limit_s: float, config: str | None, argv: Sequence[str]) -> Exception:
+    """Return the error that ssh's words mean; what isn't recognised is quoted, and may have come after the host had begun to act."""
     name = host.name
+    if match := _CUT.search(said):
+        return LinkLost(first_line(said[match.start() :].encode()))
     if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said or "Host key verification failed" in said or "host key is known for" in said:
         return _host_key(said, host, known, config, argv)
     if match := re.search(r"^(?:\S+@\S+: )?Permission denied \(([^)]*)\)|Too many authentication failures", said, re.MULTILINE):
@@ -102,11 +110,12 @@ def failure(said: str, host: Host, known: Settings, limit_s: float, config: str 
             return Unreachable(f"no answer from {address} port {port} in {limit_s:g} s", host=name)
         return Unreachable(f"{address} port {port}: {why}", host=name)
     where = f"{known.hostname} port {known.port}"
-    if re.search(r"timed out during banner exchange|Timeout, server", said):
+    if "timed out during banner exchange" in said:
         return Unreachable(f"no answer from {where} in {limit_s:g} s", host=name)
     if _TURNED_AWAY.search(said):
         return TurnedAway(f"{where} closed the connection before it began", host=name, hint=[first_line(said.encode())], kind="unreachable")
-    return Unreachable(f"ssh: {first_line(said.encode()) or 'failed without a word'}", host=name)
+    quoted = f"ssh: {first_line(said.encode()) or 'failed without a word'}"
+    return Unreachable(quoted, host=name) if _NEVER.search(said) else NoAnswer(quoted)
 
 
 def _host_key(said: str, host: Host, known: Settings, config: str | None, argv: Sequence[str]) -> CorraError:

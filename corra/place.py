@@ -20,17 +20,18 @@ import json
 import re
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from . import errors
-from .channel import Channel, LinkLost, Runner, first_line
+from .channel import Channel, LinkLost, NoAnswer, Runner, first_line
 from .program import Host, Mode
+from .stream import STATE_MAX
 
 PROTOCOL = b"corra 1 "
 NOISE_MAX = 1 << 20
-REPLY_MAX = 16 << 20
+REPLY_MAX = STATE_MAX
 # Written in one go; the host's pipe and ssh's window take this much without a pause.
 PAYLOAD_STEP = 256 * 1024
 
@@ -194,7 +195,15 @@ def load():
             return 1
         ahead[:0] = request
     sys.path.insert(0, where)
-    import agent
+    try:
+        import agent
+    except (EOFError, ValueError, TypeError):
+        # Python before 3.12.8 and 3.13.1 leaves a .pyc cut short where a disk is full or ulimit -f is low, and then trips over it.
+        cache = os.path.join(where, "__pycache__")
+        for name in os.listdir(cache):
+            os.unlink(os.path.join(cache, name))
+        sys.dont_write_bytecode = True
+        import agent
     os.umask(mask)
     return agent.main([verb.decode()], agent.Input(0, bytes(ahead)), sys.stdout.buffer)
 
@@ -235,8 +244,8 @@ class Refused(Exception):
         super().__init__(str(self.facts.get("message", self.kind)))
 
 
-class BadReply(LinkLost):
-    """What came isn't corra's protocol, so what the host did is unknown."""
+class BadReply(NoAnswer):
+    """What came isn't corra's protocol."""
 
 
 class Link:
@@ -291,13 +300,24 @@ class Agent:
         link.close()
         return link.reply
 
-    def stream(self, verb: str, request: Mapping[str, Any], *, payload: BinaryIO | None = None, timeout_s: float = 15.0) -> Link:
+    def stream(
+        self,
+        verb: str,
+        request: Mapping[str, Any],
+        *,
+        payload: BinaryIO | None = None,
+        timeout_s: float = 15.0,
+        sending: Callable[[], None] | None = None,
+    ) -> Link:
         """Return the Link once the reply has come; `payload` is sent where the verb asks for it.
 
-        `timeout_s` is how long the host may be silent before the reply. Raises Refused, CorraError, LinkLost.
+        `timeout_s` is how long the host may be silent before the reply. `sending` is called before the first byte goes out; what it raises
+        keeps that byte back. Raises Refused, CorraError, LinkLost.
         """
         channel = self._runner.open(self._command)
         try:
+            if sending is not None:
+                sending()
             link = _Exchange(self._runner, channel, verb, timeout_s).reply_to(request, self._digest, self._source, payload)
         except BaseException:
             channel.close()
@@ -331,6 +351,7 @@ class _Exchange:
         self._verb = verb
         self._timeout_s = timeout_s
         self._held = bytearray()
+        self._spoke = False
 
     def reply_to(self, request: Mapping[str, Any], digest: str, source: bytes, payload: BinaryIO | None) -> Link:
         nonce = secrets.token_hex(8)
@@ -338,6 +359,7 @@ class _Exchange:
         placed = 0
         self._send(_FIRST + f"{nonce} {digest} {self._verb}\n{len(body)}\n".encode() + body)
         while word := self._answer(PROTOCOL + nonce.encode()):
+            self._spoke = True
             if word == b" need" and not placed:
                 placed = len(source)
                 self._send(b"%d\n%s" % (len(source), source))
@@ -420,6 +442,9 @@ class _Exchange:
         quoted = first_line(said) or first_line(bytes(self._held)) or "nothing was said"
         if status is None:
             return LinkLost(f"{name} closed the channel: {quoted}")
+        if self._spoke or status > 128:
+            # Whatever was killed may have been killed behind the start.
+            return NoAnswer(f"the command on {name} ended with exit {status} before it answered: {quoted}")
         return errors.NotStarted(f"the login there ended with exit {status}: {quoted}", host=name)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 HEADER_MAX = 256
 PAYLOAD_MAX = 1 << 20
-# A State names argv twice; the kernel takes 2 MiB of it, and JSON makes 6 bytes of one that isn't ASCII.
-STATE_MAX = 32 << 20
+# A State names argv twice; the kernel takes 6 MiB of it at most, and JSON makes 6 bytes of one that isn't ASCII.
+STATE_MAX = 80 << 20
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,15}")
 

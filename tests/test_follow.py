@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from corra import follow
+from corra.channel import LinkLost, NoAnswer
 from corra.errors import Auth, HostKey, MaybeStarted, Misuse, NotFound, StillRunning, Unreachable
 from corra.follow import AWAY_S, Event, Follow, LinkDown, LinkUp, Tick, signal_name
 from corra.place import Refused
@@ -84,7 +85,11 @@ class Agent:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.payloads: list[bytes] = []
 
-    def stream(self, verb: str, request: Mapping[str, Any], *, payload: BinaryIO | None = None, timeout_s: float = 15.0) -> Link:
+    def stream(
+        self, verb: str, request: Mapping[str, Any], *, payload: BinaryIO | None = None, timeout_s: float = 15.0, sending: Any = None
+    ) -> Link:
+        if sending is not None:
+            sending()
         self.asked.append((verb, dict(request)))
         if payload is not None:
             self.payloads.append(payload.read())
@@ -241,6 +246,39 @@ def test_a_start_that_isnt_confirmed_in_time_may_have_started(clock: Clock) -> N
         list(Follow(agent, ID, start=request(), reconnect_timeout_s=30, clock=clock))
     assert caught.value.started == "unknown" and caught.value.code == 123 and f"--id {ID}" in caught.value.hint[0]
     assert 30 <= clock.at - 1000 < 60
+
+
+def test_a_command_that_ends_unanswered_time_and_again_is_given_up_and_may_have_started(clock: Clock) -> None:
+    once = Agent(NoAnswer("exit 137"), NoAnswer("exit 137"), link(clock, said()))
+    assert kinds(list(Follow(once, ID, start=request(), clock=clock))) == ["LinkDown", "LinkDown", "LinkUp", "Status", "Status"]
+    always = Agent(*[NoAnswer("the command on db1 ended with exit 137")] * 3)
+    with pytest.raises(MaybeStarted) as caught:
+        list(Follow(always, ID, start=request(), clock=clock))
+    assert caught.value.why == "the command on db1 ended with exit 137" and f"--id {ID}" in caught.value.hint[0]
+    with pytest.raises(Unreachable):
+        list(Follow(Agent(*[NoAnswer("exit 137")] * 3), ID, clock=clock))
+
+
+def test_once_closed_nothing_is_sent_any_more_and_it_is_known_whether_anything_was(clock: Clock) -> None:
+    early = Agent(link(clock, said()))
+    closed = Follow(early, ID, start=request(), clock=clock)
+
+    def close_first(verb: str, asked: Mapping[str, Any]) -> Link:
+        raise AssertionError("asked")
+
+    early.answers = [close_first]
+    connect = early.stream
+
+    def slow(*words: Any, **how: Any) -> Link:
+        closed.close()  # while the connection is being made
+        return connect(*words, **how)
+
+    early.stream = slow  # type: ignore[method-assign]
+    assert list(closed) == [] and early.asked == [] and not closed.sent
+    late = Follow(Agent(link(clock, said())), ID, start=request(), clock=clock)
+    assert not late.sent
+    list(late)
+    assert late.sent
 
 
 def test_a_link_given_up_after_a_confirmed_start_leaves_the_program_running(clock: Clock) -> None:
@@ -492,7 +530,9 @@ class Spool:
         self.rewind = 0
         self.link: _Pinged | None = None
 
-    def stream(self, verb: str, asked: Mapping[str, Any], *, payload: BinaryIO | None = None, timeout_s: float = 15.0) -> Link:
+    def stream(
+        self, verb: str, asked: Mapping[str, Any], *, payload: BinaryIO | None = None, timeout_s: float = 15.0, sending: Any = None
+    ) -> Link:
         if self.refusals:
             raise self.refusals.pop()
         cursor = asked.get("cursor") or {}

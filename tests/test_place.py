@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from corra import place as module
-from corra.channel import Channel, LinkLost, Runner
+from corra.channel import Channel, LinkLost, NoAnswer, Runner
 from corra.command import build_program, shell
 from corra.errors import Auth, CorraError, NoPython, NotStarted
 from corra.place import COMMAND, NOISE_MAX, Agent, BadReply, Refused, place
@@ -245,7 +245,28 @@ def test_nothing_a_user_says_is_in_the_command(home: Path) -> None:
     assert not set(COMMAND) & set("!\\\n")
 
 
+@pytest.mark.parametrize("status", [129, 137, 255])
+def test_a_command_that_was_killed_before_it_answered_may_have_acted(agent: New, status: int) -> None:
+    with pytest.raises(NoAnswer, match=f"ended with exit {status}"):
+        agent(Wrapped("/bin/sh", "-c", f"read line; exit {status}", "sh")).call("start", {})
+
+
+def test_once_the_host_has_answered_its_end_says_nothing_of_what_it_did(agent: New) -> None:
+    script = "import os, sys\nline = b''\nwhile line.count(b'\\n') < 2: line += os.read(0, 1)\n"
+    script += "os.write(1, b'corra 1 ' + line.split(b'\\n')[1].split()[0] + b' need\\n'); sys.exit(2)"
+    with pytest.raises(NoAnswer, match="ended with exit 2"):
+        agent(Wrapped(sys.executable, "-c", script)).call("start", {})
+
+
 # ---- what stands in the cache
+
+
+def test_a_pyc_cut_short_by_a_full_disk_is_thrown_away(agent: New, placed: Path) -> None:
+    placed_bytes(agent())
+    (compiled,) = (placed.parent / "__pycache__").iterdir()
+    compiled.write_bytes(compiled.read_bytes()[:200])
+    assert agent().call("status", {"words": ["x"]})["echo"] == ["x"]
+    assert agent().call("status", {"words": ["y"]})["echo"] == ["y"]
 
 
 def test_an_agent_with_another_byte_is_never_run_and_is_replaced(agent: New, placed: Path) -> None:

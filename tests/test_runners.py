@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from corra.channel import LinkLost, Runner
+from corra.channel import LinkLost, NoAnswer, Runner
 from corra.command import build_program
 from corra.errors import Auth, CorraError, HostKey, Misuse, NotStarted, Unreachable
+from corra.openssh import failure
 from corra.program import Host
 from corra.runners import runner
+from corra.sshconfig import settings
 from sshd import Sshd, free_port, new_key, public
 
 VIAS = ["fabric", "openssh"]
@@ -143,6 +145,7 @@ def test_a_read_without_end_is_left_at_once_by_a_ctrl_c(sshd: Sshd, via: str, ho
 import sys
 from corra.program import Host
 from corra.runners import runner
+from corra.sshconfig import settings
 channel = runner(Host({"local" if via == "local" else "h"!r}), via={"fabric" if via == "local" else via!r}).open("echo ready; exec sleep 60")
 try:
     print(channel.read(30), flush=True)
@@ -201,6 +204,40 @@ def test_a_host_that_lets_us_in_but_allows_no_session_is_given_up(new_sshd: Call
     assert isinstance(error, Unreachable)
     assert "starts nothing" in error.why
     assert sum("Accepted publickey" in line for line in server.log) == 3
+
+
+def test_a_host_that_lets_us_in_and_hangs_up_each_time_is_given_up(sshd: Sshd, open_runner: Open) -> None:
+    import paramiko
+
+    class HangsUp(paramiko.ServerInterface):  # type: ignore[misc] # paramiko has no hints
+        def get_allowed_auths(self, username: str) -> str:
+            return "publickey"
+
+        def check_auth_publickey(self, username: str, key: Any) -> int:
+            return int(paramiko.AUTH_SUCCESSFUL)
+
+        def check_channel_request(self, kind: str, chanid: int) -> int:
+            connections[-1].close()
+            return int(paramiko.OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connections.append(paramiko.Transport(listener.accept()[0]))
+                connections[-1].add_server_key(key)
+                connections[-1].start_server(server=HangsUp())
+
+    connections: list[Any] = []
+    key = paramiko.RSAKey.generate(2048)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        sshd.add_host("reset", Port=listener.getsockname()[1], StrictHostKeyChecking="accept-new")
+        error = fails(open_runner("reset"))
+        assert isinstance(error, Unreachable) and "starts nothing" in error.why
+        assert len(connections) == 3
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(30)
 
 
 @pytest.mark.parametrize("via", VIAS)
@@ -528,3 +565,21 @@ def test_importing_the_transport_imports_neither_fabric_nor_paramiko() -> None:
         [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True, timeout=60
     )
     assert said.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("client_loop: send disconnect: Broken pipe", LinkLost),
+        ("Timeout, server h not responding.", LinkLost),
+        ("Read from remote host h: Connection reset by peer", LinkLost),
+        ("Connection to h closed by remote host.", LinkLost),
+        ("a word that nobody knows", NoAnswer),
+        ("kex_exchange_identification: read: Connection reset by peer", Unreachable),
+        ("ssh: connect to host h port 22: Connection timed out", Unreachable),
+        ("Unable to negotiate with 10.0.0.1 port 22: no matching host key type found.", Unreachable),
+    ],
+)
+def test_only_what_ssh_says_before_a_session_means_that_nothing_was_asked(said: str, kind: type[Exception]) -> None:
+    host = Host("h")
+    assert isinstance(failure(said, host, settings(host), 15, None, ["ssh", "--", "h", "x"]), kind)

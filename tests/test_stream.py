@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from corra.stream import HEADER_MAX, PAYLOAD_MAX, Ack, BadFrame, Beat, Cursor, Frame, Gap, Output, Parser, Refusal, Status
+from corra.stream import HEADER_MAX, PAYLOAD_MAX, STATE_MAX, Ack, BadFrame, Beat, Cursor, Frame, Gap, Output, Parser, Refusal, Status
 from properties import PROPERTY, json_values
 
 NAMES = ("stdout", "stderr")
@@ -116,7 +116,7 @@ def test_any_header_is_a_frame_a_wait_for_its_payload_or_a_bad_frame(kind, field
         b"O aaaaaaaaaaaaaaaaa 0 0 0\n",
         b"G stdout 5 4\n",
         b"G stdout 5\n",
-        b"S 33554433\n",
+        b"S %d\n" % (STATE_MAX + 1),
         b"S 2\n[]",
         b"S 1\n{",
         b"S 0\n",
