@@ -74,6 +74,7 @@ KEEP_GOOD_S, KEEP_BAD_S = 14 * 86400, 30 * 86400
 KEEP_BYTES = 2 << 30
 KILL_DEADLINE_NS = 2 * 10**9
 GRACE_S = 10.0
+AFTER_GRACE = "corra, after the grace"  # who sends a stop's KILL
 PATH = b"/usr/local/bin:/usr/bin:/bin"  # where there is none
 ID_ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
 # What statfs calls the file systems where a stalled server would hold the program in splice.
@@ -794,6 +795,8 @@ def state_of(request, facts):
         "end_time": iso(end_ns),
         "elapsed": elapsed,
         "timeout": options.get("timeout"),
+        "stop_signal": options.get("stop_signal") or "TERM",
+        "grace": GRACE_S if options.get("grace") is None else options["grace"],
         "signals_sent": [dict(zip(("time", "signal", "id", "to", "by"), (iso(each[0]),) + each[1:])) for each in record.sent],
         "stragglers": facts.get("stragglers", []),
         "streams": {
@@ -1395,7 +1398,7 @@ class Keeper:
     def do_kill(self, now):
         if self.record.stop[3] == "grace":
             if self.record.sent[-1:] and self.record.sent[-1][2:4] != (self.record.stop[0], "tree"):
-                self.log("KILL", self.record.stop[0], "tree", "corra, after the grace")
+                self.log("KILL", self.record.stop[0], "tree", AFTER_GRACE)
             self.record.stop[2:] = [now, "killing"]
             self.dirty = True
         kill_tree([os.getpid()])

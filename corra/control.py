@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import hashlib
 import io
 import os
 import stat
@@ -171,9 +172,24 @@ class Launch:
             stay=stay,
             payload=self.payload,
             by=_by(),
-            told=_noter(request.prog_id, fresh=fresh),
+            told=self._told(request.prog_id, fresh=fresh),
             **how,
         )
+
+    @staticmethod
+    def _told(prog_id: str, *, fresh: bool) -> Callable[[State | None], None]:
+        """Return what keeps the history of a start up to date with what its follow is told. `fresh`: only this start knows of it."""
+        known: list[str] = []
+
+        def note(state: State | None) -> None:
+            if state is None:
+                if fresh:
+                    history.forget(prog_id)
+            elif state.state not in known:
+                known.append(state.state)
+                history.note(prog_id, state.state)
+
+        return note
 
     def close(self) -> None:
         """Let go of what was kept for a repeated start. A file that was given stays open."""
@@ -189,21 +205,6 @@ class Launch:
             spool=self.request.spool,
             connection=self.connection,
         )
-
-
-def _noter(prog_id: str, *, fresh: bool) -> Callable[[State | None], None]:
-    """Return what keeps the history of that run up to date with what its follow is told. `fresh`: only this start knows of it."""
-    known: list[str] = []
-
-    def note(state: State | None) -> None:
-        if state is None:
-            if fresh:
-                history.forget(prog_id)
-        elif state.state not in known:
-            known.append(state.state)
-            history.note(prog_id, state.state)
-
-    return note
 
 
 def launch(
@@ -397,17 +398,27 @@ def _payload(stdin: Stdin) -> tuple[dict[str, Any] | None, BinaryIO | None]:
         return None, None
     if isinstance(stdin, (str, bytes)):
         data = stdin.encode("utf-8", "surrogateescape") if isinstance(stdin, str) else stdin
-        return {"bytes": len(data)}, io.BytesIO(data)
+        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}, io.BytesIO(data)
     source: Any = getattr(stdin, "buffer", stdin)
     if _is_regular(source):
         begin = source.tell()
         size = max(0, os.fstat(source.fileno()).st_size - begin)
-        return {"bytes": size}, cast("BinaryIO", _Part(source, begin, size))
+        part = cast("BinaryIO", _Part(source, begin, size))
+        return {"bytes": size, "sha256": _sha256(part)}, part
     # A pipe gives its bytes once, and its length is known only at its end.
     spooled = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - read again for as long as the start isn't confirmed
     size = _pour(source, spooled)
-    spooled.seek(0)
-    return {"bytes": size}, spooled
+    return {"bytes": size, "sha256": _sha256(spooled)}, spooled
+
+
+def _sha256(source: BinaryIO) -> str:
+    """Return the hash of all of `source`: the same id with other bytes is another run, and a file that changes meanwhile is noticed."""
+    source.seek(0)
+    digest = hashlib.sha256()
+    while data := source.read(1 << 20):
+        digest.update(data)
+    source.seek(0)
+    return digest.hexdigest()
 
 
 def _is_regular(source: Any) -> bool:
@@ -463,20 +474,35 @@ def attach(
 
     Without a host this machine's history knows it. Raises NotFound, Ambiguous, Unreachable and what else may go wrong on the way.
     """
+    run = named(id, host, spool=spool, **reach)
+    if run.known is None:
+        run.state()
+    return run
+
+
+def named(
+    id: str | None = None,  # noqa: A002
+    host: Any = None,
+    *,
+    spool: str | None = None,
+    **reach: Unpack[Reach],
+) -> Run:
+    """Return the run that `attach` would, without asking its host whether it is there: its first answer tells, and the run's full id with it.
+
+    One exec less for whoever asks something else anyway. Raises NotFound and Ambiguous where history can't say which.
+    """
     if host is None:
         entry = recall(id)
         # A name is the host's to resolve: since we last looked it may have been given to another run.
         text = id if id is not None and id == entry.name else entry.prog_id
         reach = {**reach, "via": reach.get("via") or entry.via, "as_user": reach.get("as_user") or entry.as_user}
-        return attach(text, entry.host, spool=spool or entry.spool, **reach)
+        return named(text, entry.host, spool=spool or entry.spool, **reach)
     agent = agent_for(host, **reach)
-    if id is None:
-        state = _newest_of_mine(agent, spool)
-    else:
-        state = State.from_json(_ask(agent, "status", {"prog_id": id}, text=id, spool=spool))
-    history.saw(agent.host, state, via=reach.get("via"), spool=spool)
     connection = host if _is(host, "fabric.connection", "Connection") else None
-    return Run(agent, state.prog_id, name=state.name, spool=spool, connection=connection)
+    run = Run(agent, id or "", spool=spool, connection=connection, via=reach.get("via"), seen=False)
+    if id is None:
+        run.heard(_newest_of_mine(agent, spool))
+    return run
 
 
 def recall(text: str | None) -> history.Entry:
@@ -578,12 +604,26 @@ def gc(
 class Run:
     """One run on one host, whoever started it. All methods may be called from any thread."""
 
-    def __init__(self, agent: Agent, prog_id: str, *, name: str | None = None, spool: str | None = None, connection: Any = None) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        prog_id: str,
+        *,
+        name: str | None = None,
+        spool: str | None = None,
+        connection: Any = None,
+        via: str | None = None,
+        seen: bool = True,
+    ) -> None:
+        """`prog_id` may be a name or the beginning of a tail until the host has answered once. `seen`: history has it already."""
         self.agent = agent
         self.id = prog_id
         self.name = name
         self.connection = connection
+        self.known: State | None = None
         self._spool = spool
+        self._via = via
+        self._seen = seen
 
     @property
     def host(self) -> Host:
@@ -598,7 +638,7 @@ class Run:
 
     def state(self) -> State:
         """Return what the host says of it now."""
-        return self._noted(State.from_json(self._ask("status")))
+        return self.heard(State.from_json(self._ask("status")))
 
     def read(self, stream: str = "stdout", start: int = 0, end: int | None = None) -> bytes:
         """Return the bytes from `start` to `end` (default: all there are now) of a stream. A broken link is made again once."""
@@ -642,7 +682,7 @@ class Run:
             times=times,
             spool=self._spool,
             by=_by(),
-            told=_noter(self.id, fresh=False),
+            told=self._told,
             **how,
         )
 
@@ -671,29 +711,30 @@ class Run:
 
     def signal(self, name: str | int) -> State:
         """Send that one signal to the program, nothing after it, and return the State. Raises CorraError with fate NOT SENT."""
-        return self._noted(State.from_json(self._ask("signal", {"signal": signal_name(name), "by": _by()})["state"]))
+        return self.heard(State.from_json(self._ask("signal", {"signal": signal_name(name), "by": _by()})["state"]))
 
     def kill(
         self,
         signal: str | int | None = None,
-        grace: float | str = 10.0,
+        grace: float | str | None = None,
         *,
         told: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> Killed:
-        """Send `signal` (TERM), after `grace` seconds KILL to all its processes, and wait until that is over.
+        """Send `signal`, after `grace` seconds KILL to all its processes, and wait until that is over.
 
-        `grace=0` kills at once. `told` gets the host's first answer, {state, how, processes}, before the grace begins.
-        Raises NotKilled when the order could not be given or its end not be seen.
+        Without them: what the run was started with (TERM and 10 s). `grace=0` kills at once. `told` gets the host's first answer,
+        {state, how, processes, signal, grace}, before the grace begins. Raises NotKilled when the order could not be given or its end not
+        be seen.
         """
-        grace_s = _seconds(grace) or 0.0
-        request = {"signal": None if signal is None else signal_name(signal), "grace": grace_s, "by": _by()}
+        request = {"signal": None if signal is None else signal_name(signal), "grace": _seconds(grace), "by": _by()}
         for last in (False, True):
             try:
                 with _Closing(self._stream("stop", request)) as link:
+                    self.heard(State.from_json(link.reply["state"]))
                     if told is not None:
                         told(link.reply)
                         told = None
-                    return self._killed(_last_word(link, grace_s + STOP_MARGIN_S))
+                    return self._killed(_last_word(link, float(link.reply.get("grace") or 0.0) + STOP_MARGIN_S))
             except (ConnectionError, TimeoutError) as error:
                 self._relink(error, "stop", last=last)
         raise AssertionError
@@ -705,13 +746,23 @@ class Run:
         return Freed.told(self.agent, _ask(self.agent, "gc", request, text=self.id, label=self.label, spool=self._spool))
 
     def _killed(self, answer: Mapping[str, Any]) -> Killed:
-        state = self._noted(State.from_json(answer["state"]))
+        state = self.heard(State.from_json(answer["state"]))
         return Killed(bool(answer.get("ended")), tuple(answer.get("survivors", ())), state)
 
-    def _noted(self, state: State) -> State:
-        self.name = state.name
-        history.note(self.id, state.state)
+    def heard(self, state: State) -> State:
+        """Take in and return what the host has told of it."""
+        before, self.known = self.known, state
+        self.id, self.name = state.prog_id, state.name
+        if not self._seen:
+            self._seen = True
+            history.saw(self.host, state, via=self._via, spool=self._spool)
+        elif before is None or before.state != state.state:
+            history.note(self.id, state.state)
         return state
+
+    def _told(self, state: State | None) -> None:
+        if state is not None:
+            self.heard(state)
 
     def _ask(self, verb: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
         return _ask(self.agent, verb, {"prog_id": self.id, **(request or {})}, text=self.id, label=self.label, spool=self._spool)

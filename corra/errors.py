@@ -28,8 +28,13 @@ _INDENT = " " * len("corra: ")
 
 
 def line(label: str, host: str, fate: str, why: str = "") -> str:
-    """Return `corra: RUN on HOST: FATE: why`, leaving out what is empty: the grammar of all that corra says."""
+    """Return `corra: RUN on HOST: FATE: why`, leaving out what is empty: the grammar of all that corra says.
+
+    A why in parentheses is an aside, and stands behind a fate without a colon.
+    """
     subject = f"{label} on {host}" if label and host else label or host
+    if fate and why.startswith("("):
+        fate, why = f"{fate} {why}", ""
     return plain(": ".join(part for part in ("corra", subject, fate, why) if part))
 
 

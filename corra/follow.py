@@ -174,7 +174,7 @@ class Follow:
         told: Callable[[State | None], None] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """`start`: start this first; `stay=False` then leaves as soon as the host has confirmed it. `payload` is its stdin, seekable.
+        """`prog_id`: an id, or what the host is to find it by. `start`: start this first; `stay=False` then leaves as soon as the host has confirmed it. `payload` is its stdin, seekable.
 
         `dead_after_s` of silence make a link dead; `timeout_s` limits the whole watch. `told` hears of each State, and None when `start`
         has certainly started nothing.
@@ -234,6 +234,15 @@ class Follow:
         return self._sent
 
     @property
+    def starting(self) -> bool:
+        """Whether this is a start that the host hasn't confirmed yet."""
+        return self._start is not None and self.state is None
+
+    def forget(self) -> None:
+        """Tell whoever keeps track that this start has certainly started nothing."""
+        self._told(None)
+
+    @property
     def linked(self) -> bool:
         """Whether a link is open at the moment."""
         return self._link is not None
@@ -254,7 +263,7 @@ class Follow:
         """
         word = signal_name(name)
         with self._lock:
-            if self._iterating or (self._start is not None and not self.confirmed):
+            if self._iterating or self.starting:
                 number = next(self._order)
                 self._orders[number] = word
                 if self._link is None:
@@ -308,7 +317,7 @@ class Follow:
 
     def _connect(self) -> Mapping[str, Any]:
         """Make a link and return the State it begins with."""
-        starting = self._start is not None and not self.confirmed
+        starting = self.starting
         verb = "follow" if not starting else "run" if self._stay else "start"
         first, self._tried, self._useful = not self._tried, True, False
         if self._payload is not None:
@@ -354,6 +363,9 @@ class Follow:
             state = State.from_json(link.reply)
         except ValueError as error:
             raise self._stranger(error) from error
+        if (self.state is not None or self._start is not None) and state.prog_id != self.prog_id:
+            raise self._stranger(ValueError(f"it answers for {state.prog_id}"))
+        self.prog_id = state.prog_id  # until now it may have been a name, which can come to mean another run
         if self.state is None and self._tail is not None:
             self._begin_tail(link.reply, state)
         self.state = state

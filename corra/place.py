@@ -395,7 +395,9 @@ class _Exchange:
                 return word
             if none in self._held:
                 raise errors.NoPython(
-                    f"no Python 3.6 or later (tried {PYTHONS[0]}, {PYTHONS[2]} .. {PYTHONS[-1]})", host=self._runner.host.name
+                    f"no Python 3.6 or later (tried {PYTHONS[0]}, {PYTHONS[2]} .. {PYTHONS[-1]})",
+                    host=self._runner.host.name,
+                    hint=["install one there, the smallest will do:  apt-get install python3-minimal"],
                 )
             if len(self._held) > NOISE_MAX:
                 raise BadReply(f"{self._runner.host.name} printed {NOISE_MAX} bytes before any reply: {first_line(bytes(self._held))!r}")

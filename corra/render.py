@@ -15,7 +15,7 @@ from typing import Any
 
 from . import ids
 from .state import State, exit_code
-from .verdict import duration, ended
+from .verdict import duration, ended, span, when
 
 DONE = "done"
 STARTED = "started"
@@ -44,11 +44,6 @@ def _caret(char: str) -> str:
 # -- How long, how much, when
 
 
-def span(seconds: float) -> str:
-    """Return a duration that somebody chose: `2 h`, `10 s`, `0.5 s`."""
-    return f"{seconds:g} s" if seconds < 60 else duration(seconds)
-
-
 def clock(seconds: float) -> str:
     """Return `0:02` or `0:41:07`, for a figure that moves."""
     whole = int(max(0.0, seconds))
@@ -64,18 +59,6 @@ def size(count: int) -> str:
             return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}" if amount < 9.95 else f"{amount:.0f} {unit}"
         amount /= 1000
     return f"{count} B"
-
-
-def when(text: str | None) -> datetime | None:
-    """Read a State's time, as local time with its offset; None for what isn't one."""
-    if not text:
-        return None
-    try:
-        # 3.10's fromisoformat doesn't know the Z that any other writer of JSON may use.
-        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    return moment.astimezone()
 
 
 def moment(text: str | None, now: datetime) -> str:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import codecs
 import contextlib
 import json as json_
+import logging
 import os
 import re
 import select
 import stat
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from . import render
@@ -233,6 +234,24 @@ class Screen:
         with console.capture() as captured:
             console.print(Text.assemble(before, ": ", (fate, f"bold {_COLOURS.get(fate, 'red')}"), after), end="")
         return captured.get()
+
+    @contextlib.contextmanager
+    def warnings(self) -> Iterator[None]:
+        """Say what the modules below warn of, each thing once: written by themselves it would run through the live line."""
+        said: set[str] = set()
+
+        class Words(logging.Handler):
+            def emit(handler, record: logging.LogRecord) -> None:  # noqa: N805
+                if (text := record.getMessage().removeprefix("corra: ")) not in said:
+                    said.add(text)
+                    self.note("", "", text)
+
+        handler, log = Words(logging.WARNING), logging.getLogger("corra")
+        log.addHandler(handler)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
 
     # -- The live line
     def live(self, words: Callable[[int], str] | None) -> None:

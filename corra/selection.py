@@ -62,14 +62,14 @@ def one_host(c: Context, given: Given, *, fate: str) -> str:
 
 
 def find(c: Context, given: Given, text: str | None) -> Run:
-    """Return the run that `text` means: on --host, else on the host that history knows."""
+    """Return the run that `text` means: on --host, else on the host that history knows. Whether it is there, its first answer tells."""
     from . import control
 
     # $CORRA_HOST and the configuration say where to start things; where a run is, is for history to know first.
     hosts = [name.strip() for each in given.host for name in each.split(",") if name.strip()]
     if len(hosts) > 1:
         raise Misuse(f"an id belongs to one host: {', '.join(hosts)} are {len(hosts)}", fate="NOT DONE")
-    return control.attach(text, hosts[0] if hosts else None, spool=given.spool, **reach(c, given))
+    return control.named(text, hosts[0] if hosts else None, spool=given.spool, **reach(c, given))
 
 
 def find_one(c: Context, given: Given) -> Run:
@@ -79,13 +79,12 @@ def find_one(c: Context, given: Given) -> Run:
     return find(c, given, given.ids[0] if given.ids else None)
 
 
-def to_kill(c: Context, given: Given) -> list[tuple[Run, State]]:
-    """Return the runs to stop, with what is known of them. Never a guess: without ids or -a it is a misuse that lists them."""
+def to_kill(c: Context, given: Given) -> list[tuple[Run, State | None]]:
+    """Return the runs to stop, with what is known of them where it has to be. Never a guess: without ids or -a it is a misuse that lists them."""
     from . import control, history, ids
 
     if given.ids:
-        found = _each_found(c, given)
-        return [(each, each.state()) for each in found]
+        return _each_found(c, given)
     hosts = told_hosts(c, given)
     if given.all and not hosts:
         raise Misuse("-a needs --host", fate="NOT KILLED")
@@ -109,12 +108,18 @@ def to_kill(c: Context, given: Given) -> list[tuple[Run, State]]:
     return [(control.Run(control.agent_for(each.host, **how), each.prog_id, name=each.name, spool=given.spool), each) for each in open_]
 
 
-def _each_found(c: Context, given: Given) -> list[Run]:
-    """Return all runs that the ids mean, or raise for the first that means none, before any of them is touched."""
-    found = []
-    for text in dict.fromkeys(given.ids):
+def _each_found(c: Context, given: Given) -> list[tuple[Run, State | None]]:
+    """Return all runs that the ids mean, or raise for the first that means none, before any of them is touched.
+
+    One that is to be stopped without a question needs no answer before: the stop itself finds it or doesn't.
+    """
+    texts = list(dict.fromkeys(given.ids))
+    unasked = given.dry or (len(texts) == 1 and given.yes)
+    found: list[tuple[Run, State | None]] = []
+    for text in texts:
         try:
-            found.append(find(c, given, text))
+            run = find(c, given, text)
+            found.append((run, None if unasked else run.state()))
         except CorraError as error:
             raise _not_killed(error) from error
     return found
@@ -127,14 +132,14 @@ def _not_killed(error: CorraError) -> CorraError:
     return error
 
 
-def ask_first(given: Given, runs: Sequence[tuple[Run, State]]) -> None:
+def ask_first(given: Given, runs: Sequence[tuple[Run, State | None]]) -> None:
     """Have a person say yes where the runs are another's or on several hosts. Raises NotKilled for a no, and where nobody can be asked."""
     from .control import me
 
     if given.yes or given.dry:
         return
     mine = me()["user"]
-    others = [(found, state) for found, state in runs if (state.origin or {}).get("user") not in (None, mine) and not state.ended]
+    others = [(run, state) for run, state in runs if state and (state.origin or {}).get("user") not in (None, mine) and not state.ended]
     hosts = {str(found.host) for found, _ in runs}
     if others:
         found, state = others[0]

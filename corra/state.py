@@ -45,6 +45,8 @@ class State:
     end_time: str | None = None
     elapsed: float | None = None
     timeout: float | None = None
+    stop_signal: str = "TERM"
+    grace: float = 10.0
     signals_sent: tuple[Mapping[str, Any], ...] = ()
     stragglers: tuple[Mapping[str, Any], ...] = ()
     streams: Mapping[str, Mapping[str, int]] | None = None

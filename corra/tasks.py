@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .control import Freed, Run
     from .follow import Follow
     from .state import State
+    from .watch import Watch
 
 TAIL_ON_A_TERMINAL = 200
 # For looking, a host that is down must not keep the others' answers back.
@@ -65,7 +66,8 @@ def run(c: Context, given: Given) -> int:
 
     target = selection.one_host(c, given, fate="NOT STARTED")
     stdin, file = inputs.stdin(given)
-    with file:
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(file)
         launch = control.launch(
             target,
             given.argv,
@@ -83,18 +85,20 @@ def run(c: Context, given: Given) -> int:
             spool=given.spool,
             **selection.reach(c, given),
         )
+        opened.callback(launch.close)
         if given.echo or given.dry:
             given.screen.note("", target, ("would start: " if given.dry else "") + shlex.join(given.argv))
         if given.dry:
             return 0
         follow = launch.follow(stay=not given.detach, reconnect_timeout_s=given.reconnect_timeout)
-        watch = Watch(follow, launch.run, given.screen, relay=frozenset({signals.SIGTERM}), hide=given.hide)
+        relay = frozenset({signals.SIGTERM})
+        watch = Watch(follow, launch.run, given.screen, relay=relay, hide=given.hide, announce=not given.detach)
         try:
             state = watch.stay()
         except Gone:
             return watch.gone()
     if given.detach and state is not None and state.state != "not_started":
-        return _detached(given, watch.label, state, target)
+        return _detached(given, watch, state, target)
     return 0 if state is None else watch.outcome(state)
 
 
@@ -154,9 +158,11 @@ def logs(c: Context, given: Given) -> int:
 @verb(
     HOST,
     *REACH,
-    option("signal", "s", read=signal, help="Send just this one, no KILL after it (TERM, the grace, then KILL to the whole tree)."),
+    option(
+        "signal", "s", read=signal, help="Send just this one, no KILL after it (its stop signal, the grace, then KILL to the whole tree)."
+    ),
     switch("kill-now", "9", help="KILL to the whole tree now."),
-    option("grace", read=seconds, help="From TERM to KILL (10s)."),
+    option("grace", read=seconds, help="From there to KILL (what run was given, 10s)."),
     switch("all", "a", help="All that run on --host."),
     switch("yes", "y", help="Don't ask, though it is another's run or on several hosts."),
     switch("no-wait", help="Don't wait for the end."),
@@ -164,7 +170,7 @@ def logs(c: Context, given: Given) -> int:
     fate="NOT KILLED",
 )
 def kill(c: Context, given: Given) -> int:
-    """Stop runs: TERM, after --grace KILL to the whole tree: inv kill ID..
+    """Stop runs: TERM (or its own --stop-signal), after --grace KILL to the whole tree: inv kill ID..
 
     Exits 0 when none is left, also when it had ended already, 1 when something outlives KILL, 125 when nothing could be done.
     """
@@ -175,20 +181,24 @@ def kill(c: Context, given: Given) -> int:
     selection.ask_first(given, runs)
     if given.dry:
         for found, _ in runs:
-            given.screen.note(found.label, str(found.host), f"would be sent {given.signal or ('KILL' if given.kill_now else 'TERM')}")
+            given.screen.note(
+                found.label,
+                str(found.host),
+                f"would be sent {given.signal or ('KILL' if given.kill_now else found.known.stop_signal if found.known else 'TERM')}",
+            )
         return 0
-    grace_s = 0.0 if given.kill_now else 10.0 if given.grace is None else given.grace
 
-    def end(each: tuple[Run, State]) -> int:
+    def end(each: tuple[Run, State | None]) -> int:
         found, before = each
         with _said(given) as code:
             if given.signal:
-                found.signal(given.signal)
-                given.screen.note(before.label, str(found.host), "had ended already" if before.ended else f"{given.signal} sent")
+                after = found.signal(given.signal)
+                over = before.ended if before else after.ended and not after.signals_sent
+                given.screen.note(after.label, str(found.host), "had ended already" if over else f"{given.signal} sent")
             else:
-                stop(given.screen, found, grace_s=grace_s, wait=not given.no_wait)
+                stop(given.screen, found, grace_s=0.0 if given.kill_now else given.grace, wait=not given.no_wait)
             if given.json:
-                given.screen.event("state", **_at(found.state(), found).to_json())
+                given.screen.event("state", **_at(found.known or found.state(), found).to_json())
         return code[0]
 
     return max(_each(end, runs))
@@ -424,7 +434,7 @@ def _at(state: State, found: Run) -> State:
     return replace(state, host=str(found.host))
 
 
-def _detached(given: Given, label: str, state: State, target: str) -> int:
+def _detached(given: Given, watch: Watch, state: State, target: str) -> int:
     from . import ids, render
     from .verb import program
 
@@ -435,7 +445,7 @@ def _detached(given: Given, label: str, state: State, target: str) -> int:
     hint = [f"watch: {program()} attach {state.name or short}"]
     if target != "local":
         hint.append(f"elsewhere: corra attach --host {target} {short}")
-    given.screen.say(label, target, render.STARTED, "", render.beside(hint))
+    given.screen.say(watch.label, target, render.STARTED, watch.placed, render.beside(hint))
     return 0
 
 

@@ -264,7 +264,8 @@ class Verb(Task):  # type: ignore[type-arg]
         try:
             if given.refusal:
                 raise Misuse(given.refusal, fate=self.fate)
-            code = self.body(context, given) or 0
+            with screen.warnings():
+                code = self.body(context, given) or 0
         except CorraError as error:
             screen.error(error)
             code = error.code

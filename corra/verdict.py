@@ -10,10 +10,12 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from . import ids
-from .errors import Ambiguous, Conflict, CorraError, Failed, Lost, NoRoom, NotFound, NotStarted, TimedOut, Unreachable
+from .agent import AFTER_GRACE
+from .errors import Ambiguous, Conflict, CorraError, Failed, Lost, NoRoom, NotFound, NotStarted, TimedOut, Unreachable, plain
 from .program import Host, Request
 from .state import State, exit_code
 
@@ -59,14 +61,32 @@ def duration(seconds: float) -> str:
     return _two(whole, 86400, "d", 3600, "h")
 
 
+def span(seconds: float) -> str:
+    """Return a duration that somebody chose: `2 h`, `10 s`, `0.5 s`."""
+    return f"{seconds:g} s" if seconds < 60 else duration(seconds)
+
+
 def _two(whole: int, large: int, large_unit: str, small: int, small_unit: str) -> str:
     rest = whole % large // small
     return f"{whole // large} {large_unit}" + (f" {rest} {small_unit}" if rest else "")
 
 
-def clock(iso: str | None) -> str:
-    """Return the hour and minute of a State's time, as the host's clock had it; `?` for none."""
-    return iso[11:16] if iso and len(iso) >= 16 else "?"
+def when(text: str | None) -> datetime | None:
+    """Read a State's time, as local time with its offset; None for what isn't one."""
+    if not text:
+        return None
+    try:
+        # 3.10's fromisoformat doesn't know the Z that any other writer of JSON may use.
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return moment.astimezone()
+
+
+def clock(text: str | None, form: str = "%H:%M") -> str:
+    """Return the local hour and minute of a State's time; `?` for none."""
+    then = when(text)
+    return "?" if then is None else then.strftime(form)
 
 
 def outcome(state: State) -> str:
@@ -100,8 +120,7 @@ def _errno_name(number: Any) -> str:
 
 def _one_line(text: Any) -> str:
     """Return foreign text on one line, with what a terminal would act upon made visible."""
-    line = " ".join(str(text).split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
+    return plain(" ".join(str(text).split()))
 
 
 # Refusals
@@ -122,7 +141,7 @@ def refused(
     message = _one_line(facts.get("message", ""))
     answer = _ANSWERS.get(kind)
     if answer is not None:
-        return answer(facts, host, text, start, common)
+        return retold(answer(facts, host, text, start, common), verb=verb, label=common["label"])
     starting = verb in ("start", "run")
     kind_of = NotStarted if starting else CorraError
     error = kind_of(message or kind.replace("_", " "), **common)
@@ -249,21 +268,30 @@ def ended(state: State, host: str, result: Any = None) -> CorraError | None:
         return not_started(state, host)
     if state.state == "lost":
         logs = f"{typed()} logs --host {host} {ids.short(state.prog_id)}"
-        until = f"output to {state.last_output_time[11:19]}: " if state.last_output_time else "its output: "
+        until = f"output to {clock(state.last_output_time, '%H:%M:%S')}: " if state.last_output_time else "its output: "
         return Lost(_lost(state, host), hint=[f"exit status unknown; {until}{logs}"], **facts)
     if state.reason == "timeout":
-        limit = duration(state.timeout) if state.timeout else "its time was over"
+        limit = span(state.timeout) if state.timeout else "its time was over"
         by = f"; ended by {_short(state.signal)}" if state.signal else f"; ended with exit {state.return_code}"
         over = "" if not state.timeout or state.elapsed is None else f" after {duration(max(0.0, state.elapsed - state.timeout))}"
         return TimedOut(limit + by + over, result=result, **facts)
     if state.signal:
         core = ", core dumped" if state.core_dumped else ""
-        senders = [str(each["by"]) for each in state.signals_sent if each.get("by")]
-        by = f" from {senders[-1]}" if senders else ""
-        return Failed(f"{_short(state.signal)}{by}{after}{core}", result=result, fate="KILLED", code=exit_code(state), **facts)
+        why = f"{_sender(state)}{after}{core}"
+        return Failed(why, result=result, fate="KILLED", code=exit_code(state), **facts)
     if exit_code(state) == 0:
         return None
     return Failed(f"exit {state.return_code}{after}", result=result, code=exit_code(state), **facts)
+
+
+def _sender(state: State) -> str:
+    """Return `TERM from ops@laptop`, `TERM from ops@laptop; ended by KILL`, or the bare signal where nobody is known to have sent it."""
+    name = _short(state.signal or "")
+    sent = [each for each in state.signals_sent if each.get("by")]
+    if len(sent) > 1 and sent[-1]["by"] == AFTER_GRACE and name == "KILL":
+        return f"{_short(str(sent[-2].get('signal')))} from {sent[-2]['by']}; ended by KILL"
+    senders = [str(each["by"]) for each in sent if each.get("signal") == state.signal]
+    return name + (f" from {senders[-1]}" if senders else "")
 
 
 def _lost(state: State, host: str) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 
 from . import ids, render
 from .control import Run
-from .errors import CorraError, MaybeStarted, NotDead
+from .errors import CorraError, MaybeStarted, NotDead, NotStarted
 from .follow import Event, Follow, LinkDown, LinkUp
 from .screen import ERR, OUT, Gone, Screen
 from .state import State, exit_code
@@ -39,7 +39,6 @@ MASHED_S = 0.3
 SECOND_CTRL_C_S = 2.0
 # A session that ends sends SIGHUP right beside SIGTERM.
 HANGUP_S = 0.3
-GRACE_S = 10.0
 
 _CAUGHT = (signals.SIGINT, signals.SIGTERM, signals.SIGHUP)
 
@@ -140,8 +139,9 @@ class Watch:
         hide: str | None = None,
         stamps: bool = False,
         tail: int | None = None,
+        announce: bool = True,
     ) -> None:
-        """`relay`: the signals that are passed on to the program. `hide`: out, err or both."""
+        """`relay`: the signals that are passed on to the program. `hide`: out, err or both. `announce`: say that the agent was placed."""
         self.follow = follow
         self.run = run
         self.screen = screen
@@ -150,6 +150,7 @@ class Watch:
         self._hidden = {"out": {OUT}, "stdout": {OUT}, "err": {ERR}, "stderr": {ERR}, "both": {OUT, ERR}}.get(hide or "", set())
         self._stampers: dict[str, Stamper] | None = {} if stamps else None
         self._tail = tail
+        self._announce = announce
         self._desk = Desk()
         self._state: State | None = None
         self._state_at = self._output_at = time.monotonic()
@@ -166,6 +167,15 @@ class Watch:
         """What to type for this run."""
         name = self._state.name if self._state else self.run.name
         return name or ids.short(self.run.id)
+
+    @property
+    def placed(self) -> str:
+        """`(agent 1.0 placed, 61 kB)` where this call has brought the agent to the host; on this machine that is nobody's concern."""
+        if not self.follow.placed or self.follow.host.is_local:
+            return ""
+        from .agent import VERSION
+
+        return f"(agent {VERSION} placed, {render.size(self.follow.placed)})"
 
     # -- The pump
     def _pump(self) -> None:
@@ -216,10 +226,8 @@ class Watch:
             self.run.name = state.name
             self.was_over = state.ended and state.state != "not_started"
             self._event("start", state=state.to_json(), placed=self.follow.placed)
-            if self.follow.placed and not self.follow.host.is_local:
-                from .agent import VERSION
-
-                self.screen.say(self.label, self.host, render.STARTED, f"agent {VERSION} placed, {render.size(self.follow.placed)}")
+            if self._announce and self.placed:
+                self.screen.say(self.label, self.host, render.STARTED, self.placed)
 
     def _show_link_down(self, down: LinkDown) -> None:
         if self._down is None and not self.screen.live_line:
@@ -266,7 +274,7 @@ class Watch:
                 if item.error is not None:
                     raise item.error
                 return self.follow.state
-            if item in self._relay and not (item == signals.SIGTERM and self._session_ends()):
+            if item in self._relay and self.follow.sent and not (item == signals.SIGTERM and self._session_ends()):
                 name = signals.Signals(item).name.removeprefix("SIG")
                 self.follow.signal(name)
                 self.screen.note(self.label, self.host, f"{name} passed on to it")
@@ -292,25 +300,33 @@ class Watch:
     def _detach(self, why: str, *more: str) -> None:
         self.screen.mute()
         self.screen.live(None)
+        if self.follow.starting:
+            # From here on nothing is sent, so that what is said stays true.
+            self.follow.close()
+            self.screen.error(self._left_early())
+            return
         if not self.follow.confirmed:
-            error = MaybeStarted(
-                f"you left before {self.host} confirmed it",
-                label=self.label,
-                host=self.host,
-                prog_id=self.run.id,
-                hint=[f"safe to repeat, it starts at most once: the same command, --id {self.run.id}"],
-            )
-            self.screen.error(error)
+            self.screen.note(self.label, self.host, f"you left before {self.host} answered")
             return
         self._event("detach", why=why)
         hint = render.beside([f"watch: {typed()} attach {self.short}", f"stop: {typed()} kill {self.short}"])
         self.screen.say(self.label, self.host, render.STILL_RUNNING, why, [*hint, *more])
 
+    def _left_early(self) -> CorraError:
+        facts: dict[str, Any] = {"label": self.label, "host": self.host, "prog_id": self.run.id}
+        if not self.follow.sent:
+            self.follow.forget()
+            return NotStarted(f"you left before {self.host} was reached", **{**facts, "label": ""})
+        hint = [f"safe to repeat, it starts at most once: the same command, --id {self.run.id}"]
+        return MaybeStarted(f"you left before {self.host} confirmed it", hint=hint, **facts)
+
     def _interrupted(self) -> None:
         """Answer Ctrl-C: leave, but for a person wait a moment for the second one, which stops the program."""
         if not (self.screen.err_is_terminal and self.follow.confirmed):
             self._leave("SIGINT")
-        self._detach("you have detached", f"Ctrl-C again within {SECOND_CTRL_C_S:g} s stops it now (TERM, KILL after {GRACE_S:g} s)")
+        state = self.follow.state
+        how = f"{state.stop_signal}, KILL after {render.span(state.grace)}" if state else "TERM, then KILL"
+        self._detach("you have detached", f"Ctrl-C again within {SECOND_CTRL_C_S:g} s stops it now ({how})")
         first = time.monotonic()
         while (left := first + SECOND_CTRL_C_S - time.monotonic()) > 0:
             try:
@@ -340,7 +356,7 @@ class Watch:
 
     def _kill(self) -> None:
         try:
-            stop(self.screen, self.run, grace_s=GRACE_S)
+            stop(self.screen, self.run)
             self._desk.put(None)
         except CorraError as error:
             self._desk.put(error)
@@ -390,19 +406,19 @@ class _Told(Exception):
     """The host has the order, and nobody wants to see what becomes of it."""
 
 
-def stop(screen: Screen, run: Run, *, grace_s: float, signal: str | None = None, wait: bool = True) -> None:
-    """Stop a run and all its processes, and say so. Raises NotDead when something outlives KILL, NotKilled when the order failed."""
+def stop(screen: Screen, run: Run, *, grace_s: float | None = None, wait: bool = True) -> None:
+    """Stop a run and all its processes, and say so; `grace_s` None is the run's own. Raises NotDead when something outlives KILL, NotKilled when the order failed."""
     host = str(run.host)
     first: dict[str, Any] = {}
 
     def told(answer: Mapping[str, Any]) -> None:
         first.update(answer)
-        _say_sent(screen, run, answer, grace_s, signal or "TERM")
+        _say_sent(screen, run, answer)
         if not wait:
             raise _Told
 
     try:
-        killed = run.kill(signal, grace_s, told=told)
+        killed = run.kill(grace=grace_s, told=told)
     except _Told:
         return
     state = killed.state
@@ -422,7 +438,7 @@ def stop(screen: Screen, run: Run, *, grace_s: float, signal: str | None = None,
         screen.say(state.label, host, *render.fate(state, host))
 
 
-def _say_sent(screen: Screen, run: Run, answer: Mapping[str, Any], grace_s: float, signal: str) -> None:
+def _say_sent(screen: Screen, run: Run, answer: Mapping[str, Any]) -> None:
     """Say what the host did at once."""
     state, host = State.from_json(answer["state"]), str(run.host)
     if answer.get("how") == "ended":
@@ -432,7 +448,8 @@ def _say_sent(screen: Screen, run: Run, answer: Mapping[str, Any], grace_s: floa
     count = answer.get("processes")
     whom = "it" if not count else "its 1 process" if count == 1 else f"all {count} processes"
     direct = " (by pid: its keeper didn't answer)" if answer.get("how") == "direct" else ""
-    text = f"KILL sent to {whom}" if grace_s <= 0 else f"{signal} sent; KILL to {whom} in {render.span(grace_s)}"
+    grace_s = float(answer.get("grace") or 0.0)
+    text = f"KILL sent to {whom}" if grace_s <= 0 else f"{answer.get('signal')} sent; KILL to {whom} in {render.span(grace_s)}"
     screen.note(state.label, host, text + direct)
 
 

@@ -313,7 +313,8 @@ def test_stdin_that_ends_too_early_starts_nothing(door):
 def test_stdin_that_isnt_what_was_announced_starts_nothing_and_other_bytes_of_the_same_id_are_a_conflict(door):
     def request(announced: bytes) -> dict[str, Any]:
         source = {"bytes": 5, "sha256": hashlib.sha256(announced).hexdigest()}
-        return door.program(["touch", str(door.base / "mark")], prog_id="same", stdin=source)
+        made: dict[str, Any] = door.program(["touch", str(door.base / "mark")], prog_id="same", stdin=source)
+        return made
 
     code, out, _ = door.raw("start", door.encode(request(b"12345"), b"54321"))
     assert code == 1 and "not those announced" in json.loads(out.splitlines()[-1])["message"]

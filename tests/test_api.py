@@ -227,6 +227,11 @@ def test_stdin_is_what_was_given(target: Agent, make: Callable[[], Any], expecte
     assert result.stdout.split()[0] == hashlib.sha256(expected).hexdigest()
 
 
+def test_as_many_words_as_linux_takes_come_back_in_the_state(home: Path) -> None:
+    words_of_all_kinds = ["true", *["\udcff" * 100_000] * 18]
+    assert corra.run("local", words_of_all_kinds).state.argv == tuple(words_of_all_kinds)
+
+
 def test_the_environment_and_cwd_are_as_asked(target: Agent, home: Path) -> None:
     (home / "d").mkdir()
     env = {"A": "x y; echo INJECTED", "LANG": None}

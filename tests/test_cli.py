@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from agent_door import eventually
 from conftest import Cli
 from corra import ids
 from properties import words as any_word
@@ -145,6 +147,19 @@ def test_misuse_is_one_line_and_code_2(cli: Cli, typed: str, line: str) -> None:
     assert (done.returncode, done.stdout) == (2, b"")
     assert len(lines(done.stderr)) == 1
     assert lines(done.stderr)[0].startswith(line)
+
+
+def test_what_is_piped_in_is_sent_and_let_go_of(cli: Cli) -> None:
+    """A temporary file that is left to the garbage collector is a warning of Python's, which would stand in the operator's way."""
+    done = cli("run", *LOCAL, "--stdin", "-", "--", "cat", stdin=b"piped", env={"PYTHONWARNINGS": "always::ResourceWarning"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"piped", b"")
+
+
+def test_the_same_id_with_other_bytes_for_stdin_is_a_conflict(cli: Cli) -> None:
+    typed = ("run", *LOCAL, "--id", "load-1", "--stdin", "-", "--", "cat")
+    assert [cli(*typed, stdin=b"one").returncode for _ in range(2)] == [0, 0]
+    other = cli(*typed, stdin=b"two")
+    assert other.returncode == 125 and b"already names another command" in other.stderr
 
 
 def test_a_host_nobody_knows_is_125(cli: Cli) -> None:
@@ -291,7 +306,7 @@ def test_a_program_that_ignores_term_is_killed_after_its_grace(cli: Cli, started
     prog_id = started("sh", "-c", "trap '' TERM; while :; do sleep 60; done")
     done = cli("kill", "--grace", "0.1s", prog_id)
     assert done.returncode == 0
-    assert "KILLED: KILL" in lines(done.stderr)[-1]
+    assert re.fullmatch(r"corra: \w{6} on local: KILLED: TERM from \S+@\S+; ended by KILL after [\d.]+ s", lines(done.stderr)[-1])
 
 
 def test_kill_9_does_not_wait(cli: Cli, started: Callable[..., str]) -> None:
@@ -299,6 +314,14 @@ def test_kill_9_does_not_wait(cli: Cli, started: Callable[..., str]) -> None:
     done = cli("kill", "-9", prog_id)
     assert done.returncode == 0
     assert "KILL sent to " in lines(done.stderr)[0]
+
+
+def test_kill_uses_the_stop_signal_and_the_grace_that_run_was_given(cli: Cli, started: Callable[..., str]) -> None:
+    script = "trap 'exit 3' INT; trap '' TERM; echo ready; while :; do sleep 0.1; done"
+    prog_id = started("sh", "-c", script, flags=("--stop-signal", "INT", "--grace", "25s"))
+    eventually(lambda: b"ready" in cli("logs", prog_id).stdout)
+    done = cli("kill", prog_id)
+    assert "INT sent; KILL to all 2 processes in 25 s" in done.stderr.decode() and "FAILED: exit 3" in done.stderr.decode()
 
 
 def test_a_signal_of_choice_is_all_that_is_sent(cli: Cli, started: Callable[..., str]) -> None:
@@ -406,6 +429,20 @@ def test_an_id_nobody_knows_says_how_to_look(cli: Cli) -> None:
     there = cli("attach", *LOCAL, "zz9")
     assert there.returncode == 125
     assert lines(there.stderr)[0].startswith("corra: zz9 on local: NOT FOUND among the 0 runs of ")
+
+
+def test_attach_and_an_unasked_kill_are_one_exec_each(cli: Cli, sshd: Sshd) -> None:
+    def commands(*words: str) -> int:
+        before = sum("Starting session: command" in line for line in sshd.log)
+        assert cli(*words).returncode == 0
+        return sum("Starting session: command" in line for line in sshd.log) - before
+
+    assert commands("run", "--host", "h", "--name", "short", "--", "true") == 1
+    assert commands("attach", "--host", "h", "short") == 1
+    assert commands("logs", "short") == 1
+    assert commands("status", "short") == 1
+    assert commands("wait", "short") == 1
+    assert commands("kill", "-y", "--host", "h", "short") == 1
 
 
 def test_with_a_host_no_local_memory_is_needed(cli: Cli) -> None:

@@ -48,7 +48,7 @@ def reader(new_sshd, home: Path) -> dict[str, str]:
 def told(line: str, home: Path) -> str:
     """Return a line as the pages tell it: the test's home and user are those of anybody."""
     line = line.replace(str(home / "db1"), "/home/ops").replace(str(home), "/home/ops")
-    line = re.sub(r"\broot@\S+", "ops@laptop", line)
+    line = re.sub(r"\broot@[\w.-]+", "ops@laptop", line).replace("(root,", "(ops,")
     return re.sub(r"\b(as|of|by) root\b", r"\1 ops", re.sub(r"\broot\b(?=  )", "ops ", line))
 
 

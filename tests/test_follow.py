@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from corra import follow
-from corra.channel import LinkLost, NoAnswer
+from corra.channel import NoAnswer
 from corra.errors import Auth, HostKey, MaybeStarted, Misuse, NotFound, StillRunning, Unreachable
 from corra.follow import AWAY_S, Event, Follow, LinkDown, LinkUp, Tick, signal_name
 from corra.place import Refused

@@ -17,11 +17,12 @@ import pytest
 from corra import place as module
 from corra.channel import Channel, LinkLost, NoAnswer, Runner
 from corra.command import build_program, shell
-from corra.errors import Auth, CorraError, NoPython, NotStarted
+from corra.errors import Auth, CorraError, NoPython, NoRoom, NotStarted
 from corra.place import COMMAND, NOISE_MAX, Agent, BadReply, Refused, place
 from corra.process import Process
 from corra.program import Host
 from corra.runners import runner
+from corra.verdict import refused
 from machine import pythons
 from sshd import Sshd
 
@@ -341,6 +342,10 @@ def test_nowhere_to_write_is_said_with_all_that_was_tried(agent: New, tmp_path: 
     assert caught.value.kind == "no_room"
     assert [each["dir"] for each in caught.value.facts["tried"]] == [f"{blocked}/.cache/corra", f"{blocked}/corra-{os.getuid()}/cache"]
     assert all(each["message"] for each in caught.value.facts["tried"])
+    error = refused(caught.value.kind, caught.value.facts, host=Host("h"), verb="run")
+    assert isinstance(error, NoRoom) and error.line.startswith("corra: h: NOT STARTED: no room for the agent: not a directory (ENOTDIR)")
+    looking = refused(caught.value.kind, caught.value.facts, host=Host("h"), verb="list")
+    assert looking.line.startswith("corra: h: no room for the agent")
 
 
 def test_a_source_that_is_not_the_one_announced_is_not_run(home: Path, placed: Path) -> None:

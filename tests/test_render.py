@@ -9,6 +9,7 @@ import pty
 import re
 import select
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -18,9 +19,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from corra import render
+from corra.agent import AFTER_GRACE
 from corra.errors import NotFound
 from corra.screen import OUT, Gone, Sanitiser, Screen
 from corra.state import State
+from corra.verdict import ended as bad_end, outcome
 
 NOW = datetime(2026, 11, 23, 4, 0, tzinfo=timezone.utc)
 COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
@@ -78,6 +81,42 @@ def test_an_end_found_late_says_when_it_was() -> None:
     local = (NOW - timedelta(minutes=5)).astimezone()
     assert render.fate(ended(), now=NOW) == ("done", f"exit 0 at {local:%H:%M} after 2 h 18 min")
     assert render.fate(ended(return_code=2), now=NOW) == ("FAILED", f"exit 2 after 2 h 18 min, at {local:%H:%M}")
+
+
+def test_every_time_of_day_is_the_operators_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC-5:30")
+    time.tzset()
+    try:
+        rebooted = State(
+            "20261123t014409z-k7m2qxwp",
+            "lost",
+            "reboot",
+            end_time="2026-11-23T03:31:00+00:00",
+            last_output_time="2026-11-23T03:30:58+00:00",
+        )
+        error = bad_end(rebooted, "db1")
+        assert error is not None and error.why == "db1 rebooted at 09:01 while it ran"
+        assert error.hint[0].startswith("exit status unknown; output to 09:00:58: ")
+        assert outcome(replace(rebooted, state="exited", reason="exited", return_code=0)) == "done: exit 0, 09:01"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_kill_says_who_asked_and_what_ended_it() -> None:
+    term = {"signal": "SIGTERM", "by": "ops@laptop"}
+    kill = {"signal": "SIGKILL", "by": AFTER_GRACE}
+    state = State("20261123t014409z-k7m2qxwp", "exited", "killed", status=9, signal="SIGKILL", elapsed=1.8, signals_sent=(term, kill))
+
+    def why(state: State) -> str:
+        error = bad_end(state, "db1")
+        assert error is not None
+        return error.why
+
+    assert why(state) == "TERM from ops@laptop; ended by KILL after 1.8 s"
+    assert why(replace(state, status=15, signal="SIGTERM", signals_sent=(term,))) == "TERM from ops@laptop after 1.8 s"
+    # Somebody's HUP didn't end it: it crashed.
+    assert why(replace(state, status=11, signal="SIGSEGV", signals_sent=(term,))) == "SEGV after 1.8 s"
 
 
 def test_an_open_run_is_still_running() -> None:

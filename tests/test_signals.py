@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ import pytest
 
 from conftest import Cli
 from corra import ids
+from sshd import Sshd
 
 LOCAL = ("--host", "local")
 # Says when it is ready, what it was sent, and ends by itself should a test forget it.
@@ -205,6 +208,17 @@ def test_a_second_ctrl_c_stops_the_program(cli: Cli, terminal: Callable[..., Ter
     assert cli("status", "--exit-code", "it").returncode == 5
 
 
+def test_ctrl_c_before_anything_was_sent_says_that_nothing_was_started(cli: Cli, terminal: Callable[..., Terminal]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
+        there = terminal("run", "--host", f"127.0.0.1:{silent.getsockname()[1]}", "--", "true")
+        with silent.accept()[0]:
+            there.until("connecting")
+            there.type("\x03")
+            assert there.end() == -signal.SIGINT
+    assert "NOT STARTED: you left before 127.0.0.1:" in there.seen.decode() and b"MAYBE" not in there.seen
+    assert cli("attach").returncode == 125  # nor does history know of it
+
+
 def test_mashing_ctrl_c_does_not_stop_the_program(cli: Cli, terminal: Callable[..., Terminal]) -> None:
     screen = terminal(*RUN)
     screen.until("ready")
@@ -362,6 +376,22 @@ def test_kill_asks_before_it_stops_another_persons_run(cli: Cli, terminal: Calla
         screen.type(answer + "\n")
         assert screen.end() == code
     assert not running(cli, "it")
+
+
+def test_a_detached_start_that_places_the_agent_says_started_once(cli: Cli, terminal: Callable[..., Terminal], sshd: Sshd) -> None:
+    shown = terminal("run", "-d", "--host", "h", "--name", "nap", "--", "sleep", "60")
+    assert shown.end() == 0
+    said = [line for line in shown.seen.decode().splitlines() if "started" in line]
+    assert len(said) == 1 and re.search(r"nap \(\w{6}\) on h: started \(agent \S+ placed, \d+ kB\)", said[0])
+    cli("kill", "-9", "-y", "nap")
+
+
+def test_what_history_warns_of_is_said_once_in_our_own_words(cli: Cli, terminal: Callable[..., Terminal]) -> None:
+    (cli.home / ".local" / "state" / "corra").mkdir(parents=True)
+    (cli.home / ".local" / "state" / "corra" / "history.sqlite3").mkdir()
+    shown = terminal("run", *LOCAL, "--", "true")
+    assert shown.end() == 0
+    assert shown.seen.decode().count("corra: history ") == 1
 
 
 def test_a_detached_start_says_where_to_watch_on_a_terminal(cli: Cli, terminal: Callable[..., Terminal]) -> None:
