@@ -15,7 +15,7 @@ from typing import Any
 
 from . import ids
 from .state import State, exit_code
-from .verdict import duration, ended, span, when
+from .verdict import duration, ended, when
 
 DONE = "done"
 STARTED = "started"

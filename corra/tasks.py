@@ -458,9 +458,9 @@ def _refuse_contradictions(given: Given) -> None:
 
 
 def _hours(since_s: float) -> str:
-    from . import render
+    from .verdict import span
 
-    return "24 h" if since_s == 86400 else render.span(since_s)
+    return "24 h" if since_s == 86400 else span(since_s)
 
 
 @verb(

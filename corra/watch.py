@@ -31,7 +31,7 @@ from .screen import ERR, OUT, Gone, Screen
 from .state import State, exit_code
 from .stream import Gap, Output, Status
 from .verb import die_of
-from .verdict import duration, ended, typed
+from .verdict import duration, ended, span, typed
 
 EPIPE_CODE = 141
 # A second Ctrl-C sooner than this is the same one, mashed; later than that, nobody waits for it any more.
@@ -325,7 +325,7 @@ class Watch:
         if not (self.screen.err_is_terminal and self.follow.confirmed):
             self._leave("SIGINT")
         state = self.follow.state
-        how = f"{state.stop_signal}, KILL after {render.span(state.grace)}" if state else "TERM, then KILL"
+        how = f"{state.stop_signal}, KILL after {span(state.grace)}" if state else "TERM, then KILL"
         self._detach("you have detached", f"Ctrl-C again within {SECOND_CTRL_C_S:g} s stops it now ({how})")
         first = time.monotonic()
         while (left := first + SECOND_CTRL_C_S - time.monotonic()) > 0:
@@ -449,7 +449,7 @@ def _say_sent(screen: Screen, run: Run, answer: Mapping[str, Any]) -> None:
     whom = "it" if not count else "its 1 process" if count == 1 else f"all {count} processes"
     direct = " (by pid: its keeper didn't answer)" if answer.get("how") == "direct" else ""
     grace_s = float(answer.get("grace") or 0.0)
-    text = f"KILL sent to {whom}" if grace_s <= 0 else f"{answer.get('signal')} sent; KILL to {whom} in {render.span(grace_s)}"
+    text = f"KILL sent to {whom}" if grace_s <= 0 else f"{answer.get('signal')} sent; KILL to {whom} in {span(grace_s)}"
     screen.note(state.label, host, text + direct)
 
 
