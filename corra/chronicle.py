@@ -12,7 +12,7 @@ from typing import Any
 
 from . import ids, render
 from .book import HERE, Attempt, Book, Event, Part
-from .verdict import duration
+from .verdict import duration, when
 
 HEAD = ("", "STEP", "HOST", "STATE", "BEGUN", "FOR", "ID", "BY", "COMMAND")
 BOOKS = ("RUNBOOK", "KEY", "STATE", "BEGUN", "BY", "JOURNAL")
@@ -103,7 +103,7 @@ def _command(attempt: Attempt | None) -> str:
 
 
 def _when(event: Event) -> str:
-    then = render.when(event.at)
+    then = when(event.at)
     return f"{then:%Y-%m-%d %H:%M:%S %z}" if then else event.at
 
 

@@ -13,7 +13,7 @@ from .book import Book, Event
 from .hostset import fold
 from .screen import ERR, OUT, Screen
 from .state import State
-from .verdict import duration
+from .verdict import duration, when
 
 _STEP_WIDTH, _HOST_WIDTH, _WORD_WIDTH, _TOOK_WIDTH = 12, 9, 17, 7
 
@@ -175,7 +175,7 @@ def moment(at: str) -> str:
 
 def took(begun: Event, ended_at: str) -> str:
     """Return how long a runbook took, from its very first beginning."""
-    first, last = render.when(begun.at), render.when(ended_at)
+    first, last = when(begun.at), when(ended_at)
     return duration((last - first).total_seconds()) if first and last else "an unknown time"
 
 
