@@ -43,6 +43,7 @@ def copy_of_the_agent() -> str:
         at = tempfile.mkdtemp(prefix="corra-agent-", dir="/tmp")
         os.chmod(at, 0o755)
         shutil.copy(SOURCE, at)
+        shutil.copy(SOURCE.with_name("courier.py"), at)
         atexit.register(shutil.rmtree, at, ignore_errors=True)
         _copies[os.getpid()] = at
     return _copies[os.getpid()]

@@ -78,7 +78,8 @@ def test_by_hand_the_seeds_program_starts_and_its_agents_pid_takes_sigterm_for_i
     assert (final["state"], final["reason"], final["return_code"]) == ("exited", "exited", 3)
     assert [each["signal"] for each in final["signals_sent"]] == ["SIGTERM", "SIGUSR1"]
     for path in door.directory(state["prog_id"]).glob("*"):
-        assert not path.is_file() or b"very-secret-token" not in path.read_bytes()
+        assert path.name == "token" or not path.is_file() or b"very-secret-token" not in path.read_bytes()
+    assert (door.directory(state["prog_id"]) / "token").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("python", pythons(), ids=lambda path: Path(path).parts[-3])

@@ -19,8 +19,10 @@ MS = 10**6
 VIEW = {
     "stop": None, "ended": False, "recorded": False, "final": False, "alone": False, "wait_children": False, "timed": True,
     "timeout_at": None, "again_at": 0, "retry_at": 0, "blocked": False, "room_at": 0, "due": False, "told": False, "reaped": False,
-    "open": True,
+    "open": True, "courier": False, "courier_at": None,
 }  # fmt: skip
+
+OVER = {"ended": True, "recorded": True, "final": True, "told": True, "reaped": True}
 
 
 def view(**facts: Any) -> dict[str, Any]:
@@ -57,6 +59,9 @@ def view(**facts: Any) -> dict[str, Any]:
         ({"ended": True, "recorded": True, "final": True, "told": True}, ("reap", None)),
         ({"ended": True, "recorded": True, "final": True, "told": True, "reaped": True}, (None, None)),
         ({"ended": True, "recorded": True, "final": True, "told": True, "reaped": True, "open": False}, ("leave", None)),
+        ({**OVER, "open": False, "courier": True}, (None, None)),
+        ({**OVER, "open": False, "courier": True, "courier_at": 130}, (None, 130)),
+        ({"courier": True, "courier_at": 100}, ("courier", None)),
         ({"blocked": True, "room_at": 100}, ("unblock", None)),
         ({"blocked": True, "room_at": 130, "timeout_at": 120}, (None, 120)),
     ],
@@ -70,6 +75,7 @@ views = st.fixed_dictionaries({
     **{key: st.booleans() for key, value in VIEW.items() if isinstance(value, bool)},
     **dict.fromkeys(("again_at", "retry_at", "room_at"), times),
     "timeout_at": st.none() | times,
+    "courier_at": st.none() | times,
     "stop": st.none() | st.tuples(st.just("n"), st.just("killed"), times, st.sampled_from(["grace", "killing", "done"])).map(list),
 })  # fmt: skip
 
