@@ -101,7 +101,7 @@ def read_answer(status, headers, body, now):
 
 def whole(text):
     """Return a number that a header says, or None."""
-    return int(text) if text and text.isdigit() and len(text) <= 18 else None
+    return int(text) if text and text.isdecimal() and len(text) <= 18 else None
 
 
 def words_of(body):
@@ -119,7 +119,7 @@ def retry_after(text, now):
     """Return the seconds that Retry-After asks for, at most an hour, or None."""
     if not text:
         return None
-    if text.strip().isdigit():
+    if text.strip().isdecimal():
         return min(float(text), RETRY_AFTER_MAX_S)
     try:
         date = email.utils.parsedate_tz(text)
@@ -251,7 +251,7 @@ class Link:
         """Return where to connect to: the forwarded port first, while there is one. Only with TLS: anybody here may take that port over."""
         if self.route and self.tls:
             host, _, port = self.route.rpartition(":")
-            if port.isdigit():
+            if port.isdecimal():
                 return [(host, int(port)), self.address]
         return [self.address]
 

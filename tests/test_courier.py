@@ -184,7 +184,9 @@ def test_no_answer_upsets_it(body, offset):
 
 # ---------------------------------------------------------------- what to do next
 
-VIEW: dict[str, Any] = {"streams": {}, "final": None, "retry_at": 0.0, "give_up_at": None, "state_at": None, "buffer": 100, "latency": 1.0, "done": False}
+VIEW: dict[str, Any] = {
+    "streams": {}, "final": None, "retry_at": 0.0, "give_up_at": None, "state_at": None, "buffer": 100, "latency": 1.0, "done": False,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
