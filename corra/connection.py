@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import hostkeys
+from .carrier import Carrier
 from .channel import Channel, first_line
 from .command import login_command
 from .errors import CorraError, NotStarted, Unreachable
@@ -184,6 +185,7 @@ class Fabric:
                 raise
             late = time.monotonic() > deadline - 0.1
             raise self._meaning(error, greeted=greeted, judged=bool(offered), late=late, limit=limit) from error
+        connection.transport.calm()
         return connection
 
     def _new(self) -> Connection:
@@ -283,7 +285,7 @@ class Fabric:
             ) from error
         failures: list[OSError] = []
         for n, (family, kind, protocol, _, address) in enumerate(found):
-            carrier = Prompt(family, kind, protocol)
+            carrier = Carrier(family, kind, protocol)
             try:
                 carrier.settimeout(max(0.5, (deadline - time.monotonic()) / (len(found) - n)))
                 carrier.connect(address)
@@ -333,23 +335,6 @@ def host_of(connection: Connection) -> Host:
     return Host(connection.original_host, int(connection.port), connection.user)
 
 
-class Prompt(socket.socket):
-    """A TCP connection that acknowledges what is short at once.
-
-    sshd has Nagle's algorithm on until a session begins, and for ever where it carries a ProxyJump: it holds its next message back until we
-    have acknowledged the one before, which Linux puts off by 40 ms (`open_session` took 41 ms, and takes 1 this way).
-    """
-
-    def recv(self, size: int, flags: int = 0, /) -> bytes:
-        data = super().recv(size, flags)
-        # 16: a header that paramiko reads first, the rest is there already. A full packet of a fast stream is followed by the next one anyway.
-        if 16 < len(data) < _SHORT:
-            # The kernel forgets it with every byte we send.
-            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        return data
-
-
-_SHORT = 8192
 _SILENT = logging.NullHandler()
 # What a connection is given by `_attempt`, and must not be handed on to the next one.
 _OURS = ("sock", "transport_factory", "auth_strategy", "banner_timeout", "auth_timeout")

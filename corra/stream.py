@@ -77,38 +77,69 @@ Frame = Output | Gap | Status | Ack | Refusal | Beat
 
 
 class Parser:
-    """Cuts a byte stream into frames. `feed` it whatever arrived; it holds at most one incomplete frame."""
+    """Cuts a byte stream into frames. `feed` it whatever arrived.
+
+    Output is handed out as it comes, a frame of it in pieces if need be: on a line of 56 kbit/s a whole one takes half a minute, and what had come
+    of it would be lost with the link. Of anything else an incomplete frame is held, and never more than that.
+    """
 
     def __init__(self) -> None:
         self._held = bytearray()
+        self._wanted = 0  # how long `held` must be to be worth another look
+        self._open: tuple[str, int, int, int] | None = None  # the output frame in the middle of which we are: stream, offset, bytes left, time
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Yield the frames that are complete now. Raises BadFrame."""
-        held = self._held
-        held += data
+        """Yield what is complete now. Raises BadFrame."""
+        source: bytes | bytearray = data
+        if self._held:
+            source = self._held
+            source += data
+            if len(source) < self._wanted:
+                return
         at = 0
         try:
-            while True:
-                newline = held.find(b"\n", at, at + HEADER_MAX)
+            while at < len(source):
+                if self._open is not None:
+                    begin, at = at, min(at + self._open[2], len(source))
+                    yield self._piece(_cut(source, begin, at))
+                    continue
+                newline = source.find(b"\n", at, at + HEADER_MAX)
                 if newline < 0:
-                    if len(held) - at >= HEADER_MAX:
+                    if len(source) - at >= HEADER_MAX:
                         raise BadFrame("a header without an end")
+                    self._wanted = 0
                     return
-                kind, fields, size = _header(bytes(held[at:newline]))
-                start = newline + 1
-                if len(held) - start < size:
+                kind, fields, size = _header(_cut(source, at, newline))
+                if kind == "O" and size:
+                    at, self._open = newline + 1, (_stream(fields[0]), _number(fields[1]), size, _number(fields[3]))
+                    continue
+                end = newline + 1 + size
+                if len(source) < end:
+                    self._wanted = end - at
                     return
-                at = start + size
-                with memoryview(held) as view:
-                    payload = bytes(view[start:at])
-                yield _frame(kind, fields, payload)
+                at = end
+                yield _frame(kind, fields, _cut(source, newline + 1, end))
         finally:
-            del held[:at]
+            self._held = bytearray() if at == len(source) else bytearray(_cut(source, at, len(source)))
+
+    def _piece(self, data: bytes) -> Output:
+        assert self._open is not None
+        stream, offset, left, time_ns = self._open
+        self._open = (stream, offset + len(data), left - len(data), time_ns) if left > len(data) else None
+        return Output(stream, offset, data, time_ns)
 
     @property
     def pending(self) -> int:
         """How many bytes of an incomplete frame are held."""
         return len(self._held)
+
+
+def _cut(source: bytes | bytearray, begin: int, end: int) -> bytes:
+    """Return a part of `source`: itself, if that is all of it."""
+    if isinstance(source, bytes):
+        return source[begin:end]
+    with memoryview(source) as view:
+        return bytes(view[begin:end])
 
 
 _FIELDS = {"O": 4, "G": 3, "S": 1, "A": 1, "X": 1, "H": 0}
@@ -134,14 +165,18 @@ def _number(text: str) -> int:
     return int(text)
 
 
+def _stream(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise BadFrame(f"not a stream: {name[:40]!r}")
+    return name
+
+
 def _frame(kind: str, fields: list[str], payload: bytes) -> Frame:
-    if kind in "OG" and not _NAME.fullmatch(fields[0]):
-        raise BadFrame(f"not a stream: {fields[0][:40]!r}")
     match kind:
         case "O":
-            return Output(fields[0], _number(fields[1]), payload, _number(fields[3]))
+            return Output(_stream(fields[0]), _number(fields[1]), payload, _number(fields[3]))
         case "G":
-            gap = Gap(fields[0], _number(fields[1]), _number(fields[2]))
+            gap = Gap(_stream(fields[0]), _number(fields[1]), _number(fields[2]))
             if gap.end < gap.start:
                 raise BadFrame(f"a gap that ends before it begins: {gap.start} to {gap.end}")
             return gap

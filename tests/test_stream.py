@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -41,7 +42,23 @@ def encode(frame: Frame) -> bytes:
 
 def parse(*pieces: bytes) -> list[Frame]:
     parser = Parser()
-    return [frame for piece in pieces for frame in parser.feed(piece)]
+    return whole([frame for piece in pieces for frame in parser.feed(piece)])
+
+
+def whole(frames: list[Frame]) -> list[Frame]:
+    """Put output together that came in pieces; two frames of it that adjoin are as good as one."""
+    joined: list[Frame] = []
+    for frame in frames:
+        last = joined[-1] if joined else None
+        if (
+            isinstance(frame, Output)
+            and isinstance(last, Output)
+            and (last.stream, last.end, last.time_ns) == (frame.stream, frame.offset, frame.time_ns)
+        ):
+            joined[-1] = Output(last.stream, last.offset, last.data + frame.data, last.time_ns)
+        else:
+            joined.append(frame)
+    return joined
 
 
 @PROPERTY
@@ -50,7 +67,7 @@ def test_wherever_the_network_cuts_the_frames_are_the_same(sent, data):
     wire = b"".join(map(encode, sent))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=6)))
     pieces = [wire[a:b] for a, b in zip([0, *cuts], [*cuts, len(wire)], strict=True)]
-    assert repr(parse(*pieces)) == repr(sent)
+    assert repr(parse(*pieces)) == repr(whole(sent))
 
 
 def test_cut_at_every_byte_the_frames_are_the_same():
@@ -153,9 +170,31 @@ def test_the_largest_payload_passes_in_pieces_and_nothing_of_it_is_kept():
     parser = Parser()
     data = bytes(PAYLOAD_MAX)
     wire = b"O stdout 0 %d 0\n" % len(data) + data
-    got = [frame for at in range(0, len(wire), 65536) for frame in parser.feed(wire[at : at + 65536])]
-    assert got == [Output("stdout", 0, data)]
-    assert parser.pending == 0
+    got: list[Frame] = []
+    for at in range(0, len(wire), 65536):
+        got += parser.feed(wire[at : at + 65536])
+        assert parser.pending == 0
+        assert sum(len(frame.data) for frame in got if isinstance(frame, Output)) == min(at + 65536, len(wire)) - wire.index(b"\n") - 1
+    assert whole(got) == [Output("stdout", 0, data)]
+
+
+def test_output_is_shown_before_its_frame_is_complete():
+    parser = Parser()
+    assert list(parser.feed(b"O stdout 7 10 3\nab")) == [Output("stdout", 7, b"ab", 3)]
+    assert list(parser.feed(b"c")) == [Output("stdout", 9, b"c", 3)]
+    assert list(parser.feed(b"defghijH\n")) == [Output("stdout", 10, b"defghij", 3), Beat()]
+
+
+def test_a_state_in_many_pieces_costs_no_second_look():
+    """32 MiB in pieces of 64 KiB are read once, not 512 times."""
+    value = {"argv": ["x" * 1000] * 16000}
+    payload = json.dumps(value).encode()
+    wire = b"S %d\n" % len(payload) + payload
+    parser = Parser()
+    began = time.process_time()
+    got = [frame for at in range(0, len(wire), 4096) for frame in parser.feed(wire[at : at + 4096])]
+    assert got == [Status(value)]
+    assert time.process_time() - began < 2
 
 
 def take(cursor: Cursor, *given: Output | Gap) -> list[Output | Gap]:
