@@ -291,6 +291,7 @@ class Fabric:
                 carrier.connect(address)
                 carrier.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 carrier.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MS)
+                carrier.greet()
             except OSError as error:
                 carrier.close()
                 error.filename = address[0]

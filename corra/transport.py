@@ -9,6 +9,8 @@ from typing import Any
 
 from paramiko import SSHException, Transport as Plain
 
+from .carrier import GREETING
+
 # AES-GCM carries 1.4 times what paramiko's own first choice does (280 against 203 MB/s), where the CPU has AES.
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 # A window of 8 MiB fills 80 MB/s at 100 ms; it is also what a reader that stands still lets pile up in our memory. Packets of 256 KiB
@@ -23,6 +25,7 @@ class Transport(Plain):  # type: ignore[misc] # paramiko has no hints
 
     def __init__(self, carrier: Any, **kwargs: Any) -> None:
         super().__init__(carrier, default_window_size=WINDOW, default_max_packet_size=PACKET, **kwargs)
+        self.local_version = GREETING
         self._held: list[Any] = []
         self.clear_to_send = _Gate(self)
         options = self.get_security_options()

@@ -1,16 +1,20 @@
-"""A TCP proxy on 127.0.0.1 that a test can cut, reset, freeze and slow down."""
+"""A TCP proxy on 127.0.0.1 that a test can cut, reset, freeze, delay and narrow."""
 
 from __future__ import annotations
 
 import contextlib
+import queue
 import select
 import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 _PIECE = 1 << 16
+# What is under way on a delayed or narrow line; whoever sends more has to wait.
+_UNDER_WAY = 256
 # SO_LINGER with no time: close() sends RST instead of FIN and drops what is unsent.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -35,7 +39,10 @@ class _Pair:
 
 
 class Proxy:
-    """Passes connections on to `port` of this machine. `accepted` counts them."""
+    """Passes connections on to `port` of this machine. `accepted` counts them.
+
+    Before a connection is made: `delay_s` is how long each byte takes, in either direction; `rate` is how many bytes a second pass in each.
+    """
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -43,6 +50,7 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self.accepted = 0
         self.delay_s = 0.0
+        self.rate: float | None = None
         self._refusing = False
         self._flowing = threading.Event()
         self._flowing.set()
@@ -113,26 +121,53 @@ class Proxy:
                 threading.Thread(target=self._carry, args=arguments, daemon=True).start()
 
     def _carry(self, pair: _Pair, source: socket.socket, target: socket.socket, down: bool) -> None:
+        pass_on = self._slowly(pair, target) if self.delay_s or self.rate else target.sendall
         with contextlib.suppress(OSError, ValueError):
             while data := self._receive(pair, source):
-                if self.delay_s:
-                    pair.over.wait(self.delay_s)
                 while not self._flowing.wait(0.1):
                     if pair.over.is_set():
                         return
                 if down and self._limit is not None and pair.passed_down + len(data) > self._limit:
                     self._reach_limit(pair, target, data[: max(0, self._limit - pair.passed_down)])
                     return
-                target.sendall(data)
+                pass_on(data)
                 pair.passed_down += len(data) if down else 0
-        pair.end(reset=False)
+        if pass_on != target.sendall:
+            pass_on(b"")
+        else:
+            pair.end(reset=False)
+
+    def _slowly(self, pair: _Pair, target: socket.socket) -> Callable[[bytes], None]:
+        """Return what takes data and has it arrive later, each piece as late as the others; b"" is the end."""
+        line: queue.Queue[tuple[float, bytes]] = queue.Queue(8 if self.rate else _UNDER_WAY)
+
+        def deliver() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    due, data = line.get()
+                    pair.over.wait(max(0.0, due - time.monotonic()))
+                    if not data or pair.over.is_set():
+                        break
+                    if self.rate:
+                        pair.over.wait(len(data) / self.rate)
+                    target.sendall(data)
+            pair.end(reset=False)
+
+        def take(data: bytes) -> None:
+            while not pair.over.is_set():
+                with contextlib.suppress(queue.Full):
+                    return line.put((time.monotonic() + self.delay_s, data), timeout=0.1)
+
+        threading.Thread(target=deliver, daemon=True).start()
+        return take
 
     def _receive(self, pair: _Pair, source: socket.socket) -> bytes:
         # Never blocked in recv: that would hold the connection open beyond close(), and no RST would go out.
         while not select.select([source], [], [], 0.02)[0]:
             if pair.over.is_set():
                 return b""
-        return source.recv(_PIECE)
+        # A narrow line's own buffers are small, or a cut would come minutes after what was sent before it.
+        return source.recv(1024 if self.rate else _PIECE)
 
     def _reach_limit(self, pair: _Pair, target: socket.socket, last: bytes) -> None:
         target.sendall(last)
