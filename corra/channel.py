@@ -60,6 +60,9 @@ class Runner(Protocol):
     def login(self) -> str:
         """Who logs in there (or is here already), before any sudo."""
 
+    def begin(self) -> None:
+        """Start connecting, where that takes time, beside what the caller still has to do; what goes wrong is said by the first `open`."""
+
     def open(self, command: str) -> Channel:
         """Start `command`, POSIX shell text, as the user that `host` means. Raises Unreachable, HostKey, Auth."""
 

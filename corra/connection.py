@@ -71,6 +71,7 @@ class Fabric:
         self._connecting = threading.Lock()
         self._open: list[Connection] = [connection] if connection is not None and connection.is_connected else []
         self._gateway: Fabric | None = None
+        self._begun: _InThread | None = None
 
     @property
     def login(self) -> str:
@@ -84,8 +85,22 @@ class Fabric:
             self._settings = settings(self.host, self._config_path)
         return self._settings
 
+    def begin(self) -> None:
+        if self._begun is None and not self._open:
+            self._begun = _InThread(self._connect_first)
+            # Two threads that import at once hinder each other: this one waits until the other has it and waits for the network.
+            import fabric  # noqa: F401
+
+    def _connect_first(self) -> None:
+        with self._connecting:
+            if not self._open:
+                self._open.append(self._connect())
+
     def open(self, command: str) -> Channel:
         text = login_command(command, self.host)
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.result()
         made = 0
         while True:
             before = list(self._open)
@@ -145,6 +160,7 @@ class Fabric:
     def _attempt(self, deadline: float, limit: float) -> Connection:
         # fabric and paramiko take 85 ms to import: the network does its part meanwhile.
         dialling = _InThread(lambda: self._socket(deadline, limit))
+        import fabric  # noqa: F401 - with paramiko in it
         import paramiko
 
         logging.getLogger("paramiko").addHandler(_SILENT)
@@ -370,9 +386,9 @@ class _InThread:
             self._error = error
         self._done.set()
 
-    def result(self, deadline: float) -> Any:
+    def result(self, deadline: float | None = None) -> Any:
         """Return the call's value or raise its error; None when it is still busy a second after `deadline`."""
-        if not self._done.wait(max(0.0, deadline - time.monotonic()) + 1.0):
+        if not self._done.wait(None if deadline is None else max(0.0, deadline - time.monotonic()) + 1.0):
             return None
         if self._error is not None:
             raise self._error

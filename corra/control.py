@@ -19,16 +19,15 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypedDict, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from . import history, ids
 from .agent import VERSION
-from .connection import CONNECT_S, Fabric, host_of
 from .errors import CorraError, Misuse, NotFound, NotKilled, Unreachable
 from .follow import ANSWER_S, DEAD_AFTER_S, Event, Follow, Link, signal_name
-from .place import Agent, Refused, place
+from .place import Agent, Refused
 from .program import Host, Program, Request, seconds, words
-from .runners import runner
+from .reach import Reach, agent_for, is_a
 from .state import State
 from .stream import Output, Parser, Status
 from .verdict import ambiguous, duration, ended, not_started, refused, retold, typed
@@ -46,17 +45,6 @@ AT_ONCE = 32
 
 Stdin = str | bytes | IO[bytes] | IO[str] | None
 Watch = Callable[[Event], None]
-
-
-class Reach(TypedDict, total=False):
-    """How a host is reached: who logs in, whom sudo makes of them there, by what, and how patiently."""
-
-    user: str | None
-    as_user: str | None
-    via: str | None
-    config: Any
-    connect_timeout: float | None
-    accept_new_key: bool
 
 
 class What(Reach, total=False):
@@ -91,44 +79,6 @@ class Killed(NamedTuple):
     ended: bool
     survivors: tuple[Mapping[str, Any], ...]
     state: State
-
-
-def agent_for(
-    target: Any,
-    *,
-    user: str | None = None,
-    as_user: str | None = None,
-    via: str | None = None,
-    config: Any = None,
-    connect_timeout: float | None = CONNECT_S,
-    accept_new_key: bool = False,
-) -> Agent:
-    """Return the agent of `target`; nothing is connected before its first call. Raises TypeError for what is no target."""
-    if isinstance(target, Agent):
-        return target
-    limits: dict[str, Any] = {"connect_timeout_s": connect_timeout, "accept_new_key": accept_new_key}
-    if _is(target, "fabric.connection", "Connection"):
-        host = host_of(target)
-        through = Fabric(replace(host, user=as_user), config=config or target.config, connection=target, **limits)
-        return place(through)
-    if _is(target, "invoke.context", "Context"):
-        raise TypeError(
-            "a Context is no target: it means this machine under inv and the other one under fab; "
-            'say which: "local", a host name, or a fabric Connection'
-        )
-    if isinstance(target, str):
-        host = Host.parse(target, login=user, user=as_user)
-    elif isinstance(target, Host):
-        host = replace(target, login=target.login or user, user=target.user or as_user)
-    else:
-        raise TypeError(f"not a target: {target!r} (a host name, a corra.Host or a fabric Connection)")
-    return place(runner(host, via=via or "fabric", config=config, **limits))
-
-
-def _is(value: object, module: str, name: str) -> bool:
-    """Return whether `value` is an instance of that class, without importing its module: who has an instance has imported it."""
-    kind = getattr(sys.modules.get(module), name, None)
-    return kind is not None and isinstance(value, kind)
 
 
 def me() -> dict[str, str]:
@@ -258,7 +208,7 @@ def launch(
         secrets=dict(secrets or {}),
         spool=spool,
     )
-    connection = target if _is(target, "fabric.connection", "Connection") else None
+    connection = target if is_a(target, "fabric.connection", "Connection") else None
     return Launch(agent, request, payload, reach.get("via"), connection)
 
 
@@ -498,7 +448,7 @@ def named(
         reach = {**reach, "via": reach.get("via") or entry.via, "as_user": reach.get("as_user") or entry.as_user}
         return named(text, entry.host, spool=spool or entry.spool, **reach)
     agent = agent_for(host, **reach)
-    connection = host if _is(host, "fabric.connection", "Connection") else None
+    connection = host if is_a(host, "fabric.connection", "Connection") else None
     run = Run(agent, id or "", spool=spool, connection=connection, via=reach.get("via"), seen=False)
     if id is None:
         run.heard(_newest_of_mine(agent, spool))

@@ -294,6 +294,10 @@ class Agent:
         """Return another file for the same host, placed and spoken to in the same way, over the same connection."""
         return Agent(self._runner, source)
 
+    def begin(self) -> None:
+        """Start connecting, beside what the caller still has to do before the first verb."""
+        self._runner.begin()
+
     def call(self, verb: str, request: Mapping[str, Any], *, timeout_s: float = 15.0) -> dict[str, Any]:
         """Return the reply of a verb that has nothing more to say. Raises Refused, CorraError, LinkLost."""
         link = self.stream(verb, request, timeout_s=timeout_s)

@@ -32,6 +32,9 @@ class Local:
     def login(self) -> str:
         return getpass.getuser()
 
+    def begin(self) -> None:
+        """There is no connection to make."""
+
     def open(self, command: str) -> Channel:
         argv = build_command(command, self.host)
         if not shutil.which(argv[0]):
@@ -65,6 +68,9 @@ class OpenSSH:
         if self._settings is None:
             self._settings = settings(self.host, self._config_path)
         return self._settings
+
+    def begin(self) -> None:
+        """ssh is started together with the command."""
 
     def open(self, command: str) -> Channel:
         limit_s = self._connect_timeout_s or self._known.connect_timeout_s or CONNECT_S

@@ -39,6 +39,7 @@ _CORE_SHOWS = frozenset({"-h", "--help", "-l", "--list", "-V", "--version", "--p
 
 # Python's own is 700 new objects; what a verb imports is 15,000.
 _RARELY = (100_000, 20, 20)
+_SWITCH_S = 0.0005
 
 _COMPLETED = 50  # the newest; more would scroll by
 
@@ -257,6 +258,8 @@ class Verb(Task):  # type: ignore[type-arg]
         """Call the body; whatever goes wrong is said by the Screen, and only its exit code goes on to Invoke."""
         # What is imported stays: looking through it again and again for garbage took a tenth of a short run.
         gc.set_threshold(*_RARELY)
+        # A thread that hears from the network isn't to wait 5 ms, three times over, until one that imports lets it.
+        sys.setswitchinterval(_SWITCH_S)
         from .screen import Screen
 
         screen = given.screen = Screen(json=given.json, quiet=given.quiet, raw=bool(getattr(given, "raw", False)))

@@ -113,6 +113,9 @@ class Wrapped:
         self._argv = argv
         self._env = [f"{name}={value}" for name, value in (env or {}).items()]
 
+    def begin(self) -> None:
+        pass
+
     def open(self, command: str) -> Channel:
         return Process(["env", *self._env, *self._argv, command])
 

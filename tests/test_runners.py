@@ -537,6 +537,38 @@ def test_an_invoke_config_serves_two_hosts_without_mixing_their_keys(new_sshd: C
     assert "key_filename" not in config["connect_kwargs"]
 
 
+@pytest.mark.parametrize("via", ALL)
+def test_a_connection_may_be_begun_before_there_is_a_command(sshd: Sshd, open_runner: Open, via: str) -> None:
+    target = open_runner("local" if via == "local" else "h", via="fabric" if via == "local" else via)
+    target.begin()
+    target.begin()
+    assert everything(target, "echo in")[0] == b"in\n"
+    assert sum("Accepted publickey" in line for line in sshd.log) == (via != "local")
+
+
+@pytest.mark.parametrize("via", VIAS)
+def test_what_goes_wrong_with_a_connection_begun_early_is_said_by_the_first_open(sshd: Sshd, open_runner: Open, via: str) -> None:
+    port = free_port()
+    target = open_runner(f"h:{port}", via=via)
+    target.begin()
+    error = fails(target)
+    assert isinstance(error, Unreachable)
+    assert error.why == f"connection refused by 127.0.0.1 port {port}"
+
+
+def test_an_rsa_key_waits_for_the_hashes_the_host_takes(sshd: Sshd, open_runner: Open, home: Path) -> None:
+    key = new_key(home / "rsa", "rsa")
+    sshd.authorized_keys.write_text(public(key) + "\n")
+    sshd.add_host("byrsa", IdentityFile=str(key))
+    assert everything(open_runner("byrsa"), "echo in")[0] == b"in\n"
+
+
+def test_a_key_refused_is_followed_by_the_next_one(sshd: Sshd, open_runner: Open, home: Path) -> None:
+    wrong, also_wrong = new_key(home / "wrong"), new_key(home / "wrong_rsa", "rsa")
+    sshd.add_host("third", IdentityFile=f"{wrong}\n  IdentityFile {also_wrong}\n  IdentityFile {sshd.user_key}")
+    assert everything(open_runner("third"), "echo in")[0] == b"in\n"
+
+
 def test_the_cipher_is_gcm_and_nagle_is_off(sshd: Sshd, open_runner: Open) -> None:
     target: Any = open_runner("h")
     everything(target, "true")

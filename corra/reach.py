@@ -1,0 +1,61 @@
+"""From a target, as people and their tasks name it, to the agent there. Nothing is connected yet."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any, TypedDict
+
+from .connection import CONNECT_S, Fabric, host_of
+from .place import Agent, place
+from .program import Host
+from .runners import runner
+
+
+class Reach(TypedDict, total=False):
+    """How a host is reached: who logs in, whom sudo makes of them there, by what, and how patiently."""
+
+    user: str | None
+    as_user: str | None
+    via: str | None
+    config: Any
+    connect_timeout: float | None
+    accept_new_key: bool
+
+
+def agent_for(
+    target: Any,
+    *,
+    user: str | None = None,
+    as_user: str | None = None,
+    via: str | None = None,
+    config: Any = None,
+    connect_timeout: float | None = CONNECT_S,
+    accept_new_key: bool = False,
+) -> Agent:
+    """Return the agent of `target`; nothing is connected before its first call. Raises TypeError for what is no target."""
+    if isinstance(target, Agent):
+        return target
+    limits: dict[str, Any] = {"connect_timeout_s": connect_timeout, "accept_new_key": accept_new_key}
+    if is_a(target, "fabric.connection", "Connection"):
+        host = host_of(target)
+        through = Fabric(replace(host, user=as_user), config=config or target.config, connection=target, **limits)
+        return place(through)
+    if is_a(target, "invoke.context", "Context"):
+        raise TypeError(
+            "a Context is no target: it means this machine under inv and the other one under fab; "
+            'say which: "local", a host name, or a fabric Connection'
+        )
+    if isinstance(target, str):
+        host = Host.parse(target, login=user, user=as_user)
+    elif isinstance(target, Host):
+        host = replace(target, login=target.login or user, user=target.user or as_user)
+    else:
+        raise TypeError(f"not a target: {target!r} (a host name, a corra.Host or a fabric Connection)")
+    return place(runner(host, via=via or "fabric", config=config, **limits))
+
+
+def is_a(value: object, module: str, name: str) -> bool:
+    """Return whether `value` is an instance of that class, without importing its module: who has an instance has imported it."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(value, kind)
