@@ -18,11 +18,12 @@ from urllib.parse import quote, unquote
 from . import ledger
 from .book import Book, Event, events
 from .channel import LinkLost
-from .control import agent_for, me
+from .control import me
 from .errors import CorraError, Misuse, NoRoom, Unreachable
 from .follow import ANSWER_S
 from .place import Agent, Refused
 from .program import Host
+from .reach import agent_for
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 15.0
 _FILE_NAME_MAX = 200

@@ -32,6 +32,7 @@ from .errors import Changed, Conflict, CorraError, Lost, Misuse, Stop, TimedOut,
 from .follow import Follow, LinkDown, LinkUp
 from .place import Agent
 from .program import Host, seconds
+from .reach import Reach, agent_for
 from .state import State, exit_code
 from .stopped import Step, stopped
 from .teller import Lines, Row, Teller, last_line, repeated, took
@@ -297,11 +298,11 @@ class Runbook:
     def _agent(self, target: Any, reach: Mapping[str, Any]) -> Agent:
         """Return the agent of `target`, the same for all steps: one connection a host."""
         if not isinstance(target, (str, Host)):
-            return control.agent_for(target, **reach)
+            return agent_for(target, **reach)
         key = (str(target), getattr(target, "user", None), *(str(reach.get(name)) for name in (*_REACH[:2], *_REACH[3:], "as_user")))
         with self._lock:
             if key not in self._agents:
-                self._agents[key] = control.agent_for(target, **reach)
+                self._agents[key] = agent_for(target, **reach)
             return self._agents[key]
 
     def _claim(self, step: str, places: Sequence[_Place]) -> Step:
@@ -512,7 +513,7 @@ class Runbook:
         timeout: float | str = ...,
         argv: Sequence[str] = ...,
         at_once: int | None = ...,
-        **how: Unpack[control.Reach],
+        **how: Unpack[Reach],
     ) -> Reboot: ...
     @overload
     def reboot(
@@ -523,7 +524,7 @@ class Runbook:
         timeout: float | str = ...,
         argv: Sequence[str] = ...,
         at_once: int | None = ...,
-        **how: Unpack[control.Reach],
+        **how: Unpack[Reach],
     ) -> dict[Host, Reboot]: ...
     def reboot(
         self,
@@ -533,7 +534,7 @@ class Runbook:
         timeout: float | str = "15m",
         argv: Sequence[str] = ("systemctl", "reboot"),
         at_once: int | None = None,
-        **how: Unpack[control.Reach],
+        **how: Unpack[Reach],
     ) -> Reboot | dict[Host, Reboot]:
         """Reboot hosts and wait until they answer again, `timeout` at most; return what it was, of several by host.
 

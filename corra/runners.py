@@ -70,7 +70,7 @@ class OpenSSH:
         return self._settings
 
     def begin(self) -> None:
-        """ssh is started together with the command."""
+        """Nothing yet: ssh is started together with its command."""
 
     def open(self, command: str) -> Channel:
         limit_s = self._connect_timeout_s or self._known.connect_timeout_s or CONNECT_S

@@ -82,6 +82,7 @@ def find_one(c: Context, given: Given) -> Run:
 def to_kill(c: Context, given: Given) -> list[tuple[Run, State | None]]:
     """Return the runs to stop, with what is known of them where it has to be. Never a guess: without ids or -a it is a misuse that lists them."""
     from . import control, history, ids
+    from .reach import agent_for
 
     if given.ids:
         return _each_found(c, given)
@@ -105,7 +106,7 @@ def to_kill(c: Context, given: Given) -> list[tuple[Run, State | None]]:
     if not open_:
         given.screen.note("", ",".join(hosts), "nothing runs there")
     how = reach(c, given)
-    return [(control.Run(control.agent_for(each.host, **how), each.prog_id, name=each.name, spool=given.spool), each) for each in open_]
+    return [(control.Run(agent_for(each.host, **how), each.prog_id, name=each.name, spool=given.spool), each) for each in open_]
 
 
 def _each_found(c: Context, given: Given) -> list[tuple[Run, State | None]]:

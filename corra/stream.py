@@ -86,7 +86,9 @@ class Parser:
     def __init__(self) -> None:
         self._held = bytearray()
         self._wanted = 0  # how long `held` must be to be worth another look
-        self._open: tuple[str, int, int, int] | None = None  # the output frame in the middle of which we are: stream, offset, bytes left, time
+        self._open: tuple[str, int, int, int] | None = (
+            None  # the output frame in the middle of which we are: stream, offset, bytes left, time
+        )
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Yield what is complete now. Raises BadFrame."""

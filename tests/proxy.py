@@ -156,7 +156,8 @@ class Proxy:
         def take(data: bytes) -> None:
             while not pair.over.is_set():
                 with contextlib.suppress(queue.Full):
-                    return line.put((time.monotonic() + self.delay_s, data), timeout=0.1)
+                    line.put((time.monotonic() + self.delay_s, data), timeout=0.1)
+                    return
 
         threading.Thread(target=deliver, daemon=True).start()
         return take

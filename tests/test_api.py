@@ -27,6 +27,7 @@ import corra
 from corra import control, history, ids
 from corra.follow import LinkDown, LinkUp
 from corra.place import Agent
+from corra.reach import agent_for
 from corra.stream import Gap, Output, Status
 from proxy import Proxy, wait_for
 from sshd import Sshd
@@ -46,7 +47,7 @@ def target(request: pytest.FixtureRequest, home: Path) -> Iterator[Agent]:
     """This machine, and the same machine through sshd by either transport."""
     if request.param != "local":
         request.getfixturevalue("sshd")
-    agent = control.agent_for("local" if request.param == "local" else "h", via=request.param)
+    agent = agent_for("local" if request.param == "local" else "h", via=request.param)
     yield agent
     agent.close()
 
@@ -539,7 +540,7 @@ def test_a_start_whose_answer_is_lost_is_repeated_and_runs_once(proxied: Proxy, 
 
 
 def test_a_start_nobody_confirms_may_have_started(proxied: Proxy) -> None:
-    agent = control.agent_for("p", connect_timeout=0.5)
+    agent = agent_for("p", connect_timeout=0.5)
     corra.run(agent, ["true"])
     # The open connection lets the request through and breaks in the middle of the answer, and there won't be another.
     proxied.limit(proxied.carried() + 600, "reset")

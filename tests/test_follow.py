@@ -700,7 +700,9 @@ def test_what_came_of_a_torn_frame_needs_not_come_again(clock: Clock) -> None:
     """On a line that breaks more often than it carries a whole frame, the output goes on all the same."""
     payload = bytes(range(256)) * 1024
     torn = out("stdout", 0, payload)[:100_000]
-    agent = Agent(link(clock, torn, ConnectionError("reset")), lambda _, asked: link(clock, *_rest(payload, asked), said(stdout=len(payload))))
+    agent = Agent(
+        link(clock, torn, ConnectionError("reset")), lambda _, asked: link(clock, *_rest(payload, asked), said(stdout=len(payload)))
+    )
     assert shown(list(Follow(agent, ID, clock=clock))) == payload
     assert agent.asked[1][1]["cursor"]["stdout"] > 99_000
 
