@@ -15,6 +15,8 @@ from .screen import ERR, OUT, Screen
 from .state import State
 from .verdict import duration, when
 
+# Beside the number, "done before" and two times, in 80 columns.
+_NAMES_WIDTH = 42
 _STEP_WIDTH, _HOST_WIDTH, _WORD_WIDTH, _TOOK_WIDTH = 12, 9, 17, 7
 
 
@@ -76,7 +78,10 @@ class Teller:
         if not self._before:
             return
         number = self._before[-1][0]
-        names = ", ".join(dict.fromkeys(step for _, step in self._before))
+        steps = list(dict.fromkeys(step for _, step in self._before))
+        names = ", ".join(steps)
+        if len(names) > _NAMES_WIDTH and len(steps) > 2:
+            names = f"{steps[0]} .. {steps[-1]} ({len(steps)} steps)"
         span = f"  ({moment(min(self._span))} to {moment(max(self._span))})" if self._span else ""
         self._before, self._span = [], []
         self.screen.row(f"{number:>4}  {names}    done before{span}")
