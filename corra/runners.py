@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import importlib
 import shutil
 from typing import Any
 
@@ -16,6 +17,13 @@ from .program import Host
 from .sshconfig import Settings, config_path, settings
 
 __all__ = ["Channel", "Fabric", "LinkLost", "Local", "OpenSSH", "Runner", "runner"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Durable`, the Runner for Fabric's own `Connection.run`; it imports fabric, and stands below all that is here."""
+    if name == "Durable":
+        return importlib.import_module(".durable", __package__).Durable
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 # Three of these without an answer and ssh gives the link up.

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "corra"
 
 # From the top of the page to its bottom; a module may import what stands in a line above its own, and its neighbours without a circle.
 LAYERS = [
-    ["agent", "courier", "doctor", "ledger"],
+    ["agent", "courier", "doctor", "ledger", "relay"],
     ["errors", "ids", "program", "state", "stream", "verdict"],
     ["command", "hostset"],
     ["channel", "process", "sshconfig", "hostkeys", "login", "session", "carrier", "transport", "connection", "openssh", "runners"],
@@ -25,7 +25,7 @@ LAYERS = [
     ["control"],
     ["render", "screen"],
     ["book", "journal", "attempt", "crew", "stopped", "teller", "chronicle", "runbooks"],
-    ["durable", "__init__"],
+    ["feed", "durable", "__init__"],
     ["verb", "watch", "flags", "inputs", "selection", "shelf", "tasks"],
     ["main", "__main__"],
 ]

@@ -1,0 +1,456 @@
+"""Fabric's `Connection.run`, made durable: `runners = {"remote": corra.runners.Durable}` and every existing fabfile survives a broken link.
+
+It is an Invoke Runner in all that its callers see: hide, warn, timeout, asynchronous, disown, watchers, pty, env, cd, prefix, sudo, the streams.
+Below that the command is a run of corra's: started once, followed over as many links as it takes, its exit status told by the host. So a
+lost link is no end, `timeout` stops the program and not only the watching of it, Ctrl-C leaves at once with the program running, and output
+costs what its bytes cost.
+
+What a command reads comes to it in one of three ways: nothing (/dev/null), what there is to read at once (a file, a StringIO), or byte by byte
+through relay.py, where a terminal, a pipe or a watcher may have something to say later.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import re
+import select
+import stat
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+import fabric.runners
+from invoke.terminals import pty_size
+from invoke.watchers import FailingResponder, Responder
+
+from . import control, ids
+from .errors import CorraError, StillRunning, line
+from .feed import Feed, command as fed
+from .follow import Follow, LinkDown, LinkUp
+from .program import Host, seconds
+from .result import Result as CorraResult
+from .state import State, exit_code
+from .stream import Output, Status
+from .verdict import duration, ended, not_started, typed
+
+READ = 64 * 1024
+# What may wait for a reader here; beyond it the host keeps the rest, in the spool where it lies anyway.
+HELD_MAX = 4 << 20
+# Between two looks at whether a thread of Invoke's has died.
+LOOK_S = 0.1
+# How far back a Responder looks for its pattern: it reads prompts, and searching gigabytes for one at every chunk is quadratic.
+PROMPT_MAX = 64 * 1024
+
+# The user's own shell, as sshd would start it: what stands in a fabfile was written for it.
+_SHELL = 'exec "${SHELL:-/bin/sh}" -c "$0"'
+
+
+class Result(CorraResult):
+    """A Result as Invoke and Fabric make it, with `prog_id` and what else corra knows; `state` is None after a dry run."""
+
+    def __init__(self, *, state: State | None, host: Host, prog_id: str, truncated: bool = False, **kwargs: Any) -> None:
+        fabric.runners.Result.__init__(self, **kwargs)
+        self.prog_id = prog_id
+        self.host = host
+        self.state = state  # type: ignore[assignment] # None only where nothing was run
+        self.truncated = truncated
+        self.skipped = False
+
+    @property
+    def reason(self) -> str | None:
+        return self.state.reason if self.prog_id else None
+
+    @property
+    def signal(self) -> str | None:
+        return self.state.signal if self.prog_id else None
+
+    @property
+    def elapsed(self) -> float | None:
+        return self.state.elapsed if self.prog_id else None
+
+    def __repr__(self) -> str:
+        return str(fabric.runners.Result.__repr__(self))
+
+
+class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hints
+    """The runner behind `Connection.run` and `.sudo`. Settings under `corra` in the configuration:
+
+    `reconnect_timeout` (never given up), `output_limit` (how much of each stream the Result keeps: all), `grace` (10s).
+    """
+
+    read_chunk_size = READ
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.prog_id = ""
+        self.run_: control.Run | None = None
+        self._follow: Follow | None = None
+        self._feed: Feed | None = None
+        self._pipes = {"stdout": Pipe(), "stderr": Pipe()}
+        self._confirmed = threading.Event()
+        self._over = threading.Event()
+        self._error: BaseException | None = None
+        self._left = False
+        self._truncated = False
+        self._payload: bytes | None = None
+
+    def _setting(self, name: str) -> Any:
+        return (self.context.config.get("corra") or {}).get(name)
+
+    # -- Starting
+    def run(self, command: str, **kwargs: Any) -> Any:
+        result = super().run(command, **kwargs)
+        if result is None and self._disowned:  # Invoke 2; from 3 on there is one
+            result = self.generate_result(**self.result_kwargs, stdout="", stderr="", exited=None)
+        return result
+
+    def start(self, command: str, shell: str, env: dict[str, Any], timeout: float | None = None) -> None:
+        """Start `command` and return when the host has confirmed it. Raises NotStarted, Unreachable, MaybeStarted."""
+        interactive = self._choose_stdin()
+        given = {name: str(value) for name, value in (env or {}).items()}
+        if interactive or self.using_pty:
+            columns, rows = pty_size() if self.using_pty else (0, 0)
+            argv, needed = fed(command, size=(rows or 24, columns or 80) if self.using_pty else None)
+            given.update(needed)
+        else:
+            argv = ["sh", "-c", _SHELL, command]
+        launch = control.launch(
+            self.context,
+            argv,
+            name=_name(command),
+            env=given,
+            stdin=self._payload,
+            timeout=self.opts["timeout"],
+            grace=self._setting("grace"),
+        )
+        self.run_, self.prog_id = launch.run, launch.run.id
+        patience = self._setting("reconnect_timeout")
+        self._follow = launch.follow(
+            stay=not self._disowned, reconnect_timeout_s=seconds(patience) if isinstance(patience, str) else patience
+        )
+        if interactive or self.using_pty:
+            self._feed = Feed(launch.agent, self._spool)
+            self._watch_window()
+        threading.Thread(target=self._pump, args=(launch,), name="durable", daemon=True).start()
+        _wait(self._confirmed)
+        if not self._confirmed_well and self._error is not None:
+            raise self._error
+        if self._state is not None and self._state.state == "not_started":
+            raise not_started(self._state, str(self._follow.host))
+        if self._disowned:
+            _wait(self._over)
+
+    @property
+    def _confirmed_well(self) -> bool:
+        return self._follow is not None and self._follow.confirmed
+
+    @property
+    def _state(self) -> State | None:
+        return self._follow.state if self._follow is not None else None
+
+    def _spool(self) -> str | None:
+        return self._state.spool if self._state is not None else None
+
+    def _choose_stdin(self) -> bool:
+        """Return whether something may be written to the command later; take what can be read at once as its stdin."""
+        source = self.streams["in"]
+        later = bool(self.watchers)
+        if self._disowned or not source:
+            return later
+        kind = _kind(source)
+        if kind == "later" or (kind == "now" and (later or self.using_pty)):
+            return True
+        self.streams["in"] = False  # no thread of Invoke's is to read it
+        if kind == "now":
+            self._payload = _rest(source)
+        return later
+
+    # -- Following
+    def _pump(self, launch: control.Launch) -> None:
+        assert self._follow is not None
+        try:
+            for event in self._follow:
+                match event:
+                    case Output(stream=stream, data=data):
+                        self._pipes["stderr" if stream == "stderr" else "stdout"].put(data)
+                    case Status():
+                        self._confirmed.set()
+                    case LinkDown(attempt=1):
+                        self._say("link lost, program unaffected as far as known; trying on")
+                    case LinkUp(down_s=down_s):
+                        self._say(f"link back after {duration(down_s)}, nothing missed")
+        except BaseException as error:  # noqa: BLE001 - raised where Invoke waits for us
+            self._error = error
+        finally:
+            launch.close()
+            if self._feed is not None:
+                self._feed.close()
+            for pipe in self._pipes.values():
+                pipe.end()
+            self._over.set()
+            self._confirmed.set()
+
+    def _say(self, text: str) -> None:
+        assert self._follow is not None
+        print(line("", str(self._follow.host), "", text), file=sys.stderr, flush=True)
+
+    def read_proc_stdout(self, num_bytes: int) -> bytes:
+        return self._pipes["stdout"].read(num_bytes)
+
+    def read_proc_stderr(self, num_bytes: int) -> bytes:
+        return self._pipes["stderr"].read(num_bytes)
+
+    def read_proc_output(self, reader: Callable[[int], bytes]) -> Iterator[str]:
+        """Decode what comes, a character that is cut in two by a chunk's end whole."""
+        decoder = codecs.getincrementaldecoder(self.encoding)("replace")
+        while data := reader(self.read_chunk_size):
+            if text := decoder.decode(data):
+                yield text
+        if text := decoder.decode(b"", True):
+            yield text
+
+    def _handle_output(self, buffer_: list[str], hide: bool, output: IO[str], reader: Callable[[int], bytes]) -> None:
+        """Show, keep and answer what comes, as Invoke does, at a cost that doesn't grow with what came before."""
+        limit = _size(self._setting("output_limit"))
+        kept, window = 0, _Window(self.watchers)
+        for text in self.read_proc_output(reader):
+            if not hide:
+                self.write_our_output(stream=output, string=text)
+            buffer_.append(text)
+            kept += len(text)
+            while limit is not None and len(buffer_) > 1 and kept - len(buffer_[0]) >= limit:
+                kept -= len(buffer_.pop(0))
+                self._truncated = True
+            if self.watchers:
+                for response in window.submit(text, buffer_):
+                    self.write_proc_stdin(response)
+        if limit is not None and kept > limit:
+            buffer_[:] = ["".join(buffer_)[-limit:]]
+            self._truncated = True
+
+    @property
+    def process_is_finished(self) -> bool:
+        return self._over.is_set()
+
+    def wait(self) -> None:
+        while not (self._over.wait(LOOK_S) or self.has_dead_threads):
+            pass
+
+    # -- What is sent to the program
+    def _write_proc_stdin(self, data: bytes) -> None:
+        if self._feed is not None:
+            self._feed.write(data)
+
+    def close_proc_stdin(self) -> None:
+        if self._feed is not None:
+            self._feed.end()
+
+    def read_our_stdin(self, input_: IO[Any]) -> str | None:
+        """Read what is there, and not a byte in each hundredth of a second as Invoke does from what is no terminal."""
+        if self._feed is not None and self._feed.waiting > HELD_MAX:
+            return None
+        descriptor = _descriptor(input_)
+        if descriptor is None or os.isatty(descriptor):
+            text: str | None = super().read_our_stdin(input_)
+            return text
+        if not select.select([descriptor], [], [], 0)[0]:
+            return None
+        return os.read(descriptor, READ).decode(self.encoding, "surrogateescape")
+
+    def write_proc_stdin(self, data: str) -> None:
+        self._write_proc_stdin(data.encode(self.encoding, "surrogateescape"))
+
+    def _watch_window(self) -> None:
+        if self.using_pty and fabric.runners.cares_about_SIGWINCH():
+            import signal
+
+            signal.signal(signal.SIGWINCH, lambda *_: self._resize())
+
+    def _resize(self) -> None:
+        columns, rows = pty_size()
+        if self._feed is not None:
+            # Not here: a handler must not wait for the lock that the code it interrupted may hold.
+            threading.Thread(target=self._feed.resize, args=(rows, columns), daemon=True).start()
+
+    # -- Leaving
+    def send_interrupt(self, interrupt: KeyboardInterrupt) -> None:
+        """Ctrl-C: a program on a terminal gets it; from any other we go, at once, and it goes on."""
+        if self.using_pty and self._feed is not None and not self._over.is_set():
+            self._feed.write(b"\x03")
+            return
+        self._leave()
+        raise interrupt
+
+    def _leave(self) -> None:
+        self._left = True
+        if self._follow is not None:
+            self._follow.close()
+        for pipe in self._pipes.values():
+            pipe.end()
+        if self.run_ is not None and not (self._state is not None and self._state.ended):
+            host = str(self.run_.host)
+            told = line(self.run_.label, host, StillRunning.fate, "you have detached")
+            print(f"{told}\n       watch: {typed()} attach {ids.short(self.run_.id)}", file=sys.stderr, flush=True)
+
+    def start_timer(self, timeout: float | None) -> None:
+        """The host keeps the time: it ends the program also where no link is left to say so."""
+
+    @property
+    def timed_out(self) -> bool:
+        return self._state is not None and self._state.reason == "timeout"
+
+    def kill(self) -> None:
+        """Stop the program: TERM, after the grace KILL to all its processes."""
+        if self.run_ is not None:
+            self.run_.kill()
+
+    def stop(self) -> None:
+        if self._follow is not None:
+            self._follow.close()
+        if self._feed is not None:
+            self._feed.close()
+        super().stop()
+
+    def get_pid(self) -> int | None:
+        return self._state.pid if self._state is not None else None
+
+    def returncode(self) -> int:
+        """The program's own code, 128+N for signal N, 124 for its timeout. Raises what kept us from learning it."""
+        _wait(self._over)
+        if self._error is not None:
+            raise self._error
+        state = self._state
+        assert state is not None
+        if not state.ended:
+            assert self.run_ is not None
+            raise StillRunning("we stopped watching", host=str(self.run_.host), prog_id=self.prog_id, label=self.run_.label)
+        if state.state == "lost" and not self.opts["warn"]:
+            # Not an UnexpectedExit: who catches that to go on in spite of a bad end has not said so for an unknown one.
+            error = ended(state, str(self._follow.host) if self._follow else state.host)
+            assert isinstance(error, CorraError)
+            raise error
+        return exit_code(state)
+
+    def generate_result(self, **kwargs: Any) -> Result:
+        kwargs["connection"] = self.context
+        host = self.run_.host if self.run_ is not None else Host.parse("local")
+        return Result(state=self._state, host=host, prog_id=self.prog_id, truncated=self._truncated, **kwargs)
+
+
+class Pipe:
+    """Bytes on their way from the link to a thread of Invoke's."""
+
+    def __init__(self) -> None:
+        self._parts: deque[bytes] = deque()
+        self._size = 0
+        self._ended = False
+        self._changed = threading.Condition()
+
+    def put(self, data: bytes) -> None:
+        """Add `data`; wait while nobody takes it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._size < HELD_MAX or self._ended)
+            self._parts.append(data)
+            self._size += len(data)
+            self._changed.notify_all()
+
+    def read(self, most: int) -> bytes:
+        """Return what is there, b"" at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._parts or self._ended)
+            if not self._parts:
+                return b""
+            data = self._parts.popleft()
+            if len(data) > most:
+                self._parts.appendleft(data[most:])
+                data = data[:most]
+            self._size -= len(data)
+            self._changed.notify_all()
+            return data
+
+    def end(self) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+
+class _Window:
+    """Gives watchers what they look at: Invoke's own the last of it, all others the whole, as their contract says."""
+
+    def __init__(self, watchers: Any) -> None:
+        self._watchers = list(watchers)
+        self._bounded = all(type(each) in (Responder, FailingResponder) for each in self._watchers)
+        self._text = ""
+
+    def submit(self, text: str, buffer_: list[str]) -> Iterator[str]:
+        if not self._bounded:
+            self._text = "".join(buffer_)
+        else:
+            self._text += text
+            if (gone := len(self._text) - 2 * PROMPT_MAX) > 0:
+                gone += PROMPT_MAX
+                self._text = self._text[gone:]
+                for watcher in self._watchers:
+                    for name in ("index", "failure_index"):
+                        if hasattr(watcher, name):
+                            setattr(watcher, name, max(0, getattr(watcher, name) - gone))
+        for watcher in self._watchers:
+            yield from watcher.submit(self._text)
+
+
+def _wait(event: threading.Event) -> None:
+    """Wait so that Ctrl-C is answered."""
+    while not event.wait(1.0):
+        pass
+
+
+def _descriptor(stream: Any) -> int | None:
+    try:
+        return int(stream.fileno())
+    except (AttributeError, io.UnsupportedOperation, ValueError, TypeError, OSError):
+        return None
+
+
+def _kind(stream: Any) -> str:
+    """Return whether a stream has nothing, all it will ever have ("now"), or what nobody knows yet ("later")."""
+    descriptor = _descriptor(stream)
+    if descriptor is None:
+        return "now" if hasattr(stream, "read") and not _is_captured(stream) else "nothing"
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except OSError:
+        return "nothing"
+    if stat.S_ISREG(mode):
+        return "now"
+    return "later" if os.isatty(descriptor) or not stat.S_ISCHR(mode) else "nothing"
+
+
+def _is_captured(stream: Any) -> bool:
+    """Return whether a test runner has put something that must not be read in the place of stdin."""
+    return type(stream).__module__.startswith("_pytest")
+
+
+def _rest(stream: Any) -> bytes:
+    data = stream.read()
+    return data.encode() if isinstance(data, str) else bytes(data)
+
+
+def _name(command: str) -> str | None:
+    """Return a name to find a command by: its first word that is a program's, as people would say it."""
+    words = [word for word in re.split(r"[\s;&|()]+", command) if word and "=" not in word and word not in ("sudo", "cd", "exec", "export")]
+    name = os.path.basename(words[0]) if words else ""
+    return name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}", name) else None
+
+
+def _size(value: Any) -> int | None:
+    """Return characters for `1000000`, `64k`, `1MB`; None for all."""
+    if value is None or value == "":
+        return None
+    match = re.fullmatch(r"(\d+)\s*([kMG]?)i?B?", str(value))
+    if not match:
+        raise CorraError(f"corra.output_limit: not a size: {value!r} (say 64k, 1M)", fate="NOT STARTED", code=2)
+    return int(match.group(1)) * {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}[match.group(2)]
