@@ -42,6 +42,8 @@ READ = 64 * 1024
 HELD_MAX = 4 << 20
 # Between two looks at whether a thread of Invoke's has died.
 LOOK_S = 0.1
+# For a thread that has been told to leave.
+LEAVE_S = 5.0
 # How far back a Responder looks for its pattern: it reads prompts, and searching gigabytes for one at every chunk is quadratic.
 PROMPT_MAX = 64 * 1024
 
@@ -93,6 +95,7 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         self._pipes = {"stdout": Pipe(), "stderr": Pipe()}
         self._confirmed = threading.Event()
         self._over = threading.Event()
+        self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._left = False
         self._truncated = False
@@ -135,7 +138,8 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         if interactive or self.using_pty:
             self._feed = Feed(launch.agent, self._spool)
             self._watch_window()
-        threading.Thread(target=self._pump, args=(launch,), name="durable", daemon=True).start()
+        self._thread = threading.Thread(target=self._pump, args=(launch,), name="durable", daemon=True)
+        self._thread.start()
         _wait(self._confirmed)
         if not self._confirmed_well and self._error is not None:
             raise self._error
@@ -313,6 +317,8 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
             self._follow.close()
         if self._feed is not None:
             self._feed.close()
+        if self._thread is not None:  # what it still does with the connection must not meet the end of that
+            self._thread.join(LEAVE_S)
         super().stop()
 
     def get_pid(self) -> int | None:

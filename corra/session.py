@@ -132,7 +132,8 @@ class Session:
 
     def close(self) -> None:
         self._closed = True
-        self._session.close()
+        with contextlib.suppress(OSError, EOFError):  # the connection has gone before it
+            self._session.close()
         self._ready.set()
 
     def stderr(self) -> bytes:
