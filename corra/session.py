@@ -131,8 +131,11 @@ class Session:
             self._session.shutdown_write()
 
     def close(self) -> None:
+        from paramiko import SSHException
+
         self._closed = True
-        with contextlib.suppress(OSError, EOFError):  # the connection has gone before it
+        # The host is told, if there is still a connection to tell it by.
+        with contextlib.suppress(SSHException, OSError, EOFError):
             self._session.close()
         self._ready.set()
 
