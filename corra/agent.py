@@ -75,6 +75,8 @@ KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
 KEEP_GOOD_S, KEEP_BAD_S = 14 * 86400, 30 * 86400
 KEEP_BYTES = 2 << 30
 KILL_DEADLINE_NS = 2 * 10**9
+CARRIER_DEADLINE_NS = 10**9
+STAND_IN = 33  # what is added to a signal that a carrier is to pass on: 1 to 31 become the real-time signals 34 to 64
 GRACE_S = 10.0
 AFTER_GRACE = "corra, after the grace"  # who sends a stop's KILL
 PATH = b"/usr/local/bin:/usr/bin:/bin"  # where there is none
@@ -762,11 +764,13 @@ def state_of(request, facts):
             "path": found.get("path"),
         }
         state, reason = "not_started", "exec" if found.get("stage") == "exec" else "setup"
+    elif record.outcome and options.get("carrier") and record.outcome[0] & 0x7F:
+        state, reason = "lost", "link"  # it exits as the program did; what ended it otherwise says nothing of the program
     elif record.outcome and (record.phase == "final" or not facts["alive"]):
         state, outcome = "exited", record.outcome
         reason = outcome[3]
     elif launched:
-        state = "running"
+        state = "starting" if record.phase == "carrying" else "running"
         if launched[2] != facts["boot_id"]:
             state, reason = "lost", "reboot"
         elif not facts["alive"]:
@@ -780,7 +784,7 @@ def state_of(request, facts):
         elapsed = (facts["mono_ns"] - launched[4]) / 1e9
     sizes = facts["sizes"]
     lengths = {name: record.lengths.get(name, size) for name, size in sizes.items()}
-    end_ns = outcome[1] if outcome else 0
+    end_ns = record.outcome[1] if record.outcome and state in FINAL else 0
     keep_s = options.get("keep") or (KEEP_GOOD_S if outcome and status == 0 else KEEP_BAD_S)
     open_run = state not in FINAL
     return {
@@ -790,6 +794,7 @@ def state_of(request, facts):
         "reason": reason,
         "name": request.get("name"),
         "host": os.uname().nodename,
+        "link": program.get("host"),
         "user": request.get("user"),
         "origin": request.get("origin") or {},
         "program": {key: value for key, value in program.items() if key != "env"},
@@ -865,11 +870,12 @@ def environment(request, inherited):
     wanted = None if keep is True else {octets(name) for name in keep or ()}
     made = {key: value for key, value in inherited.items() if wanted is None or key in wanted}
     made = {key: value for key, value in made.items() if not key.startswith(b"CORRA_")}
+    prefix = b"CORRA_FAR_" if (request.get("run") or {}).get("carrier") else b""
     for name, value in list((program.get("env") or {}).items()) + list(request.get("secret_env", {}).items()):
-        if value is None:
+        if value is not None:
+            made[prefix + octets(name)] = octets(value)
+        elif not prefix:
             made.pop(octets(name), None)
-        else:
-            made[octets(name)] = octets(value)
     made[b"CORRA_PROG_ID"] = octets(request["prog_id"])
     return made
 
@@ -928,10 +934,19 @@ def prefer_for_oom():
         pass  # not in every container; then all are equal
 
 
-def become_program(directory, files, request, inherited):
-    """In the forked child: put everything in place, claim `launched`, exec. Never returns."""
-    stage, where, argv = "setup", b"", [octets(word) for word in request["program"]["argv"]]
-    program = request["program"]
+# ============================================================ the program's side of the fork: exec
+
+
+def become_program(directory, files, request, inherited, report):
+    """In the forked child: put everything in place, claim `launched`, exec. Never returns.
+
+    A carrier (`run.carrier`) is executed with argv behind its own words and takes the program to another machine. It closes $CORRA_REPORT
+    once the program runs there, or writes "STAGE ERRNO WORDS" into it; signal 33 + N asks it to give the program signal N; it exits as the
+    program did, and where a signal ends it the run is lost. The program's variables are CORRA_FAR_NAME to it, its cwd no affair of ours.
+    """
+    program, carrier = request["program"], (request.get("run") or {}).get("carrier")
+    words = list(carrier or ()) + list(program["argv"])
+    stage, where, argv = "setup", b"", [octets(word) for word in words]
     try:
         os.setsid()
         for number in range(1, _signal.NSIG):
@@ -953,9 +968,12 @@ def become_program(directory, files, request, inherited):
         else:
             os.umask(request["umask"])
         variables = environment(request, inherited)
+        if carrier:
+            os.set_inheritable(report, True)
+            variables[b"CORRA_REPORT"] = b"%d" % report
         stage = "cwd"
         at = variables.get(b"HOME", b"/")
-        if program.get("cwd"):
+        if program.get("cwd") and not carrier:
             where = os.path.join(at, octets(program["cwd"]))
             os.chdir(where)
         else:
@@ -975,7 +993,7 @@ def become_program(directory, files, request, inherited):
         stage, worst, where = "exec", None, argv[0]
         # The mask goes last: a TERM that came since the fork must end the program, not this code.
         _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
-        for path in candidates(program["argv"], variables):
+        for path in candidates(words, variables):
             try:
                 os.execve(path, argv, variables)
             except OSError as error:
@@ -1220,6 +1238,7 @@ class Keeper:
     def __init__(self, directory, files, request, inherited, guards, report):
         self.directory, self.files, self.request, self.inherited = directory, files, request, inherited
         self.options = request.get("run") or {}
+        self.carrier = bool(self.options.get("carrier"))
         self.record = Record.read(os.pread(files["exit"], PAGE, 0)) or Record()
         self.record.agent = os.getpid()
         self.record.guards = guards
@@ -1245,6 +1264,7 @@ class Keeper:
                 self.nothing_to_keep()
             return
         self.pid, self.start = launched[0], launched[1]
+        self.record.phase = "live" if self.record.phase == "carrying" else self.record.phase
         self.set_timeout(launched)
         if "courier" in self.files and (process(self.record.courier) or "Z")[0] in "ZX":
             self.courier_at = 0
@@ -1263,13 +1283,15 @@ class Keeper:
                 time.sleep(0.001)
 
     def launch(self):
-        """Fork the program. The pipe closes at its exec or its death and wakes us."""
+        """Fork the program. The pipe closes at its exec or its death and wakes us; a carrier keeps it until the program runs at its other end."""
+        self.record.phase = "carrying" if self.carrier else "live"
+        self.save()
         self.pipe, theirs = os.pipe()
         _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGTERM, _signal.SIGCHLD})
         try:
             self.pid = os.fork()
             if not self.pid:
-                become_program(self.directory, self.files, self.request, self.inherited)
+                become_program(self.directory, self.files, self.request, self.inherited, theirs)
         except OSError as error:
             note_failure(self.files["exit"], "setup", error, "there is no process to be had for it: " + error.strerror)
             self.nothing_to_keep()
@@ -1286,6 +1308,10 @@ class Keeper:
 
     def launch_over(self):
         """Exec was done or refused: whoever waits for the start may look now."""
+        said = os.read(self.pipe, PAGE).decode("utf-8", "surrogateescape").split(" ", 2)
+        if len(said) == 3 and said[1].isdigit():
+            note_failure(self.files["exit"], said[0], OSError(int(said[1]), said[2]), said[2])
+        self.record.phase = "live"
         self.poll.unregister(self.pipe)
         os.close(self.pipe)
         self.pipe = None
@@ -1426,6 +1452,7 @@ class Keeper:
 
     def to_group(self, number):
         # Not reaped, so neither the pid nor the group can have come to mean somebody else.
+        number += STAND_IN if self.carrier and number <= _signal.SIGSYS else 0
         try:
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):
@@ -1442,7 +1469,10 @@ class Keeper:
                 self.log("KILL", self.record.stop[0], "tree", AFTER_GRACE)
             self.record.stop[2:] = [now, "killing"]
             self.dirty = True
-        kill_tree([os.getpid()], [self.record.courier])
+            if self.carrier and self.status is None:
+                self.to_group(_signal.SIGKILL)
+        if not self.carrier or self.status is not None or now > self.record.stop[2] + CARRIER_DEADLINE_NS:
+            kill_tree([os.getpid()], [self.record.courier])
         self.again_at = now + 50 * 10**6
         self.save()
 
@@ -1880,9 +1910,9 @@ KEYS = {
     },
     "program": {
         "argv": LIST, "cwd": TEXT, "env": OBJECT, "env_inherit": FLAG + LIST, "stdin": TEXT + OBJECT, "umask": NUMBER, "merge": FLAG,
-        "pty": FLAG + OBJECT, "limits": OBJECT,
+        "pty": FLAG + OBJECT, "limits": OBJECT, "host": TEXT,
     },
-    "run": {"timeout": NUMBER, "grace": NUMBER, "stop_signal": TEXT, "keep_output": NUMBER, "keep": NUMBER, "wait_children": FLAG},
+    "run": {"timeout": NUMBER, "grace": NUMBER, "stop_signal": TEXT, "keep_output": NUMBER, "keep": NUMBER, "wait_children": FLAG, "carrier": LIST},
     "secrets": {"env": OBJECT, "token": TEXT},
     "callback": {"url": TEXT, "method": TEXT, "token": TEXT, "ca": TEXT, "state": FLAG},
     "config": {"retry_frequency": NUMBER, "timeout": NUMBER, "output_buffer": NUMBER, "output_latency": NUMBER},
@@ -1951,6 +1981,8 @@ def start_complaints(request):
         found.append("program.umask must be from 0 to 511 (0o777)")
     if isinstance(program.get("env_inherit"), list) and not all(isinstance(name, str) and sound(name) for name in program["env_inherit"]):
         found.append("program.env_inherit must be a list of names")
+    if not all(isinstance(word, str) and sound(word) for word in options.get("carrier") or ()):
+        found.append("run.carrier must be a list of words")
     if options.get("stop_signal") and options["stop_signal"] not in SIGNALS:
         found.append("run.stop_signal: no such signal: " + options["stop_signal"])
     if request.get("callback") and not request["callback"].get("url"):
