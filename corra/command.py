@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from .program import Host, Mode
 
 SHELL = "/bin/sh"
+# What sudo asks with, here and there; nobody else says it. tether.PROMPTS are the same.
+ASK_HERE, ASK_THERE = "corra-sudo-here:", "corra-sudo-there:"
 
 # Between single quotes sh, bash, zsh, fish and tcsh agree on all of ASCII but this: tcsh expands ! and can't take a newline there, fish
 # reads \\ and \' as one character, and a single quote ends the word (`'"'"'` brings it in, and all of them agree on that again).
@@ -28,12 +30,17 @@ _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456
 
 @dataclass(frozen=True)
 class Ssh:
-    """How the ssh program is to be called. `alive_interval_s`: None leaves it to ssh_config, as everything that isn't named here."""
+    """How the ssh program is to be called. `alive_interval_s`: None leaves it to ssh_config, as everything that isn't named here.
+
+    `batch`: it fails where it would ask. `tty`: the command has a terminal there, and stdout and stderr are one.
+    """
 
     program: str = "ssh"
     config: str | None = None
     connect_timeout_s: float = 15.0
     alive_interval_s: float | None = 15.0
+    batch: bool = True
+    tty: bool = False
     options: tuple[str, ...] = ()
 
 
@@ -44,38 +51,54 @@ def build_program(argv: Sequence[str]) -> str:
     return " ".join([exec_, *map(shlex.quote, argv)])
 
 
-def build_command(command: str, host: Host, ssh: Ssh | None = None) -> list[str]:
-    """Return the argv that runs `command`, here, as the user on the host that `host` means."""
+def build_command(command: str, host: Host, ssh: Ssh | None = None, *, password: bool = False) -> list[str]:
+    """Return the argv that runs `command`, here, as the user on the host that `host` means.
+
+    With `password` a sudo on the way may ask for one, by the prompt ASK_HERE or ASK_THERE on stderr, and reads it from stdin.
+    """
     ssh = ssh or Ssh()
+    here, there = (ASK_HERE, ASK_THERE) if password else ("", "")
     match host.mode:
         case Mode.LOCAL:
             return shell(command)
         case Mode.LOCAL_SUDO:
-            return sudo(str(host.user), shell(command))
-        case Mode.SSH_AS | Mode.SSH_THEN_SUDO:
-            return by_ssh(host, login_command(command, host), ssh)
+            return sudo(str(host.user), shell(command), ask=here)
+        case Mode.SSH_AS:
+            return by_ssh(host, portable(command), ssh)
+        case Mode.SSH_THEN_SUDO:
+            return by_ssh(host, behind_sudo(str(host.user), command, ask=there), ssh)
+        case Mode.SUDO_THEN_SSH:
+            return sudo(str(host.caller), by_ssh(host, portable(command), ssh), ask=here)
+        case Mode.SUDO_THEN_SSH_THEN_SUDO:
+            return sudo(str(host.caller), by_ssh(host, behind_sudo(str(host.user), command, ask=there), ssh), ask=here)
 
 
-def login_command(command: str, host: Host) -> str:
+def login_command(command: str, host: Host, *, password: bool = False) -> str:
     """Return what the login shell on `host` is given so that `command` runs there as `host.user`, or as who logs in."""
-    if host.user is None:
-        return portable(command)
-    return portable(build_program(sudo(host.user, shell(command))))
+    return portable(command) if host.user is None else behind_sudo(host.user, command, ask=ASK_THERE if password else "")
+
+
+def behind_sudo(user: str, command: str, *, ask: str = "") -> str:
+    """Return what a login shell is given so that `command` runs as `user`."""
+    return portable(build_program(sudo(user, shell(command), ask=ask)))
 
 
 def shell(command: str) -> list[str]:
     return [SHELL, "-c", command]
 
 
-def sudo(user: str, argv: Sequence[str]) -> list[str]:
-    """Return the argv that runs `argv` as `user`, with that user's home; it fails at once where sudo would ask for a password."""
-    return ["sudo", "-n", "-H", "-u", user, "--", *argv]
+def sudo(user: str, argv: Sequence[str], *, ask: str = "") -> list[str]:
+    """Return the argv that runs `argv` as `user`, with that user's home.
+
+    Where sudo wants a password it fails at once, or with `ask` asks by that prompt on stderr and reads one line of stdin.
+    """
+    return ["sudo", *(["-S", "-p", ask] if ask else ["-n"]), "-H", "-u", user, "--", *argv]
 
 
 def by_ssh(host: Host, command: str, ssh: Ssh) -> list[str]:
     """Return the argv that hands `command` to the login shell on `host`, with no question asked, no terminal, nothing forwarded."""
     settings = [
-        "BatchMode=yes",
+        *(["BatchMode=yes"] if ssh.batch else []),
         f"ConnectTimeout={max(1, round(ssh.connect_timeout_s))}",
         "ClearAllForwardings=yes",
         "PermitLocalCommand=no",
@@ -90,7 +113,7 @@ def by_ssh(host: Host, command: str, ssh: Ssh) -> list[str]:
         *(["-F", ssh.config] if ssh.config else []),
         *(["-p", str(host.port)] if host.port else []),
         *(["-l", host.login] if host.login else []),
-        "-T",
+        "-tt" if ssh.tty else "-T",
         "-a",
         "-x",
         *(f"-o{setting}" for setting in settings),

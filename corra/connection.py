@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from . import hostkeys
+from . import hostkeys, sudo
 from .carrier import Carrier
 from .channel import Channel, first_line
 from .command import login_command
@@ -58,8 +58,10 @@ class Fabric:
         connection: Connection | None = None,
         jump: str | None = None,
         jumps: int = 0,
+        password: str | None = None,
     ) -> None:
         self.host = host
+        self._sudo_password = password if host.user else None
         self._config = config
         self._config_path = config_path(config)
         self._connect_timeout_s = connect_timeout_s
@@ -97,7 +99,12 @@ class Fabric:
                 self._open.append(self._connect())
 
     def open(self, command: str) -> Channel:
-        text = login_command(command, self.host)
+        if (password := self._sudo_password) is None:
+            return self._start(login_command(command, self.host))
+        channel = self._start(login_command(sudo.gated(command), self.host, password=True))
+        return sudo.enter(channel, password, self.host, lambda: self.login)
+
+    def _start(self, text: str) -> Channel:
         begun, self._begun = self._begun, None
         if begun is not None:
             begun.result()

@@ -113,7 +113,7 @@ class Launch:
         host, request = self.agent.host, self.request
         # Before the first byte is sent: whoever is killed in the middle finds the id here and may repeat the start with it.
         fresh = history.begin(
-            history.Entry(request.prog_id, str(host), request.name, host.user, self.via, request.spool, request.program.argv)
+            history.Entry(request.prog_id, str(host), request.name, host.as_user, self.via, request.spool, request.program.argv)
         )
         return Follow(
             self.agent,
@@ -509,7 +509,9 @@ def ps(
         try:
             agent = agent_for(target, **reach)
             answer = _ask(agent, "list", request, spool=spool)
-            return [replace(State.from_json(each), host=str(agent.host)) for each in answer.get("runs", ())]
+            states = [State.from_json(each) for each in answer.get("runs", ())]
+            # What this machine keeps for another host is that host's.
+            return [replace(state, host=(state.link or str(agent.host)).partition(" as ")[0]) for state in states]
         except CorraError as error:
             return [error]
 

@@ -48,18 +48,24 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
     def read(text: str) -> str:
         if text not in choices:
-            raise Misuse(f"not {' or '.join(choices)}: {text!r}")
+            raise Misuse(f"not {', '.join(choices[:-1])} or {choices[-1]}: {text!r}")
         return text
 
     return read
 
+
+# As in program.Mode, which `inv --list` has no need of.
+AS_MODES = ("ssh-then-sudo", "ssh-as", "sudo-then-ssh", "sudo-then-ssh-then-sudo")
 
 HOST = listing("host", "H", "hosts", help="Where: HOST, user@host:port or local; several with commas. Default: what history says.")
 TARGET = listing("host", "H", "hosts", help="Where: HOST, user@host:port, or local for this machine. Default: $CORRA_HOST.")
 REACH = (
     option("user", "u", help="Log in as this user."),
     option("as", help="Run as this user there, by sudo."),
-    option("via", read=one_of("fabric", "openssh"), help="What carries it: fabric, or openssh (the ssh program)."),
+    option("mode", read=one_of(*AS_MODES), help="What --as means: ssh-then-sudo, ssh-as, sudo-then-ssh .. (docs/sudo.md)."),
+    option(
+        "via", read=one_of("fabric", "openssh", "chaperone"), help="fabric, openssh (the ssh program), chaperone (kept by this machine)."
+    ),
     option("connect-timeout", read=seconds, help="How long a host may take to answer (15s; 5s for ps)."),
     option("spool", help="Directory on the host instead of the usual one."),
 )

@@ -93,7 +93,7 @@ def remember(entry: Entry) -> None:
 def _insert(entry: Entry, otherwise: str) -> bool:
     now = time.time()
     values = (
-        *(entry.prog_id, _tail(entry.prog_id), entry.name, entry.host, entry.as_user, entry.via, entry.spool),
+        *(entry.prog_id, ids.tail(entry.prog_id), entry.name, entry.host, entry.as_user, entry.via, entry.spool),
         *(json.dumps(entry.argv), entry.started or now, entry.state, entry.seen or now),
     )
     marks = ", ".join("?" * len(values))
@@ -106,7 +106,7 @@ def _insert(entry: Entry, otherwise: str) -> bool:
 
 def saw(host: Host, state: State, *, via: str | None = None, spool: str | None = None) -> None:
     """Remember `state`, which `host` has just told."""
-    remember(Entry(state.prog_id, str(host), state.name, host.user, via, spool, state.argv, _seconds(state.start_time), state.state))
+    remember(Entry(state.prog_id, str(host), state.name, host.as_user, via, spool, state.argv, _seconds(state.start_time), state.state))
 
 
 def note(prog_id: str, state: str) -> None:
@@ -188,11 +188,6 @@ def _entry(row: Sequence[object]) -> Entry:
     fields = (None if each is None else str(each) for each in (name, as_user, via, spool))
     name_, as_user_, via_, spool_ = fields
     return Entry(str(prog_id), str(host), name_, as_user_, via_, spool_, words, float(str(started)), str(state), float(str(seen)))
-
-
-def _tail(prog_id: str) -> str:
-    """Return what people type the beginning of: the last eight characters of an id made here, the whole of any other."""
-    return prog_id[-8:] if ids.short(prog_id) != prog_id else prog_id
 
 
 def _seconds(iso: str | None) -> float:

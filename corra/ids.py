@@ -48,8 +48,13 @@ def is_valid(prog_id: str) -> bool:
 
 def short(prog_id: str) -> str:
     """Return what people see of an id: six characters of the tail, or the whole of an id that somebody gave."""
+    return tail(prog_id)[:SHOWN] if _MADE.fullmatch(prog_id) else prog_id
+
+
+def tail(prog_id: str) -> str:
+    """Return what people type the beginning of: the last eight characters of an id made here, the whole of any other."""
     made = _MADE.fullmatch(prog_id)
-    return made.group(1)[:SHOWN] if made else prog_id
+    return made.group(1) if made else prog_id
 
 
 def label(prog_id: str, name: str | None = None) -> str:

@@ -98,7 +98,9 @@ def failure(said: str, host: Host, known: Settings, limit_s: float, config: str 
         return _host_key(said, host, known, config, argv)
     if match := re.search(r"^(?:\S+@\S+: )?Permission denied \(([^)]*)\)|Too many authentication failures", said, re.MULTILINE):
         methods = (match.group(1) or "too many keys were tried").replace(",", ", ")
-        return Auth(f"{host.login or known.user} may not log in ({methods})", host=name, hint=[f"does  ssh {host} true  let you in?"])
+        return Auth(
+            f"{host.login or host.caller or known.user} may not log in ({methods})", host=name, hint=[f"does  ssh {host} true  let you in?"]
+        )
     if match := re.search(r"Could not resolve hostname ([^:]+):", said):
         other = "" if match.group(1) == name else f": {match.group(1)}"
         return Unreachable(f"host name not found{other}", host=name, hint=[f"ssh_config has no Host {name}, and neither has DNS"])
@@ -120,8 +122,8 @@ def failure(said: str, host: Host, known: Settings, limit_s: float, config: str 
 
 def _host_key(said: str, host: Host, known: Settings, config: str | None, argv: Sequence[str]) -> CorraError:
     """Return the HostKey error with the facts that ssh keeps for its debug output."""
-    if known.proxy_jump or known.proxy_command:
-        # It may be the key of a host on the way, and only ssh knows which.
+    if known.proxy_jump or known.proxy_command or host.caller:
+        # Of a caller's known hosts only the caller's ssh knows. And it may be the key of a host on the way, and only ssh knows which.
         line = next((line for line in said.splitlines() if "host key" in line.lower()), said)
         return HostKey(first_line(line.encode()), host=host.name, hint=[f"ssh {host} true  asks, and remembers"])
     # -v on the same call, with nothing to run, says which key was offered; known_hosts says the rest.

@@ -24,10 +24,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from . import errors
+from . import errors, sudo
 from .channel import Channel, LinkLost, NoAnswer, Runner, first_line
 from .program import Host, Mode
 from .stream import STATE_MAX
+from .verdict import typed
 
 PROTOCOL = b"corra 1 "
 NOISE_MAX = 1 << 20
@@ -334,7 +335,7 @@ class Agent:
     @property
     def _command(self) -> str:
         # Here we are a Python that will do; cron's PATH, say, may lead to none.
-        return command(sys.executable) if self.host.mode is Mode.LOCAL else COMMAND
+        return command(sys.executable) if self._runner.host.mode is Mode.LOCAL else COMMAND
 
     def close(self) -> None:
         """Let go of the connection. Runs go on."""
@@ -401,7 +402,10 @@ class _Exchange:
                 raise errors.NoPython(
                     f"no Python 3.6 or later (tried {PYTHONS[0]}, {PYTHONS[2]} .. {PYTHONS[-1]})",
                     host=self._runner.host.name,
-                    hint=["install one there, the smallest will do:  apt-get install python3-minimal"],
+                    hint=[
+                        f"keep it from here:  {typed()} run --via chaperone --host {self._runner.host} -- ..",
+                        "or install one there, the smallest will do:  apt-get install python3-minimal",
+                    ],
                 )
             if len(self._held) > NOISE_MAX:
                 raise BadReply(f"{self._runner.host.name} printed {NOISE_MAX} bytes before any reply: {first_line(bytes(self._held))!r}")
@@ -437,10 +441,9 @@ class _Exchange:
         """Return what it means that the command ended without a reply."""
         status = self._channel.exit_status()
         said = self._channel.stderr()
-        host, name = self._runner.host, self._runner.host.name
-        if host.user is not None and (refusal := _sudo_refusal(said.decode(errors="replace"), self._runner.login, host.user)):
-            why, hint = refusal
-            return errors.Auth(why, host=name, hint=[hint] if hint else [])
+        name = self._runner.host.name
+        if refusal := sudo.refusal(said.decode(errors="replace"), self._runner.host, lambda: self._runner.login):
+            return refusal
         if b"Traceback (most recent call last)" in said:
             # The agent broke down while it worked, so what it had done by then is anybody's guess.
             last = said.decode(errors="replace").strip().splitlines()[-1]
@@ -452,18 +455,3 @@ class _Exchange:
             # Whatever was killed may have been killed behind the start.
             return NoAnswer(f"the command on {name} ended with exit {status} before it answered: {quoted}")
         return errors.NotStarted(f"the login there ended with exit {status}: {quoted}", host=name)
-
-
-def _sudo_refusal(said: str, login: str, user: str) -> tuple[str, str] | None:
-    """Return why sudo let nobody in and what would help, or None when it wasn't sudo."""
-    line = f"a line that is enough:  {login} ALL=({user}) NOPASSWD: ALL"
-    for pattern, why, hint in (
-        (r"is not in the sudoers|is not allowed to|may not run sudo", f"{login} is not in sudoers there (sudo -n said so)", line),
-        (r"a password is required|a terminal is required", f"sudo asks for {login}'s password", line),
-        (r"must have a tty|no tty present", "sudo there wants a terminal", f"in sudoers:  Defaults:{login} !requiretty"),
-        (r"unknown user", f"no user {user} there", ""),
-        (r"sudo: .*not found|not found: sudo|sudo: unknown command|Unknown command: sudo", "no sudo there", ""),
-    ):
-        if re.search(pattern, said):
-            return why, hint
-    return None

@@ -9,7 +9,7 @@ import enum
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .errors import Misuse
@@ -27,27 +27,32 @@ _UNITS_S = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0,
 
 
 class Mode(enum.Enum):
-    """What a host's `user` means."""
+    """In which order ssh and sudo come."""
 
     LOCAL = "local"
     LOCAL_SUDO = "local-sudo"
     SSH_AS = "ssh-as"
     SSH_THEN_SUDO = "ssh-then-sudo"
+    SUDO_THEN_SSH = "sudo-then-ssh"
+    SUDO_THEN_SSH_THEN_SUDO = "sudo-then-ssh-then-sudo"
 
 
 @dataclass(frozen=True)
 class Host:
-    """Where a run lives. `login` is who logs in by ssh, `user` whom sudo makes of them there."""
+    """Where a run lives. `caller` is whom sudo makes of us here, `login` who logs in by ssh, `user` whom sudo makes of them there."""
 
     name: str
     port: int | None = None
     login: str | None = None
     user: str | None = None
+    caller: str | None = None
 
     def __post_init__(self) -> None:
         if not _HOST_NAME.fullmatch(self.name):
             raise Misuse(f"not a host name: {self.name!r}")
-        for user in (self.login, self.user):
+        if self.caller and self.is_local:
+            raise Misuse(f"local has no ssh that {self.caller} could call: --as {self.user or self.caller} is enough")
+        for user in (self.login, self.user, self.caller):
             if user is not None and not _USER_NAME.fullmatch(user):
                 raise Misuse(f"not a user name: {user!r}")
         if self.port is not None and not 0 < self.port < 65536:
@@ -55,7 +60,7 @@ class Host:
 
     @classmethod
     def parse(cls, text: str, *, login: str | None = None, user: str | None = None) -> Host:
-        """Read `[login@]name[:port]`, `[v6::addr]:port` or `local`; `login` is used where the text names nobody.
+        """Read `[login@]name[:port]`, `[v6::addr]:port` or `local`; `login` is used where the text names nobody, `user` is as `as_user` has it.
 
         Raises Misuse for anything that ssh could take for an option or a shell for syntax.
         """
@@ -74,7 +79,17 @@ class Host:
             raise Misuse(f"{text!r}: local is this machine without ssh, so it has neither login nor port (--as runs as another user)")
         if at or name == LOCAL:
             login = before if at else None
-        return cls(name, int(port) if colon else None, login, user)
+        return cls(name, int(port) if colon else None, login).run_as(user)
+
+    def run_as(self, text: str | None) -> Host:
+        """Return this host with `text` said of it: `THERE`, `HERE,THERE` or `HERE,`; what it says already stays."""
+        caller, _, user = ("," + text if "," not in text else text).partition(",") if text else ("", "", "")
+        return replace(self, user=self.user or user or None, caller=self.caller or caller or None)
+
+    @property
+    def as_user(self) -> str | None:
+        """The text that `run_as` reads back, by which a run is found again."""
+        return f"{self.caller},{self.user or ''}" if self.caller else self.user
 
     @property
     def is_local(self) -> bool:
@@ -84,10 +99,12 @@ class Host:
     def mode(self) -> Mode:
         if self.is_local:
             return Mode.LOCAL_SUDO if self.user else Mode.LOCAL
+        if self.caller:
+            return Mode.SUDO_THEN_SSH_THEN_SUDO if self.user else Mode.SUDO_THEN_SSH
         return Mode.SSH_THEN_SUDO if self.user else Mode.SSH_AS
 
     def __str__(self) -> str:
-        """The text that `parse` reads back, apart from `user`."""
+        """The text that `parse` reads back, apart from `as_user`."""
         name = f"[{self.name}]" if ":" in self.name else self.name
         return (f"{self.login}@" if self.login else "") + name + (f":{self.port}" if self.port else "")
 

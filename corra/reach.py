@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, TypedDict
 
 from .connection import CONNECT_S, Fabric, host_of
+from .errors import Misuse
 from .place import Agent, place
 from .program import Host
 from .runners import runner
@@ -38,9 +39,11 @@ def agent_for(
         return target
     limits: dict[str, Any] = {"connect_timeout_s": connect_timeout, "accept_new_key": accept_new_key}
     if is_a(target, "fabric.connection", "Connection"):
-        host = host_of(target)
-        through = Fabric(replace(host, user=as_user), config=config or target.config, connection=target, **limits)
-        return place(through)
+        config = config or target.config
+        host = host_of(target).run_as(as_user)
+        if host.caller:
+            raise Misuse(f"an open connection is nobody's to call anew: {host.caller} needs the host's name as target", host=host.name)
+        return place(Fabric(host, config=config, connection=target, password=_sudo_password(config), **limits))
     if is_a(target, "invoke.context", "Context"):
         raise TypeError(
             "a Context is no target: it means this machine under inv and the other one under fab; "
@@ -49,10 +52,21 @@ def agent_for(
     if isinstance(target, str):
         host = Host.parse(target, login=user, user=as_user)
     elif isinstance(target, Host):
-        host = replace(target, login=target.login or user, user=target.user or as_user)
+        host = replace(target, login=target.login or user).run_as(as_user)
     else:
         raise TypeError(f"not a target: {target!r} (a host name, a corra.Host or a fabric Connection)")
+    limits["password"] = _sudo_password(config)
+    if via == "chaperone":
+        from .chaperone import Chaperone
+
+        return Chaperone(host, config=config, **limits)
     return place(runner(host, via=via or "fabric", config=config, **limits))
+
+
+def _sudo_password(config: Any) -> str | None:
+    """Return what Invoke's configuration, or its --prompt-for-sudo-password, says for sudo."""
+    password = None if config is None else (config.get("sudo") or {}).get("password")
+    return None if password is None else str(password)
 
 
 def is_a(value: object, module: str, name: str) -> bool:

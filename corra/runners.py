@@ -7,11 +7,12 @@ import importlib
 import shutil
 from typing import Any
 
+from . import sudo
 from .channel import Channel, LinkLost, Runner
 from .command import Ssh, build_command
 from .connection import CONNECT_S, Fabric, host_of
 from .errors import Misuse
-from .openssh import SshProcess
+from .openssh import SshProcess, failure
 from .process import Process
 from .program import Host
 from .sshconfig import Settings, config_path, settings
@@ -33,8 +34,9 @@ ALIVE_S = 5.0
 class Local:
     """Commands on this machine, as me or by sudo as somebody else."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, *, password: str | None = None) -> None:
         self.host = host
+        self._password = password if host.user else None
 
     @property
     def login(self) -> str:
@@ -44,32 +46,53 @@ class Local:
         """There is no connection to make."""
 
     def open(self, command: str) -> Channel:
-        argv = build_command(command, self.host)
+        password = self._password
+        argv = build_command(command if password is None else sudo.gated(command), self.host, password=password is not None)
         if not shutil.which(argv[0]):
             raise Misuse(f"no {argv[0]} on this machine", host=self.host.name)
-        return Process(argv)
+        channel = Process(argv)
+        return channel if password is None else sudo.enter(channel, password, self.host, lambda: self.login)
 
     def close(self) -> None:
         """There is no connection to let go of."""
 
 
 class OpenSSH:
-    """Commands on `host` through the ssh program, with everything it knows: ControlMaster, FIDO keys, GSSAPI, ServerAlive."""
+    """Commands on `host` through the ssh program, with everything it knows: ControlMaster, FIDO keys, GSSAPI, ServerAlive.
+
+    Where another user of this machine calls it, it has that user's keys, known hosts and ssh_config, and none of ours.
+    """
 
     def __init__(
-        self, host: Host, *, config: Any = None, connect_timeout_s: float | None = CONNECT_S, accept_new_key: bool = False
+        self,
+        host: Host,
+        *,
+        config: Any = None,
+        connect_timeout_s: float | None = CONNECT_S,
+        accept_new_key: bool = False,
+        password: str | None = None,
     ) -> None:
-        if not shutil.which("ssh"):
-            raise Misuse("no ssh program on this machine", host=host.name)
+        for program in ("ssh", *(["sudo"] if host.caller else [])):
+            if not shutil.which(program):
+                raise Misuse(f"no {program} program on this machine", host=host.name)
         self.host = host
-        self._config_path = config_path(config)
+        self.password = password if host.as_user else None
+        self._config_path = None if host.caller else config_path(config)
         self._connect_timeout_s = connect_timeout_s
         self._accept_new_key = accept_new_key
         self._settings: Settings | None = None
 
     @property
     def login(self) -> str:
+        """Who is to be in sudoers: on this machine we are, there whoever logs in."""
+        if self.host.caller:
+            return getpass.getuser() if self.host.user is None else self.host.login or self.host.caller
         return self.host.login or self._known.user
+
+    @property
+    def connect_timeout_s(self) -> float:
+        """How long a connection may take to come about."""
+        return self._connect_timeout_s or self._known.connect_timeout_s or CONNECT_S
 
     @property
     def _known(self) -> Settings:
@@ -80,16 +103,26 @@ class OpenSSH:
     def begin(self) -> None:
         """Nothing yet: ssh is started together with its command."""
 
-    def open(self, command: str) -> Channel:
-        limit_s = self._connect_timeout_s or self._known.connect_timeout_s or CONNECT_S
+    def argv(self, command: str, *options: str) -> list[str]:
+        """Return the argv that `open` starts, with more `options` for ssh."""
+        accept = self._accept_new_key and self._known.strict in {"ask", "yes"}
         ssh = Ssh(
             config=self._config_path,
-            connect_timeout_s=limit_s,
+            connect_timeout_s=self.connect_timeout_s,
             # What ssh_config says goes before our own idea.
             alive_interval_s=None if self._known.alive_interval_s else ALIVE_S,
-            options=("-oStrictHostKeyChecking=accept-new",) if self._accept_new_key and self._known.strict in {"ask", "yes"} else (),
+            options=(*(["-oStrictHostKeyChecking=accept-new"] if accept else []), *options),
         )
-        return SshProcess(build_command(command, self.host, ssh), self.host, self._known, limit_s, self._config_path)
+        return build_command(command, self.host, ssh, password=self.password is not None)
+
+    def failure(self, said: str) -> Exception:
+        """Return the error that ssh's words mean: a CorraError, or LinkLost where they don't say whether it was let in."""
+        return failure(said, self.host, self._known, self.connect_timeout_s, self._config_path, self.argv("true"))
+
+    def open(self, command: str) -> Channel:
+        argv = self.argv(command if self.password is None else sudo.gated(command))
+        channel = SshProcess(argv, self.host, self._known, self.connect_timeout_s, self._config_path)
+        return channel if self.password is None else sudo.enter(channel, self.password, self.host, lambda: self.login)
 
     def close(self) -> None:
         """Each command has an ssh of its own, and a ControlMaster's life is ssh_config's business."""
@@ -102,20 +135,28 @@ def runner(
     config: Any = None,
     connect_timeout_s: float | None = CONNECT_S,
     accept_new_key: bool = False,
+    password: str | None = None,
 ) -> Runner:
     """Return the Runner for a Host, or for an existing fabric.Connection, whose transport is used while it is open.
 
-    `config` is an Invoke config; `connect_timeout_s` None leaves it to ssh_config. Nothing is connected yet. Raises Misuse.
+    `config` is an Invoke config; `connect_timeout_s` None leaves it to ssh_config; `password` is for the sudo on the way. Another user of
+    this machine can only call the ssh program, so that is what is used for one. Nothing is connected yet. Raises Misuse.
     """
     if not isinstance(target, Host):
         return Fabric(
-            host_of(target), config=target.config, connection=target, connect_timeout_s=connect_timeout_s, accept_new_key=accept_new_key
+            host_of(target),
+            config=target.config,
+            connection=target,
+            connect_timeout_s=connect_timeout_s,
+            accept_new_key=accept_new_key,
+            password=password,
         )
     if target.is_local:
-        return Local(target)
+        return Local(target, password=password)
+    how: dict[str, Any] = {"config": config, "connect_timeout_s": connect_timeout_s, "accept_new_key": accept_new_key, "password": password}
     match via:
-        case "fabric":
-            return Fabric(target, config=config, connect_timeout_s=connect_timeout_s, accept_new_key=accept_new_key)
-        case "openssh":
-            return OpenSSH(target, config=config, connect_timeout_s=connect_timeout_s, accept_new_key=accept_new_key)
+        case "fabric" if target.caller is None:
+            return Fabric(target, **how)
+        case "fabric" | "openssh":
+            return OpenSSH(target, **how)
     raise Misuse(f"no transport {via!r}: there are fabric and openssh")

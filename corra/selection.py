@@ -26,8 +26,8 @@ _HISTORY_HOSTS = 32
 def reach(c: Context, given: Given) -> dict[str, Any]:
     """Return how hosts are reached: the flags, and under them what the configuration says below `corra`."""
     told = {
-        "user": given.user,
-        "as_user": _as_user(given),
+        "user": _as_user(given) if given.mode == "ssh-as" else given.user,
+        "as_user": None if given.mode == "ssh-as" else _as_user(given),
         "via": given.via or _configured(c, "via"),
         "connect_timeout": given.connect_timeout,
         "accept_new_key": getattr(given, "accept_new_key", None) or None,
@@ -36,7 +36,16 @@ def reach(c: Context, given: Given) -> dict[str, Any]:
 
 
 def _as_user(given: Given) -> str | None:
+    """Return what --as and --mode say together, as `Host.run_as` reads it. Raises Misuse."""
     name: str | None = vars(given)["as"]  # the flag's name is a word of Python's
+    if given.mode and not name:
+        raise Misuse(f"--mode {given.mode} needs --as USER", fate="NOT DONE")
+    if given.mode in ("ssh-then-sudo", "ssh-as") and name and "," in name:
+        raise Misuse(f"--mode {given.mode} has one user: --as {name} names two", fate="NOT DONE")
+    if given.mode == "sudo-then-ssh":
+        return f"{name}," if name and "," not in name else name
+    if given.mode == "sudo-then-ssh-then-sudo":
+        return f"{name},{name}" if name and "," not in name else name
     return name
 
 

@@ -24,6 +24,7 @@ class State:
     reason: str | None = None
     name: str | None = None
     host: str = ""
+    link: str | None = None
     user: str = ""
     origin: Mapping[str, str] | None = None
     argv: tuple[str, ...] = ()

@@ -267,7 +267,8 @@ def ended(state: State, host: str, result: Any = None) -> CorraError | None:
     if state.state == "not_started":
         return not_started(state, host)
     if state.state == "lost":
-        logs = f"{typed()} logs --host {host} {ids.short(state.prog_id)}"
+        # What this machine keeps for a host, only its own history leads to.
+        logs = f"{typed()} logs {'' if state.link else f'--host {host} '}{ids.short(state.prog_id)}"
         until = f"output to {clock(state.last_output_time, '%H:%M:%S')}: " if state.last_output_time else "its output: "
         return Lost(_lost(state, host), hint=[f"exit status unknown; {until}{logs}"], **facts)
     if state.reason == "timeout":
@@ -301,5 +302,5 @@ def _lost(state: State, host: str) -> str:
     return {
         "agent-gone": "all of its guards were killed",
         "spool-gone": "its spool was deleted",
-        "link": f"the link to {host} broke; it may still run",
+        "link": f"the link to {host} broke at {clock(state.end_time)}; it may still run",
     }.get(state.reason or "", "how it ended can't be known")

@@ -434,6 +434,8 @@ def stop(screen: Screen, run: Run, *, grace_s: float | None = None, wait: bool =
         )
     if not killed.ended:
         raise NotDead("its end was not seen", host=host, prog_id=state.prog_id, label=state.label)
+    if state.state == "lost" and first.get("how") != "ended" and (lost := ended(state, host)) is not None:
+        raise lost  # the link to it is gone: nobody can say that nothing is left
     if first.get("how") != "ended":
         screen.say(state.label, host, *render.fate(state, host))
 

@@ -5,11 +5,8 @@ No test touches the real home, the real ~/.ssh or a port that is not on 127.0.0.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pwd
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +19,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # pytest's importlib mode leaves it out, and the tests share sshd.py and machine.py
 
-from sshd import Sshd, program  # noqa: E402 - found by the line above
+import users  # noqa: E402 - found by the line above
+from sshd import Sshd, program  # noqa: E402
 
 # What the person who runs the tests has set must not decide how they end.
 _FOREIGN = ("CORRA_", "INVOKE_", "FABRIC_", "SSH_", "XDG_", "PYTHON", "LC_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
@@ -139,29 +137,5 @@ def as_root() -> None:
 @pytest.fixture
 def test_user(as_root: None) -> Iterator[str]:
     """A user made for this test, with a home and a shell and a password that nothing matches, gone afterwards."""
-    if not (shutil.which("useradd") and shutil.which("userdel")):
-        pytest.skip("no useradd on this machine")
-    name = f"corra{os.getpid()}"
-    subprocess.run(["useradd", "-m", "-s", "/bin/sh", "-p", "*", name], check=True, capture_output=True, timeout=60)
-    try:
-        uid = pwd.getpwnam(name).pw_uid
-        yield name
-    finally:
-        for entry in Path("/proc").iterdir():  # userdel refuses while a process of theirs lives
-            if entry.name.isdecimal() and _owner(entry) == uid:
-                _kill(int(entry.name))
-        subprocess.run(["userdel", "-r", "-f", name], check=False, capture_output=True, timeout=60)
-        for leftover in Path("/var/tmp").glob(f"corra-{uid}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _owner(entry: Path) -> int | None:
-    try:
-        return entry.stat().st_uid
-    except FileNotFoundError:
-        return None
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    with users.made(f"corra{os.getpid()}") as user:
+        yield user.name

@@ -43,6 +43,20 @@ def public(key: Path) -> str:
     return " ".join(key.with_name(key.name + ".pub").read_text().split()[:2])
 
 
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 class Sshd:
     """One running server and the client files that reach it.
 
@@ -192,16 +206,16 @@ class Sshd:
 
     def sessions(self) -> list[int]:
         """Return the pids of the server's children: one for every connection that is open."""
-        try:
-            return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
-        except FileNotFoundError:
-            return []
+        return _children(self.pid)
 
     def cut(self) -> None:
         """Kill every connection's server process, as a crash or an impatient administrator would."""
         for pid in self.sessions():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            # Who isn't root is served by a child of the one that is, and that child has the connection.
+            for each in [*_children(pid), pid]:
+                if _name(each) == "sshd":
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(each, signal.SIGKILL)
 
     def stop(self) -> None:
         """End the listener and the connections it has; programs started through them live on. `start` brings it back on its port."""

@@ -132,7 +132,7 @@ def test_each_bad_end_has_its_line_and_code(cli: Cli, flags: tuple[str, ...], ar
             "corra: NOT STARTED: -E NO_SUCH_VARIABLE: not set here; say -E NO_SUCH_VARIABLE=..",
         ),
         ("run --host local --stdin /no/such -- true", "corra: NOT STARTED: --stdin /no/such: No such file or directory"),
-        ("run --host local --via carrier -- true", "corra: NOT STARTED: --via: not fabric or openssh: 'carrier'"),
+        ("run --host local --via carrier -- true", "corra: NOT STARTED: --via: not fabric, openssh or chaperone: 'carrier'"),
         ("run --host local --id UPPER -- true", "corra: NOT STARTED: not an id: 'UPPER'"),
         ("attach a b", "corra: NOT DONE: one id at a time: a b"),
         ("wait", "corra: NOT DONE: wait needs an id"),

@@ -8,7 +8,8 @@ import sys
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from corra.command import Ssh, build_command, build_program, by_ssh, login_command, portable, shell, sudo
+from corra import tether
+from corra.command import ASK_HERE, ASK_THERE, Ssh, build_command, build_program, by_ssh, login_command, portable, shell, sudo
 from corra.errors import Misuse
 from corra.program import Host
 
@@ -69,13 +70,42 @@ def test_a_command_made_of_plain_words_is_left_as_it_is() -> None:
     assert portable(command) == command
 
 
+def test_sudo_asks_with_what_the_tether_answers() -> None:
+    assert (ASK_HERE.encode(), ASK_THERE.encode()) == tether.PROMPTS
+
+
 def test_each_mode_is_a_composition() -> None:
     ssh = Ssh(config="/c")
     assert build_command("true", Host("local")) == shell("true")
     assert build_command("true", Host("local", user="u")) == sudo("u", shell("true"))
     assert build_command("true", Host("h", 2222, "ops"), ssh) == by_ssh(Host("h", 2222, "ops"), portable("true"), ssh)
-    behind = by_ssh(Host("h", user="u"), "exec sudo -n -H -u u -- /bin/sh -c true", ssh)
-    assert build_command("true", Host("h", user="u"), ssh) == behind
+    there = "exec sudo -n -H -u u -- /bin/sh -c true"
+    assert build_command("true", Host("h", user="u"), ssh) == by_ssh(Host("h", user="u"), there, ssh)
+    assert build_command("true", Host("h", caller="c"), ssh) == sudo("c", by_ssh(Host("h"), "exec /bin/sh -c 'true'", ssh))
+    assert build_command("true", Host("h", user="u", caller="c"), ssh) == sudo("c", by_ssh(Host("h"), there, ssh))
+
+
+def test_with_a_password_every_sudo_asks_by_a_prompt_of_its_own() -> None:
+    argv = build_command("true", Host("h", user="u", caller="c"), password=True)
+    assert argv[:6] == ["sudo", "-S", "-p", ASK_HERE, "-H", "-u"]
+    assert f"sudo -S -p {ASK_THERE} -H -u u --" in argv[-1]
+    assert "-n" not in argv
+
+
+def test_a_terminal_and_questions_are_there_for_who_asks_for_them() -> None:
+    assert {"-T", "-oBatchMode=yes"} <= set(build_command("true", Host("h")))
+    asked = build_command("true", Host("h"), Ssh(tty=True, batch=False))
+    assert "-tt" in asked
+    assert not {"-T", "-oBatchMode=yes"} & set(asked)
+
+
+@pytest.mark.parametrize(
+    ("text", "caller", "user"), [("u", None, "u"), ("c,", "c", None), ("c,u", "c", "u"), (",u", None, "u"), ("", None, None)]
+)
+def test_who_runs_it_is_read_from_a_text_and_written_back(text: str, caller: str | None, user: str | None) -> None:
+    host = Host("h").run_as(text)
+    assert (host.caller, host.user) == (caller, user)
+    assert Host("h").run_as(host.as_user) == host
 
 
 def test_the_host_stands_behind_a_double_dash_with_the_command_as_one_word() -> None:

@@ -16,12 +16,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "corra"
 
 # From the top of the page to its bottom; a module may import what stands in a line above its own, and its neighbours without a circle.
 LAYERS = [
-    ["agent", "courier", "doctor", "ledger", "relay"],
+    ["agent", "courier", "doctor", "ledger", "relay", "tether"],
     ["errors", "ids", "program", "state", "stream", "verdict"],
     ["command", "hostset"],
-    ["channel", "process", "sshconfig", "hostkeys", "login", "session", "carrier", "transport", "connection", "openssh", "runners"],
-    ["place", "reach"],
-    ["history", "follow", "chaperone", "result"],
+    ["channel", "process", "sshconfig", "hostkeys", "login", "session", "sudo", "carrier", "transport", "connection", "openssh", "runners"],
+    ["place", "chaperone", "reach"],
+    ["history", "follow", "result"],
     ["control"],
     ["render", "screen"],
     ["book", "journal", "attempt", "crew", "stopped", "teller", "chronicle", "runbooks"],

@@ -432,7 +432,7 @@ def test_sudo_behind_ssh_lets_in_whom_sudoers_names_and_says_why_not_else(
     with pytest.raises(Auth) as caught:
         there.call("status", {})
     assert caught.value.why in {f"sudo asks for {test_user}'s password", f"{test_user} is not in sudoers there (sudo -n said so)"}
-    assert f"{test_user} ALL=(root) NOPASSWD: ALL" in caught.value.hint[0]
+    assert f"{test_user} ALL=(root) NOPASSWD: ALL" in "\n".join(caught.value.hint)
     line = sudoers(test_user, f"{test_user} ALL=(root) NOPASSWD: ALL")
     try:
         assert there.call("status", {"words": NASTY})["user"] == 0
@@ -444,7 +444,7 @@ def test_sudo_behind_ssh_lets_in_whom_sudoers_names_and_says_why_not_else(
 def test_an_unknown_sudo_user_is_said_so(agent: New, as_root: None) -> None:
     if not shutil.which("sudo"):
         pytest.skip("no sudo on this machine")
-    with pytest.raises(Auth, match="no user no-such-user there"):
+    with pytest.raises(Auth, match="no user no-such-user here"):
         agent(runner(Host("local", user="no-such-user"))).call("status", {})
 
 
