@@ -1795,6 +1795,43 @@ def thin(code):
     return code.replace(co_consts=tuple(nothing if below(each) else each for each in code.co_consts))
 
 
+def outliving(request):
+    """Return the words to put before the guards' command so that they outlive this login session: none where nothing ends them.
+
+    Where logind's KillUserProcesses is on, the end of a session ends all its processes, daemons too; a scope of the user's own manager
+    is spared while the user lingers, and the system's manager makes one for root. Raises Refusal where nothing would help.
+    """
+    scopes = [part for part in slurp("/proc/self/cgroup").decode("ascii", "replace").split("/") if part.startswith("session-")]
+    owners = [part for part in slurp("/proc/self/cgroup").decode("ascii", "replace").split("/") if part.startswith("user-")]
+    if not scopes or not owners or (request.get("run") or {}).get("force"):
+        return []
+    owner = user_name(int(owners[0].partition("-")[2].partition(".")[0]))
+    if not logind_kills(owner):
+        return []
+    words = ["systemd-run", "--scope", "--quiet", "--collect", "--description=corra " + request["prog_id"], "-p", "Delegate=yes"]
+    if not os.geteuid():
+        return words
+    user = user_name()
+    if os.path.exists("/var/lib/systemd/linger/" + user) and os.path.exists("/run/user/%d/systemd" % os.geteuid()):
+        return words + ["--user"]
+    raise Refusal("no_linger", "logind here kills programs at logout, and linger is off for %s" % user, user=user)
+
+
+def logind_kills(user):
+    """Return whether logind ends the processes of this user's sessions with them, as it says itself."""
+    import subprocess
+
+    manager = ["org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager"]
+    asked = ["busctl", "get-property"] + manager + ["KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers"]
+    try:
+        said = subprocess.run(asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=START_DEADLINE_S).stdout.decode()
+    except (OSError, subprocess.TimeoutExpired):
+        return False  # no logind that could be asked
+    kills, only, excluded = (said.splitlines() + ["b false"] * 3)[:3]
+    named = '"%s"' % user
+    return kills == "b true" and named not in excluded.split() and (only == "as 0" or named in only.split())
+
+
 def spawn_guards(request, path):
     """Start the guards of the run at `path` in a fresh interpreter; return when they have launched the program, or failed to.
 
@@ -1827,7 +1864,11 @@ def spawn_guards(request, path):
                 "import marshal,sys;h=open(int(sys.argv[1]),'rb');c,r=marshal.loads(h.read());h.close();n={'__name__':'corra_agent'};"
                 "exec(c,n);del c,h;n['guard'](r,int(sys.argv[2]))"
             )
-            os.execve(sys.executable, [sys.executable, "-ISE", "-c", script, str(ours), str(reporting)], given_environment())
+            argv = request["before"] + [sys.executable, "-ISE", "-c", script, str(ours), str(reporting)]
+            variables = given_environment()
+            if request["before"]:
+                variables.setdefault(b"XDG_RUNTIME_DIR", b"/run/user/%d" % os.geteuid())  # sudo takes it away
+            os.execvpe(argv[0], argv, variables)
         finally:
             os._exit(1)
     os.close(ours)
@@ -1912,7 +1953,10 @@ KEYS = {
         "argv": LIST, "cwd": TEXT, "env": OBJECT, "env_inherit": FLAG + LIST, "stdin": TEXT + OBJECT, "umask": NUMBER, "merge": FLAG,
         "pty": FLAG + OBJECT, "limits": OBJECT, "host": TEXT,
     },
-    "run": {"timeout": NUMBER, "grace": NUMBER, "stop_signal": TEXT, "keep_output": NUMBER, "keep": NUMBER, "wait_children": FLAG, "carrier": LIST},
+    "run": {
+        "timeout": NUMBER, "grace": NUMBER, "stop_signal": TEXT, "keep_output": NUMBER, "keep": NUMBER, "wait_children": FLAG,
+        "force": FLAG, "carrier": LIST,
+    },
     "secrets": {"env": OBJECT, "token": TEXT},
     "callback": {"url": TEXT, "method": TEXT, "token": TEXT, "ca": TEXT, "state": FLAG},
     "config": {"retry_frequency": NUMBER, "timeout": NUMBER, "output_buffer": NUMBER, "output_latency": NUMBER},
@@ -2098,13 +2142,14 @@ def find(request):
     raise Refusal("not_found", "no run %s among %d" % (text, total), count=total, user=user_name())
 
 
-def user_name():
+def user_name(uid=None):
     import pwd
 
+    uid = os.geteuid() if uid is None else uid
     try:
-        return pwd.getpwuid(os.geteuid()).pw_name
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return str(os.geteuid())
+        return str(uid)
 
 
 # ============================================================ start
@@ -2118,6 +2163,7 @@ def new_run(request, stdin, reply):
         same_program(there, request)
         there.close()
         return os.path.dirname(os.path.dirname(there.path)), prog_id
+    request["before"] = outliving(request)  # a refusal comes before anything is made
     stored = {key: request[key] for key in ("prog_id", "name", "origin", "program", "run", "callback", "config") if request.get(key)}
     token = (request.get("secrets") or {}).get("token")
     if stored.get("callback"):
@@ -2196,8 +2242,9 @@ def start(request, stdin, reply):
         if time.monotonic() > deadline:
             raise no_process(root, errno.EAGAIN)
         if state["supervisor"] == "gone":  # new, or whoever began it died before it launched anything
+            before = outliving(run.request) if request.get("before") is None else request["before"]
             try:
-                spawn_guards(dict(run.request, secret_env=secret, umask=umask), run.path)
+                spawn_guards(dict(run.request, secret_env=secret, umask=umask, before=before), run.path)
             except OSError as error:
                 raise no_process(root, error.errno) from None
         else:

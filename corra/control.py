@@ -62,6 +62,7 @@ class What(Reach, total=False):
     stop_signal: str | int | None
     keep: float | str | None
     wait_children: bool
+    force: bool
     spool: str | None
 
 
@@ -175,6 +176,7 @@ def launch(
     stop_signal: str | int | None = None,
     keep: float | str | None = None,
     wait_children: bool = False,
+    force: bool = False,
     spool: str | None = None,
     origin: Mapping[str, str] | None = None,
     **reach: Unpack[Reach],
@@ -205,6 +207,7 @@ def launch(
         stop_signal=None if stop_signal is None else signal_name(stop_signal),
         keep_s=_seconds(keep),
         wait_children=wait_children,
+        force=force,
         secrets=dict(secrets or {}),
         spool=spool,
     )

@@ -162,6 +162,7 @@ class Request:
     stop_signal: str | None = None
     keep_s: float | None = None
     wait_children: bool = False
+    force: bool = False
     secrets: Mapping[str, str] = field(default_factory=dict)
     spool: str | None = None
 
@@ -173,6 +174,7 @@ class Request:
             "stop_signal": self.stop_signal,
             "keep": self.keep_s,
             "wait_children": self.wait_children or None,
+            "force": self.force or None,
         }
         whole: dict[str, Any] = {
             "prog_id": self.prog_id,

@@ -44,6 +44,8 @@ _RUN = (
     option("grace", read=seconds, help="From its stop signal to KILL (10s)."),
     option("stop-signal", read=signal, help="What asks it to stop (TERM)."),
     option("keep", read=seconds, help="How long the host keeps its output (14d)."),
+    switch("wait-children", help="It ends when the last of its descendants has."),
+    switch("force", help="Start it though a logout there will end it."),
     switch("accept-new-key", help="Remember the key of a host never seen before."),
     option("reconnect-timeout", read=seconds, help="Give a lost link up after this long (never)."),
     switch("raw", help="Let escape sequences through to this terminal."),
@@ -88,6 +90,8 @@ def run(c: Context, given: Given) -> int:
             grace=given.grace,
             stop_signal=given.stop_signal,
             keep=given.keep,
+            wait_children=given.wait_children,
+            force=given.force,
             spool=given.spool,
             **reach,
         )

@@ -216,6 +216,15 @@ def _not_running(facts: Mapping[str, Any], host: Host, text: str, start: Request
     return CorraError(_one_line(facts.get("message", "")) or "it has ended", fate="NOT SENT", **common)
 
 
+def _no_linger(facts: Mapping[str, Any], host: Host, text: str, start: Request | None, common: dict[str, Any]) -> CorraError:
+    user = _one_line(facts.get("user", "")) or "USER"
+    hint = [
+        f"once:  {typed()} run --host {host.name} --as root -- loginctl enable-linger {user}",
+        "or --force: it dies with the last login",
+    ]
+    return NotStarted("logind there kills programs at logout, linger is off", hint=hint, **{**common, "label": ""})
+
+
 _ANSWERS: dict[str, Callable[[Mapping[str, Any], Host, str, Request | None, dict[str, Any]], CorraError]] = {
     "not_found": _not_found,
     "ambiguous": _ambiguous,
@@ -224,6 +233,7 @@ _ANSWERS: dict[str, Callable[[Mapping[str, Any], Host, str, Request | None, dict
     "unreadable": _unreadable,
     "unsupported": _unsupported,
     "not_running": _not_running,
+    "no_linger": _no_linger,
 }
 
 

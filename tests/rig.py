@@ -1,0 +1,116 @@
+"""A machine with an init of its own: systemd, logind and sshd booted in namespaces over a throw-away layer on this one's files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+BOOT_S = 60.0
+USER = "corra-ops"
+NEEDED = (
+    "systemd-nspawn",
+    "/lib/systemd/systemd",
+    "/lib/systemd/systemd-logind",
+    "dbus-daemon",
+    "ssh",
+    "/usr/sbin/sshd",
+    "/usr/bin/python3",
+)
+TARGET = """[Unit]
+Requires=basic.target
+Wants=dbus.service systemd-logind.service ssh.service systemd-user-sessions.service
+After=basic.target dbus.service systemd-logind.service ssh.service systemd-user-sessions.service
+AllowIsolate=yes
+"""
+
+
+def missing() -> str:
+    """Return why no such machine can be booted here, or nothing."""
+    if os.geteuid():
+        return "not root: no machine can be booted in namespaces"
+    lacking = [each for each in NEEDED if not shutil.which(each)]
+    return f"no {', '.join(lacking)} here" if lacking else ""
+
+
+class Rig:
+    """The booted machine; it has one ordinary user, who may log in over ssh."""
+
+    def __init__(self, leader: int) -> None:
+        self.leader = leader
+
+    def root(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in it as root, outside any session."""
+        return subprocess.run(
+            ["nsenter", f"--target={self.leader}", "--all", "--", *argv], capture_output=True, text=True, check=False, timeout=BOOT_S
+        )
+
+    def user(self, *argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command in it as the user, outside any session."""
+        who = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "env", "-i", f"HOME=/home/{USER}", "PATH=/usr/bin:/bin"]
+        enter = ["nsenter", f"--target={self.leader}", "--all", "--"]
+        return subprocess.run([*enter, *who, *argv], input=stdin, capture_output=True, text=True, check=False, timeout=BOOT_S)
+
+    def ssh(self, command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Log in over ssh, run a command, log out."""
+        options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "BatchMode=yes"]
+        key = f"/home/{USER}/.ssh/id"
+        return self.user("ssh", "-i", key, *options, f"{USER}@127.0.0.1", command, stdin=stdin)
+
+    def sessions(self) -> list[str]:
+        """Return the user's sessions that nobody has logged out of."""
+        listed = self.root("loginctl", "--no-legend", "list-sessions").stdout.splitlines()
+        states = {line.split()[0]: self.root("loginctl", "show-session", "-P", "State", line.split()[0]) for line in listed if USER in line}
+        # One with processes left in it stays, closing.
+        return [each for each, shown in states.items() if shown.stdout.strip() not in ("closing", "")]
+
+
+@contextlib.contextmanager
+def booted(files: Sequence[tuple[str, str]] = ()) -> Iterator[Rig]:
+    """Boot it, with `files` put into its layer first, and take it down again."""
+    base = Path(tempfile.mkdtemp(prefix="corra-rig-", dir="/dev/shm"))
+    root = base / "root"
+    root.mkdir()
+    for each in ("up", "work"):
+        (base / each).mkdir()
+    subprocess.run(
+        ["mount", "-t", "overlay", "corra-rig", "-o", f"lowerdir=/,upperdir={base}/up,workdir={base}/work", str(root)], check=True
+    )
+    ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    nspawn = None
+    try:
+        for path, text in [("/etc/systemd/system/corra-rig.target", TARGET), *files]:
+            at = root / path.lstrip("/")
+            at.parent.mkdir(parents=True, exist_ok=True)
+            at.write_text(text)
+        ready.bind(str(base / "ready"))
+        ready.settimeout(BOOT_S)
+        boot = ["--boot", "--private-network", "--notify-ready=yes", "--register=no", "--keep-unit", f"--machine={base.name}"]
+        nspawn = subprocess.Popen(
+            ["systemd-nspawn", "--quiet", f"--directory={root}", *boot, "systemd.unit=corra-rig.target"],
+            env={**os.environ, "NOTIFY_SOCKET": str(base / "ready")},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while b"READY=1" not in ready.recv(4096).splitlines():
+            pass
+        leader = int(Path(f"/proc/{nspawn.pid}/task/{nspawn.pid}/children").read_text().split()[0])
+        rig = Rig(leader)
+        made = rig.root("useradd", "--create-home", "--shell", "/bin/sh", USER)
+        assert made.returncode == 0, made.stderr
+        keys = rig.user("sh", "-c", "cd; mkdir -m 700 .ssh; ssh-keygen -q -t ed25519 -N '' -f .ssh/id; cp .ssh/id.pub .ssh/authorized_keys")
+        assert keys.returncode == 0, keys.stderr
+        yield rig
+    finally:
+        if nspawn is not None:
+            nspawn.terminate()  # takes the machine down at once
+            nspawn.wait(BOOT_S)
+        ready.close()
+        subprocess.run(["umount", "-l", str(root)], check=False)
+        shutil.rmtree(base, ignore_errors=True)
