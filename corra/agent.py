@@ -1824,8 +1824,8 @@ def logind_kills(user):
     manager = ["org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager"]
     asked = ["busctl", "get-property"] + manager + ["KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers"]
     try:
-        said = subprocess.run(asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=START_DEADLINE_S).stdout.decode()
-    except (OSError, subprocess.TimeoutExpired):
+        said = subprocess.check_output(asked, stderr=subprocess.DEVNULL, timeout=START_DEADLINE_S).decode()
+    except (OSError, subprocess.SubprocessError):
         return False  # no logind that could be asked
     kills, only, excluded = (said.splitlines() + ["b false"] * 3)[:3]
     named = '"%s"' % user

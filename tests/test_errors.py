@@ -16,6 +16,8 @@ from invoke.exceptions import Exit, UnexpectedExit
 from invoke.runners import Result
 
 from corra import errors
+from corra.program import Host
+from corra.verdict import refused
 from properties import PROPERTY
 
 TREE = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.CorraError)]
@@ -172,3 +174,10 @@ def test_hints_are_for_people_at_a_terminal(inv):
         os.close(terminal)
         os.close(end)
     assert (code, said) == (125, "corra: db9: NOT STARTED: no answer\r\n       ssh db9 true\r\n")
+
+
+def test_a_host_that_kills_programs_at_logout_is_said_with_the_line_that_helps() -> None:
+    error = refused("no_linger", {"user": "ops"}, host=Host.parse("web9"), verb="run")
+    assert error.line == "corra: web9: NOT STARTED: logind there kills programs at logout, linger is off"
+    assert error.hint[0].endswith(" run --host web9 --as root -- loginctl enable-linger ops")
+    assert (error.code, error.started) == (125, "no")
