@@ -44,7 +44,7 @@ def start(machine: rig.Rig, **run: Any) -> dict[str, Any]:
     request = {"program": {"argv": ["sleep", "1000"], "cwd": "/"}, "run": run}
     done = machine.ssh(f"/usr/bin/python3 -ISE {AGENT} start", json.dumps(request))
     assert done.stdout, done.stderr
-    eventually(lambda: not machine.sessions(), 60)
+    eventually(lambda: not machine.sessions(), timeout_s=60)
     reply: dict[str, Any] = json.loads(done.stdout)
     return reply
 
@@ -87,7 +87,7 @@ def test_a_start_that_was_forced_dies_with_the_session_and_says_so(machine: rig.
     def over() -> bool:
         return ask(machine, "status", state["prog_id"])["state"] in ("exited", "lost")
 
-    eventually(over, 120)
+    eventually(over, timeout_s=120)
     after = ask(machine, "status", state["prog_id"])
     assert (after["state"], after["reason"], after["signal"]) in {
         ("exited", "signaled", "SIGHUP"),
