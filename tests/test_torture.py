@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
+import sshd
 import sweep
 import torture
 
 # Another day, other moments; a failure prints the seed, and `scripts/torture --runs 1 --seed N` repeats it.
 SEED = int(os.environ.get("CORRA_SEED") or int.from_bytes(os.urandom(3), "big"))
 RUNS = int(os.environ.get("CORRA_TORTURE_RUNS") or 300)
+MANY = int(os.environ.get("CORRA_MANY") or 60)
 POINTS = int(os.environ.get("CORRA_SWEEP_POINTS") or 25)
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(600)]
@@ -39,12 +41,16 @@ def tortured(*words: object) -> dict[str, Any]:
 def test_no_byte_status_or_promise_is_lost_under(fault: str) -> None:
     if fault == "full" and os.geteuid():
         pytest.skip("only root can mount the small disk that fills")
+    if fault in torture.OVER_SSH and sshd.program() is None:
+        pytest.skip("no sshd on this machine: there is no link to cut")
     share = RUNS * torture.FAULTS.count(fault) // len(torture.FAULTS)
     figures = tortured("--fault", fault, "--runs", share, "--seed", SEED)
     assert figures["runs"] == share
     if fault in ("one", "two"):
         assert figures["lost"] == 0
         assert figures["kills"] > share / 2
+    if fault in torture.OVER_SSH:
+        assert figures["cuts"] > share / 4
 
 
 @pytest.mark.parametrize("role", sweep.ROLES)
@@ -52,3 +58,8 @@ def test_a_guard_may_be_killed_at_any_of_its_system_calls(role: str) -> None:
     figures = tortured("--sweep", role, "--points", POINTS, "--seed", SEED)
     assert figures["killed"] >= figures["runs"] * 0.9
     assert figures["runs"] >= min(POINTS, figures["calls"])
+
+
+@pytest.mark.parametrize("how", ["--at-once", "--in-turn"])
+def test_many_runs_are_each_right_and_leave_nothing_behind(how: str) -> None:
+    assert tortured(how, MANY)["runs"] == MANY

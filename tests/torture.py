@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import select
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from pathlib import Path
 
 from corra import agent as host_agent
 from corra.stream import Cursor, Gap, Output, Parser, Status
+from sshd import Sshd
 
 AGENT = Path(host_agent.__file__)
 DEADLINE_S = 30.0
@@ -61,7 +63,49 @@ def written(seed: int, chunks: int) -> dict[str, bytes]:
     return {name: bytes(data) for name, data in out.items()}
 
 
-FAULTS = ("none", "one", "one", "two", "two", "three", "follow", "stop", "starter", "full")
+FAULTS = ("none", "one", "one", "two", "two", "three", "follow", "stop", "starter", "full", "session", "inv")
+OVER_SSH = ("session", "inv")
+
+
+class Place:
+    """Where the faults of a link happen: a private sshd, and a home for `corra` to come from."""
+
+    def __init__(self, root: Path) -> None:
+        home = root / "home"
+        home.mkdir()
+        names = {"XDG_STATE_HOME": home / "state", "XDG_CACHE_HOME": home / "cache", "XDG_CONFIG_HOME": home / "config", "HOME": home}
+        own = {name: str(path) for name, path in names.items()}
+        self.sshd = Sshd(root / "sshd", environment={**own, "PATH": os.environ["PATH"]}).start()
+        here = str(Path(host_agent.__file__).parent.parent)
+        self.environment = {**os.environ, **own, "CORRA_SSH_CONFIG": str(self.sshd.ssh_config), "PYTHONPATH": here}
+
+    def client(self, case: Case) -> subprocess.Popen[bytes]:
+        """Start `corra run` for the case's program: as often as we like, it is the same run."""
+        told = ["run", "-q", "--host", "h", "--id", case.prog_id, "--spool", str(case.spool), "--cwd", "/", "--"]
+        return subprocess.Popen(
+            [sys.executable, "-m", "corra", *told, *case.argv()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment,
+        )
+
+    def session(self, case: Case) -> int:
+        """Return the sshd process that carries the case's link, or 0: the ancestor of whoever of the host's side has its spool open."""
+        listener = self.sshd.pid
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                pid = int(entry.name)
+                if not any(os.readlink(fd).startswith(f"{case.spool}/") for fd in (entry / "fd").iterdir()):
+                    continue
+                while pid > 1:
+                    found = host_agent.process(pid)
+                    if found is None:
+                        break
+                    if found[1] == listener:
+                        return pid
+                    pid = found[1]
+        return 0
 
 
 @dataclass
@@ -72,13 +116,16 @@ class Case:
     root: Path
     python: str = sys.executable
     only: str | None = None
+    place: Place | None = None
     violations: list[str] = field(default_factory=list)
     lost: bool = False
-    kills: int = 0
+    kills: int = 0  # of guards
+    cuts: int = 0  # of links
 
     def __post_init__(self) -> None:
         r = random.Random(self.seed)
         self.fault = self.only or r.choice(FAULTS)
+        self.over_ssh = self.fault in OVER_SSH
         self.chunks = r.randint(1, 40)
         self.end = r.choice((0, 0, 1, 7, 255, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGSEGV))
         self.moments = [r.random() ** r.choice((2, 6)) * 0.15 for _ in range(3)]
@@ -95,9 +142,11 @@ class Case:
 
     # -------------------------------------------------------- driving
 
+    def argv(self) -> list[str]:
+        return [sys.executable, "-ISE", "-c", PROGRAM, str(self.executed), str(self.seed), str(self.chunks), str(self.end)]
+
     def request(self, **more: object) -> bytes:
-        argv = [sys.executable, "-ISE", "-c", PROGRAM, str(self.executed), str(self.seed), str(self.chunks), str(self.end)]
-        core = {"prog_id": self.prog_id, "nonce": "n", "spool": str(self.spool), "program": {"argv": argv, "cwd": "/"}, **more}
+        core = {"prog_id": self.prog_id, "nonce": "n", "spool": str(self.spool), "program": {"argv": self.argv(), "cwd": "/"}, **more}
         text = json.dumps(core).encode()
         return b"%d\n" % len(text) + text
 
@@ -116,6 +165,9 @@ class Case:
 
     def watch(self) -> None:
         """Start and follow, again and again, until the last State: what a client does."""
+        if self.over_ssh:
+            self.watch_over_ssh()
+            return
         deadline = time.monotonic() + DEADLINE_S
         while time.monotonic() < deadline:
             process = self.process = self.open("run")
@@ -129,6 +181,27 @@ class Case:
                     with contextlib.suppress(BrokenPipeError):
                         pipe and pipe.close()
         self.violations.append("no final State in time")
+
+    def watch_over_ssh(self) -> None:
+        """Let `corra run` do it; where it is killed, type the same once more."""
+        assert self.place
+        code = -int(signal.SIGKILL)
+        for _ in range(1 + len(self.moments)):
+            with self.place.client(self) as self.process:
+                out, err = self.process.communicate(timeout=4 * DEADLINE_S)
+                code = self.process.returncode
+            if code != -signal.SIGKILL:
+                break
+        expected = 128 - self.end if self.end < 0 else self.end
+        if code != expected:
+            self.violations.append(f"corra exited with {code}, not {expected}: {err[-300:].decode(errors='replace')}")
+        self.bytes["stdout"] += out
+        # After the program's own it says how a run ended that didn't end well, on lines of its own.
+        self.bytes["stderr"] += re.sub(rb"\n?corra: torture-\d+ on h: [A-Z][^\n]*\n( {7}[^\n]*\n)*\Z", b"", err)
+        if self.path.exists():
+            run = host_agent.Run(str(self.spool), self.prog_id)
+            self.see(run.state())
+            run.close()
 
     def read(self, process: subprocess.Popen[bytes], deadline: float) -> bool:
         """Take in one follow's frames; return whether the last one was a final State."""
@@ -179,21 +252,23 @@ class Case:
             record = host_agent.Record.read((self.path / "exit").read_bytes()[: host_agent.PAGE])
             if record and record.guards:
                 return [pid for pid, _ in record.guards if self.is_guard(pid)]
+        if self.over_ssh:
+            return []
         return sorted(int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and self.is_guard(int(p.name)))
 
     def is_guard(self, pid: int) -> bool:
         try:
-            ours = f"TORTURE={self.mark}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+            ours = self.over_ssh or f"TORTURE={self.mark}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
             found = host_agent.process(pid)
             # The program, until its exec, is called corra-keeper too; it alone leads a session besides the outermost guard.
             leads = os.getsid(pid) == pid and found is not None and found[3] == "corra-keeper"
-            return ours and found is not None and found[3].startswith("corra-") and not leads
+            return ours and found is not None and found[0] != "Z" and found[3].startswith("corra-") and not leads
         except OSError:
             return False
 
     def strike(self) -> None:
         """Do the fault at its moments, counted from when the guards are there (from the start, where the starter is the victim)."""
-        while self.fault not in ("starter", "full", "follow") and not self.guards() and not self.over.wait(0.001):
+        while self.fault not in ("starter", "full", "follow", "inv") and not self.guards() and not self.over.wait(0.001):
             pass
         began = time.monotonic()
         wait = lambda moment: self.over.wait(max(0.0, began + moment - time.monotonic()))  # noqa: E731
@@ -209,6 +284,19 @@ class Case:
             case "starter":
                 wait(self.moments[0])
                 self.process.kill()
+            case "inv":
+                for moment in sorted(self.moments):
+                    wait(moment * 10)  # it takes a while to come to its point
+                    self.cuts += self.process.poll() is None
+                    self.process.kill()
+            case "session":
+                assert self.place
+                for moment in sorted(self.moments):
+                    wait(moment)
+                    if victim := self.place.session(self):
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(victim, signal.SIGKILL)
+                            self.cuts += 1
             case "stop":
                 wait(self.moments[0])
                 for pid in self.guards()[:2]:
@@ -317,6 +405,9 @@ class Case:
         self.judge_leftovers()
 
     def judge_leftovers(self) -> None:
+        if not self.path.exists():
+            self.violations.append("there is no run")
+            return
         deadline = time.monotonic() + 5
         while (left := self.guards()) and time.monotonic() < deadline:
             time.sleep(0.005)
