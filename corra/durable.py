@@ -31,8 +31,9 @@ from . import control, ids
 from .errors import CorraError, StillRunning, line
 from .feed import Feed, command as fed
 from .follow import Follow, LinkDown, LinkUp
-from .program import Host, seconds
+from .program import Host
 from .result import Result as CorraResult
+from .settings import setting
 from .state import State, exit_code
 from .stream import Output, Status
 from .verdict import duration, ended, not_started, typed
@@ -102,7 +103,7 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         self._payload: bytes | None = None
 
     def _setting(self, name: str) -> Any:
-        return (self.context.config.get("corra") or {}).get(name)
+        return setting(self.context.config, name)
 
     # -- Starting
     def run(self, command: str, **kwargs: Any) -> Any:
@@ -131,10 +132,7 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
             grace=self._setting("grace"),
         )
         self.run_, self.prog_id = launch.run, launch.run.id
-        patience = self._setting("reconnect_timeout")
-        self._follow = launch.follow(
-            stay=not self._disowned, reconnect_timeout_s=seconds(patience) if isinstance(patience, str) else patience
-        )
+        self._follow = launch.follow(stay=not self._disowned, reconnect_timeout_s=self._setting("reconnect_timeout"))
         if interactive or self.using_pty:
             self._feed = Feed(launch.agent, self._spool)
             self._watch_window()
@@ -219,7 +217,7 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
 
     def _handle_output(self, buffer_: list[str], hide: bool, output: IO[str], reader: Callable[[int], bytes]) -> None:
         """Show, keep and answer what comes, as Invoke does, at a cost that doesn't grow with what came before."""
-        limit = _size(self._setting("output_limit"))
+        limit = self._setting("output_limit")
         kept, window = 0, _Window(self.watchers)
         for text in self.read_proc_output(reader):
             if not hide:
@@ -450,13 +448,3 @@ def _name(command: str) -> str | None:
     words = [word for word in re.split(r"[\s;&|()]+", command) if word and "=" not in word and word not in ("sudo", "cd", "exec", "export")]
     name = os.path.basename(words[0]) if words else ""
     return name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}", name) else None
-
-
-def _size(value: Any) -> int | None:
-    """Return characters for `1000000`, `64k`, `1MB`; None for all."""
-    if value is None or value == "":
-        return None
-    match = re.fullmatch(r"(\d+)\s*([kMG]?)i?B?", str(value))
-    if not match:
-        raise CorraError(f"corra.output_limit: not a size: {value!r} (say 64k, 1M)", fate="NOT STARTED", code=2)
-    return int(match.group(1)) * {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}[match.group(2)]

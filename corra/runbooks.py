@@ -33,6 +33,7 @@ from .follow import Follow, LinkDown, LinkUp
 from .place import Agent
 from .program import Host, seconds
 from .reach import Reach, agent_for
+from .settings import setting
 from .state import State, exit_code
 from .stopped import Step, stopped
 from .teller import Lines, Row, Teller, last_line, repeated, took
@@ -126,8 +127,7 @@ class Runbook:
         self._how: dict[str, Any] = dict(how)
         self._at_once = at_once
         self._patience_s = seconds(reconnect_timeout) if isinstance(reconnect_timeout, str) else reconnect_timeout
-        config = how.get("config")
-        where = journal if journal is not None else ((config or {}).get("corra") or {}).get("journal")
+        where = journal if journal is not None else setting(how.get("config"), "journal")
         self._teller = Teller(self.label, quiet=quiet)
         # Who logs in and how goes for the journal's host too; whom sudo makes of us there doesn't: it is no program of the runbook's.
         reach = {each: self._how[each] for each in _REACH if each in self._how}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from invoke.context import Context
 
 from .errors import CorraError, Misuse, NotKilled
+from .settings import setting
 from .verb import Given, program
 
 if TYPE_CHECKING:
@@ -25,13 +26,14 @@ _HISTORY_HOSTS = 32
 
 def reach(c: Context, given: Given) -> dict[str, Any]:
     """Return how hosts are reached: the flags, and under them what the configuration says below `corra`."""
-    told = {
+    flags = {
         "user": _as_user(given) if given.mode == "ssh-as" else given.user,
         "as_user": None if given.mode == "ssh-as" else _as_user(given),
-        "via": given.via or _configured(c, "via"),
+        "via": given.via,
         "connect_timeout": given.connect_timeout,
         "accept_new_key": getattr(given, "accept_new_key", None) or None,
     }
+    told = {name: setting(c.config, name) if value is None else value for name, value in flags.items()}
     return {"config": c.config, **{name: value for name, value in told.items() if value is not None}}
 
 
@@ -49,13 +51,20 @@ def _as_user(given: Given) -> str | None:
     return name
 
 
-def _configured(c: Context, name: str) -> Any:
-    return (c.config.get("corra") or {}).get(name)
+def fabrics_host(c: Context) -> str:
+    """Return the host that `fab -H` calls a task for, "" under `inv`."""
+    from .reach import is_a
+
+    if not is_a(c, "fabric.connection", "Connection"):
+        return ""
+    from .connection import host_of
+
+    return str(host_of(c))
 
 
 def told_hosts(c: Context, given: Given) -> list[str]:
-    """Return the hosts given by flag, $CORRA_HOST or the configuration, in this order; none is an answer too."""
-    told: Sequence[str] = given.host or [os.environ.get("CORRA_HOST") or _configured(c, "host") or ""]
+    """Return the hosts given by flag, `fab -H`, $CORRA_HOST or the configuration, in this order; none is an answer too."""
+    told: Sequence[str] = given.host or [fabrics_host(c) or os.environ.get("CORRA_HOST") or setting(c.config, "host") or ""]
     return [name.strip() for text in told for name in text.split(",") if name.strip()]
 
 
@@ -75,7 +84,8 @@ def find(c: Context, given: Given, text: str | None) -> Run:
     from . import control
 
     # $CORRA_HOST and the configuration say where to start things; where a run is, is for history to know first.
-    hosts = [name.strip() for each in given.host for name in each.split(",") if name.strip()]
+    told = given.host or [fabrics_host(c)]
+    hosts = [name.strip() for each in told for name in each.split(",") if name.strip()]
     if len(hosts) > 1:
         raise Misuse(f"an id belongs to one host: {', '.join(hosts)} are {len(hosts)}", fate="NOT DONE")
     return control.named(text, hosts[0] if hosts else None, spool=given.spool, **reach(c, given))

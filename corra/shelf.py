@@ -11,6 +11,7 @@ from invoke.context import Context
 from .book import HERE, Book
 from .errors import CorraError, Misuse, NotFound
 from .selection import reach
+from .settings import setting
 from .verb import Given, program
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def ledger(c: Context, given: Given) -> Ledger:
 
     if len(given.host) > 1 or "," in "".join(given.host):
         raise Misuse("one host at a time: a journal is in one place")
-    told = given.host[0] if given.host else os.environ.get("CORRA_JOURNAL") or (c.config.get("corra") or {}).get("journal")
+    told = given.host[0] if given.host else os.environ.get("CORRA_JOURNAL") or setting(c.config, "journal")
     return ledger_on(told, **_reach(c, given))
 
 

@@ -18,6 +18,7 @@ from invoke.context import Context
 from . import inputs, selection
 from .errors import NOTHING_DONE, CorraError, Misuse
 from .flags import HOST, REACH, SHOWN, TARGET, WATCHED, lines, seconds, signal, size
+from .settings import setting
 from .verb import Given, listing, option, switch, verb
 
 if TYPE_CHECKING:
@@ -87,11 +88,15 @@ def run(c: Context, given: Given) -> int:
             stdin=stdin,
             merge=given.merge,
             timeout=given.timeout,
-            grace=given.grace,
+            grace=setting(c.config, "grace") if given.grace is None else given.grace,
             stop_signal=given.stop_signal,
+<<<<<<< HEAD
             keep=given.keep,
             wait_children=given.wait_children,
             force=given.force,
+=======
+            keep=setting(c.config, "keep") if given.keep is None else given.keep,
+>>>>>>> 8387341 (Settings under corra: from the configuration and INVOKE_CORRA_*, with bad ones said; the verbs take fab's hosts)
             spool=given.spool,
             **reach,
         )
@@ -234,7 +239,7 @@ def ps(c: Context, given: Given) -> int:
     from .watch import now
 
     if given.connect_timeout is None:
-        given.connect_timeout = LOOK_TIMEOUT_S
+        given.connect_timeout = setting(c.config, "connect_timeout") or LOOK_TIMEOUT_S
     states, errors = selection.to_list(c, given)
     moment = now()
     kept = [state for state in render.order(states) if selection.listed(state, given)]

@@ -267,6 +267,7 @@ class Verb(Task):  # type: ignore[type-arg]
         try:
             if given.refusal:
                 raise Misuse(given.refusal, fate=self.fate)
+            _fill(context, given)
             with screen.warnings():
                 code = self.body(context, given) or 0
         except CorraError as error:
@@ -325,6 +326,15 @@ class Verb(Task):  # type: ignore[type-arg]
                 if word and word.startswith(begun):
                     print(word)
         raise Exit(code=0)
+
+
+def _fill(context: Context, given: Given) -> None:
+    """Take from the configuration what wasn't given, where it means the same to every verb."""
+    from .settings import setting
+
+    for name in ("spool", "reconnect_timeout"):
+        if name in vars(given) and getattr(given, name) is None:
+            setattr(given, name, setting(context.config, name))
 
 
 def verb(
