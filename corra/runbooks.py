@@ -74,7 +74,7 @@ class _Place:
     @property
     def key(self) -> str:
         """The host's name whoever logs in: two people must find the same run."""
-        return str(replace(self.host, login=None, user=None))
+        return str(replace(self.host, login=None, user=None, caller=None))
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ class Runbook:
         """Return the agent of `target`, the same for all steps: one connection a host."""
         if not isinstance(target, (str, Host)):
             return agent_for(target, **reach)
-        key = (str(target), getattr(target, "user", None), *(str(reach.get(name)) for name in (*_REACH[:2], *_REACH[3:], "as_user")))
+        key = (str(target), getattr(target, "as_user", None), *(str(reach.get(name)) for name in (*_REACH[:2], *_REACH[3:], "as_user")))
         with self._lock:
             if key not in self._agents:
                 self._agents[key] = agent_for(target, **reach)

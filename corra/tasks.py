@@ -90,13 +90,9 @@ def run(c: Context, given: Given) -> int:
             timeout=given.timeout,
             grace=setting(c.config, "grace") if given.grace is None else given.grace,
             stop_signal=given.stop_signal,
-<<<<<<< HEAD
-            keep=given.keep,
+            keep=setting(c.config, "keep") if given.keep is None else given.keep,
             wait_children=given.wait_children,
             force=given.force,
-=======
-            keep=setting(c.config, "keep") if given.keep is None else given.keep,
->>>>>>> 8387341 (Settings under corra: from the configuration and INVOKE_CORRA_*, with bad ones said; the verbs take fab's hosts)
             spool=given.spool,
             **reach,
         )

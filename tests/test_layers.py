@@ -18,17 +18,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "corra"
 LAYERS = [
     ["agent", "courier", "doctor", "ledger", "relay", "tether"],
     ["errors", "ids", "program", "state", "stream", "verdict"],
-<<<<<<< HEAD
-    ["command", "hostset"],
+    ["command", "hostset", "settings"],
     ["channel", "process", "sshconfig", "hostkeys", "login", "session", "sudo", "carrier", "transport", "connection", "openssh", "runners"],
     ["place", "chaperone", "reach"],
     ["history", "follow", "result"],
-=======
-    ["command", "hostset", "settings"],
-    ["channel", "process", "sshconfig", "hostkeys", "login", "session", "carrier", "transport", "connection", "openssh", "runners"],
-    ["place", "reach"],
-    ["history", "follow", "chaperone", "result"],
->>>>>>> 8387341 (Settings under corra: from the configuration and INVOKE_CORRA_*, with bad ones said; the verbs take fab's hosts)
     ["control"],
     ["render", "screen"],
     ["book", "journal", "attempt", "crew", "stopped", "teller", "chronicle", "runbooks"],
