@@ -140,6 +140,19 @@ class Fabric:
                 self._open = [each for each in self._open if each is not connection]
                 connection.close()
 
+    def listen_there(self, taken: Callable[[Any], None]) -> int:
+        """Have the host listen on its loopback and return the port; `taken` gets a paramiko channel for each connection. Raises Unreachable."""
+        from paramiko import SSHException
+
+        if not self._open:
+            with self._connecting:
+                self._open.append(self._connect())
+        try:
+            port: int = self._open[0].transport.request_port_forward("127.0.0.1", 0, lambda channel, *_: taken(channel))
+        except (SSHException, EOFError, OSError) as error:
+            raise self._unreachable("it forwards no port", str(error), "AllowTcpForwarding in its sshd_config") from error
+        return port
+
     def close(self) -> None:
         with self._connecting:
             gone, self._open = self._open, []

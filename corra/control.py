@@ -25,7 +25,7 @@ from . import history, ids
 from .agent import VERSION
 from .errors import CorraError, Misuse, NotFound, NotKilled, Unreachable
 from .follow import ANSWER_S, DEAD_AFTER_S, Event, Follow, Link, signal_name
-from .place import Agent, Refused
+from .place import Agent, Refused, courier_source
 from .program import Host, Program, Request, seconds, words
 from .reach import Reach, agent_for, is_a
 from .state import State
@@ -72,6 +72,8 @@ class How(What, total=False):
     id: str | None
     name: str | None
     origin: Mapping[str, str] | None
+    callback: Mapping[str, Any] | None
+    callback_config: Mapping[str, float] | None
 
 
 class Killed(NamedTuple):
@@ -179,6 +181,8 @@ def launch(
     force: bool = False,
     spool: str | None = None,
     origin: Mapping[str, str] | None = None,
+    callback: Mapping[str, Any] | None = None,
+    callback_config: Mapping[str, float] | None = None,
     **reach: Unpack[Reach],
 ) -> Launch:
     """Return the Launch of `argv` on `target`. Raises Misuse for what no host could start. No I/O but reading `stdin`."""
@@ -210,6 +214,9 @@ def launch(
         force=force,
         secrets=dict(secrets or {}),
         spool=spool,
+        callback=dict(callback or {}),
+        config=dict(callback_config or {}),
+        courier=courier_source() if callback else None,
     )
     connection = target if is_a(target, "fabric.connection", "Connection") else None
     return Launch(agent, request, payload, reach.get("via"), connection)
@@ -699,6 +706,23 @@ class Run:
         state = self.state()
         request = {"ids": [state.prog_id], "dry": dry}
         return Freed.told(self.agent, _ask(self.agent, "gc", request, text=self.id, label=self.label, spool=self._spool))
+
+    def deliver(
+        self, *, callback: Mapping[str, Any] | None = None, start: int | None = None, seconds: float = 60.0, route: str | None = None
+    ) -> Mapping[str, Any]:
+        """Have its output and end sent to its collector once more, or to the one of `callback`; return {state, delivered}.
+
+        `start`: from this byte of each stream. `route`: where its courier is to connect to from now on. `seconds=0` sends nothing.
+        """
+        request = {"callback": dict(callback) if callback else None, "from": start, "seconds": seconds, "route": route}
+        sent = {**{key: value for key, value in request.items() if value is not None}, "prog_id": self.id, "courier": courier_source()}
+        try:
+            whole = {**sent, **({"spool": self._spool} if self._spool else {})}
+            return self.agent.call("deliver", whole, timeout_s=seconds + STOP_MARGIN_S)
+        except Refused as refusal:
+            raise refused(refusal.kind, refusal.facts, host=self.host, verb="deliver", text=self.id, label=self.label) from refusal
+        except (ConnectionError, TimeoutError) as error:
+            raise retold(_silent(error, self.host), verb="deliver", label=self.label, prog_id=self.id) from error
 
     def _killed(self, answer: Mapping[str, Any]) -> Killed:
         state = self.heard(State.from_json(answer["state"]))

@@ -74,6 +74,7 @@ SHOWN = (
     option("stream", read=one_of("stdout", "stderr", "both"), help="Only stdout or stderr (both)."),
     switch("raw", help="Let escape sequences through to this terminal."),
 )
+COLLECTED = (option("collector", help="Ask this collector of the configuration, not the host."),)
 WATCHED = (
     option("timeout", "T", read=seconds, help="Stop watching after this long; the program goes on (none)."),
     option("reconnect-timeout", read=seconds, help="Give a lost link up after this long (never)."),

@@ -16,7 +16,8 @@ import time
 ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
 SHOWN = 6
 
-_VALID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+PATTERN = "[a-z0-9][a-z0-9._-]{0,63}"
+_VALID = re.compile(PATTERN)
 _MADE = re.compile(rf"\d{{8}}t\d{{6}}z-([{ALPHABET}]{{8}})")
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from invoke.collection import Collection
 from invoke.program import Program
 
-from .tasks import ns
+from . import serving, tasks
 
 
 class _Corra(Program):
@@ -18,6 +19,7 @@ class _Corra(Program):
         print(f"{self.name} {VERSION}")
 
 
+ns = Collection(*tasks.ns.tasks.values(), serving.serve, serving.deliver)
 program = _Corra(name="corra", binary="corra", binary_names=["corra"], namespace=ns)
 
 

@@ -236,6 +236,12 @@ def agent_source() -> bytes:
     return Path(__file__).with_name("agent.py").read_bytes()
 
 
+@functools.cache
+def courier_source() -> str:
+    """Return the courier as it is sent along with a start that asks for a callback."""
+    return Path(__file__).with_name("courier.py").read_text(encoding="utf-8")
+
+
 class Refused(Exception):
     """The host answered `{"error": KIND, ...}`; nothing was done beyond what `facts` say."""
 
@@ -285,6 +291,11 @@ class Agent:
     @property
     def host(self) -> Host:
         return self._runner.host
+
+    @property
+    def runner(self) -> Runner:
+        """What carries its bytes."""
+        return self._runner
 
     @property
     def user(self) -> str:

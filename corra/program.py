@@ -165,6 +165,9 @@ class Request:
     force: bool = False
     secrets: Mapping[str, str] = field(default_factory=dict)
     spool: str | None = None
+    callback: Mapping[str, Any] = field(default_factory=dict, repr=False)  # has a token in it
+    config: Mapping[str, float] = field(default_factory=dict)
+    courier: str | None = field(default=None, repr=False)  # the source of courier.py, where there is a callback
 
     def to_json(self) -> dict[str, Any]:
         """Return the request that the agent's `start` and `run` read."""
@@ -184,6 +187,9 @@ class Request:
             "run": {k: v for k, v in run.items() if v is not None},
             "secrets": {"env": dict(self.secrets)} if self.secrets else {},
             "spool": self.spool,
+            "callback": dict(self.callback),
+            "config": dict(self.config),
+            "courier": self.courier,
         }
         return {k: v for k, v in whole.items() if v}
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from invoke.collection import Collection
 from invoke.context import Context
 
-from . import inputs, selection
+from . import inputs, reporting, selection
 from .errors import NOTHING_DONE, CorraError, Misuse
-from .flags import HOST, REACH, SHOWN, TARGET, WATCHED, lines, seconds, signal, size
+from .flags import COLLECTED, HOST, REACH, SHOWN, TARGET, WATCHED, lines, seconds, signal, size
 from .settings import setting
 from .verb import Given, listing, option, switch, verb
 
@@ -50,6 +50,8 @@ _RUN = (
     switch("accept-new-key", help="Remember the key of a host never seen before."),
     option("reconnect-timeout", read=seconds, help="Give a lost link up after this long (never)."),
     switch("raw", help="Let escape sequences through to this terminal."),
+    option("collector", help="Have it report its output and its end to this collector of the configuration."),
+    switch("callback-through-ssh", help="Lead it there through this connection, while somebody watches: the host has no route of its own."),
 )
 
 
@@ -101,9 +103,12 @@ def run(c: Context, given: Given) -> int:
             given.screen.note("", target, ("would start: " if given.dry else "") + shlex.join(given.argv))
         if given.dry:
             return 0
+        if given.collector:
+            launch = reporting.register(c, given, launch)
         follow = launch.follow(stay=not given.detach, reconnect_timeout_s=given.reconnect_timeout)
         relay = frozenset({signals.SIGTERM})
         watch = Watch(follow, launch.run, given.screen, relay=relay, hide=given.hide, announce=not given.detach)
+        opened.enter_context(reporting.led(c, given, launch.run))
         try:
             state = watch.stay()
         except Gone:
@@ -120,6 +125,8 @@ def run(c: Context, given: Given) -> int:
     *SHOWN,
     *WATCHED,
     switch("sig-proxy", help="Pass INT and TERM on to the program."),
+    *COLLECTED,
+    switch("callback-through-ssh", help="Lead the run's reports to --collector through this connection, while somebody watches."),
     ids=True,
 )
 def attach(c: Context, given: Given) -> int:
@@ -129,15 +136,18 @@ def attach(c: Context, given: Given) -> int:
     """
     from .watch import Gone, Watch
 
-    found = selection.find_one(c, given)
     tail = given.tail if given.tail != "" else TAIL_ON_A_TERMINAL if given.screen.out_is_terminal else None
+    if given.collector and not given.callback_through_ssh:
+        return reporting.attach(c, given, tail)
+    found = selection.find_one(c, given)
     follow = _follow(given, found, tail=tail, timeout_s=given.timeout, reconnect_timeout_s=given.reconnect_timeout)
     relay = frozenset({signals.SIGINT, signals.SIGTERM}) if given.sig_proxy else frozenset[int]()
     watch = Watch(follow, found, given.screen, relay=relay, hide=given.hide, stamps=given.timestamps, tail=tail)
-    try:
-        state = watch.stay()
-    except Gone:
-        return watch.gone()
+    with reporting.led(c, given, found):
+        try:
+            state = watch.stay()
+        except Gone:
+            return watch.gone()
     return 0 if state is None else watch.outcome(state)
 
 
@@ -225,6 +235,7 @@ def kill(c: Context, given: Given) -> int:
     option("since", read=seconds, default=86400.0, help="How far back an end still counts (24h)."),
     switch("mine", help="Only those I started."),
     switch("no-trunc", help="Don't cut commands off."),
+    *COLLECTED,
 )
 def ps(c: Context, given: Given) -> int:
     """List runs, what runs first, then what went wrong lately: inv ps --host db1,db2
@@ -236,7 +247,7 @@ def ps(c: Context, given: Given) -> int:
 
     if given.connect_timeout is None:
         given.connect_timeout = setting(c.config, "connect_timeout") or LOOK_TIMEOUT_S
-    states, errors = selection.to_list(c, given)
+    states, errors = (reporting.states(c, given), []) if given.collector else selection.to_list(c, given)
     moment = now()
     kept = [state for state in render.order(states) if selection.listed(state, given)]
     shown = [state for state in kept if given.all or given.state or selection.matters(state, given.since)]

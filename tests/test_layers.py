@@ -23,10 +23,11 @@ LAYERS = [
     ["place", "chaperone", "reach"],
     ["history", "follow", "result"],
     ["control"],
+    ["collected", "forward"],
     ["render", "screen"],
     ["book", "journal", "attempt", "crew", "stopped", "teller", "chronicle", "runbooks"],
     ["feed", "durable", "__init__"],
-    ["verb", "watch", "flags", "inputs", "selection", "shelf", "tasks"],
+    ["verb", "watch", "flags", "inputs", "selection", "reporting", "shelf", "tasks", "serving"],
     ["main", "__main__"],
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

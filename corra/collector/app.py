@@ -1,0 +1,493 @@
+"""HTTP: who asks is checked before a byte of the body is read, then one call, then the answer.
+
+An answer to an append means that it is on the disk. Every refusal has a status of its own kind and says why in JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import concurrent.futures
+import contextlib
+import json
+import logging
+import re
+import time
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from corra import ids
+from corra.agent import FINAL, TRANSITIONS
+
+from . import pages, tokens as keys
+from .events import Watchers
+from .limits import Rates, Refusal
+from .store import Store
+
+# A body that trickles in holds a connection, not more; this ends it.
+BODY_S = 60.0
+# So much of a refused body is taken and dropped, so that its sender reads the answer rather than a reset.
+LINGER_BYTES, LINGER_S = 8 << 20, 5.0
+BEAT_S = 20.0
+PAGE_RUNS, PAGE_RUNS_MAX = 100, 1000
+# For how long a token that was taken back may still open.
+TOKEN_CACHE_S = 5.0
+METHODS = ["POST", "PUT", "PATCH", "GET"]
+
+_STREAM = re.compile(pages.STREAM)
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_CURSOR = re.compile(rf"({pages.STREAM}):(\d{{1,18}})")
+
+_log = logging.getLogger("corra.collector")
+Answer = Callable[[Request], Awaitable[Response]]
+
+
+class Metrics:
+    """What Prometheus is told. No label names a run, a host or a token: that would be a list of them for everybody."""
+
+    def __init__(self, store: Store) -> None:
+        self.registry = CollectorRegistry()
+        facts: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("corra_requests", "Requests answered", ["what", "status"], **facts)
+        self.bytes = Counter("corra_output_bytes", "Bytes of output taken, repeated ones too", **facts)
+        self.batch = Histogram("corra_batch_jobs", "Writes in a commit", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512), **facts)
+        buckets = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+        self.commit = Histogram("corra_commit_seconds", "From the first write of a commit to the disk", buckets=buckets, **facts)
+        self.watchers = Gauge("corra_watchers", "Open event streams", **facts)
+        self.runs = Gauge("corra_runs", "Runs kept, by state", ["state"], **facts)
+        self.kept = Gauge("corra_kept_bytes", "Bytes of output kept", **facts)
+        self._store = store
+
+    def page(self, watchers: int) -> bytes:
+        counts = self._store.counts()
+        for state in TRANSITIONS:
+            self.runs.labels(state).set(counts.get(state, 0))
+        self.kept.set(self._store.size())
+        self.watchers.set(watchers)
+        return generate_latest(self.registry)
+
+
+class Api:
+    """The endpoints over one Store."""
+
+    def __init__(self, store: Store, *, log_requests: bool = False) -> None:
+        self.store, self.limits = store, store.limits
+        self.metrics = Metrics(store)
+        self.rates = Rates(store.limits.rate)
+        self.watchers: Watchers | None = None
+        self._log_requests = log_requests
+        self._known: dict[str, tuple[float, Any]] = {}
+
+    def app(self) -> Starlette:
+        agent = "/api/v1/agent/{prog_id}"
+        run = "/api/v1/runs/{prog_id}"
+        routes = [
+            self.route(f"{agent}/output/{{name}}", self.append, METHODS),
+            self.route(f"{agent}/completed", self.completed, METHODS),
+            self.route(f"{agent}/state", self.state, METHODS),
+            self.route("/api/v1/runs", self.list, ["GET"]),
+            self.route("/api/v1/runs", self.register, ["POST"]),
+            self.route(run, self.run, ["GET"]),
+            self.route(f"{run}/output/{{name}}", self.output, ["GET"]),
+            self.route(f"{run}/events", self.events, ["GET"]),
+            Route("/healthz", self.healthz, methods=["GET"]),
+            Route("/metrics", self.page_metrics, methods=["GET"]),
+            Route("/openapi.json", self.page_openapi, methods=["GET"]),
+            Route("/", self.page_index, methods=["GET"]),
+        ]
+        return Starlette(routes=routes, lifespan=self.lifespan, exception_handlers={HTTPException: _not_there})
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self.watchers = Watchers()
+        self.store.committed = self._committed
+        yield
+
+    def _committed(self, prog_ids: set[str], jobs: int, seconds: float) -> None:
+        self.metrics.batch.observe(jobs)
+        self.metrics.commit.observe(seconds)
+        if self.watchers is not None:
+            self.watchers.tell(prog_ids)
+
+    def route(self, path: str, endpoint: Any, methods: list[str]) -> Route:
+        """Return a Route whose refusals are answers, counted and written down."""
+        what = endpoint.__name__
+        counters: dict[int, Counter] = {}
+
+        async def answer(request: Request) -> Response:
+            began = time.monotonic()
+            request.state.who = ""
+            try:
+                response: Response = await endpoint(request)
+            except Refusal as refusal:
+                response = JSONResponse(refusal.body, refusal.status, refusal.headers)
+                if request.method != "HEAD":
+                    await _linger(request)
+            except ClientDisconnect:
+                response = Response(status_code=400)
+            status = response.status_code
+            if status not in counters:
+                counters[status] = self.metrics.requests.labels(what, status)
+            counters[status].inc()
+            if self._log_requests or status >= 500:
+                facts = {"what": what, "status": status, "who": request.state.who, "ms": round((time.monotonic() - began) * 1000, 1)}
+                _log.info("request", extra={"facts": {**facts, "run": request.path_params.get("prog_id")}})
+            return response
+
+        return Route(path, answer, methods=methods)
+
+    # -- What runs report
+
+    async def append(self, request: Request) -> Response:
+        prog_id, token = await self.reporter(request)
+        name = request.path_params["name"]
+        if not _STREAM.fullmatch(name):
+            raise Refusal(404, "no_stream", "no such stream: a to z, 0 to 9 and _, at most 16")
+        offset, gap = _number(request, "upload-offset"), _number(request, "upload-gap")
+        if offset is None:
+            raise Refusal(400, "no_offset", "Upload-Offset is missing: where in the stream these bytes stand")
+        data = await self.body(request)
+        self.metrics.bytes.inc(len(data))
+        length = await _done(self.store.append(token, prog_id, name, offset, data, gap))
+        return Response(b'{"offset": %d}' % length, 200, {"Upload-Offset": str(length)}, "application/json")
+
+    async def state(self, request: Request) -> Response:
+        prog_id, token = await self.reporter(request)
+        await _done(self.store.report(token, prog_id, _object(await self.body(request))))
+        return JSONResponse({})
+
+    async def completed(self, request: Request) -> Response:
+        prog_id, token = await self.reporter(request)
+        value = _object(await self.body(request))
+        new = await _done(self.store.complete(token, prog_id, value))
+        if new:
+            _log.info("completed", extra={"facts": {"run": prog_id, "state": value.get("state"), "who": token.name}})
+        return JSONResponse({"new": new})
+
+    async def register(self, request: Request) -> Response:
+        token = await self.token(request)
+        token.may_register()
+        about = _object(await self.body(request))
+        prog_id = about.get("prog_id")
+        if not isinstance(prog_id, str) or not ids.is_valid(prog_id):
+            raise Refusal(422, "bad_id", "prog_id must match " + ids.PATTERN)
+        about = {key: about[key] for key in ("name", "host", "target", "user", "argv", "origin", "cwd") if about.get(key) is not None}
+        try:
+            keys_checked = json.loads(json.dumps(about))
+            from corra.state import State
+
+            State.from_json({**{k: v for k, v in keys_checked.items() if k != "target"}, "prog_id": prog_id, "state": "starting"})
+            if not isinstance(about.get("target", ""), str):
+                raise ValueError("target is no text")
+        except ValueError as error:
+            raise Refusal(422, "bad_run", str(error)[:200]) from None
+        made = await _done(self.store.register(token, prog_id, about))
+        url = str(request.url.replace(path=f"/api/v1/agent/{prog_id}", query=""))
+        return JSONResponse({**made, "url": url}, 201)
+
+    # -- What readers ask
+
+    async def list(self, request: Request) -> Response:
+        token = await self.token(request)
+        sight = token.may_read()
+        query = request.query_params
+        wanted: dict[str, Any] = {}
+        for name in pages.FILTERS:
+            if name in query:
+                wanted[name] = _filter(name, query[name])
+        limit = _bounded(query.get("limit", str(PAGE_RUNS)), "limit", 1, PAGE_RUNS_MAX)
+        before = _page(query["page"]) if "page" in query else None
+        found = await _read(self.store.runs, wanted, sight, limit=limit, before=before)
+        last = found[-1]["collector"]["page"] if len(found) == limit else None
+        return JSONResponse({"runs": found, "next": None if last is None else f"{last[0]!r},{last[1]}"})
+
+    async def run(self, request: Request) -> Response:
+        return JSONResponse(await self.visible(request))
+
+    async def output(self, request: Request) -> Response:
+        run = await self.visible(request)
+        name = request.path_params["name"]
+        length = run["collector"]["received"].get(name)
+        if length is None:
+            if name not in (run.get("streams") or {}):
+                raise Refusal(404, "no_stream", "this run has no such stream")
+            length = 0
+        headers = {"Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff", "Vary": "Accept-Encoding"}
+        gaps = ", ".join(f"{gap['from']}-{gap['to']}" for gap in run["collector"]["gaps"] if gap["stream"] == name)
+        if gaps:
+            headers["Corra-Gaps"] = gaps
+        asked = _range(request.headers.get("range"), length)
+        start, stop = asked or (0, length)
+        parts: Iterator[bytes] = self.store.output(run["prog_id"], name, start, stop)
+        if asked:
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{length}"
+        elif "gzip" in request.headers.get("accept-encoding", ""):
+            headers["Content-Encoding"] = "gzip"
+            return StreamingResponse(_gzip(parts), 200, headers, "application/octet-stream")
+        headers["Content-Length"] = str(stop - start)
+        return StreamingResponse(parts, 206 if asked else 200, headers, "application/octet-stream")
+
+    async def events(self, request: Request) -> Response:
+        run = await self.visible(request)
+        query = request.query_params
+        if query.get("live", "true") not in ("true", "false"):
+            raise Refusal(400, "bad_query", "live: true or false")
+        text = request.headers.get("last-event-id")
+        if text:
+            cursor = dict.fromkeys(run["collector"]["received"], 0) | _cursor(text)
+        elif "tail" in query:
+            cursor = await _read(self.store.tail, run["prog_id"], _bounded(query["tail"], "tail", 0, 100_000))
+        else:
+            cursor = {}
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        stream = self.stream(run["prog_id"], cursor, live=query.get("live") != "false")
+        return StreamingResponse(stream, 200, headers, "text/event-stream")
+
+    async def stream(self, prog_id: str, cursor: dict[str, int], *, live: bool) -> AsyncIterator[bytes]:
+        """Yield a run's events from `cursor` to its end."""
+        assert self.watchers is not None
+        version = -1
+        yield b"retry: 2000\n\n"
+        with self.watchers.watch(prog_id) as news:
+            while not self.watchers.closing:
+                news.clear()
+                found, run = await _read(self.store.news, prog_id, cursor)
+                if run is None:
+                    return
+                for name, offset, data, stop, at in found:
+                    cursor[name] = stop
+                    if data is None:
+                        yield _event("gap", cursor, {"stream": name, "from": offset, "to": stop})
+                    else:
+                        body = {"stream": name, "offset": offset, "data": base64.b64encode(data).decode(), "time_ns": int(at * 1e9)}
+                        yield _event("output", cursor, body)
+                if found:
+                    continue
+                if run["collector"]["version"] != version:
+                    version = run["collector"]["version"]
+                    final = run["state"] in FINAL
+                    yield _event("end" if final else "state", cursor, run)
+                    if final:
+                        return
+                if not live:
+                    return
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(news.wait(), BEAT_S)
+                    continue
+                yield b":\n\n"
+
+    # -- The server itself
+
+    async def healthz(self, request: Request) -> Response:
+        """Whether a write gets to the disk: what a load balancer wants to know."""
+        try:
+            await asyncio.wait_for(_done(self.store.submit(lambda batch: None)), 5)
+        except (Refusal, asyncio.TimeoutError):
+            return JSONResponse({"ok": False}, 503)
+        room = self.store.has_room()
+        return JSONResponse({"ok": room}, 200 if room else 503)
+
+    async def page_metrics(self, request: Request) -> Response:
+        text = await _read(self.metrics.page, self.watchers.count if self.watchers else 0)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    async def page_openapi(self, request: Request) -> Response:
+        return JSONResponse(pages.openapi(self.limits))
+
+    async def page_index(self, request: Request) -> Response:
+        return PlainTextResponse(pages.INDEX)
+
+    # -- Who asks
+
+    async def token(self, request: Request) -> keys.Token:
+        """Return who asks. Raises Refusal: 401, 429."""
+        key, secret = keys.split(request.headers.get("authorization"))
+        now = time.monotonic()
+        until, row = self._known.get(key, (0.0, None))
+        if now >= until:
+            row = await _read(self.store.token, key)
+            if row is not None:
+                if len(self._known) > 100_000:
+                    self._known.clear()
+                self._known[key] = (now + TOKEN_CACHE_S, row)
+        token = keys.checked(row, secret)
+        request.state.who = token.name
+        self.rates.take(token.id)
+        return token
+
+    async def reporter(self, request: Request) -> tuple[str, keys.Token]:
+        token = await self.token(request)
+        prog_id = request.path_params["prog_id"]
+        if not ids.is_valid(prog_id):
+            raise Refusal(404, "bad_id", "not an id: " + ids.PATTERN)
+        token.may_report(prog_id)
+        return prog_id, token
+
+    async def visible(self, request: Request) -> dict[str, Any]:
+        """Return the run of the path; one that this token may not see isn't there."""
+        token = await self.token(request)
+        run = await _read(self.store.run, request.path_params["prog_id"], token.may_read())
+        if run is None:
+            raise Refusal(404, "not_found", "no such run here")
+        return run  # type: ignore[no-any-return]
+
+    async def body(self, request: Request) -> bytes:
+        """Return the body. Raises Refusal: 413 by its announced length where there is one, 408 when it doesn't come."""
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > self.limits.body:
+            raise Refusal(413, "too_large", f"a body may have {self.limits.body} bytes")
+        parts, size = [], 0
+        try:
+            with anyio.fail_after(BODY_S):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > self.limits.body:
+                        raise Refusal(413, "too_large", f"a body may have {self.limits.body} bytes")
+                    parts.append(part)
+        except TimeoutError:
+            raise Refusal(408, "too_slow", f"the body didn't come in {BODY_S:g} s") from None
+        return b"".join(parts)
+
+
+async def _linger(request: Request) -> None:
+    """Take what the sender of a refused request is still sending, within bounds."""
+    announced = request.headers.get("content-length", "0")
+    if announced == "0" or (announced.isdecimal() and int(announced) > LINGER_BYTES):
+        return
+    with contextlib.suppress(asyncio.TimeoutError, TimeoutError, ClientDisconnect, RuntimeError):
+        await asyncio.wait_for(_drop(request), LINGER_S)
+
+
+async def _drop(request: Request) -> None:
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > LINGER_BYTES:
+            return
+
+
+async def _done(future: concurrent.futures.Future[Any]) -> Any:
+    return await asyncio.wrap_future(future)
+
+
+async def _read(what: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return await anyio.to_thread.run_sync(partial(what, *args, **kwargs))
+
+
+async def _not_there(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = {404: "no_path", 405: "no_method"}.get(error.status_code, "refused")
+    return JSONResponse({"error": kind, "message": error.detail}, error.status_code, error.headers)
+
+
+# -- Reading what was sent
+
+
+def _number(request: Request, name: str) -> int | None:
+    text = request.headers.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 16 and int(text) <= 1 << 53):
+        raise Refusal(400, "bad_offset", f"{name}: not a number from 0 to 2^53")
+    return int(text)
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise Refusal(400, "bad_json", "the body isn't JSON") from None
+    if not isinstance(value, dict):
+        raise Refusal(400, "bad_json", "the body isn't an object")
+    return value
+
+
+def _bounded(text: str, name: str, low: int, high: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and low <= int(text) <= high):
+        raise Refusal(400, "bad_query", f"{name}: a number from {low} to {high}")
+    return int(text)
+
+
+def _filter(name: str, text: str) -> Any:
+    if "\0" in text:
+        raise Refusal(400, "bad_query", f"{name}: has a NUL")
+    if name == "open":
+        if text not in ("true", "false"):
+            raise Refusal(400, "bad_query", "open: true or false")
+        return text == "true"
+    if name in ("since", "until"):
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not abs(value) < 1e12:
+            raise Refusal(400, "bad_query", f"{name}: seconds since the epoch")
+        return value
+    return text.encode("utf-8", "replace").decode()
+
+
+def _page(text: str) -> tuple[float, int]:
+    made, _, number = text.partition(",")
+    try:
+        found = float(made), int(number)
+    except ValueError:
+        found = float("nan"), 0
+    if not (abs(found[0]) < 1e12 and 0 <= found[1] < 1 << 62):
+        raise Refusal(400, "bad_query", "page: what `next` of the page before said")
+    return found
+
+
+def _range(text: str | None, length: int) -> tuple[int, int] | None:
+    """Return (start, stop) of a single range of bytes, None for all. Raises Refusal: 416."""
+    match = _RANGE.fullmatch(text.strip()) if text else None
+    if not match or not (match[1] or match[2]):
+        return None  # as the standard wants it: what isn't understood isn't there
+    if not match[1]:
+        start, stop = max(0, length - int(match[2])), length
+    else:
+        start, stop = int(match[1]), min(length, int(match[2]) + 1) if match[2] else length
+        if match[2] and int(match[2]) < int(match[1]):
+            return None
+    if start >= stop:
+        raise Refusal(416, "no_range", f"there are {length} bytes", headers={"Content-Range": f"bytes */{length}"})
+    return start, stop
+
+
+def _cursor(text: str) -> dict[str, int]:
+    """Read what `_event` wrote as an id. Raises Refusal."""
+    found = {}
+    for part in filter(None, text.strip().strip("-").split(",")):
+        match = _CURSOR.fullmatch(part)
+        if not match:
+            raise Refusal(400, "bad_cursor", "Last-Event-ID: none of ours")
+        found[match[1]] = int(match[2])
+    return found
+
+
+# -- Writing what is sent
+
+
+def _event(kind: str, cursor: Mapping[str, int], body: Mapping[str, Any]) -> bytes:
+    # "-": an empty id would mean that there is none.
+    at = ",".join(f"{name}:{offset}" for name, offset in sorted(cursor.items())) or "-"
+    return f"id: {at}\nevent: {kind}\ndata: {json.dumps(body)}\n\n".encode()
+
+
+def _gzip(parts: Iterator[bytes]) -> Iterator[bytes]:
+    packer = zlib.compressobj(6, zlib.DEFLATED, 31)
+    for part in parts:
+        if data := packer.compress(part):
+            yield data
+    yield packer.flush()

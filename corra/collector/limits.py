@@ -1,0 +1,73 @@
+"""What one token may cost, and the answers that say no."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from corra.errors import Misuse
+
+_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"([0-9]{1,12})([KMGT]?)", re.IGNORECASE)
+
+
+class Refusal(Exception):
+    """An answer that isn't 2xx: `kind` is for programs, the message for people."""
+
+    def __init__(self, status: int, kind: str, message: str, *, headers: Mapping[str, str] | None = None, **facts: Any) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
+        self.body = {"error": kind, "message": message, **facts}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`body`: bytes of one request; `rate`: requests a second; `runs` open at once, and `disk`: bytes kept, for all runs of one token."""
+
+    body: int = 4 << 20
+    rate: int = 1000
+    runs: int = 10_000
+    disk: int = 64 << 30
+
+    @classmethod
+    def parse(cls, text: str) -> Limits:
+        """Read `body=4M,rate=1000,runs=10000,disk=64G`, any of them. Raises Misuse."""
+        found = {}
+        for part in filter(None, text.split(",")):
+            name, _, value = part.partition("=")
+            if name not in {each.name for each in fields(cls)}:
+                raise Misuse(f"not a limit: {part!r} (body=4M, rate=1000, runs=10000, disk=64G)", fate="NOT SERVED")
+            found[name] = size(value)
+        return replace(cls(), **found)
+
+
+def size(text: str) -> int:
+    """Return the bytes in `64G`, `4M`, `100`. Raises Misuse."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise Misuse(f"not a size: {text!r} (say 500M, 64G)", fate="NOT SERVED")
+    return int(match[1]) * _SIZES[match[2].upper()]
+
+
+class Rates:
+    """How often each token has asked of late: a bucket that fills at `rate` a second and holds two seconds' worth."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._left: dict[int, tuple[float, float]] = {}
+
+    def take(self, who: int) -> None:
+        """Count one request. Raises Refusal with the seconds to wait."""
+        now = time.monotonic()
+        left, at = self._left.get(who, (2.0 * self._rate, now))
+        left = min(2.0 * self._rate, left + (now - at) * self._rate)
+        if left < 1:
+            wait_s = max(1, round((1 - left) / self._rate))
+            raise Refusal(429, "too_fast", f"more than {self._rate} requests a second", headers={"Retry-After": str(wait_s)})
+        self._left[who] = (left - 1, now)
+        if len(self._left) > 100_000:
+            self._left.clear()

@@ -1,0 +1,95 @@
+"""The tables. Nothing here that PostgreSQL could not do, though SQLite is what they are tried on.
+
+Output lies in the database like everything else, so that one commit covers a byte and the length that acknowledges it.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text, UniqueConstraint
+
+# SQLite counts by itself only in a column that it calls INTEGER.
+_KEY = BigInteger().with_variant(Integer, "sqlite")
+
+metadata = MetaData()
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", _KEY, primary_key=True),
+    Column("key", String(16), nullable=False, unique=True),  # the part of the token that finds it
+    Column("hash", LargeBinary(32), nullable=False),  # SHA-256 of the part that opens
+    Column("name", String(64), nullable=False),
+    Column("scopes", Text, nullable=False),  # JSON: ["write", "read", "read:host=db*"]
+    Column("run", String(64)),  # a run's own token opens this run and nothing else
+    Column("owner", BigInteger),  # whose allowance it uses up; its own where null
+    Column("made", Float, nullable=False),
+    Column("expires", Float),
+    Column("revoked", Float),
+    Column("bytes", BigInteger, nullable=False, default=0),  # what is kept for it
+    Index("tokens_by_name", "name"),
+    Index("tokens_by_run", "run"),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", _KEY, primary_key=True),
+    Column("prog_id", String(64), nullable=False, unique=True),
+    Column("tail", String(64), nullable=False),
+    Column("owner", BigInteger, nullable=False),
+    Column("name", Text),
+    Column("host", Text, nullable=False, default=""),
+    Column("user", Text, nullable=False, default=""),  # whom it runs as
+    Column("by", Text, nullable=False, default=""),  # who started it
+    Column("fleet", Text),
+    Column("command", Text, nullable=False, default=""),
+    Column("state", String(16), nullable=False),
+    Column("made", Float, nullable=False),  # seconds since the epoch, as all times here
+    Column("heard", Float, nullable=False),
+    Column("ended", Float),  # when its end was acknowledged
+    Column("doc", Text, nullable=False),  # the last State that was told, as JSON
+    Column("version", Integer, nullable=False, default=0),  # of `doc`
+    Index("runs_by_made", "made", "id"),
+    Index("runs_by_tail", "tail"),
+    Index("runs_by_name", "name"),
+    Index("runs_by_host", "host"),
+    Index("runs_by_owner", "owner", "ended"),
+    Index("runs_by_ended", "ended"),
+)
+
+streams = Table(
+    "streams",
+    metadata,
+    Column("id", _KEY, primary_key=True),
+    Column("run", BigInteger, ForeignKey(runs.c.id), nullable=False),
+    Column("name", String(16), nullable=False),
+    Column("length", BigInteger, nullable=False, default=0),
+    UniqueConstraint("run", "name"),
+)
+
+# `data` null is a gap: those bytes were gone before they could be sent.
+chunks = Table(
+    "chunks",
+    metadata,
+    Column("id", _KEY, primary_key=True),  # in the order of arrival, over all streams
+    Column("stream", BigInteger, ForeignKey(streams.c.id), nullable=False),
+    Column("start", BigInteger, nullable=False),
+    Column("stop", BigInteger, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("data", LargeBinary),
+    Index("chunks_by_start", "stream", "start"),
+)
+
+# Written in the commit that takes a run's end, so that a crash between the two can't lose it.
+notices = Table(
+    "notices",
+    metadata,
+    Column("id", _KEY, primary_key=True),
+    Column("run", String(64), nullable=False),
+    Column("hook", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("due", Float, nullable=False),
+    Column("tries", Integer, nullable=False, default=0),
+    Column("made", Float, nullable=False),
+    Index("notices_by_due", "due"),
+)

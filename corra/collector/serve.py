@@ -1,0 +1,252 @@
+"""The command `corra serve`: where it listens, how it begins, and how it ends without losing what it has taken."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from corra.errors import CorraError, Misuse
+
+from . import tokens, webhooks
+from .app import Api
+from .limits import Limits, size
+from .store import Hook, Store
+
+HEADER_S = 15.0
+# Longer than a courier's pause between two batches of output, so that its connection is still there.
+KEEP_ALIVE_S = 75
+LEAVE_S = 20
+PRUNE_S = 3600.0
+NOTICES_S = 2.0
+KEEP_S = 90 * 86400.0
+
+
+class NotServed(CorraError):
+    """The collector could not begin."""
+
+    fate = "NOT SERVED"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `corra serve` was told."""
+
+    host: str = "127.0.0.1"
+    port: int = 8050
+    database: str = ""
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    keep_s: float = KEEP_S
+    max_bytes: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    hooks: Sequence[Hook] = ()
+    log_requests: bool = False
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
+
+
+def settings(
+    *,
+    listen: str = "127.0.0.1:8050",
+    database: str | None = None,
+    tls_cert: str | None = None,
+    tls_key: str | None = None,
+    insecure: bool = False,
+    keep_s: float | None = None,
+    max_size: str | None = None,
+    limits: str = "",
+    webhook: Sequence[str] = (),
+    log_requests: bool = False,
+) -> Settings:
+    """Return the Settings for those flags. Raises Misuse: what leaves this machine needs TLS, or somebody who says that it doesn't."""
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise Misuse(f"not HOST:PORT: {listen!r}", fate=NotServed.fate)
+    host = host.strip("[]") or "127.0.0.1"
+    if bool(tls_cert) != bool(tls_key):
+        raise Misuse("--tls-cert and --tls-key belong together", fate=NotServed.fate)
+    if not tls_cert and not insecure and not is_loopback(host):
+        raise Misuse(
+            f"{host} is not this machine alone, and there is no TLS: tokens would travel in the clear",
+            fate=NotServed.fate,
+            hint=["--tls-cert FILE --tls-key FILE", "or --insecure, where something in front of it does TLS"],
+        )
+    return Settings(
+        host, int(port), database or default_database(), tls_cert, tls_key, KEEP_S if keep_s is None else keep_s,
+        size(max_size) if max_size else None, Limits.parse(limits), tuple(webhooks.parse(each) for each in webhook), log_requests,
+    )  # fmt: skip
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def default_database() -> str:
+    state = os.environ.get("XDG_STATE_HOME", "")
+    root = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
+    return str(root / "corra" / "collector.sqlite3")
+
+
+def opened(database: str, **how: Any) -> Store:
+    """Return the Store at `database`. Raises NotServed."""
+    import sqlalchemy as sa
+
+    try:
+        return Store(database, **how)
+    except (OSError, sa.exc.SQLAlchemyError) as error:
+        why = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise NotServed(f"{database}: {why}") from error
+
+
+def new_token(database: str, text: str) -> str:
+    """Make a token `NAME=SCOPES`, whether or not a server runs."""
+    name, scopes = tokens.parse(text)
+    store = opened(database)
+    try:
+        return store.new_token(name, scopes)
+    finally:
+        store.close()
+
+
+def revoke(database: str, name: str) -> int:
+    store = opened(database)
+    try:
+        return store.revoke(name)
+    finally:
+        store.close()
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, with a time by which the first request's headers must have come: nothing there ends a silent connection."""
+
+    patience_s = HEADER_S
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._patience = self.loop.call_later(self.patience_s, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        if not hasattr(self.cycle, "scope") and not self.transport.is_closing():
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._patience.cancel()
+        super().connection_lost(exc)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, which sends watchers home before it waits for everybody to leave."""
+
+    def __init__(self, config: uvicorn.Config, api: Api) -> None:
+        super().__init__(config)
+        self._api = api
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Answer TERM and INT with an orderly end. uvicorn's own raises them once more afterwards, and nothing would be closed."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logging.getLogger("corra.collector").info("stopping")
+        if self._api.watchers is not None:
+            self._api.watchers.close()
+        await super().shutdown(sockets)
+
+
+class _Lines(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}+00:00"
+        line = {"time": stamp, "level": record.levelname.lower(), "event": record.getMessage(), **getattr(record, "facts", {})}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def serve(told: Settings, ready: Callable[[Settings, Store], None]) -> None:
+    """Serve until a signal says otherwise; `ready` is called once it listens. Raises NotServed."""
+    _log_to_stderr()
+    store = opened(told.database, limits=told.limits, hooks=told.hooks)
+    try:
+        try:
+            listener = socket.create_server(
+                (told.host, told.port), family=socket.AF_INET6 if ":" in told.host else socket.AF_INET, backlog=2048
+            )
+        except OSError as error:
+            raise NotServed(f"can't listen at {told.host}:{told.port}: {error.strerror}") from error
+        api = Api(store, log_requests=told.log_requests)
+        config = uvicorn.Config(
+            api.app(), http=_Protocol, ws="none", loop="uvloop", log_config=None, access_log=False, server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=LEAVE_S, ssl_certfile=told.tls_cert, ssl_keyfile=told.tls_key,
+        )  # fmt: skip
+        try:
+            config.load()
+        except (OSError, ssl.SSLError) as error:
+            raise NotServed(f"TLS: {told.tls_cert}, {told.tls_key}: {error}") from error
+        with listener:
+            where = listener.getsockname()
+            ready(Settings(**{**vars(told), "port": where[1]}), store)
+            _run(_Server(config, api), listener, told, store)
+    finally:
+        store.close()
+    logging.getLogger("corra.collector").info("stopped")
+
+
+def _run(server: _Server, listener: socket.socket, told: Settings, store: Store) -> None:
+    import uvloop
+
+    async def main() -> None:
+        chores = [asyncio.create_task(_chore(NOTICES_S, lambda: webhooks.send_due(store))) if told.hooks else None]
+        chores.append(asyncio.create_task(_chore(PRUNE_S, lambda: store.prune(told.keep_s, told.max_bytes))))
+        await server.serve(sockets=[listener])
+        for chore in filter(None, chores):
+            chore.cancel()
+
+    uvloop.run(main())
+
+
+async def _chore(every_s: float, do: Callable[[], Any]) -> None:
+    while True:
+        try:
+            await anyio.to_thread.run_sync(do)
+        except Exception:
+            logging.getLogger("corra.collector").exception("a chore failed")
+        await asyncio.sleep(every_s)
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    for name, level in (("corra.collector", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)

@@ -1,0 +1,93 @@
+"""Who is told of an end. At least once: a notice lies in the database from the commit of the end until somebody has taken it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import random
+import shlex
+import ssl
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from corra import ids
+from corra.errors import Misuse, plain
+
+if TYPE_CHECKING:
+    from .store import Hook, Store
+
+TIMEOUT_S = 15.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 3600.0
+GIVE_UP_S = 86400.0
+
+_log = logging.getLogger("corra.collector")
+
+
+def parse(text: str) -> Hook:
+    """Read `https://...` or `slack=https://...`. Raises Misuse."""
+    from .store import Hook
+
+    shape, url = ("slack", text[6:]) if text.startswith("slack=") else ("plain", text)
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Misuse(f"not a webhook: {text!r} (URL, or slack=URL)", fate="NOT SERVED")
+    return Hook(url, shape)
+
+
+def body(hook: Hook, run: Mapping[str, Any]) -> str:
+    """Return what the hook is sent for the end of `run`."""
+    if hook.shape == "slack":
+        return json.dumps({"text": sentence(run)})
+    return json.dumps({"v": 1, "type": "end", "text": sentence(run), "state": {key: run[key] for key in run if key != "collector"}})
+
+
+def sentence(run: Mapping[str, Any]) -> str:
+    """Return one line about the end of a run, for people."""
+    label = ids.label(run["prog_id"], run.get("name"))
+    if run["state"] != "exited":
+        fate = run["state"].replace("_", " ").upper()
+    elif run.get("reason") == "timeout":
+        fate = "TIMEOUT"
+    elif run.get("signal"):
+        fate = f"KILLED by {run['signal']}"
+    else:
+        fate = f"{'FAILED' if run.get('return_code') else 'done'}: exit {run.get('return_code')}"
+    after = "" if run.get("elapsed") is None else f" after {run['elapsed']:.1f} s"
+    return plain(f"{label} on {run.get('host') or '?'}: {fate}{after}: {shlex.join(map(str, run.get('argv') or ()))[:200]}")
+
+
+def send_due(store: Store) -> None:
+    """Send what is due, and put off what nobody took."""
+    for notice in store.due(time.time()):
+        error = post(notice["hook"], notice["body"])
+        where = urlsplit(notice["hook"]).hostname  # the rest of it is a secret, with Slack
+        if error is None:
+            store.settle(notice["id"], None)
+            _log.info("webhook", extra={"facts": {"run": notice["run"], "host": where}})
+            continue
+        over = time.time() - notice["made"] > GIVE_UP_S
+        pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(notice["tries"], 12)) * (0.75 + random.random() / 2)  # noqa: S311
+        store.settle(notice["id"], None if over else time.time() + pause)
+        _log.warning("webhook failed", extra={"facts": {"run": notice["run"], "host": where, "why": error, "given_up": over}})
+
+
+def post(url: str, text: str) -> str | None:
+    """Post JSON; return what went wrong. A redirect isn't followed."""
+    parts = urlsplit(url)
+    connection: http.client.HTTPConnection
+    if parts.scheme == "https":
+        connection = http.client.HTTPSConnection(parts.netloc, timeout=TIMEOUT_S, context=ssl.create_default_context())
+    else:
+        connection = http.client.HTTPConnection(parts.netloc, timeout=TIMEOUT_S)
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        connection.request("POST", path, text.encode(), {"Content-Type": "application/json", "User-Agent": "corra"})
+        status = connection.getresponse().status
+        return None if 200 <= status < 300 else f"answered {status}"
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return str(error) or type(error).__name__
+    finally:
+        connection.close()
