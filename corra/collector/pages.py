@@ -84,6 +84,14 @@ _RUN = {
 }
 
 
+# Of each event, as a reader of the stream has it.
+_SENT = {
+    "type": "object",
+    "required": ["event", "id", "data"],
+    "properties": {"event": {"enum": ["output", "gap", "state", "end"]}, "id": {"type": "string"}, "data": {"type": "string"}},
+}
+
+
 def _answers(done: dict[str, Any], *codes: int, status: str = "200") -> dict[str, Any]:
     error = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
     words = {
@@ -212,7 +220,7 @@ def _events() -> dict[str, Any]:
         {"name": "tail", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": 100000}},
         {"name": "live", "in": "query", "schema": {"enum": ["true", "false"]}, "description": "false: end with what there is now."},
     ]
-    found = {"description": "Server-sent events: output, gap, state, end", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    found = {"description": "Server-sent events: output, gap, state, end", "content": {"text/event-stream": {"schema": _SENT}}}
     return {"operationId": "events", "summary": "It, as it goes", "parameters": parameters, "responses": _answers(found, 400, 404)}
 
 

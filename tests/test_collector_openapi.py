@@ -1,0 +1,66 @@
+"""What the OpenAPI document says is what the server does, whatever it is asked: schemathesis makes up the questions.
+
+`CORRA_API_CASES` says how many for each operation (15; 500 once by hand, see benchmarks/RESULTS.md).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+pytest.importorskip("starlette", reason="corra[collector] isn't installed")
+pytest.importorskip("schemathesis")
+
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+
+from collector import Client, Served, ended
+from corra.collector import pages
+from corra.collector.limits import Limits
+
+CASES = int(os.environ.get("CORRA_API_CASES", "15"))
+schema = schemathesis.openapi.from_dict(pages.openapi(Limits()))
+OPERATIONS: list[Any] = [found.ok() for found in cast("Any", schema.get_all_operations())]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[tuple[Served, Client]]:
+    found = Served(tmp_path_factory.mktemp("openapi"), "--limits", "rate=1000000,runs=1000000")
+    member = Client(found, found.token())
+    found.start()
+    member.append("known", 0, b"hello\nworld\n")
+    member.complete("known", streams={"stdout": {"length": 12}})
+    yield found, member
+    found.stop()
+
+
+@pytest.mark.timeout(60 + CASES * 4)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda each: f"{each.method} {each.path}")
+def test_no_question_makes_it_fail_and_each_answer_is_as_documented(served, operation):
+    server, member = served
+    checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
+    @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(case=operation.as_strategy())
+    def ask(case) -> None:
+        if case.path_parameters and case.path_parameters.get("prog_id") and hash(str(case.path_parameters)) % 2:
+            case.path_parameters["prog_id"] = "known"
+        query = {**(case.query or {})}
+        if case.path.endswith("/events"):
+            query["live"] = query.get("live", "false") if query.get("live") != "true" else "false"
+            case.query = query
+        headers = {"Authorization": f"Bearer {member.token}"}
+        case.call_and_validate(base_url=server.url, headers=headers, checks=checks, timeout=30)
+
+    ask()
+
+
+def test_a_run_that_has_ended_is_still_as_it_was(served):
+    _, member = served
+    assert member.output("known").body == b"hello\nworld\n"
+    assert member.run("known")["return_code"] == ended("known")["return_code"]
