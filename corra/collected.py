@@ -52,10 +52,10 @@ class Collector:
 
     @classmethod
     def named(cls, name: str, configured: Mapping[str, Any] | None) -> Collector:
-        """Return the collector that `name` means; `configured` is what the configuration says below `corra`. Raises Misuse."""
-        known = ((configured or {}).get("collectors") or {}).get(name)
+        """Return the collector that `name` means; `configured` is what the configuration says of collectors. Raises Misuse."""
+        known = (configured or {}).get(name)
         if known is None and "://" not in name:
-            others = ", ".join(sorted((configured or {}).get("collectors") or {})) or "none"
+            others = ", ".join(sorted(configured or {})) or "none"
             raise Misuse(
                 f"no collector {name!r} in the configuration (there: {others})",
                 fate="NOT DONE",

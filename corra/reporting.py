@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 def named(c: Context, name: str) -> Collector:
     """Return the collector that the configuration calls so. Raises Misuse."""
     from .collected import Collector
+    from .settings import setting
 
-    return Collector.named(name, c.config.get("corra"))
+    return Collector.named(name, setting(c.config, "collectors"))
 
 
 def register(c: Context, given: Given, launch: Launch) -> Launch:

@@ -39,6 +39,15 @@ def _size(value: Any) -> int:
     return int(number) * unit
 
 
+def _collectors(value: Any) -> dict[str, dict[str, Any]]:
+    known = {"url", "token", "token_file", "ca"}
+    if not isinstance(value, Mapping) or not all(
+        isinstance(each, Mapping) and each.get("url") and set(each) <= known for each in value.values()
+    ):
+        raise Misuse("not {NAME: {url: URL, token: TOKEN or token_file: FILE, ca: FILE}}")
+    return {str(name): dict(each) for name, each in value.items()}
+
+
 # name: (how its value is read, what it is the default of)
 SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "host": (str, "--host of run"),
@@ -52,6 +61,7 @@ SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "grace": (_seconds, "--grace of run, and of a Durable run's timeout"),
     "keep": (_seconds, "--keep of run"),
     "journal": (str, "the host that keeps runbooks' journals"),
+    "collectors": (_collectors, "what --collector NAME means"),
     "output_limit": (_size, "how much of each stream a Durable run's Result keeps"),
 }
 
