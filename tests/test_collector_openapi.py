@@ -23,6 +23,9 @@ from collector import Client, Served, ended
 from corra.collector import pages
 from corra.collector.limits import Limits
 
+# schemathesis leaves the sockets of its own client to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
 CASES = int(os.environ.get("CORRA_API_CASES", "15"))
 schema = schemathesis.openapi.from_dict(pages.openapi(Limits()))
 OPERATIONS: list[Any] = [found.ok() for found in cast("Any", schema.get_all_operations())]
