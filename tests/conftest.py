@@ -139,3 +139,32 @@ def test_user(as_root: None) -> Iterator[str]:
     """A user made for this test, with a home and a shell and a password that nothing matches, gone afterwards."""
     with users.made(f"corra{os.getpid()}") as user:
         yield user.name
+
+
+NEXT_BOOT = "22222222-2222-2222-2222-222222222222"
+
+
+@pytest.fixture
+def machine(home: Path, as_root: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A host `m` whose boot id is a file of ours: its sshd lives in a mount namespace that shows it in /proc. Returns the file."""
+    if program() is None or shutil.which("unshare") is None:
+        pytest.skip("no sshd or no unshare on this machine")
+    boot = tmp_path / "boot_id"
+    boot.write_text("11111111-1111-1111-1111-111111111111\n")
+    wrapper = tmp_path / "sshd"
+    script = f'mount --bind {boot} /proc/sys/kernel/random/boot_id && exec {program()} "$@"'
+    wrapper.write_text(f"#!/bin/sh\nexec unshare -m sh -c '{script}' sshd \"$@\"\n")
+    wrapper.chmod(0o755)
+    monkeypatch.setattr("sshd.program", lambda: str(wrapper))
+    environment = {**home_environment(home), "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
+    server = Sshd(home / "m", alias="m", environment=environment, ssh_config=home / ".ssh/config", known_hosts=home / ".ssh/known_hosts")
+    try:
+        server.start()
+        yield boot
+    finally:
+        server.stop()
+
+
+def reboot_order(boot: Path, marks: Path) -> list[str]:
+    """What `systemctl reboot` is to the host `m`: a little later it has another boot id."""
+    return ["sh", "-c", f"echo ran >> {marks}; (sleep 0.3; echo {NEXT_BOOT} > {boot}) &"]

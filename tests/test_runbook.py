@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pytest
 from invoke.exceptions import UnexpectedExit
 
 import corra
-from conftest import Cli, home_environment
+from conftest import NEXT_BOOT, Cli, home_environment, reboot_order
 from corra import ids, journal as journals
 from proxy import Proxy, wait_for
 from sshd import Sshd, user
@@ -687,43 +687,6 @@ def test_the_journal_holds_no_secret(host: str, home: Path) -> None:
 
 
 # -- Reboots
-
-
-@pytest.fixture
-def machine(home: Path, as_root: None, tmp_path: Path) -> Iterator[Path]:
-    """A host `m` whose boot id is a file of ours: its sshd lives in a mount namespace that shows it in /proc. Returns the file."""
-    import shutil
-
-    from sshd import program
-
-    if program() is None or shutil.which("unshare") is None:
-        pytest.skip("no sshd or no unshare on this machine")
-    boot = tmp_path / "boot_id"
-    boot.write_text("11111111-1111-1111-1111-111111111111\n")
-    wrapper = tmp_path / "sshd"
-    script = f'mount --bind {boot} /proc/sys/kernel/random/boot_id && exec {program()} "$@"'
-    wrapper.write_text(f"#!/bin/sh\nexec unshare -m sh -c '{script}' sshd \"$@\"\n")
-    wrapper.chmod(0o755)
-    import sshd as module
-
-    found = module.program
-    module.program = lambda: str(wrapper)
-    environment = {**home_environment(home), "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
-    server = Sshd(home / "m", alias="m", environment=environment, ssh_config=home / ".ssh/config", known_hosts=home / ".ssh/known_hosts")
-    try:
-        server.start()
-        yield boot
-    finally:
-        module.program = found
-        server.stop()
-
-
-NEXT_BOOT = "22222222-2222-2222-2222-222222222222"
-
-
-def reboot_order(boot: Path, marks: Path) -> list[str]:
-    """What `systemctl reboot` is to this machine: it is gone a little later, with all that runs there."""
-    return ["sh", "-c", f"echo ran >> {marks}; (sleep 0.3; echo {NEXT_BOOT} > {boot}) &"]
 
 
 def test_a_reboot_is_a_result_and_happens_once(machine: Path, home: Path) -> None:
