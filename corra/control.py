@@ -27,7 +27,7 @@ from .errors import CorraError, Misuse, NotFound, NotKilled, Unreachable
 from .follow import ANSWER_S, DEAD_AFTER_S, Event, Follow, Link, signal_name
 from .place import Agent, Refused, courier_source
 from .program import Host, Program, Request, seconds, words
-from .reach import Reach, agent_for, is_a
+from .reach import Reach, agent_for, agent_to_ask, is_a
 from .state import State
 from .stream import Output, Parser, Status
 from .verdict import ambiguous, duration, ended, not_started, refused, retold, typed
@@ -457,7 +457,7 @@ def named(
         text = id if id is not None and id == entry.name else entry.prog_id
         reach = {**reach, "via": reach.get("via") or entry.via, "as_user": reach.get("as_user") or entry.as_user}
         return named(text, entry.host, spool=spool or entry.spool, **reach)
-    agent = agent_for(host, **reach)
+    agent = agent_to_ask(host, **reach)
     connection = host if is_a(host, "fabric.connection", "Connection") else None
     run = Run(agent, id or "", spool=spool, connection=connection, via=reach.get("via"), seen=False)
     if id is None:
@@ -517,7 +517,7 @@ def ps(
 
     def ask(target: Any) -> list[State | CorraError]:
         try:
-            agent = agent_for(target, **reach)
+            agent = agent_to_ask(target, **reach)
             answer = _ask(agent, "list", request, spool=spool)
             states = [State.from_json(each) for each in answer.get("runs", ())]
             # What this machine keeps for another host is that host's.
@@ -558,7 +558,7 @@ def gc(
     The host's own rules hold where nothing is said (DESIGN.md, the spool). A run that isn't over, is being watched or hasn't been
     delivered keeps its output, whatever is asked. `dry` only tells.
     """
-    agent = agent_for(host, **reach)
+    agent = agent_to_ask(host, **reach)
     told = {"older": _seconds(older), "max_size": max_size, "dry": dry}
     return Freed.told(agent, _ask(agent, "gc", {key: value for key, value in told.items() if value is not None}, spool=spool))
 

@@ -57,6 +57,9 @@ class Host:
                 raise Misuse(f"not a user name: {user!r}")
         if self.port is not None and not 0 < self.port < 65536:
             raise Misuse(f"not a port: {self.port}")
+        if self.is_local and (self.login or self.port):
+            as_them = f"; to run as {self.login}, say --as {self.login}" if self.login else ""
+            raise Misuse(f"local is this machine without ssh, so it has neither login nor port{as_them}")
 
     @classmethod
     def parse(cls, text: str, *, login: str | None = None, user: str | None = None) -> Host:
@@ -75,10 +78,8 @@ class Host:
             name, colon, port = rest.partition(":")
         if colon and not _PORT.fullmatch(port):
             raise Misuse(f"not a port: {port!r} in {text!r}")
-        if name == LOCAL and (at or colon):
-            raise Misuse(f"{text!r}: local is this machine without ssh, so it has neither login nor port (--as runs as another user)")
-        if at or name == LOCAL:
-            login = before if at else None
+        if at:
+            login = before
         return cls(name, int(port) if colon else None, login).run_as(user)
 
     def run_as(self, text: str | None) -> Host:

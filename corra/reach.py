@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from .connection import CONNECT_S, Fabric, host_of
 from .errors import Misuse
 from .place import Agent, place
 from .program import Host
 from .runners import runner
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Reach(TypedDict, total=False):
@@ -67,6 +70,15 @@ def _sudo_password(config: Any) -> str | None:
     """Return what Invoke's configuration, or its --prompt-for-sudo-password, says for sudo."""
     password = None if config is None else (config.get("sudo") or {}).get("password")
     return None if password is None else str(password)
+
+
+def agent_to_ask(target: Any, **reach: Unpack[Reach]) -> Agent:
+    """Return the agent of `target` for somebody who starts nothing, and isn't told of a start where the target makes no sense."""
+    try:
+        return agent_for(target, **reach)
+    except Misuse as error:
+        error.fate = "NOT DONE"
+        raise
 
 
 def is_a(value: object, module: str, name: str) -> bool:

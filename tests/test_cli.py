@@ -126,7 +126,22 @@ def test_each_bad_end_has_its_line_and_code(cli: Cli, flags: tuple[str, ...], ar
         ("run -- true", "corra: NOT STARTED: no host:  corra run --host HOST -- true   (local is this machine)"),
         ("run --host a,b -- true", "corra: NOT STARTED: one host at a time: a, b are 2"),
         ("run --host -oProxyCommand=x -- true", "corra: NOT STARTED: not a host name: '-oProxyCommand=x'"),
-        ("run --host db1 -u -x -- true", "corra: NOT STARTED: not a user name: '-x'"),
+        *(
+            (f"run --host {host} {flag}-x -- true", "corra: NOT STARTED: not a user name: '-x'")
+            for host in ("db1", "local")
+            for flag in ("-u ", "--user=", "--as ")
+        ),
+        ("run --host -x@db1 -- true", "corra: NOT STARTED: not a user name: '-x'"),
+        ("attach --host -h1 x", "corra: NOT DONE: not a host name: '-h1'"),
+        ("kill --host local -u -x x", "corra: NOT KILLED: not a user name: '-x'"),
+        ("ps --host -h1", "corra: NOT DONE: not a host name: '-h1'"),
+        ("status --host local -u -x x", "corra: NOT DONE: not a user name: '-x'"),
+        ("wait --host -h1 x", "corra: NOT DONE: not a host name: '-h1'"),
+        ("gc -y --host -h1", "corra: NOT DONE: not a host name: '-h1'"),
+        (
+            "run --host local -u ops -- true",
+            "corra: NOT STARTED: local is this machine without ssh, so it has neither login nor port; to run as ops, say --as ops",
+        ),
         (
             "run --host local -E NO_SUCH_VARIABLE -- true",
             "corra: NOT STARTED: -E NO_SUCH_VARIABLE: not set here; say -E NO_SUCH_VARIABLE=..",

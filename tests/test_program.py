@@ -93,7 +93,16 @@ def test_each_part_of_a_host_is_read():
 def test_a_login_in_the_text_beats_the_one_given_for_all():
     assert Host.parse("db1", login="ops").login == "ops"
     assert Host.parse("root@db1", login="ops").login == "root"
-    assert Host.parse("local", login="ops").login is None
+
+
+def test_nobody_logs_in_where_there_is_no_ssh():
+    for make in (lambda: Host.parse("local", login="ops"), lambda: Host.parse("ops@local"), lambda: Host("local", login="ops")):
+        with pytest.raises(Misuse, match="local is this machine without ssh.* --as ops"):
+            make()
+    with pytest.raises(Misuse, match="not a user name: '-x'"):
+        Host.parse("local", login="-x")
+    with pytest.raises(Misuse, match="neither login nor port"):
+        Host("local", 22)
 
 
 def test_the_mode_follows_from_where_and_as_whom():
