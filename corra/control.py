@@ -30,7 +30,7 @@ from .program import Host, Program, Request, seconds, words
 from .reach import Reach, agent_for, agent_to_ask, is_a
 from .state import State
 from .stream import Output, Parser, Status
-from .verdict import ambiguous, duration, ended, not_started, refused, retold, typed
+from .verdict import WIDTH, ambiguous, duration, ended, not_started, refused, retold, typed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -244,7 +244,9 @@ def start(
     state = follow.state
     if state is not None and state.state == "not_started":
         raise not_started(state, str(follow.host))
-    return starting.run
+    begun = starting.run
+    begun.known = state
+    return begun
 
 
 def run(
@@ -456,7 +458,9 @@ def named(
         # A name is the host's to resolve: since we last looked it may have been given to another run.
         text = id if id is not None and id == entry.name else entry.prog_id
         reach = {**reach, "via": reach.get("via") or entry.via, "as_user": reach.get("as_user") or entry.as_user}
-        return named(text, entry.host, spool=spool or entry.spool, **reach)
+        run = named(text, entry.host, spool=spool or entry.spool, **reach)
+        run.begun = entry.begun
+        return run
     agent = agent_to_ask(host, **reach)
     connection = host if is_a(host, "fabric.connection", "Connection") else None
     run = Run(agent, id or "", spool=spool, connection=connection, via=reach.get("via"), seen=False)
@@ -486,7 +490,7 @@ def recall(text: str | None) -> history.Entry:
             "say where it runs:",
             label=text,
             fate="NOT FOUND in this machine's history",
-            hint=[f"{verb}       or look: {look}"],
+            hint=[one] if len(one := f"{verb}       or look: {look}") <= WIDTH else [verb, f"or look: {look}"],
         )
     return found[0]
 
@@ -583,6 +587,8 @@ class Run:
         self.name = name
         self.connection = connection
         self.known: State | None = None
+        # Whether it is known to have been started, though its host hasn't told us yet.
+        self.begun = False
         self._spool = spool
         self._via = via
         self._seen = seen
@@ -643,6 +649,7 @@ class Run:
             late=late,
             times=times,
             spool=self._spool,
+            begun=self.begun or self.known is not None,
             by=_by(),
             told=self._told,
             **how,

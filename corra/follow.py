@@ -166,6 +166,7 @@ class Follow:
         late: bool = False,
         times: bool = False,
         spool: str | None = None,
+        begun: bool = False,
         dead_after_s: float = DEAD_AFTER_S,
         reconnect_timeout_s: float | None = None,
         timeout_s: float | None = None,
@@ -176,7 +177,8 @@ class Follow:
     ) -> None:
         """`prog_id`: an id, or what the host is to find it by. `start`: start this first; `stay=False` then leaves as soon as the host has confirmed it. `payload` is its stdin, seekable.
 
-        `dead_after_s` of silence make a link dead; `timeout_s` limits the whole watch. `told` hears of each State, and None when `start`
+        `begun`: the run is known to have been started, though this Follow hasn't heard of it yet. `dead_after_s` of silence make a link
+        dead; `timeout_s` limits the whole watch. `told` hears of each State, and None when `start`
         has certainly started nothing.
         """
         self.prog_id = prog_id
@@ -194,6 +196,7 @@ class Follow:
         self._late = late
         self._times = times
         self._spool = spool if start is None else start.spool
+        self._begun = begun
         self._by = by
         self._told = told or (lambda _: None)
         self._clock = clock or Clock()
@@ -338,6 +341,8 @@ class Follow:
             if first or isinstance(error, Misuse):
                 if starting:
                     self._told(None)
+                if self._begun and self._over:
+                    raise self._left(f"not seen to end in {duration(self._timeout_s or 0)}: {error.why}") from error
                 raise retold(error, verb=verb, label=self._label if self.confirmed else "", prog_id=self.prog_id) from error
             # Any of these may heal: a host key that changes in mid-run is shown and never accepted.
             raise _Cut(error.why) from error
@@ -429,7 +434,7 @@ class Follow:
                 hint=[f"safe to repeat, it starts at most once: the same command, --id {self.prog_id}"],
                 **self._facts,
             )
-        if self.state is None:
+        if self.state is None and not self._begun:
             return retold(Unreachable(why, **self._facts), verb="follow")
         return StillRunning(why, **self._facts)
 
@@ -558,12 +563,17 @@ class Follow:
             ends.append(self._deadline)
         return max(0.0, min(ends) - now)
 
+    @property
+    def _over(self) -> bool:
+        """Whether the caller's time is over."""
+        return self._deadline is not None and self._clock.now() >= self._deadline
+
     def _clockwork(self) -> Iterator[Tick]:
-        """Yield a Tick when one is due. Raises StillRunning when the caller's time is over."""
+        """Yield a Tick when one is due. Raises StillRunning when the caller's time is over; Unreachable where nobody knows the run."""
         now = self._clock.now()
-        if self._deadline is not None and now >= self._deadline:
-            why = f"not over after {duration(self._timeout_s or 0)}"
-            raise self._left(why) if self.confirmed or self._start else StillRunning(why, **self._facts)
+        if self._over:
+            limit = duration(self._timeout_s or 0)
+            raise self._left(f"not over after {limit}" if self.confirmed or self._begun else f"no answer in {limit}")
         if self._tick_s and now >= self._tick_at:
             self._tick_at = now + self._tick_s
             yield Tick()

@@ -63,6 +63,11 @@ class Entry:
         return self.state not in FINAL
 
     @property
+    def begun(self) -> bool:
+        """Whether its host has said that it was started; until then it is only what somebody meant to start."""
+        return self.state not in ("starting", "not_started")
+
+    @property
     def label(self) -> str:
         return ids.label(self.prog_id, self.name)
 

@@ -73,7 +73,7 @@ def one_host(c: Context, given: Given, *, fate: str) -> str:
     hosts = told_hosts(c, given)
     if not hosts:
         command = shlex.join(given.argv)
-        raise Misuse(f"no host:  {program()} run --host HOST -- {command}   (local is this machine)", fate=fate)
+        raise Misuse(f"no host:  {program()} run --host HOST -- {command}   (here: local)", fate=fate)
     if len(hosts) > 1:
         raise Misuse(f"one host at a time: {', '.join(hosts)} are {len(hosts)}", fate=fate)
     return hosts[0]
@@ -82,13 +82,18 @@ def one_host(c: Context, given: Given, *, fate: str) -> str:
 def find(c: Context, given: Given, text: str | None) -> Run:
     """Return the run that `text` means: on --host, else on the host that history knows. Whether it is there, its first answer tells."""
     from . import control
+    from .connection import CONNECT_S
 
     # $CORRA_HOST and the configuration say where to start things; where a run is, is for history to know first.
     told = given.host or [fabrics_host(c)]
     hosts = [name.strip() for each in told for name in each.split(",") if name.strip()]
     if len(hosts) > 1:
         raise Misuse(f"an id belongs to one host: {', '.join(hosts)} are {len(hosts)}", fate="NOT DONE")
-    return control.named(text, hosts[0] if hosts else None, spool=given.spool, **reach(c, given))
+    how = reach(c, given)
+    if (limit_s := getattr(given, "timeout", None)) is not None:
+        # A look that has its own limit must not spend more than that on being let in.
+        how["connect_timeout"] = max(0.1, min(limit_s, how.get("connect_timeout", CONNECT_S)))
+    return control.named(text, hosts[0] if hosts else None, spool=given.spool, **how)
 
 
 def find_one(c: Context, given: Given) -> Run:

@@ -37,6 +37,8 @@ _ERRNO_WORDS = {
     errno.ENOMEM: "no memory",
 }
 _ROWS_SHOWN = 10
+# 80 columns, less a hint's indent.
+WIDTH = 73
 
 
 def typed() -> str:

@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def test_each_bad_end_has_its_line_and_code(cli: Cli, flags: tuple[str, ...], ar
 @pytest.mark.parametrize(
     ("typed", "line"),
     [
-        ("run -- true", "corra: NOT STARTED: no host:  corra run --host HOST -- true   (local is this machine)"),
+        ("run -- true", "corra: NOT STARTED: no host:  corra run --host HOST -- true   (here: local)"),
         ("run --host a,b -- true", "corra: NOT STARTED: one host at a time: a, b are 2"),
         ("run --host -oProxyCommand=x -- true", "corra: NOT STARTED: not a host name: '-oProxyCommand=x'"),
         *(
@@ -426,6 +427,24 @@ def test_wait_for_any_leaves_with_the_first(cli: Cli, started: Callable[..., str
     started("sleep", "60", flags=("--name", "long"))
     started("sh", "-c", "exit 6", flags=("--name", "short"))
     assert cli("wait", "--any", "long", "short").returncode == 6
+
+
+def test_a_wait_is_over_when_its_time_is_though_nobody_lets_us_in(cli: Cli, sshd: Sshd) -> None:
+    """125 after 15 s is no answer to `wait -T 1s`; and what was never seen to start isn't said to be running."""
+    prog_id = cli("run", "-d", "--host", "h", "--", "sleep", "600").stdout.decode().strip()
+    os.kill(sshd.pid, signal.SIGSTOP)  # the kernel takes the connection, nobody answers
+    try:
+        begun = time.monotonic()
+        known, there, unknown = (cli(*words, "-T", "1s", ids.short(prog_id)) for words in (("wait",), ("attach",), ("wait", "--host", "h")))
+        assert time.monotonic() - begun < 15
+    finally:
+        os.kill(sshd.pid, signal.SIGCONT)
+        cli("kill", "-9", "-y", prog_id)
+    for done in (known, there):
+        assert done.returncode == 122, done.stderr
+        assert lines(done.stderr)[0].startswith(f"corra: {ids.short(prog_id)} on h: STILL RUNNING: not seen to end in 1.0 s: ")
+    assert unknown.returncode == 125 and lines(unknown.stderr)[0].startswith("corra: h: ")
+    assert all(len(lines(done.stderr)) == 1 for done in (known, there, unknown))
 
 
 def test_wait_gives_up_after_its_timeout(cli: Cli, started: Callable[..., str]) -> None:

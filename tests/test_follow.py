@@ -6,6 +6,7 @@ import io
 import itertools
 import threading
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, BinaryIO
 
 import pytest
@@ -13,8 +14,8 @@ from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from corra import follow
-from corra.channel import NoAnswer
-from corra.errors import Auth, HostKey, MaybeStarted, Misuse, NotFound, StillRunning, Unreachable
+from corra.channel import LinkLost, NoAnswer
+from corra.errors import Auth, CorraError, HostKey, MaybeStarted, Misuse, NotFound, StillRunning, Unreachable
 from corra.follow import AWAY_S, Event, Follow, LinkDown, LinkUp, Tick, signal_name
 from corra.place import Refused
 from corra.program import Host, Program, Request
@@ -401,6 +402,23 @@ def test_its_own_time_is_a_limit_while_linked_and_while_not(clock: Clock) -> Non
     with pytest.raises(StillRunning):
         list(Follow(Agent(link(clock, b""), *[Unreachable("no")] * 20), ID, timeout_s=4, clock=clock))
     assert clock.at == pytest.approx(1008)
+
+
+@pytest.mark.parametrize(("begun", "kind", "why"), [(True, StillRunning, "not "), (False, Unreachable, "no answer")])
+def test_a_limit_that_ends_a_first_try_says_still_running_only_of_what_is_known_to_have_begun(
+    clock: Clock, begun: bool, kind: type[CorraError], why: str
+) -> None:
+    def late(error: BaseException, verb: str, asked: Mapping[str, Any]) -> BaseException:
+        clock.at += 4
+        return error
+
+    for first in (Unreachable("no answer from db1 port 22 in 4 s"), LinkLost("db1 gave no answer in 4 s")):
+        with pytest.raises(kind) as caught:
+            list(Follow(Agent(partial(late, first)), ID, timeout_s=4, begun=begun, clock=clock))
+        assert caught.value.why.startswith(why) and "4" in caught.value.why
+        assert caught.value.code == (122 if begun else 125)
+    with pytest.raises(Unreachable):  # its time isn't over, so it is no answer to how long
+        list(Follow(Agent(Unreachable("connection refused")), ID, timeout_s=4, begun=begun, clock=clock))
 
 
 def test_a_signal_goes_over_the_open_link_and_again_only_if_nobody_acknowledged_it(clock: Clock) -> None:

@@ -97,7 +97,7 @@ def test_a_login_in_the_text_beats_the_one_given_for_all():
 
 def test_nobody_logs_in_where_there_is_no_ssh():
     for make in (lambda: Host.parse("local", login="ops"), lambda: Host.parse("ops@local"), lambda: Host("local", login="ops")):
-        with pytest.raises(Misuse, match="local is this machine without ssh.* --as ops"):
+        with pytest.raises(Misuse, match=r"local is this machine without ssh.* --as ops"):
             make()
     with pytest.raises(Misuse, match="not a user name: '-x'"):
         Host.parse("local", login="-x")
