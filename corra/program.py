@@ -50,11 +50,11 @@ class Host:
     def __post_init__(self) -> None:
         if not _HOST_NAME.fullmatch(self.name):
             raise Misuse(f"not a host name: {self.name!r}")
-        if self.caller and self.is_local:
-            raise Misuse(f"local has no ssh that {self.caller} could call: --as {self.user or self.caller} is enough")
         for user in (self.login, self.user, self.caller):
             if user is not None and not _USER_NAME.fullmatch(user):
                 raise Misuse(f"not a user name: {user!r}")
+        if self.caller and self.is_local:
+            raise Misuse(f"local has no ssh that {self.caller} could call: --as {self.user or self.caller} is enough")
         if self.port is not None and not 0 < self.port < 65536:
             raise Misuse(f"not a port: {self.port}")
         if self.is_local and (self.login or self.port):
