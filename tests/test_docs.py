@@ -41,7 +41,8 @@ def reader(new_sshd, home: Path) -> dict[str, str]:
         path.parent.mkdir(exist_ok=True)
         path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
         path.chmod(0o755)
-    shutil.copy(ROOT / "corra" / "agent.py", home / "agent.py")
+    for name in ("agent.py", "courier.py"):
+        shutil.copy(ROOT / "corra" / name, home / name)
     return {**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "TERM": "xterm", "LANG": "C.UTF-8", "SHELL": "/bin/sh"}
 
 
@@ -123,7 +124,7 @@ def test_the_page_about_the_agent_names_every_verb():
 def test_every_flag_that_a_page_names_exists():
     from invoke.program import Program
 
-    from corra.tasks import ns
+    from corra.main import ns
 
     flags = {flag for task in ns.tasks.values() for argument in task.get_arguments() for flag in argument.names}
     flags |= {name for argument in Program().core_args() for name in argument.names}

@@ -282,10 +282,12 @@ class Api:
                         return
                 if not live:
                     return
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(news.wait(), BEAT_S)
-                    continue
-                yield b":\n\n"
+                # Beats cost no look into the database: a thousand watchers of nothing are to cost nothing.
+                while not news.is_set():
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(news.wait(), BEAT_S)
+                    if not news.is_set():
+                        yield b":\n\n"
 
     # -- The server itself
 

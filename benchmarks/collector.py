@@ -1,0 +1,165 @@
+#!/usr/bin/env python3
+"""The collector beside the bare framework it is built on, and what idle watchers cost: `benchmarks/collector.py [--write]`.
+
+Appends a second over 32 connections, A B A B, against a Starlette application on the same uvicorn that reads the body and answers 200.
+The goal is a ratio of 0.3 with SQLite, every append on the disk before its answer; and 1,000 idle watchers that cost no CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime as dt
+import multiprocessing
+import os
+import re
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from collector import Client, Served  # noqa: E402 - found by the line above
+
+CONNECTIONS = 32
+SECONDS = 4.0
+ROUNDS = 3
+WATCHERS = 1000
+GOAL = 0.3
+
+
+def bare(ready: object) -> None:
+    """Serve the application that does nothing."""
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    async def answer(request: Request) -> Response:
+        await request.body()
+        return Response(b"{}", 200, media_type="application/json")
+
+    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    ready.send(listener.getsockname()[1])  # type: ignore[attr-defined]
+    app = Starlette(routes=[Route("/{rest:path}", answer, methods=["POST"])])
+    uvicorn.Server(uvicorn.Config(app, loop="uvloop", http="httptools", log_config=None, access_log=False)).run(sockets=[listener])
+
+
+def load(port: int, token: str, size: int, prefix: str) -> float:
+    """Return the appends a second that `port` answers with 200."""
+
+    async def one(number: int, until: float) -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        body, offset, done = b"x" * size, 0, 0
+        while time.monotonic() < until:
+            head = (
+                f"POST /api/v1/agent/{prefix}-{number}/output/stdout HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+                f"Upload-Offset: {offset}\r\nContent-Length: {size}\r\n\r\n"
+            )
+            writer.write(head.encode() + body)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            if not answer.startswith(b"HTTP/1.1 200"):
+                raise SystemExit(answer.decode())
+            found = re.search(rb"content-length: (\d+)", answer)
+            await reader.readexactly(int(found[1]) if found else 0)
+            offset += size
+            done += 1
+        writer.close()
+        return done
+
+    async def all_of_them() -> int:
+        until = time.monotonic() + SECONDS
+        return sum(await asyncio.gather(*(one(number, until) for number in range(CONNECTIONS))))
+
+    began = time.monotonic()
+    count = asyncio.run(all_of_them())
+    return count / (time.monotonic() - began)
+
+
+def appends(served: Served, token: str) -> list[str]:
+    ours, theirs = multiprocessing.Pipe()
+    framework = multiprocessing.Process(target=bare, args=(theirs,), daemon=True)
+    framework.start()
+    port = ours.recv()
+    rows = []
+    for size in (1024, 65536):
+        rates: dict[str, list[float]] = {"bare": [], "ours": []}
+        for turn in range(ROUNDS):
+            rates["bare"].append(load(port, token, size, "x"))
+            rates["ours"].append(load(served.port, token, size, f"b{size}-{turn}"))
+        base, found = statistics.median(rates["bare"]), statistics.median(rates["ours"])
+        label = f"{size // 1024} KiB"
+        rows.append(f"| {label} | {base:,.0f} | {found:,.0f} | {found * size / 1e6:,.0f} | {found / base:.2f} | {GOAL} |")
+    framework.terminate()
+    return rows
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def watchers(served: Served, member: Client) -> list[str]:
+    """Return rows of the server's CPU in 10 s without watchers and with 1,000 that nothing happens to."""
+    assert served.process is not None
+    for number in range(10):
+        member.append(f"watched-{number}", 0, b"x")
+    rows, open_ = [], []
+    for count in (0, WATCHERS):
+        for number in range(count):
+            connection, answer = member.open("GET", f"/api/v1/runs/watched-{number % 10}/events")
+            while b"event: state" not in answer.readline():
+                pass
+            open_.append((connection, answer))
+        before = cpu_s(served.process.pid)
+        time.sleep(10)
+        rows.append(f"| {count} | {(cpu_s(served.process.pid) - before) * 1000:.0f} ms |")
+    for connection, _ in open_:
+        connection.close()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
+    told = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=ROOT) as base:
+        served = Served(Path(base), "--limits", "rate=1000000")
+        token = served.token()
+        served.start()
+        try:
+            rows, idle = appends(served, token), watchers(served, Client(served, token))
+        finally:
+            served.stop()
+    versions = ", ".join(f"{name} {version(name)}" for name in ("starlette", "uvicorn", "uvloop", "httptools", "sqlalchemy"))
+    text = "\n".join(
+        [
+            "### The collector: appends a second, on the disk before the answer",
+            "",
+            f"{dt.date.today()}, {os.cpu_count()} cores, {versions}; {CONNECTIONS} connections, medians of {ROUNDS}.",  # noqa: DTZ011
+            "",
+            "| an append of | bare framework | collector | MB/s | ratio | goal |",
+            "|---|---:|---:|---:|---:|---:|",
+            *rows,
+            "",
+            "| idle watchers | the server's CPU in 10 s |",
+            "|---:|---:|",
+            *idle,
+            "",
+        ]
+    )
+    print(text)
+    if told.write:
+        results = ROOT / "benchmarks" / "RESULTS.md"
+        before = re.sub(r"(?ms)\n### The collector: appends.*?(?=\n### |\Z)", "", results.read_text()).rstrip("\n")
+        results.write_text(f"{before}\n\n{text}")
+
+
+if __name__ == "__main__":
+    main()
