@@ -1942,7 +1942,7 @@ KEYS = {
     "": {
         "prog_id": TEXT, "nonce": TEXT, "name": TEXT, "origin": OBJECT, "program": OBJECT, "run": OBJECT, "secrets": OBJECT,
         "callback": OBJECT, "config": OBJECT, "spool": TEXT, "cursor": OBJECT, "tail": NUMBER, "streams": LIST, "live": FLAG,
-        "late": FLAG, "times": FLAG, "signal": TEXT, "grace": NUMBER, "by": TEXT, "stream": TEXT, "start": NUMBER, "end": NUMBER,
+        "since": NUMBER, "late": FLAG, "times": FLAG, "signal": TEXT, "grace": NUMBER, "by": TEXT, "stream": TEXT, "start": NUMBER, "end": NUMBER,
         "match": TEXT, "courier": TEXT, "from": NUMBER, "seconds": NUMBER, "route": TEXT,
         "ids": LIST,
         "older": NUMBER,
@@ -2352,6 +2352,9 @@ class Follow:
         self.cursor = dict.fromkeys(self.streams, 0)
         if request.get("tail") is not None:
             self.cursor.update(tail_cursor(run, self.files, self.times.file, int(request["tail"])))
+        if request.get("since") is not None:
+            later = since_cursor(run, self.files, int(request["since"]))
+            self.cursor.update({name: max(self.cursor[name], offset) for name, offset in later.items()})
         for name, offset in (request.get("cursor") or {}).items():
             if name in self.cursor:
                 self.cursor[name] = int(offset)
@@ -2586,12 +2589,23 @@ def tail_cursor(run, files, index, lines):
     return cursor
 
 
+def since_cursor(run, files, since_us):
+    """Return where in each stream begins what came since then (microseconds of the epoch), or at a time nobody knows."""
+    sizes = {name: os.fstat(file).st_size for name, file in files.items()}
+    cursor, times = dict(sizes), Times(run.directory, run.streams)
+    while times.behind:
+        for name, begin, _, time_ns in times.spans(sizes):
+            if name in cursor and (time_ns >= since_us * 1000 or not time_ns):
+                cursor[name] = min(cursor[name], begin)
+    return cursor
+
+
 def verb_follow(request, stdin, reply, framed):
-    """Reply with the State; with a tail asked for, also with the `cursor` at which it begins, so that a link cut at once loses no line."""
+    """Reply with the State; with a tail or a time asked for, also with the `cursor` where it begins: a link cut at once loses no line."""
     run = find(request)
     state = run.state()
     follow = Follow(run, request, stdin if framed else None, reply.out)
-    reply.send(dict(state, cursor=follow.cursor) if request.get("tail") is not None else state)
+    reply.send(dict(state, cursor=follow.cursor) if {"tail", "since"} & set(request) else state)
     follow.go()
 
 

@@ -5,6 +5,9 @@ What a reader raises for a text it can't read is said as a misuse of its flag: V
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 from collections.abc import Callable
 
 from .errors import Misuse
@@ -16,6 +19,14 @@ def seconds(text: str) -> float:
     from . import program
 
     return program.seconds(text)
+
+
+def patience(text: str) -> float:
+    """Read a duration that two pings and their answers fit in."""
+    found = seconds(text)
+    if found < 1:
+        raise Misuse(f"too short to hear from anybody: {text} (1s or more)")
+    return found
 
 
 def size(text: str) -> int:
@@ -41,6 +52,30 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise ValueError(text)
     return int(text)
+
+
+def moment(text: str) -> int:
+    """Read `10m` (ago), `14:30` (today), `2026-11-24T14:30` as ns since the epoch; a time without an offset is this machine's own."""
+    import time
+    from datetime import datetime
+
+    with contextlib.suppress(Misuse):
+        return int((time.time() - seconds(text)) * 1e9)
+    today = f"{datetime.now().astimezone():%Y-%m-%d}T" if ":" in text and "-" not in text.partition(":")[0] else ""
+    try:
+        # Python 3.10 reads no Z.
+        when = datetime.fromisoformat(today + text.strip().replace("Z", "+00:00"))
+    except ValueError:
+        raise Misuse(f"not a time: {text!r} (say 10m for 10 minutes ago, 14:30, or 2026-11-24T14:30)") from None
+    return int((when if when.tzinfo else when.astimezone()).timestamp() * 1e9)
+
+
+def pattern(text: str) -> re.Pattern[bytes]:
+    """Read a regular expression that is to be found in bytes."""
+    try:
+        return re.compile(os.fsencode(text))
+    except re.error as error:
+        raise Misuse(f"not a regular expression: {text!r}: {error}") from None
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
@@ -75,7 +110,16 @@ SHOWN = (
     switch("raw", help="Let escape sequences through to this terminal."),
 )
 COLLECTED = (option("collector", help="Ask this collector of the configuration, not the host."),)
+SIFTED = (
+    option("grep", "g", read=pattern, help="Only lines in which this regular expression is found."),
+    option("since", read=moment, help="Only what came since: 10m (ago), 14:30, 2026-11-24T14:30."),
+    option("until", read=moment, help="Only what came until then."),
+)
+LINK = (
+    option("reconnect-timeout", read=seconds, help="Give a lost link up after this long (never)."),
+    option("dead-after", read=patience, help="Call a link dead that is silent for this long (15s)."),
+)
 WATCHED = (
     option("timeout", "T", read=seconds, help="Stop watching after this long; the program goes on (none)."),
-    option("reconnect-timeout", read=seconds, help="Give a lost link up after this long (never)."),
+    *LINK,
 )

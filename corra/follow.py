@@ -161,6 +161,7 @@ class Follow:
         payload: BinaryIO | None = None,
         cursor: Mapping[str, int] | None = None,
         tail: int | None = None,
+        since_ns: int | None = None,
         streams: Sequence[str] | None = None,
         live: bool = True,
         late: bool = False,
@@ -191,6 +192,8 @@ class Follow:
         self._payload = payload
         self._cursor = Cursor(cursor)
         self._tail = tail
+        self._since_ns = since_ns
+        self._within = tail is not None or since_ns is not None  # the first byte shown needn't be the first there is
         self._streams = None if streams is None else tuple(streams)
         self._live = live
         self._late = late
@@ -371,7 +374,7 @@ class Follow:
         if (self.state is not None or self._start is not None) and state.prog_id != self.prog_id:
             raise self._stranger(ValueError(f"it answers for {state.prog_id}"))
         self.prog_id = state.prog_id  # until now it may have been a name, which can come to mean another run
-        if self.state is None and self._tail is not None:
+        if self.state is None and self._within:
             self._begin_tail(link.reply, state)
         self.state = state
         self._told(self.state)
@@ -394,12 +397,13 @@ class Follow:
 
     def _request(self, starting: bool) -> dict[str, Any]:
         offsets = dict(self._cursor.offsets)
-        again = self._tail is not None and self.confirmed and (bool(offsets) or self._tail == 0)
+        again = self._within and self.confirmed and (bool(offsets) or self._tail == 0)
         if again:
             offsets = {**self._before, **offsets}
         follow: dict[str, Any] = {
             "cursor": offsets or None,
             "tail": None if again else self._tail,
+            "since": None if again or self._since_ns is None else self._since_ns // 1000,
             "by": self._by or None,
             "streams": None if self._streams is None else list(self._streams),
             "late": self._late or None,
@@ -474,7 +478,7 @@ class Follow:
                     last_was_status = isinstance(frame, Status)
                     if isinstance(frame, (Output, Gap)):
                         self._useful = True
-                        if self._tail is not None:
+                        if self._within:
                             self._cursor.offsets.setdefault(frame.stream, frame.offset if isinstance(frame, Output) else frame.start)
                         yield from self._cursor.take(frame)
                     elif isinstance(frame, Status):
@@ -541,7 +545,7 @@ class Follow:
 
     def _shortfall(self, final: bool) -> Iterator[Output | Gap]:
         """Yield a Gap for what the final State counts and nobody sent: a hole is never passed over in silence."""
-        if not final or self._tail is not None or self.state is None:
+        if not final or self._within or self.state is None:
             return
         for stream, facts in (self.state.streams or {}).items():
             at = self._cursor.offsets.get(stream, 0)

@@ -37,6 +37,17 @@ def reach(c: Context, given: Given) -> dict[str, Any]:
     return {"config": c.config, **{name: value for name, value in told.items() if value is not None}}
 
 
+def link(c: Context, given: Given) -> dict[str, Any]:
+    """Return how patient a follow is with its link: the flags, and under them what the configuration says."""
+    told: dict[str, Any] = {}
+    for name in ("reconnect_timeout", "dead_after"):
+        value = getattr(given, name, None)
+        value = setting(c.config, name) if value is None else value
+        if value is not None:
+            told[f"{name}_s"] = value
+    return told
+
+
 def _as_user(given: Given) -> str | None:
     """Return what --as and --mode say together, as `Host.run_as` reads it. Raises Misuse."""
     name: str | None = vars(given)["as"]  # the flag's name is a word of Python's

@@ -21,6 +21,13 @@ def _seconds(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else seconds(str(value))
 
 
+def _patience(value: Any) -> float:
+    found = _seconds(value)
+    if found < 1:
+        raise Misuse(f"too short to hear from anybody: {value} (1s or more)")
+    return found
+
+
 def _flag(value: Any) -> bool:
     if isinstance(value, bool):
         return value
@@ -58,6 +65,7 @@ SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "accept_new_key": (_flag, "--accept-new-key"),
     "spool": (str, "--spool"),
     "reconnect_timeout": (_seconds, "--reconnect-timeout, and how long a Durable run tries"),
+    "dead_after": (_patience, "--dead-after"),
     "grace": (_seconds, "--grace of run, and of a Durable run's timeout"),
     "keep": (_seconds, "--keep of run"),
     "journal": (str, "the host that keeps runbooks' journals"),

@@ -17,7 +17,7 @@ from invoke.context import Context
 
 from . import inputs, reporting, selection
 from .errors import NOTHING_DONE, CorraError, Misuse
-from .flags import COLLECTED, HOST, REACH, SHOWN, TARGET, WATCHED, lines, seconds, signal, size
+from .flags import COLLECTED, HOST, LINK, REACH, SHOWN, SIFTED, TARGET, WATCHED, lines, seconds, signal, size
 from .settings import setting
 from .verb import Given, listing, option, switch, verb
 
@@ -48,7 +48,7 @@ _RUN = (
     switch("wait-children", help="It ends when the last of its descendants has."),
     switch("force", help="Start it though a logout there will end it."),
     switch("accept-new-key", help="Remember the key of a host never seen before."),
-    option("reconnect-timeout", read=seconds, help="Give a lost link up after this long (never)."),
+    *LINK,
     switch("raw", help="Let escape sequences through to this terminal."),
     option("collector", help="Have it report its output and its end to this collector of the configuration."),
     switch("callback-through-ssh", help="Lead it there through this connection, while somebody watches: the host has no route of its own."),
@@ -105,7 +105,7 @@ def run(c: Context, given: Given) -> int:
             return 0
         if given.collector:
             launch = reporting.register(c, given, launch)
-        follow = launch.follow(stay=not given.detach, reconnect_timeout_s=given.reconnect_timeout)
+        follow = launch.follow(stay=not given.detach, **selection.link(c, given))
         relay = frozenset({signals.SIGTERM})
         watch = Watch(follow, launch.run, given.screen, relay=relay, hide=given.hide, announce=not given.detach)
         opened.enter_context(reporting.led(c, given, launch.run))
@@ -140,7 +140,7 @@ def attach(c: Context, given: Given) -> int:
     if given.collector and not given.callback_through_ssh:
         return reporting.attach(c, given, tail)
     found = selection.find_one(c, given)
-    follow = _follow(given, found, tail=tail, timeout_s=given.timeout, reconnect_timeout_s=given.reconnect_timeout)
+    follow = _follow(given, found, tail=tail, timeout_s=given.timeout, **selection.link(c, given))
     relay = frozenset({signals.SIGINT, signals.SIGTERM}) if given.sig_proxy else frozenset[int]()
     watch = Watch(follow, found, given.screen, relay=relay, hide=given.hide, stamps=given.timestamps, tail=tail)
     with reporting.led(c, given, found):
@@ -157,6 +157,7 @@ def attach(c: Context, given: Given) -> int:
     switch("follow", "f", help="Go on as more comes, to the end."),
     option("tail", "n", read=lines, default=None, help="Only the last N lines (all)."),
     *SHOWN,
+    *SIFTED,
     ids=True,
 )
 def logs(c: Context, given: Given) -> int:
@@ -164,11 +165,15 @@ def logs(c: Context, given: Given) -> int:
 
     What it became doesn't matter here: the exit code is 0 when the output could be shown.
     """
+    from .sieve import Sieve
     from .watch import EPIPE_CODE, Gone, Watch
 
     found = selection.find_one(c, given)
-    follow = _follow(given, found, tail=given.tail, live=given.follow)
-    watch = Watch(follow, found, given.screen, hide=given.hide, stamps=given.timestamps)
+    # A time read off our own screen has milliseconds, and means all of that one.
+    sieve = Sieve(given.grep, given.since, None if given.until is None else given.until + 999_999)
+    timed = given.since is not None or given.until is not None
+    follow = _follow(given, found, tail=given.tail, since_ns=given.since, live=given.follow, times=timed, **selection.link(c, given))
+    watch = Watch(follow, found, given.screen, hide=given.hide, stamps=given.timestamps, sieve=None if sieve.idle else sieve)
     try:
         watch.stay(live=given.follow)
     except Gone:
@@ -325,7 +330,7 @@ def wait(c: Context, given: Given) -> int:
 
     def end(text: str) -> int:
         found = selection.find(c, given, text)
-        follow = found.follow(streams=[], timeout_s=given.timeout, reconnect_timeout_s=given.reconnect_timeout)
+        follow = found.follow(streams=[], timeout_s=given.timeout, **selection.link(c, given))
         watch = Watch(follow, found, given.screen)
         for event in follow:
             if not given.json:
@@ -422,10 +427,10 @@ def _freed(freed: Freed, begin: str) -> str:
     return f"{begin} {render.size(freed.bytes)}: {' and '.join(parts)}"
 
 
-def _follow(given: Given, found: Run, **how: Any) -> Follow:
+def _follow(given: Given, found: Run, *, times: bool = False, **how: Any) -> Follow:
     # A merged run has one stream, of another name, and is shown whole.
     streams = None if given.stream in (None, "both") else [given.stream]
-    return found.follow(streams=streams, times=given.timestamps, **how)
+    return found.follow(streams=streams, times=times or given.timestamps, **how)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from .control import Run
 from .errors import CorraError, MaybeStarted, NotDead, NotStarted
 from .follow import Event, Follow, LinkDown, LinkUp
 from .screen import ERR, OUT, Gone, Screen
+from .sieve import Sieve
 from .state import State, exit_code
 from .stream import Gap, Output, Status
 from .verb import die_of
@@ -140,6 +141,7 @@ class Watch:
         stamps: bool = False,
         tail: int | None = None,
         announce: bool = True,
+        sieve: Sieve | None = None,
     ) -> None:
         """`relay`: the signals that are passed on to the program. `hide`: out, err or both. `announce`: say that the agent was placed."""
         self.follow = follow
@@ -151,6 +153,7 @@ class Watch:
         self._stampers: dict[str, Stamper] | None = {} if stamps else None
         self._tail = tail
         self._announce = announce
+        self._sieve = sieve
         self._desk = Desk()
         self._state: State | None = None
         self._state_at = self._output_at = time.monotonic()
@@ -182,6 +185,10 @@ class Watch:
         try:
             for event in self.follow:
                 self.show(event)
+                if self._sieve is not None and self._sieve.over:
+                    break
+            for line in self._sieve.rest() if self._sieve is not None else ():
+                self._show_piece(line)
             self._desk.put(_End())
         except BaseException as error:  # noqa: BLE001 - the main thread raises it
             self._desk.put(_End(error))
@@ -209,6 +216,10 @@ class Watch:
         if self._tail is not None and output.offset > 0:
             self.screen.note(self.label, self.host, f"showing the last {self._tail} lines;  all: {typed()} logs {self.short}")
         self._tail = None
+        for piece in self._sieve.take(output) if self._sieve is not None else (output,):
+            self._show_piece(piece)
+
+    def _show_piece(self, output: Output) -> None:
         fd = ERR if output.stream == "stderr" else OUT
         if fd in self._hidden:
             return

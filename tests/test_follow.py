@@ -739,3 +739,13 @@ def test_link_up_says_how_long_it_was_down(clock: Clock) -> None:
     agent = Agent(link(clock, b""), Unreachable("no"), link(clock, said()))
     up = next(e for e in Follow(agent, ID, clock=clock) if isinstance(e, LinkUp))
     assert up.down_s == pytest.approx(clock.at - 1000)
+
+
+def test_from_a_time_on_begins_where_the_host_says_and_stays_there_when_the_link_breaks(clock: Clock) -> None:
+    first = Link({**state(stdout=500, stderr=70), "cursor": {"stdout": 400, "stderr": 70}}, clock)
+    first.coming += [out("stdout", 400, b"late"), b""]
+    agent = Agent(first, link(clock, out("stdout", 404, b"r"), out("stderr", 70, b"e"), said(stdout=405, stderr=71)))
+    events = list(Follow(agent, ID, since_ns=5_000_000, clock=clock))
+    assert (agent.asked[0][1]["since"], "cursor" in agent.asked[0][1]) == (5000, False)
+    assert agent.asked[1][1]["cursor"] == {"stdout": 404, "stderr": 70} and "since" not in agent.asked[1][1]
+    assert (shown(events), shown(events, "stderr")) == (b"later", b"e") and not any(isinstance(e, Gap) for e in events)

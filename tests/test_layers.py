@@ -27,7 +27,7 @@ LAYERS = [
     ["render", "screen"],
     ["book", "journal", "attempt", "crew", "stopped", "teller", "chronicle", "runbooks"],
     ["feed", "durable", "__init__"],
-    ["verb", "watch", "flags", "inputs", "selection", "reporting", "shelf", "tasks", "serving"],
+    ["verb", "sieve", "watch", "flags", "inputs", "selection", "reporting", "shelf", "tasks", "serving"],
     ["main", "__main__"],
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
