@@ -415,7 +415,7 @@ class _Exchange:
                     host=self._runner.host.name,
                     hint=[
                         f"keep it from here:  {typed()} run --via chaperone --host {self._runner.host} -- ..",
-                        "or install one there, the smallest will do:  apt-get install python3-minimal",
+                        "or install one there:  apt-get install python3-minimal",
                     ],
                 )
             if len(self._held) > NOISE_MAX:

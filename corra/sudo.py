@@ -87,7 +87,7 @@ def refusal(said: str, host: Host, login: Callable[[], str]) -> Auth | None:
         (
             r"a password is required|a terminal is required|no password was provided",
             f"sudo asks for {who}'s password",
-            ["give it once:  inv --prompt-for-sudo-password ..   (or sudo.password in the configuration)", line, narrow],
+            ["give it once:  inv --prompt-for-sudo-password ..  (or set sudo.password)", line, narrow],
         ),
         (r"incorrect password attempt|Sorry, try again", f"sudo doesn't take that password of {who}", []),
         (r"must have a tty|no tty present", f"sudo {where} wants a terminal", [f"in sudoers:  Defaults:{who} !requiretty"]),

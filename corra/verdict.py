@@ -314,5 +314,5 @@ def _lost(state: State, host: str) -> str:
     return {
         "agent-gone": "all of its guards were killed",
         "spool-gone": "its spool was deleted",
-        "link": f"the link to {host} broke at {clock(state.end_time)}; it may still run",
+        "link": f"link to {host} broke at {clock(state.end_time)}; it may still run",
     }.get(state.reason or "", "how it ended can't be known")
