@@ -122,6 +122,7 @@ class Chaperone(Agent):
             # A run that could not be started is a run all the same, and its id used up: a host that lets nobody in is found out before.
             self._probe()
         link = super().stream("start", whole, payload=payload, timeout_s=timeout_s, sending=sending)
+        link.placed = 0  # here, which is nobody's concern
         self._mine.add(request["prog_id"])
         if link.reply.get("state") == "starting":
             link.reply.update(self._begun(where, timeout_s))
@@ -134,7 +135,7 @@ class Chaperone(Agent):
         link.close()
         following = super().stream("follow", {k: v for k, v in request.items() if k not in _STARTING}, timeout_s=timeout_s)
         # What it has become meanwhile is told by the stream; to whoever started it, it was running.
-        following.reply = link.reply
+        following.reply, following.placed = link.reply, 0
         return following
 
     def _known(self, where: Mapping[str, Any], timeout_s: float) -> bool:

@@ -470,12 +470,13 @@ def _detached(given: Given, watch: Watch, state: State, target: str) -> int:
     given.screen.lines([state.prog_id])
     short = ids.short(state.prog_id)
     hint = [f"watch: {program()} attach {state.name or short}"]
-    why = watch.placed
+    fate, why = render.STARTED, watch.placed
     if state.link:
-        why = "kept by THIS machine: don't let it sleep"
+        # A warning, so it is said to logs and pipes as well.
+        fate, why = f"{render.STARTED}, kept by THIS machine", "don't let it sleep"
     elif target != "local":
         hint.append(f"elsewhere: corra attach --host {target} {short}")
-    given.screen.say(watch.label, target, render.STARTED, why, render.beside(hint))
+    given.screen.say(watch.label, target, fate, why, render.beside(hint))
     return 0
 
 

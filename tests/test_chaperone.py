@@ -89,6 +89,7 @@ def test_a_detached_start_says_who_keeps_it(sshd: Sshd, cli: Cli) -> None:
     done = cli("run", "-d", "--name", "fw", "--via", "chaperone", "--host", "h", "--", "sleep", "1000")
     assert done.returncode == 0
     assert re.fullmatch(ID, done.stdout.decode().strip())
+    assert re.fullmatch(rb"corra: fw \(\w{6}\) on h: started, kept by THIS machine: don't let it sleep\n", done.stderr)
     killed = cli("kill", "-9", "fw")
     assert killed.returncode == 0, killed.stderr
     assert b"KILL sent to it" in killed.stderr
