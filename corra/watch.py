@@ -157,6 +157,7 @@ class Watch:
         self._desk = Desk()
         self._state: State | None = None
         self._state_at = self._output_at = time.monotonic()
+        self._old: dict[str, int] = {}
         self._down: LinkDown | None = None
         self._down_at = 0.0
         self.was_over = False
@@ -197,7 +198,8 @@ class Watch:
         """Put one event on the Screen."""
         match event:
             case Output():
-                self._output_at = time.monotonic()
+                if event.end > self._old.get(event.stream, 0):
+                    self._output_at = time.monotonic()
                 self._show_output(event)
             case Status(state):
                 self._show_state(State.from_json(state))
@@ -235,6 +237,9 @@ class Watch:
         first, self._state, self._state_at = self._state is None, state, time.monotonic()
         if first:
             self.run.name = state.name
+            # What was written before we came is as old as the host says, however fresh it is to us.
+            self._old = {stream: facts.get("length", 0) for stream, facts in (state.streams or {}).items()}
+            self._output_at -= render.since(state.last_output_time, render.host_now(state, now())) or 0.0
             self.was_over = state.ended and state.state != "not_started"
             self._event("start", state=state.to_json(), placed=self.follow.placed)
             if self._announce and self.placed:

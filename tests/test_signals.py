@@ -6,6 +6,7 @@ Each watcher is a process of its own, on pipes or in a pseudo-terminal, and told
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from agent_door import eventually
 from conftest import Cli
 from corra import ids
 from sshd import Sshd
@@ -345,6 +347,23 @@ def test_the_live_line_shows_what_runs_and_is_gone_at_the_end(cli: Cli, terminal
     last = screen.seen.decode().rpartition("two\r\n")[2]
     assert "running" not in last
     assert "two\r\ncorra: it (" in screen.seen.decode() or "two\r\n\r\x1b[Kcorra: it (" in screen.seen.decode()
+
+
+def test_whoever_attaches_sees_how_long_a_program_has_been_silent(cli: Cli, terminal: Callable[..., Terminal]) -> None:
+    """Not how long ago its last words reached this terminal: a program that hangs must look like one."""
+    cli("run", "-d", *LOCAL, "--name", "it", "--", "sh", "-c", "echo one; exec sleep 600")
+
+    def silent() -> bool:
+        state = json.loads(cli("status", "--json", "it").stdout)
+        return bool(state["last_output_time"]) and state["elapsed"] > 3
+
+    eventually(silent)
+    screen = terminal("attach", "it")
+    text = screen.until("one\r\n", " s ago")
+    cli("kill", "-9", "-y", "it")
+    found = re.search(r"output (\d+) s ago", text)
+    assert found and int(found.group(1)) >= 3
+    assert screen.end() == 137
 
 
 def test_a_program_can_not_drive_the_terminal_unless_raw(terminal: Callable[..., Terminal]) -> None:
