@@ -70,6 +70,7 @@ ROOM_STEP = 16 << 20
 SPLICE = 1 << 20
 PING_DEADLINE_S = 60.0
 START_DEADLINE_S = 10.0
+LOOK_S = 0.1
 ORDER_DEADLINE_S = 2.0
 KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
 KEEP_GOOD_S, KEEP_BAD_S = 14 * 86400, 30 * 86400
@@ -2272,18 +2273,23 @@ def verb_run(request, stdin, reply, framed):
 
 
 class Watch:
-    """inotify on what a follower has to hear of: the output, the slot, the directory's end."""
+    """inotify on what a follower has to hear of: the output, the slot, the directory's end.
+
+    A user has 128 of them on most hosts. A follower that gets none is blind: it has to look by itself, LOOK_S after it looked last.
+    """
 
     def __init__(self, directory, names):
-        self.fd = _checked(_c("inotify_init1")(os.O_NONBLOCK | os.O_CLOEXEC))
-        for name in names:
+        self.fd = _c("inotify_init1")(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.blind = self.fd < 0
+        for name in names if not self.blind else ():
             # IN_MODIFY; for the directory itself IN_DELETE | IN_CREATE, since its own end comes only after everybody has closed it
             path = os.fsencode("/proc/self/fd/%d/%s" % (directory, name))
             if _c("inotify_add_watch")(self.fd, path, 0x300 if name == "." else 0x2) < 0 and _ctypes.get_errno() != errno.ENOENT:
-                number = _ctypes.get_errno()
-                raise OSError(number, os.strerror(number))
+                self.blind = True
 
     def clear(self):
+        if self.fd < 0:
+            return
         try:
             while os.read(self.fd, 65536):
                 pass
@@ -2373,9 +2379,8 @@ class Follow:
         if self.stdin:
             os.set_blocking(self.stdin.fd, False)
         poll = select.poll()
-        poll.register(self.watch.fd, select.POLLIN)
-        if self.stdin:
-            poll.register(self.stdin.fd, select.POLLIN)
+        for fd in ([] if self.watch.fd < 0 else [self.watch.fd]) + ([self.stdin.fd] if self.stdin else []):
+            poll.register(fd, select.POLLIN)
         self.look()
         while True:
             blocked = self.write()
@@ -2397,7 +2402,7 @@ class Follow:
                 poll.unregister(self.keeper)
                 os.close(self.keeper)
                 self.keeper = self.page = None
-            if self.keeper in events or self.page is None or self.watch.fd in events or self.orders:
+            if self.keeper in events or self.page is None or self.watch.fd in events or self.watch.blind or self.orders:
                 self.watch.clear()
                 self.look()
             elif self.keeper is None and not events:
@@ -2408,6 +2413,7 @@ class Follow:
         """Return how long nothing may happen: the ping's deadline; less where the keeper's death can't be waited for."""
         waits = [self.heard + PING_DEADLINE_S - time.monotonic() + 0.1] if self.stdin else []
         waits += [1.0] if self.keeper is None else []
+        waits += [LOOK_S] if self.watch.blind else []
         waits += [0.02] if self.orders else []
         return max(0, int(min(waits) * 1000) + 1) if waits else None
 

@@ -634,3 +634,27 @@ def test_a_user_with_hardly_any_process_left_gets_fewer_guards_or_a_clear_no_and
             assert door.stop("tight", 5)["state"]["signal"] == "SIGTERM"
     assert {"refused", 3} <= seen
     assert seen & {1, 2, "not started"}
+
+
+def test_a_follower_that_gets_no_inotify_has_every_byte_all_the_same(open_tmp: Path) -> None:
+    python = "/usr/bin/python3"
+    if not os.access(python, os.X_OK):
+        pytest.skip("no Python that another user may execute")
+    hoard = (
+        "import ctypes, sys\nlibc = ctypes.CDLL(None)\nfor _ in range(100000):\n if libc.inotify_init1(0) < 0: break\n"
+        "print('none left', flush=True)\nsys.stdin.read()"
+    )
+    for door in as_user(open_tmp):
+        door.python = python
+        door.spool = door.home / "spool"
+        who = {"user": door.user, "group": door.user, "extra_groups": []}
+        hoarder = subprocess.Popen(["/usr/bin/python3", "-c", hoard], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **who)
+        try:
+            assert hoarder.stdout
+            assert hoarder.stdout.readline() == b"none left\n"
+            with door.open("run", door.program(["sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.05; done; exit 7"])) as run:
+                run.drain()
+            assert (run.stdout(), run.states[-1]["return_code"]) == (b"1\n2\n3\n", 7)
+            assert run.states[-1]["state"] == "exited"
+        finally:
+            hoarder.communicate()
