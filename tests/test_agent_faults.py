@@ -647,8 +647,8 @@ def test_a_follower_that_gets_no_inotify_has_every_byte_all_the_same(open_tmp: P
     for door in as_user(open_tmp):
         door.python = python
         door.spool = door.home / "spool"
-        who = {"user": door.user, "group": door.user, "extra_groups": []}
-        hoarder = subprocess.Popen(["/usr/bin/python3", "-c", hoard], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **who)
+        pipe = subprocess.PIPE
+        hoarder = subprocess.Popen([python, "-c", hoard], stdin=pipe, stdout=pipe, user=door.user, group=door.user, extra_groups=[])
         try:
             assert hoarder.stdout
             assert hoarder.stdout.readline() == b"none left\n"
