@@ -84,7 +84,9 @@ WHATS = ["open", "begin", "started", "end", "did", "confirmed", "skip", "redo", 
 
 
 @given(
-    strategies.lists(strategies.tuples(strategies.sampled_from(WHATS), strategies.integers(1, 3), strategies.sampled_from(["", "h", "*"])))
+    strategies.lists(
+        strategies.tuples(strategies.sampled_from(WHATS), strategies.integers(1, 3), strategies.sampled_from(["", "h", "*"])), max_size=12
+    )
 )
 @PROPERTY
 def test_any_sequence_of_events_adds_up_and_twice_is_once(sequence):

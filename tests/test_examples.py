@@ -99,6 +99,7 @@ def test_the_deploy_goes_in_waves_and_a_canary_that_fails_keeps_the_others_as_th
     assert "ALREADY DONE" in deploy("4.2", "OPS-2").stderr
 
 
+@pytest.mark.parametrize("host", ["h"], indirect=True)
 def test_the_drill_finds_a_backup_that_is_good_and_one_that_isnt(home: Path, host: str) -> None:
     (home / "srv/data").mkdir(parents=True)
     (home / "srv/data/rows").write_text("".join(f"{n}\n" for n in range(500)))
@@ -133,6 +134,7 @@ def test_the_kernel_upgrade_asks_drains_installs_reboots_and_enables(machine: Pa
     assert again.returncode == 0 and "ALREADY DONE" in again.stderr and (home / "rebooted").read_text() == "ran\n"
 
 
+@pytest.mark.parametrize("host", ["h"], indirect=True)
 def test_the_job_is_one_job_whoever_starts_it_and_its_message_comes_without_a_watcher(home: Path, host: str) -> None:
     (home / "input").write_text("one\ntwo\n")
     program = home / "count"

@@ -19,7 +19,7 @@ import pytest
 from conftest import home_environment
 
 ROOT = Path(__file__).resolve().parent.parent
-KILLS = int(os.environ.get("CORRA_STORM_KILLS", "4"))
+KILLS = int(os.environ.get("CORRA_STORM_KILLS", "3"))
 SEED = int(os.environ.get("CORRA_STORM_SEED", str(time.time_ns() % 1_000_000)))
 HOSTS = ["n1", "n2", "n3", "n4"]
 STEPS = [f"step-{n}" for n in range(1, 11)]
