@@ -269,7 +269,7 @@ class Stream:
         raise NotKilled("a collector only listens: signal it on its host", label=self.run.label, host=self.run.host, prog_id=self.run.id)
 
     def __iter__(self) -> Iterator[Event]:
-        lost_at, tries, why = 0.0, 0, ""
+        lost_at, tries, why, reached = 0.0, 0, "", False
         if self._timeout_s is not None:
             clock = threading.Timer(self._timeout_s, self._cut)
             clock.daemon = True
@@ -277,6 +277,7 @@ class Stream:
         while not self._closed.is_set():
             try:
                 answer = self._open()
+                reached = True
                 if tries:
                     yield LinkUp(time.monotonic() - lost_at)
                     tries = 0
@@ -287,7 +288,7 @@ class Stream:
             except (OSError, ValueError, http.client.HTTPException, AttributeError) as error:
                 why = str(error) or type(error).__name__
             except Unreachable as error:
-                if self.state is None:
+                if not reached:
                     raise
                 why = error.why
             self._over()

@@ -19,6 +19,7 @@ from .control import Run
 from .errors import CorraError, Misuse
 
 CONNECT_S = 15.0
+AGAIN_S = 0.3
 
 
 @contextlib.contextmanager
@@ -36,15 +37,21 @@ def led(run: Run, url: str, runner: Any) -> Iterator[None]:
     def taken(channel: Any) -> None:
         threading.Thread(target=_relay, args=(channel, target), daemon=True).start()
 
-    def open_it() -> None:
-        with contextlib.suppress(CorraError, ConnectionError, TimeoutError):
-            port.append(runner.listen_there(taken))
-            tell(run, f"127.0.0.1:{port[0]}")
+    over = threading.Event()
 
-    # Beside the watching: a start that isn't confirmed yet has no courier that could be told.
-    opening = threading.Thread(target=open_it, daemon=True)
-    opening.start()
-    yield
+    def open_it() -> None:
+        # Beside the watching, and again: a start that isn't confirmed yet has no courier that could be told.
+        while not over.wait(AGAIN_S):
+            with contextlib.suppress(CorraError, ConnectionError, TimeoutError):
+                port[:] = port or [runner.listen_there(taken)]
+                tell(run, f"127.0.0.1:{port[0]}")
+                return
+
+    threading.Thread(target=open_it, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
     if port:
         with contextlib.suppress(CorraError, ConnectionError, TimeoutError):
             tell(run, "")
