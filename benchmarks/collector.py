@@ -129,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     told = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=ROOT) as base:
+    with tempfile.TemporaryDirectory() as base:
         served = Served(Path(base), "--limits", "rate=1000000")
         token = served.token()
         served.start()
