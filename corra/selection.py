@@ -92,8 +92,8 @@ def one_host(c: Context, given: Given, *, fate: str) -> str:
 
 def find(c: Context, given: Given, text: str | None) -> Run:
     """Return the run that `text` means: on --host, else on the host that history knows. Whether it is there, its first answer tells."""
-    from . import control
     from .connection import CONNECT_S
+    from .reach import agent_to_ask
 
     # $CORRA_HOST and the configuration say where to start things; where a run is, is for history to know first.
     told = given.host or [fabrics_host(c)]
@@ -104,7 +104,12 @@ def find(c: Context, given: Given, text: str | None) -> Run:
     if (limit_s := getattr(given, "timeout", None)) is not None:
         # A look that has its own limit must not spend more than that on being let in.
         how["connect_timeout"] = max(0.1, min(limit_s, how.get("connect_timeout", CONNECT_S)))
-    return control.named(text, hosts[0] if hosts else None, spool=given.spool, **how)
+    there = agent_to_ask(hosts[0], **how) if hosts else None
+    if there is not None and not given.dry:
+        there.begin()  # the way there is made while the rest is imported
+    from . import control
+
+    return control.named(text, there, spool=given.spool, **how)
 
 
 def find_one(c: Context, given: Given) -> Run:

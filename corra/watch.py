@@ -21,18 +21,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import ids, render
 from .control import Run
 from .errors import CorraError, MaybeStarted, NotDead, NotStarted
 from .follow import Event, Follow, LinkDown, LinkUp
 from .screen import ERR, OUT, Gone, Screen
-from .sieve import Sieve
 from .state import State, exit_code
 from .stream import Gap, Output, Status
 from .verb import die_of
 from .verdict import duration, ended, span, typed
+
+if TYPE_CHECKING:
+    from .sieve import Sieve
 
 EPIPE_CODE = 141
 # A second Ctrl-C sooner than this is the same one, mashed; later than that, nobody waits for it any more.

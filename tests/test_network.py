@@ -1,6 +1,6 @@
 """Whatever a network does, an operator sees what the program wrote: through the command line and a real sshd.
 
-What takes long is as long as the environment says: CORRA_CATCH_UP_MB (100), CORRA_LINE_MB (1000), CORRA_FROZEN_S (60) in the whole proof.
+What takes long is as long as the environment says; the whole proof is CORRA_CATCH_UP_MB=100 CORRA_LINE_MB=1000 CORRA_FROZEN_S=60.
 """
 
 from __future__ import annotations
