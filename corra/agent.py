@@ -1093,6 +1093,8 @@ class Stream:
     def has_room(self):
         """Return whether the disk is above its floor; asked again only after as many bytes as were free above it, at most 16 MiB."""
         if self.room <= 0:
+            if not os.fstat(self.file).st_nlink:
+                os.ftruncate(self.file, 0)  # deleted: nobody will read it, so it shall not fill the disk
             disk = os.fstatvfs(self.file)
             free = disk.f_bavail * disk.f_frsize
             floor = min(FLOOR, disk.f_blocks * disk.f_frsize // FLOOR_SHARE)

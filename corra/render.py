@@ -26,6 +26,7 @@ QUIET = frozenset({DONE, STARTED})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _MADE = re.compile(r"(\d{4})(\d\d)(\d\d)t(\d\d)(\d\d)(\d\d)z-")
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+HELD_BACK = "HELD BACK: no room on the disk there"
 
 
 def visible(text: str) -> str:
@@ -259,9 +260,11 @@ def _used(usage: Mapping[str, Any]) -> str:
 # -- The live line
 
 
-def live(label: str, host: str, *, elapsed: float, amount: int, silent: float | None, width: int) -> str:
+def live(label: str, host: str, *, elapsed: float, amount: int, silent: float | None, width: int, held: bool = False) -> str:
     """Return the line that is redrawn while a run is watched."""
     said = "no output yet" if silent is None else f"output {_short(silent)} ago"
+    if held:
+        said = HELD_BACK
     return _spread(f"{label} {host}  running  {clock(elapsed)}  {size(amount)}  {said}", "Ctrl-C: detach", width)
 
 

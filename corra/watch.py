@@ -236,7 +236,10 @@ class Watch:
             self.screen.output(fd, output.data)
 
     def _show_state(self, state: State) -> None:
-        first, self._state, self._state_at = self._state is None, state, time.monotonic()
+        first, held_before = self._state is None, bool(self._state and self._state.blocked)
+        self._state, self._state_at = state, time.monotonic()
+        if bool(state.blocked) != held_before and not self.screen.live_line and not state.ended:
+            self.screen.note(self.label, self.host, render.HELD_BACK if state.blocked else "there is room again, it goes on")
         if first:
             self.run.name = state.name
             # What was written before we came is as old as the host says, however fresh it is to us.
@@ -267,7 +270,8 @@ class Watch:
         elapsed = (state.elapsed or 0.0) + now - self._state_at
         amount = sum(self.follow.cursor.values())
         silent = now - self._output_at if amount else None
-        return render.live(name, self.host, elapsed=elapsed, amount=amount, silent=silent, width=width)
+        held = bool(state.blocked)
+        return render.live(name, self.host, elapsed=elapsed, amount=amount, silent=silent, held=held, width=width)
 
     # -- The desk
     def stay(self, *, live: bool = True) -> State | None:

@@ -421,6 +421,17 @@ def test_a_program_held_back_by_a_full_disk_can_be_stopped(door, small):
     assert (over["state"]["state"], over["state"]["signal"], over["state"]["reason"]) == ("exited", "SIGTERM", "killed")
 
 
+def test_a_spool_deleted_while_it_fills_the_disk_holds_nobody_back(door, small):
+    door.spool = small.at / "spool"
+    state = door.start(["cat", "/dev/zero"])
+    eventually(lambda: door.status(state["prog_id"])["blocked"])
+    shutil.rmtree(door.directory(state["prog_id"]))
+    eventually(lambda: small.free() > 3 << 20, "the deleted output to leave the disk")
+    kill(state["pid"])
+    gone(*guards(state))
+    assert small.free() > 3 << 20
+
+
 def test_keepers_killed_while_the_disk_is_full_change_nothing(door, small):
     filler = small.at / "filler"
     filler.write_bytes(b"x" * (2 << 20))

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from agent_door import eventually
+from agent_door import Mount, eventually
 from conftest import Cli
 from corra import ids
 from properties import words as any_word
@@ -524,6 +524,24 @@ def test_every_verb_has_help_with_an_example(cli: Cli) -> None:
         assert done.returncode == 0
         assert f"corra {verb}" in done.stdout.decode() or f"inv {verb}" in done.stdout.decode()
     assert lines(cli("--version").stdout)[0].startswith("corra ")
+
+
+def test_a_program_held_back_by_a_full_disk_is_said_to_be(cli: Cli, tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can mount a small disk")
+    small = Mount(tmp_path / "small", "size=4m,mode=700")
+    try:
+        spool = ("--spool", str(small.at / "spool"))
+        with cli.popen("run", *LOCAL, *spool, "--name", "hog", "--", "cat", "/dev/zero", stdout=subprocess.DEVNULL) as watcher:
+            assert watcher.stderr
+            line = next(each for each in watcher.stderr if b"started" not in each)
+            assert line.decode().endswith(" on local: HELD BACK: no room on the disk there\n")
+            assert cli("kill", "-y", "hog").returncode == 0
+            # Its last bytes still wait for room, and nothing is lost: who watches gets them when there is some.
+            subprocess.run(["mount", "-o", "remount,size=32m", str(small.at)], check=True)
+            assert watcher.wait(60) == 143
+    finally:
+        small.close()
 
 
 # -- gc

@@ -198,6 +198,11 @@ def test_the_live_line_is_one_line_of_the_terminals_width() -> None:
     assert len(render.live("t4xk9d", "local", elapsed=2, amount=4, silent=0, width=30)) == 30
 
 
+def test_a_program_held_back_by_a_full_disk_doesnt_look_like_a_silent_one() -> None:
+    line = render.live("t4xk9d", "db1", elapsed=2, amount=4, silent=7, width=79, held=True)
+    assert line.startswith("t4xk9d db1  running  0:02  4 B  HELD BACK: no room on the disk there")
+
+
 def test_a_lost_link_says_that_the_program_is_unaffected() -> None:
     line = render.live_without_link("migrate", "db1", since_s=33 * 60, tries=2, width=79)
     assert line == "migrate db1  LINK LOST 33 min ago, program unaffected; connecting (try 2)"
