@@ -1,19 +1,37 @@
-"""Say in one line what the suites came to; a test that was left out is never left out in silence."""
+"""Say in one line what the suites came to; a test that was left out, or passed only when it was tried again, is never passed over in silence.
+
+A report NAME-again.xml is of the tests that had failed in NAME.xml, each tried once more by itself.
+"""
 
 import sys
+from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-total = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
-reasons: dict[str, int] = {}
-for path in sys.argv[1:]:
-    for suite in ET.parse(Path(path)).iter("testsuite"):
-        for key in total:
-            total[key] += int(suite.get(key, "0"))
-        for skip in suite.iter("skipped"):
-            reason = skip.get("message", "")
-            reasons[reason] = reasons.get(reason, 0) + 1
-bad = total["failures"] + total["errors"]
-print(f"scripts/test: {total['tests'] - bad - total['skipped']} passed, {bad} failed, {total['skipped']} skipped")
+passed = 0
+failed: set[str] = set()
+mended: set[str] = set()
+reasons: Counter[str] = Counter()
+for name in sorted(sys.argv[1:], key=lambda each: "-again" in each):
+    path = Path(name)
+    again = path.stem.endswith("-again")
+    for case in ET.parse(path).iter("testcase"):
+        which = f"{path.stem.removesuffix('-again')}: {case.get('classname')}::{case.get('name')}"
+        skip = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            failed.add(which)
+            mended.discard(which)
+        elif skip is not None:
+            reasons[skip.get("message", "")] += not again
+        elif again:
+            mended.add(which)
+        else:
+            passed += 1
+failed -= mended
+print(f"scripts/test: {passed + len(mended)} passed, {len(failed)} failed, {sum(reasons.values())} skipped")
 for reason, count in sorted(reasons.items()):
     print(f"       skipped {count}: {reason}")
+for which in sorted(mended):
+    print(f"       passed only by itself, with nothing beside it: {which}")
+for which in sorted(failed):
+    print(f"       failed: {which}")
