@@ -2837,7 +2837,7 @@ def ended_runs(request, now):
         except OSError:
             continue
         state = run.state()
-        owed = state["callback"] and not state["callback"].get("completed") and prog_id not in (request.get("ids") or ())
+        owed = state["callback"] and not state["callback"].get("completed")
         index = os.open("index", os.O_RDONLY, dir_fd=run.directory) if exists(run.directory, "index") else None
         try:
             if index is not None:

@@ -107,7 +107,13 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
 
     # -- Starting
     def run(self, command: str, **kwargs: Any) -> Any:
-        result = super().run(command, **kwargs)
+        try:
+            result = super().run(command, **kwargs)
+        except KeyboardInterrupt:
+            # Invoke hears of it only while it waits, not while it starts the threads that already show the output.
+            if not self._left:
+                self._leave()
+            raise
         if result is None and self._disowned:  # Invoke 2; from 3 on there is one
             result = self.generate_result(**self.result_kwargs, stdout="", stderr="", exited=None)
         return result
