@@ -15,6 +15,7 @@ it can spoil nothing but itself. `book` and `key` come as file names: whoever ma
 A refusal is {"error": KIND, "message": TEXT}; exit codes as the agent's: 0 answered, 1 refused, 2 request unreadable.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -101,8 +102,15 @@ def there(name):
 
 def make(root, name):
     """Make the directories above a journal, which nobody but us may write to."""
-    path = os.path.dirname(os.path.join(root, name))
-    os.makedirs(path, 0o700, exist_ok=True)
+    # Each by itself, with its own rights: makedirs leaves those above the last to the umask, which is one for all threads of a runbook.
+    path = missing = os.path.dirname(os.path.join(root, name))
+    lacking = []
+    while not os.path.isdir(missing):
+        lacking.append(missing)
+        missing = os.path.dirname(missing)
+    for each in reversed(lacking):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(each, 0o700)
     for each in (root, path):
         found = os.lstat(each)
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
@@ -115,15 +123,12 @@ def opened(name):
     tried = []
     for root in [known] if known else roots():
         path = os.path.join(root, name)
-        umask = os.umask(0o077)
         try:
             make(root, name)
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             return os.open(path, flags, 0o600), path
         except OSError as error:
             tried.append({"dir": root, "errno": error.errno, "message": error.strerror})
-        finally:
-            os.umask(umask)
     raise Refusal("no_room", "no room for a journal: %s" % tried[0]["message"], what="journal", tried=tried)
 
 

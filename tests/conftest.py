@@ -26,6 +26,21 @@ from sshd import Sshd, program  # noqa: E402
 _FOREIGN = ("CORRA_", "INVOKE_", "FABRIC_", "SSH_", "XDG_", "PYTHON", "LC_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
 
 
+@pytest.fixture(autouse=True)
+def same_umask() -> Iterator[None]:
+    """What a test leaves behind in its process spoils others far from it: with another umask, users can't log in and machines don't boot."""
+    before = _umask()
+    yield
+    after = _umask()
+    os.umask(before)
+    assert after == before
+
+
+def _umask() -> int:
+    # Asking the system call for it would set it, for every thread.
+    return next(int(line[6:], 8) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Umask:"))
+
+
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty directory that is $HOME and holds every XDG directory, for this process, for `cli` and for what `sshd` starts.

@@ -8,8 +8,11 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import pytest
 
 BOOT_S = 60.0
 USER = "corra-ops"
@@ -70,6 +73,17 @@ class Rig:
         return [each for each, shown in states.items() if shown.stdout.strip() not in ("closing", "")]
 
 
+def _ready(told: socket.socket, nspawn: subprocess.Popen[bytes]) -> bool:
+    """Wait until the machine says that it is up; return whether it did, in time and without ending."""
+    told.settimeout(0.2)
+    deadline = time.monotonic() + BOOT_S
+    while time.monotonic() < deadline and nspawn.poll() is None:
+        with contextlib.suppress(TimeoutError):
+            if b"READY=1" in told.recv(4096).splitlines():
+                return True
+    return False
+
+
 @contextlib.contextmanager
 def booted(files: Sequence[tuple[str, str]] = ()) -> Iterator[Rig]:
     """Boot it, with `files` put into its layer first, and take it down again."""
@@ -82,6 +96,7 @@ def booted(files: Sequence[tuple[str, str]] = ()) -> Iterator[Rig]:
         ["mount", "-t", "overlay", "corra-rig", "-o", f"lowerdir=/,upperdir={base}/up,workdir={base}/work", str(root)], check=True
     )
     ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    log = (base / "log").open("wb")
     nspawn = None
     try:
         for path, text in [("/etc/systemd/system/corra-rig.target", TARGET), *files]:
@@ -89,17 +104,18 @@ def booted(files: Sequence[tuple[str, str]] = ()) -> Iterator[Rig]:
             at.parent.mkdir(parents=True, exist_ok=True)
             at.write_text(text)
         ready.bind(str(base / "ready"))
-        ready.settimeout(BOOT_S)
-        boot = ["--boot", "--private-network", "--notify-ready=yes", "--register=no", "--keep-unit", f"--machine={base.name}"]
+        # Not the directory's name: it may have a "_" in it, and a host name may not.
+        machine = f"corra-rig-{os.getpid()}"
+        boot = ["--boot", "--private-network", "--notify-ready=yes", "--register=no", "--keep-unit", f"--machine={machine}"]
         nspawn = subprocess.Popen(
             ["systemd-nspawn", "--quiet", f"--directory={root}", *boot, "systemd.unit=corra-rig.target"],
             env={**os.environ, "NOTIFY_SOCKET": str(base / "ready")},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
         )
-        while b"READY=1" not in ready.recv(4096).splitlines():
-            pass
+        if not _ready(ready, nspawn):
+            pytest.fail(f"the machine didn't come up, and said:\n{(base / 'log').read_text(errors='replace')}")
         leader = int(Path(f"/proc/{nspawn.pid}/task/{nspawn.pid}/children").read_text().split()[0])
         rig = Rig(leader)
         made = rig.root("useradd", "--create-home", "--shell", "/bin/sh", USER)
@@ -112,5 +128,6 @@ def booted(files: Sequence[tuple[str, str]] = ()) -> Iterator[Rig]:
             nspawn.terminate()  # takes the machine down at once
             nspawn.wait(BOOT_S)
         ready.close()
+        log.close()
         subprocess.run(["umount", "-l", str(root)], check=False)
         shutil.rmtree(base, ignore_errors=True)

@@ -91,6 +91,18 @@ def test_many_writers_at_once_lose_nothing(home):
     assert sorted(lines) == sorted(f"{n}-{i}" for n in range(5) for i in range(20))
 
 
+def test_only_its_user_may_look_into_it_whatever_the_umask(home):
+    before = os.umask(0)
+    try:
+        add("one")
+    finally:
+        os.umask(before)
+    # Not a word about the umask here: it belongs to all threads, and one that sets and restores it takes another's for its own.
+    assert file(home).stat().st_mode & 0o777 == 0o600
+    made = [each for each in file(home).parents if home in each.parents]
+    assert len(made) == 5 and {each.stat().st_mode & 0o777 for each in made} == {0o700}
+
+
 def test_a_full_disk_takes_no_half_line(home, tmp_path, as_root):
     """A tmpfs of 64 kB: what doesn't fit is refused whole, and what fits later is whole."""
     small = home / ".local/state"

@@ -20,7 +20,7 @@ from invoke.exceptions import UnexpectedExit
 
 import corra
 from conftest import NEXT_BOOT, Cli, home_environment, reboot_order
-from corra import ids, journal as journals
+from corra import agent, ids, journal as journals
 from proxy import Proxy, wait_for
 from sshd import Sshd, user
 
@@ -510,7 +510,10 @@ def test_a_run_whose_record_was_deleted_is_lost_and_not_begun_again(host: str, h
     first.communicate()
     prog_id = ids.derived("runbook", "up", "OPS-1", "one", host, 1)
     corra.attach(prog_id, host).wait(20)
-    shutil.rmtree(home / ".local/state/corra/runs" / prog_id)
+    record = agent.Run(str(home / ".local/state/corra"), prog_id)
+    wait_for(lambda: not record.alive())  # its guards still write what came late
+    record.close()
+    shutil.rmtree(record.path)
     with pytest.raises(corra.Lost, match="LOST: its spool was deleted"), book() as it:
         it.run(host, append(marks, "exec sleep 0.5"), step="one")
     assert lines(marks) == 1
