@@ -28,7 +28,27 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from sshd import Sshd  # noqa: E402 - found by the line above
+from proxy import Proxy  # noqa: E402 - found by the line above
+from sshd import Sshd  # noqa: E402
+
+# What `run` of 8 MB takes in a Python program, where the connection stands.
+READER = """
+import sys, time
+import fabric
+import corra
+from corra.runners import Durable
+way, ssh_config, command = sys.argv[1:]
+config = fabric.Config(runtime_ssh_path=ssh_config)
+if way == "Durable":
+    config.runners.remote = Durable
+with fabric.Connection("h", config=config) as connection:
+    connection.run("true", hide=True)
+    began = time.perf_counter()
+    result = corra.run("h", command.split(), hide=True) if way == "corra" else connection.run(command, hide=True)
+    took = time.perf_counter() - began
+    assert result.ok and len(result.stdout) == (0 if command == "true" else 8 << 20)
+print(took)
+"""
 
 BIN = Path(sys.executable).parent
 # Not a version manager's shim, which would cost more than what is measured.
@@ -37,6 +57,8 @@ AGENT = ROOT / "corra" / "agent.py"
 MB = 1 << 20
 OUTPUT_BYTES = 8 * MB
 CAPTURE_BYTES = 1 << 30
+FAR_BYTES = 1 << 30
+DELAY_S = 0.025  # each way
 IDLE_RUNS = 20
 
 
@@ -86,8 +108,9 @@ class Place:
         }
         self.ssh = ["ssh", "-F", str(config), "h"]
         self.fab = [str(BIN / "fab"), "--ssh-config", str(config), "-H", "h", "--"]
-        self.inv = [str(BIN / "inv"), "--search-root", str(ROOT), "run", "--host", "h", "--"]
-        self.local = [str(BIN / "inv"), "--search-root", str(ROOT), "run", "--host", "local", "--"]
+        self.verb = [str(BIN / "inv"), "--search-root", str(ROOT)]
+        self.inv = [*self.verb, "run", "--host", "h", "--"]
+        self.local = [*self.verb, "run", "--host", "local", "--"]
 
     def time(self, *argv: str, stdin: bytes = b"") -> float:
         began = time.perf_counter()
@@ -120,6 +143,58 @@ def starts(place: Place) -> Contest:
     )
 
 
+def far_starts(place: Place, proxy: Proxy) -> Contest:
+    proxy.delay_s = DELAY_S
+    place.server.trust(place.server.host_public, f"[127.0.0.1]:{proxy.port}")
+    place.server.add_host("far", Port=proxy.port)
+    inv = [*place.verb, "run", "--host", "far", "--", "true"]
+    return Contest(
+        f"`true` over a line of {2 * DELAY_S * 1000:.0f} ms there and back (goal 1.1)",
+        {
+            "`ssh far true`": lambda: place.time(*place.ssh[:-1], "far", "true"),
+            "`inv run --host far -- true`": lambda: place.time(*inv),
+        },
+        rounds=10,
+    )
+
+
+def kills(place: Place) -> Contest:
+    """From nothing: a connection of its own each time, to a program that ends at once by TERM."""
+
+    def started() -> str:
+        done = subprocess.run(
+            [*place.verb, "run", "-d", "--host", "h", "--", "sleep", "600"], env=place.env, cwd=place.home, capture_output=True, check=True
+        )
+        return done.stdout.decode().strip()
+
+    def bare() -> float:
+        with subprocess.Popen(["sleep", "600"]) as program:
+            return place.time(*place.ssh, "kill", str(program.pid))
+
+    def corra() -> float:
+        prog_id = started()
+        return place.time(*place.verb, "kill", prog_id)
+
+    return Contest("A program stopped from nothing (goal 2)", {"`ssh h kill PID`": bare, "`inv kill PROG-ID`": corra}, rounds=10)
+
+
+def far_output(place: Place, memory: Path) -> Contest:
+    """Bytes of a file on tmpfs through ssh; corra's spool lies there too."""
+    big = memory / "big"
+    with big.open("wb") as file:
+        os.truncate(file.fileno(), FAR_BYTES)
+
+    def corra() -> float:
+        spool = memory / "far"
+        try:
+            return place.time(*place.verb, "run", "--host", "h", "--spool", str(spool), "--", "cat", str(big))
+        finally:
+            shutil.rmtree(spool, ignore_errors=True)
+
+    ways = {"`ssh h cat`": lambda: place.time(*place.ssh, "cat", str(big)), "`inv run --host h -- cat`": corra}
+    return Contest("1 GiB from a host into /dev/null (goal: 1.18, 0.85 of ssh's speed)", ways, rounds=4)
+
+
 def outputs(place: Place) -> Contest:
     big = place.home / "big"
     big.write_bytes(os.urandom(OUTPUT_BYTES // 2).hex().encode())
@@ -132,6 +207,28 @@ def outputs(place: Place) -> Contest:
         },
         rounds=5,
         once=("`fab -H h -- cat`",),
+    )
+
+
+def runs(place: Place) -> Contest:
+    big = place.home / "big"
+    big.write_bytes(os.urandom(OUTPUT_BYTES // 2).hex().encode())
+
+    def read(way: str, command: str = f"cat {big}") -> float:
+        argv = [sys.executable, "-c", READER, way, place.env["CORRA_SSH_CONFIG"], command]
+        done = subprocess.run(argv, env={**place.env, "PYTHONPATH": str(ROOT)}, cwd=place.home, stdout=subprocess.PIPE, check=True)
+        return float(done.stdout)
+
+    return Contest(
+        f"{OUTPUT_BYTES // MB} MB into a Result, in Python, over a connection that stands",
+        {
+            "Durable's `Connection.run`": lambda: read("Durable"),
+            "the same of `true`": lambda: read("Durable", "true"),
+            "`corra.run`": lambda: read("corra"),
+            "Fabric's `Connection.run`": lambda: read("Fabric"),
+        },
+        rounds=5,
+        once=("Fabric's `Connection.run`",),
     )
 
 
@@ -240,15 +337,21 @@ def scratch(where: str | None = None) -> Iterator[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/RESULTS.md")
-    parser.add_argument("--only", default="", help="one of: start output hand capture idle")
+    parser.add_argument("--only", default="", help="one of: start far kill output result gigabyte hand capture idle")
     chosen = parser.parse_args()
     with scratch("/tmp") as home, scratch("/dev/shm" if os.path.isdir("/dev/shm") else None) as memory:
         place = Place(home)
         tables = []
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(place.server.stop)
+            proxy = stack.enter_context(Proxy(place.server.port))
             contests: dict[str, Callable[[Place], Contest]] = {
                 "start": starts,
+                "far": functools.partial(far_starts, proxy=proxy),
+                "kill": kills,
                 "output": outputs,
+                "result": runs,
+                "gigabyte": functools.partial(far_output, memory=memory),
                 "hand": starts_by_hand,
                 "capture": functools.partial(captures, memory=memory),
             }
@@ -261,8 +364,6 @@ def main() -> None:
             if chosen.only in ("", "idle"):
                 tables.append(idle_memory(place))
                 print(tables[-1] + "\n", flush=True)
-        finally:
-            place.server.stop()
     if chosen.write:
         text = "\n\n".join(
             ["# Results", "Made by `benchmarks/run.py --write`. Quote the ratios, not the milliseconds.", machine(), *tables]
