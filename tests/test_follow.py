@@ -21,6 +21,7 @@ from corra.place import Refused
 from corra.program import Host, Program, Request
 from corra.state import State
 from corra.stream import Gap, Output, Status
+from properties import EXACTLY_ONCE
 
 ID = "20261123t014409z-k7m2qxwp"
 STREAMS = ("stdout", "stderr")
@@ -692,7 +693,7 @@ class AnyNetwork(RuleBasedStateMachine):
 def test_each_byte_comes_once_through_any_network() -> None:
     run_state_machine_as_test(
         AnyNetwork,
-        settings=settings(max_examples=400, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)),
+        settings=settings(EXACTLY_ONCE, stateful_step_count=30, suppress_health_check=list(HealthCheck)),
     )
 
 
