@@ -1,17 +1,19 @@
 """Upgrade the kernel and reboot, a canary first: each reboot is told by the boot id, so that none is taken for a lost run.
 
-    inv -r examples -c kernel kernel --version 6.1.0-28 --ticket OPS-812 --hosts web[1-6] --balancer lb1 --journal ops1
+    inv -r examples -c kernel kernel --version 6.1.0-28 --ticket OPS-812
 
-Before each wave a person is asked; the answer is kept. A host that doesn't come back stops the roll-out with one wave touched.
+Before each wave a person is asked; the answer is kept. A host that doesn't come back stops the roll-out with one wave touched. The balancer
+`lb1` and the journal's host `ops1` are this site's own, as they would be in anybody's tasks.py.
 """
-
-import shlex
 
 from invoke import task
 
 import corra
+from corra.tasks import attach, book, kill, ps, run  # noqa: F401 - the verbs, beside our own
 
 QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
+# Waits on the host: no link can break it.
+HEALTHY = ["sh", "-c", "until curl -fsS http://127.0.0.1:8080/healthz; do sleep 2; done"]
 
 
 @task(
@@ -19,44 +21,25 @@ QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
         "version": "kernel ABI",
         "ticket": "names this roll-out: the same ticket continues it",
         "hosts": "host set (web[1-6])",
-        "balancer": "the host that takes them out and in again",
-        "journal": "the host that keeps the journal (this machine)",
-        "install": "what installs it (apt-get -y install)",
-        "order": "what reboots a host (systemctl reboot)",
-        "balance": "what drains and enables a host (lbctl)",
-        "health": "what succeeds on a healthy host",
-        "as-user": "whose work this is there (root)",
     }
 )
-def kernel(
-    c,
-    version="",
-    ticket="",
-    hosts="web[1-6]",
-    balancer="lb1",
-    journal="",
-    install="apt-get -y install",
-    order="systemctl reboot",
-    balance="lbctl",
-    health="curl -fsS http://127.0.0.1:8080/healthz",
-    as_user="root",
-):
+def kernel(c, version="", ticket="", hosts="web[1-6]"):  # defaults, not positionals: else `inv kernel --help` is a version
     """Upgrade the kernel and reboot, in waves: inv kernel --version 6.1.0-28 --ticket OPS-812"""
     if not (version and ticket):
         raise corra.Stop("say --version and --ticket; inv --help kernel has an example")
-    package, fleet, lb = f"linux-image-{version}-amd64", corra.hosts(hosts), shlex.split(balance)
-    healthy = ["sh", "-c", f"until {health}; do sleep 2; done"]  # waits on the host
-    params = {"version": version, "hosts": hosts}
-    with corra.runbook("kernel", key=ticket, params=params, journal=journal or None, as_user=as_user or None) as book:
-        space = book.run(fleet, ["df", "--output=avail", "-m", "/boot"], step="space")
+    package, fleet = f"linux-image-{version}-amd64", corra.hosts(hosts)
+    with corra.runbook("kernel", key=ticket, params={"version": version, "hosts": hosts}, journal="ops1", as_user="root") as log:
+        log.run(fleet, ["apt-get", "install", "--dry-run", package], step="preflight", timeout="5m")
+        space = log.run(fleet, ["df", "--output=avail", "-m", "/boot"], step="space")
         if tight := [host for host, r in space.items() if int(r.stdout.split()[-1]) < 200]:
             raise corra.Stop(f"less than 200 MB free in /boot on {corra.fold(tight)}")
         for n, wave in enumerate(corra.waves(fleet, 1, 2, "100%"), 1):  # a canary, two, the rest
-            book.confirm(f"wave {n}: reboot {wave} into {version}?", step=f"go-{n}")
-            book.run(balancer, [*lb, "drain", *wave], step=f"drain-{n}")
-            book.run(wave, [*shlex.split(install), package], step="install", env=QUIET, timeout="30m")
-            book.reboot(wave, step="reboot", timeout="15m", argv=shlex.split(order))
-            book.run(wave, healthy, step="healthy", timeout="5m")
-            book.run(balancer, [*lb, "enable", *wave], step=f"enable-{n}")
-        after = book.run(fleet, ["uname", "-r"], step="after", warn=True)
-        book.note(f"{corra.fold(after)}: {', '.join(sorted({r.stdout.strip() for r in after.values()}))}")
+            log.confirm(f"wave {n}: reboot {wave} into {version}?", step=f"go-{n}")
+            log.run("lb1", ["lbctl", "drain", *wave], step=f"drain-{n}")
+            log.run(wave, ["apt-get", "-y", "install", package], step="install", env=QUIET, timeout="30m")
+            log.reboot(wave, step="reboot", timeout="15m")  # boot id before and after, not a LOST run
+            log.run(wave, HEALTHY, step="healthy", timeout="5m")
+            log.run("lb1", ["lbctl", "enable", *wave], step=f"enable-{n}")
+        after = log.run(fleet, ["uname", "-r"], step="after")
+        if wrong := [host for host, r in after.items() if version not in r.stdout]:
+            raise corra.Stop(f"still on the old kernel: {corra.fold(wrong)}")

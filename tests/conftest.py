@@ -160,24 +160,48 @@ NEXT_BOOT = "22222222-2222-2222-2222-222222222222"
 
 
 @pytest.fixture
-def machine(home: Path, as_root: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A host `m` whose boot id is a file of ours: its sshd lives in a mount namespace that shows it in /proc. Returns the file."""
-    if program() is None or shutil.which("unshare") is None:
+def new_machine(home: Path, as_root: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """A function that starts a host whose boot id is a file of ours: its sshd lives in a mount namespace that shows it in /proc.
+
+    `new_machine(alias="m", environment={..})` returns the file, which lies in a directory of the host's own.
+    """
+    real = program()
+    if real is None or shutil.which("unshare") is None:
         pytest.skip("no sshd or no unshare on this machine")
-    boot = tmp_path / "boot_id"
-    boot.write_text("11111111-1111-1111-1111-111111111111\n")
-    wrapper = tmp_path / "sshd"
-    script = f'mount --bind {boot} /proc/sys/kernel/random/boot_id && exec {program()} "$@"'
-    wrapper.write_text(f"#!/bin/sh\nexec unshare -m sh -c '{script}' sshd \"$@\"\n")
-    wrapper.chmod(0o755)
-    monkeypatch.setattr("sshd.program", lambda: str(wrapper))
-    environment = {**home_environment(home), "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
-    server = Sshd(home / "m", alias="m", environment=environment, ssh_config=home / ".ssh/config", known_hosts=home / ".ssh/known_hosts")
-    try:
+    started: list[Sshd] = []
+
+    def start(alias: str = "m", *, environment: Mapping[str, str] | None = None) -> Path:
+        directory = home / "machines" / alias
+        directory.mkdir(parents=True)
+        boot, wrapper = directory / "boot_id", directory / "sshd"
+        boot.write_text("11111111-1111-1111-1111-111111111111\n")
+        script = f'mount --bind {boot} /proc/sys/kernel/random/boot_id && exec {real} "$@"'
+        wrapper.write_text(f"#!/bin/sh\nexec unshare -m sh -c '{script}' sshd \"$@\"\n")
+        wrapper.chmod(0o755)
+        monkeypatch.setattr("sshd.program", lambda: str(wrapper))
+        given = {**home_environment(home), "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", **(environment or {})}
+        server = Sshd(
+            directory / "server",
+            alias=alias,
+            environment=given,
+            ssh_config=home / ".ssh/config",
+            known_hosts=home / ".ssh/known_hosts",
+            user_key=started[0].user_key if started else None,
+        )
+        started.append(server)
         server.start()
-        yield boot
-    finally:
+        monkeypatch.setattr("sshd.program", program)
+        return boot
+
+    yield start
+    for server in started:
         server.stop()
+
+
+@pytest.fixture
+def machine(new_machine: Callable[..., Path]) -> Path:
+    """A host `m` whose boot id is the file that this returns."""
+    return new_machine()
 
 
 def reboot_order(boot: Path, marks: Path) -> list[str]:
