@@ -5,6 +5,7 @@ It tells who did what, when, where, and how it ended. What programs wrote isn't 
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -85,7 +86,7 @@ def _row(number: int, part: Part, attempt: Attempt | None, now: datetime) -> tup
         _took(attempt),
         ids.short(attempt.prog_id) if attempt else "-",
         by,
-        _command(attempt),
+        _command(part, attempt),
     )
     return tuple(render.visible(cell) for cell in cells)
 
@@ -98,8 +99,20 @@ def _took(attempt: Attempt | None) -> str:
     return duration(attempt.state.elapsed) if attempt.state is not None and attempt.state.elapsed is not None else "-"
 
 
-def _command(attempt: Attempt | None) -> str:
-    return shlex.join(map(str, attempt.program.get("argv", ()))) if attempt else "-"
+def _command(part: Part, attempt: Attempt | None) -> str:
+    """Return what was run, called or asked; `-` for nothing."""
+    if attempt is not None:
+        return shlex.join(map(str, attempt.program.get("argv", ())))
+    facts = part.value.facts if part.value is not None else {}
+    if "question" in facts:
+        return str(facts["question"])
+    return f"{facts['function']}({_arguments(facts.get('args'))})" if "function" in facts else "-"
+
+
+def _arguments(args: Any) -> str:
+    if args is None:  # they weren't JSON
+        return ".."
+    return ", ".join([json.dumps(each) for each in args[0]] + [f"{name}={json.dumps(each)}" for name, each in args[1].items()])
 
 
 def _when(event: Event) -> str:
@@ -145,8 +158,8 @@ def markdown(name: str, key: str, book: Book) -> list[str]:
             str(attempt.number) if attempt else "",
             at,
             by,
-            _command(attempt) if attempt else "",
-            attempt.ended_at if attempt else "",
+            "" if (command := _command(part, attempt)) == "-" else command,
+            attempt.ended_at if attempt else at,
             outcome(part, attempt),
             attempt.prog_id if attempt else "",
         ]
@@ -167,7 +180,7 @@ def as_json(name: str, key: str, book: Book, where: str) -> dict[str, Any]:
             "step": part.step,
             "host": part.host or None,
             "state": outcome(part, attempt),
-            **(_attempt_json(attempt) if attempt else {"result": part.value.facts.get("result") if part.value else None}),
+            **(_attempt_json(attempt) if attempt else _here_json(part)),
         }
         for number, part, attempt in tries(book)
     ]
@@ -183,6 +196,14 @@ def as_json(name: str, key: str, book: Book, where: str) -> dict[str, Any]:
         "steps": steps,
         "events": [{"at": e.at, "by": e.by, "what": e.what, **_without_output(e.facts)} for e in book.events],
     }
+
+
+def _here_json(part: Part) -> dict[str, Any]:
+    """Return what is told of a part without a run: a call, a yes, or that it was left out."""
+    event = part.value or part.skipped
+    facts = part.value.facts if part.value is not None else {}
+    told = {name: facts[name] for name in ("function", "args", "question", "result") if name in facts}
+    return {"ended": event.at if event else None, "by": event.by if event else None, **told}
 
 
 def _attempt_json(attempt: Attempt) -> dict[str, Any]:

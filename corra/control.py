@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
-from . import history, ids
+from . import history, hostset, ids
 from .agent import VERSION
 from .errors import CorraError, Misuse, NotFound, NotKilled, Unreachable
 from .follow import ANSWER_S, DEAD_AFTER_S, Event, Follow, Link, signal_name
@@ -513,10 +513,10 @@ def ps(
 ) -> list[State | CorraError]:
     """Return the State of every run on `hosts`; for a host that can't tell, the error (Unreachable and the like) in their place.
 
-    `hosts` is one target or several; a State's `host` is the target's text, so that it can be typed.
+    `hosts` is one target or several, or their set (`web[1-6],db1`); a State's `host` is the target's text, so that it can be typed.
     """
     targets = [hosts] if isinstance(hosts, (str, Host)) or not isinstance(hosts, Iterable) else list(hosts)
-    targets = [name for each in targets for name in (each.split(",") if isinstance(each, str) else [each]) if name]
+    targets = [name for each in targets for name in (hostset.hosts(each) if isinstance(each, str) else [each])]
     request = {} if match is None else {"match": match}
 
     def ask(target: Any) -> list[State | CorraError]:

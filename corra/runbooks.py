@@ -37,7 +37,7 @@ from .settings import setting
 from .state import State, exit_code
 from .stopped import Step, stopped
 from .teller import Lines, Row, Teller, last_line, repeated, took
-from .verdict import duration, ended
+from .verdict import duration, ended, typed
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -211,9 +211,12 @@ class Runbook:
             error.label = error.label or self.label
             why, code = f"{error.fate}: {error.why}", error.code
         elif isinstance(error, KeyboardInterrupt):
-            open_ = [f"{part.step} on {part.host}" for part in self._book.parts.values() if part.open and part.host != HERE]
+            open_ = [(part, part.current) for part in self._book.parts.values() if part.open and part.host != HERE]
+            what = ", ".join(f"{part.step} on {part.host}" for part, _ in open_)
             why, code = "interrupted", 130
-            self._teller.say("STILL RUNNING" if open_ else "STOPPED", ", ".join(open_) or "by Ctrl-C", ["go on: the same command"])
+            runs = " ".join(ids.short(attempt.prog_id) for _, attempt in open_ if attempt is not None)
+            hint = ["go on: the same command" + (f"     stop: {typed()} kill {runs}" if runs else "")]
+            self._teller.say("STILL RUNNING" if open_ else "STOPPED", what or "by Ctrl-C", hint)
         else:
             why, code = f"{type(error).__name__}: {error}", 1
         if isinstance(error, Unreachable) and error.host == str(self._journal.where.host):
@@ -635,11 +638,12 @@ class Runbook:
         returns must be JSON, and comes back as JSON makes it.
         """
         named = self._claim(step, ())
-        given = _digestible([list(args), kwargs])
+        given = {"function": _called(function), "args": _digestible([list(args), kwargs])}
         part = self._book.part(step, HERE)
         if part.value is not None:
-            if (was := part.value.facts.get("args")) != given:
-                raise self._changed(named, HERE, [("list of arguments", was, given)])
+            was = {name: part.value.facts.get(name, new) for name, new in given.items()}
+            if found := differences(was, given):
+                raise self._changed(named, HERE, [({"args": "list of arguments"}.get(name, name), old, new) for name, old, new in found])
             if not self._replay:
                 self._teller.done_before(named.number, step, [part.value.at])
             return cast("T", part.value.facts.get("result"))
@@ -650,19 +654,23 @@ class Runbook:
             raise self._new_since(step)
         began = time.monotonic()
         result = _plain(function(*args, **kwargs), f"what step {step} returns must be JSON")
-        self._journal.write("did", step=step, args=given, result=result)
+        self._journal.write("did", step=step, **given, result=result)
         self._teller.rows(named.number, step, [Row("here", "done", time.monotonic() - began)])
         return result
 
     def confirm(self, question: str, *, step: str = "") -> None:
         """Have a person say yes before anything after this is begun; a yes is kept, and not asked for again.
 
-        Without a terminal nobody can: then it stops, and `inv book NAME KEY --skip STEP` is a yes. Raises Stop for anything but a yes.
+        Without a terminal nobody can: then it stops, and `inv book NAME KEY --skip STEP` is a yes. Raises Stop for anything but a yes, and
+        Changed where the yes was to another question.
         """
         step = step or f"confirm-{ids.short(ids.derived(question))}"
         named = self._claim(step, ())
         part = self._book.part(step, HERE)
         if part.value is not None or part.skipped is not None:
+            # A yes to another question is none to this one.
+            if part.value is not None and (was := part.value.facts.get("question")) != question:
+                raise self._changed(named, HERE, [("question", was, question)])
             if not self._replay:
                 self._teller.done_before(named.number, step, [part.value.at if part.value else ""])
             return
@@ -756,6 +764,11 @@ def _plain(value: T, rule: str) -> T:
         return cast("T", json.loads(json.dumps(value, allow_nan=False)))
     except (TypeError, ValueError) as error:
         raise Misuse(f"{rule}: {error}") from error
+
+
+def _called(function: Callable[..., Any]) -> str:
+    """Return what a function is called, wherever its file lies."""
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _digestible(value: Any) -> Any:

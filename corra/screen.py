@@ -16,6 +16,7 @@ import re
 import select
 import stat
 import sys
+import termios
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -197,10 +198,12 @@ class Screen:
         self.say(error.label, error.host, error.fate, error.why, error.hint)
 
     def ask(self, label: str, host: str, question: str) -> bool:
-        """Put a question to the person at the terminal; only y and yes are a yes."""
+        """Put a question to the person at the terminal; only y and yes are a yes, and only if they were typed after it."""
         text = render.visible(line(render.visible(label), render.visible(host), "", question.strip())) + " "
         with self._lock:
             self._erase()
+            with contextlib.suppress(termios.error):  # stdin is no terminal
+                termios.tcflush(0, termios.TCIFLUSH)
             self._write(ERR, text.encode("utf-8", "backslashreplace"))
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 

@@ -44,7 +44,7 @@ def stopped(step: Step, errors: Mapping[Host, CorraError], *, of: int, said: str
     if of > 1:
         why += f" ({len(errors)} of {of} hosts)"
     if isinstance(worst, Lost):
-        look = "look whether it finished, then say so:"
+        look = f"look whether it finished (its output: {typed()} logs {ids.short(worst.prog_id)}), then say so:"
         return Lost(why, hint=[look, f"{step.command('redo')}    (or --skip {step.name})"], **{**facts, "code": worst.code})
     again = f"repeat {step.number} and go on: the same command."
     if worst.prog_id and isinstance(worst, (Failed, NotStarted)):

@@ -82,7 +82,8 @@ class Teller:
         names = ", ".join(steps)
         if len(names) > _NAMES_WIDTH and len(steps) > 2:
             names = f"{steps[0]} .. {steps[-1]} ({len(steps)} steps)"
-        span = f"  ({moment(min(self._span))} to {moment(max(self._span))})" if self._span else ""
+        first, last = (moment(min(self._span)), moment(max(self._span))) if self._span else ("", "")
+        span = f"  ({first} to {last})" if first != last else f"  ({first})" if first else ""
         self._before, self._span = [], []
         self.screen.row(f"{number:>4}  {names}    done before{span}")
 

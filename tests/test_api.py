@@ -24,6 +24,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit, UnexpectedExit
 
 import corra
+from conftest import home_environment
 from corra import control, history, ids
 from corra.follow import LinkDown, LinkUp
 from corra.place import Agent
@@ -423,6 +424,16 @@ def test_ps_asks_every_host_and_has_an_error_in_place_of_a_dead_one(target: Agen
 
 
 # -- Threads and connections
+
+
+def test_ps_takes_a_set_of_hosts(new_sshd: Callable[..., Sshd], home: Path) -> None:
+    for name in ("web1", "web2"):
+        (home / name).mkdir()
+        new_sshd(alias=name, environment=home_environment(home / name))
+        corra.start(name, ["true"])
+    for asked in ("web[1-2]", corra.hosts("web[1-2]"), ["web1", corra.Host("web2")]):
+        found = [each for each in corra.ps(asked) if isinstance(each, corra.State)]
+        assert [each.host for each in found] == ["web1", "web2"]
 
 
 def test_many_threads_share_one_agent(target: Agent) -> None:

@@ -108,7 +108,7 @@ def test_all_done_says_so_and_starts_nothing(host: str, home: Path, capfd: pytes
         capfd.readouterr()
         with book() as it:
             assert it.run(host, append(marks, "echo out"), step="one").stdout == "out\n"
-            assert it.do("two", lambda: [1]) == [1]
+            assert it.do("two", sorted, [1]) == [1]
             it.note("said once")
     said = capfd.readouterr().err
     assert "corra: up OPS-1: ALREADY DONE at" in said and "said once" not in said and "done before" not in said
@@ -475,6 +475,7 @@ def test_lost_is_never_repeated_by_itself_and_a_person_may_have_it_redone(host: 
     marks = home / "marks"
     error = lost_step(host, marks)
     assert error.code == 123 and error.line.startswith(f"corra: up OPS-1: STOPPED at 1 one: {host} LOST:")
+    assert error.hint[0].startswith("look whether it finished (its output: corra logs ") and len(error.hint[0]) <= 73
     assert error.hint[1] == "corra book up OPS-1 --redo one    (or --skip one)"
     for _ in range(2):
         with pytest.raises(corra.Lost), book() as it:
@@ -526,15 +527,18 @@ def test_the_book_verb_lists_shows_and_exports(home: Path, cli: Cli) -> None:
     with pytest.raises(corra.Failed), book(params={"to": 17}) as it:
         it.run("local", ["echo", "hi"], step="one")
         it.note("half-way | there")
+        it.do("count", sorted, [2, 1])
         it.run("local", ["false"], step="two")
     listed = cli("book").stdout.decode().splitlines()
-    assert listed[0].split() == ["RUNBOOK", "KEY", "STATE", "BEGUN", "BY", "JOURNAL"] and "up       OPS-1  STOPPED at 2 two" in listed[1]
+    assert listed[0].split() == ["RUNBOOK", "KEY", "STATE", "BEGUN", "BY", "JOURNAL"] and "up       OPS-1  STOPPED at 3 two" in listed[1]
     shown = cli("book", "up", "OPS-1").stdout.decode()
-    assert "to=17" in shown and "FAILED 1" in shown and "note: half-way | there" in shown
+    assert "to=17" in shown and "FAILED 1" in shown and "sorted([2, 1])" in shown and "note: half-way | there" in shown
     text = cli("book", "up", "OPS-1", "--markdown").stdout.decode()
-    assert "| 2 | two | local | 1 |" in text and "half-way \\| there" in text
+    assert "| 3 | two | local | 1 |" in text and "sorted(\\[2, 1\\])" in text and "half-way \\| there" in text
     told = json.loads(cli("book", "up", "OPS-1", "--json").stdout)
-    assert told["event"] == "book" and [each["state"] for each in told["steps"]] == ["done", "FAILED 1"]
+    assert told["event"] == "book" and [each["state"] for each in told["steps"]] == ["done", "done", "FAILED 1"]
+    here = told["steps"][1]
+    assert (here["function"], here["args"], here["result"]) == ("sorted", [[[2, 1]], {}], [1, 2]) and "@" in here["by"] and here["ended"]
     assert told["params"] == {"to": 17} and told["steps"][0]["argv"] == ["echo", "hi"] and "hi\\n" not in json.dumps(told["events"])
 
 
@@ -600,6 +604,8 @@ def test_do_calls_once_and_gives_json_again(home: Path) -> None:
     assert calls == [3]
     with pytest.raises(corra.Changed, match="with another list of arguments"), book() as it:
         it.do("one", work, 4, to="x")
+    with pytest.raises(corra.Changed, match="with another function"), book() as it:
+        it.do("one", dict, 3, to="x")
     with pytest.raises(corra.Misuse, match="must be JSON"), book("K2") as it:
         it.do("one", object)
     with pytest.raises(ZeroDivisionError), book("K3") as it:
@@ -626,6 +632,23 @@ def test_a_question_without_a_person_stops_and_skip_is_a_yes(home: Path, cli: Cl
     once()
 
 
+def test_a_yes_to_another_question_is_none_to_this_one(home: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    with contextlib.suppress(corra.Stop), book() as it:
+        it._journal.write("confirmed", step="go", question="drop the copy?")
+        raise corra.Stop("not yet")
+    for _ in range(2):
+        with contextlib.suppress(corra.Stop), book() as it:
+            it.confirm("drop the copy?", step="go")
+            raise corra.Stop("not yet")
+    with pytest.raises(corra.Changed) as caught, book() as it:
+        it.confirm("drop the original?", step="go")
+    assert caught.value.line == "corra: up OPS-1: NOT CONTINUED: 1 go was begun with another question"
+    assert caught.value.hint[0] == "question: was drop the copy?, now drop the original?"
+    assert cli("book", "up", "OPS-1", "--redo", "go").returncode == 0
+    with pytest.raises(corra.Stop, match="nobody here to say yes"), book() as it:
+        it.confirm("drop the original?", step="go")
+
+
 ASK = """
 import corra
 with corra.runbook("up", key="OPS-1") as book:
@@ -645,6 +668,7 @@ def test_a_person_is_asked_once(home: Path) -> None:
             env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
         )
         os.close(end)
+        os.write(terminal, b"y\n")  # typed before the question, it answers nothing
         said, left = b"", asked
         with contextlib.suppress(OSError):  # EIO: the last one has closed it
             while data := os.read(terminal, 65536):
@@ -741,6 +765,26 @@ def test_steps_may_be_run_from_several_threads(home: Path) -> None:
             return [result.stdout for result in await asyncio.gather(*calls)]
 
     assert asyncio.run(main()) == [f"{n}\n" for n in range(6)]
+
+
+def test_a_coroutine_that_is_cancelled_leaves_its_thread_and_the_program_runs_on(host: str, home: Path) -> None:
+    """What docs/python.md says to do: a thread can't be cancelled, a follow can be closed."""
+
+    async def watch(run: corra.Run) -> None:
+        follow = run.follow()
+        try:
+            await asyncio.to_thread(list, follow)
+        finally:
+            follow.close()
+
+    async def main() -> corra.Run:
+        run = await asyncio.to_thread(corra.start, host, append(home / "marks", "exec sleep 60"))
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(watch(run), 0.5)
+        return run
+
+    run = asyncio.run(main())  # joins the threads
+    assert run.state().state == "running" and run.kill(grace=0).ended
 
 
 def test_the_api_may_be_called_from_coroutines(host: str) -> None:
