@@ -15,6 +15,7 @@ A run is a directory, ROOT/runs/PROG-ID; ROOT is ${XDG_STATE_HOME:-~/.local/stat
     program.json       the request, without its secrets
     stdout stderr      what the program wrote ("output" alone with merge); the length of the file is the only truth about it
     index              16 bytes a record: time (ns), stream and its offset; a torn one loses a time, never a byte
+    heads              only with keep_output: how much of each stream, and of the index, has been given back to the disk
     fifo/              the program's ends          control    orders to the keeper
     launched           who was launched: it exists exactly when exec was tried    keeper    the lock of whoever may touch the FIFOs
     exit               two pages, overwritten in place: the keeper's record, and why exec failed
@@ -68,6 +69,10 @@ FLOOR = 1 << 30
 FLOOR_SHARE = 20  # the last twentieth of a small disk isn't ours either
 ROOM_STEP = 16 << 20
 SPLICE = 1 << 20
+BOUND_MIN = 65536  # what keep_output is at least, as much as a pipe holds; also the least that is punched out at once
+BOUND_STEP = 16 << 20
+HEAD = struct.Struct("<QQ")  # an offset and its complement: a torn one shows
+HEAD_MASK = (1 << 64) - 1
 PING_DEADLINE_S = 60.0
 START_DEADLINE_S = 10.0
 LOOK_S = 0.1
@@ -102,6 +107,10 @@ SIGNALS = {
     if name.startswith("SIG") and "_" not in name and name not in ("SIGCLD", "SIGPOLL", "SIGIOT")
 }
 SIGNAL_NAMES = {number: "SIG" + name for name, number in SIGNALS.items()}
+RLIMITS = {"cpu": 0, "core": 4, "files": 7, "memory": 9}  # the same numbers on every machine that Python's wheels are built for
+RLIM_INFINITY = (1 << 64) - 1
+CPU_GRACE_S = 5  # from SIGXCPU, which tells why, to SIGKILL
+SCOPED = {"memory_max": ("memory", "MemoryMax=%d"), "cpu_quota": ("cpu", "CPUQuota=%d%%")}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 CODE = sys._getframe().f_code  # this module, compiled: the guards get it over a pipe and trust no file
 
@@ -121,21 +130,35 @@ class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "l"
 
 
+class _Offset(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "q"
+
+
 class _Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "c"
 
 
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "i"
+
+
 class _Function(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Int  # not long: the upper half of a register with an int in it is anything, and -1 wouldn't be below 0
+
+
+class _LongFunction(_ctypes.CFuncPtr):
     _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = _Long
 
 
-def _c(name):
+def _c(name, kind=_Function):
     """Return a function of the C library. ctypes itself is a package of Python code: 3 ms and 250 kB that each guard would carry."""
-    return _Function(_ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), name))
+    return kind(_ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), name))
 
 
-_splice, _prctl, _syscall, _statfs = _c("splice"), _c("prctl"), _c("syscall"), _c("statfs")
+_splice, _syscall = _c("splice", _LongFunction), _c("syscall", _LongFunction)
+_prctl, _statfs = _c("prctl"), _c("statfs")
 _WAITID = {"x86_64": 247, "aarch64": 95, "riscv64": 95, "ppc64le": 272, "s390x": 281, "i686": 284, "armv7l": 280}
 _PIDFD_SEND_SIGNAL, _PIDFD_OPEN = 424, 434
 _F_SETPIPE_SZ = 1031
@@ -153,6 +176,22 @@ def splice(source, target, size):
     """Move up to `size` bytes from a pipe into a file in one step; 0 at the end, BlockingIOError when there are none."""
     while True:
         result = _splice(source, None, target, None, _Long(size), 3)  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+        if result >= 0 or _ctypes.get_errno() != errno.EINTR:
+            return _checked(result)
+
+
+def wide(name):
+    """Return the C library's function whose offsets have 64 bits: where off_t always has, as in musl, it has the plain name."""
+    try:
+        return _c(name + "64")
+    except OSError:
+        return _c(name)
+
+
+def punch(file, end):
+    """Give a file's disk below `end` back; its length stays, and with it every offset. Raises OSError: EOPNOTSUPP where there are no holes."""
+    while True:
+        result = wide("fallocate")(file, 3, _Offset(0), _Offset(end))  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
         if result >= 0 or _ctypes.get_errno() != errno.EINTR:
             return _checked(result)
 
@@ -543,6 +582,18 @@ def fill(directory, name, data, mode=0o600):
         os.close(fd)
 
 
+def fill_in_place(directory, name, data):
+    """Make a file that will be overwritten where it is, which works on a full disk where a new one doesn't."""
+    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
+    try:
+        # btrfs would need room to overwrite in place; NOCOW works only while the file is empty.
+        fcntl.ioctl(file, 0x40086602, struct.pack("l", 0x00800000))
+    except OSError:
+        pass
+    os.write(file, data)
+    os.close(file)
+
+
 def claim(runs, prog_id, request, feed, token):
     """Make the run's directory, whole, and give it its name in one step; return whether we were the first.
 
@@ -552,14 +603,7 @@ def claim(runs, prog_id, request, feed, token):
     os.mkdir(temporary, 0o700, dir_fd=runs)
     directory = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY, dir_fd=runs)
     try:
-        slot = os.open("exit", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
-        try:
-            # btrfs would need room to overwrite in place; NOCOW works only while the file is empty.
-            fcntl.ioctl(slot, 0x40086602, struct.pack("l", 0x00800000))
-        except OSError:
-            pass
-        os.write(slot, b"\n" * PAGE * 2)
-        os.close(slot)
+        fill_in_place(directory, "exit", b"\n" * PAGE * 2)
         fill(directory, "program.json", to_json(request).encode() + b"\n")
         fill(directory, "launched.tmp", b" " * 255 + b"\n")
         os.mkdir("fifo", 0o700, dir_fd=directory)
@@ -567,6 +611,8 @@ def claim(runs, prog_id, request, feed, token):
             fill(directory, name, b"")
             os.mkfifo("fifo/" + name, 0o600, dir_fd=directory)
         fill(directory, "index", b"")
+        if (request.get("run") or {}).get("keep_output"):
+            prepare_bound(directory, stream_names(request))
         fill(directory, "keeper", b"")
         os.mkfifo("control", 0o600, dir_fd=directory)
         if request.get("callback"):
@@ -643,6 +689,84 @@ def exists(directory, name):
         return False
 
 
+# ============================================================ the spool: where a bounded stream begins
+
+
+def prepare_bound(directory, names):
+    """Make the file `heads`. Raises OSError (EOPNOTSUPP) where no file can be made shorter at its beginning."""
+    fill_in_place(directory, "heads", HEAD.pack(0, HEAD_MASK) * (len(names) + 1))
+    file = os.open("index", os.O_WRONLY, dir_fd=directory)
+    try:
+        punch(file, PAGE)
+    except OSError as error:
+        raise OSError(error.errno, "its file system can't give back the beginning of a file") from None
+    finally:
+        os.close(file)
+
+
+def read_heads(directory, names):
+    """Return {name: offset of the first byte that is there} of the streams `names` and of the index; {} where none is bounded."""
+    names = list(names) + ["index"]
+    for _ in range(100):
+        data = read_file(directory, "heads", HEAD.size * len(names))
+        if data is None:
+            return {}
+        found = [head for head, check in HEAD.iter_unpack(data) if head ^ check == HEAD_MASK]
+        if len(found) == len(names):
+            return dict(zip(names, found))
+    return dict.fromkeys(names, 0)  # torn when the machine went down: Run.heads asks the files themselves then
+
+
+def first_data(directory, name):
+    """Return where a file's holes at its beginning end, as its file system has it: true after a power cut, unlike `heads`."""
+    try:
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
+    except FileNotFoundError:
+        return 0
+    try:
+        return os.lseek(file, 0, os.SEEK_DATA)
+    except OSError as error:
+        return os.fstat(file).st_size if error.errno == errno.ENXIO else 0  # ENXIO: there is nothing but holes
+    finally:
+        os.close(file)
+
+
+class Bound:
+    """Keeps the last `keep` bytes of a file that grows, and up to a sixteenth more, by punching out what is before them.
+
+    Where the file begins is written down before the hole is made. So whoever reads first and looks there afterwards knows whether
+    what was read was bytes or may have been a hole. After a keeper's death the next one punches from the beginning anew.
+    """
+
+    def __init__(self, number, file, heads, keep):
+        self.number, self.file, self.heads, self.keep = number, file, heads, keep
+        self.spare = min(max(keep // 16, BOUND_MIN), BOUND_STEP)
+        head, check = HEAD.unpack(os.pread(heads, HEAD.size, number * HEAD.size))
+        self.head = head if head ^ check == HEAD_MASK else 0
+
+    def trim(self):
+        """Punch out what is more than `keep`, once it is worth it."""
+        self.cut(self.keep, self.spare)
+
+    def give_way(self):
+        """Punch out a sixteenth more than that, for a disk that is full; return how much. Else the last page of it could never be written anew."""
+        return self.cut(max(0, self.keep - max(self.keep // 16, PAGE)), 0)
+
+    def cut(self, keep, spare):
+        end = (os.fstat(self.file).st_size - keep) // PAGE * PAGE
+        if end - self.head <= spare:
+            return 0
+        try:
+            os.pwrite(self.heads, HEAD.pack(end, end ^ HEAD_MASK), self.number * HEAD.size)
+            punch(self.file, end)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            return 0  # it takes room to make room, and there is none: the next time
+        freed, self.head = end - self.head, end
+        return freed
+
+
 # ============================================================ what is known of a run
 
 
@@ -661,6 +785,21 @@ class Run:
         self.request = from_json(text)
         self.prog_id = self.request["prog_id"]
         self.streams = stream_names(self.request)
+        self.bounded = bool((self.request.get("run") or {}).get("keep_output"))
+        self.rebooted = None
+
+    def heads(self):
+        """Return {stream or "index": offset of the first byte that is still there}; {} where the output isn't bounded."""
+        if not self.bounded:
+            return {}
+        found = read_heads(self.directory, self.streams)
+        if self.rebooted is None:
+            launched = read_launched(read_file(self.directory, "launched"))
+            self.rebooted = launched and launched[2] != boot_id()
+        if self.rebooted:
+            # A power cut may have taken back what `heads` said last, and not the holes.
+            found = {name: max(head, first_data(self.directory, name)) for name, head in found.items()}
+        return found
 
     def close(self):
         os.close(self.directory)
@@ -713,6 +852,7 @@ class Run:
             "record": record,
             "failure": unpack(pages[1]) if pages else None,
             "sizes": {name: stat.st_size for name, stat in stats.items()},
+            "heads": self.heads(),
             "last_ns": max([stat.st_mtime_ns for stat in stats.values() if stat.st_size] or [0]),
             "gone": pages is None,
             "boot_id": boot_id(),
@@ -783,7 +923,7 @@ def state_of(request, facts):
         elapsed = outcome[2] / 1e9
     elif launched and state == "running":
         elapsed = (facts["mono_ns"] - launched[4]) / 1e9
-    sizes = facts["sizes"]
+    sizes, heads = facts["sizes"], facts.get("heads") or {}
     lengths = {name: record.lengths.get(name, size) for name, size in sizes.items()}
     end_ns = record.outcome[1] if record.outcome and state in FINAL else 0
     keep_s = options.get("keep") or (KEEP_GOOD_S if outcome and status == 0 else KEEP_BAD_S)
@@ -825,7 +965,8 @@ def state_of(request, facts):
         "streams": {
             name: {
                 "length": lengths[name],
-                "dropped": max(0, lengths[name] - size) if not facts["alive"] else 0,
+                # Given back by keep_output at its beginning; gone with all guards, or removed by gc, at its end.
+                "dropped": min(lengths[name], heads.get(name, 0) + (max(0, lengths[name] - size) if not facts["alive"] else 0)),
                 "late": max(0, size - lengths[name]),
             }
             for name, size in sizes.items()
@@ -935,6 +1076,49 @@ def prefer_for_oom():
         pass  # not in every container; then all are equal
 
 
+# ============================================================ the program's side of the fork: its limits
+
+
+def limit(name, value):
+    """Set one limit of this process, the program that is to be. Raises OSError, in words that name the limit."""
+    try:
+        if name in RLIMITS:
+            limit_resource(name, value)
+        elif name == "nice":
+            os.setpriority(os.PRIO_PROCESS, 0, value)
+        elif name == "oom_score_adj":
+            fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+            try:
+                os.write(fd, b"%d" % value)
+            finally:
+                os.close(fd)
+    except OSError as error:
+        raise OSError(error.errno, "limit %s=%s: %s" % (name, spelled(value), error.strerror)) from None
+
+
+def spelled(value):
+    """Return a limit as it is typed."""
+    return ":".join("unlimited" if each == -1 else str(each) for each in (value if isinstance(value, (list, tuple)) else [value]))
+
+
+def limit_resource(name, value):
+    """Set a soft and a hard limit, both to the same where only one is given: but a program that has used up its CPU time is first told so."""
+    now, new = (_Byte * 16)(), (_Byte * 16)()
+    prlimit = wide("prlimit")
+    _checked(prlimit(0, RLIMITS[name], None, now))
+    most = struct.unpack("=QQ", now.raw)[1]
+    if isinstance(value, (list, tuple)):
+        soft, hard = (value[0], value[-1])
+    else:
+        soft, hard = value, value + CPU_GRACE_S if name == "cpu" and value >= 0 else value
+        hard = min(hard % (1 << 64), max(most, soft % (1 << 64)))
+    new.raw = struct.pack("=QQ", soft % (1 << 64), hard % (1 << 64))
+    try:
+        _checked(prlimit(0, RLIMITS[name], new, None))
+    except OSError as error:
+        raise OSError(error.errno, "%s (at most %s here)" % (error.strerror, "unlimited" if most == RLIM_INFINITY else most)) from None
+
+
 # ============================================================ the program's side of the fork: exec
 
 
@@ -987,6 +1171,10 @@ def become_program(directory, files, request, inherited, report):
         text = "%d %d %s %d %d" % (pid, process(pid)[2], boot_id(), now_ns(), mono_ns())
         os.pwrite(files["launched"], text.encode().ljust(255), 0)
         os.fsync(files["launched"])
+        # Last, as they hold for us too; memory after the others.
+        for name, value in sorted((program.get("limits") or {}).items(), key=lambda each: each[0] == "memory"):
+            if value is not None:
+                limit(name, value)
         try:
             os.link("launched.tmp", "launched", src_dir_fd=directory, dst_dir_fd=directory)
         except FileExistsError:
@@ -1009,7 +1197,8 @@ def become_program(directory, files, request, inherited, report):
         note_failure(files["exit"], stage, worst, message, path)
     except Exception as error:
         try:
-            note_failure(files["exit"], stage, error, "%s: %s" % (os.fsdecode(where), error.strerror) if where else "")
+            words = getattr(error, "strerror", None) or ""
+            note_failure(files["exit"], stage, error, "%s: %s" % (os.fsdecode(where), words) if where else words)
         except OSError:
             pass
     finally:
@@ -1074,8 +1263,8 @@ def step(view, now):
 class Stream:
     """One of the program's outputs: the FIFO's read end, the file it goes into, and how that went."""
 
-    def __init__(self, number, name, fifo, file):
-        self.number, self.name, self.fifo, self.file = number, name, fifo, file
+    def __init__(self, number, name, fifo, file, bound):
+        self.number, self.name, self.fifo, self.file, self.bound = number, name, fifo, file, bound
         self.open = True
         self.blocked = False
         self.full = 0
@@ -1099,7 +1288,13 @@ class Stream:
             free = disk.f_bavail * disk.f_frsize
             floor = min(FLOOR, disk.f_blocks * disk.f_frsize // FLOOR_SHARE)
             self.room = min((free - floor) // 2, ROOM_STEP)
+            if self.room <= 0:
+                self.room = self.give_way()
         return self.room > 0
+
+    def give_way(self):
+        """Have a stream that has reached its bound give back what it is about to take; return how much."""
+        return self.bound.give_way() if self.bound else 0
 
     def move(self):
         """Move what stands in the FIFO into the file; return how many bytes, 0 at its end, None when there is nothing."""
@@ -1119,6 +1314,8 @@ class Stream:
             moved = len(self.held)
             self.write_held()
         self.room -= moved
+        if self.bound:
+            self.bound.trim()
         # 4 full splices in a row: the program is faster than we are. 256 KiB are as fast as 1 MiB, and as an ordinary user
         # 64 FIFOs of 1 MiB use up pipe-user-pages-soft, after which every new pipe of that user is 8 KiB.
         self.full = self.full + 1 if moved >= 65536 else 0
@@ -1145,7 +1342,10 @@ class Pump:
 
     def __init__(self, files, request, poll):
         self.index, self.poll = files["index"], poll
-        self.streams = [Stream(number, name, files["fifo/" + name], files[name]) for number, name in enumerate(stream_names(request))]
+        names, keep = stream_names(request), (request.get("run") or {}).get("keep_output")
+        bounds = [Bound(number, files[name], files["heads"], int(keep)) if keep else None for number, name in enumerate(names + ["index"])]
+        self.streams = [Stream(number, name, files["fifo/" + name], files[name], bounds[number]) for number, name in enumerate(names)]
+        self.index_bound = bounds[-1]
         for stream in self.streams:
             os.lseek(stream.file, 0, os.SEEK_END)
             poll.register(stream.fifo, select.POLLIN)
@@ -1175,6 +1375,8 @@ class Pump:
             except OSError as error:
                 if error.errno not in FULL:
                     raise
+                if stream.give_way():
+                    continue
                 self.block(stream, error.errno)
                 return
             if not moved:
@@ -1193,6 +1395,8 @@ class Pump:
             record = INDEX_RECORD.pack(now, stream.number << STREAM_SHIFT | stream.length())
             # At a multiple of the record's size: a torn one is overwritten.
             os.pwrite(self.index, record, size - size % INDEX_RECORD.size)
+            if self.index_bound:
+                self.index_bound.trim()
         except OSError:
             pass
 
@@ -1371,6 +1575,7 @@ class Keeper:
             "record": self.record,
             "failure": unpack(os.pread(self.files["exit"], PAGE, PAGE)),
             "sizes": {stream.name: stream.length() for stream in self.pump.streams},
+            "heads": {stream.name: stream.bound.head for stream in self.pump.streams if stream.bound},
             "last_ns": max(os.fstat(stream.file).st_mtime_ns for stream in self.pump.streams),
             "gone": False,
             "boot_id": boot_id(),
@@ -1741,7 +1946,7 @@ def guard_run(request, report):
     complain.file = os.open("keeper", os.O_WRONLY | os.O_APPEND, dir_fd=directory)
     files = {"keeper": os.open("keeper", os.O_RDWR, dir_fd=directory)}
     fcntl.flock(files["keeper"], fcntl.LOCK_EX)
-    for name in ("exit", "index"):
+    for name in ["exit", "index"] + ["heads"] * exists(directory, "heads"):
         files[name] = os.open(name, os.O_RDWR, dir_fd=directory)
     files["launched"] = os.open("launched.tmp", os.O_RDWR, dir_fd=directory)
     # O_RDWR: with a writer of our own it never reports a hang-up, and orders wait in it for the next keeper.
@@ -1802,22 +2007,50 @@ def outliving(request):
     """Return the words to put before the guards' command so that they outlive this login session: none where nothing ends them.
 
     Where logind's KillUserProcesses is on, the end of a session ends all its processes, daemons too; a scope of the user's own manager
-    is spared while the user lingers, and the system's manager makes one for root. Raises Refusal where nothing would help.
+    is spared while the user lingers, and the system's manager makes one for root. A scope is also what holds limits that are the
+    whole tree's. Raises Refusal where nothing would help.
     """
+    words = ["systemd-run", "--scope", "--quiet", "--collect", "--description=corra " + request["prog_id"], "-p", "Delegate=yes"]
+    user, limits = user_name(), request["program"].get("limits") or {}
+    scoped = [name for name in sorted(SCOPED) if limits.get(name) is not None]
+    for name in scoped:
+        words += ["-p", SCOPED[name][1] % limits[name]]
+    if not scoped and not ends_with_session(request):
+        return []
+    if not os.geteuid():
+        if scoped and not os.path.isdir("/run/systemd/system"):
+            raise Refusal("no_scope", "%s: only systemd can set that, and it isn't what runs this machine" % " and ".join(scoped))
+        return words
+    if os.path.exists("/var/lib/systemd/linger/" + user) and os.path.exists("/run/user/%d/systemd" % os.geteuid()):
+        given = given_controllers() if scoped else ()
+        lacking = [SCOPED[name][0] for name in scoped if SCOPED[name][0] not in given]
+        if lacking:
+            raise Refusal(
+                "no_scope", "%s: the systemd of %s isn't given the controller: %s" % (" and ".join(scoped), user, " ".join(lacking))
+            )
+        return words + ["--user"]
+    if scoped:
+        what = " and ".join(scoped)
+        raise Refusal("no_scope", "%s: only a systemd of %s's own can set that, and linger is off" % (what, user), user=user)
+    raise Refusal("no_linger", "logind here kills programs at logout, and linger is off for %s" % user, user=user)
+
+
+def given_controllers():
+    """Return the cgroup controllers that our user's own systemd may use."""
+    at = "/sys/fs/cgroup/user.slice/user-%d.slice/user@%d.service/cgroup.controllers" % (os.geteuid(), os.geteuid())
+    try:
+        return slurp(at).decode().split()
+    except FileNotFoundError:
+        return []  # cgroup v1: a user's systemd has none
+
+
+def ends_with_session(request):
+    """Return whether logind will end what is started here when its login session ends, and nobody has said that it may."""
     scopes = [part for part in slurp("/proc/self/cgroup").decode("ascii", "replace").split("/") if part.startswith("session-")]
     owners = [part for part in slurp("/proc/self/cgroup").decode("ascii", "replace").split("/") if part.startswith("user-")]
     if not scopes or not owners or (request.get("run") or {}).get("force"):
-        return []
-    owner = user_name(int(owners[0].partition("-")[2].partition(".")[0]))
-    if not logind_kills(owner):
-        return []
-    words = ["systemd-run", "--scope", "--quiet", "--collect", "--description=corra " + request["prog_id"], "-p", "Delegate=yes"]
-    if not os.geteuid():
-        return words
-    user = user_name()
-    if os.path.exists("/var/lib/systemd/linger/" + user) and os.path.exists("/run/user/%d/systemd" % os.geteuid()):
-        return words + ["--user"]
-    raise Refusal("no_linger", "logind here kills programs at logout, and linger is off for %s" % user, user=user)
+        return False
+    return logind_kills(user_name(int(owners[0].partition("-")[2].partition(".")[0])))
 
 
 def logind_kills(user):
@@ -2034,11 +2267,32 @@ def start_complaints(request):
         found.append("run.stop_signal: no such signal: " + options["stop_signal"])
     if request.get("callback") and not request["callback"].get("url"):
         found.append("callback.url is missing")
-    for where, key in ((program, "pty"), (program, "limits"), (options, "keep_output")):
+    for where, key in ((program, "pty"),):
         if where.get(key):
             found.append("this agent (%s) can't do %s yet" % (VERSION, key))
+    found += limit_complaints(program.get("limits") or {})
+    if options.get("keep_output") is not None and not (isinstance(options["keep_output"], int) and options["keep_output"] >= BOUND_MIN):
+        found.append("run.keep_output must be a whole number of bytes, %d or more" % BOUND_MIN)
     if request.get("prog_id") is not None and not valid_id(request["prog_id"]):
         found.append("prog_id must match [a-z0-9][a-z0-9._-]{0,63}")
+    return found
+
+
+def limit_complaints(limits):
+    """Return what is wrong with program.limits: {name: number, or [soft, hard]}; -1 is no limit."""
+    ranges = {"nice": (-20, 19), "oom_score_adj": (-1000, 1000), "memory_max": (1, 1 << 62), "cpu_quota": (1, 10**6)}
+    ranges.update(dict.fromkeys(RLIMITS, (-1, 1 << 62)))
+    found = []
+    for name, value in limits.items():
+        values = value if isinstance(value, (list, tuple)) and name in RLIMITS else [value]
+        if name not in ranges:
+            found.append("program.limits: no limit %s: there are %s" % (name, " ".join(sorted(ranges))))
+        elif value is not None and not (
+            1 <= len(values) <= 2 and all(type(each) is int and ranges[name][0] <= each <= ranges[name][1] for each in values)
+        ):
+            found.append("program.limits: %s must be from %d to %d" % ((name,) + ranges[name]))
+        elif len(values) == 2 and values[0] % (1 << 64) > values[1] % (1 << 64):
+            found.append("program.limits: %s: its soft limit is above its hard one" % name)
     return found
 
 
@@ -2213,6 +2467,8 @@ def new_run(request, stdin, reply):
             tried.append({"dir": root, "errno": error.errno, "message": error.strerror or str(error)})
             if isinstance(source, dict) and error.errno in FULL:
                 break  # the bytes for stdin are half read: they can't be read again for the next root
+    if tried[0]["errno"] == errno.EOPNOTSUPP:
+        raise Refusal("unsupported", "keep_output is not to be had in %(dir)s: %(message)s" % tried[0], tried=tried)
     raise Refusal("no_room", "no room for the spool: %s" % tried[0]["message"], tried=tried)
 
 
@@ -2302,14 +2558,14 @@ class Watch:
 class Times:
     """The index, read as it grows: which bytes came when, in the order in which they came."""
 
-    def __init__(self, directory, streams):
+    def __init__(self, run):
         try:
-            self.file = os.open("index", os.O_RDONLY, dir_fd=directory)
+            self.file = os.open("index", os.O_RDONLY, dir_fd=run.directory)
             fcntl.flock(self.file, fcntl.LOCK_SH)  # as long as somebody watches, gc leaves the run alone
         except FileNotFoundError:
             self.file = os.open("/dev/null", os.O_RDONLY)  # times are lost, bytes are not
-        self.streams = streams
-        self.at = 0
+        self.run, self.streams = run, run.streams
+        self.at = run.heads().get("index", 0)
         self.last = {}  # stream: (time, start) of its latest record
         self.behind = True
 
@@ -2318,7 +2574,12 @@ class Times:
 
         Call again while `behind`: an index of years isn't read into memory at once.
         """
-        data = os.pread(self.file, 1 << 20, self.at)
+        while True:
+            data = os.pread(self.file, 1 << 20, self.at)
+            head = self.run.heads().get("index", 0)
+            if head <= self.at:
+                break
+            self.at, self.last = head, {}  # what we read may have been a hole
         data = data[: len(data) // INDEX_RECORD.size * INDEX_RECORD.size]
         self.at += len(data)
         self.behind = self.at + INDEX_RECORD.size <= os.fstat(self.file).st_size
@@ -2356,7 +2617,7 @@ class Follow:
         self.live = request.get("live", True) is not False
         self.files = {name: os.open(name, os.O_RDONLY, dir_fd=run.directory) for name in self.streams}
         self.watch = Watch(run.directory, self.streams + ["exit", "."])
-        self.times = Times(run.directory, run.streams)
+        self.times = Times(run)
         self.cursor = dict.fromkeys(self.streams, 0)
         if request.get("tail") is not None:
             self.cursor.update(tail_cursor(run, self.files, self.times.file, int(request["tail"])))
@@ -2505,18 +2766,33 @@ class Follow:
                 elif self.queue:
                     self.partial, self.queue = b"".join(self.queue), []
                 elif self.spans:
-                    name, begin, end, time_ns = self.spans[0]
-                    size = min(end - begin, FRAME_MAX)
-                    self.partial = b"O %s %d %d %d\n" % (name.encode(), begin, size, time_ns)
-                    self.sending = [self.files[name], begin, size]
-                    self.cursor[name] = begin + size
-                    self.spans[0] = (name, begin + size, end, time_ns)
-                    if begin + size == end:
-                        del self.spans[0]
+                    self.next_frame()
                 elif not self.plan():
                     return False
         except BlockingIOError:
             return True
+
+    def next_frame(self):
+        """Begin to send the first span."""
+        name, begin, end, time_ns = self.spans[0]
+        size, data = min(end - begin, FRAME_MAX), b""
+        if self.run.bounded:
+            begin = max(begin, self.cursor[name])
+            size = max(0, min(end - begin, FRAME_MAX))
+            data = os.pread(self.files[name], size, begin)
+            head = self.run.heads().get(name, 0)
+            if size and head > begin:
+                # What we have read may have been a hole. All that is gone is one gap, however many spans it was.
+                self.cursor[name] = min(head, max(end, self.limits()[name]))
+                self.partial = b"G %s %d %d\n" % (name.encode(), begin, self.cursor[name])
+                return
+        if size:
+            self.partial = b"O %s %d %d %d\n" % (name.encode(), begin, size, time_ns) + data
+            self.sending = [self.files[name], begin, size] if not self.run.bounded else None
+            self.cursor[name] = begin + size
+        self.spans[0] = (name, begin + size, end, time_ns)
+        if begin + size >= end:
+            del self.spans[0]
 
     def send(self, file, offset, size):
         try:
@@ -2569,13 +2845,13 @@ def tail_cursor(run, files, index, lines):
     if lines <= 0:
         return sizes
     size = os.fstat(index).st_size
-    whole = Times(run.directory, run.streams)
+    whole, heads = Times(run), run.heads()
     # The last 1 MiB of the index, 65,536 records: beyond that a tail of lines is a tail of whatever came before, in file order.
-    whole.at = max(0, size - (1 << 20)) // INDEX_RECORD.size * INDEX_RECORD.size
+    whole.at = max(whole.at, size - (1 << 20)) // INDEX_RECORD.size * INDEX_RECORD.size
     cursor = dict(sizes)
     left, first = lines, True
-    for name, begin, end, _ in reversed(whole.spans(sizes)):
-        at = end
+    for name, start, end, _ in reversed(whole.spans(sizes)):
+        begin, at = max(start, heads.get(name, 0)), end
         while at > begin:
             data = os.pread(files[name], min(65536, at - begin), max(begin, at - 65536))
             if not data:
@@ -2600,12 +2876,13 @@ def tail_cursor(run, files, index, lines):
 def since_cursor(run, files, since_us):
     """Return where in each stream begins what came since then (microseconds of the epoch), or at a time nobody knows."""
     sizes = {name: os.fstat(file).st_size for name, file in files.items()}
-    cursor, times = dict(sizes), Times(run.directory, run.streams)
+    cursor, times = dict(sizes), Times(run)
     while times.behind:
         for name, begin, _, time_ns in times.spans(sizes):
             if name in cursor and (time_ns >= since_us * 1000 or not time_ns):
                 cursor[name] = min(cursor[name], begin)
-    return cursor
+    heads = run.heads()
+    return {name: max(offset, heads.get(name, 0)) for name, offset in cursor.items()}
 
 
 def verb_follow(request, stdin, reply, framed):
@@ -2956,11 +3233,25 @@ def verb_read(request, stdin, reply, framed):
     size = os.fstat(file).st_size
     begin = min(max(0, int(request.get("start") or 0)), size)
     end = size if request.get("end") is None else min(max(begin, int(request["end"])), size)
+    if run.bounded:
+        read_bounded(run, reply, name, file, begin, end, size)
+        return
     reply.send({"stream": name, "start": begin, "end": end, "length": size})
     while begin < end:
         data = os.pread(file, min(end - begin, 1 << 18), begin)
         reply.write(data)
         begin += len(data)
+
+
+def read_bounded(run, reply, name, file, begin, end, size):
+    """Reply with what is there of a range whose beginning may be gone or go: at most BOUND_STEP of it, read before its place is told."""
+    while True:
+        begin = min(max(begin, run.heads().get(name, 0)), end)
+        data = os.pread(file, min(end - begin, BOUND_STEP), begin)
+        if run.heads().get(name, 0) <= begin or begin == end:
+            break
+    reply.send({"stream": name, "start": begin, "end": begin + len(data), "length": size})
+    reply.write(data)
 
 
 # ============================================================ the courier

@@ -319,6 +319,7 @@ class Directory:
         for name in ("stdout", "stderr", "index"):
             (at / name).write_bytes(b"")
         self.fd = os.open(at, os.O_RDONLY)
+        self.run: Any = SimpleNamespace(directory=self.fd, streams=["stdout", "stderr"], heads=dict)
 
     def write(self, name: str, data: bytes, pause_ms: int) -> None:
         self.clock += pause_ms * MS
@@ -359,7 +360,7 @@ writes = st.lists(
 @given(writes)
 def test_a_follower_gets_each_byte_once_in_the_order_of_the_index_however_often_it_looks(tmp_path_factory, steps):
     directory = Directory(tmp_path_factory.mktemp("run"))
-    times, cursor = agent.Times(directory.fd, ["stdout", "stderr"]), {"stdout": 0, "stderr": 0}
+    times, cursor = agent.Times(directory.run), {"stdout": 0, "stderr": 0}
     spans = []
     for name, size, pause, look in steps:
         directory.write(name, b"x" * size, pause)
@@ -399,7 +400,7 @@ def test_a_damaged_index_loses_times_and_never_a_byte(tmp_path, damage):
         index.write_bytes(b"\xff" * 160)
     else:
         index.write_bytes(b"" if damage == "empty" else index.read_bytes()[:-50])
-    spans = plan(agent.Times(directory.fd, ["stdout", "stderr"]), directory.sizes(), {"stdout": 0, "stderr": 0})
+    spans = plan(agent.Times(directory.run), directory.sizes(), {"stdout": 0, "stderr": 0})
     at = {"stdout": 0, "stderr": 0}
     for name, begin, end, _ in spans:
         assert begin == at[name]
@@ -416,7 +417,7 @@ def test_a_tail_is_exact_however_long_the_index_is(tmp_path, records):
     for number, name in enumerate(names):
         (tmp_path / name).write_bytes(b"x\n" * ((records + 1 - number) // 2))
 
-    run = SimpleNamespace(directory=os.open(tmp_path, os.O_RDONLY), streams=list(names))
+    run = SimpleNamespace(directory=os.open(tmp_path, os.O_RDONLY), streams=list(names), heads=dict)
     files = {name: os.open(tmp_path / name, os.O_RDONLY) for name in names}
     sizes = {name: (tmp_path / name).stat().st_size for name in names}
     index = os.open(tmp_path / "index", os.O_RDONLY)
@@ -425,7 +426,7 @@ def test_a_tail_is_exact_however_long_the_index_is(tmp_path, records):
         left = sum(sizes[name] - cursor[name] for name in names) // 2
         assert left == min(lines, records)
         assert abs((sizes["stdout"] - cursor["stdout"]) - (sizes["stderr"] - cursor["stderr"])) <= 2
-    spans = plan(agent.Times(run.directory, list(names)), dict(sizes), {"stdout": 0, "stderr": 0})
+    spans = plan(agent.Times(run), dict(sizes), {"stdout": 0, "stderr": 0})
     assert len(spans) == records
     for fd in (run.directory, index, *files.values()):
         os.close(fd)
@@ -439,7 +440,7 @@ def stream_into(at: Path, flags: int) -> tuple[agent.Stream, int]:
     os.mkfifo(at / "fifo")
     fifo = os.open(at / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     writer = os.open(at / "fifo", os.O_WRONLY)
-    return agent.Stream(0, "stdout", fifo, os.open(at / "stdout", os.O_WRONLY | os.O_CREAT | flags)), writer
+    return agent.Stream(0, "stdout", fifo, os.open(at / "stdout", os.O_WRONLY | os.O_CREAT | flags), None), writer
 
 
 @pytest.mark.parametrize("flags", [0, os.O_APPEND], ids=["by splice", "where splice says EINVAL"])

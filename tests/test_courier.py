@@ -56,13 +56,16 @@ class Home:
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[0])
         return found
 
-    def start(self, listener: Listener | str, script: str, *, config: Any = None, merge: bool = False, **callback: Any) -> str:
+    def start(
+        self, listener: Listener | str, script: str, *, config: Any = None, merge: bool = False, run: Any = None, **callback: Any
+    ) -> str:
         url = listener if isinstance(listener, str) else listener.url
         state = self.ask(
             "start",
             program={"argv": ["sh", "-c", script], **({"merge": True} if merge else {})},
             callback={"url": url, "method": "POST", "token": TOKEN, **callback},
             config={**FAST, **(config or {})},
+            run=run,
         )
         assert state.get("state") in ("running", "exited"), state
         return str(state["prog_id"])
@@ -488,6 +491,27 @@ def test_what_gc_has_removed_is_a_gap_and_not_silence(home, listener):
         home.ask("deliver", prog_id=prog_id, callback={"url": other.url, "token": TOKEN}, **{"from": 0})
         assert other.held.gaps == [("stdout", 0, len(TEXT))]
         assert other.held.completed
+
+
+@pytest.mark.parametrize("gone", ["before a byte was sent", "while it was being sent"])
+def test_what_a_bound_has_taken_before_it_was_acknowledged_is_a_gap_and_holds_nobody_up(home, gate, gone):
+    with listening() as listener:
+        port, url = listener.port, listener.url
+        sent = gone != "before a byte was sent"
+        prog_id = home.start(url, "echo 0; read a < $HOME/gate; seq 1 99999; read a < $HOME/gate; echo end", run={"keep_output": 65536})
+        if sent:
+            listener.wait(lambda each: each.output() == b"0\n")
+    gate.open()
+    eventually(lambda: home.status(prog_id)["streams"]["stdout"]["dropped"])
+    with listening(port=port) as listener:
+        gate.open()
+        listener.wait(lambda each: each.held.completed)
+        whole = b"".join(b"%d\n" % number for number in range(100_000)) + b"end\n"
+        (name, begin, end), *more = listener.held.gaps
+        assert (name, begin, more) == ("stdout", 0, [])
+        assert listener.output()[end:] == whole[end:] and len(whole) - end >= 65536
+        assert listener.held.completed[0]["streams"]["stdout"]["length"] == len(whole)
+        assert home.callback(prog_id)["error"] is None
 
 
 # ---------------------------------------------------------------- TLS and secrets
