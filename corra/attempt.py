@@ -14,7 +14,7 @@ from . import control
 from .errors import NotFound, StillRunning
 from .follow import Follow, LinkDown, LinkUp
 from .state import State
-from .stream import Output, Status
+from .stream import Gap, Output, Status
 
 
 class Watcher(Protocol):
@@ -53,6 +53,8 @@ def watch(launch: control.Launch, watcher: Watcher, *, confirmed: bool, patience
                 case Output(stream=stream, data=data):
                     kept["stderr" if stream == "stderr" else "stdout"].add(data)
                     watcher.output(stream, data)
+                case Gap(stream=stream, start=begin, end=end):
+                    kept["stderr" if stream == "stderr" else "stdout"].dropped += end - begin
                 case LinkDown() | LinkUp():
                     watcher.link(event)
     except NotFound:

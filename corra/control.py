@@ -26,10 +26,10 @@ from .agent import VERSION
 from .errors import CorraError, Misuse, NotFound, NotKilled, Unreachable
 from .follow import ANSWER_S, DEAD_AFTER_S, Event, Follow, Link, signal_name
 from .place import Agent, Refused, courier_source
-from .program import Host, Program, Request, seconds, words
+from .program import Host, Program, Request, limits as read_limits, output_kept, seconds, words
 from .reach import Reach, agent_for, agent_to_ask, is_a
 from .state import State
-from .stream import Output, Parser, Status
+from .stream import Gap, Output, Parser, Status
 from .verdict import WIDTH, ambiguous, duration, ended, not_started, refused, retold, typed
 
 if TYPE_CHECKING:
@@ -57,10 +57,12 @@ class What(Reach, total=False):
     stdin: Stdin
     umask: int | None
     merge: bool
+    limits: Mapping[str, int | str | Sequence[int]] | None
     timeout: float | str | None
     grace: float | str | None
     stop_signal: str | int | None
     keep: float | str | None
+    keep_output: int | str | None
     wait_children: bool
     force: bool
     spool: str | None
@@ -173,10 +175,12 @@ def launch(
     stdin: Stdin = None,
     umask: int | None = None,
     merge: bool = False,
+    limits: Mapping[str, int | str | Sequence[int]] | None = None,
     timeout: float | str | None = None,
     grace: float | str | None = None,
     stop_signal: str | int | None = None,
     keep: float | str | None = None,
+    keep_output: int | str | None = None,
     wait_children: bool = False,
     force: bool = False,
     spool: str | None = None,
@@ -200,6 +204,7 @@ def launch(
         stdin=described,
         umask=umask,
         merge=merge,
+        limits=read_limits(limits or {}),
     )
     request = Request(
         id or ids.new_id(),
@@ -210,6 +215,7 @@ def launch(
         grace_s=_seconds(grace),
         stop_signal=None if stop_signal is None else signal_name(stop_signal),
         keep_s=_seconds(keep),
+        keep_output=output_kept(keep_output),
         wait_children=wait_children,
         force=force,
         secrets=dict(secrets or {}),
@@ -271,6 +277,7 @@ def run(
     starting = launch(target, argv, **how)
     follow = starting.follow(reconnect_timeout_s=_seconds(reconnect_timeout))
     kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+    truncated = False
     sinks = {
         "stdout": None if "stdout" in hidden else _Sink(out_stream if out_stream is not None else sys.stdout),
         "stderr": None if "stderr" in hidden else _Sink(err_stream if err_stream is not None else sys.stderr),
@@ -282,7 +289,9 @@ def run(
                 kept[stream].append(event.data)
                 if (sink := sinks[stream]) is not None:
                     sink.write(event.data)
-            elif watch is not None:
+                continue
+            truncated = truncated or isinstance(event, Gap)
+            if watch is not None:
                 watch(event)
     for sink in sinks.values():
         if sink is not None:
@@ -291,7 +300,8 @@ def run(
     if follow.state.state == "not_started":
         raise not_started(follow.state, str(follow.host))
     out, err = (b"".join(kept[stream]).decode("utf-8", "replace") for stream in ("stdout", "stderr"))
-    result = _result(follow.state, follow.host, stdout=out, stderr=err, hide=hidden, connection=starting.connection)
+    told: dict[str, Any] = {"stdout": out, "stderr": err, "hide": hidden, "truncated": truncated, "connection": starting.connection}
+    result = _result(follow.state, follow.host, **told)
     error = ended(follow.state, str(follow.host), result)
     if error is not None and not warn:
         raise error
@@ -609,23 +619,32 @@ class Run:
         return self.heard(State.from_json(self._ask("status")))
 
     def read(self, stream: str = "stdout", start: int = 0, end: int | None = None) -> bytes:
-        """Return the bytes from `start` to `end` (default: all there are now) of a stream. A broken link is made again once."""
+        """Return the bytes from `start` to `end` (default: all there are now) of a stream. A broken link is made again once.
+
+        Of a stream that `keep_output` bounds these are the last of them, as far back as they are still there without a gap.
+        """
         parts: list[bytes] = []
         at, stop = start, end
-        for last in (False, True):
+        tried = False
+        while True:
             try:
                 with _Closing(self._stream("read", {"stream": stream, "start": at, "end": stop})) as link:
-                    at, stop = int(link.reply["start"]), int(link.reply["end"])
-                    while at < stop:
+                    begin, until, length = (int(link.reply[name]) for name in ("start", "end", "length"))
+                    stop = min(length, length if stop is None else stop)
+                    if begin > at:
+                        parts.clear()
+                    at = begin
+                    while at < until:
                         data = link.read(DEAD_AFTER_S)
                         if not data:
                             raise ConnectionError("the link was closed")
                         parts.append(data)
                         at += len(data)
-                return b"".join(parts)
+                if at >= stop:
+                    return b"".join(parts)
             except (ConnectionError, TimeoutError) as error:
-                self._relink(error, "read", last=last)
-        raise AssertionError
+                self._relink(error, "read", last=tried)
+                tried = True
 
     def follow(
         self,
@@ -673,7 +692,7 @@ class Run:
         truncated = False
         for stream, facts in (state.streams or {}).items() if output else ():
             length = int(facts.get("length", 0))
-            truncated = truncated or length > OUTPUT_KEPT
+            truncated = truncated or length > OUTPUT_KEPT or bool(facts.get("dropped"))
             data = self.read(stream, max(0, length - OUTPUT_KEPT), length) if length else b""
             texts["stderr" if stream == "stderr" else "stdout"] = data.decode("utf-8", "replace")
         return _result(state, self.host, truncated=truncated, connection=self.connection, hide=("stdout", "stderr"), **texts)

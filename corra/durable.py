@@ -35,7 +35,7 @@ from .program import Host
 from .result import Result as CorraResult
 from .settings import setting
 from .state import State, exit_code
-from .stream import Output, Status
+from .stream import Gap, Output, Status
 from .verdict import duration, ended, not_started, typed
 
 READ = 64 * 1024
@@ -185,6 +185,8 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
                 match event:
                     case Output(stream=stream, data=data):
                         self._pipes["stderr" if stream == "stderr" else "stdout"].put(data)
+                    case Gap():
+                        self._truncated = True
                     case Status():
                         self._confirmed.set()
                     case LinkDown(attempt=1):

@@ -54,6 +54,38 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def span(text: str) -> tuple[int, int | None]:
+    """Read `A:B`, `A:` or `:B`, the bytes from A on and before B."""
+    begin, colon, end = text.partition(":")
+    if not colon:
+        raise Misuse(f"not A:B: {text!r} (say 0:4096, 1M:2M, or 4096: to the end)")
+    found = (size(begin) if begin else 0, size(end) if end else None)
+    if found[1] is not None and found[1] < found[0]:
+        raise Misuse(f"it ends before it begins: {text!r}")
+    return found
+
+
+def output_kept(text: str) -> int | None:
+    """Read `64M`, at least 64K."""
+    from . import program
+
+    return program.output_kept(text)
+
+
+def limit(text: str) -> str:
+    """Check `NAME=VALUE`."""
+    from . import program
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise Misuse(f"not NAME=VALUE: {text!r} (say files=4096)")
+    try:
+        program.limits({name: value})
+    except Misuse as error:
+        raise Misuse(error.why.removeprefix("limit ")) from None
+    return text
+
+
 def moment(text: str) -> int:
     """Read `10m` (ago), `14:30` (today), `2026-11-24T14:30` as ns since the epoch; a time without an offset is this machine's own."""
     import time
@@ -114,6 +146,8 @@ SIFTED = (
     option("grep", "g", read=pattern, help="Only lines in which this regular expression is found."),
     option("since", read=moment, help="Only what came since: 10m (ago), 14:30, 2026-11-24T14:30."),
     option("until", read=moment, help="Only what came until then."),
+    option("bytes", read=span, help="Only the bytes A:B of a stream (stdout's), B not included: 0:4096, 1M:, :64K."),
+    switch("late", help="Also what was written after its end by processes that it left behind."),
 )
 LINK = (
     option("reconnect-timeout", read=seconds, help="Give a lost link up after this long (never)."),

@@ -8,10 +8,11 @@ from __future__ import annotations
 import enum
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .agent import BOUND_MIN, RLIMITS
 from .errors import Misuse
 
 LOCAL = "local"
@@ -121,6 +122,7 @@ class Program:
     stdin: str | Mapping[str, Any] | None = None
     umask: int | None = None
     merge: bool = False
+    limits: Mapping[str, int | Sequence[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.argv or not self.argv[0]:
@@ -145,8 +147,11 @@ class Program:
             "stdin": self.stdin,
             "umask": self.umask,
             "merge": self.merge,
+            "limits": {name: list(value) if isinstance(value, Sequence) else value for name, value in self.limits.items()},
         }
-        defaults: dict[str, Any] = {"cwd": None, "env": {}, "env_inherit": True, "stdin": None, "umask": None, "merge": False}
+        defaults: dict[str, Any] = {
+            "cwd": None, "env": {}, "env_inherit": True, "stdin": None, "umask": None, "merge": False, "limits": {},
+        }  # fmt: skip
         return {"argv": list(self.argv), **{k: v for k, v in everything.items() if v != defaults[k]}}
 
 
@@ -162,6 +167,7 @@ class Request:
     grace_s: float | None = None
     stop_signal: str | None = None
     keep_s: float | None = None
+    keep_output: int | None = None
     wait_children: bool = False
     force: bool = False
     secrets: Mapping[str, str] = field(default_factory=dict)
@@ -177,6 +183,7 @@ class Request:
             "grace": self.grace_s,
             "stop_signal": self.stop_signal,
             "keep": self.keep_s,
+            "keep_output": self.keep_output,
             "wait_children": self.wait_children or None,
             "force": self.force or None,
         }
@@ -218,6 +225,84 @@ def size(text: str) -> int:
     if not match:
         raise Misuse(f"not a size: {text!r} (say 500M or 2G)")
     return int(float(match.group(1)) * 1024 ** " KMGT".index((match.group(2) or " ").upper()))
+
+
+def output_kept(value: int | str | None) -> int | None:
+    """Return how many bytes of each stream a run keeps. Raises Misuse for less than the host can keep."""
+    found = size(value) if isinstance(value, str) else value
+    if found is not None and found < BOUND_MIN:
+        raise Misuse(f"too little to keep of an output: {value} ({BOUND_MIN >> 10}K or more)")
+    return found
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+        raise Misuse(f"not a whole number: {text!r}")
+    return int(text)
+
+
+def _percent(text: str) -> int:
+    if not text.endswith("%"):
+        raise Misuse(f"not a percentage: {text!r} (150% is one CPU and a half)")
+    return _number(text[:-1])
+
+
+def _cpu(text: str) -> int:
+    found = seconds(text)
+    if found != int(found):
+        raise Misuse(f"not whole seconds: {text!r}")
+    return int(found)
+
+
+_UNLIMITED = ("unlimited", "infinity")
+# name: how its value is read, the least and the most there is, what it means
+LIMITS: dict[str, tuple[Callable[[str], int], int, int, str]] = {
+    "files": (_number, 0, 1 << 62, "open files"),
+    "core": (size, 0, 1 << 62, "size of a core dump"),
+    "cpu": (_cpu, 0, 1 << 62, "seconds of CPU"),
+    "memory": (size, 0, 1 << 62, "address space of each process"),
+    "nice": (_number, -20, 19, "from -20 (first) to 19 (last)"),
+    "oom_score_adj": (_number, -1000, 1000, "-1000 (never) to 1000: whom the kernel takes when memory runs out"),
+    "memory_max": (size, 1, 1 << 62, "memory of all its processes, by systemd"),
+    "cpu_quota": (_percent, 1, 10**6, "CPU of all its processes, by systemd, such as 150%"),
+}
+
+
+def limits(given: Mapping[str, int | str | Sequence[int]]) -> dict[str, int | list[int]]:
+    """Return limits as the agent reads them. A value is a number, its text (`4096`, `2G`, `1h`, `150%`, `unlimited`), or soft and hard: `1024:4096`.
+
+    Raises Misuse for a name there isn't and a value that means nothing.
+    """
+    return {_limit_name(name): _limit(_limit_name(name), value) for name, value in given.items()}
+
+
+def _limit_name(text: str) -> str:
+    name = text.strip().lower().replace("-", "_")
+    if name not in LIMITS:
+        raise Misuse(f"no such limit: {text!r} (there are {', '.join(LIMITS)})")
+    return name
+
+
+def _limit(name: str, value: int | str | Sequence[int]) -> int | list[int]:
+    read, least, most, _ = LIMITS[name]
+    pairs = name in RLIMITS
+    parts: list[Any] = list(value.split(":")) if isinstance(value, str) else list(value) if isinstance(value, Sequence) else [value]
+    found: list[int] = []
+    for part in parts:
+        try:
+            number = -1 if pairs and part in (-1, *_UNLIMITED) else read(part.strip()) if isinstance(part, str) else part
+        except Misuse as error:
+            raise Misuse(f"limit {name}: {error.why}") from None
+        if type(number) is not int or not (least <= number <= most or (number == -1 and pairs)):
+            raise Misuse(
+                f"limit {name}: not from {least} to {most}: {part!r}" if most < 1 << 62 else f"limit {name}: not a number: {part!r}"
+            )
+        found.append(number)
+    if len(found) > (2 if pairs else 1) or not found:
+        raise Misuse(f"limit {name}: " + ("SOFT:HARD at most" if pairs else "one number") + f": {value!r}")
+    if len(found) == 2 and found[0] % (1 << 64) > found[1] % (1 << 64):
+        raise Misuse(f"limit {name}: its soft limit is above its hard one: {value!r}")
+    return found[0] if len(found) == 1 else found
 
 
 def words(argv: Sequence[str | bytes | os.PathLike[str]]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .errors import Misuse
-from .program import seconds
+from .program import output_kept, seconds
 
 _YES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -68,6 +68,7 @@ SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "dead_after": (_patience, "--dead-after"),
     "grace": (_seconds, "--grace of run, and of a Durable run's timeout"),
     "keep": (_seconds, "--keep of run"),
+    "keep_output": (lambda value: output_kept(str(value)), "--keep-output of run"),
     "journal": (str, "the host that keeps runbooks' journals"),
     "collectors": (_collectors, "what --collector NAME means"),
     "output_limit": (_size, "how much of each stream a Durable run's Result keeps"),

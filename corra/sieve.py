@@ -1,6 +1,6 @@
 """Which lines of a run's output are wanted: those that match, those that came in a certain time.
 
-Only where it is asked for: output that is shown whole is never taken apart into lines.
+Also which bytes. Only where it is asked for: output that is shown whole is never taken apart into lines.
 """
 
 from __future__ import annotations
@@ -10,6 +10,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .stream import Output
+
+
+@dataclass
+class Range:
+    """Takes the output of one stream and gives back what comes before byte `end` of it."""
+
+    end: int | None = None
+    over: bool = field(default=False, init=False)
+
+    def take(self, output: Output) -> Iterator[Output]:
+        """Yield the part of it that is wanted."""
+        if self.end is None or output.end < self.end:
+            yield output
+            return
+        self.over = True
+        if output.offset < self.end:
+            yield Output(output.stream, output.offset, output.data[: self.end - output.offset], output.time_ns)
+
+    def rest(self) -> Iterator[Output]:
+        """Yield nothing: nothing is kept."""
+        return iter(())
+
 
 # A line that goes on for longer is judged piece by piece, so that 1 GB without a newline needs no more memory than this.
 LINE_MAX = 1 << 20

@@ -17,7 +17,7 @@ from invoke.context import Context
 
 from . import inputs, reporting, selection
 from .errors import NOTHING_DONE, CorraError, Misuse
-from .flags import COLLECTED, HOST, LINK, REACH, SHOWN, SIFTED, TARGET, WATCHED, lines, seconds, signal, size
+from .flags import COLLECTED, HOST, LINK, REACH, SHOWN, SIFTED, TARGET, WATCHED, limit, lines, output_kept, seconds, signal, size
 from .settings import setting
 from .verb import Given, listing, option, switch, verb
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .watch import Watch
 
 TAIL_ON_A_TERMINAL = 200
+MERGED = "output"
 # For looking, a host that is down must not keep the others' answers back.
 LOOK_TIMEOUT_S = 5.0
 
@@ -45,6 +46,12 @@ _RUN = (
     option("grace", read=seconds, help="From its stop signal to KILL (10s)."),
     option("stop-signal", read=signal, help="What asks it to stop (TERM)."),
     option("keep", read=seconds, help="How long the host keeps its output (14d)."),
+    option("keep-output", read=output_kept, help="Keep only the last SIZE of each stream, however much it writes (all)."),
+    listing(
+        "limit",
+        read=limit,
+        help="NAME=VALUE: files, core, cpu, memory, nice, oom_score_adj, memory_max, cpu_quota (docs/run.md); repeatable.",
+    ),
     switch("wait-children", help="It ends when the last of its descendants has."),
     switch("force", help="Start it though a logout there will end it."),
     switch("accept-new-key", help="Remember the key of a host never seen before."),
@@ -93,6 +100,8 @@ def run(c: Context, given: Given) -> int:
             grace=setting(c.config, "grace") if given.grace is None else given.grace,
             stop_signal=given.stop_signal,
             keep=setting(c.config, "keep") if given.keep is None else given.keep,
+            keep_output=setting(c.config, "keep_output") if given.keep_output is None else given.keep_output,
+            limits=dict(each.split("=", 1) for each in given.limit),
             wait_children=given.wait_children,
             force=given.force,
             spool=given.spool,
@@ -165,15 +174,25 @@ def logs(c: Context, given: Given) -> int:
 
     What it became doesn't matter here: the exit code is 0 when the output could be shown.
     """
-    from .sieve import Sieve
+    from .sieve import Range, Sieve
     from .watch import EPIPE_CODE, Gone, Watch
 
-    found = selection.find_one(c, given)
     # A time read off our own screen has milliseconds, and means all of that one.
     sieve = Sieve(given.grep, given.since, None if given.until is None else given.until + 999_999)
+    if given.bytes is not None and (given.tail is not None or not sieve.idle):
+        raise Misuse("--bytes and --tail, --grep, --since or --until exclude each other", fate="NOT DONE")
+    found = selection.find_one(c, given)
     timed = given.since is not None or given.until is not None
-    follow = _follow(given, found, tail=given.tail, since_ns=given.since, live=given.follow, times=timed, **selection.link(c, given))
-    watch = Watch(follow, found, given.screen, hide=given.hide, stamps=given.timestamps, sieve=None if sieve.idle else sieve)
+    how: dict[str, Any] = {"live": given.follow, "late": given.late, "times": timed, **selection.link(c, given)}
+    if given.bytes is not None:
+        begin, end = given.bytes
+        stream = "stderr" if given.stream == "stderr" else "stdout"
+        follow = _follow(given, found, streams=[stream], cursor=dict.fromkeys((stream, MERGED), begin), **how)
+        sifted: Sieve | Range | None = Range(end)
+    else:
+        follow = _follow(given, found, tail=given.tail, since_ns=given.since, **how)
+        sifted = None if sieve.idle else sieve
+    watch = Watch(follow, found, given.screen, hide=given.hide, stamps=given.timestamps, sieve=sifted)
     try:
         watch.stay(live=given.follow)
     except Gone:
@@ -427,10 +446,10 @@ def _freed(freed: Freed, begin: str) -> str:
     return f"{begin} {render.size(freed.bytes)}: {' and '.join(parts)}"
 
 
-def _follow(given: Given, found: Run, *, times: bool = False, **how: Any) -> Follow:
-    # A merged run has one stream, of another name, and is shown whole.
-    streams = None if given.stream in (None, "both") else [given.stream]
-    return found.follow(streams=streams, times=times or given.timestamps, **how)
+def _follow(given: Given, found: Run, *, times: bool = False, streams: Sequence[str] | None = None, **how: Any) -> Follow:
+    wanted = streams or (None if given.stream in (None, "both") else [given.stream])
+    # A merged run has one stream, which is shown whole.
+    return found.follow(streams=None if wanted is None else [*wanted, MERGED], times=times or given.timestamps, **how)
 
 
 @contextlib.contextmanager

@@ -227,6 +227,13 @@ def _no_linger(facts: Mapping[str, Any], host: Host, text: str, start: Request |
     return NotStarted("logind there kills programs at logout, linger is off", hint=hint, **{**common, "label": ""})
 
 
+def _no_scope(facts: Mapping[str, Any], host: Host, text: str, start: Request | None, common: dict[str, Any]) -> CorraError:
+    user = _one_line(facts.get("user", ""))
+    linger = [f"once:  {typed()} run --host {host.name} --as root -- loginctl enable-linger {user}"] if user else []
+    hint = [*linger, "without systemd: --limit memory=SIZE, for each process"]
+    return NotStarted("limit " + _one_line(facts.get("message", "")), hint=hint, **{**common, "label": ""})
+
+
 _ANSWERS: dict[str, Callable[[Mapping[str, Any], Host, str, Request | None, dict[str, Any]], CorraError]] = {
     "not_found": _not_found,
     "ambiguous": _ambiguous,
@@ -236,6 +243,7 @@ _ANSWERS: dict[str, Callable[[Mapping[str, Any], Host, str, Request | None, dict
     "unsupported": _unsupported,
     "not_running": _not_running,
     "no_linger": _no_linger,
+    "no_scope": _no_scope,
 }
 
 
@@ -268,7 +276,8 @@ def not_started(state: State, host: str) -> NotStarted:
         elif path := failure.get("path"):
             hint.append(f"PATH there: {path}  ({state.user or 'you'}, not a login shell)")
     else:
-        why = _errno(number, said) if number else said or "the host didn't say why"
+        named = said.startswith("limit ") and number
+        why = f"{said} ({_errno_name(number)})" if named else _errno(number, said) if number else said or "the host didn't say why"
     return NotStarted(why, host=host, prog_id=state.prog_id, label=state.label, hint=hint, code=exit_code(state))
 
 

@@ -34,12 +34,13 @@ from .verb import die_of
 from .verdict import duration, ended, span, typed
 
 if TYPE_CHECKING:
-    from .sieve import Sieve
+    from .sieve import Range, Sieve
 
 EPIPE_CODE = 141
 # A second Ctrl-C sooner than this is the same one, mashed; later than that, nobody waits for it any more.
 MASHED_S = 0.3
 SECOND_CTRL_C_S = 2.0
+GAPS_S = 10.0
 # A session that ends sends SIGHUP right beside SIGTERM.
 HANGUP_S = 0.3
 
@@ -51,6 +52,15 @@ class _End:
     """The pump has come to its end: well, or with an error."""
 
     error: BaseException | None = None
+
+
+@dataclass
+class _Gone:
+    """What of a stream is gone and hasn't been said."""
+
+    size: int = 0
+    places: int = 0
+    said_at: float | None = None
 
 
 class Desk:
@@ -143,7 +153,7 @@ class Watch:
         stamps: bool = False,
         tail: int | None = None,
         announce: bool = True,
-        sieve: Sieve | None = None,
+        sieve: Sieve | Range | None = None,
     ) -> None:
         """`relay`: the signals that are passed on to the program. `hide`: out, err or both. `announce`: say that the agent was placed."""
         self.follow = follow
@@ -156,6 +166,7 @@ class Watch:
         self._tail = tail
         self._announce = announce
         self._sieve = sieve
+        self._gone: dict[str, _Gone] = {}
         self._desk = Desk()
         self._state: State | None = None
         self._state_at = self._output_at = time.monotonic()
@@ -192,6 +203,8 @@ class Watch:
                     break
             for line in self._sieve.rest() if self._sieve is not None else ():
                 self._show_piece(line)
+            for stream in self._gone:
+                self._say_gone(stream)
             self._desk.put(_End())
         except BaseException as error:  # noqa: BLE001 - the main thread raises it
             self._desk.put(_End(error))
@@ -206,7 +219,7 @@ class Watch:
             case Status(state):
                 self._show_state(State.from_json(state))
             case Gap(stream, start, end):
-                self.screen.note(self.label, self.host, f"{stream} from byte {start} to {end} is gone: {render.size(end - start)}")
+                self._show_gap(stream, start, end)
                 self._event("gap", stream=stream, start=start, end=end)
             case LinkDown(since_s, error, attempt):
                 self._show_link_down(event)
@@ -215,6 +228,20 @@ class Watch:
                 self._down = None
                 self.screen.note("", self.host, f"link back after {duration(down_s)}, nothing missed")
                 self._event("link", up=True, down_s=round(down_s, 3))
+
+    def _show_gap(self, stream: str, start: int, end: int) -> None:
+        """Say what is gone; where much goes, because its program writes faster than we can read, not for each piece of it."""
+        gone = self._gone.setdefault(stream, _Gone())
+        gone.size, gone.places = gone.size + end - start, gone.places + 1
+        if gone.said_at is None or time.monotonic() - gone.said_at >= GAPS_S:
+            self._say_gone(stream, f"{stream} from byte {start} to {end} is gone")
+
+    def _say_gone(self, stream: str, where: str = "") -> None:
+        gone = self._gone[stream]
+        if gone.places:
+            where = where if where and gone.places == 1 else f"{stream} has {gone.places} more gaps"
+            self.screen.note(self.label, self.host, f"{where}: {render.size(gone.size)}")
+        self._gone[stream] = _Gone(said_at=time.monotonic())
 
     def _show_output(self, output: Output) -> None:
         if self._tail is not None and output.offset > 0:

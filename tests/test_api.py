@@ -344,6 +344,25 @@ def test_wait_keeps_the_end_of_much_output_and_read_has_the_rest(target: Agent, 
     assert run.read("stdout", len(whole) + 5) == b""
 
 
+def test_a_bounded_run_gives_what_it_has_and_says_that_it_isnt_all(target: Agent) -> None:
+    whole = counted()
+    how: Any = {"keep_output": "1M", "limits": {"files": 77}}
+    run = corra.start(target, ["sh", "-c", "seq 1 1100000; ulimit -n >&2"], **how)
+    result = run.wait()
+    state = run.state()
+    gone = (state.streams or {})["stdout"]["dropped"]
+    assert len(whole) - (1 << 20) - (1 << 17) - (1 << 18) <= gone <= len(whole) - (1 << 20)
+    assert (result.stderr, result.truncated, result.stdout.encode()) == ("77\n", True, whole[gone:])
+    assert run.read(end=gone + 5) == whole[gone : gone + 5]
+    assert [event for event in run.follow(cursor={"stdout": 3}) if isinstance(event, Gap)] == [Gap("stdout", 3, gone)]
+
+
+def test_a_result_of_a_run_that_was_watched_is_truncated_where_there_was_a_gap(home: Path) -> None:
+    for keep, cut in (("64K", True), ("64M", False)):
+        result = corra.run("local", ["sh", "-c", "seq 1 300000"], hide=True, keep_output=keep)
+        assert result.truncated == (len(result.stdout) < 1988895) and (cut or not result.truncated)
+
+
 def test_follow_gives_output_from_a_cursor_or_a_tail(target: Agent) -> None:
     run = corra.start(target, ["seq", "1", "1000"])
     run.wait(20)

@@ -149,6 +149,22 @@ def test_each_bad_end_has_its_line_and_code(cli: Cli, flags: tuple[str, ...], ar
         ),
         ("run --host local --stdin /no/such -- true", "corra: NOT STARTED: --stdin /no/such: No such file or directory"),
         ("run --host local --via carrier -- true", "corra: NOT STARTED: --via: not fabric, openssh or chaperone: 'carrier'"),
+        ("run --host local --limit files -- true", "corra: NOT STARTED: --limit: not NAME=VALUE: 'files' (say files=4096)"),
+        (
+            "run --host local --limit file=1 -- true",
+            "corra: NOT STARTED: --limit: no such limit: 'file' (there are files, core, cpu, memory, nice, oom_score_adj, memory_max, cpu_quota)",
+        ),
+        ("run --host local --limit files=many -- true", "corra: NOT STARTED: --limit: files: not a whole number: 'many'"),
+        ("run --host local --limit nice=20 -- true", "corra: NOT STARTED: --limit: nice: not from -20 to 19: '20'"),
+        (
+            "run --host local --keep-output 1K -- true",
+            "corra: NOT STARTED: --keep-output: too little to keep of an output: 1K (64K or more)",
+        ),
+        ("run --host local --keep-output lots -- true", "corra: NOT STARTED: --keep-output: not a size: 'lots' (say 500M or 2G)"),
+        ("logs --bytes 7 x", "corra: NOT DONE: --bytes: not A:B: '7' (say 0:4096, 1M:2M, or 4096: to the end)"),
+        ("logs --bytes 7:5 x", "corra: NOT DONE: --bytes: it ends before it begins: '7:5'"),
+        ("logs --bytes=-7: x", "corra: NOT DONE: --bytes: not a size: '-7' (say 500M or 2G)"),
+        ("logs --bytes 1: -n 5 x", "corra: NOT DONE: --bytes and --tail, --grep, --since or --until exclude each other"),
         ("run --host local --id UPPER -- true", "corra: NOT STARTED: not an id: 'UPPER'"),
         ("attach a b", "corra: NOT DONE: one id at a time: a b"),
         ("wait", "corra: NOT DONE: wait needs an id"),
@@ -302,6 +318,74 @@ def test_streams_can_be_told_apart_and_dated(cli: Cli) -> None:
     from datetime import datetime
 
     assert datetime.fromisoformat(stamped.split()[0]).tzinfo is not None
+
+
+def test_logs_gives_any_bytes_of_a_stream(cli: Cli) -> None:
+    cli("run", *LOCAL, "--", "sh", "-c", "seq 1000; echo 0123456789 >&2")
+    whole = "".join(f"{number}\n" for number in range(1, 1001)).encode()
+    for text, begin, end in (
+        ("0:10", 0, 10),
+        (":10", 0, 10),
+        ("5:5", 5, 5),
+        ("1K:2K", 1024, 2048),
+        ("3000:", 3000, None),
+        ("9M:", 9 << 20, None),
+    ):
+        done = cli("logs", "--bytes", text)
+        assert (done.returncode, done.stdout, done.stderr) == (0, whole[begin:end], b"")
+    assert cli("logs", "--bytes", "2:4", "--stream", "stderr").stderr == b"23"
+    cli("run", *LOCAL, "--merge", "--", "sh", "-c", "echo out; echo err >&2")
+    assert cli("logs", "--bytes", "2:6").stdout == b"t\ner"
+
+
+def test_logs_of_bytes_still_to_come_waits_for_them_and_for_no_more(cli: Cli, started: Callable[..., str]) -> None:
+    prog_id = started("sh", "-c", "echo one; sleep 0.2; echo two; exec sleep 60")
+    assert cli("logs", "-f", "--bytes", "2:6", prog_id).stdout == b"e\ntw"
+
+
+def test_logs_of_what_came_after_the_end(cli: Cli, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    prog_id = cli("run", *LOCAL, "-d", "--", "sh", "-c", f"echo in time; (read a < {gate}; echo late) & exit 0").stdout.decode().strip()
+    cli("wait", prog_id)
+    gate.write_text("\n")
+    eventually(lambda: json.loads(cli("status", "--json", prog_id).stdout)["streams"]["stdout"]["late"])
+    assert cli("logs", prog_id).stdout == b"in time\n"
+    assert cli("logs", "--late", prog_id).stdout == b"in time\nlate\n"
+    assert cli("logs", "--late", "--bytes", "8:", prog_id).stdout == b"late\n"
+
+
+def test_a_merged_run_is_one_stream_whichever_is_asked_for(cli: Cli) -> None:
+    cli("run", *LOCAL, "--merge", "--", "sh", "-c", "for i in 1 2 3; do echo o$i; echo e$i >&2; done")
+    for flags in ((), ("--stream", "both"), ("--stream", "stdout"), ("--stream", "stderr")):
+        assert (cli("logs", *flags).stdout, cli("logs", *flags).stderr) == (b"o1\ne1\no2\ne2\no3\ne3\n", b"")
+    stamped = cli("logs", "-t").stdout.decode().splitlines()
+    assert [line.split()[1] for line in stamped] == ["o1", "e1", "o2", "e2", "o3", "e3"]
+
+
+def test_a_bounded_run_shows_what_it_has_and_says_what_is_gone(cli: Cli) -> None:
+    cli("run", *LOCAL, "-q", "--keep-output", "64K", "--", "seq", "100000")
+    whole = "".join(f"{number}\n" for number in range(1, 100001)).encode()
+    done = cli("logs")
+    gone = len(whole) - len(done.stdout)
+    assert gone > 0 and done.stdout == whole[gone:]
+    assert re.fullmatch(rf"corra: \w+ on local: stdout from byte 0 to {gone} is gone: [0-9]+ kB\n", done.stderr.decode())
+    assert "dropped" in cli("status").stdout.decode()
+    (gap,) = [each for each in objects(cli("logs", "--json").stdout) if each.get("event") == "gap"]
+    assert (gap["stream"], gap["start"], gap["end"]) == ("stdout", 0, gone)
+    assert cli("logs", "--bytes", f"10:{gone + 7}").stdout == whole[gone : gone + 7]
+    assert cli("logs", "--tail", "2").stdout == b"99999\n100000\n"
+
+
+def test_limits_hold_and_one_that_cant_is_named(cli: Cli) -> None:
+    flags = ("--limit", "files=99", "--limit", "Core=0:1M", "--limit", "nice=4", "--limit", "cpu=1m", "--limit", "oom-score-adj=900")
+    done = cli("run", *LOCAL, *flags, "--", "sh", "-c", "ulimit -n; ulimit -St; nice; cat /proc/self/oom_score_adj")
+    assert done.stdout.split() == [b"99", b"60", b"4", b"900"]
+    done = cli("run", *LOCAL, "--limit", "files=99999999999", "--", "true")
+    assert done.returncode == 125
+    assert re.search(
+        r"local: NOT STARTED: limit files=99999999999: Operation not permitted \(at most \w+ here\) \(EPERM\)", done.stderr.decode()
+    )
 
 
 # -- kill

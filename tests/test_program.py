@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
+from corra import agent
 from corra.errors import Misuse
-from corra.program import Host, Mode, Program, Request, seconds, words
+from corra.program import LIMITS, Host, Mode, Program, Request, limits, output_kept, seconds, words
 from properties import PROPERTY, words as any_word
 
 names = st.from_regex(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,20}", fullmatch=True).filter(lambda name: name != "local")
@@ -169,6 +171,63 @@ def test_a_request_puts_each_thing_where_the_agent_looks_for_it():
         "secrets": {"env": {"T": "s"}},
         "spool": "/s",
     }
+
+
+def test_limits_are_read_as_they_are_typed_and_as_numbers():
+    typed = {"files": "1024:4096", "core": "unlimited", "CPU": "2h", "memory": "1.5G", "nice": "-5", "oom-score-adj": " 300 "}
+    assert limits(typed) == {
+        "files": [1024, 4096], "core": -1, "cpu": 7200, "memory": 3 << 29, "nice": -5, "oom_score_adj": 300,
+    }  # fmt: skip
+    assert limits({"memory_max": "2G", "cpu_quota": "150%"}) == {"memory_max": 2 << 30, "cpu_quota": 150}
+    given: Any = {"files": (5, -1), "core": 0, "cpu": 7, "cpu_quota": 50}
+    assert limits(given) == {"files": [5, -1], "core": 0, "cpu": 7, "cpu_quota": 50}
+    program = Program(("true",), limits=limits({"files": "1:2", "nice": 3}))
+    assert program.to_json() == {"argv": ["true"], "limits": {"files": [1, 2], "nice": 3}}
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("fils", 1, "no such limit: 'fils' (there are files, "),
+        ("files", "", "limit files: not a whole number"),
+        ("files", -2, "limit files: not a number: -2"),
+        ("files", 1.5, "limit files: not a number: 1.5"),
+        ("files", True, "limit files: not a number"),
+        ("files", "1:2:3", "limit files: SOFT:HARD at most"),
+        ("files", "2:1", "soft limit is above"),
+        ("files", "unlimited:1", "soft limit is above"),
+        ("files", (), "limit files: SOFT:HARD at most"),
+        ("cpu", "1.5", "limit cpu: not whole seconds"),
+        ("cpu", "soon", "limit cpu: not a duration"),
+        ("memory", "big", "limit memory: not a size"),
+        ("nice", "unlimited", "limit nice: not a whole number"),
+        ("nice", "1:2", "limit nice: one number"),
+        ("oom_score_adj", 1001, "limit oom_score_adj: not from -1000 to 1000: 1001"),
+        ("cpu_quota", "50", "limit cpu_quota: not a percentage: '50'"),
+        ("memory_max", "0", "limit memory_max: not a number"),
+    ],
+)
+def test_a_limit_that_means_nothing_is_refused_and_named(name, value, words):
+    with pytest.raises(Misuse) as refused:
+        limits({name: value})
+    assert words in refused.value.why
+
+
+@PROPERTY
+@given(st.dictionaries(st.sampled_from([*LIMITS, "x"]), st.text(max_size=8) | st.integers() | st.lists(st.integers(), max_size=3)))
+def test_whatever_limits_are_let_through_the_agent_takes(given_limits):
+    try:
+        read = limits(given_limits)
+    except Misuse:
+        return
+    assert agent.limit_complaints(read) == []
+
+
+def test_what_is_kept_of_an_output_is_a_size_or_bytes():
+    assert [output_kept(each) for each in (None, "64k", 65536, "1.5M", "2GiB")] == [None, 65536, 65536, 3 << 19, 2 << 30]
+    for each in (0, 65535, "1", "0"):
+        with pytest.raises(Misuse, match="too little to keep"):
+            output_kept(each)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ def config(**under: Any) -> Config:
         ("connect_timeout", "5s", 5.0),
         ("connect_timeout", 7, 7.0),
         ("keep", "14d", 14 * 86400.0),
+        ("keep_output", "64M", 64 << 20),
+        ("keep_output", 65536, 65536),
         ("output_limit", "64k", 65536),
         ("output_limit", 1000, 1000),
         ("accept_new_key", "yes", True),
@@ -49,7 +51,9 @@ def test_a_setting_is_read_from_the_configuration_and_from_the_environment(
     assert setting(Config(), name) == read
 
 
-@pytest.mark.parametrize(("name", "value"), [("connect_timeout", "soon"), ("output_limit", "much"), ("accept_new_key", "maybe")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("connect_timeout", "soon"), ("output_limit", "much"), ("keep_output", "1k"), ("accept_new_key", "maybe")]
+)
 def test_what_cant_be_read_is_said_with_its_name(home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     with pytest.raises(corra.Misuse, match=rf"corra\.{name} in the configuration: "):
         setting(config(**{name: value}), name)

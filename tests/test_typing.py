@@ -30,7 +30,7 @@ def upgrade(version: str, ticket: str, fleet_text: str) -> dict[str, float]:
 
 
 def other() -> bytes:
-    run: corra.Run = corra.start("db1", ["sleep", "1"], name="x", timeout="1h")
+    run: corra.Run = corra.start("db1", ["sleep", "1"], name="x", timeout="1h", keep_output="64M", limits={"files": 4096, "cpu": "1h", "core": (0, -1)})
     for event in run.follow():
         match event:
             case corra.Output(stream="stdout", data=data):
@@ -44,6 +44,7 @@ BAD = [
     'corra.runbook("k", key="x").run("db1", ["true"], step="s", tiemout="5m")',
     'corra.runbook("k", key="x").run(["db1"], ["true"], step="s").stdout',
     "corra.hosts(7)",
+    'corra.start("db1", ["true"], limits=["files=4096"])',
 ]
 
 
