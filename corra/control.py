@@ -457,14 +457,15 @@ def named(
     host: Any = None,
     *,
     spool: str | None = None,
+    verb: str = "attach",
     **reach: Unpack[Reach],
 ) -> Run:
     """Return the run that `attach` would, without asking its host whether it is there: its first answer tells, and the run's full id with it.
 
-    One exec less for whoever asks something else anyway. Raises NotFound and Ambiguous where history can't say which.
+    One exec less for whoever asks something else anyway. `verb` is what a hint has to be typed with. Raises NotFound and Ambiguous where history can't say which.
     """
     if host is None:
-        entry = recall(id)
+        entry = recall(id, verb)
         # A name is the host's to resolve: since we last looked it may have been given to another run.
         text = id if id is not None and id == entry.name else entry.prog_id
         reach = {**reach, "via": reach.get("via") or entry.via, "as_user": reach.get("as_user") or entry.as_user}
@@ -479,7 +480,7 @@ def named(
     return run
 
 
-def recall(text: str | None) -> history.Entry:
+def recall(text: str | None, verb: str = "attach") -> history.Entry:
     """Return the one run that `text` means in this machine's history, the newest for None. Raises NotFound, Ambiguous."""
     if text is None:
         newest = history.newest()
@@ -494,13 +495,13 @@ def recall(text: str | None) -> history.Entry:
     if len(found) > 1:
         raise ambiguous(text, "", [entry.as_state() for entry in found], with_hosts=True)
     if not found:
-        verb = f"{typed()} attach --host HOST {text}"
+        say = f"{typed()} {verb} --host HOST {text}"
         look = f"{typed()} ps --host {','.join(history.hosts()[:3]) or 'HOST'}"
         raise NotFound(
             "say where it runs:",
             label=text,
             fate="NOT FOUND in this machine's history",
-            hint=[one] if len(one := f"{verb}       or look: {look}") <= WIDTH else [verb, f"or look: {look}"],
+            hint=[one] if len(one := f"{say}       or look: {look}") <= WIDTH else [say, f"or look: {look}"],
         )
     return found[0]
 

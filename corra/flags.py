@@ -124,7 +124,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
 # As in program.Mode, which `inv --list` has no need of.
 AS_MODES = ("ssh-then-sudo", "ssh-as", "sudo-then-ssh", "sudo-then-ssh-then-sudo")
 
-HOST = listing("host", "H", "hosts", help="Where: HOST, user@host:port or local; several with commas. Default: what history says.")
+HOST = listing("host", "H", "hosts", help="Where: HOST, user@host:port or local; db1,web[1-3] are several. Default: what history says.")
 TARGET = listing("host", "H", "hosts", help="Where: HOST, user@host:port, or local for this machine. Default: $CORRA_HOST.")
 REACH = (
     option("user", "u", help="Log in as this user."),

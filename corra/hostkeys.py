@@ -39,6 +39,12 @@ class Key:
         kind = _KINDS.get(self.type) or ("ECDSA" if self.type.startswith("ecdsa-") else self.type)
         return f"{kind} {self.fingerprint}"
 
+    @property
+    def short(self) -> str:
+        """The same for a line that says more: what is to be compared stands whole below it."""
+        whole = str(self)
+        return f"{whole[:-37]}..{whole[-3:]}" if self.fingerprint.startswith("SHA256:") else whole
+
 
 @dataclass(frozen=True)
 class Known:
@@ -116,9 +122,9 @@ def verdict(offered: Key, entries: Sequence[Known], host: Host, settings: Settin
         return None
     if not others:
         return HostKey(
-            f"host key unknown: {offered}",
+            f"host key unknown: {offered.short}",
             host=host.name,
-            hint=[f"compare it, then  {ssh}  (asks, remembers), or --accept-new-key"],
+            hint=[f"whole: {offered}", f"compare it, then  {ssh}  (asks, remembers), or --accept-new-key"],
         )
     # The line that contradicts: one of the same type if there is one.
     entry = next((each for each in others if each.key.type == offered.type), others[0])

@@ -17,7 +17,7 @@ from .program import Host
 _OPERATORS = re.compile(r"[!&^]")
 # A comma that separates parts stands outside brackets.
 _PARTS = re.compile(r",(?![^\[]*\])")
-_IPV6 = re.compile(r"(?:[^@]+@)?\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\](?::\d+)?")
+_IPV6 = re.compile(r"(?:[^@]+@)?\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[\w.-]+)?\](?::\d+)?")
 
 
 class Hosts(Sequence[str]):

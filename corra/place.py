@@ -411,7 +411,7 @@ class _Exchange:
                 return word
             if none in self._held:
                 raise errors.NoPython(
-                    f"no Python 3.6 or later (tried {PYTHONS[0]}, {PYTHONS[2]} .. {PYTHONS[-1]})",
+                    f"no Python 3.6 or later (tried {PYTHONS[0]}, {PYTHONS[2]} ..)",
                     host=self._runner.host.name,
                     hint=[
                         f"keep it from here:  {typed()} run --via chaperone --host {self._runner.host} -- ..",

@@ -15,7 +15,7 @@ from typing import Any
 
 from . import ids
 from .state import State, exit_code
-from .verdict import WIDTH, duration, ended, when
+from .verdict import duration, ended, when
 
 DONE = "done"
 STARTED = "started"
@@ -105,12 +105,6 @@ def fate(state: State, host: str = "", *, now: datetime | None = None) -> tuple[
     if bad is None:
         return DONE, f"exit 0{at}" + (f" after {took}" if took else "")
     return bad.fate, bad.why + ("," + at if at and state.state == "exited" else "")
-
-
-def beside(hints: Sequence[str], width: int = WIDTH) -> list[str]:
-    """Return short hints on one line, long ones below each other."""
-    one = "      ".join(hints)
-    return [one] if len(one) <= width else list(hints)
 
 
 def word(state: State) -> str:

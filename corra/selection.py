@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .state import State
 
 _HISTORY_HOSTS = 32
+# 80 columns, less `corra: NOT KILLED: `.
+_CHOICE_WIDTH = 61
 
 
 def reach(c: Context, given: Given) -> dict[str, Any]:
@@ -75,18 +77,39 @@ def fabrics_host(c: Context) -> str:
 
 def told_hosts(c: Context, given: Given) -> list[str]:
     """Return the hosts given by flag, `fab -H`, $CORRA_HOST or the configuration, in this order; none is an answer too."""
-    told: Sequence[str] = given.host or [fabrics_host(c) or os.environ.get("CORRA_HOST") or setting(c.config, "host") or ""]
-    return [name.strip() for text in told for name in text.split(",") if name.strip()]
+    return _hosts(given.host or [fabrics_host(c) or os.environ.get("CORRA_HOST") or setting(c.config, "host") or ""])
+
+
+def _hosts(texts: Sequence[str]) -> list[str]:
+    """Return the hosts that lists and sets such as `db1,web[1-3]` name, each once. Raises Misuse."""
+    from .hostset import hosts
+
+    given = [text for text in texts if text.strip(", ")]
+    try:
+        return list(hosts(given)) if given else []
+    except Misuse as error:
+        error.fate = "NOT DONE"
+        raise
+
+
+def _several(hosts: Sequence[str]) -> str:
+    from .hostset import fold
+
+    return f"{', '.join(hosts) if len(hosts) < 4 else fold(hosts)} are {len(hosts)}"
 
 
 def one_host(c: Context, given: Given, *, fate: str) -> str:
     """Return the one host a command line names. Raises Misuse for none and for several."""
-    hosts = told_hosts(c, given)
+    try:
+        hosts = told_hosts(c, given)
+    except Misuse as error:
+        error.fate = fate
+        raise
     if not hosts:
         command = shlex.join(given.argv)
         raise Misuse(f"no host:  {program()} run --host HOST -- {command}   (here: local)", fate=fate)
     if len(hosts) > 1:
-        raise Misuse(f"one host at a time: {', '.join(hosts)} are {len(hosts)}", fate=fate)
+        raise Misuse(f"one host at a time: {_several(hosts)}", fate=fate)
     return hosts[0]
 
 
@@ -96,10 +119,9 @@ def find(c: Context, given: Given, text: str | None) -> Run:
     from .reach import agent_to_ask
 
     # $CORRA_HOST and the configuration say where to start things; where a run is, is for history to know first.
-    told = given.host or [fabrics_host(c)]
-    hosts = [name.strip() for each in told for name in each.split(",") if name.strip()]
+    hosts = _hosts(given.host or [fabrics_host(c)])
     if len(hosts) > 1:
-        raise Misuse(f"an id belongs to one host: {', '.join(hosts)} are {len(hosts)}", fate="NOT DONE")
+        raise Misuse(f"an id belongs to one host: {_several(hosts)}", fate="NOT DONE")
     how = reach(c, given)
     if (limit_s := getattr(given, "timeout", None)) is not None:
         # A look that has its own limit must not spend more than that on being let in.
@@ -109,7 +131,7 @@ def find(c: Context, given: Given, text: str | None) -> Run:
         there.begin()  # the way there is made while the rest is imported
     from . import control
 
-    return control.named(text, there, spool=given.spool, **how)
+    return control.named(text, there, spool=given.spool, verb=given.verb, **how)
 
 
 def find_one(c: Context, given: Given) -> Run:
@@ -126,7 +148,10 @@ def to_kill(c: Context, given: Given) -> list[tuple[Run, State | None]]:
 
     if given.ids:
         return _each_found(c, given)
-    hosts = told_hosts(c, given)
+    try:
+        hosts = told_hosts(c, given)
+    except Misuse as error:
+        raise _not_killed(error) from error
     if given.all and not hosts:
         raise Misuse("-a needs --host", fate="NOT KILLED")
     open_: list[State] = []
@@ -139,14 +164,22 @@ def to_kill(c: Context, given: Given) -> list[tuple[Run, State | None]]:
     else:
         open_ = [entry.as_state() for entry in history.recent(50) if entry.open]
     if not given.all:
-        named = ", ".join(f"{ids.short(each.prog_id)} ({each.name or '-'})" for each in open_[:5]) or "nothing"
-        more = f" and {len(open_) - 5} more" if len(open_) > 5 else ""
         where = f" on {', '.join(sorted({each.host for each in open_}) or hosts)}" if open_ or hosts else ""
-        raise Misuse(f"say which: {named}{more} run{'s' if len(open_) <= 1 else ''}{where}", fate="NOT KILLED")
+        labels = [f"{ids.short(each.prog_id)} ({each.name or '-'})" for each in open_]
+        choices = (_choice(labels, shown) + where for shown in range(min(5, len(labels)), 0, -1))
+        raise Misuse(
+            next((each for each in choices if len(each) <= _CHOICE_WIDTH), _choice(labels, min(1, len(labels))) + where), fate="NOT KILLED"
+        )
     if not open_:
         given.screen.note("", ",".join(hosts), "nothing runs there")
     how = reach(c, given)
     return [(control.Run(agent_for(each.host, **how), each.prog_id, name=each.name, spool=given.spool), each) for each in open_]
+
+
+def _choice(labels: Sequence[str], shown: int) -> str:
+    """Return `say which: w9c4tr (reindex), p2d6xn (-) run`, with the first `shown` of them."""
+    more = f" and {len(labels) - shown} more" if len(labels) > shown else ""
+    return f"say which: {', '.join(labels[:shown]) or 'nothing'}{more} run{'s' if len(labels) <= 1 else ''}"
 
 
 def _each_found(c: Context, given: Given) -> list[tuple[Run, State | None]]:

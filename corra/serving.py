@@ -107,7 +107,7 @@ def _needed() -> None:
     fate="NOT DELIVERED",
 )
 def deliver(c: Context, given: Given) -> int:
-    """Send a run's output and end to its collector once more, or to another: corra deliver ID..
+    """Send a run's reports once more, or to another collector: corra deliver ID..
 
     A courier that is waiting tries at once. Exits 0 when all there is has been acknowledged.
     """

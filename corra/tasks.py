@@ -67,7 +67,7 @@ _RUN = (
 
 @verb(TARGET, *REACH, *_RUN, command=True, fate="NOT STARTED")
 def run(c: Context, given: Given) -> int:
-    """Start a program that outlives this connection, and show it: inv run --host db1 -- uptime
+    """Start a program that outlives ssh, and show it: inv run --host db1 -- uptime
 
     Ctrl-C leaves it running. We exit as it does: its own code, 128+N by signal N, 124 by --timeout, 126 or 127 when it can't be
     executed; 125: nothing was started, 123: it may have been (repeat it with the same --id) or how it ended is unknown, 122: it still
@@ -215,7 +215,7 @@ def logs(c: Context, given: Given) -> int:
     fate="NOT KILLED",
 )
 def kill(c: Context, given: Given) -> int:
-    """Stop runs: TERM (or its own --stop-signal), after --grace KILL to the whole tree: inv kill ID..
+    """Stop runs: TERM, and after --grace KILL to the whole tree: inv kill ID..
 
     Exits 0 when none is left, also when it had ended already, 1 when something outlives KILL, 125 when nothing could be done.
     """
@@ -483,6 +483,7 @@ def _at(state: State, found: Run) -> State:
 def _detached(given: Given, watch: Watch, state: State, target: str) -> int:
     from . import ids, render
     from .verb import program
+    from .verdict import beside
 
     if given.json:
         return 0  # the start event has said it
@@ -495,7 +496,7 @@ def _detached(given: Given, watch: Watch, state: State, target: str) -> int:
         fate, why = f"{render.STARTED}, kept by THIS machine", "don't let it sleep"
     elif target != "local":
         hint.append(f"elsewhere: corra attach --host {target} {short}")
-    given.screen.say(watch.label, target, fate, why, render.beside(hint))
+    given.screen.say(watch.label, target, fate, why, beside(hint))
     return 0
 
 

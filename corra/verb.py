@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import os
 import shlex
 import sys
+import textwrap
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
@@ -41,6 +43,7 @@ _CORE_SHOWS = frozenset({"-h", "--help", "-l", "--list", "-V", "--version", "--p
 _RARELY = (100_000, 20, 20)
 _SWITCH_S = 0.0005
 
+_DOC_WIDTH = 78
 _COMPLETED = 50  # the newest; more would scroll by
 
 VERBS: dict[str, Verb] = {}
@@ -106,8 +109,9 @@ _COMMON = (
 
 
 class Given(SimpleNamespace):
-    """What was given to a verb: an attribute per flag, `ids`, and for `run` the `argv`."""
+    """What was given to a verb: its name, an attribute per flag, `ids`, and for `run` the `argv`."""
 
+    verb: str
     ids: list[str]
     argv: list[str]
     refusal: str = ""
@@ -152,6 +156,7 @@ class Verb(Task):  # type: ignore[type-arg]
 
     def __init__(self, body: Callable[[Context, Given], Any], *, flags: Sequence[Flag], ids: bool, command: bool, fate: str) -> None:
         super().__init__(body, positional=[])
+        self.__doc__ = _narrow(body.__doc__ or "")
         theirs = {name for flag in flags for name in flag.names}
         self.flags = (*flags, *(flag for flag in _COMMON if not theirs & {*flag.names[:1]}))
         self.ids = ids
@@ -184,7 +189,10 @@ class Verb(Task):  # type: ignore[type-arg]
     def read(self, words: Sequence[str], command: Sequence[str] | None = None) -> Line:
         """Read the words after the verb; `command` is what follows `--`, None where there is no `--`."""
         given = Given(
-            ids=[], argv=list(command or ()), **{flag.key: list(flag.default) if flag.many else flag.default for flag in self.flags}
+            verb=self.name,
+            ids=[],
+            argv=list(command or ()),
+            **{flag.key: list(flag.default) if flag.many else flag.default for flag in self.flags},
         )
         line = Line(given)
         known = {name: flag for flag in self.flags for name in flag.typed}
@@ -199,6 +207,8 @@ class Verb(Task):  # type: ignore[type-arg]
                     words, command = words[:at], None
                     break
                 line.words.append((at, word))
+                if not word and self.ids:
+                    line.refuse("an id is empty: is a variable unset?")
                 given.ids.append(word)
                 if self.command:
                     break
@@ -363,6 +373,13 @@ def die_of(name: str) -> None:
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     raise Exit(code=128 + number)  # where that signal is blocked
+
+
+def _narrow(doc: str) -> str:
+    """Return a docstring that fits a terminal behind Invoke's indent; Invoke prints its lines as they are, the first one in its list, too."""
+    first, *rest = inspect.cleandoc(doc).split("\n")
+    paragraphs = "\n".join(rest).split("\n\n")
+    return "\n\n".join([first, *(textwrap.fill(each, _DOC_WIDTH) for each in paragraphs if each)])
 
 
 def _end(words: Sequence[str]) -> int:

@@ -73,6 +73,12 @@ def _two(whole: int, large: int, large_unit: str, small: int, small_unit: str) -
     return f"{whole // large} {large_unit}" + (f" {rest} {small_unit}" if rest else "")
 
 
+def beside(hints: Sequence[str], width: int = WIDTH, *, gap: str = "      ") -> list[str]:
+    """Return short hints on one line, long ones below each other."""
+    one = gap.join(hints)
+    return [one] if len(one) <= width else list(hints)
+
+
 def when(text: str | None) -> datetime | None:
     """Read a State's time, as local time with its offset; None for what isn't one."""
     if not text:
@@ -274,7 +280,7 @@ def not_started(state: State, host: str) -> NotStarted:
         if number == errno.ENOENT and "interpreter" in said:
             why = f"{program}: {said} (ENOENT)"
         elif path := failure.get("path"):
-            hint.append(f"PATH there: {path}  ({state.user or 'you'}, not a login shell)")
+            hint += beside([f"PATH there: {path}", f"({state.user or 'you'}, not a login shell)"], gap="  ")
     else:
         named = said.startswith("limit ") and number
         why = f"{said} ({_errno_name(number)})" if named else _errno(number, said) if number else said or "the host didn't say why"

@@ -31,7 +31,7 @@ from .screen import ERR, OUT, Gone, Screen
 from .state import State, exit_code
 from .stream import Gap, Output, Status
 from .verb import die_of
-from .verdict import duration, ended, span, typed
+from .verdict import beside, duration, ended, span, typed
 
 if TYPE_CHECKING:
     from .sieve import Range, Sieve
@@ -358,7 +358,7 @@ class Watch:
             self.screen.note(self.label, self.host, f"you left before {self.host} answered")
             return
         self._event("detach", why=why)
-        hint = render.beside([f"watch: {typed()} attach {self.short}", f"stop: {typed()} kill {self.short}"])
+        hint = beside([f"watch: {typed()} attach {self.short}", f"stop: {typed()} kill {self.short}"])
         self.screen.say(self.label, self.host, render.STILL_RUNNING, why, [*hint, *more])
 
     def _left_early(self) -> CorraError:

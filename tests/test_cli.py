@@ -126,6 +126,10 @@ def test_each_bad_end_has_its_line_and_code(cli: Cli, flags: tuple[str, ...], ar
     [
         ("run -- true", "corra: NOT STARTED: no host:  corra run --host HOST -- true   (here: local)"),
         ("run --host a,b -- true", "corra: NOT STARTED: one host at a time: a, b are 2"),
+        ("run --host web[1-6] -- true", "corra: NOT STARTED: one host at a time: web[1-6] are 6"),
+        ("attach --host web[1-2] x", "corra: NOT DONE: an id belongs to one host: web1, web2 are 2"),
+        ("kill --host web[1- -a", "corra: NOT KILLED: not a set of hosts: 'web[1-'"),
+        ("kill -y \t", "corra: NOT KILLED: an id is empty: is a variable unset?"),
         ("run --host -oProxyCommand=x -- true", "corra: NOT STARTED: not a host name: '-oProxyCommand=x'"),
         *(
             (f"run --host {host} {flag}-x -- true", "corra: NOT STARTED: not a user name: '-x'")
@@ -175,7 +179,7 @@ def test_each_bad_end_has_its_line_and_code(cli: Cli, flags: tuple[str, ...], ar
     ],
 )
 def test_misuse_is_one_line_and_code_2(cli: Cli, typed: str, line: str) -> None:
-    done = cli(*typed.split())
+    done = cli(*(word.strip("\t") for word in typed.split(" ")))
     assert (done.returncode, done.stdout) == (2, b"")
     assert len(lines(done.stderr)) == 1
     assert lines(done.stderr)[0].startswith(line)
@@ -606,6 +610,7 @@ def test_every_verb_has_help_with_an_example(cli: Cli) -> None:
     for verb in ("run", "attach", "logs", "kill", "ps", "status", "wait"):
         done = cli(verb, "--help")
         assert done.returncode == 0
+        assert all(len(line) <= 80 for line in lines(done.stdout))
         assert f"corra {verb}" in done.stdout.decode() or f"inv {verb}" in done.stdout.decode()
     assert lines(cli("--version").stdout)[0].startswith("corra ")
 
