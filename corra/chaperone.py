@@ -50,6 +50,11 @@ class Chaperone(Agent):
         return self._far.host
 
     @property
+    def far(self) -> OpenSSH:
+        """What leads to the host itself."""
+        return self._far
+
+    @property
     def user(self) -> str:
         return self.host.user or self._far.login
 
@@ -120,7 +125,7 @@ class Chaperone(Agent):
         where = {"prog_id": request["prog_id"], **({"spool": request["spool"]} if request.get("spool") else {})}
         if not self._known(where, timeout_s):
             # A run that could not be started is a run all the same, and its id used up: a host that lets nobody in is found out before.
-            self._probe()
+            self.probe()
         link = super().stream("start", whole, payload=payload, timeout_s=timeout_s, sending=sending)
         link.placed = 0  # here, which is nobody's concern
         self._mine.add(request["prog_id"])
@@ -149,7 +154,7 @@ class Chaperone(Agent):
         link.close()
         return bool(link.reply.get("prog_id") == where["prog_id"])
 
-    def _probe(self) -> None:
+    def probe(self) -> None:
         """Log in, through every sudo, and see that there is a shell. Raises CorraError with what is in the way."""
         channel = self._far.open(f"echo {_READY.decode().rstrip()}")
         came = b""

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from . import history, hostset, ids
 from .agent import VERSION
-from .errors import CorraError, Misuse, NotFound, NotKilled, Unreachable
+from .errors import CorraError, Misuse, NotFound, NotKilled, NotStarted, Unreachable
 from .follow import ANSWER_S, DEAD_AFTER_S, Event, Follow, Link, signal_name
 from .place import Agent, Refused, courier_source
 from .program import Host, Program, Request, limits as read_limits, output_kept, seconds, words
@@ -190,8 +190,7 @@ def launch(
     **reach: Unpack[Reach],
 ) -> Launch:
     """Return the Launch of `argv` on `target`. Raises Misuse for what no host could start. No I/O but reading `stdin`."""
-    if id is not None and not ids.is_valid(id):
-        raise Misuse(f"not an id: {id!r} (a-z, 0-9, '.', '_', '-', at most 64, the first a letter or digit)")
+    prog_id = _new_id(id)
     agent = agent_for(target, **reach)
     if cwd is None and agent.host.is_local:
         cwd = os.getcwd()
@@ -207,7 +206,7 @@ def launch(
         limits=read_limits(limits or {}),
     )
     request = Request(
-        id or ids.new_id(),
+        prog_id,
         program,
         name=name,
         origin={**me(), **(origin or {})},
@@ -226,6 +225,49 @@ def launch(
     )
     connection = target if is_a(target, "fabric.connection", "Connection") else None
     return Launch(agent, request, payload, reach.get("via"), connection)
+
+
+def _new_id(given: str | None) -> str:
+    if given is not None and not ids.is_valid(given):
+        raise Misuse(f"not an id: {given!r} (a-z, 0-9, '.', '_', '-', at most 64, the first a letter or digit)")
+    return given or ids.new_id()
+
+
+def again(
+    run: Run,
+    *,
+    id: str | None = None,  # noqa: A002
+    secrets: Mapping[str, str] | None = None,
+) -> tuple[Launch, str | None]:
+    """Return the Launch of the same program, on the same host, as a run of its own; and the URL that the old one reported to, if it did.
+
+    What the host has written down is what is started: words, directory, the variables that were given, stdin, limits and name. The login's
+    own environment is that of now. Secrets were never written down and must be given anew. Raises NotStarted where it still runs, where a
+    secret is missing, and where its output and stdin are gone.
+    """
+    prog_id = _new_id(id)
+    state = run.state()
+    facts: dict[str, Any] = {"label": state.label, "host": str(run.host), "prog_id": state.prog_id}
+    if not state.ended:
+        raise NotStarted("it is still running", hint=[f"watch: {typed()} attach {ids.short(state.prog_id)}"], **facts)
+    record, given = run.record()
+    stdin = record["program"].get("stdin")
+    missing = sorted(set(filter(None, (state.origin or {}).get("secrets", "").split(","))) - set(secrets or {}))
+    if missing:
+        flags = " ".join(f"--secret {name}" for name in missing)
+        raise NotStarted(
+            f"nobody has kept its secret{'s' * (len(missing) != 1)} {', '.join(missing)}",
+            hint=[f"give it again:  {typed()} again {flags} {ids.short(state.prog_id)}      (or --secret NAME=FILE)"],
+            **facts,
+        )
+    if isinstance(stdin, Mapping) and "bytes" in stdin and len(given) != stdin["bytes"]:
+        raise NotStarted("what it read is gone from the host: use run", **facts)
+    try:
+        request = Request.from_record(record, prog_id, origin=me(), secrets=dict(secrets or {}), spool=run.spool)
+    except Misuse as error:
+        raise NotStarted(error.why, **facts) from error
+    payload = io.BytesIO(given) if isinstance(stdin, Mapping) else None
+    return Launch(run.agent, request, payload, run.via, run.connection), (record.get("callback") or {}).get("url")
 
 
 def start(
@@ -609,6 +651,16 @@ class Run:
         return self.agent.host
 
     @property
+    def spool(self) -> str | None:
+        """The directory it was told to be spooled in, if any was."""
+        return self._spool
+
+    @property
+    def via(self) -> str | None:
+        """What carries its bytes, where that was said."""
+        return self._via
+
+    @property
     def label(self) -> str:
         return ids.label(self.id, self.name)
 
@@ -618,6 +670,38 @@ class Run:
     def state(self) -> State:
         """Return what the host says of it now."""
         return self.heard(State.from_json(self._ask("status")))
+
+    def record(self) -> tuple[dict[str, Any], bytes]:
+        """Return what was asked of it, as its host has written it down, and what it was given to read."""
+        link = self._visit("record")
+        try:
+            parts, left = [], int(link.reply["stdin"])
+            while left > 0:
+                data = link.read(DEAD_AFTER_S)
+                if not data:
+                    raise Unreachable("link lost", host=str(self.host), label=self.label, fate="NOT DONE")
+                parts.append(data)
+                left -= len(data)
+        except (ConnectionError, TimeoutError) as error:
+            raise retold(_silent(error, self.host), verb="record", label=self.label, prog_id=self.id) from error
+        finally:
+            link.close()
+        return link.reply["record"], b"".join(parts)
+
+    def processes(self) -> dict[str, Any]:
+        """Return what its living processes are and use: {processes: [..], spool: {free, floor, ..}}, as doctor.py has it."""
+        link = self._visit("tree")
+        link.close()
+        return link.reply
+
+    def _visit(self, verb: str) -> Link:
+        request = {"prog_id": self.id, **({"spool": self._spool} if self._spool else {})}
+        try:
+            return self.agent.visit(verb, request, timeout_s=ANSWER_S)
+        except Refused as refusal:
+            raise refused(refusal.kind, refusal.facts, host=self.host, verb=verb, text=self.id, label=self.label) from refusal
+        except (ConnectionError, TimeoutError) as error:
+            raise retold(_silent(error, self.host), verb=verb, label=self.label, prog_id=self.id) from error
 
     def read(self, stream: str = "stdout", start: int = 0, end: int | None = None) -> bytes:
         """Return the bytes from `start` to `end` (default: all there are now) of a stream. A broken link is made again once.

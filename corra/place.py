@@ -20,7 +20,8 @@ import json
 import re
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -213,7 +214,24 @@ sys.stdout.flush()
 os._exit(code)
 """
 
+# For an answer that leaves nothing behind: modules come packed on stdin, and the last of them has the verb.
+VISITOR = r"""
+import json, os, sys, types, zlib
+
+stdin = open(0, "rb", closefd=False)
+nonce, verb, size, *modules = stdin.readline().decode().split()
+request = json.loads(stdin.read(int(size)).decode())
+for each in modules:
+    name, size = each.split(":")
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(compile(zlib.decompress(stdin.read(int(size))), name + ".py", "exec"), module.__dict__)
+code = module.main(verb, request, nonce, sys.stdout.buffer)
+sys.stdout.flush()
+os._exit(code)
+"""
+
 _FIRST = b"exec(%s)\n" % repr(LOADER).encode("ascii")
+_VISIT = b"exec(%s)\n" % repr(VISITOR).encode("ascii")
 
 
 def command(*first: str) -> str:
@@ -240,6 +258,13 @@ def agent_source() -> bytes:
 def courier_source() -> str:
     """Return the courier as it is sent along with a start that asks for a callback."""
     return Path(__file__).with_name("courier.py").read_text(encoding="utf-8")
+
+
+@functools.cache
+def _visitors() -> tuple[tuple[str, bytes], ...]:
+    """Return the modules of a visit, packed: who looks, and the agent whose ways it knows."""
+    doctor = Path(__file__).with_name("doctor.py").read_bytes()
+    return (("agent", zlib.compress(agent_source())), ("doctor", zlib.compress(doctor)))
 
 
 class Refused(Exception):
@@ -298,6 +323,11 @@ class Agent:
         return self._runner
 
     @property
+    def digest(self) -> str:
+        """The hash it has on the host."""
+        return self._digest
+
+    @property
     def user(self) -> str:
         """Who its runs belong to there: whom sudo makes of us, else who logs in."""
         return self.host.user or self._runner.login
@@ -330,11 +360,18 @@ class Agent:
         `timeout_s` is how long the host may be silent before the reply. `sending` is called before the first byte goes out; what it raises
         keeps that byte back. Raises Refused, CorraError, LinkLost.
         """
+        return self._ask(lambda exchange: exchange.reply_to(request, self._digest, self._source, payload), verb, timeout_s, sending)
+
+    def visit(self, verb: str, request: Mapping[str, Any], *, timeout_s: float = 15.0) -> Link:
+        """Return the Link of a verb of doctor.py, of which nothing stays there. Raises what `stream` does."""
+        return self._ask(lambda exchange: exchange.reply_to_visit(request, _visitors()), verb, timeout_s)
+
+    def _ask(self, ask: Callable[[_Exchange], Link], verb: str, timeout_s: float, sending: Callable[[], None] | None = None) -> Link:
         channel = self._runner.open(self._command)
         try:
             if sending is not None:
                 sending()
-            link = _Exchange(self._runner, channel, verb, timeout_s).reply_to(request, self._digest, self._source, payload)
+            link = ask(_Exchange(self._runner, channel, verb, timeout_s))
         except BaseException:
             channel.close()
             raise
@@ -385,6 +422,14 @@ class _Exchange:
             else:
                 raise BadReply(f"{self._runner.host.name} asked for {word[:20]!r}")
         return Link(self._channel, self._object(), bytes(self._held), placed)
+
+    def reply_to_visit(self, request: Mapping[str, Any], modules: Sequence[tuple[str, bytes]]) -> Link:
+        nonce, body = secrets.token_hex(8), json.dumps(request).encode()
+        sizes = " ".join(f"{name}:{len(data)}" for name, data in modules)
+        self._send(_VISIT + f"{nonce} {self._verb} {len(body)} {sizes}\n".encode() + body + b"".join(data for _, data in modules))
+        if word := self._answer(PROTOCOL + nonce.encode()):
+            raise BadReply(f"{self._runner.host.name} asked for {word[:20]!r}")
+        return Link(self._channel, self._object(), bytes(self._held), 0)
 
     def _send(self, data: bytes) -> bool:
         """Send `data`; where the other side has gone, what it said before that is what counts, so that the next read tells."""

@@ -9,7 +9,7 @@ import enum
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from .agent import BOUND_MIN, RLIMITS
@@ -190,7 +190,8 @@ class Request:
         whole: dict[str, Any] = {
             "prog_id": self.prog_id,
             "name": self.name,
-            "origin": dict(self.origin),
+            # Their names alone, so that whoever starts it again can be told what is missing.
+            "origin": {**self.origin, **({"secrets": ",".join(sorted(self.secrets))} if self.secrets else {})},
             "program": self.program.to_json(),
             "run": {k: v for k, v in run.items() if v is not None},
             "secrets": {"env": dict(self.secrets)} if self.secrets else {},
@@ -200,6 +201,22 @@ class Request:
             "courier": self.courier,
         }
         return {k: v for k, v in whole.items() if v}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], prog_id: str, *, origin: Mapping[str, str], **more: Any) -> Request:
+        """Return the request that asks for the same once more, from the program.json of a run; `more` are fields it doesn't hold.
+
+        Where it was kept, by what, and whom it reported to is left behind. Raises Misuse for what a newer corra has written.
+        """
+        program = {k: v for k, v in record["program"].items() if k != "host" and v is not None}
+        run = {k: v for k, v in (record.get("run") or {}).items() if k != "carrier" and v is not None}
+        known = {f.name for f in fields(cls)}
+        told = {f"{name}_s" if f"{name}_s" in known else name: value for name, value in run.items()}
+        unknown = [*(set(program) - {f.name for f in fields(Program)}), *(set(told) - known)]
+        if unknown:
+            raise Misuse(f"its record says {min(unknown)}, which this corra doesn't know")
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in program.items()}
+        return cls(prog_id, Program(**values), name=record.get("name"), origin=origin, **told, **more)
 
 
 def _is_bytes(text: str) -> bool:

@@ -5,6 +5,7 @@ Foreign text (a name, a host's message, a command) goes through `visible`, so th
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import unicodedata
@@ -25,6 +26,7 @@ QUIET = frozenset({DONE, STARTED})
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _MADE = re.compile(r"(\d{4})(\d\d)(\d\d)t(\d\d)(\d\d)(\d\d)z-")
+_FIELD = re.compile(r"\{(\w+)\}")
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 HELD_BACK = "HELD BACK: no room on the disk there"
 
@@ -147,6 +149,18 @@ def row(state: State, now: datetime, host: str = "") -> tuple[str, ...]:
     )
 
 
+def formatted(layout: str, state: State, cells: Sequence[str]) -> str:
+    """Return `layout` with each {name} replaced: a column of the table, or a key of the State. Raises KeyError with what is neither."""
+    values = {**state.to_json(), "command": shlex.join(state.argv), **dict(zip(map(str.lower, HEAD), cells, strict=False))}
+    values.update(name=state.name or "", command=visible(shlex.join(state.argv)))
+    text = layout.replace("\\t", "\t").replace("\\n", "\n")
+    return _FIELD.sub(lambda match: _field(values[match.group(1)]), text)
+
+
+def _field(value: Any) -> str:
+    return "" if value is None else visible(value if isinstance(value, str) else json.dumps(value))
+
+
 def _short(seconds: float) -> str:
     """Return a duration for a narrow column: `4 s`, `2 h 11 m`."""
     return f"{int(seconds)} s" if seconds < 60 else duration(seconds).replace("min", "m")
@@ -211,6 +225,41 @@ def status(state: State, now: datetime) -> list[str]:
     if state.spool:
         facts.append(("spool", state.spool))
     return [*lines, *(f"  {name:<9}{visible(text)}" for name, text in facts)]
+
+
+def tree(processes: Sequence[Mapping[str, Any]], disk: Mapping[str, Any], width: int | None = None) -> list[str]:
+    """Return the lines that `status --tree` adds: what the processes of a run use together, what is left of the disk, and each of them."""
+    count = len(processes)
+    together = f"{count} process{'es' * (count != 1)}, {sum(each['cpus'] for each in processes):.1f} CPUs"
+    stuck = [f"{each['pid']} {each['name']} waits for {_awaited(each)}" for each in processes if each["state"] == "D"]
+    more = f" and {len(stuck) - 2} more" if len(stuck) > 2 else ""
+    facts = [
+        (
+            "tree",
+            "; ".join(
+                [f"{together}, {size(sum(each['memory'] for each in processes))}", *([", ".join(stuck[:2]) + more] if stuck else [])]
+            ),
+        ),
+        ("disk", f"{size(disk['free'])} left" + (", LOW" if disk["free"] < 2 * disk["floor"] else "")),
+    ]
+    lines = [f"  {name:<9}{visible(text)}" for name, text in facts]
+    pids = {each["pid"] for each in processes}
+    below: dict[int, list[Mapping[str, Any]]] = {}
+    for each in processes:
+        below.setdefault(each["parent"] if each["parent"] in pids else 0, []).append(each)
+    todo = [(each, 0) for each in reversed(below.get(0, []))]
+    while todo:
+        each, depth = todo.pop()
+        command = shlex.join(each["argv"]) if each["argv"] else f"[{each['name']}]"
+        used = f"{each['cpus']:4.1f} CPUs  {size(each['memory']):>6}"
+        lines.append(cut(visible(f"  {each['pid']:>9}  {each['state']}  {used}  {'  ' * depth}{command}"), width))
+        todo += [(child, depth + 1) for child in reversed(below.get(each["pid"], []))]
+    return lines
+
+
+def _awaited(process: Mapping[str, Any]) -> str:
+    where = str(process.get("wchan") or "the kernel")
+    return "nfs" if "nfs" in where else where
 
 
 def _plain(signal: str) -> str:

@@ -87,15 +87,16 @@ class OpenSSH:
         """Who is to be in sudoers: on this machine we are, there whoever logs in."""
         if self.host.caller:
             return getpass.getuser() if self.host.user is None else self.host.login or self.host.caller
-        return self.host.login or self._known.user
+        return self.host.login or self.settings.user
 
     @property
     def connect_timeout_s(self) -> float:
         """How long a connection may take to come about."""
-        return self._connect_timeout_s or self._known.connect_timeout_s or CONNECT_S
+        return self._connect_timeout_s or self.settings.connect_timeout_s or CONNECT_S
 
     @property
-    def _known(self) -> Settings:
+    def settings(self) -> Settings:
+        """What ssh_config means for this host."""
         if self._settings is None:
             self._settings = settings(self.host, self._config_path)
         return self._settings
@@ -105,23 +106,23 @@ class OpenSSH:
 
     def argv(self, command: str, *options: str) -> list[str]:
         """Return the argv that `open` starts, with more `options` for ssh."""
-        accept = self._accept_new_key and self._known.strict in {"ask", "yes"}
+        accept = self._accept_new_key and self.settings.strict in {"ask", "yes"}
         ssh = Ssh(
             config=self._config_path,
             connect_timeout_s=self.connect_timeout_s,
             # What ssh_config says goes before our own idea.
-            alive_interval_s=None if self._known.alive_interval_s else ALIVE_S,
+            alive_interval_s=None if self.settings.alive_interval_s else ALIVE_S,
             options=(*(["-oStrictHostKeyChecking=accept-new"] if accept else []), *options),
         )
         return build_command(command, self.host, ssh, password=self.password is not None)
 
     def failure(self, said: str) -> Exception:
         """Return the error that ssh's words mean: a CorraError, or LinkLost where they don't say whether it was let in."""
-        return failure(said, self.host, self._known, self.connect_timeout_s, self._config_path, self.argv("true"))
+        return failure(said, self.host, self.settings, self.connect_timeout_s, self._config_path, self.argv("true"))
 
     def open(self, command: str) -> Channel:
         argv = self.argv(command if self.password is None else sudo.gated(command))
-        channel = SshProcess(argv, self.host, self._known, self.connect_timeout_s, self._config_path)
+        channel = SshProcess(argv, self.host, self.settings, self.connect_timeout_s, self._config_path)
         return channel if self.password is None else sudo.enter(channel, self.password, self.host, lambda: self.login)
 
     def close(self) -> None:

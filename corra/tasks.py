@@ -22,7 +22,7 @@ from .settings import setting
 from .verb import Given, listing, option, switch, verb
 
 if TYPE_CHECKING:
-    from .control import Freed, Run
+    from .control import Freed, Launch, Run
     from .follow import Follow
     from .state import State
     from .watch import Watch
@@ -82,7 +82,6 @@ def run(c: Context, given: Given) -> int:
     if not given.dry:
         agent.begin()  # the keys are exchanged while we import the rest: 50 ms of 600 on a line of 50 ms
     from . import control
-    from .watch import Gone, Watch
 
     with contextlib.ExitStack() as opened:
         opened.enter_context(file)
@@ -108,23 +107,41 @@ def run(c: Context, given: Given) -> int:
             **reach,
         )
         opened.callback(launch.close)
-        if given.echo or given.dry:
-            given.screen.note("", target, ("would start: " if given.dry else "") + shlex.join(given.argv))
-        if given.dry:
-            return 0
-        if given.collector:
-            launch = reporting.register(c, given, launch)
-        follow = launch.follow(stay=not given.detach, **selection.link(c, given))
-        relay = frozenset({signals.SIGTERM})
-        watch = Watch(follow, launch.run, given.screen, relay=relay, hide=given.hide, announce=not given.detach)
-        opened.enter_context(reporting.led(c, given, launch.run))
-        try:
-            state = watch.stay()
-        except Gone:
-            return watch.gone()
-    if given.detach and state is not None and state.state != "not_started":
-        return _detached(given, watch, state, target)
-    return 0 if state is None else watch.outcome(state)
+        return _launched(c, given, launch, opened, target)
+
+
+@verb(
+    HOST,
+    *REACH,
+    switch("detach", "d", help="Print the new id and leave as soon as it is started."),
+    option("id", help="The new run's id: the same id with the same command is the same run."),
+    listing("secret", help="K=FILE, or K for my own value: what the run had as a secret no host has kept; repeatable."),
+    switch("accept-new-key", help="Remember the key of a host never seen before."),
+    *LINK,
+    switch("raw", help="Let escape sequences through to this terminal."),
+    option("collector", help="Have it report its output and its end to this collector of the configuration."),
+    switch("callback-through-ssh", help="Lead it there through this connection, while somebody watches."),
+    ids=True,
+    fate="NOT STARTED",
+)
+def again(c: Context, given: Given) -> int:
+    """Start a run's program once more, as a new run on its host: inv again ID
+
+    From the record on the host: command, directory, given variables, stdin, limits and name are the same; the login's environment is that
+    of now, and secrets must be given again. What still runs isn't started again. We exit as run does.
+    """
+    from . import control
+
+    if len(given.ids) != 1:
+        raise Misuse("again needs an id" if not given.ids else f"one id at a time: {' '.join(given.ids)}", fate="NOT STARTED")
+    found = selection.find_one(c, given)
+    with contextlib.ExitStack() as opened:
+        launch, reported = control.again(found, id=given.id, secrets=inputs.secrets(given))
+        opened.callback(launch.close)
+        if reported and not given.collector:
+            given.screen.note(found.label, str(found.host), f"reported to {reported}, the new run won't: add --collector NAME")
+        given.argv = list(launch.request.program.argv)
+        return _launched(c, given, launch, opened, str(found.host))
 
 
 @verb(
@@ -258,6 +275,7 @@ def kill(c: Context, given: Given) -> int:
     option("grep", help="Only those with this in their name, id or command."),
     option("since", read=seconds, default=86400.0, help="How far back an end still counts (24h)."),
     switch("mine", help="Only those I started."),
+    option("format", help="A line of my own: '{id} {state} {command}', any column or key of --json."),
     switch("no-trunc", help="Don't cut commands off."),
     *COLLECTED,
 )
@@ -280,13 +298,20 @@ def ps(c: Context, given: Given) -> int:
             given.screen.event("state", **state.to_json())
     elif given.quiet:
         given.screen.lines([state.prog_id for state in shown])
+    elif given.format:
+        try:
+            given.screen.lines([render.formatted(given.format, state, render.row(state, moment)) for state in shown])
+        except KeyError as unknown:
+            known = ", ".join(column.lower() for column in render.HEAD)
+            hint = [f"there are {known}, and --json's keys"]
+            raise Misuse(f"--format has no {{{unknown.args[0]}}}", fate="NOT DONE", hint=hint) from unknown
     elif shown:
         width = given.screen.width if given.screen.out_is_terminal and not given.no_trunc else None
         given.screen.lines(render.table([render.row(state, moment) for state in shown], width))
     for error in errors:
         given.screen.error(error)
     left = [state for state in kept if state not in shown]
-    if given.screen.err_is_terminal and not (given.quiet or given.json):
+    if given.screen.err_is_terminal and not (given.quiet or given.json or given.format):
         well = sum(render.went_well(state) and selection.recent(state, given.since) for state in left)
         if well:
             given.screen.note("", "", f"{well} more ended well in the last {_hours(given.since)}: add -a")
@@ -300,6 +325,7 @@ def ps(c: Context, given: Given) -> int:
 @verb(
     HOST,
     *REACH,
+    switch("tree", help="Its processes, too, and what each uses."),
     switch("exit-code", help="Exit as the program did, 122 while it runs (else 0)."),
     ids=True,
 )
@@ -312,14 +338,18 @@ def status(c: Context, given: Given) -> int:
     from .state import exit_code
     from .watch import now
 
+    width = given.screen.width if given.screen.out_is_terminal else None
+
     def show(text: str | None) -> int:
         with _said(given) as code:
             found = selection.find(c, given, text)
             state = found.state()
+            looked = found.processes() if given.tree else {}
             if given.json:
-                given.screen.event("state", **_at(state, found).to_json())
+                given.screen.event("state", **_at(state, found).to_json(), **({"processes": looked["processes"]} if looked else {}))
             else:
-                given.screen.lines(render.status(_at(state, found), now()))
+                tree = render.tree(looked["processes"], looked["spool"], width) if looked and looked["processes"] else []
+                given.screen.lines([*render.status(_at(state, found), now()), *tree])
             code[0] = exit_code(state) if given.exit_code else 0
         return code[0]
 
@@ -433,6 +463,40 @@ def gc(c: Context, given: Given) -> int:
     return max(_each(clean, wanted) if given.yes or given.dry else [clean(each) for each in wanted])
 
 
+@verb(
+    HOST,
+    *REACH,
+    switch("place", help="Bring the agent there, too."),
+    switch("accept-new-key", help="Remember the key of a host never seen before."),
+)
+def doctor(c: Context, given: Given) -> int:
+    """Check whether hosts have all that corra needs: inv doctor --host db1
+
+    A line for each thing and what to do about it. Nothing is written there, unless --place says so. Without --host the hosts of this
+    machine's history. Exits 1 when there is a problem.
+    """
+    from . import checkup, render
+
+    known = selection.places(c, given, "doctor", 90 * 86400.0)
+
+    def look(each: tuple[str, dict[str, Any]]) -> int:
+        host, how = each
+        with _said(given) as code:
+            checks = checkup.examine(host, place=given.place, **how)
+            good = checkup.passed(checks)
+            if given.json:
+                given.screen.event("doctor", host=host, ready=good, checks=[check.to_json() for check in checks])
+            else:
+                given.screen.lines([render.visible(line) for line in checkup.lines(host, checks, bad_only=given.quiet)])
+            code[0] = 0 if good else 1
+        return code[0]
+
+    if given.dry:
+        given.screen.note("", ",".join(host for host, _ in known), "would be looked at")
+        return 0
+    return max(_each(look, known))
+
+
 # -- What the verbs share
 
 
@@ -478,6 +542,29 @@ def _at(state: State, found: Run) -> State:
     from dataclasses import replace
 
     return replace(state, host=str(found.host))
+
+
+def _launched(c: Context, given: Given, launch: Launch, opened: contextlib.ExitStack, target: str) -> int:
+    """Start it, show it unless --detach, and return the exit code."""
+    from .watch import Gone, Watch
+
+    if given.echo or given.dry:
+        given.screen.note("", target, ("would start: " if given.dry else "") + shlex.join(given.argv))
+    if given.dry:
+        return 0
+    if given.collector:
+        launch = reporting.register(c, given, launch)
+    follow = launch.follow(stay=not given.detach, **selection.link(c, given))
+    relay = frozenset({signals.SIGTERM})
+    watch = Watch(follow, launch.run, given.screen, relay=relay, hide=given.hide, announce=not given.detach)
+    opened.enter_context(reporting.led(c, given, launch.run))
+    try:
+        state = watch.stay()
+    except Gone:
+        return watch.gone()
+    if given.detach and state is not None and state.state != "not_started":
+        return _detached(given, watch, state, target)
+    return 0 if state is None else watch.outcome(state)
 
 
 def _detached(given: Given, watch: Watch, state: State, target: str) -> int:
@@ -582,6 +669,6 @@ def _list_books(c: Context, given: Given) -> int:
     return code
 
 
-ns = Collection(run, attach, logs, kill, ps, status, wait, gc, book)
+ns = Collection(run, again, attach, logs, kill, ps, status, wait, gc, doctor, book)
 
-__all__ = ["attach", "book", "gc", "kill", "logs", "ns", "ps", "run", "status", "wait"]
+__all__ = ["again", "attach", "book", "doctor", "gc", "kill", "logs", "ns", "ps", "run", "status", "wait"]

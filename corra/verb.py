@@ -378,7 +378,7 @@ def die_of(name: str) -> None:
 def _narrow(doc: str) -> str:
     """Return a docstring that fits a terminal behind Invoke's indent; Invoke prints its lines as they are, the first one in its list, too."""
     first, *rest = inspect.cleandoc(doc).split("\n")
-    paragraphs = "\n".join(rest).split("\n\n")
+    paragraphs = "\n".join(rest).strip("\n").split("\n\n")
     return "\n\n".join([first, *(textwrap.fill(each, _DOC_WIDTH) for each in paragraphs if each)])
 
 

@@ -297,7 +297,10 @@ def ended(state: State, host: str, result: Any = None) -> CorraError | None:
         # What this machine keeps for a host, only its own history leads to.
         logs = f"{typed()} logs {'' if state.link else f'--host {host} '}{ids.short(state.prog_id)}"
         until = f"output to {clock(state.last_output_time, '%H:%M:%S')}: " if state.last_output_time else "its output: "
-        return Lost(_lost(state, host), hint=[f"exit status unknown; {until}{logs}"], **facts)
+        hint = [f"exit status unknown; {until}{logs}"]
+        if state.reason == "reboot":  # after any other end of its guards it may be running still
+            hint.append(f"start it anew: {typed()} again --host {host} {ids.short(state.prog_id)}")
+        return Lost(_lost(state, host), hint=hint, **facts)
     if state.reason == "timeout":
         limit = span(state.timeout) if state.timeout else "its time was over"
         by = f"; ended by {_short(state.signal)}" if state.signal else f"; ended with exit {state.return_code}"

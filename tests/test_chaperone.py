@@ -310,6 +310,6 @@ def test_all_guards_dead_is_lost_and_nobody_is_killed_for_it(sshd: Sshd, home: P
 def test_a_link_that_breaks_between_probe_and_start_starts_nothing(sshd: Sshd, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from corra.chaperone import Chaperone
 
-    monkeypatch.setattr(Chaperone, "_probe", lambda self: sshd.stop())
+    monkeypatch.setattr(Chaperone, "probe", lambda self: sshd.stop())
     with pytest.raises(Unreachable, match="connection refused"):
         run("h", ["true"])
