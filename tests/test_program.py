@@ -168,6 +168,7 @@ def test_a_request_puts_each_thing_where_the_agent_looks_for_it():
         "name": "n",
         "program": {"argv": ["true"]},
         "run": {"timeout": 2.0, "grace": 0.0, "wait_children": True},
+        "origin": {"secrets": "T"},
         "secrets": {"env": {"T": "s"}},
         "spool": "/s",
     }
