@@ -100,8 +100,12 @@ def test_what_a_newer_corra_has_asked_for_is_not_left_out_in_silence() -> None:
 
 
 def test_a_record_means_the_request_it_was_written_from() -> None:
-    program = Program(("a", "\udcff"), "/x", {"A": "1", "B": None}, ("PATH",), {"bytes": 3, "sha256": "x"}, 0o77, merge=True)
-    asked = Request("one", program, name="n", timeout_s=1.5, grace_s=2, stop_signal="HUP", keep_s=3, wait_children=True, force=True)
+    program = Program(
+        ("a", "\udcff"), "/x", {"A": "1", "B": None}, ("PATH",), {"bytes": 3, "sha256": "x"}, 0o77, merge=True, limits={"core": 0}
+    )
+    asked = Request(
+        "one", program, name="n", timeout_s=1.5, grace_s=2, stop_signal="HUP", keep_s=3, keep_output=1 << 20, wait_children=True, force=True
+    )
     record = json.loads(json.dumps(asked.to_json()))
     assert Request.from_record(record, "one", origin={}) == asked
 
