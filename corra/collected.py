@@ -18,7 +18,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -47,7 +47,7 @@ class Collector:
 
     name: str
     url: str
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     ca: str | None = None
 
     @classmethod
@@ -98,6 +98,8 @@ class Collector:
         self, path: str, query: Mapping[str, Any] | None = None, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         """Return an answer that is still to be read, and its connection. No redirect is followed. Raises CorraError."""
+        if not self.is_private:
+            raise Misuse(f"{self.url} is http: token and output would travel in the clear", fate="NOT DONE", hint=["use an https URL"])
         parts = urlsplit(self.url)
         connection: http.client.HTTPConnection
         if parts.scheme == "https":
@@ -139,8 +141,6 @@ class Collector:
 
     def register(self, launch: Launch) -> Launch:
         """Make the run known there before it starts, and return its Launch with a callback. Raises NotStarted's kin: nothing was started."""
-        if not self.is_private:
-            raise Misuse(f"{self.url} is http: the run's output would travel in the clear", hint=["use an https URL"])
         request, host = launch.request, launch.agent.host
         about = {
             "prog_id": request.prog_id,
@@ -168,9 +168,15 @@ class Collector:
         return str(self.ask("/runs", body={key: value for key, value in about.items() if value is not None})["token"])
 
     def runs(self, **wanted: Any) -> list[State]:
-        """Return the runs it has that are as `wanted`, the newest first, at most 1,000."""
-        found = self.ask("/runs", {"limit": PAGE_RUNS, **{key: value for key, value in wanted.items() if value is not None}})
-        return [_state(each) for each in found["runs"]]
+        """Return the runs it has that are as `wanted`, the newest first; `limit`: so many at most."""
+        query = {"limit": PAGE_RUNS, **{key: value for key, value in wanted.items() if value is not None}}
+        found: list[State] = []
+        while True:
+            page = self.ask("/runs", query)
+            found += [_state(each) for each in page["runs"]]
+            if not page.get("next") or "limit" in wanted:
+                return found
+            query["page"] = page["next"]
 
     def find(self, text: str | None) -> Collected:
         """Return the run that `text` means: a full id, a name (the open run, else the newest), a tail; without it the newest there is."""
@@ -182,7 +188,7 @@ class Collector:
             except NotFound:
                 pass
         for wanted in ({"name": text, "open": "true"}, {"name": text}):
-            if found := self.runs(**wanted):
+            if found := self.runs(**wanted, limit=1):
                 return self._only(found, text, newest=True)
         return self._only(self.runs(tail=text) if len(text) > 1 else [], text, newest=False)
 

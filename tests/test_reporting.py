@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,6 +60,44 @@ def test_a_run_reports_to_the_collector_and_can_be_listed_and_attached_to_there(
     assert not (spool / "token").exists()
 
 
+def test_the_runs_token_is_in_no_command_line_no_environment_and_nothing_that_is_said_or_remembered(cli, team, home):
+    token = re.compile(rb"corra_[0-9a-z]{12}_[0-9A-Za-z_-]{43}")
+    running = cli.popen("run", "--collector", "team", "--name", "quiet", "--host", "local", "--", "sh", "-c",
+        'env; until [ -e "$HOME/go" ]; do sleep 0.05; done')  # fmt: skip
+    eventually(lambda: [each for each in team("GET", "/api/v1/runs?name=quiet").json["runs"] if each["collector"]["received"]])
+    (held,) = home.rglob("runs/*/token")
+    own = held.read_bytes().strip()
+    assert token.fullmatch(own)
+    looked = 0
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            for name in ("cmdline", "environ"):
+                with contextlib.suppress(OSError):
+                    assert own not in (process / name).read_bytes(), process
+                    looked += 1
+    assert looked > 10
+    status = cli("status", "--json", "quiet")
+    (home / "go").touch()
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 0, err
+    again = cli("run", "--collector", "team", "--dry", "--json", "-e", "--host", "local", "--", "true")
+    texts = [out, err, status.stdout, status.stderr, again.stdout, again.stderr, team.served.log.read_bytes()]
+    texts += [path.read_bytes() for path in home.rglob("*") if path.is_file() and path.name not in (".corra.token", "token")]
+    assert [text for text in texts if token.search(text)] == []
+
+
+def test_a_long_list_is_read_to_its_end(cli, team, home, monkeypatch):
+    from corra import collected
+
+    for number in range(5):
+        team.register(f"r{number}", host="db1")
+    monkeypatch.setattr(collected, "PAGE_RUNS", 2)
+    collector = collected.Collector("team", team.served.url, team.token, team.served.ca)
+    assert [state.prog_id for state in collector.runs()] == ["r4", "r3", "r2", "r1", "r0"]
+    assert [state.prog_id for state in collector.runs(limit=1)] == ["r4"]
+    assert team.token not in repr(collector)
+
+
 def test_what_goes_on_is_followed_to_its_end_and_beyond_a_restart_of_the_collector(cli, team, home):
     cli("run", "-d", "--collector", "team", "--name", "slow", "--host", "local", "--", "sh", "-c",
         'echo one; until [ -e "$HOME/go" ]; do sleep 0.05; done; echo two')  # fmt: skip
@@ -86,7 +126,9 @@ def test_nothing_is_started_where_the_collector_cant_be_told(cli, team, home):
         (["attach", "--collector", "team", "--host", "x", "a"], 2, b"excludes --host"),
         (["run", "--callback-through-ssh", "--host", "local", "--", "true"], 2, b"needs --collector"),
         (["deliver"], 2, b"needs an id"),
-        (["run", "--collector", "http://203.0.113.1:8050", "--host", "local", "--", "true"], 2, b"in the clear"),
+        (["run", "--collector", "http://203.0.113.1:8050", "--host", "local", "--", "true"], 2, b"NOT STARTED: http"),
+        (["ps", "--collector", "http://203.0.113.1:8050"], 2, b"in the clear"),
+        (["attach", "--collector", "http://203.0.113.1:8050", "abc"], 2, b"in the clear"),
     ],
 )
 def test_what_cant_be_is_said_in_a_line(cli, team, words, code, said):
@@ -98,6 +140,8 @@ def test_deliver_sends_again_and_elsewhere(cli, team, home):
     prog_id = cli("run", "-d", "--host", "local", "--", "echo", "late").stdout.decode().strip()
     refused = cli("deliver", prog_id)
     assert refused.returncode == 125 and b"without a callback" in refused.stderr
+    refused = cli("deliver", prog_id, "--to", "http://203.0.113.1:8050")
+    assert refused.returncode == 2 and b"in the clear" in refused.stderr
     done = cli("deliver", prog_id, "--to", "team")
     assert done.returncode == 0, done.stderr
     assert team.output(prog_id).body == b"late\n"
