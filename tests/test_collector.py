@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import concurrent.futures
 import contextlib
@@ -11,8 +12,10 @@ import http.server
 import json
 import os
 import random
+import signal
 import socket
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +24,9 @@ from typing import Any, ClassVar
 
 import pytest
 
+from agent_door import Mount, eventually
 from collector import DEADLINE_S, Client, Served, ended
+from corra.collector.events import Watchers
 
 pytest.importorskip("starlette", reason="corra[collector] isn't installed")
 
@@ -151,6 +156,19 @@ def test_what_isnt_json_is_a_400(member, prog_id, body):
     assert member("POST", f"/api/v1/agent/{prog_id}/completed", body).status == 400
 
 
+NOT_UTF8 = "caf\udce9"  # as Python has the byte E9 of an argument
+
+
+def test_what_isnt_utf_8_is_kept_and_told_and_costs_nobody_the_list(member, prog_id):
+    about = {"name": NOT_UTF8, "cwd": NOT_UTF8, "argv": ["cat", NOT_UTF8, "a\0b"], "origin": {"fleet": NOT_UTF8, "user": "o\0ps"}}
+    own = member.register(prog_id, target=NOT_UTF8, **about)
+    assert own("POST", f"/api/v1/agent/{prog_id}/state", ended(prog_id, state="running", reason=None, **about)).status == 200
+    assert own.complete(prog_id, **about).json == {"new": True}
+    assert member.run(prog_id)["argv"] == about["argv"]
+    assert prog_id in known(member)
+    assert [each["event"] for each in member.events(prog_id)] == ["end"]
+
+
 # ---------------------------------------------------------------- who may
 
 
@@ -180,6 +198,19 @@ def test_who_asks_is_checked_before_the_body_is_read(served, prog_id):
     with socket.create_connection(("127.0.0.1", served.port), DEADLINE_S) as connection:
         connection.sendall(f"POST /api/v1/agent/{prog_id}/output/stdout HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n".encode())
         assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.parametrize(("who", "length", "status"), [("nobody", 100_000, 401), ("another run's", 100_000, 403), ("member", 8 << 20, 413)])
+def test_a_refusal_doesnt_wait_for_the_body(served, member, prog_id, who, length, status):
+    token = {"nobody": "x", "another run's": member.register("refused").token, "member": member.token}[who]
+    with socket.create_connection(("127.0.0.1", served.port), 3.0) as connection:
+        connection.sendall(
+            f"POST /api/v1/agent/{prog_id}/output/stdout HTTP/1.1\r\nHost: x\r\nUpload-Offset: 0\r\n"
+            f"Authorization: Bearer {token}\r\nContent-Length: {length}\r\n\r\n".encode()
+        )
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert (answer.status, set(json.loads(answer.read()))) == (status, {"error", "message"})
 
 
 def test_another_members_run_is_not_mine_to_report(served, member, prog_id):
@@ -408,6 +439,70 @@ def test_a_term_ends_it_in_order_watchers_and_all(new):
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+def test_a_request_that_is_half_there_at_a_term_is_finished(new):
+    served, member = new()
+    with socket.create_connection(("127.0.0.1", served.port), DEADLINE_S) as connection:
+        connection.sendall(
+            f"POST /api/v1/agent/r/output/stdout HTTP/1.1\r\nHost: x\r\nUpload-Offset: 0\r\n"
+            f"Authorization: Bearer {member.token}\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n".encode()
+        )
+        assert connection.recv(100).startswith(b"HTTP/1.1 100 ")  # it has begun to read
+        served.process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + DEADLINE_S
+        while "stopping" not in [each["event"] for each in served.lines()] and time.monotonic() < until:
+            time.sleep(0.01)
+        connection.sendall(b"0123456789")
+        assert connection.recv(400).startswith(b"HTTP/1.1 200 ")
+    assert served.process.wait(DEADLINE_S) == 0
+    served.start()
+    assert member.output("r").body == b"0123456789"
+
+
+def test_it_starts_with_nothing_and_says_where_it_listens_where_its_data_is_and_how_to_get_a_token(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    served = Served(tmp_path)
+    monkeypatch.setattr(served, "argv", lambda *words: [sys.executable, "-m", "corra", "serve", *words])
+    served.start()
+    try:
+        data = tmp_path / "state" / "corra" / "collector.sqlite3"
+        assert served.log.read_text().splitlines() == [
+            f"corra: listening at {served.url}", f"corra: data in {data}", "corra: a token:  corra serve --new-token NAME=read,write",
+        ]  # fmt: skip
+        assert (data.stat().st_mode & 0o777, data.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+        done = served.corra("--new-token", "me=read")
+        assert Client(served, done.stdout.decode().strip())("GET", "/api/v1/runs").json == {"runs": [], "next": None}
+    finally:
+        assert served.stop() == 0
+
+
+def test_a_full_disk_is_507_for_what_is_new_and_heals(tmp_path):
+    if os.getuid():
+        pytest.skip("needs root: it mounts a tmpfs")
+    small = Mount(tmp_path / "small", "size=16m,mode=700")
+    served = Served(small.at)
+    try:
+        member = Client(served, served.token())
+        served.start()
+        assert member.append("r", 0, b"x" * 1000).status == 200
+        filler = small.at / "filler"
+        filler.write_bytes(bytes(small.free() - (64 << 10)))
+        eventually(lambda: not healthy(member))
+        answer = member.append("r", 1000, b"y" * 1000)
+        assert (answer.status, answer.json["error"]) == (507, "disk_full")
+        assert member.append("r", 0, b"x" * 1000).status == 200  # it has that
+        filler.unlink()
+        eventually(lambda: healthy(member))
+        assert member.append("r", 1000, b"y" * 1000).status == 200
+        assert member.output("r").body == b"x" * 1000 + b"y" * 1000
+    finally:
+        served.kill()
+        small.close()
+
+
+def healthy(member: Client) -> bool:
+    return bool(member("GET", "/healthz").json["ok"])
+
+
 def test_metrics_and_health_are_open_and_name_no_run(served, member, prog_id):
     member.append(prog_id, 0, b"x")
     anybody = Client(served, None)
@@ -535,6 +630,71 @@ def test_each_end_is_told_to_every_webhook_once_it_takes_it(tmp_path, monkeypatc
         server.server_close()
 
 
+def test_an_end_that_was_taken_is_told_by_the_server_that_comes_after_a_kill(new):
+    taken: list[tuple[str, Any]] = []
+    changed = threading.Condition()
+
+    class Hook(http.server.BaseHTTPRequestHandler):
+        status = 503
+
+        def do_POST(self) -> None:
+            text = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with changed:
+                taken.append((self.path, text))
+                changed.notify_all()
+            self.send_response(self.status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    def told() -> list[str]:
+        with changed:
+            assert changed.wait_for(lambda: len(taken) >= 2, DEADLINE_S)
+            found = sorted(path for path, _ in taken)
+            taken.clear()
+        return found
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    served, member = new("--webhook", f"{url}/plain", "--webhook", f"slack={url}/slack")
+    try:
+        member.complete("r1")
+        assert told() == ["/plain", "/slack"]
+        eventually(lambda: [each["event"] for each in served.lines()].count("webhook failed") == 2)
+        served.kill()
+        Hook.status = 200
+        with sqlite3.connect(served.database) as database:
+            database.execute("UPDATE notices SET due = 0")  # rather than wait for the pause after a failure
+        served.start()
+        assert told() == ["/plain", "/slack"]
+        eventually(lambda: [each["event"] for each in served.lines()].count("webhook") == 2)
+        assert "/slack" not in served.log.read_text()  # Slack's path is its secret
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_watcher_is_woken_by_news_and_by_a_beat_and_tells_them_apart():
+    async def main() -> None:
+        watchers = Watchers()
+        with watchers.watch("r1") as news, watchers.watch("r2") as other:
+            news.take()
+            assert await news.wait(0.001) is False
+            watchers.tell({"r1"})
+            assert await news.wait(DEADLINE_S) is True
+            assert await news.wait(DEADLINE_S) is True  # until it has looked
+            news.take()
+            assert await news.wait(0.001) is False
+            assert await other.wait(0.001) is False
+            watchers.close()
+            assert watchers.closing and await other.wait(DEADLINE_S) is True
+        assert watchers.count == 0
+
+    asyncio.run(main())
+
+
 def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path):
     from alembic.autogenerate import compare_metadata
     from alembic.config import Config
@@ -554,8 +714,6 @@ def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path):
 
 def test_who_says_nothing_is_not_kept_for_ever(tmp_path):
     """Over uvicorn as it runs, with a shorter patience."""
-    import asyncio
-
     import uvicorn
 
     from corra.collector import serve
@@ -564,7 +722,7 @@ def test_who_says_nothing_is_not_kept_for_ever(tmp_path):
         patience_s = 0.2
 
     async def main() -> bytes:
-        async def app(*_: Any) -> None:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
             raise AssertionError
 
         with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import concurrent.futures
 import contextlib
 import json
 import logging
 import re
+import sys
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import anyio
 import anyio.to_thread
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
@@ -26,6 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from corra import ids
 from corra.agent import FINAL, TRANSITIONS
@@ -37,7 +37,7 @@ from .store import Store
 
 # A body that trickles in holds a connection, not more; this ends it.
 BODY_S = 60.0
-# So much of a refused body is taken and dropped, so that its sender reads the answer rather than a reset.
+# So much of a refused body is taken and dropped after the answer, so that its sender reads that rather than a reset.
 LINGER_BYTES, LINGER_S = 8 << 20, 5.0
 BEAT_S = 20.0
 PAGE_RUNS, PAGE_RUNS_MAX = 100, 1000
@@ -51,6 +51,28 @@ _CURSOR = re.compile(rf"({pages.STREAM}):(\d{{1,18}})")
 
 _log = logging.getLogger("corra.collector")
 Answer = Callable[[Request], Awaitable[Response]]
+
+
+class Json(JSONResponse):
+    """JSON in ASCII: an argument that isn't UTF-8 came as surrogates, which only their escapes can say."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+class Refused(Json):
+    """An answer that doesn't wait for the rest of the body, and yet leaves its sender time to read it."""
+
+    def __init__(self, refusal: Refusal, request: Request) -> None:
+        super().__init__(refusal.body, refusal.status, refusal.headers)
+        self._request = request
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        if scope["method"] != "HEAD":
+            await _linger(self._request)
+        await send({"type": "http.response.body", "body": b""})
 
 
 class Metrics:
@@ -78,6 +100,39 @@ class Metrics:
         return generate_latest(self.registry)
 
 
+class Endpoint:
+    """One of the Api's methods as an application: its refusals are answers, and all are counted and written down.
+
+    Starlette would wrap a function twice, for exceptions that nothing here raises.
+    """
+
+    def __init__(self, api: Api, answer: Answer) -> None:
+        self._api, self._answer, self._what = api, answer, answer.__name__
+        self._counters: dict[int, Counter] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        request.state.who = ""
+        began = time.monotonic()
+        try:
+            response = await self._answer(request)
+        except Refusal as refusal:
+            response = Refused(refusal, request)
+        except ClientDisconnect:
+            response = Response(status_code=400)
+        except Exception:  # noqa: BLE001 - it is logged, counted, and answered with a 500
+            _log.exception("a request failed", extra={"facts": {"what": self._what, "who": request.state.who}})
+            response = Json({"error": "defect", "message": "the collector failed at this"}, 500)
+        status = response.status_code
+        if status not in self._counters:
+            self._counters[status] = self._api.metrics.requests.labels(self._what, status)
+        self._counters[status].inc()
+        if self._api.log_requests or status >= 500:
+            facts = {"what": self._what, "status": status, "who": request.state.who, "ms": round((time.monotonic() - began) * 1000, 1)}
+            _log.info("request", extra={"facts": {**facts, "run": request.path_params.get("prog_id")}})
+        await response(scope, receive, send)
+
+
 class Api:
     """The endpoints over one Store."""
 
@@ -86,8 +141,8 @@ class Api:
         self.metrics = Metrics(store)
         self.rates = Rates(store.limits.rate)
         self.watchers: Watchers | None = None
-        self._log_requests = log_requests
-        self._known: dict[str, tuple[float, Any]] = {}
+        self.log_requests = log_requests
+        self._known: dict[bytes, tuple[float, keys.Token]] = {}
 
     def app(self) -> Starlette:
         agent = "/api/v1/agent/{prog_id}"
@@ -120,32 +175,8 @@ class Api:
         if self.watchers is not None:
             self.watchers.tell(prog_ids)
 
-    def route(self, path: str, endpoint: Any, methods: list[str]) -> Route:
-        """Return a Route whose refusals are answers, counted and written down."""
-        what = endpoint.__name__
-        counters: dict[int, Counter] = {}
-
-        async def answer(request: Request) -> Response:
-            began = time.monotonic()
-            request.state.who = ""
-            try:
-                response: Response = await endpoint(request)
-            except Refusal as refusal:
-                response = JSONResponse(refusal.body, refusal.status, refusal.headers)
-                if request.method != "HEAD":
-                    await _linger(request)
-            except ClientDisconnect:
-                response = Response(status_code=400)
-            status = response.status_code
-            if status not in counters:
-                counters[status] = self.metrics.requests.labels(what, status)
-            counters[status].inc()
-            if self._log_requests or status >= 500:
-                facts = {"what": what, "status": status, "who": request.state.who, "ms": round((time.monotonic() - began) * 1000, 1)}
-                _log.info("request", extra={"facts": {**facts, "run": request.path_params.get("prog_id")}})
-            return response
-
-        return Route(path, answer, methods=methods)
+    def route(self, path: str, endpoint: Answer, methods: list[str]) -> Route:
+        return Route(path, Endpoint(self, endpoint), methods=methods)
 
     # -- What runs report
 
@@ -159,21 +190,21 @@ class Api:
             raise Refusal(400, "no_offset", "Upload-Offset is missing: where in the stream these bytes stand")
         data = await self.body(request)
         self.metrics.bytes.inc(len(data))
-        length = await _done(self.store.append(token, prog_id, name, offset, data, gap))
+        length = await self.store.append(token, prog_id, name, offset, data, gap)
         return Response(b'{"offset": %d}' % length, 200, {"Upload-Offset": str(length)}, "application/json")
 
     async def state(self, request: Request) -> Response:
         prog_id, token = await self.reporter(request)
-        await _done(self.store.report(token, prog_id, _object(await self.body(request))))
-        return JSONResponse({})
+        await self.store.report(token, prog_id, _object(await self.body(request)))
+        return Json({})
 
     async def completed(self, request: Request) -> Response:
         prog_id, token = await self.reporter(request)
         value = _object(await self.body(request))
-        new = await _done(self.store.complete(token, prog_id, value))
+        new = await self.store.complete(token, prog_id, value)
         if new:
             _log.info("completed", extra={"facts": {"run": prog_id, "state": value.get("state"), "who": token.name}})
-        return JSONResponse({"new": new})
+        return Json({"new": new})
 
     async def register(self, request: Request) -> Response:
         token = await self.token(request)
@@ -192,9 +223,9 @@ class Api:
                 raise ValueError("target is no text")
         except ValueError as error:
             raise Refusal(422, "bad_run", str(error)[:200]) from None
-        made = await _done(self.store.register(token, prog_id, about))
+        made = await self.store.register(token, prog_id, about)
         url = str(request.url.replace(path=f"/api/v1/agent/{prog_id}", query=""))
-        return JSONResponse({**made, "url": url}, 201)
+        return Json({**made, "url": url}, 201)
 
     # -- What readers ask
 
@@ -210,10 +241,10 @@ class Api:
         before = _page(query["page"]) if "page" in query else None
         found = await _read(self.store.runs, wanted, sight, limit=limit, before=before)
         last = found[-1]["collector"]["page"] if len(found) == limit else None
-        return JSONResponse({"runs": found, "next": None if last is None else f"{last[0]!r},{last[1]}"})
+        return Json({"runs": found, "next": None if last is None else f"{last[0]!r},{last[1]}"})
 
     async def run(self, request: Request) -> Response:
-        return JSONResponse(await self.visible(request))
+        return Json(await self.visible(request))
 
     async def output(self, request: Request) -> Response:
         run = await self.visible(request)
@@ -261,7 +292,7 @@ class Api:
         yield b"retry: 2000\n\n"
         with self.watchers.watch(prog_id) as news:
             while not self.watchers.closing:
-                news.clear()
+                news.take()
                 found, run = await _read(self.store.news, prog_id, cursor)
                 if run is None:
                     return
@@ -283,29 +314,26 @@ class Api:
                 if not live:
                     return
                 # Beats cost no look into the database: a thousand watchers of nothing are to cost nothing.
-                while not news.is_set():
-                    with contextlib.suppress(asyncio.TimeoutError):
-                        await asyncio.wait_for(news.wait(), BEAT_S)
-                    if not news.is_set():
-                        yield b":\n\n"
+                while not await news.wait(BEAT_S):
+                    yield b":\n\n"
 
     # -- The server itself
 
     async def healthz(self, request: Request) -> Response:
         """Whether a write gets to the disk: what a load balancer wants to know."""
         try:
-            await asyncio.wait_for(_done(self.store.submit(lambda batch: None)), 5)
+            await asyncio.wait_for(self.store.submit(lambda batch: None), 5)
         except (Refusal, asyncio.TimeoutError):
-            return JSONResponse({"ok": False}, 503)
+            return Json({"ok": False}, 503)
         room = self.store.has_room()
-        return JSONResponse({"ok": room}, 200 if room else 503)
+        return Json({"ok": room}, 200 if room else 503)
 
     async def page_metrics(self, request: Request) -> Response:
         text = await _read(self.metrics.page, self.watchers.count if self.watchers else 0)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     async def page_openapi(self, request: Request) -> Response:
-        return JSONResponse(pages.openapi(self.limits))
+        return Json(pages.openapi(self.limits))
 
     async def page_index(self, request: Request) -> Response:
         return PlainTextResponse(pages.INDEX)
@@ -314,16 +342,16 @@ class Api:
 
     async def token(self, request: Request) -> keys.Token:
         """Return who asks. Raises Refusal: 401, 429."""
-        key, secret = keys.split(request.headers.get("authorization"))
-        now = time.monotonic()
-        until, row = self._known.get(key, (0.0, None))
-        if now >= until:
-            row = await _read(self.store.token, key)
-            if row is not None:
-                if len(self._known) > 100_000:
-                    self._known.clear()
-                self._known[key] = (now + TOKEN_CACHE_S, row)
-        token = keys.checked(row, secret)
+        header, now = request.headers.get("authorization"), time.monotonic()
+        # Found by its hash: how long that takes tells nothing about the tokens that are known.
+        hashed = keys.digest(header or "")
+        until, token = self._known.get(hashed, (0.0, None))
+        if token is None or now >= until:
+            key, secret = keys.split(header)
+            token = keys.checked(await _read(self.store.token, key), secret)
+            if len(self._known) > 100_000:
+                self._known.clear()
+            self._known[hashed] = (now + TOKEN_CACHE_S, token)
         request.state.who = token.name
         self.rates.take(token.id)
         return token
@@ -350,15 +378,24 @@ class Api:
         if announced.isdecimal() and int(announced) > self.limits.body:
             raise Refusal(413, "too_large", f"a body may have {self.limits.body} bytes")
         parts, size = [], 0
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        # wait_for and anyio's scopes cost as much as all the rest of this, and most bodies are there already.
+        deadline = loop.call_later(BODY_S, task.cancel)
         try:
-            with anyio.fail_after(BODY_S):
-                async for part in request.stream():
-                    size += len(part)
-                    if size > self.limits.body:
-                        raise Refusal(413, "too_large", f"a body may have {self.limits.body} bytes")
-                    parts.append(part)
-        except TimeoutError:
+            async for part in request.stream():
+                size += len(part)
+                if size > self.limits.body:
+                    raise Refusal(413, "too_large", f"a body may have {self.limits.body} bytes")
+                parts.append(part)
+        except asyncio.CancelledError:
+            if loop.time() < deadline.when():
+                raise
+            if sys.version_info >= (3, 11):
+                task.uncancel()
             raise Refusal(408, "too_slow", f"the body didn't come in {BODY_S:g} s") from None
+        finally:
+            deadline.cancel()
         return b"".join(parts)
 
 
@@ -379,10 +416,6 @@ async def _drop(request: Request) -> None:
             return
 
 
-async def _done(future: concurrent.futures.Future[Any]) -> Any:
-    return await asyncio.wrap_future(future)
-
-
 async def _read(what: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return await anyio.to_thread.run_sync(partial(what, *args, **kwargs))
 
@@ -390,7 +423,7 @@ async def _read(what: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 async def _not_there(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = {404: "no_path", 405: "no_method"}.get(error.status_code, "refused")
-    return JSONResponse({"error": kind, "message": error.detail}, error.status_code, error.headers)
+    return Json({"error": kind, "message": error.detail}, error.status_code, error.headers)
 
 
 # -- Reading what was sent

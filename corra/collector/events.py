@@ -7,27 +7,55 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
+class News:
+    """What one watcher waits for. No task and no timer outlives a wait: a thousand of these are to cost nothing."""
+
+    def __init__(self) -> None:
+        self._fresh = False
+        self._woken = asyncio.Event()
+
+    def tell(self) -> None:
+        self._fresh = True
+        self._woken.set()
+
+    def take(self) -> None:
+        """Begin to look: what is told from here on is news."""
+        self._fresh = False
+        self._woken.clear()
+
+    async def wait(self, seconds: float) -> bool:
+        """Return whether there is news, after `seconds` at the latest."""
+        timer = asyncio.get_running_loop().call_later(seconds, self._woken.set)
+        try:
+            await self._woken.wait()
+        finally:
+            timer.cancel()
+        if not self._fresh:
+            self._woken.clear()
+        return self._fresh
+
+
 class Watchers:
-    """The events of one event loop; `tell` may be called from any thread."""
+    """The News of one event loop; `tell` may be called from any thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._waiting: dict[str, set[News]] = {}
         self.count = 0
         self.closing = False
 
     @contextmanager
-    def watch(self, prog_id: str) -> Iterator[asyncio.Event]:
-        """Yield an event that is set whenever something of that run may be new."""
-        event = asyncio.Event()
-        self._waiting.setdefault(prog_id, set()).add(event)
+    def watch(self, prog_id: str) -> Iterator[News]:
+        """Yield News that is told whenever something of that run may be new."""
+        news = News()
+        self._waiting.setdefault(prog_id, set()).add(news)
         self.count += 1
         try:
-            yield event
+            yield news
         finally:
             self.count -= 1
             waiting = self._waiting[prog_id]
-            waiting.discard(event)
+            waiting.discard(news)
             if not waiting:
                 del self._waiting[prog_id]
 
@@ -38,8 +66,8 @@ class Watchers:
 
     def _set(self, prog_ids: Iterable[str]) -> None:
         for prog_id in prog_ids:
-            for event in self._waiting.get(prog_id, ()):
-                event.set()
+            for news in self._waiting.get(prog_id, ()):
+                news.tell()
 
     def close(self) -> None:
         """Send everybody home: the server ends."""
