@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_door import adopt, reap, sweep
+from agent_door import adopt, eventually, reap, sweep
 from collector import Client, Served
 from corra import agent
 from listener import Authority
@@ -43,6 +43,26 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 def expected(rounds: int) -> tuple[bytes, bytes]:
     return b"".join(b"%d\n" % n for n in range(rounds * 1000)), b"".join(b"%d\n" % n for n in range(rounds))
+
+
+def test_a_collector_that_is_down_for_the_whole_run_has_all_of_it_when_it_is_up(home, tmp_path):
+    authority = Authority(tmp_path)
+    served = Served(tmp_path, tls=authority.server(), ca=authority.pem)
+    member = Client(served, served.token())
+    token = member.register(prog_id := "while-down").token if served.start() else None
+    served.kill()
+    callback = {"url": f"{served.url}/api/v1/agent/PROG-ID", "token": token, "ca": authority.pem, "state": True}
+    request = {"prog_id": prog_id, "program": {"argv": ["sh", "-c", "seq 20000; echo oops >&2; exit 3"]}}
+    home.ask("start", **request, callback=callback, config={"retry_frequency": 0.1})
+    eventually(lambda: home.status(prog_id)["state"] == "exited" and home.callback(prog_id)["error"])
+    served.start()
+    found = eventually(lambda: run if (run := member.run(prog_id))["state"] == "exited" else None)
+    assert (found["return_code"], found["collector"]["gaps"]) == (3, [])
+    assert member.output(prog_id).body == b"".join(b"%d\n" % n for n in range(1, 20001))
+    assert member.output(prog_id, "stderr").body == b"oops\n"
+    eventually(lambda: home.callback(prog_id)["completed"])
+    assert [each["run"] for each in served.lines() if each["event"] == "completed"] == [prog_id]
+    assert served.stop() == 0
 
 
 @pytest.mark.timeout(90 + CRASHES * 2)

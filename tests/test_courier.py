@@ -231,6 +231,18 @@ def test_a_run_by_hand_reports_its_output_and_its_end(new_home, listener, python
     assert found["error"] is None
 
 
+def test_the_callback_in_the_documentation_works_with_the_agent_and_nothing_else(home, listener):
+    page = (SOURCE.parent.parent / "docs" / "callbacks.md").read_text()
+    program = next(block for block in page.split("```") if block.startswith('\n{"program"')).strip()
+    program = program.replace("./migrate", "/bin/hostname").replace("https://collect.example:8050/api/v1/agent/PROG-ID", listener.url)
+    program = program.replace('"token": "..."', f'"token": "{TOKEN}"')
+    argv = [home.python, str(home.base / "agent.py")]
+    done = subprocess.run(argv, input=program.encode(), capture_output=True, env=home.env, cwd=home.base, check=True, timeout=60)
+    assert completed(listener)["prog_id"] == json.loads(done.stdout)["prog_id"]
+    assert listener.output() == subprocess.run(["hostname"], capture_output=True, check=True).stdout
+    assert TOKEN.encode() not in done.stdout
+
+
 def test_the_seeds_get_with_a_body_works_and_merged_output_is_one_stream(home, listener):
     home.start(listener, "echo a; echo b >&2; echo c", method="GET", merge=True)
     completed(listener)
@@ -311,6 +323,17 @@ def test_a_wrong_token_isnt_hammered_with_and_is_said_and_another_one_helps_at_o
         new.rename(home.directory(prog_id) / "token")
         delivered_exactly(listener, b"x\n")
         eventually(lambda: home.callback(prog_id)["error"] is None)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_who_is_turned_away_asks_again_after_a_minute_at_the_earliest_and_says_why(new_home, listener, status):
+    assert courier.REFUSED_S >= 60
+    home = new_home(REFUSED_S=1.0)
+    listener.odd = [(status, {}, b'{"message": "not you"}')]
+    prog_id = home.start(listener, "echo x")
+    assert eventually(lambda: home.callback(prog_id)["error"]).endswith(": not you")
+    delivered_exactly(listener, b"x\n")
+    assert listener.seen[1].at - listener.seen[0].at >= 1.0
 
 
 def test_a_body_that_is_too_large_is_halved_down_to_4_kib(home, listener):
