@@ -49,7 +49,8 @@ def test_a_collector_that_is_down_for_the_whole_run_has_all_of_it_when_it_is_up(
     authority = Authority(tmp_path)
     served = Served(tmp_path, tls=authority.server(), ca=authority.pem)
     member = Client(served, served.token())
-    token = member.register(prog_id := "while-down").token if served.start() else None
+    served.start()
+    token = member.register(prog_id := "while-down").token
     served.kill()
     callback = {"url": f"{served.url}/api/v1/agent/PROG-ID", "token": token, "ca": authority.pem, "state": True}
     request = {"prog_id": prog_id, "program": {"argv": ["sh", "-c", "seq 20000; echo oops >&2; exit 3"]}}
