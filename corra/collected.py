@@ -99,7 +99,7 @@ class Collector:
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         """Return an answer that is still to be read, and its connection. No redirect is followed. Raises CorraError."""
         if not self.is_private:
-            raise Misuse(f"{self.url} is http: token and output would travel in the clear", fate="NOT DONE", hint=["use an https URL"])
+            raise Misuse(f"{self.url} is http: tokens would travel in the clear", fate="NOT DONE", hint=["use an https URL"])
         parts = urlsplit(self.url)
         connection: http.client.HTTPConnection
         if parts.scheme == "https":
