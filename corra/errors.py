@@ -96,6 +96,10 @@ class CorraError(Exit):
     def __str__(self) -> str:
         return "\n".join([self.line, *(_INDENT + plain(each) for each in self.hint)])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled by what it holds: its arguments aren't those of an exception, and a process pool must hand it on."""
+        return _again, (type(self), self.__dict__)
+
     def to_json(self) -> dict[str, Any]:
         """Return the object that `--json` prints for this error."""
         return {
@@ -109,6 +113,12 @@ class CorraError(Exit):
             "hint": list(self.hint),
             "exit_code": self.code,
         }
+
+
+def _again(kind: type[CorraError], facts: dict[str, Any]) -> CorraError:
+    error = kind.__new__(kind)
+    error.__dict__.update(facts)
+    return error
 
 
 def _kind(name: str) -> str:

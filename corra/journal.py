@@ -193,6 +193,8 @@ def _said(error: Exception) -> str:
 
 def file_name(text: str) -> str:
     """Return `text` as the name of a file. Raises Misuse for one that is empty or too long."""
+    if not isinstance(text, str):
+        raise Misuse(f"a runbook's name and key are text: {text!r}")
     name = quote(text, safe="@+=,")
     name = "%2E" + name[1:] if name.startswith(".") else name
     if not text.strip() or not text.isprintable() or len(name) > _FILE_NAME_MAX:

@@ -30,6 +30,7 @@ from .channel import LinkLost
 from .crew import Crew
 from .errors import Changed, Conflict, CorraError, Lost, Misuse, Stop, TimedOut, Unreachable
 from .follow import Follow, LinkDown, LinkUp
+from .hostset import hosts
 from .place import Agent
 from .program import Host, seconds
 from .reach import Reach, agent_for
@@ -124,6 +125,8 @@ class Runbook:
         self.key = key
         self.label = f"{name} {key}"
         self._params = _plain(dict(params or {}), "params must be JSON")
+        if unknown := [each for each in how if each not in control.What.__annotations__]:
+            raise TypeError(f"runbook() got an unexpected keyword argument {unknown[0]!r}")  # at once, and not at its first step
         self._how: dict[str, Any] = dict(how)
         self._at_once = at_once
         self._patience_s = seconds(reconnect_timeout) if isinstance(reconnect_timeout, str) else reconnect_timeout
@@ -295,6 +298,8 @@ class Runbook:
     def _places(self, target: Any, how: Mapping[str, Any]) -> tuple[list[_Place], bool]:
         """Return the hosts that `target` means, and whether it is just the one."""
         alone = isinstance(target, (str, Host, Agent)) or not isinstance(target, Iterable)
+        if isinstance(target, str) and len(several := hosts(target)) > 1:
+            raise Misuse(f"a text is one host, and {target!r} names {len(several)}", label=self.label, hint=[f"corra.hosts({target!r})"])
         reach = {name: how[name] for name in (*_REACH, "as_user") if name in how}
         return [_Place(self._agent(each, reach)) for each in ([target] if alone else target)], alone
 

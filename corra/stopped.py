@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import ids
-from .errors import CorraError, Failed, Lost, NotStarted, TimedOut
+from .errors import CorraError, Failed, Lost, Misuse, NotStarted, TimedOut
 from .hostset import fold
 from .program import Host
 from .verdict import typed
@@ -46,6 +46,8 @@ def stopped(step: Step, errors: Mapping[Host, CorraError], *, of: int, said: str
     if isinstance(worst, Lost):
         look = f"look whether it finished (its output: {typed()} logs {ids.short(worst.prog_id)}), then say so:"
         return Lost(why, hint=[look, f"{step.command('redo')}    (or --skip {step.name})"], **{**facts, "code": worst.code})
+    if isinstance(worst, Misuse):  # the same command would come to the same
+        return Misuse(why, hint=worst.hint, **facts)
     again = f"repeat {step.number} and go on: the same command."
     if worst.prog_id and isinstance(worst, (Failed, NotStarted)):
         again += f"   All output: {typed()} logs {ids.short(worst.prog_id)}" if isinstance(worst, Failed) else ""

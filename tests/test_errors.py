@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import pty
 import re
 import subprocess
@@ -85,6 +86,15 @@ def test_a_bad_end_is_caught_as_invokes_own_error(kind):
     assert caught.value.result.exited == 7
     assert str(caught.value) == f"corra: x on h: {kind.fate}: exit 7"
     assert "exit 7" in repr(caught.value)
+
+
+@pytest.mark.parametrize("kind", TREE)
+def test_each_passes_through_a_process_pool_whole(kind):
+    facts = {"host": "h", "label": "x", "hint": ["one"], "code": 7}
+    error = kind("why", **facts, **({"result": Result(stdout="out")} if kind in ENDS else {}))
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind and str(again) == str(error) and (again.code, again.hint, again.to_json()) == (7, ("one",), error.to_json())
+    assert kind in PLAIN or again.result.stdout == "out"
 
 
 def test_json_says_the_same_as_the_line():

@@ -167,9 +167,21 @@ def test_a_step_named_twice_on_a_host_is_an_error_of_the_runbook(home: Path) -> 
     for name in ("", "a b", "../x", "-x"):
         with pytest.raises(corra.Misuse), book("K2") as it:
             it.run("local", ["true"], step=name)
-    for key in ("", " ", "a\nb", "x" * 300):
+    for key in ("", " ", "a\nb", "x" * 300, 7):
         with pytest.raises(corra.Misuse):
-            book(key)
+            book(key)  # type: ignore[arg-type]
+
+
+def test_what_makes_no_sense_is_said_before_anything_is_begun(home: Path) -> None:
+    with pytest.raises(TypeError, match=r"runbook\(\) got an unexpected keyword argument 'parms'"):
+        book(parms={"to": 17})
+    with pytest.raises(corra.Misuse, match="a text is one host, and 'web") as caught, book() as it:
+        it.run("web[1-3]", ["true"], step="one")
+    assert caught.value.hint == ("corra.hosts('web[1-3]')",)
+    with pytest.raises(corra.Misuse) as caught, book() as it:
+        it.run("local", "echo a", step="one")
+    assert "STOPPED at 1 one: local NOT STARTED: argv must be a list of words" in caught.value.line
+    assert caught.value.code == 2 and not caught.value.hint  # the same command would come to the same
 
 
 def test_a_key_may_be_any_text_a_ticket_has(home: Path) -> None:
