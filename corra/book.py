@@ -115,6 +115,11 @@ class Part:
         """Whether something was begun whose end isn't known."""
         return self.current is not None and not self.current.ended
 
+    @property
+    def running(self) -> bool:
+        """Whether it is open and its host, or a reboot's order, is known to have been reached."""
+        return self.open and self.current is not None and (self.current.confirmed or bool(self.current.old_boot))
+
 
 class Book:
     """The sum of a journal's events."""

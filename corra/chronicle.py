@@ -36,7 +36,12 @@ def outcome(part: Part, attempt: Attempt | None) -> str:
         return "done" if part.value is not None else "to be repeated"
     if attempt.reboot is not None:
         return "rebooted"
-    word = "running" if attempt.state is None else render.word(attempt.state)
+    if attempt.state is not None:
+        word = render.word(attempt.state)
+    elif attempt.old_boot:
+        word = "rebooting"
+    else:
+        word = "running" if attempt.confirmed else "not confirmed"
     return f"{word}, redone" if attempt.void else word
 
 

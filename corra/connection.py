@@ -16,6 +16,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import hostkeys, sudo
@@ -370,6 +371,13 @@ class Fabric:
 def host_of(connection: Connection) -> Host:
     """Return the Host that an existing Fabric connection leads to."""
     return Host(connection.original_host, int(connection.port), connection.user)
+
+
+def name_of(connection: Connection) -> str:
+    """Return what a person types for the host of a Fabric connection: without the port that ssh_config gives it anyway."""
+    host = replace(host_of(connection), login=None)
+    implied = int(connection.ssh_config.get("port", 22))
+    return str(replace(host, port=None) if host.port == implied else host)
 
 
 _SILENT = logging.NullHandler()

@@ -16,7 +16,7 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
@@ -27,7 +27,7 @@ from .errors import CorraError, Misuse, NotFound, NotKilled, NotStarted, Unreach
 from .follow import ANSWER_S, DEAD_AFTER_S, Event, Follow, Link, signal_name
 from .place import Agent, Refused, courier_source
 from .program import Host, Program, Request, limits as read_limits, output_kept, seconds, words
-from .reach import Reach, agent_for, agent_to_ask, is_a
+from .reach import Reach, agent_for, agent_to_ask, is_a, is_one
 from .state import State
 from .stream import Gap, Output, Parser, Status
 from .verdict import WIDTH, ambiguous, duration, ended, not_started, refused, retold, typed
@@ -568,7 +568,7 @@ def ps(
 
     `hosts` is one target or several, or their set (`web[1-6],db1`); a State's `host` is the target's text, so that it can be typed.
     """
-    targets = [hosts] if isinstance(hosts, (str, Host)) or not isinstance(hosts, Iterable) else list(hosts)
+    targets = [hosts] if is_one(hosts) else list(hosts)
     targets = [name for each in targets for name in (hostset.hosts(each) if isinstance(each, str) else [each])]
     request = {} if match is None else {"match": match}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -79,6 +80,11 @@ def agent_to_ask(target: Any, **reach: Unpack[Reach]) -> Agent:
     except Misuse as error:
         error.fate = "NOT DONE"
         raise
+
+
+def is_one(target: object) -> bool:
+    """Return whether `target` is one host and not several. A Connection can be iterated over as well: over the keys of its configuration."""
+    return isinstance(target, (str, Host, Agent)) or is_a(target, "invoke.context", "Context") or not isinstance(target, Iterable)
 
 
 def is_a(value: object, module: str, name: str) -> bool:

@@ -27,13 +27,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, overload
 from . import attempt as attempts, control, ids, journal as journals
 from .book import HERE, STEP, Attempt, Do, decide, differences, program_facts
 from .channel import LinkLost
+from .connection import name_of
 from .crew import Crew
 from .errors import Changed, Conflict, CorraError, Lost, Misuse, Stop, TimedOut, Unreachable
 from .follow import Follow, LinkDown, LinkUp
 from .hostset import hosts
 from .place import Agent
 from .program import Host, seconds
-from .reach import Reach, agent_for
+from .reach import Reach, agent_for, is_a, is_one
 from .settings import setting
 from .state import State, exit_code
 from .stopped import Step, stopped
@@ -67,6 +68,7 @@ class _Place:
     """A host of a step: what to reach it by, and what it is called in the journal."""
 
     agent: Agent
+    typed: str = ""
 
     @property
     def host(self) -> Host:
@@ -74,8 +76,8 @@ class _Place:
 
     @property
     def key(self) -> str:
-        """The host's name whoever logs in: two people must find the same run."""
-        return str(replace(self.host, login=None, user=None, caller=None))
+        """The host's name whoever logs in, under inv as under fab: two people must find the same run."""
+        return self.typed or str(replace(self.host, login=None, user=None, caller=None))
 
 
 @dataclass(frozen=True)
@@ -297,11 +299,11 @@ class Runbook:
 
     def _places(self, target: Any, how: Mapping[str, Any]) -> tuple[list[_Place], bool]:
         """Return the hosts that `target` means, and whether it is just the one."""
-        alone = isinstance(target, (str, Host, Agent)) or not isinstance(target, Iterable)
+        alone = is_one(target)
         if isinstance(target, str) and len(several := hosts(target)) > 1:
             raise Misuse(f"a text is one host, and {target!r} names {len(several)}", label=self.label, hint=[f"corra.hosts({target!r})"])
         reach = {name: how[name] for name in (*_REACH, "as_user") if name in how}
-        return [_Place(self._agent(each, reach)) for each in ([target] if alone else target)], alone
+        return [_Place(self._agent(each, reach), _typed(each)) for each in ([target] if alone else target)], alone
 
     def _agent(self, target: Any, reach: Mapping[str, Any]) -> Agent:
         """Return the agent of `target`, the same for all steps: one connection a host."""
@@ -753,6 +755,11 @@ def runbook(
     one that a second machine can read too. `how` goes for every step that doesn't say otherwise: as_user, via, env, timeout ..
     """
     return Runbook(name, key=key, params=params, journal=journal, quiet=quiet, at_once=at_once, reconnect_timeout=reconnect_timeout, **how)
+
+
+def _typed(target: Any) -> str:
+    """Return the name of a Connection's host; that of others follows from their Host."""
+    return name_of(target) if is_a(target, "fabric.connection", "Connection") else ""
 
 
 def _bytes(stdin: Any) -> bytes | None:

@@ -57,7 +57,7 @@ class Teller:
             return
         steps = {step: [part for part in parts if part.step == step] for step in book.steps}
         done = sum(all(part.done or part.skipped for part in of) for of in steps.values() if of)
-        running = sum(any(part.open for part in of) for of in steps.values())
+        running = sum(any(part.running for part in of) for of in steps.values())
         bad = len(steps) - done - running
         counts = [f"{count} {word}" for count, word in ((done, "done"), (running, "running"), (bad, "not done")) if count]
         self.screen.note(self.label, "", f"begun {moment(begun.at)} by {begun.by}: {', '.join(counts) or 'nothing done yet'}")

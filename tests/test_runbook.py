@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from invoke.context import Context
 from invoke.exceptions import UnexpectedExit
 
 import corra
@@ -245,6 +246,33 @@ def test_the_directory_one_stands_in_is_no_part_of_a_step(home: Path, monkeypatc
             raise corra.Stop("x")
 
 
+# -- Targets
+
+
+def test_a_connection_is_one_host_and_the_same_one_as_its_name(sshd: Sshd, home: Path) -> None:
+    """Under fab a task has a Connection: what the runbook did there isn't done again under inv."""
+    from fabric import Config, Connection
+
+    marks = home / "marks"
+    with Connection("h", config=Config(runtime_ssh_path=str(sshd.ssh_config))) as connection:
+        with contextlib.suppress(corra.Stop), book() as it:
+            assert it.run(connection, append(marks, "echo out"), step="one").stdout == "out\n"
+            assert it.run([connection], ["true"], step="two").ok
+            raise corra.Stop("on under inv")
+        assert [each.name for each in corra.ps(connection) if isinstance(each, corra.State)] in (["two", "one"], ["one", "two"])
+    with book() as it:
+        assert it.run("h", append(marks, "echo out"), step="one").stdout == "out\n"
+        assert it.run(["h"], ["true"], step="two").ok
+    assert lines(marks) == 1
+
+
+def test_a_context_is_refused_and_not_taken_for_its_configurations_keys(home: Path) -> None:
+    with pytest.raises(TypeError, match="a Context is no target"), book() as it:
+        it.run(Context(), ["true"], step="one")
+    with pytest.raises(TypeError, match="a Context is no target"):
+        corra.ps(Context())
+
+
 # -- Several hosts
 
 
@@ -294,7 +322,7 @@ def test_after_too_many_failures_nothing_new_is_begun(home: Path, two: list[str]
     assert (lines(home / "web1/marks"), lines(home / "web2/marks")) == (1, 0)
 
 
-def test_a_host_that_doesnt_answer_is_named_and_tried_again(two: list[str], home: Path) -> None:
+def test_a_host_that_doesnt_answer_is_named_and_tried_again(two: list[str], home: Path, cli: Cli) -> None:
     hosts = [*two, "127.0.0.1:1"]
     for _ in range(2):
         with pytest.raises(corra.Unreachable) as caught, book(connect_timeout=5) as it:
@@ -302,6 +330,8 @@ def test_a_host_that_doesnt_answer_is_named_and_tried_again(two: list[str], home
         assert caught.value.line.startswith("corra: up OPS-1: STOPPED at 1 one: 127.0.0.1:1 NOT STARTED: connection refused")
         assert caught.value.code == 125 and list(map(str, caught.value.results.unreached)) == ["127.0.0.1:1"]
     assert lines(home / "web1/marks") == lines(home / "web2/marks") == 1
+    shown = cli("book", "up", "OPS-1").stdout.decode().splitlines()
+    assert [line.split()[2:5] for line in shown if "127.0.0.1:1 " in line and " one " in line] == [["127.0.0.1:1", "not", "confirmed"]]
 
 
 def test_hide_false_shows_what_each_host_writes(two: list[str], capfd: pytest.CaptureFixture[str]) -> None:
