@@ -268,7 +268,7 @@ def test_a_connection_is_one_host_and_the_same_one_as_its_name(sshd: Sshd, home:
 
 def test_a_context_is_refused_and_not_taken_for_its_configurations_keys(home: Path) -> None:
     with pytest.raises(TypeError, match="a Context is no target"), book() as it:
-        it.run(Context(), ["true"], step="one")
+        it.run(Context(), ["true"], step="one")  # type: ignore[arg-type] # as mypy would have said
     with pytest.raises(TypeError, match="a Context is no target"):
         corra.ps(Context())
 
@@ -736,7 +736,7 @@ def test_a_journal_that_cant_be_reached_stops_before_anything_is_begun(home: Pat
 def test_a_journal_that_is_away_for_a_while_loses_nothing(sshd: Sshd, home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with Proxy(sshd.port) as proxy:
         sshd.add_host("p", Port=proxy.port, HostKeyAlias=f"[127.0.0.1]:{sshd.port}")
-        with book(journal="p", connect_timeout=1) as it:
+        with book(journal="p", connect_timeout=20) as it:
             it.run("local", ["true"], step="one")
             proxy.refuse()
             proxy.reset()
