@@ -736,13 +736,27 @@ def test_a_journal_that_cant_be_reached_stops_before_anything_is_begun(home: Pat
 def test_a_journal_that_is_away_for_a_while_loses_nothing(sshd: Sshd, home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with Proxy(sshd.port) as proxy:
         sshd.add_host("p", Port=proxy.port, HostKeyAlias=f"[127.0.0.1]:{sshd.port}")
-        with book(journal="p", connect_timeout=20) as it:
+        said: list[str] = []
+
+        def told() -> bool:
+            said.append(capfd.readouterr().err)
+            return "p: journal: link lost" in "".join(said)
+
+        def come_back() -> None:
+            try:
+                wait_for(told)
+            finally:
+                proxy.refuse(False)
+
+        with book(journal="p", connect_timeout=3) as it:
             it.run("local", ["true"], step="one")
             proxy.refuse()
             proxy.reset()
-            threading.Timer(1.0, proxy.refuse, [False]).start()
+            back = threading.Thread(target=come_back)
+            back.start()
             it.run("local", ["true"], step="two")
-    assert "p: journal: link lost" in capfd.readouterr().err.replace("corra: ", "")
+            back.join()
+    assert "p: journal: link back" in "".join(said) + capfd.readouterr().err
     read = journals.Journal(journals.ledger_on("p"), "up", "OPS-1").read()
     assert [part.done for part in read.parts.values()] == [True, True] and read.done is not None
 
