@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     )
     from .follow import Event, Follow, LinkDown, LinkUp, Tick
     from .hostset import Hosts, fold, hosts, waves
-    from .program import Host, Program
+    from .program import OPEN, Host, Program
     from .result import Result, Results
     from .runbooks import Reboot, Runbook, runbook
     from .state import State
-    from .stream import Gap, Output, Status
+    from .stream import Gap, Output, Status, Taken
 
 _HOMES = {
     "control": "Killed Launch Run attach launch ps run start",
@@ -54,15 +54,16 @@ _HOMES = {
     " NotKilled NotSent NotStarted StillRunning Stop TimedOut Unreachable",
     "follow": "Event Follow LinkDown LinkUp Tick",
     "hostset": "Hosts fold hosts waves",
-    "program": "Host Program",
+    "program": "OPEN Host Program",
     "result": "Result Results",
     "runbooks": "Reboot Runbook runbook",
     "state": "State",
-    "stream": "Gap Output Status",
+    "stream": "Gap Output Status Taken",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
+    "OPEN",
     "Ambiguous",
     "Auth",
     "Changed",
@@ -100,6 +101,7 @@ __all__ = [
     "Status",
     "StillRunning",
     "Stop",
+    "Taken",
     "Tick",
     "TimedOut",
     "Unreachable",

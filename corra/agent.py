@@ -13,7 +13,9 @@ Exit code            0 answered, 1 refused, 2 the request could not be read.
 
 A run is a directory, ROOT/runs/PROG-ID; ROOT is ${XDG_STATE_HOME:-~/.local/state}/corra, or /var/tmp/corra-UID where that can't be.
     program.json       the request, without its secrets
-    stdout stderr      what the program wrote ("output" alone with merge); the length of the file is the only truth about it
+    stdout stderr      what the program wrote ("output" alone with merge or a pty); the length of the file is the only truth about it
+    stdin              what it is given to read; while that is held open, its length is what was accepted
+    senders            24 bytes a record: whose bytes stand in stdin from which offset on (only where that is held open)
     index              16 bytes a record: time (ns), stream and its offset; a torn one loses a time, never a byte
     heads              only with keep_output: how much of each stream, and of the index, has been given back to the disk
     fifo/              the program's ends          control    orders to the keeper
@@ -62,6 +64,11 @@ PAGE = 4096
 INDEX_RECORD = struct.Struct("<QQ")
 INDEX_EVERY_NS = 10 * 10**6
 STREAM_SHIFT = 56
+SENDER_RECORD = struct.Struct("<QQQ")
+END_OF_STDIN = (1 << 64) - 1  # who "sends" the end
+AHEAD_MAX = 64 << 20  # how much may have been accepted that the program hasn't read
+HELD_MAX = 8 << 20  # what a sender may have sent that isn't accepted yet: twice what our own client does
+INPUT_MAX = 1 << 20
 FRAME_MAX = 256 * 1024
 REQUEST_MAX = 64 << 20
 PIPE_MAX = 256 * 1024
@@ -188,10 +195,10 @@ def wide(name):
         return _c(name)
 
 
-def punch(file, end):
+def punch(file, end, begin=0):
     """Give a file's disk below `end` back; its length stays, and with it every offset. Raises OSError: EOPNOTSUPP where there are no holes."""
     while True:
-        result = wide("fallocate")(file, 3, _Offset(0), _Offset(end))  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+        result = wide("fallocate")(file, 3, _Offset(begin), _Offset(end - begin))  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
         if result >= 0 or _ctypes.get_errno() != errno.EINTR:
             return _checked(result)
 
@@ -250,11 +257,27 @@ def signal_process(pid, start, number):
             os.close(handle)
 
 
+def wipe(file, begin, end):
+    """Give a part of a file back to the disk; where that can't be done, at least nobody can read it any more."""
+    try:
+        if begin < end:
+            punch(file, end, begin)
+    except OSError:
+        while begin < end:
+            begin += os.pwrite(file, b"\0" * min(end - begin, 65536), begin)
+
+
 def file_system(path):
     """Return the statfs type of `path`."""
     buffer = (_Byte * 512)()
     _checked(_statfs(os.fsencode(path), buffer))
     return struct.unpack_from("@l", buffer.raw)[0] & 0xFFFFFFFF
+
+
+def room(file):
+    """Return how many bytes the disk under `file` has above its floor; what is below that isn't ours to fill."""
+    disk = os.fstatvfs(file)
+    return disk.f_bavail * disk.f_frsize - min(FLOOR, disk.f_blocks * disk.f_frsize // FLOOR_SHARE)
 
 
 def unread(fifo):
@@ -609,7 +632,11 @@ def claim(runs, prog_id, request, feed, token):
         os.mkdir("fifo", 0o700, dir_fd=directory)
         for name in stream_names(request):
             fill(directory, name, b"")
+        for name in fifo_names(request):
             os.mkfifo("fifo/" + name, 0o600, dir_fd=directory)
+        if takes_more(request):
+            fill(directory, "stdin", b"")
+            fill(directory, "senders", SENDER_RECORD.pack(0, 0, 0))
         fill(directory, "index", b"")
         if (request.get("run") or {}).get("keep_output"):
             prepare_bound(directory, stream_names(request))
@@ -654,7 +681,20 @@ def discard(runs, name):
 
 
 def stream_names(request):
-    return ["output"] if request["program"].get("merge") else ["stdout", "stderr"]
+    return ["output"] if request["program"].get("merge") or request["program"].get("pty") else ["stdout", "stderr"]
+
+
+def fifo_names(request):
+    """Return the program's ends that are FIFOs: on a terminal there are none."""
+    if request["program"].get("pty"):
+        return []
+    return stream_names(request) + (["stdin"] if takes_more(request) else [])
+
+
+def takes_more(request):
+    """Return whether something may be sent to the program while it runs."""
+    source = request["program"].get("stdin")
+    return bool(request["program"].get("pty")) or (isinstance(source, dict) and bool(source.get("open")))
 
 
 def read_file(directory, name, limit=REQUEST_MAX):
@@ -859,6 +899,7 @@ class Run:
             "mono_ns": mono_ns(),
             "spool": self.path,
             "courier": read_file(self.directory, "courier.json", PAGE),
+            "stdin": stdin_facts(self.directory) if takes_more(self.request) else None,
         }
 
     def state(self, details=False):
@@ -974,6 +1015,8 @@ def state_of(request, facts):
         "blocked": {"since": iso(record.blocked[0]), "errno": record.blocked[1]} if record.blocked and facts["alive"] else None,
         "last_output_time": iso(facts["last_ns"]),
         "callback": delivered(facts.get("courier")) if request.get("callback") else None,
+        "stdin": facts.get("stdin"),
+        "pty": bool(program.get("pty")),
         "spool": facts["spool"],
         "keep_until": None if open_run or not end_ns else iso(end_ns + int(keep_s * 1e9)),
         "layout": request.get("layout", LAYOUT),
@@ -1018,6 +1061,8 @@ def environment(request, inherited):
             made[prefix + octets(name)] = octets(value)
         elif not prefix:
             made.pop(octets(name), None)
+    if program.get("pty"):
+        made.setdefault(b"TERM", octets(((request.get("run") or {}).get("terminal") or {}).get("term") or "dumb"))
     made[b"CORRA_PROG_ID"] = octets(request["prog_id"])
     return made
 
@@ -1140,13 +1185,17 @@ def become_program(directory, files, request, inherited, report):
             except (OSError, ValueError):
                 pass
         prefer_for_oom()
-        outputs = stream_names(request)
-        ends = [os.open("fifo/" + name, os.O_WRONLY, dir_fd=directory) for name in outputs]
-        if program.get("stdin") is None:
-            source = os.open("/dev/null", os.O_RDONLY)
+        if program.get("pty"):
+            # The first terminal that the leader of a session opens is the session's own.
+            ends = [os.open(request["terminal"], os.O_RDWR)] * 3
         else:
-            source = os.open("stdin", os.O_RDONLY, dir_fd=directory)
-        for target, fd in enumerate((source, ends[0], ends[-1])):
+            outputs = [os.open("fifo/" + name, os.O_WRONLY, dir_fd=directory) for name in stream_names(request)]
+            if program.get("stdin") is None:
+                source = os.open("/dev/null", os.O_RDONLY)
+            else:
+                source = os.open("fifo/stdin" if takes_more(request) else "stdin", os.O_RDONLY, dir_fd=directory)
+            ends = [source, outputs[0], outputs[-1]]
+        for target, fd in enumerate(ends):
             os.dup2(fd, target)
         if program.get("umask") is not None:
             os.umask(program["umask"])
@@ -1254,6 +1303,10 @@ def step(view, now):
         if now >= view["room_at"]:
             return "unblock", None
         wake = min(wake or view["room_at"], view["room_at"])
+    if view["heed_at"] is not None:
+        if now >= view["heed_at"]:
+            return "heed", None
+        wake = min(wake or view["heed_at"], view["heed_at"])
     return None, wake
 
 
@@ -1284,10 +1337,7 @@ class Stream:
         if self.room <= 0:
             if not os.fstat(self.file).st_nlink:
                 os.ftruncate(self.file, 0)  # deleted: nobody will read it, so it shall not fill the disk
-            disk = os.fstatvfs(self.file)
-            free = disk.f_bavail * disk.f_frsize
-            floor = min(FLOOR, disk.f_blocks * disk.f_frsize // FLOOR_SHARE)
-            self.room = min((free - floor) // 2, ROOM_STEP)
+            self.room = min(room(self.file) // 2, ROOM_STEP)
             if self.room <= 0:
                 self.room = self.give_way()
         return self.room > 0
@@ -1436,6 +1486,254 @@ class Pump:
         return any(stream.length() < lengths.get(stream.name, 0) and stream.coming() for stream in self.streams)
 
 
+# ============================================================ the program's stdin: what was accepted
+
+
+def stdin_facts(directory):
+    """Return what is known of a stdin that is held open: how much was accepted, how much of it moved to the program, whether it is all."""
+    try:
+        fd = os.open("senders", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    try:
+        length = os.stat("stdin", dir_fd=directory, follow_symlinks=False).st_size
+        return {"length": length, "moved": min(length, SENDER_RECORD.unpack(os.pread(fd, 24, 0))[0]), "ended": end_of_stdin(fd) is not None}
+    except (OSError, struct.error):
+        return None
+    finally:
+        os.close(fd)
+
+
+def end_of_stdin(senders):
+    """Return where a stdin that is held open ends, or None while more may come: nothing is accepted after that record."""
+    last = os.fstat(senders).st_size // SENDER_RECORD.size - 1
+    if last < 1:
+        return None
+    who, offset, _ = SENDER_RECORD.unpack(os.pread(senders, SENDER_RECORD.size, last * SENDER_RECORD.size))
+    return offset if who == END_OF_STDIN else None
+
+
+# ============================================================ the program's stdin: moving it
+
+
+class Intake:
+    """Moves what is sent to the program from the file `stdin` into the program's own end.
+
+    splice moves the file's position along with the bytes, in one step of the kernel, and all guards share that position, since they inherit
+    one open file: whichever of them is killed when, the next goes on at the very byte. (A position that the mover writes down is behind the
+    truth or ahead of it when he is killed between the two.) To a terminal the way leads through a pipe, which all of them hold as well.
+    """
+
+    def __init__(self, directory, files, poll, forgets):
+        """`forgets`: what the program has read isn't kept in the file."""
+        self.directory, self.files, self.poll = directory, files, poll
+        self.wiped = os.open("stdin", os.O_WRONLY, dir_fd=directory) if forgets else None
+        self.read = 0  # and wiped
+        self.look_at, self.pause_ns = None, 0  # when to look how far the program has read
+        self.file, self.terminal, self.target = files["stdin"], files.get("terminal"), files.get("fifo/stdin", -1)
+        self.waits = False  # for room in the program's end
+        self.open = self.terminal is not None or self.target >= 0
+        self.through = False  # the pipe
+        self.noted = -1
+        if self.terminal is not None:
+            self.target = self.terminal
+            try:
+                splice(files["feeding"], self.terminal, SPLICE)
+                self.through = True
+            except OSError as error:
+                self.through = error.errno != errno.EINVAL
+
+    def move(self):
+        """Move what there is, as far as it goes."""
+        if self.open:
+            self.move_on()
+        if self.wiped is not None:
+            self.forget()
+
+    def move_on(self):
+        try:
+            self.waits = self.fill()
+        except BrokenPipeError:
+            self.open = self.waits = False  # nobody reads it any more
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self.waits = False  # nobody has the terminal open: it waits for whoever does
+        at = os.lseek(self.file, 0, os.SEEK_CUR)
+        if at != self.noted:
+            self.noted = at
+            os.pwrite(self.files["senders"], SENDER_RECORD.pack(at, 0, 0), 0)  # for whoever sends: the truth is the position
+        if self.terminal is None and self.waits:
+            self.poll.register(self.target, select.POLLOUT)
+        elif self.terminal is None:
+            self.unregister()
+
+    def forget(self):
+        """Wipe what has been read: a password that was typed isn't to lie about. Never before that, as a pipe only refers to the file's pages."""
+        at, left = os.lseek(self.file, 0, os.SEEK_CUR), self.left()
+        if at - left > self.read:
+            wipe(self.wiped, self.read, at - left)
+            self.read, self.pause_ns = at - left, 0
+        self.pause_ns = min(max(self.pause_ns * 2, 10 * 10**6), 5 * 10**9)
+        self.look_at = mono_ns() + self.pause_ns if left else None
+
+    def left(self):
+        """Return how much has been moved that the program hasn't read."""
+        if self.terminal is not None:
+            return unread(self.files["feeding"])
+        # Opened for a moment: our own end may be closed by now.
+        reader = os.open("fifo/stdin", os.O_RDONLY | os.O_NONBLOCK, dir_fd=self.directory)
+        try:
+            return unread(reader)
+        finally:
+            os.close(reader)
+
+    def forget_all(self):
+        """Nobody is left who could read any of it."""
+        if self.wiped is not None:
+            wipe(self.wiped, self.read, os.fstat(self.file).st_size)
+
+    def fill(self):
+        """Move until nothing is left, or until there is no room: then return True."""
+        for _ in range(64):
+            try:
+                moved = pass_on(self.file, self.files["fed"] if self.through else self.target)
+            except BlockingIOError:
+                moved = None
+            if self.through and unread(self.files["feeding"]):
+                try:
+                    splice(self.files["feeding"], self.terminal, SPLICE)
+                    continue
+                except BlockingIOError:
+                    return True
+            if not moved:
+                return moved is None
+        return True
+
+    def all_moved(self):
+        """Return whether it has been ended and all of it been moved. A terminal has no end."""
+        return self.terminal is None and all_moved(self.files)
+
+    def unregister(self):
+        try:
+            self.poll.unregister(self.target)
+        except (KeyError, ValueError):
+            pass
+
+    def close(self):
+        """Close this guard's end of it."""
+        if self.files["fifo/stdin"] >= 0:
+            self.unregister()
+            os.close(self.files["fifo/stdin"])
+        self.open, self.waits, self.files["fifo/stdin"] = False, False, -1
+
+
+def all_moved(files):
+    end = end_of_stdin(files["senders"])
+    return end is not None and os.lseek(files["stdin"], 0, os.SEEK_CUR) >= end
+
+
+def pass_on(file, target):
+    """Move bytes from a file's position onwards in one step; return how many. Raises BlockingIOError when there is no room."""
+    try:
+        return splice(file, target, SPLICE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    # A file system without splice, or a terminal before Linux 5.12: here a kill between write and lseek has these bytes come twice.
+    data = os.pread(file, 2048, os.lseek(file, 0, os.SEEK_CUR))
+    sent = os.write(target, data) if data else 0
+    os.lseek(file, sent, os.SEEK_CUR)
+    return sent
+
+
+# ============================================================ the program's terminal
+
+
+class Terminal:
+    """The master of the program's terminal: what it says goes into a pipe of the guards and from there into the file, like any other output."""
+
+    def __init__(self, files, pump, poll):
+        self.master, self.pipe, self.pump, self.poll = files["terminal"], files["said"], pump, poll
+        self.stream = pump.streams[0]
+        self.heed_at = None  # when to look again whether somebody has opened it anew
+
+    def watch(self, writing):
+        """Say what to wake up for. A hang-up comes unasked and for ever, so who hears of one looks again later."""
+        wanted = (0 if self.stream.blocked else select.POLLIN) | (select.POLLOUT if writing else 0)
+        if self.heed_at is None and self.stream.open:
+            self.poll.register(self.master, wanted)
+
+    def hear(self):
+        """Move what was said, at most as much as a terminal holds; return False when nobody has it open and all is moved."""
+        for _ in range(64):
+            try:
+                moved = self.take()
+            except BlockingIOError:
+                moved = None
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                moved = 0
+            if unread(self.stream.fifo):
+                self.pump.drain(self.stream)
+                if self.stream.blocked:
+                    return True
+            if not moved:
+                return moved is None
+        return True
+
+    def take(self):
+        try:
+            return splice(self.master, self.pipe, SPLICE)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        # Linux 5.10 has no splice for terminals: here a kill between the two costs what was read.
+        if unread(self.stream.fifo) > 32768:
+            raise BlockingIOError
+        return os.write(self.pipe, os.read(self.master, 4096))
+
+    def hung_up(self, ended):
+        """Nobody has it open: that is the end of it if the program is at its end, else it may be opened again (login does so)."""
+        try:
+            self.poll.unregister(self.master)
+        except KeyError:
+            pass
+        if ended and not unread(self.stream.fifo):
+            self.stream.open, self.heed_at = False, None
+        else:
+            self.heed_at = mono_ns() + int(LOOK_S * 1e9)
+
+    def resize(self, rows, columns):
+        """Give it a size. Whoever is in the foreground hears of it also where it is the old one: who has just come wants all drawn anew."""
+        import termios  # in memory already: open_terminal has needed it
+
+        size = struct.pack("HHHH", rows, columns, 0, 0)
+        if fcntl.ioctl(self.master, termios.TIOCGWINSZ, b"\0" * 8)[:4] == size[:4]:
+            # The kernel sends the signal, to root's programs too, and only where the size has changed.
+            fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns + 1, 0, 0))
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, size)
+
+
+def open_terminal(request, files):
+    """Make the terminal and the pipes beside it, before there is any other guard: all hold them. Raises OSError where there is none to be had."""
+    import termios
+
+    wanted = (request.get("run") or {}).get("terminal") or {}
+    files["terminal"], slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", wanted.get("rows") or 24, wanted.get("columns") or 80, 0, 0))
+    modes = termios.tcgetattr(slave)
+    modes[0] |= 0x4000  # IUTF8: the rubout of a line takes a character and not a byte
+    termios.tcsetattr(slave, termios.TCSANOW, modes)
+    request["terminal"] = os.ttyname(slave)
+    os.close(slave)
+    files["fifo/output"], files["said"] = os.pipe()
+    files["feeding"], files["fed"] = os.pipe()
+    for name in ("terminal", "fifo/output", "said", "feeding", "fed"):
+        os.set_blocking(files[name], False)
+
+
 # ============================================================ the keeper: its program
 
 
@@ -1460,6 +1758,11 @@ class Keeper:
         self.pipe = None
         self.poll = select.poll()
         self.pump = Pump(files, request, self.poll)
+        self.intake = None
+        if "senders" in files:
+            self.intake = Intake(directory, files, self.poll, self.options.get("forget_stdin") or "terminal" in files)
+        self.ended_stdin = False
+        self.terminal = Terminal(files, self.pump, self.poll) if "terminal" in files else None
 
     def take_over(self):
         """Become the program's parent after another keeper's death, or launch it if nobody has."""
@@ -1582,6 +1885,7 @@ class Keeper:
             "mono_ns": mono_ns(),
             "spool": self.request["path"],
             "courier": read_file(self.directory, "courier.json", PAGE),
+            "stdin": stdin_facts(self.directory) if self.intake else None,
             "standbys": [pid for pid in living_guards(self.record) if pid != self.record.agent],
         }
 
@@ -1615,6 +1919,7 @@ class Keeper:
             "open": self.pump.open(),
             "courier": self.end_known and (self.record.courier or self.courier_at is not None),
             "courier_at": self.courier_at,
+            "heed_at": self.heed_at(),
         }
 
     def descendants(self):
@@ -1625,6 +1930,18 @@ class Keeper:
 
     def do_unblock(self, now):
         self.pump.unblock()
+        self.heed()
+
+    def do_heed(self, now):
+        if self.terminal:
+            self.terminal.heed_at = None
+        if self.intake:
+            self.intake.look_at = None
+        self.heed()
+
+    def heed_at(self):
+        times = [self.terminal and self.terminal.heed_at, self.intake and self.intake.look_at]
+        return min([each for each in times if each] or [None])
 
     def do_timeout(self, now):
         name, grace_s = self.options.get("stop_signal") or "TERM", self.options.get("grace")
@@ -1698,6 +2015,8 @@ class Keeper:
             self.tell()
             self.nothing_to_keep()
             return
+        if self.terminal:
+            self.terminal.hear()  # what it said last still stands in the kernel's buffers, where nobody can count it
         self.record.lengths = self.pump.written()
         self.record.usage = usage(self.pid)
         self.record.outcome = (self.status, now_ns(), mono_ns() - launched[4], self.reason())
@@ -1744,6 +2063,7 @@ class Keeper:
         self.reap()
         self.reaped = True
         self.reap_orphans()
+        self.heed()
 
     def reap(self):
         try:
@@ -1754,13 +2074,15 @@ class Keeper:
     # ======================================================== the keeper: its loop
 
     def obey(self):
-        """Read orders: `ID signal NAME BY LAPSES` or `ID stop NAME GRACE-MS BY`."""
+        """Read orders: `ID signal NAME BY LAPSES`, `ID stop NAME GRACE-MS BY`, `- window ROWS COLUMNS`; `- stdin` only wakes us."""
         try:
             text = os.read(self.files["control"], 65536).decode("ascii", "replace")
         except BlockingIOError:
             return
         for line in text.splitlines():
             words = line.split(" ")
+            if words[1:2] == ["window"] and self.terminal and len(words) == 4 and words[2].isdigit() and words[3].isdigit():
+                self.terminal.resize(min(int(words[2]), 9999), min(int(words[3]), 9999))
             if len(words) != 5 or words[2] not in SIGNALS or any(each[2] == words[0] for each in self.record.sent):
                 continue
             if self.pid is None:
@@ -1769,6 +2091,31 @@ class Keeper:
                 self.send(words[2], words[0], words[3])
             elif words[1] == "stop" and words[3].isdigit():
                 self.begin_stop(words[0], "killed", words[2], int(words[3]) / 1000, words[4])
+
+    # ======================================================== the keeper: the program's stdin and terminal
+
+    def heed(self, event=0):
+        """Move what was said on the terminal and what is to be read, whatever woke us."""
+        if self.terminal and self.launched:
+            heard = self.terminal.stream.blocked or self.terminal.hear()
+            if not heard or (event & select.POLLHUP and not event & select.POLLIN):
+                self.peek()
+                self.terminal.hung_up(self.status is not None or self.reaped)
+        if self.intake and self.launched:
+            self.intake.move()
+            if not self.ended_stdin and self.intake.all_moved():
+                self.ended_stdin = True
+                self.intake.close()
+                for pid, start in self.record.guards:
+                    if pid != os.getpid():
+                        signal_process(pid, start, _signal.SIGURG)  # the end comes when nobody holds it open any more
+        if self.terminal:
+            self.terminal.watch(self.intake.waits)
+
+    @property
+    def launched(self):
+        """Whether the program has its ends open: until then nobody reads them, which means nothing."""
+        return self.pipe is None and self.pid is not None
 
     def relay(self):
         """SIGTERM to the keeper is SIGTERM to the program."""
@@ -1846,10 +2193,13 @@ class Keeper:
             self.record.ooms = oom_kills()
         self.save()
         self.take_over()
+        self.heed()
         while True:
             now = mono_ns()
             action, wake = step(self.view(), now)
             if action == "leave":
+                if self.intake:
+                    self.intake.forget_all()
                 return
             if action:
                 getattr(self, "do_" + action)(now)
@@ -1865,10 +2215,14 @@ class Keeper:
                     self.reap_orphans()
                 elif fd == self.pipe:
                     self.launch_over()
+                    self.heed()
                 elif fd == self.files["control"]:
                     self.obey()
-                else:
+                    self.heed()
+                elif fd in self.pump.by_fifo:
                     self.pump.on(fd, event)
+                else:
+                    self.heed(event)
 
 
 def _nothing(number, frame):
@@ -1883,6 +2237,17 @@ def standby(child):
     info = os.waitid(os.P_PID, child, os.WEXITED)
     if info.si_code == 1 and info.si_status == 0:
         os._exit(0)
+
+
+def letting_go(files):
+    """Return what a standby does when the keeper tells it (SIGURG) that all of stdin has been moved: it closes its end, if that is true."""
+
+    def let_go(number, frame):
+        if files["fifo/stdin"] >= 0 and all_moved(files):
+            os.close(files["fifo/stdin"])
+            files["fifo/stdin"] = -1
+
+    return let_go
 
 
 def ignore_signals():
@@ -1953,6 +2318,23 @@ def guard_run(request, report):
     files["control"] = os.open("control", os.O_RDWR | os.O_NONBLOCK, dir_fd=directory)
     for name in stream_names(request):
         files[name] = os.open(name, os.O_WRONLY, dir_fd=directory)
+    if takes_more(request):
+        files["stdin"] = os.open("stdin", os.O_RDONLY, dir_fd=directory)
+        files["senders"] = os.open("senders", os.O_RDWR, dir_fd=directory)
+        if request["program"].get("pty"):
+            try:
+                open_terminal(request, files)
+            except OSError as error:
+                note_failure(files["exit"], "setup", error, "there is no terminal to be had for it: " + error.strerror)
+                return
+        else:
+            os.chmod("fifo/stdin", 0o600, dir_fd=directory)
+            reader = os.open("fifo/stdin", os.O_RDONLY | os.O_NONBLOCK, dir_fd=directory)
+            files["fifo/stdin"] = os.open("fifo/stdin", os.O_WRONLY | os.O_NONBLOCK, dir_fd=directory)
+            os.close(reader)  # the program shall be its only one, so that we see it close it
+            os.chmod("fifo/stdin", 0o644, dir_fd=directory)  # the program may be another user's by now, and open it anew
+            _signal.signal(_signal.SIGURG, letting_go(files))
+    for name in stream_names(request) if not request["program"].get("pty") else ():
         # Guards before us may have died after they took the right to read away.
         os.chmod("fifo/" + name, 0o600, dir_fd=directory)
         # Not blocking: nobody writes yet. We never hold a writing end, else its end would never come.
@@ -1986,6 +2368,7 @@ def guard_run(request, report):
             break
         # Nothing was launched: the program gets its three guards all the same.
     become(b"corra-keeper")
+    _signal.signal(_signal.SIGURG, _signal.SIG_IGN)
     Keeper(directory, files, request, inherited, guards, report).run()
 
 
@@ -2180,6 +2563,7 @@ KEYS = {
         "callback": OBJECT, "config": OBJECT, "spool": TEXT, "cursor": OBJECT, "tail": NUMBER, "streams": LIST, "live": FLAG,
         "since": NUMBER, "late": FLAG, "times": FLAG, "signal": TEXT, "grace": NUMBER, "by": TEXT, "stream": TEXT, "start": NUMBER, "end": NUMBER,
         "match": TEXT, "courier": TEXT, "from": NUMBER, "seconds": NUMBER, "route": TEXT,
+        "sender": NUMBER,
         "ids": LIST,
         "older": NUMBER,
         "max_size": NUMBER,
@@ -2187,11 +2571,11 @@ KEYS = {
     },
     "program": {
         "argv": LIST, "cwd": TEXT, "env": OBJECT, "env_inherit": FLAG + LIST, "stdin": TEXT + OBJECT, "umask": NUMBER, "merge": FLAG,
-        "pty": FLAG + OBJECT, "limits": OBJECT, "host": TEXT,
+        "pty": FLAG, "limits": OBJECT, "host": TEXT,
     },
     "run": {
         "timeout": NUMBER, "grace": NUMBER, "stop_signal": TEXT, "keep_output": NUMBER, "keep": NUMBER, "wait_children": FLAG,
-        "force": FLAG, "carrier": LIST,
+        "force": FLAG, "carrier": LIST, "terminal": OBJECT, "forget_stdin": FLAG,
     },
     "secrets": {"env": OBJECT, "token": TEXT},
     "callback": {"url": TEXT, "method": TEXT, "token": TEXT, "ca": TEXT, "state": FLAG},
@@ -2255,8 +2639,17 @@ def start_complaints(request):
             if not name or "=" in name or not sound(name) or not (value is None or (isinstance(value, str) and sound(value))):
                 found.append("%s: not a variable: %r" % (source, name))
     source, umask = program.get("stdin"), program.get("umask")
-    if isinstance(source, dict) and not (type(source.get("bytes")) is int and source["bytes"] >= 0 and set(source) <= {"bytes", "sha256"}):
-        found.append('program.stdin must be {"bytes": N} or {"bytes": N, "sha256": "HEX"}')
+    counted = isinstance(source, dict) and type(source.get("bytes")) is int and source["bytes"] >= 0 and set(source) <= {"bytes", "sha256"}
+    if isinstance(source, dict) and not counted and source != {"open": True}:
+        found.append('program.stdin must be {"bytes": N}, {"bytes": N, "sha256": "HEX"} or {"open": true}')
+    if program.get("pty") and (source is not None or program.get("merge")):
+        found.append("program.pty: its terminal is its stdin, and its output is one stream as it is")
+    terminal = options.get("terminal") or {}
+    sizes = [terminal.get(key) for key in ("rows", "columns") if terminal.get(key) is not None]
+    if not all(type(each) is int and 0 < each < 10000 for each in sizes) or not isinstance(terminal.get("term", ""), str):
+        found.append('run.terminal must be {"rows": N, "columns": N, "term": NAME}')
+    elif not sound(terminal.get("term", "")):
+        found.append("run.terminal: not a name")
     if umask is not None and not (isinstance(umask, int) and umask <= 0o777):
         found.append("program.umask must be from 0 to 511 (0o777)")
     if isinstance(program.get("env_inherit"), list) and not all(isinstance(name, str) and sound(name) for name in program["env_inherit"]):
@@ -2267,9 +2660,6 @@ def start_complaints(request):
         found.append("run.stop_signal: no such signal: " + options["stop_signal"])
     if request.get("callback") and not request["callback"].get("url"):
         found.append("callback.url is missing")
-    for where, key in ((program, "pty"),):
-        if where.get(key):
-            found.append("this agent (%s) can't do %s yet" % (VERSION, key))
     found += limit_complaints(program.get("limits") or {})
     if options.get("keep_output") is not None and not (isinstance(options["keep_output"], int) and options["keep_output"] >= BOUND_MIN):
         found.append("run.keep_output must be a whole number of bytes, %d or more" % BOUND_MIN)
@@ -2458,7 +2848,7 @@ def new_run(request, stdin, reply):
         try:
             runs = prepare_root(root)
             try:
-                if not claim(runs, prog_id, stored, feed if source is not None else None, token):
+                if not claim(runs, prog_id, stored, feed if source is not None and source != {"open": True} else None, token):
                     same_program(Run(root, prog_id), request)
                 return root, prog_id
             finally:
@@ -2525,6 +2915,101 @@ def verb_run(request, stdin, reply, framed):
     reply.send(state)
     if state["state"] != "not_started":
         Follow(run, request, stdin if framed else None, reply.out).go()
+
+
+# ============================================================ sending to a program
+
+
+class Sender:
+    """One client's bytes for the program, put behind all that others have sent, each once.
+
+    A client calls itself by a number that it made, and counts its own bytes from 0. `senders` says from which offset of `stdin` on the bytes
+    are whose, and which of his they are. That is written before the bytes are: so what has been accepted from whom follows from the
+    lengths of the two files, whoever was killed in the middle of what.
+    """
+
+    def __init__(self, run, number):
+        self.run, self.number = run, number
+        self.file = os.open("stdin", os.O_WRONLY | os.O_NOFOLLOW, dir_fd=run.directory)
+        self.senders = os.open("senders", os.O_RDWR | os.O_NOFOLLOW, dir_fd=run.directory)
+        self.terminal = bool(run.request["program"].get("pty"))
+        self.at = SENDER_RECORD.size  # of `senders`, after the first record, which is the keeper's
+        self.last = (0, 0, 0)
+        self.accepted = 0
+        self.ended = False
+        fcntl.flock(self.senders, fcntl.LOCK_EX)
+        self.look()
+        fcntl.flock(self.senders, fcntl.LOCK_UN)
+
+    def look(self):
+        """Take note of what has been accepted, from whomever; return the length of the whole. The lock is held."""
+        data = os.pread(self.senders, 1 << 24, self.at)
+        data = data[: len(data) // SENDER_RECORD.size * SENDER_RECORD.size]
+        self.at += len(data)
+        for record in SENDER_RECORD.iter_unpack(data):
+            self.count(record[1])
+            self.last = record
+        length = os.fstat(self.file).st_size
+        self.count(length)
+        self.ended = self.last[0] == END_OF_STDIN
+        return length
+
+    def count(self, end):
+        who, begin, offset = self.last
+        if who == self.number:
+            self.accepted = offset + end - begin
+
+    def note(self, who, length):
+        record = (who, length, self.accepted)
+        # At a multiple of the record's size: one that a full disk has torn is overwritten.
+        if os.pwrite(self.senders, SENDER_RECORD.pack(*record), self.at) < SENDER_RECORD.size:
+            raise OSError(errno.ENOSPC, "no room")
+        self.at, self.last = self.at + SENDER_RECORD.size, record
+
+    def take(self, offset, data):
+        """Accept what is new of `data`, the client's bytes from `offset` on; `data` None is the end. Raises BlockingIOError while there is no room,
+        EOFError where nothing is taken any more, ValueError for a hole.
+        """
+        fcntl.flock(self.senders, fcntl.LOCK_EX)
+        try:
+            length = self.look()
+            if data is None and self.terminal:
+                data = b"\x04"  # what is typed there to mean it; a terminal goes on after it
+            if self.ended or self.unheard():
+                raise EOFError
+            if offset > self.accepted:
+                raise ValueError("a hole: from %d, where %d are accepted" % (offset, self.accepted))
+            if data is None:
+                self.note(END_OF_STDIN, length)
+                self.ended = True
+                return
+            data = data[self.accepted - offset :]
+            if not data:
+                return
+            moved = SENDER_RECORD.unpack(os.pread(self.senders, SENDER_RECORD.size, 0))[0]
+            if length - moved > AHEAD_MAX or room(self.file) < len(data):
+                raise BlockingIOError
+            if self.last[0] != self.number:
+                self.note(self.number, length)
+            while data:
+                sent = os.pwrite(self.file, data, length)
+                data, length, self.accepted = data[sent:], length + sent, self.accepted + sent
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise BlockingIOError from None
+        finally:
+            fcntl.flock(self.senders, fcntl.LOCK_UN)
+
+    def unheard(self):
+        """Return whether the program runs and nobody has its stdin open."""
+        if self.terminal or not exists(self.run.directory, "launched"):
+            return False
+        try:
+            os.close(os.open("fifo/stdin", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=self.run.directory))
+            return False
+        except OSError as error:
+            return error.errno == errno.ENXIO
 
 
 # ============================================================ follow: what there is to see
@@ -2634,6 +3119,12 @@ class Follow:
         self.orders = {}  # request id: (number, signal name, deadline)
         self.page = self.state = None
         self.done = False
+        self.sender = None
+        if request.get("sender") and takes_more(run.request):
+            self.sender = Sender(run, int(request["sender"]))
+        self.came, self.body = b"", None  # of the client's frames: a piece of a header; (offset, bytes left) of what is to be sent
+        self.given = []  # (offset, bytes) that the program is to read, not accepted yet
+        self.window = None
         self.began = self.heard = time.monotonic()
         self.keeper = None  # a pidfd: its death is news
 
@@ -2645,6 +3136,8 @@ class Follow:
         for fd in ([] if self.watch.fd < 0 else [self.watch.fd]) + ([self.stdin.fd] if self.stdin else []):
             poll.register(fd, select.POLLIN)
         self.look()
+        if self.sender:
+            self.acknowledge()
         while True:
             blocked = self.write()
             if not blocked and self.over():
@@ -2661,10 +3154,13 @@ class Follow:
                 return
             if self.stdin and time.monotonic() - self.heard > PING_DEADLINE_S:
                 return
+            if self.given:
+                self.accept()
             if self.keeper in events:
                 poll.unregister(self.keeper)
                 os.close(self.keeper)
                 self.keeper = self.page = None
+                self.resize()  # it may have died with the order
             if self.keeper in events or self.page is None or self.watch.fd in events or self.watch.blind or self.orders:
                 self.watch.clear()
                 self.look()
@@ -2677,7 +3173,7 @@ class Follow:
         waits = [self.heard + PING_DEADLINE_S - time.monotonic() + 0.1] if self.stdin else []
         waits += [1.0] if self.keeper is None else []
         waits += [LOOK_S] if self.watch.blind else []
-        waits += [0.02] if self.orders else []
+        waits += [0.02] if self.orders or self.given else []
         return max(0, int(min(waits) * 1000) + 1) if waits else None
 
     # ======================================================== follow: what goes out
@@ -2805,24 +3301,83 @@ class Follow:
     # ======================================================== follow: what comes in
 
     def listen(self):
-        """Read the client's frames; return False when it has gone."""
+        """Read the client's frames; return False when it has gone, or speaks another language."""
         try:
-            data = os.read(self.stdin.fd, 65536)
+            data = os.read(self.stdin.fd, FRAME_MAX)
         except BlockingIOError:
             return True
         if not data:
             return False
         self.heard = time.monotonic()
-        *lines, self.stdin.ahead = (self.stdin.ahead + data).split(b"\n")
-        for line in lines:
-            words = line.decode("ascii", "replace").split(" ")
-            if words[0] == "P":
-                self.queue.append(b"H\n")
-            elif words[0] == "K" and len(words) == 3 and words[1] in SIGNALS and words[2].isdigit():
-                number = os.urandom(4).hex()
-                give_order(self.run, signal_order(number, words[1], self.request))
-                self.orders[number] = (int(words[2]), words[1], time.monotonic() + ORDER_DEADLINE_S)
+        data, self.stdin.ahead, self.came = self.came + self.stdin.ahead + data, b"", b""
+        at = 0
+        while at < len(data):
+            if self.body:
+                offset, left = self.body
+                part = data[at : at + left]
+                self.given.append((offset, part))
+                at += len(part)
+                self.body = (offset + len(part), left - len(part)) if left > len(part) else None
+                continue
+            end = data.find(b"\n", at, at + 64)
+            if end < 0:
+                self.came = data[at:]
+                break
+            if not self.heed(data[at:end].decode("ascii", "replace").split(" ")):
+                return False
+            at = end + 1
+        return len(self.came) <= 64 and self.accept() and sum(len(part or b"") for _, part in self.given) <= HELD_MAX
+
+    def heed(self, words):
+        """Do what a header says; return whether it is one."""
+        numbers = [int(word) for word in words[1:] if word.isdigit()]
+        if words[0] == "P":
+            self.queue.append(b"H\n")
+        elif words[0] == "K" and len(words) == 3 and words[1] in SIGNALS and words[2].isdigit():
+            number = os.urandom(4).hex()
+            give_order(self.run, signal_order(number, words[1], self.request))
+            self.orders[number] = (int(words[2]), words[1], time.monotonic() + ORDER_DEADLINE_S)
+        elif words[0] == "I" and self.sender and len(numbers) == 2 and numbers[1] <= INPUT_MAX:
+            self.body = tuple(numbers) if numbers[1] else None
+        elif words[0] == "E" and self.sender and len(numbers) == 1:
+            self.given.append((numbers[0], None))
+        elif words[0] == "W" and len(numbers) == 2:
+            self.window = numbers
+            self.resize()
+        else:
+            return False
         return True
+
+    # ======================================================== follow: what the program is to read
+
+    def resize(self):
+        if self.window:
+            give_order(self.run, "- window %d %d" % tuple(self.window))
+
+    def accept(self):
+        """Have the program given what there is room for, and say what has been accepted; return False for what makes no sense."""
+        if not self.given:
+            return True
+        ended, accepted, closed = self.sender.ended, self.sender.accepted, False
+        try:
+            while self.given:
+                self.sender.take(*self.given[0])
+                ended = ended or self.given[0][1] is None
+                del self.given[0]
+        except BlockingIOError:
+            pass
+        except EOFError:
+            self.given, closed = [], not self.sender.ended
+        except ValueError:
+            return False
+        if self.sender.accepted != accepted or self.sender.ended:
+            give_order(self.run, "- stdin")
+        self.acknowledge(ended=ended, closed=closed)
+        return True
+
+    def acknowledge(self, ended=False, closed=False):
+        kind = b"C" if closed else b"E" if ended or self.sender.ended else b"I"
+        self.queue.append(b"A %s %d\n" % (kind, self.sender.accepted))
 
     def answer(self):
         """Acknowledge the orders that the keeper has carried out; carry out those that it hasn't in time."""
@@ -2889,6 +3444,10 @@ def verb_follow(request, stdin, reply, framed):
     """Reply with the State; with a tail or a time asked for, also with the `cursor` where it begins: a link cut at once loses no line."""
     run = find(request)
     state = run.state()
+    if request.get("sender") and not takes_more(run.request):
+        file = run.request["program"].get("stdin") is not None
+        how = "what it was given at its start" if file else "/dev/null"
+        raise Refusal("no_stdin", "its stdin is %s (run had no -i)" % how, state=state)
     follow = Follow(run, request, stdin if framed else None, reply.out)
     reply.send(dict(state, cursor=follow.cursor) if {"tail", "since"} & set(request) else state)
     follow.go()

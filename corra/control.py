@@ -23,10 +23,11 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from . import history, hostset, ids
 from .agent import VERSION
-from .errors import CorraError, Misuse, NotFound, NotKilled, NotStarted, Unreachable
+from .errors import CorraError, Misuse, NotFound, NotKilled, NotSent, NotStarted, StillRunning, Unreachable
+from .feed import Feed
 from .follow import ANSWER_S, DEAD_AFTER_S, Event, Follow, Link, signal_name
 from .place import Agent, Refused, courier_source
-from .program import Host, Program, Request, limits as read_limits, output_kept, seconds, words
+from .program import OPEN, Host, Open, Program, Request, limits as read_limits, output_kept, seconds, words
 from .reach import Reach, agent_for, agent_to_ask, is_a, is_one
 from .state import State
 from .stream import Gap, Output, Parser, Status
@@ -43,7 +44,9 @@ OUTPUT_KEPT = 16 << 20
 STOP_MARGIN_S = 30.0
 AT_ONCE = 32
 
-Stdin = str | bytes | IO[bytes] | IO[str] | None
+Stdin = str | bytes | IO[bytes] | IO[str] | Open | None
+# How often a sender looks whether it is done: what it waits for may be said by no frame.
+LOOK_S = 0.2
 Watch = Callable[[Event], None]
 
 
@@ -58,6 +61,8 @@ class What(Reach, total=False):
     umask: int | None
     merge: bool
     limits: Mapping[str, int | str | Sequence[int]] | None
+    pty: bool
+    forget_stdin: bool
     timeout: float | str | None
     grace: float | str | None
     stop_signal: str | int | None
@@ -176,6 +181,8 @@ def launch(
     umask: int | None = None,
     merge: bool = False,
     limits: Mapping[str, int | str | Sequence[int]] | None = None,
+    pty: bool = False,
+    forget_stdin: bool = False,
     timeout: float | str | None = None,
     grace: float | str | None = None,
     stop_signal: str | int | None = None,
@@ -189,12 +196,18 @@ def launch(
     callback_config: Mapping[str, float] | None = None,
     **reach: Unpack[Reach],
 ) -> Launch:
-    """Return the Launch of `argv` on `target`. Raises Misuse for what no host could start. No I/O but reading `stdin`."""
+    """Return the Launch of `argv` on `target`. Raises Misuse for what no host could start. No I/O but reading `stdin`.
+
+    `stdin=OPEN` holds it open for `Run.send`; `pty` gives the program a terminal of its own, which can be sent to as well. What is sent is
+    kept in the spool; with `forget_stdin`, and with a terminal, only until the program has read it.
+    """
     prog_id = _new_id(id)
     agent = agent_for(target, **reach)
     if cwd is None and agent.host.is_local:
         cwd = os.getcwd()
-    described, payload = _payload(stdin)
+    described, payload = ({"open": True}, None) if stdin is OPEN else _payload(stdin)
+    if pty and stdin is OPEN:
+        described = None
     program = Program(
         words(argv),
         cwd=cwd,
@@ -204,6 +217,7 @@ def launch(
         umask=umask,
         merge=merge,
         limits=read_limits(limits or {}),
+        pty=pty,
     )
     request = Request(
         prog_id,
@@ -217,6 +231,8 @@ def launch(
         keep_output=output_kept(keep_output),
         wait_children=wait_children,
         force=force,
+        terminal=_terminal() if pty else {},
+        forget_stdin=forget_stdin,
         secrets=dict(secrets or {}),
         spool=spool,
         callback=dict(callback or {}),
@@ -266,8 +282,19 @@ def again(
         request = Request.from_record(record, prog_id, origin=me(), secrets=dict(secrets or {}), spool=run.spool)
     except Misuse as error:
         raise NotStarted(error.why, **facts) from error
-    payload = io.BytesIO(given) if isinstance(stdin, Mapping) else None
+    payload = io.BytesIO(given) if isinstance(stdin, Mapping) and "bytes" in stdin else None
     return Launch(run.agent, request, payload, run.via, run.connection), (record.get("callback") or {}).get("url")
+
+
+def _terminal() -> dict[str, Any]:
+    """Return what a program's terminal is to be like: as ours, where we have one."""
+    found: dict[str, Any] = {"term": os.environ.get("TERM") or "xterm"}
+    for fd in (0, 1, 2):
+        with contextlib.suppress(OSError):
+            columns, rows = os.get_terminal_size(fd)
+            if rows and columns:
+                return {**found, "rows": rows, "columns": columns}
+    return found
 
 
 def start(
@@ -406,7 +433,7 @@ def _write_all(stream: Any, data: bytes) -> None:
         view = view[len(view) if taken is None else taken :]
 
 
-def _payload(stdin: Stdin) -> tuple[dict[str, Any] | None, BinaryIO | None]:
+def _payload(stdin: str | bytes | IO[bytes] | IO[str] | None) -> tuple[dict[str, Any] | None, BinaryIO | None]:
     """Return what Program says of `stdin`, and the bytes as a file that can be read again if the start has to be repeated."""
     if stdin is None:
         return None, None
@@ -785,6 +812,44 @@ class Run:
     def signal(self, name: str | int) -> State:
         """Send that one signal to the program, nothing after it, and return the State. Raises CorraError with fate NOT SENT."""
         return self.heard(State.from_json(self._ask("signal", {"signal": signal_name(name), "by": _by()})["state"]))
+
+    def send(self, data: bytes | str, *, eof: bool = False, timeout: float | str | None = None) -> None:
+        """Have the program read `data`, and with `eof` its end behind that; return when the host has it, which the program may read later.
+
+        Raises NotSent where it has no stdin to send to, has ended or has closed it; some of the bytes may have been sent then, never any twice.
+        """
+        feed = Feed()
+        feed.write(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
+        if eof:
+            feed.end()
+        feed.finish()
+        self.pass_on(feed, timeout_s=_seconds(timeout))
+
+    def eof(self) -> None:
+        """End the program's stdin; on a terminal, type what means that there."""
+        self.send(b"", eof=True)
+
+    def pass_on(self, feed: Feed, *, timeout_s: float | None = None, watch: Watch | None = None, **how: Any) -> None:
+        """Send what `feed` is given, until it is finished and the host has all of it. `how`: the rest Follow takes. Raises NotSent."""
+        follow = self.follow(streams=[], feed=feed, timeout_s=timeout_s, tick_s=LOOK_S, **how)
+        why = "it has ended"
+        try:
+            for event in follow:
+                if watch is not None:
+                    watch(event)
+                if feed.done or feed.refused or (follow.state is not None and follow.state.ended):
+                    break
+        except StillRunning as error:
+            why = error.why
+        finally:
+            follow.close()
+            feed.close()
+        if feed.done:
+            return
+        if feed.refused:
+            why = "the program has closed its stdin" if feed.closed_there else "its stdin was ended before"
+        some = f"; {feed.taken} bytes of {feed.given} were sent" if feed.taken else ""
+        raise NotSent(why + some, host=str(self.host), prog_id=self.id, label=self.label)
 
     def kill(
         self,

@@ -6,7 +6,7 @@ lost link is no end, `timeout` stops the program and not only the watching of it
 costs what its bytes cost.
 
 What a command reads comes to it in one of three ways: nothing (/dev/null), what there is to read at once (a file, a StringIO), or byte by byte
-through relay.py, where a terminal, a pipe or a watcher may have something to say later.
+over the link that is followed, where a terminal, a pipe or a watcher may have something to say later.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from invoke.watchers import FailingResponder, Responder
 
 from . import control, ids
 from .errors import CorraError, StillRunning, line
-from .feed import Feed, command as fed
+from .feed import Feed
 from .follow import Follow, LinkDown, LinkUp
-from .program import Host
+from .program import OPEN, Host
 from .result import Result as CorraResult
 from .settings import setting
 from .state import State, exit_code
@@ -121,26 +121,22 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
     def start(self, command: str, shell: str, env: dict[str, Any], timeout: float | None = None) -> None:
         """Start `command` and return when the host has confirmed it. Raises NotStarted, Unreachable, MaybeStarted."""
         interactive = self._choose_stdin()
-        given = {name: str(value) for name, value in (env or {}).items()}
-        if interactive or self.using_pty:
-            columns, rows = pty_size() if self.using_pty else (0, 0)
-            argv, needed = fed(command, size=(rows or 24, columns or 80) if self.using_pty else None)
-            given.update(needed)
-        else:
-            argv = ["sh", "-c", _SHELL, command]
         launch = control.launch(
             self.context,
-            argv,
+            ["sh", "-c", _SHELL, command],
             name=_name(command),
-            env=given,
-            stdin=self._payload,
+            env={name: str(value) for name, value in (env or {}).items()},
+            stdin=OPEN if interactive else self._payload,
+            forget_stdin=True,  # a watcher's answers are passwords more often than not
+            pty=self.using_pty,
             timeout=self.opts["timeout"],
             grace=self._setting("grace"),
         )
         self.run_, self.prog_id = launch.run, launch.run.id
-        self._follow = launch.follow(stay=not self._disowned, reconnect_timeout_s=self._setting("reconnect_timeout"))
-        if interactive or self.using_pty:
-            self._feed = Feed(launch.agent, self._spool)
+        self._feed = Feed() if (interactive or self.using_pty) and not self._disowned else None
+        self._follow = launch.follow(stay=not self._disowned, reconnect_timeout_s=self._setting("reconnect_timeout"), feed=self._feed)
+        if self.using_pty and self._feed is not None:
+            self._resize()
             self._watch_window()
         self._thread = threading.Thread(target=self._pump, args=(launch,), name="durable", daemon=True)
         self._thread.start()
@@ -159,9 +155,6 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
     @property
     def _state(self) -> State | None:
         return self._follow.state if self._follow is not None else None
-
-    def _spool(self) -> str | None:
-        return self._state.spool if self._state is not None else None
 
     def _choose_stdin(self) -> bool:
         """Return whether something may be written to the command later; take what can be read at once as its stdin."""
@@ -275,7 +268,7 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         self._write_proc_stdin(data.encode(self.encoding, "surrogateescape"))
 
     def _watch_window(self) -> None:
-        if self.using_pty and fabric.runners.cares_about_SIGWINCH():
+        if fabric.runners.cares_about_SIGWINCH():
             import signal
 
             signal.signal(signal.SIGWINCH, lambda *_: self._resize())

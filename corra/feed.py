@@ -1,62 +1,50 @@
 """What is sent to a program while it runs: kept here until the host has taken it, sent again after a broken link, taken once.
 
-The other end is relay.py. A link is made when there is something to send, so a program that is never written to costs none.
+A Feed travels over the link of a Follow. We call ourselves by a number made here and count our own bytes from 0, so the host knows what of
+them it has, whichever link brought them and whoever else has sent something meanwhile.
 """
 
 from __future__ import annotations
 
-import functools
+import secrets
 import threading
-from collections import deque
-from collections.abc import Callable
-from pathlib import Path
+from typing import Protocol
 
-from . import relay
 from .channel import LinkLost
-from .errors import CorraError
-from .follow import ANSWER_S
-from .place import PYTHONS, Agent, Link, Refused
+from .stream import Taken
 
-_PAUSE_S = 0.2
-# One frame at most, so that what is acknowledged moves on.
-_STEP = 32 * 1024
-
-# Finds a Python as the agent's own command does, and gives it relay.py and the words after it.
-_FIND = (
-    f"""for p in {" ".join(PYTHONS)}; do case $("$p" -V 2>/dev/null) in "Python 3."[6-9]*|"Python 3."[1-9][0-9]*) """
-    """exec "$p" -ISE -c "$CORRA_RELAY" "$@";; esac; done; echo "no Python 3.6 or later" >&2; exit 127"""
-)
+# In one frame: what an acknowledgement moves on by.
+_STEP = 64 * 1024
+# What may be under way unacknowledged: twice the window of sshd. The host holds as much where the program or the disk has no room.
+WINDOW = 4 << 20
 
 
-@functools.cache
-def source() -> bytes:
-    return Path(relay.__file__).read_bytes()
-
-
-def command(text: str, *, size: tuple[int, int] | None = None) -> tuple[list[str], dict[str, str]]:
-    """Return (argv, what must be in its environment) of a shell command whose stdin is fed; with `size` (rows, columns) on a terminal."""
-    mode = ["run", text] if size is None else ["pty", text, str(size[0]), str(size[1])]
-    return ["sh", "-c", _FIND, "sh", *mode], {"CORRA_RELAY": source().decode()}
+class Link(Protocol):
+    def send(self, data: bytes) -> None: ...
 
 
 class Feed:
-    """The sending side. All methods may be called from any thread; none waits for the host."""
+    """The sending side. All methods may be called from any thread; only `wait` waits for the host."""
 
-    def __init__(self, agent: Agent, spool: Callable[[], str | None]) -> None:
-        """`spool` returns where the run's spool is, None as long as that isn't known."""
-        self._agent = agent.beside(source())
-        self._spool = spool
+    def __init__(self) -> None:
+        self.sender = 1 + secrets.randbits(52)
         self._kept = bytearray()
         self._taken = 0
         self._end: int | None = None
-        self._end_taken = False
-        self._sent: int | None = None  # over the link that is open
+        self._over = False  # the end is taken
+        self._finished = False
+        self.refused = False  # the host takes no more: somebody else has ended it, or the program has closed it
+        self.closed_there = False
+        self._sent: int | None = None  # over the link that is open, once the host has said what it has
         self._end_sent = False
-        self._sizes: deque[tuple[int, int]] = deque(maxlen=1)
+        self._size: tuple[int, int] | None = None
+        self._size_sent = False
         self._changed = threading.Condition()
         self._closed = False
-        self._thread: threading.Thread | None = None
         self._link: Link | None = None
+        self._thread: threading.Thread | None = None
+
+    # For whoever sends
 
     @property
     def given(self) -> int:
@@ -64,116 +52,123 @@ class Feed:
         return self._taken + len(self._kept)
 
     @property
+    def taken(self) -> int:
+        """How many bytes the host has taken."""
+        return self._taken
+
+    @property
     def waiting(self) -> int:
         """How many bytes the host hasn't taken yet."""
         return len(self._kept)
 
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will be given and the host has all of it, the end too if there was one."""
+        return self._finished and not self.refused and not self._kept and (self._end is None or self._over)
+
     def write(self, data: bytes) -> None:
+        """Send `data`; behind an end nothing more goes out."""
         with self._changed:
-            self._kept += data
-            self._run()
+            if self._end is None and not self.refused:
+                self._kept += data
+            self._changed.notify_all()
 
     def end(self) -> None:
+        """Send the end; on a terminal, what is typed there to mean it."""
         with self._changed:
-            self._end = self.given
-            self._run()
+            self._end = self.given if self._end is None else self._end
+            self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Say that nothing more will be given."""
+        self._finished = True
 
     def resize(self, rows: int, columns: int) -> None:
+        """Say which size the program's terminal is to have: now, and to each new link."""
         with self._changed:
-            self._sizes.append((rows, columns))
-            self._run()
+            self._size, self._size_sent = (rows, columns), False
+            self._changed.notify_all()
+
+    def wait(self, most: int, timeout_s: float | None = None) -> bool:
+        """Wait until at most `most` bytes are waiting for the host; return whether that is so and there is any use in sending more."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._kept) <= most or self.refused or self._closed, timeout_s)
+            return len(self._kept) <= most and not self.refused and not self._closed
 
     def close(self) -> None:
         """Send no more."""
         with self._changed:
             self._closed = True
-            link, self._link = self._link, None
             self._changed.notify_all()
-        if link is not None:
-            link.close()
 
-    def _run(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._send_all, name="feed", daemon=True)
-            self._thread.start()
-        self._changed.notify_all()
+    # For the Follow that has the link
+
+    def linked(self, link: Link) -> None:
+        """Send over `link` from now on, as soon as the host has said what it has."""
+        with self._changed:
+            self._link, self._sent, self._end_sent, self._size_sent = link, None, False, False
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._send_all, name="feed", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def unlinked(self) -> None:
+        with self._changed:
+            self._link = None
+            self._changed.notify_all()
+
+    def told(self, taken: Taken) -> None:
+        """Take note of what the host has taken."""
+        with self._changed:
+            # On a terminal our end is a byte too, which isn't among those we count.
+            fresh = min(taken.offset, self.given) - self._taken
+            if fresh > 0:
+                del self._kept[:fresh]
+                self._taken += fresh
+            self._over = self._over or (self._end is not None and taken.ended)
+            self.closed_there = self.closed_there or taken.closed
+            self.refused = self.refused or taken.closed or (taken.ended and (self._end is None or bool(self._kept)))
+            self._sent = self._taken if self._sent is None else self._sent
+            self._changed.notify_all()
 
     def _send_all(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._is_work)
+                self._changed.wait_for(lambda: self._closed or (self._link is not None and self._is_due))
                 if self._closed:
                     return
+                link, frames = self._link, self._next()
+            assert link is not None
             try:
-                self._over_one_link()
-            except (LinkLost, TimeoutError, CorraError, Refused, OSError, ValueError):
-                # Not there yet, gone already, or a link that broke: the run's own watcher says what has become of it.
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closed, _PAUSE_S)
-
-    @property
-    def _is_work(self) -> bool:
-        return bool(self._kept or self._sizes) or (self._end is not None and not self._end_taken)
-
-    def _over_one_link(self) -> None:
-        spool = self._spool()
-        if spool is None:
-            raise LinkLost("not started yet")
-        link = self._agent.stream("feed", {"dir": spool}, timeout_s=ANSWER_S)
-        with self._changed:
-            self._link, self._sent, self._end_sent = link, None, False
-        threading.Thread(target=self._hear, args=(link,), daemon=True).start()
-        try:
-            while (frames := self._next(link)) is not None:
                 link.send(frames)
-        finally:
-            link.close()
-
-    def _next(self, link: Link) -> bytes | None:
-        """Wait until there is something to send over `link`, and return it; None when that link is no more."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._link is not link or self._is_due)
-            if self._closed or self._link is not link:
-                return None
-            assert self._sent is not None
-            at = max(self._sent, self._taken)
-            data = bytes(self._kept[at - self._taken : at - self._taken + _STEP])
-            self._sent = at + len(data)
-            frames = b"I %d %d\n%s" % (at, len(data), data) if data else b""
-            while self._sizes:
-                frames += b"W %d %d\n" % self._sizes.popleft()
-            if self._end == self._sent:
-                frames += b"E %d\n" % self._end
-                self._end_sent = True
-            return frames
+            except (LinkLost, OSError, ValueError):
+                # Whoever reads the link will find it broken and make another.
+                with self._changed:
+                    self._link = None if self._link is link else self._link
 
     @property
     def _is_due(self) -> bool:
+        if self._size is not None and not self._size_sent:
+            return True
         # The first acknowledgement tells where to begin.
-        if self._sent is None:
+        if self._sent is None or self.refused:
             return False
-        return self._sent < self.given or bool(self._sizes) or (self._end is not None and not self._end_sent)
+        more = self._sent < self.given and self._sent - self._taken < WINDOW
+        return more or (self._end == self._sent and not self._end_sent and not self._over)
 
-    def _hear(self, link: Link) -> None:
-        """Take note of what the host has taken."""
-        ahead = b""
-        try:
-            while data := link.read(None):
-                *lines, ahead = (ahead + data).split(b"\n")
-                for line in lines:
-                    _, offset, *end = line.split()
-                    self._acknowledged(int(offset), end=bool(end))
-        except (LinkLost, TimeoutError, ValueError, IndexError):
-            pass
-        with self._changed:
-            if self._link is link:
-                self._link = None
-            self._changed.notify_all()
-
-    def _acknowledged(self, offset: int, *, end: bool) -> None:
-        with self._changed:
-            self._end_taken = self._end_taken or end
-            del self._kept[: max(0, offset - self._taken)]
-            self._taken = max(self._taken, offset)
-            self._sent = offset if self._sent is None else self._sent
-            self._changed.notify_all()
+    def _next(self) -> bytes:
+        frames = b""
+        if self._size is not None and not self._size_sent:
+            self._size_sent = True
+            frames += b"W %d %d\n" % self._size
+        if self._sent is None or self.refused:
+            return frames
+        at = max(self._sent, self._taken)
+        data = bytes(self._kept[at - self._taken : at - self._taken + _STEP])
+        self._sent = at + len(data)
+        if data:
+            frames += b"I %d %d\n%s" % (at, len(data), data)
+        if self._end == self._sent and not self._end_sent and not self._over:
+            self._end_sent = True
+            frames += b"E %d\n" % self._end
+        return frames

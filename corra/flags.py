@@ -110,6 +110,13 @@ def pattern(text: str) -> re.Pattern[bytes]:
         raise Misuse(f"not a regular expression: {text!r}: {error}") from None
 
 
+def keys(text: str) -> bytes:
+    """Read `ctrl-]`, `ctrl-p,ctrl-q`."""
+    from .keyboard import detach_keys
+
+    return detach_keys(text)
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     """Return a reader of one of these words."""
 
@@ -153,6 +160,7 @@ LINK = (
     option("reconnect-timeout", read=seconds, help="Give a lost link up after this long (never)."),
     option("dead-after", read=patience, help="Call a link dead that is silent for this long (15s)."),
 )
+TYPED = (option("detach-keys", read=keys, default=b"\x1d", help="What leaves its terminal: ctrl-p,ctrl-q and the like, or none (ctrl-])."),)
 WATCHED = (
     option("timeout", "T", read=seconds, help="Stop watching after this long; the program goes on (none)."),
     *LINK,

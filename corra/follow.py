@@ -22,10 +22,11 @@ from typing import Any, BinaryIO, Protocol
 from . import ids
 from .channel import LinkLost, NoAnswer
 from .errors import CorraError, MaybeStarted, Misuse, StillRunning, Unreachable
+from .feed import Feed
 from .place import Refused
 from .program import Host, Request
 from .state import State
-from .stream import Ack, Beat, Cursor, Gap, Output, Parser, Status
+from .stream import Ack, Beat, Cursor, Gap, Output, Parser, Status, Taken
 from .verdict import duration, refused, retold
 
 PING_EVERY_S = 5.0
@@ -114,7 +115,7 @@ class Tick:
     """`tick_s` have passed: time to redraw."""
 
 
-Event = Output | Gap | Status | LinkDown | LinkUp | Tick
+Event = Output | Gap | Status | Taken | LinkDown | LinkUp | Tick
 
 
 class _Cut(Exception):
@@ -173,13 +174,14 @@ class Follow:
         timeout_s: float | None = None,
         tick_s: float | None = None,
         by: str = "",
+        feed: Feed | None = None,
         told: Callable[[State | None], None] | None = None,
         clock: Clock | None = None,
     ) -> None:
         """`prog_id`: an id, or what the host is to find it by. `start`: start this first; `stay=False` then leaves as soon as the host has confirmed it. `payload` is its stdin, seekable.
 
         `begun`: the run is known to have been started, though this Follow hasn't heard of it yet. `dead_after_s` of silence make a link
-        dead; `timeout_s` limits the whole watch. `told` hears of each State, and None when `start`
+        dead; `timeout_s` limits the whole watch. `feed` is what goes to the program meanwhile. `told` hears of each State, and None when `start`
         has certainly started nothing.
         """
         self.prog_id = prog_id
@@ -201,6 +203,7 @@ class Follow:
         self._spool = spool if start is None else start.spool
         self._begun = begun
         self._by = by
+        self.feed = feed
         self._told = told or (lambda _: None)
         self._clock = clock or Clock()
         self._dead_after_s = dead_after_s
@@ -361,6 +364,8 @@ class Follow:
             self._link, self._parser = link, Parser()
             for number in list(self._orders):
                 self._send_order(number)
+        if self.feed is not None and self._stay:
+            self.feed.linked(link)
         self._heard_at = self._clock.now()
         self._ping_at = self._heard_at + self._ping_every_s
         self._asked_at = None
@@ -408,6 +413,7 @@ class Follow:
             "streams": None if self._streams is None else list(self._streams),
             "late": self._late or None,
             "times": self._times or None,
+            "sender": self.feed.sender if self.feed is not None else None,
         }
         if starting:
             assert self._start is not None
@@ -419,6 +425,8 @@ class Follow:
     def _drop(self) -> None:
         with self._lock:
             link, self._link = self._link, None
+        if self.feed is not None:
+            self.feed.unlinked()
         if link is not None:
             link.close()
 
@@ -494,6 +502,11 @@ class Follow:
                         self._useful, self._away = True, False
                     elif isinstance(frame, Ack):
                         self._orders.pop(frame.number, None)
+                    elif isinstance(frame, Taken):
+                        self._useful = True
+                        if self.feed is not None:
+                            self.feed.told(frame)
+                        yield frame
                     else:
                         raise self._explained(str(frame.error.get("error")), frame.error, verb="follow")
             except ValueError as error:

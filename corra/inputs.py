@@ -9,14 +9,27 @@ import contextlib
 import os
 import stat
 import sys
-from typing import Any
+import threading
+from typing import TYPE_CHECKING, Any
 
 from .errors import Misuse
 from .verb import Given
 
+if TYPE_CHECKING:
+    from .feed import Feed
+    from .keyboard import Keyboard
+
+_READ = 256 * 1024
+
 
 def stdin(given: Given) -> tuple[Any, contextlib.AbstractContextManager[Any]]:
     """Return what the program reads, and what is to be closed afterwards. Raises Misuse for a file that nobody would read."""
+    if given.stdin is not None and (given.interactive or given.pty):
+        raise Misuse(f"{'-i' if given.interactive else '--pty'} and --stdin exclude each other: with -i it is read all along")
+    if given.interactive:
+        from .program import OPEN
+
+        return OPEN, contextlib.nullcontext()
     if given.stdin == "-":
         return sys.stdin.buffer, contextlib.nullcontext()
     if given.stdin not in (None, "none"):
@@ -31,6 +44,56 @@ def stdin(given: Given) -> tuple[Any, contextlib.AbstractContextManager[Any]]:
             hint=["send it: --stdin -            don't: --stdin none  (or < /dev/null)"],
         )
     return None, contextlib.nullcontext()
+
+
+def keyboard(given: Given) -> Keyboard:
+    """Return what reads our own stdin for the program while it runs."""
+    from .feed import Feed
+    from .keyboard import Keyboard
+
+    return Keyboard(Feed(), given.screen, keys=given.detach_keys)
+
+
+def sent(given: Given) -> tuple[Feed, threading.Thread | None]:
+    """Return what `send` sends, and the thread that reads our own stdin where there is no TEXT. Raises Misuse."""
+    from .feed import Feed
+
+    if not given.ids:
+        raise Misuse("send needs an id", fate="NOT SENT")
+    if len(given.ids) > 2:
+        raise Misuse(f"one TEXT at a time; in quotes, if that is one: {' '.join(given.ids[1:])!r}", fate="NOT SENT")
+    feed = Feed()
+    piped = len(given.ids) == 1 and not given.line and _is_piped(0)
+    if len(given.ids) == 1 and not (given.eof or given.line or piped):
+        raise Misuse("nothing to send: say TEXT or --eof, or pipe it in", fate="NOT SENT")
+    if piped:
+        return feed, threading.Thread(target=_pour, args=(feed, given.eof), name="stdin", daemon=True)
+    feed.write(b"".join(os.fsencode(text) for text in given.ids[1:]) + b"\n" * given.line)
+    _finish(feed, eof=given.eof)
+    return feed, None
+
+
+def _pour(feed: Feed, eof: bool) -> None:
+    while data := os.read(0, _READ):
+        feed.write(data)
+        if not feed.wait(2 * _READ):
+            return
+    _finish(feed, eof=eof)
+
+
+def _finish(feed: Feed, *, eof: bool) -> None:
+    if eof:
+        feed.end()
+    feed.finish()
+
+
+def _is_piped(fd: int) -> bool:
+    """Return whether there is something to be read from: a terminal is a person who has been asked nothing."""
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 def _unread_file(fd: int) -> bool:

@@ -27,6 +27,15 @@ _BYTES = re.compile(r"(\d+(?:\.\d+)?)([KMGTkmgt])?(?:i?[Bb])?")
 _UNITS_S = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
+class Open(enum.Enum):
+    """A stdin that is held open: what the program reads is sent while it runs."""
+
+    OPEN = "open"
+
+
+OPEN = Open.OPEN
+
+
 class Mode(enum.Enum):
     """In which order ssh and sudo come."""
 
@@ -123,6 +132,7 @@ class Program:
     umask: int | None = None
     merge: bool = False
     limits: Mapping[str, int | Sequence[int]] = field(default_factory=dict)
+    pty: bool = False
 
     def __post_init__(self) -> None:
         if not self.argv or not self.argv[0]:
@@ -137,6 +147,13 @@ class Program:
             text = value or ""
             if not name or "=" in name or "\0" in name or "\0" in text or not _is_bytes(name + text):
                 raise Misuse(f"not an environment variable: {name!r}")
+        if self.pty and (self.stdin is not None or self.merge):
+            raise Misuse("on a terminal of its own there is no other stdin, and stdout and stderr are one stream anyway")
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether something may be sent to it while it runs."""
+        return self.pty or (isinstance(self.stdin, Mapping) and bool(self.stdin.get("open")))
 
     def to_json(self) -> dict[str, Any]:
         """Return the `program` object of program.json, without what is left at its default."""
@@ -148,11 +165,10 @@ class Program:
             "umask": self.umask,
             "merge": self.merge,
             "limits": {name: list(value) if isinstance(value, Sequence) else value for name, value in self.limits.items()},
+            "pty": self.pty,
         }
-        defaults: dict[str, Any] = {
-            "cwd": None, "env": {}, "env_inherit": True, "stdin": None, "umask": None, "merge": False, "limits": {},
-        }  # fmt: skip
-        return {"argv": list(self.argv), **{k: v for k, v in everything.items() if v != defaults[k]}}
+        defaults: dict[str, Any] = {"env": {}, "env_inherit": True, "merge": False, "limits": {}, "pty": False}
+        return {"argv": list(self.argv), **{k: v for k, v in everything.items() if v != defaults.get(k)}}
 
 
 @dataclass(frozen=True)
@@ -170,6 +186,8 @@ class Request:
     keep_output: int | None = None
     wait_children: bool = False
     force: bool = False
+    forget_stdin: bool = False
+    terminal: Mapping[str, Any] = field(default_factory=dict)  # of a program with a pty: rows, columns, term
     secrets: Mapping[str, str] = field(default_factory=dict)
     spool: str | None = None
     callback: Mapping[str, Any] = field(default_factory=dict, repr=False)  # has a token in it
@@ -186,6 +204,8 @@ class Request:
             "keep_output": self.keep_output,
             "wait_children": self.wait_children or None,
             "force": self.force or None,
+            "forget_stdin": self.forget_stdin or None,
+            "terminal": dict(self.terminal) or None,
         }
         whole: dict[str, Any] = {
             "prog_id": self.prog_id,

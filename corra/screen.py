@@ -37,6 +37,39 @@ _HELD = re.compile(r"(?:\x1b(?:\[[0-9;:]{0,64})?|\r)\Z")
 _COLOURS = {"done": "green", "started": "green", "STILL RUNNING": "yellow", "MAYBE STARTED": "yellow"}
 
 
+# What a full-screen program switches on in a terminal, and has to be switched off if it doesn't come to that: other screens, bracketed paste, the
+# mouse, application keys. A hidden cursor is one that has been switched off.
+_MODE = re.compile(rb"\x1b\[\?([0-9;]{1,40})([hl])|\x1b([=>])")
+_LENT_MODES = frozenset({1, 9, 25, 47, 1000, 1002, 1003, 1004, 1005, 1006, 1015, 1047, 1049, 2004})
+_MODE_BEGUN = re.compile(rb"\x1b(?:\[(?:\?[0-9;]{0,40})?)?\Z")
+
+
+class Modes:
+    """What a program has switched on in the terminal it was lent."""
+
+    def __init__(self) -> None:
+        self._held = b""
+        self._on: dict[int, bool] = {}
+        self._keypad = False
+
+    def see(self, data: bytes) -> None:
+        data = self._held + data
+        for numbers, switch, keypad in _MODE.findall(data):
+            if keypad:
+                self._keypad = keypad == b"="
+            for number in numbers.split(b";"):
+                if number and int(number) in _LENT_MODES:
+                    self._on[int(number)] = switch == b"h"
+        begun = _MODE_BEGUN.search(data)
+        self._held = begun.group() if begun else b""
+
+    def undo(self) -> bytes:
+        """Return what switches it off: the other screen last, as that brings the cursor back."""
+        shown = self._on.pop(25, True)
+        off = b"".join(b"\x1b[?%dl" % number for number in sorted(self._on) if self._on[number])
+        return b"\x1b[0m" + (b"" if shown else b"\x1b[?25h") + (b"\x1b>" if self._keypad else b"") + off
+
+
 class Gone(Exception):
     """Whoever read our output has gone."""
 
@@ -84,6 +117,7 @@ class Screen:
         self._dirty = threading.Event()
         self._closed = threading.Event()
         self._muted = False
+        self._lent: Modes | None = None
 
     @property
     def out_is_terminal(self) -> bool:
@@ -99,6 +133,31 @@ class Screen:
         return os.isatty(0) and self.err_is_terminal
 
     @property
+    def can_be_lent(self) -> bool:
+        """Whether a program's terminal could be ours."""
+        return self.out_is_terminal and not self.json
+
+    def lend(self) -> None:
+        """Let the program have the terminal: its bytes as they are, none of ours but what has to be said."""
+        with self._lock:
+            self._live = None
+            self._erase()
+            self._lent = Modes()
+
+    def take_back(self) -> None:
+        """Switch off what the program has switched on."""
+        # The lock may be held by a write that nobody reads.
+        held = self._lock.acquire(timeout=0.5)
+        try:
+            if self._lent is not None:
+                undo, self._lent = self._lent.undo(), None
+                with contextlib.suppress(OSError, Gone):
+                    self._write(OUT, undo)
+        finally:
+            if held:
+                self._lock.release()
+
+    @property
     def live_line(self) -> bool:
         """Whether there is a live line to say what passes."""
         return self._live is not None
@@ -111,6 +170,13 @@ class Screen:
                 return os.get_terminal_size(fd).columns or 80
         return 80
 
+    @property
+    def height(self) -> int:
+        """Lines of the terminal that the program's output goes to; 24 where there is none."""
+        with contextlib.suppress(OSError):
+            return os.get_terminal_size(self._fds[OUT]).lines or 24
+        return 24
+
     # -- The program's bytes
     def output(self, fd: int, data: bytes) -> None:
         """Write what the program wrote. Raises Gone when nobody reads it any more."""
@@ -119,6 +185,11 @@ class Screen:
             if self._muted:
                 return
             if not self._terminal[fd]:
+                self._write(fd, data)
+                return
+            if self._lent is not None:
+                self._lent.see(data)
+                self._mid_line = not data.endswith(b"\n")
                 self._write(fd, data)
                 return
             self._erase()
@@ -219,6 +290,7 @@ class Screen:
             if self.err_is_terminal and any(each.colour for each in self._sanitisers.values()):
                 whole = "\x1b[0m" + whole
             self._ours = True
+            whole = whole.replace("\n", "\r\n") if self._lent is not None else whole
             with contextlib.suppress(OSError, Gone):  # the terminal may be gone, and then nobody is there to be told
                 self._write(ERR, whole.encode("utf-8", "backslashreplace"))
             self._dirty.set()
@@ -259,7 +331,7 @@ class Screen:
     # -- The live line
     def live(self, words: Callable[[int], str] | None) -> None:
         """Show `words(width)` below everything, each second anew, until told None. Nowhere but on a terminal of our own."""
-        if self.quiet or self.json or not self.err_is_terminal or _passes_on(self._fds[OUT]):
+        if self.quiet or self.json or not self.err_is_terminal or _passes_on(self._fds[OUT]) or self._lent is not None:
             return
         with self._lock:
             if self._live is None and words is not None:

@@ -54,6 +54,8 @@ class State:
     blocked: Mapping[str, Any] | None = None
     last_output_time: str | None = None
     callback: Mapping[str, Any] | None = None
+    stdin: Mapping[str, Any] | None = None
+    pty: bool = False
     spool: str | None = None
     keep_until: str | None = None
     layout: int = 1

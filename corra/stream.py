@@ -62,6 +62,15 @@ class Ack:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """The host has accepted what we sent to the program up to `offset`; `ended`: and its end; `closed`: and takes no more, since nobody reads it."""
+
+    offset: int
+    ended: bool = False
+    closed: bool = False
+
+
+@dataclass(frozen=True)
 class Refusal:
     """The host can't go on: an `{"error": KIND, ...}` object."""
 
@@ -73,7 +82,7 @@ class Beat:
     """The other side is alive."""
 
 
-Frame = Output | Gap | Status | Ack | Refusal | Beat
+Frame = Output | Gap | Status | Ack | Taken | Refusal | Beat
 
 
 class Parser:
@@ -152,7 +161,7 @@ def _header(text: bytes) -> tuple[str, list[str], int]:
         kind, *fields = text.decode("ascii").split(" ")
     except UnicodeDecodeError as error:
         raise BadFrame(f"a header that isn't ASCII: {text[:40]!r}") from error
-    if _FIELDS.get(kind) != len(fields):
+    if _FIELDS.get(kind) != len(fields) and not (kind == "A" and len(fields) == 2 and fields[0] in ("I", "E", "C")):
         raise BadFrame(f"not a frame: {text[:40]!r}")
     size = _number(fields[2]) if kind == "O" else _number(fields[0]) if kind in "SX" else 0
     if size > (PAYLOAD_MAX if kind == "O" else STATE_MAX):
@@ -186,6 +195,8 @@ def _frame(kind: str, fields: list[str], payload: bytes) -> Frame:
             return Status(_object(payload))
         case "X":
             return Refusal(_object(payload))
+        case "A" if len(fields) == 2:
+            return Taken(_number(fields[1]), ended=fields[0] == "E", closed=fields[0] == "C")
         case "A":
             return Ack(_number(fields[0]))
     return Beat()

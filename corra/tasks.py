@@ -16,8 +16,8 @@ from invoke.collection import Collection
 from invoke.context import Context
 
 from . import inputs, reporting, selection
-from .errors import NOTHING_DONE, CorraError, Misuse
-from .flags import COLLECTED, HOST, LINK, REACH, SHOWN, SIFTED, TARGET, WATCHED, limit, lines, output_kept, seconds, signal, size
+from .errors import NOTHING_DONE, STILL_RUNNING, CorraError, Misuse
+from .flags import COLLECTED, HOST, LINK, REACH, SHOWN, SIFTED, TARGET, TYPED, WATCHED, limit, lines, output_kept, seconds, signal, size
 from .settings import setting
 from .verb import Given, listing, option, switch, verb
 
@@ -40,7 +40,10 @@ _RUN = (
     listing("env", "E", help="K=V, or K for my own value of it; repeatable."),
     option("env-file", help="A file of K=V lines."),
     listing("secret", help="K=FILE, or K for my own value: in the program's environment, never on disk; repeatable."),
-    option("stdin", help="FILE, - for my own stdin, or none (none)."),
+    option("stdin", help="FILE, - for my own stdin, or none (none): all there is before it starts."),
+    switch("interactive", "i", help="Hold its stdin open and send mine, or later inv send's."),
+    switch("pty", "p", help="Give it a terminal; with -i it is this one (docs/interactive.md)."),
+    *TYPED,
     switch("merge", help="stdout and stderr as one stream, in order."),
     option("timeout", "T", read=seconds, help="End it after this long, on the host's own clock (never)."),
     option("grace", read=seconds, help="From its stop signal to KILL (10s)."),
@@ -95,6 +98,7 @@ def run(c: Context, given: Given) -> int:
             secrets=inputs.secrets(given),
             stdin=stdin,
             merge=given.merge,
+            pty=given.pty,
             timeout=given.timeout,
             grace=setting(c.config, "grace") if given.grace is None else given.grace,
             stop_signal=given.stop_signal,
@@ -114,6 +118,8 @@ def run(c: Context, given: Given) -> int:
     HOST,
     *REACH,
     switch("detach", "d", help="Print the new id and leave as soon as it is started."),
+    switch("interactive", "i", help="Send it what is typed or piped in here, if the run took that."),
+    *TYPED,
     option("id", help="The new run's id: the same id with the same command is the same run."),
     listing("secret", help="K=FILE, or K for my own value: what the run had as a secret no host has kept; repeatable."),
     switch("accept-new-key", help="Remember the key of a host never seen before."),
@@ -147,6 +153,8 @@ def again(c: Context, given: Given) -> int:
 @verb(
     HOST,
     *REACH,
+    switch("interactive", "i", help="Send it what is typed or piped in here; its terminal becomes this one."),
+    *TYPED,
     option("tail", "n", read=lines, default="", help="Begin with the last N lines, or all (200 on a terminal, else all; 0: from now)."),
     *SHOWN,
     *WATCHED,
@@ -163,18 +171,53 @@ def attach(c: Context, given: Given) -> int:
     from .watch import Gone, Watch
 
     tail = given.tail if given.tail != "" else TAIL_ON_A_TERMINAL if given.screen.out_is_terminal else None
+    if given.collector and given.interactive:
+        raise Misuse("-i and --collector exclude each other: a collector only listens", fate="NOT DONE")
     if given.collector and not given.callback_through_ssh:
         return reporting.attach(c, given, tail)
     found = selection.find_one(c, given)
-    follow = _follow(given, found, tail=tail, timeout_s=given.timeout, **selection.link(c, given))
+    keyboard = inputs.keyboard(given) if given.interactive else None
+    if keyboard is not None and tail is not None and given.tail == "":
+        tail = given.screen.height  # a screenful: on a terminal it is drawn over
+    feed = keyboard.feed if keyboard is not None else None
+    follow = _follow(given, found, tail=tail, feed=feed, timeout_s=given.timeout, **selection.link(c, given))
     relay = frozenset({signals.SIGINT, signals.SIGTERM}) if given.sig_proxy else frozenset[int]()
-    watch = Watch(follow, found, given.screen, relay=relay, hide=given.hide, stamps=given.timestamps, tail=tail)
+    how: dict[str, Any] = {"relay": relay, "hide": given.hide, "stamps": given.timestamps, "tail": tail, "keyboard": keyboard}
+    watch = Watch(follow, found, given.screen, **how)
     with reporting.led(c, given, found):
         try:
             state = watch.stay()
         except Gone:
             return watch.gone()
-    return 0 if state is None else watch.outcome(state)
+    return STILL_RUNNING if state is None else watch.outcome(state)
+
+
+@verb(
+    HOST,
+    *REACH,
+    switch("line", help="End TEXT with a newline."),
+    switch("eof", help="Then end its stdin; on a terminal, type Ctrl-D."),
+    *WATCHED,
+    ids=True,
+    fate="NOT SENT",
+)
+def send(c: Context, given: Given) -> int:
+    """Send TEXT, or what is piped in here, to a program started with -i or --pty: inv send ID [TEXT]
+
+    Each byte arrives once, whatever the network does. Exits 0 when the host has all of it, which the program may read later; 125 when it
+    takes none, having ended or closed its stdin.
+    """
+    feed, source = inputs.sent(given)
+    found = selection.find(c, given, given.ids[0])
+    if given.dry:
+        given.screen.note(found.label, str(found.host), "would be sent " + ("what is piped in here" if source else repr(given.ids[1:])))
+        return 0
+    if source:
+        source.start()
+    found.pass_on(feed, timeout_s=given.timeout, watch=partial(_said_of_link, given, found), **selection.link(c, given))
+    if given.json:
+        given.screen.event("sent", host=str(found.host), prog_id=found.id, bytes=feed.taken)
+    return 0
 
 
 @verb(
@@ -510,6 +553,16 @@ def _freed(freed: Freed, begin: str) -> str:
     return f"{begin} {render.size(freed.bytes)}: {' and '.join(parts)}"
 
 
+def _said_of_link(given: Given, found: Run, event: Any) -> None:
+    from .follow import LinkDown, LinkUp
+    from .verdict import duration
+
+    if isinstance(event, LinkDown) and event.attempt == 1:
+        given.screen.note("", str(found.host), "link lost, nothing is sent twice; trying on")
+    elif isinstance(event, LinkUp):
+        given.screen.note("", str(found.host), f"link back after {duration(event.down_s)}")
+
+
 def _follow(given: Given, found: Run, *, times: bool = False, streams: Sequence[str] | None = None, **how: Any) -> Follow:
     wanted = streams or (None if given.stream in (None, "both") else [given.stream])
     # A merged run has one stream, which is shown whole.
@@ -554,9 +607,11 @@ def _launched(c: Context, given: Given, launch: Launch, opened: contextlib.ExitS
         return 0
     if given.collector:
         launch = reporting.register(c, given, launch)
-    follow = launch.follow(stay=not given.detach, **selection.link(c, given))
-    relay = frozenset({signals.SIGTERM})
-    watch = Watch(follow, launch.run, given.screen, relay=relay, hide=given.hide, announce=not given.detach)
+    keyboard = inputs.keyboard(given) if launch.request.program.takes_more and given.interactive and not given.detach else None
+    feed = keyboard.feed if keyboard is not None else None
+    follow = launch.follow(stay=not given.detach, feed=feed, **selection.link(c, given))
+    how: dict[str, Any] = {"relay": frozenset({signals.SIGTERM}), "hide": given.hide, "announce": not given.detach, "keyboard": keyboard}
+    watch = Watch(follow, launch.run, given.screen, **how)
     opened.enter_context(reporting.led(c, given, launch.run))
     try:
         state = watch.stay()
@@ -564,7 +619,7 @@ def _launched(c: Context, given: Given, launch: Launch, opened: contextlib.ExitS
         return watch.gone()
     if given.detach and state is not None and state.state != "not_started":
         return _detached(given, watch, state, target)
-    return 0 if state is None else watch.outcome(state)
+    return STILL_RUNNING if state is None else watch.outcome(state)
 
 
 def _detached(given: Given, watch: Watch, state: State, target: str) -> int:
@@ -669,6 +724,6 @@ def _list_books(c: Context, given: Given) -> int:
     return code
 
 
-ns = Collection(run, again, attach, logs, kill, ps, status, wait, gc, doctor, book)
+ns = Collection(run, again, attach, logs, send, kill, ps, status, wait, gc, doctor, book)
 
-__all__ = ["again", "attach", "book", "doctor", "gc", "kill", "logs", "ns", "ps", "run", "status", "wait"]
+__all__ = ["again", "attach", "book", "doctor", "gc", "kill", "logs", "ns", "ps", "run", "send", "status", "wait"]

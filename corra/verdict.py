@@ -15,7 +15,7 @@ from typing import Any
 
 from . import ids
 from .agent import AFTER_GRACE
-from .errors import Ambiguous, Conflict, CorraError, Failed, Lost, NoRoom, NotFound, NotStarted, TimedOut, Unreachable, plain
+from .errors import Ambiguous, Conflict, CorraError, Failed, Lost, NoRoom, NotFound, NotSent, NotStarted, TimedOut, Unreachable, plain
 from .program import Host, Request
 from .state import State, exit_code
 
@@ -224,6 +224,12 @@ def _not_running(facts: Mapping[str, Any], host: Host, text: str, start: Request
     return CorraError(_one_line(facts.get("message", "")) or "it has ended", fate="NOT SENT", **common)
 
 
+def _no_stdin(facts: Mapping[str, Any], host: Host, text: str, start: Request | None, common: dict[str, Any]) -> CorraError:
+    state = facts.get("state")
+    label = State.from_json(state).label if isinstance(state, Mapping) else common["label"]
+    return NotSent(_one_line(facts.get("message", "")), **{**common, "label": label})
+
+
 def _no_linger(facts: Mapping[str, Any], host: Host, text: str, start: Request | None, common: dict[str, Any]) -> CorraError:
     user = _one_line(facts.get("user", "")) or "USER"
     hint = [
@@ -250,6 +256,7 @@ _ANSWERS: dict[str, Callable[[Mapping[str, Any], Host, str, Request | None, dict
     "not_running": _not_running,
     "no_linger": _no_linger,
     "no_scope": _no_scope,
+    "no_stdin": _no_stdin,
 }
 
 

@@ -27,6 +27,7 @@ from . import ids, render
 from .control import Run
 from .errors import CorraError, MaybeStarted, NotDead, NotStarted
 from .follow import Event, Follow, LinkDown, LinkUp
+from .keyboard import Keyboard, Leave
 from .screen import ERR, OUT, Gone, Screen
 from .state import State, exit_code
 from .stream import Gap, Output, Status
@@ -70,7 +71,9 @@ class Desk:
     only a queue.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *more: int) -> None:
+        """`more`: signals to be caught beside those that end us."""
+        self._caught = (*_CAUGHT, *more)
         self._items: deque[Any] = deque()
         self._ready: deque[Any] = deque()
         self._before: dict[int, Any] = {}
@@ -83,7 +86,7 @@ class Desk:
             # The kernel may hand a signal to any thread, or to this one just before it blocks, and then no Python handler would run until
             # something else happens (a hang in 1 of 5 tries with a queue.SimpleQueue). The byte in the pipe always wakes us.
             self._wakeup = signals.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-            for number in _CAUGHT:
+            for number in self._caught:
                 if signals.getsignal(number) != signals.SIG_IGN:
                     self._before[number] = signals.signal(number, lambda *_: None)
         return self
@@ -154,8 +157,11 @@ class Watch:
         tail: int | None = None,
         announce: bool = True,
         sieve: Sieve | Range | None = None,
+        keyboard: Keyboard | None = None,
     ) -> None:
-        """`relay`: the signals that are passed on to the program. `hide`: out, err or both. `announce`: say that the agent was placed."""
+        """`relay`: the signals that are passed on to the program. `hide`: out, err or both. `announce`: say that the agent was placed.
+        `keyboard`: what is typed here is for the program.
+        """
         self.follow = follow
         self.run = run
         self.screen = screen
@@ -167,7 +173,8 @@ class Watch:
         self._announce = announce
         self._sieve = sieve
         self._gone: dict[str, _Gone] = {}
-        self._desk = Desk()
+        self._keyboard = keyboard
+        self._desk = Desk(*([signals.SIGWINCH] if keyboard is not None else []))
         self._state: State | None = None
         self._state_at = self._output_at = time.monotonic()
         self._old: dict[str, int] = {}
@@ -244,7 +251,7 @@ class Watch:
         self._gone[stream] = _Gone(said_at=time.monotonic())
 
     def _show_output(self, output: Output) -> None:
-        if self._tail is not None and output.offset > 0:
+        if self._tail is not None and output.offset > 0 and not (self._keyboard and self._keyboard.raw):
             self.screen.note(self.label, self.host, f"showing the last {self._tail} lines;  all: {typed()} logs {self.short}")
         self._tail = None
         for piece in self._sieve.take(output) if self._sieve is not None else (output,):
@@ -276,6 +283,8 @@ class Watch:
             self._event("start", state=state.to_json(), placed=self.follow.placed)
             if self._announce and self.placed:
                 self.screen.say(self.label, self.host, render.STARTED, self.placed)
+            if self._keyboard is not None:
+                self._keyboard.begin(state, self._desk.put, lambda text: self.screen.note(self.label, self.host, text))
 
     def _show_link_down(self, down: LinkDown) -> None:
         if self._down is None and not self.screen.live_line:
@@ -315,6 +324,8 @@ class Watch:
             finally:
                 self.screen.live(None)
                 self.follow.close()
+                if self._keyboard is not None:
+                    self._keyboard.restore()
 
     def _wait(self) -> State | None:
         while True:
@@ -323,7 +334,12 @@ class Watch:
                 if item.error is not None:
                     raise item.error
                 return self.follow.state
-            if item in self._relay and self.follow.sent and not (item == signals.SIGTERM and self._session_ends()):
+            if isinstance(item, Leave):
+                self._detach("you have left its terminal")
+                return None
+            if item == signals.SIGWINCH and self._keyboard is not None:
+                self._keyboard.resize()
+            elif item in self._relay and self.follow.sent and not (item == signals.SIGTERM and self._session_ends()):
                 name = signals.Signals(item).name.removeprefix("SIG")
                 self.follow.signal(name)
                 self.screen.note(self.label, self.host, f"{name} passed on to it")
@@ -348,6 +364,8 @@ class Watch:
 
     def _detach(self, why: str, *more: str) -> None:
         self.screen.mute()
+        if self._keyboard is not None:
+            self._keyboard.restore()
         self.screen.live(None)
         if self.follow.starting:
             # From here on nothing is sent, so that what is said stays true.
@@ -358,7 +376,8 @@ class Watch:
             self.screen.note(self.label, self.host, f"you left before {self.host} answered")
             return
         self._event("detach", why=why)
-        hint = beside([f"watch: {typed()} attach {self.short}", f"stop: {typed()} kill {self.short}"])
+        again = " -i" if self._keyboard is not None else ""
+        hint = beside([f"watch: {typed()} attach{again} {self.short}", f"stop: {typed()} kill {self.short}"])
         self.screen.say(self.label, self.host, render.STILL_RUNNING, why, [*hint, *more])
 
     def _left_early(self) -> CorraError:

@@ -19,7 +19,7 @@ MS = 10**6
 VIEW = {
     "stop": None, "ended": False, "recorded": False, "final": False, "alone": False, "wait_children": False, "timed": True,
     "timeout_at": None, "again_at": 0, "retry_at": 0, "blocked": False, "room_at": 0, "due": False, "told": False, "reaped": False,
-    "open": True, "courier": False, "courier_at": None,
+    "open": True, "courier": False, "courier_at": None, "heed_at": None,
 }  # fmt: skip
 
 OVER = {"ended": True, "recorded": True, "final": True, "told": True, "reaped": True}
@@ -63,6 +63,8 @@ def view(**facts: Any) -> dict[str, Any]:
         ({**OVER, "open": False, "courier": True, "courier_at": 130}, (None, 130)),
         ({"courier": True, "courier_at": 100}, ("courier", None)),
         ({"blocked": True, "room_at": 100}, ("unblock", None)),
+        ({"heed_at": 100}, ("heed", None)),
+        ({"heed_at": 130, "timeout_at": 120}, (None, 120)),
         ({"blocked": True, "room_at": 130, "timeout_at": 120}, (None, 120)),
     ],
 )
@@ -76,6 +78,7 @@ views = st.fixed_dictionaries({
     **dict.fromkeys(("again_at", "retry_at", "room_at"), times),
     "timeout_at": st.none() | times,
     "courier_at": st.none() | times,
+    "heed_at": st.none() | times,
     "stop": st.none() | st.tuples(st.just("n"), st.just("killed"), times, st.sampled_from(["grace", "killing", "done"])).map(list),
 })  # fmt: skip
 

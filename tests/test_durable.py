@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import os
 import signal
@@ -21,7 +20,7 @@ from invoke.exceptions import AuthFailure, CommandTimedOut, Failure, ThreadExcep
 from invoke.watchers import FailingResponder, Responder, StreamWatcher
 
 import corra
-from corra import durable, relay
+from corra import durable
 from corra.runners import Durable
 from proxy import Proxy, wait_for
 from sshd import Sshd
@@ -417,8 +416,3 @@ def test_an_existing_fabfile_needs_no_change(fab: Callable[..., subprocess.Popen
     _, err = process.communicate(timeout=30)
     assert process.returncode == 9 and "Traceback" not in err
     assert corra.attach(None, "h").state().return_code == 9
-
-
-def test_the_relay_is_written_in_the_language_of_python_3_6() -> None:
-    tree = ast.parse(Path(relay.__file__).read_text(), feature_version=(3, 6))
-    assert not [node for node in ast.walk(tree) if isinstance(node, (ast.NamedExpr, ast.Match))]

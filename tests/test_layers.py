@@ -16,19 +16,19 @@ PACKAGE = Path(__file__).resolve().parent.parent / "corra"
 
 # From the top of the page to its bottom; a module may import what stands in a line above its own, and its neighbours without a circle.
 LAYERS = [
-    ["agent", "courier", "doctor", "ledger", "relay", "tether"],
+    ["agent", "courier", "doctor", "ledger", "tether"],
     ["errors", "ids", "program", "state", "stream", "verdict"],
     ["command", "hostset", "settings"],
     ["channel", "process", "sshconfig", "hostkeys", "login", "session", "sudo", "carrier", "transport", "connection", "openssh", "runners"],
-    ["place", "chaperone", "reach"],
+    ["place", "chaperone", "reach", "feed"],
     ["history", "follow", "result"],
     ["control"],
     ["collected", "forward"],
     ["render", "screen"],
     ["checkup"],
     ["book", "journal", "attempt", "crew", "stopped", "teller", "chronicle", "runbooks"],
-    ["feed", "durable", "__init__"],
-    ["verb", "sieve", "watch", "flags", "inputs", "selection", "reporting", "shelf", "tasks", "serving"],
+    ["durable", "__init__"],
+    ["verb", "sieve", "keyboard", "watch", "flags", "inputs", "selection", "reporting", "shelf", "tasks", "serving"],
     ["main", "__main__"],
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

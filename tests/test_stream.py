@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from corra.stream import HEADER_MAX, PAYLOAD_MAX, STATE_MAX, Ack, BadFrame, Beat, Cursor, Frame, Gap, Output, Parser, Refusal, Status
+from corra.stream import HEADER_MAX, PAYLOAD_MAX, STATE_MAX, Ack, BadFrame, Beat, Cursor, Frame, Gap, Output, Parser, Refusal, Status, Taken
 from properties import EXACTLY_ONCE, PROPERTY, json_values
 
 NAMES = ("stdout", "stderr")
@@ -20,6 +20,7 @@ frames = st.one_of(
     st.builds(lambda name, a, b: Gap(name, min(a, b), max(a, b)), st.sampled_from(NAMES), numbers, numbers),
     st.builds(Status, objects),
     st.builds(Ack, numbers),
+    st.builds(lambda at, kind: Taken(at, ended=kind == "E", closed=kind == "C"), numbers, st.sampled_from("IEC")),
     st.builds(Refusal, objects),
     st.just(Beat()),
 )
@@ -33,6 +34,8 @@ def encode(frame: Frame) -> bytes:
             return f"G {stream} {start} {end}\n".encode()
         case Ack(number):
             return f"A {number}\n".encode()
+        case Taken(offset, ended, closed):
+            return f"A {'E' if ended else 'C' if closed else 'I'} {offset}\n".encode()
         case Beat():
             return b"H\n"
         case Status(value) | Refusal(value):

@@ -1,0 +1,156 @@
+"""What is typed here, or piped in, on its way to a program elsewhere; and this terminal, while it is that program's.
+
+Where the program has a terminal of its own and we have one, ours becomes that one: raw, of the same size, every key the program's but the keys
+that leave it. Whatever ends that, the terminal is put back as it was, and what the program had switched on in it is switched off.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import re
+import select
+import termios
+import threading
+import tty
+from collections.abc import Callable
+from typing import Any
+
+from .errors import Misuse
+from .feed import Feed
+from .screen import Screen
+from .state import State
+
+LEAVE = "ctrl-]"
+# What may wait for the host before a pipe is read on; a typist isn't held back.
+_HELD_MAX = 4 << 20
+_READ = 64 * 1024
+_KEY = re.compile(r"ctrl-([a-z@\[\\\]^_])|([ -~])")
+
+
+class Leave:
+    """The keys were typed that leave the program's terminal."""
+
+
+def detach_keys(text: str) -> bytes:
+    """Read `ctrl-]` or `ctrl-p,ctrl-q`; `none` is no keys at all. Raises Misuse."""
+    if text == "none":
+        return b""
+    keys = b""
+    for each in text.split(","):
+        found = _KEY.fullmatch(each)
+        if found is None:
+            raise Misuse(f"not keys: {text!r} (say ctrl-], or several with commas: ctrl-p,ctrl-q; or none)")
+        keys += bytes([ord(found[1].upper()) & 0x1F]) if found[1] else found[2].encode()
+    return keys
+
+
+def shown(keys: bytes) -> str:
+    """Return keys as a person says them."""
+    return " ".join(f"Ctrl-{chr(key | 0x40)}" if key < 32 else chr(key) for key in keys)
+
+
+class Keys:
+    """Finds the keys that leave in what is typed, also when they come one by one."""
+
+    def __init__(self, keys: bytes) -> None:
+        self._keys = keys
+        self._held = b""
+
+    def take(self, data: bytes) -> tuple[bytes, bool]:
+        """Return (what goes to the program, whether the keys came); what may be their beginning waits for the next."""
+        data, self._held = self._held + data, b""
+        if not self._keys:
+            return data, False
+        at = data.find(self._keys)
+        if at >= 0:
+            return data[:at], True
+        for size in range(min(len(self._keys) - 1, len(data)), 0, -1):
+            if self._keys.startswith(data[-size:]):
+                self._held = data[-size:]
+                return data[:-size], False
+        return data, False
+
+
+class Keyboard:
+    """Reads `fd` and gives it to `feed`, from the first State on. `put` hears of Leave."""
+
+    def __init__(self, feed: Feed, screen: Screen, *, keys: bytes = b"\x1d", fd: int = 0) -> None:
+        self.feed = feed
+        self.raw = False
+        self._screen = screen
+        self._keys = Keys(keys)
+        self._leave = shown(keys)
+        self._fd = fd
+        self._saved: list[Any] | None = None
+        self._lock = threading.RLock()
+        self._over = False
+        self._stop, self._stopped = os.pipe()
+
+    def begin(self, state: State, put: Callable[[Any], None], say: Callable[[str], None]) -> None:
+        """Take hold of the terminal, if both have one, say once how to leave it, and read from now on."""
+        if state.ended:
+            return
+        if state.pty and self._screen.can_be_lent and os.isatty(self._fd):
+            say(f"this is its terminal now; {self._leave} leaves it running" if self._leave else "this is its terminal now")
+            with self._lock:
+                if self._over:
+                    return
+                self._saved = termios.tcgetattr(self._fd)
+                atexit.register(self.restore)
+                self._screen.lend()
+                tty.setraw(self._fd, termios.TCSADRAIN)
+                self.raw = True
+            self.resize()
+        threading.Thread(target=self._read, args=(put,), name="keyboard", daemon=True).start()
+
+    def resize(self) -> None:
+        """Have the program's terminal the size of ours."""
+        if self.raw:
+            with contextlib.suppress(OSError):
+                columns, rows = os.get_terminal_size(self._fd)
+                if rows and columns:
+                    self.feed.resize(rows, columns)
+
+    def restore(self) -> None:
+        """Read no more, and put the terminal back as it was. Harmless twice, and from a signal's handler."""
+        with self._lock:
+            if not self._over:
+                self._over = True
+                os.write(self._stopped, b"\0")
+            if self._saved is not None:
+                saved, self._saved, self.raw = self._saved, None, False
+                self._screen.take_back()
+                # What was typed ahead was meant for the program. TCSADRAIN would wait for a terminal that is stopped or gone.
+                with contextlib.suppress(termios.error, OSError):
+                    termios.tcsetattr(self._fd, termios.TCSAFLUSH if os.isatty(self._fd) else termios.TCSANOW, saved)
+                atexit.unregister(self.restore)
+
+    def _read(self, put: Callable[[Any], None]) -> None:
+        poll = select.poll()
+        for fd in (self._fd, self._stop):
+            poll.register(fd, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poll.poll()}
+            if self._stop in ready:
+                return
+            try:
+                data = os.read(self._fd, _READ)
+            except OSError:  # EIO: our terminal has gone, and a SIGHUP is on its way
+                return
+            if not data:
+                self.feed.end()
+                return
+            leave = False
+            if self.raw:
+                data, leave = self._keys.take(data)
+            self.feed.write(data)
+            if leave:
+                put(Leave())
+                return
+            if not self.raw and not self.feed.wait(_HELD_MAX):
+                return
+
+
+__all__ = ["LEAVE", "Keyboard", "Keys", "Leave", "detach_keys", "shown"]
