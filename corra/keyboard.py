@@ -93,7 +93,6 @@ class Keyboard:
         if state.ended:
             return
         if state.pty and self._screen.can_be_lent and os.isatty(self._fd):
-            say(f"this is its terminal now; {self._leave} leaves it running" if self._leave else "this is its terminal now")
             with self._lock:
                 if self._over:
                     return
@@ -102,6 +101,7 @@ class Keyboard:
                 self._screen.lend()
                 tty.setraw(self._fd, termios.TCSADRAIN)
                 self.raw = True
+            say(f"this is its terminal now; {self._leave} leaves it running" if self._leave else "this is its terminal now")
             self.resize()
         threading.Thread(target=self._read, args=(put,), name="keyboard", daemon=True).start()
 

@@ -1,0 +1,294 @@
+"""A program's terminal that is ours: typed and shown over real terminals, over ssh, over slow links and links that break."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import corra
+from agent_door import adopt, sweep
+from conftest import Cli
+from corra.errors import Misuse
+from corra.keyboard import Keys, detach_keys, shown
+from corra.screen import Modes
+from proxy import Proxy
+from sshd import Sshd
+from terminal import Terminal
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@pytest.fixture
+def terminal(cli: Cli, home: Path) -> Iterator[Callable[..., Terminal]]:
+    """`terminal("run", "-i", ..)` is corra's command line on a terminal; what it started is ended afterwards."""
+    opened: list[Terminal] = []
+    adopt()
+
+    def open_(*words: str, **how: Any) -> Terminal:
+        opened.append(Terminal([*cli.program, *words], env=cli.environment(), cwd=str(home), **how))
+        return opened[-1]
+
+    yield open_
+    for each in opened:
+        each.__exit__(None, None, None)
+    sweep(set())
+
+
+def shell(terminal: Callable[..., Terminal], *more: str, host: str = "local", **how: Any) -> Terminal:
+    """A shell on the program's terminal, at its prompt."""
+    opened = terminal("run", "-i", "--pty", "--name", "shell", "--host", host, *more, "--", "bash", "--norc", "-i", **how)
+    opened.expect(r"this is its terminal now; Ctrl-\] leaves it running\r\n")
+    opened.expect(r"bash-.*[$#] ")
+    return opened
+
+
+# ---------------------------------------------------------------- the keys
+
+
+@pytest.mark.parametrize(
+    ("text", "keys", "said"),
+    [("ctrl-]", b"\x1d", "Ctrl-]"), ("ctrl-p,ctrl-q", b"\x10\x11", "Ctrl-P Ctrl-Q"), ("ctrl-a,d", b"\x01d", "Ctrl-A d"), ("none", b"", "")],
+)
+def test_keys_are_read_as_people_write_them_and_said_so_again(text: str, keys: bytes, said: str) -> None:
+    assert detach_keys(text) == keys and shown(keys) == said
+
+
+@pytest.mark.parametrize("text", ["", "ctrl", "ctrl-ä", "ctrl-]]", "a,,b"])
+def test_what_is_no_key_is_a_misuse(text: str) -> None:
+    with pytest.raises(Misuse, match="not keys"):
+        detach_keys(text)
+
+
+def test_the_keys_are_found_where_they_come_one_by_one_and_half_of_them_is_the_programs() -> None:
+    keys = Keys(b"\x10\x11")
+    assert keys.take(b"a\x10") == (b"a", False)
+    assert keys.take(b"b\x10") == (b"\x10b", False)
+    assert keys.take(b"\x11c") == (b"", True)
+    assert Keys(b"").take(b"\x1d") == (b"\x1d", False)
+
+
+def test_what_a_program_has_switched_on_is_switched_off_and_nothing_else() -> None:
+    modes = Modes()
+    for data in (b"\x1b[?1049h\x1b[?25l\x1b[?20", b"04h\x1b[?1000;1006h", b"\x1b=text\x1b[?1000l"):
+        modes.see(data)
+    assert modes.undo() == b"\x1b[0m\x1b[?25h\x1b>\x1b[?1006l\x1b[?1049l\x1b[?2004l"
+    assert Modes().undo() == b"\x1b[0m"
+
+
+# ---------------------------------------------------------------- a terminal
+
+
+def test_a_programs_terminal_is_ours_of_our_size_and_we_exit_as_it_does(terminal: Callable[..., Terminal]) -> None:
+    opened = shell(terminal, rows=30, columns=101)
+    assert opened.is_raw
+    opened.type("stty size; tty; echo $TERM\r")
+    opened.expect("30 101\r\n/dev/pts/[0-9]+\r\nxterm-256color\r\n")
+    opened.resize(41, 120)
+    opened.type("until [ \"$(stty size)\" = '41 120' ]; do sleep 0.02; done; echo resiz'ed'\r")
+    opened.expect("resized")
+    opened.type("echo be'gun'; sleep 600\r")
+    opened.expect("begun")
+    opened.type("\x03")
+    opened.expect(r"bash-.*[$#] ")
+    opened.type("exit 7\r")
+    opened.expect("FAILED: exit 7")
+    assert opened.end() == 7 and opened.modes() == opened.before
+
+
+def test_the_keys_leave_it_running_and_attach_takes_it_up_where_it_was(terminal: Callable[..., Terminal]) -> None:
+    opened = shell(terminal)
+    opened.type("X=kept\r")
+    opened.type("\x1d")
+    opened.expect("STILL RUNNING: you have left its terminal\r\n +watch: corra attach -i shell")
+    assert opened.end() == 122 and opened.modes() == opened.before
+    again = terminal("attach", "-i", "--detach-keys", "ctrl-p,ctrl-q", "shell")
+    again.expect(r"this is its terminal now; Ctrl-P Ctrl-Q leaves it running")
+    again.type("echo is $X\r")
+    again.expect("is kept")
+    again.type("\x10\x11")
+    again.expect("STILL RUNNING")
+    assert again.end() == 122 and again.modes() == again.before
+    assert corra.attach("shell").kill(grace=0).ended
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_ends_us_puts_the_terminal_back(terminal: Callable[..., Terminal], number: int) -> None:
+    opened = shell(terminal)
+    opened.type("printf '\\033[?1049h\\033[?25l'; echo full'screen'\r")
+    opened.expect("fullscreen")
+    if number == signal.SIGTERM:
+        opened.process.send_signal(number)  # is passed on, and an interactive shell ignores it
+        opened.expect("TERM passed on to it")
+        number = signal.SIGHUP
+    opened.process.send_signal(number)
+    opened.end()
+    assert opened.modes() == opened.before
+    assert b"\x1b[?25h" in opened.seen and b"\x1b[?1049l" in opened.seen
+    assert corra.attach("shell").kill(grace=0).ended
+
+
+def test_an_error_of_our_own_puts_the_terminal_back(terminal: Callable[..., Terminal], home: Path) -> None:
+    """A pump that fails in the middle: here because the host's answer is no State any more."""
+    (home / "broken.py").write_text(
+        "import sys, corra.watch as w\n"
+        "show = w.Watch._show_output\n"
+        "def broken(self, output):\n"
+        "    show(self, output)\n"
+        "    if b'BROKEN' in output.data: raise RuntimeError('a defect')\n"
+        "w.Watch._show_output = broken\n"
+        "from corra.main import main\nmain()\n"
+    )
+    opened = Terminal(
+        [
+            sys.executable,
+            str(home / "broken.py"),
+            "run",
+            "-i",
+            "--pty",
+            "--host",
+            "local",
+            "--",
+            "sh",
+            "-c",
+            "read x; echo BR''OKEN; sleep 60",
+        ],
+        env={**os.environ, "PYTHONPATH": str(Path(corra.__file__).parent.parent)},
+        cwd=str(home),
+    )
+    with opened:
+        opened.expect("leaves it running")
+        assert opened.is_raw
+        opened.type("\r")
+        opened.expect("a defect")
+        assert opened.end() != 0 and opened.modes() == opened.before
+    sweep(set())
+
+
+def test_without_a_pty_lines_go_as_they_are_typed_and_ctrl_d_is_the_end(terminal: Callable[..., Terminal]) -> None:
+    opened = terminal("run", "-i", "--host", "local", "--", "sh", "-c", "echo ready; cat; echo end")
+    opened.expect("ready")
+    assert not opened.is_raw
+    opened.type("hello\r")
+    opened.expect("hello\r\nhello")
+    opened.type("\x04")
+    opened.expect("end")
+    assert opened.end() == 0
+
+
+# ---------------------------------------------------------------- far away
+
+
+def far(sshd: Sshd, proxy: Proxy, delay_s: float = 0.0) -> None:
+    proxy.delay_s = delay_s
+    sshd.add_host("far", Port=proxy.port, HostKeyAlias=f"[127.0.0.1]:{sshd.port}")
+
+
+def test_a_session_at_100_ms_is_a_session(sshd: Sshd, terminal: Callable[..., Terminal]) -> None:
+    with Proxy(sshd.port) as proxy:
+        far(sshd, proxy, 0.05)
+        opened = shell(terminal, host="far")
+        opened.type("read -s -p 'Password: ' p\r")
+        opened.expect("Password: ")
+        opened.type("hunter2\r")
+        opened.type("echo got ${#p}\r")
+        opened.expect("got 7")
+        assert b"hunter2" not in opened.seen
+        opened.type("exit 0\r")
+        opened.expect("done: exit 0")
+        assert opened.end() == 0 and opened.modes() == opened.before
+
+
+def test_what_is_typed_while_the_link_is_away_arrives_once_and_its_keys_work_without_one(
+    sshd: Sshd, terminal: Callable[..., Terminal]
+) -> None:
+    with Proxy(sshd.port) as proxy:
+        far(sshd, proxy)
+        opened = shell(terminal, host="far")
+        proxy.refuse()
+        proxy.reset()
+        opened.expect("link lost, program unaffected as far as known; trying on\r\n")
+        opened.type("echo ty'ped' $((6 * 7))\r")
+        proxy.refuse(False)
+        opened.expect("link back after")
+        opened.expect("typed 42")
+        proxy.refuse()
+        proxy.reset()
+        opened.expect("link lost")
+        opened.type("\x1d")
+        opened.expect("STILL RUNNING")
+        assert opened.end() == 122 and opened.modes() == opened.before
+        assert bytes(opened.seen).count(b"typed 42") == 1
+        proxy.refuse(False)
+        assert corra.attach("shell", "far").kill(grace=0).ended
+
+
+# ---------------------------------------------------------------- programs
+
+
+def needs(name: str) -> str:
+    found = shutil.which(name)
+    if not found:
+        pytest.skip(f"no {name} on this machine")
+    return found
+
+
+def test_vim_edits_a_file_over_100_ms_and_is_drawn_anew_for_who_comes_later(
+    sshd: Sshd, terminal: Callable[..., Terminal], home: Path
+) -> None:
+    vim = needs("vim")
+    (home / "f").write_text("one\ntwo\n")
+    with Proxy(sshd.port) as proxy:
+        far(sshd, proxy, 0.05)
+        opened = terminal(
+            "run", "-i", "--pty", "--name", "vim", "--host", "far", "--", vim, "-u", "NONE", "-i", "NONE", "-n", str(home / "f")
+        )
+        opened.expect("one.*two")
+        opened.type("Othree\x1b")
+        opened.expect("three")
+        opened.type("\x1d")
+        assert opened.end() == 122 and opened.modes() == opened.before
+        assert b"\x1b[?1049l" in opened.seen  # the screen that was there before is there again
+        again = terminal("attach", "-i", "-n", "0", "--host", "far", "vim")
+        again.expect("three.*one.*two")
+        again.type(":wq\r")
+        assert again.end() == 0 and again.modes() == again.before
+    assert (home / "f").read_text() == "three\none\ntwo\n"
+
+
+@pytest.mark.parametrize(("name", "keys"), [("htop", "q"), ("top", "q"), ("less /etc/passwd", "q")])
+def test_what_fills_the_screen_is_left_by_its_own_key(terminal: Callable[..., Terminal], name: str, keys: str) -> None:
+    program, *words = name.split()
+    opened = terminal("run", "-i", "--pty", "--host", "local", "--", needs(program), *words)
+    opened.expect("root")
+    opened.type(keys)
+    assert opened.end() == 0 and opened.modes() == opened.before
+
+
+def test_sudo_asks_for_its_password_and_it_is_nowhere_on_the_disk(terminal: Callable[..., Terminal], test_user: str, home: Path) -> None:
+    """The real sudo, which opens /dev/tty itself."""
+    needs("sudo")
+    subprocess.run(["chpasswd"], input=f"{test_user}:c0rrect-horse\n".encode(), check=True)
+    rule = Path("/etc/sudoers.d") / f"corra-{os.getpid()}"
+    rule.write_text(f"Defaults:{test_user} !lecture\n{test_user} ALL=(ALL) ALL\n")
+    rule.chmod(0o440)
+    who = ["setpriv", f"--reuid={test_user}", f"--regid={test_user}", "--init-groups"]
+    try:
+        opened = terminal("run", "-i", "--pty", "--name", "sudo", "--host", "local", "--", *who, "sudo", "id", "-un")
+        opened.expect("password for .*: ")
+        opened.type("c0rrect-horse\r")
+        opened.expect("root\r\n")
+        assert opened.end() == 0 and b"c0rrect-horse" not in opened.seen
+    finally:
+        rule.unlink()
+    deadline = time.monotonic() + 10
+    while subprocess.run(["grep", "-rq", "c0rrect-horse", home / ".local"], check=False).returncode == 0:
+        assert time.monotonic() < deadline
