@@ -100,8 +100,7 @@ def test_the_table_of_errors_names_what_can_be_raised():
 
     named = set(re.findall(r"`([A-Z][A-Za-z]+)`", (ROOT / "docs" / "python.md").read_text()))
     tree = {name for name, each in vars(errors).items() if isinstance(each, type) and issubclass(each, errors.CorraError)}
-    # Of what comes with stdin held open, the pages will speak when it is there.
-    assert tree - named <= {"CorraError", "NotSent"}
+    assert tree - named <= {"CorraError"}
 
 
 def test_the_page_about_python_names_every_keyword_and_every_method():

@@ -1,6 +1,6 @@
-"""Torture: programs that write known bytes, and faults at random moments.
+"""Torture: programs that write known bytes or pass on what they are sent, and faults at random moments.
 
-Each case is made from its seed alone: what the program writes, how it ends, which fault hits when. Afterwards the invariants are
+Each case is made from its seed alone: what the program writes, what it is sent over which kind of stdin, how it ends, which fault hits when. Afterwards the invariants are
 looked at: every byte once and in order, executed once, the status right, no process, lock or file left that shouldn't be. A seed
 repeats the schedule, not always the race.
 """
@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import itertools
 import json
 import os
 import random
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from corra import agent as host_agent
-from corra.stream import Cursor, Gap, Output, Parser, Status
+from corra.stream import Cursor, Gap, Output, Parser, Status, Taken
 from sshd import Sshd
 
 AGENT = Path(host_agent.__file__)
@@ -51,6 +52,39 @@ if end < 0:
     os.kill(os.getpid(), -end)
 os._exit(end)
 """
+
+
+# Says that it is ready (on a terminal, that it is raw), passes on what it is sent, in pieces of its own, to the end of it, and ends as told.
+ECHO = """
+import os, signal, sys, time
+os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), b"x")
+seed, size, end = int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+import random, tty
+r = random.Random(seed)
+if os.isatty(0):
+    tty.setraw(0)
+os.write(1, b"R")
+while size or not os.isatty(0):
+    data = os.read(0, int(r.paretovariate(0.7) * 20) % 60000 + 1)
+    if not data:
+        break
+    size -= len(data)
+    time.sleep(r.random() ** 6 * 0.02)
+    while data:
+        data = data[os.write(1, data):]
+if end < 0:
+    os.kill(os.getpid(), -end)
+os._exit(end)
+"""
+
+KINDS = ("written", "written", "sent", "typed")
+
+
+def sent(seed: int, chunks: int) -> list[bytes]:
+    """Return what ECHO is sent, in the pieces in which it is."""
+    r = random.Random(seed + 1)
+    sizes = [int(r.paretovariate(0.7) * 20) % 60000 + 1 for _ in range(chunks)]
+    return [(bytes(r.randrange(256) for _ in range(64)) * (size // 64 + 1))[:size] for size in sizes]
 
 
 def written(seed: int, chunks: int) -> dict[str, bytes]:
@@ -82,10 +116,11 @@ class Place:
 
     def client(self, case: Case) -> subprocess.Popen[bytes]:
         """Start `corra run` for the case's program: as often as we like, it is the same run."""
-        told = ["run", "-q", "--host", "h", "--id", case.prog_id, "--spool", str(case.spool), "--cwd", "/", "--"]
+        told = ["run", "-q", "--host", "h", "--id", case.prog_id, "--spool", str(case.spool), "--cwd", "/"]
+        told += {"written": [], "sent": ["-i"], "typed": ["-i", "--pty"]}[case.kind]
         return started(
-            [sys.executable, "-m", "corra", *told, *case.argv()],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", "corra", *told, "--", *case.argv()],
+            stdin=subprocess.DEVNULL if case.kind == "written" else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=self.environment,
@@ -136,7 +171,13 @@ class Case:
         self.mark = f"{self.root.name}-{self.seed}"
         self.executed = self.root / f"x{self.seed}"
         self.path = self.spool / "runs" / self.prog_id
-        self.bytes: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+        self.kind = r.choice(KINDS)
+        if self.fault in ("inv", "full"):
+            self.kind = "written"  # a client's own stdin ends with it; and two copies of it don't fit on the small disk
+        self.to_send = b"".join(sent(self.seed, self.chunks)) if self.kind != "written" else b""
+        self.accepted = 0
+        self.ended_there = False
+        self.bytes: dict[str, bytearray] = {name: bytearray() for name in self.expected()}
         self.cursor = Cursor()
         self.state: dict[str, object] = {}
         self.over = threading.Event()
@@ -144,10 +185,23 @@ class Case:
     # -------------------------------------------------------- driving
 
     def argv(self) -> list[str]:
-        return [sys.executable, "-ISE", "-c", PROGRAM, str(self.executed), str(self.seed), str(self.chunks), str(self.end)]
+        program, amount = (PROGRAM, self.chunks) if self.kind == "written" else (ECHO, len(self.to_send))
+        return [sys.executable, "-ISE", "-c", program, str(self.executed), str(self.seed), str(amount), str(self.end)]
+
+    def expected(self) -> dict[str, bytes]:
+        """Return what the program's streams come to."""
+        match self.kind:
+            case "written":
+                return written(self.seed, self.chunks)
+            case "sent":
+                return {"stdout": b"R" + self.to_send, "stderr": b""}
+        return {"output": b"R" + self.to_send}
 
     def request(self, **more: object) -> bytes:
-        core = {"prog_id": self.prog_id, "nonce": "n", "spool": str(self.spool), "program": {"argv": self.argv(), "cwd": "/"}, **more}
+        how: dict[str, object] = {"written": {}, "sent": {"stdin": {"open": True}}, "typed": {"pty": True}}[self.kind]
+        program = {"argv": self.argv(), "cwd": "/", **how}
+        sender = {"sender": 1 + self.seed} if how else {}
+        core = {"prog_id": self.prog_id, "nonce": "n", "spool": str(self.spool), "program": program, **sender, **more}
         text = json.dumps(core).encode()
         return b"%d\n" % len(text) + text
 
@@ -189,19 +243,24 @@ class Case:
         code = -int(signal.SIGKILL)
         for _ in range(1 + len(self.moments)):
             with self.place.client(self) as self.process:
-                out, err = self.process.communicate(timeout=4 * DEADLINE_S)
-                code = self.process.returncode
+                head = b""
+                if self.kind != "written":
+                    assert self.process.stdout
+                    head = self.process.stdout.read(1)  # what is typed before a terminal is raw would be echoed
+                out, err = self.process.communicate(self.to_send if head else None, timeout=4 * DEADLINE_S)
+                out, code = head + out, self.process.returncode
             if code != -signal.SIGKILL:
                 break
         expected = 128 - self.end if self.end < 0 else self.end
         if code != expected:
             self.violations.append(f"corra exited with {code}, not {expected}: {err[-300:].decode(errors='replace')}")
-        self.bytes["stdout"] += out
+        self.bytes["output" if self.kind == "typed" else "stdout"] += out
         # After the program's own it says how a run ended that didn't end well, on lines of its own.
         own = re.sub(rb"corra: torture-\d+ on h: [A-Z][^\n]*\n( {7}[^\n]*\n)*\Z", b"", err)
-        if own != err and not written(self.seed, self.chunks)["stderr"].endswith(b"\n"):
+        if own != err and not self.expected().get("stderr", b"\n").endswith(b"\n"):
             own = own.removesuffix(b"\n")  # the program's last line had no end
-        self.bytes["stderr"] += own
+        if "stderr" in self.bytes:
+            self.bytes["stderr"] += own
         if self.path.exists():
             run = host_agent.Run(str(self.spool), self.prog_id)
             self.see(run.state())
@@ -211,6 +270,7 @@ class Case:
         """Take in one follow's frames; return whether the last one was a final State."""
         assert process.stdout
         head, parser = b"", Parser()
+        self.ended_there = False
         fd = process.stdout.fileno()
         while True:
             if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -232,13 +292,37 @@ class Case:
                         if isinstance(part, Gap):
                             self.violations.append(f"a hole: {part}")
                         else:
+                            first = not any(self.bytes.values())
                             self.bytes[part.stream] += part.data
+                            if first and self.kind != "written":
+                                self.send(process)
+                elif isinstance(frame, Taken):
+                    self.accepted = frame.offset
+                    self.ended_there = frame.ended
+                    self.send(process)
                 elif isinstance(frame, Gap):
                     self.cursor.offsets[frame.stream] = frame.end
                     self.violations.append(f"a gap: {frame}") if self.fault != "three" else None
                 elif isinstance(frame, Status):
                     self.see(dict(frame.state))
         return self.state.get("state") in host_agent.FINAL
+
+    def send(self, process: subprocess.Popen[bytes]) -> None:
+        """Send some more behind what has been accepted, a part of it twice over; at its end the end."""
+        assert process.stdin
+        if self.ended_there or not self.bytes["output" if self.kind == "typed" else "stdout"]:
+            return
+        at = max(0, self.accepted - self.seed % 100)
+        end = next((each for each in itertools.accumulate(map(len, sent(self.seed, self.chunks))) if each > self.accepted), len(self.to_send))
+        data = self.to_send[at:end]
+        frames = b"I %d %d\n%s" % (at, len(data), data) if data else b""
+        if end == len(self.to_send) and self.kind == "sent":
+            frames += b"E %d\n" % len(self.to_send)
+        if self.accepted == len(self.to_send) and self.kind == "typed":
+            return
+        with contextlib.suppress(OSError):
+            process.stdin.write(frames)
+            process.stdin.flush()
 
     def see(self, state: dict[str, object]) -> None:
         before, now = self.state.get("state"), state.get("state")
@@ -379,7 +463,7 @@ class Case:
 
     def judge(self) -> None:
         say = self.violations.append
-        expected = written(self.seed, self.chunks)
+        expected = self.expected()
         state = self.state.get("state")
         executions = self.executed.stat().st_size if self.executed.exists() else 0
         if executions != 1 and not (self.fault == "three" and executions == 0):
@@ -395,7 +479,7 @@ class Case:
             status = self.state.get("status")
             right = -self.end if self.end < 0 else self.end << 8
             dumped = status == right | 0x80 if self.end < 0 else False
-            sigpipe = self.kills == 3 and status == signal.SIGPIPE
+            sigpipe = self.kills == 3 and status in (signal.SIGPIPE, signal.SIGHUP)
             if status != right and not dumped and not sigpipe:
                 say(f"status {status}, not {right}")
             for name, whole in expected.items():
@@ -422,7 +506,8 @@ class Case:
             time.sleep(0.005)
         if held:
             self.violations.append("the lock is still held")
-        known = {"program.json", "state.json", "stdout", "stderr", "index", "fifo", "control", "keeper", "launched", "exit"}
+        known = {"program.json", "state.json", "index", "fifo", "control", "keeper", "launched", "exit", *self.bytes}
+        known |= {"stdin", "senders"} if self.kind != "written" else set()
         if self.kills:
             known |= {"launched.tmp", "state.json.tmp"}
         if unknown := set(os.listdir(self.path)) - known:
