@@ -313,7 +313,9 @@ class Case:
         if self.ended_there or not self.bytes["output" if self.kind == "typed" else "stdout"]:
             return
         at = max(0, self.accepted - self.seed % 100)
-        end = next((each for each in itertools.accumulate(map(len, sent(self.seed, self.chunks))) if each > self.accepted), len(self.to_send))
+        end = next(
+            (each for each in itertools.accumulate(map(len, sent(self.seed, self.chunks))) if each > self.accepted), len(self.to_send)
+        )
         data = self.to_send[at:end]
         frames = b"I %d %d\n%s" % (at, len(data), data) if data else b""
         if end == len(self.to_send) and self.kind == "sent":
