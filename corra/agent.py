@@ -187,22 +187,6 @@ def splice(source, target, size):
             return _checked(result)
 
 
-def wide(name):
-    """Return the C library's function whose offsets have 64 bits: where off_t always has, as in musl, it has the plain name."""
-    try:
-        return _c(name + "64")
-    except OSError:
-        return _c(name)
-
-
-def punch(file, end, begin=0):
-    """Give a file's disk below `end` back; its length stays, and with it every offset. Raises OSError: EOPNOTSUPP where there are no holes."""
-    while True:
-        result = wide("fallocate")(file, 3, _Offset(begin), _Offset(end - begin))  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-        if result >= 0 or _ctypes.get_errno() != errno.EINTR:
-            return _checked(result)
-
-
 def become(title):
     """Name this process, and take in the orphans of its descendants (the subreaper flag isn't inherited by fork)."""
     _prctl(15, title, 0, 0, 0)
@@ -257,6 +241,38 @@ def signal_process(pid, start, number):
             os.close(handle)
 
 
+def unread(fifo):
+    """Return how many bytes stand in a FIFO."""
+    return struct.unpack("i", fcntl.ioctl(fifo, _FIONREAD, b"\0" * 4))[0]
+
+
+def ended(pid):
+    """Return the raw wait status of the child `pid` without reaping it, or None while it lives. Raises ChildProcessError."""
+    info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if info is None or not info.si_pid:
+        return None
+    return info.si_status << 8 if info.si_code == 1 else info.si_status | (0x80 if info.si_code == 3 else 0)
+
+
+# ============================================================ the kernel: disks
+
+
+def wide(name):
+    """Return the C library's function whose offsets have 64 bits: where off_t always has, as in musl, it has the plain name."""
+    try:
+        return _c(name + "64")
+    except OSError:
+        return _c(name)
+
+
+def punch(file, end, begin=0):
+    """Give a file's disk below `end` back; its length stays, and with it every offset. Raises OSError: EOPNOTSUPP where there are no holes."""
+    while True:
+        result = wide("fallocate")(file, 3, _Offset(begin), _Offset(end - begin))  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+        if result >= 0 or _ctypes.get_errno() != errno.EINTR:
+            return _checked(result)
+
+
 def wipe(file, begin, end):
     """Give a part of a file back to the disk; where that can't be done, at least nobody can read it any more."""
     try:
@@ -278,19 +294,6 @@ def room(file):
     """Return how many bytes the disk under `file` has above its floor; what is below that isn't ours to fill."""
     disk = os.fstatvfs(file)
     return disk.f_bavail * disk.f_frsize - min(FLOOR, disk.f_blocks * disk.f_frsize // FLOOR_SHARE)
-
-
-def unread(fifo):
-    """Return how many bytes stand in a FIFO."""
-    return struct.unpack("i", fcntl.ioctl(fifo, _FIONREAD, b"\0" * 4))[0]
-
-
-def ended(pid):
-    """Return the raw wait status of the child `pid` without reaping it, or None while it lives. Raises ChildProcessError."""
-    info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    if info is None or not info.si_pid:
-        return None
-    return info.si_status << 8 if info.si_code == 1 else info.si_status | (0x80 if info.si_code == 3 else 0)
 
 
 # ============================================================ identity
