@@ -17,7 +17,7 @@ from hypothesis import given, strategies as st
 from agent_door import Door, Refused, Stream, alive, eventually, fresh, guards, kill
 from corra import agent
 from corra.stream import Taken
-from properties import EXACTLY_ONCE
+from properties import PROPERTY
 
 OPEN = {"open": True}
 
@@ -221,7 +221,7 @@ def close(each: agent.Sender) -> None:
 sends = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40), st.integers(0, 40), st.booleans()), max_size=30)
 
 
-@EXACTLY_ONCE
+@PROPERTY
 @given(sends)
 def test_whatever_is_sent_again_torn_or_at_once_each_senders_bytes_are_there_once_and_in_order(steps):
     """Each step: a sender gives its bytes from `back` before what it believes it has sent, `size` of them; sometimes it is a new process."""
