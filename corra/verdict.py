@@ -107,6 +107,8 @@ def outcome(state: State) -> str:
             return f"TIMEOUT{at}"
         if state.signal:
             return f"KILLED by {_short(state.signal)}{at}"
+        if state.return_code is None:
+            return "ended"  # this machine's history doesn't know how
         return f"{'FAILED' if state.return_code else 'done'}: exit {state.return_code}{at}"
     return state.state.replace("_", " ").upper()
 

@@ -98,6 +98,8 @@ def test_every_time_of_day_is_the_operators_own(monkeypatch: pytest.MonkeyPatch)
         assert error is not None and error.why == "db1 rebooted at 09:01 while it ran"
         assert error.hint[0].startswith("exit status unknown; output to 09:00:58: ")
         assert outcome(replace(rebooted, state="exited", reason="exited", return_code=0)) == "done: exit 0, 09:01"
+        # History knows that it ended and not how: that is no success.
+        assert outcome(replace(rebooted, state="exited", reason=None, return_code=None)) == "ended"
     finally:
         monkeypatch.undo()
         time.tzset()
