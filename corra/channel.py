@@ -22,6 +22,10 @@ class LinkLost(ConnectionError):
     """The link broke after the channel was open; what the host did is unknown."""
 
 
+class Silent(LinkLost):
+    """The other side says nothing; the connection below may be dead without knowing it."""
+
+
 class NoAnswer(LinkLost):
     """The command ended before it answered, or said something else: what it did is unknown.
 

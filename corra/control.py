@@ -740,7 +740,7 @@ class Run:
         tried = False
         while True:
             try:
-                with _Closing(self._stream("read", {"stream": stream, "start": at, "end": stop})) as link:
+                with _Closing(self._stream("read", {"stream": stream, "start": at, "end": stop}, patient=tried)) as link:
                     begin, until, length = (int(link.reply[name]) for name in ("start", "end", "length"))
                     stop = min(length, length if stop is None else stop)
                     if begin > at:
@@ -867,7 +867,7 @@ class Run:
         request = {"signal": None if signal is None else signal_name(signal), "grace": _seconds(grace), "by": _by()}
         for last in (False, True):
             try:
-                with _Closing(self._stream("stop", request)) as link:
+                with _Closing(self._stream("stop", request, patient=last)) as link:
                     self.heard(State.from_json(link.reply["state"]))
                     if told is not None:
                         told(link.reply)
@@ -922,10 +922,10 @@ class Run:
     def _ask(self, verb: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
         return _ask(self.agent, verb, {"prog_id": self.id, **(request or {})}, text=self.id, label=self.label, spool=self._spool)
 
-    def _stream(self, verb: str, request: Mapping[str, Any]) -> Link:
+    def _stream(self, verb: str, request: Mapping[str, Any], *, patient: bool) -> Link:
         whole = {"prog_id": self.id, "spool": self._spool, **request}
         try:
-            return self.agent.stream(verb, {k: v for k, v in whole.items() if v is not None}, timeout_s=ANSWER_S)
+            return self.agent.stream(verb, {k: v for k, v in whole.items() if v is not None}, timeout_s=_patience_s(patient))
         except Refused as refusal:
             raise refused(refusal.kind, refusal.facts, host=self.host, verb=verb, text=self.id, label=self.label) from refusal
         except CorraError as error:
@@ -937,6 +937,11 @@ class Run:
         if last:
             kind = NotKilled if verb == "stop" else Unreachable
             raise retold(_silent(error, self.host, kind), verb=verb, label=self.label, prog_id=self.id) from error
+
+
+def _patience_s(again: bool) -> float:
+    """Return how long a host may take to answer: a second try has twice the time, since a login may be slow and not dead."""
+    return ANSWER_S * (2 if again else 1)
 
 
 class _Closing:
@@ -978,7 +983,7 @@ def _ask(
     whole = {**request, **({"spool": spool} if spool else {})}
     for last in (verb == "signal", True):
         try:
-            return agent.call(verb, whole, timeout_s=ANSWER_S)
+            return agent.call(verb, whole, timeout_s=_patience_s(last and verb != "signal"))
         except Refused as refusal:
             raise refused(refusal.kind, refusal.facts, host=agent.host, verb=verb, text=text, label=label) from refusal
         except CorraError as error:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 from . import ids
-from .channel import LinkLost, NoAnswer
+from .channel import LinkLost, NoAnswer, Silent
 from .errors import CorraError, MaybeStarted, Misuse, StillRunning, Unreachable
 from .feed import Feed
 from .place import Refused
@@ -41,6 +41,10 @@ LOOK_EVERY_S = 1.0
 # its leaving is nobody's fault and not worth a word.
 AWAY_S = 30.0
 
+# A login may take longer than ANSWER_S (a slow .profile, a home on a sleepy NFS server): each silent try is given twice the time, up to 8 times.
+PATIENCE_DOUBLED_MAX = 3
+# A hole that no G frame announced is the link's fault, until the host has left the same one this often.
+SKIPS_MAX = 3
 # A command that ended without an answer may have been killed by chance; three in a row are no chance.
 NO_ANSWERS_MAX = 3
 _FIRST_PAUSE_S = 0.25
@@ -217,7 +221,8 @@ class Follow:
         self._parser = Parser()
         self._before: dict[str, int] = {}
         self._tried = self._useful = self._away = self._iterating = self._sent = False
-        self._no_answers = 0
+        self._no_answers = self._silences = 0
+        self._skips: dict[tuple[str, int], int] = {}
         self._heard_at = self._ping_at = self._slept_s = 0.0
         self._asked_at: float | None = None
         self._closed = threading.Event()
@@ -336,7 +341,7 @@ class Follow:
                 verb,
                 self._request(starting),
                 payload=self._payload if starting else None,
-                timeout_s=ANSWER_S if self._deadline is None else max(0.1, min(ANSWER_S, self._deadline - self._clock.now())),
+                timeout_s=self._patience_s(),
                 sending=self._sending,
             )
         except Refused as refusal:
@@ -358,8 +363,10 @@ class Follow:
                 raise self._left(str(error)) from error
             raise _Cut(str(error)) from error
         except (ConnectionError, TimeoutError) as error:
-            raise _Cut(str(error) or "no answer") from error
-        self._no_answers = 0
+            silent = isinstance(error, (Silent, TimeoutError))
+            self._silences += silent
+            raise _Cut(str(error) or "no answer", dead=silent) from error
+        self._no_answers = self._silences = 0
         with self._lock:
             self._link, self._parser = link, Parser()
             for number in list(self._orders):
@@ -384,6 +391,11 @@ class Follow:
         self.state = state
         self._told(self.state)
         return link.reply
+
+    def _patience_s(self) -> float:
+        """Return how long the host may take to answer."""
+        patience_s = ANSWER_S * (1 << min(self._silences, PATIENCE_DOUBLED_MAX))
+        return patience_s if self._deadline is None else max(0.1, min(patience_s, self._deadline - self._clock.now()))
 
     def _sending(self) -> None:
         """Note that a request is about to go out; once we are closed, none does."""
@@ -486,8 +498,10 @@ class Follow:
                     last_was_status = isinstance(frame, Status)
                     if isinstance(frame, (Output, Gap)):
                         self._useful = True
+                        begin = frame.offset if isinstance(frame, Output) else frame.start
                         if self._within:
-                            self._cursor.offsets.setdefault(frame.stream, frame.offset if isinstance(frame, Output) else frame.start)
+                            self._cursor.offsets.setdefault(frame.stream, begin)
+                        self._expect(frame.stream, begin)
                         yield from self._cursor.take(frame)
                     elif isinstance(frame, Status):
                         self.state = State.from_json(frame.state)
@@ -556,13 +570,23 @@ class Follow:
             # Whoever reads the link will find it broken and make another, over which the order goes again.
             pass
 
+    def _expect(self, stream: str, begin: int) -> None:
+        """Raise _Cut where `begin` leaves bytes out that nobody said are gone: they are asked for again, and not often."""
+        at = self._cursor.offsets.get(stream, 0)
+        if begin <= at:
+            return
+        left_out = self._skips[stream, at] = self._skips.get((stream, at), 0) + 1
+        if left_out < SKIPS_MAX:
+            raise _Cut(f"{stream} went on at byte {begin} and not at {at}", quiet=True)
+
     def _shortfall(self, final: bool) -> Iterator[Output | Gap]:
-        """Yield a Gap for what the final State counts and nobody sent: a hole is never passed over in silence."""
+        """Yield a Gap for what the final State counts and nobody sent, though asked again: a hole is never passed over in silence."""
         if not final or self._within or self.state is None:
             return
         for stream, facts in (self.state.streams or {}).items():
             at = self._cursor.offsets.get(stream, 0)
             if facts.get("length", 0) > at and (self._streams is None or stream in self._streams):
+                self._expect(stream, facts["length"])
                 yield from self._cursor.take(Gap(stream, at, facts["length"]))
 
     # Time

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from . import errors, sudo
-from .channel import Channel, LinkLost, NoAnswer, Runner, first_line
+from .channel import Channel, LinkLost, NoAnswer, Runner, Silent, first_line
 from .program import Host, Mode
 from .stream import STATE_MAX
 from .verdict import typed
@@ -488,7 +488,7 @@ class _Exchange:
         try:
             data = self._channel.read(self._timeout_s)
         except TimeoutError:
-            raise LinkLost(f"{self._runner.host.name} gave no answer in {self._timeout_s:g} s") from None
+            raise Silent(f"{self._runner.host.name} gave no answer in {self._timeout_s:g} s") from None
         if not data:
             raise self._no_reply()
         self._held += data

@@ -1,7 +1,7 @@
 """Frames from the host, and the Cursor that makes of them each byte once and in order. No I/O, no clock.
 
 A frame is one header line and its payload. What a host sends is never trusted: a header is at most 256 bytes, output at most 1 MiB, a
-State at most 32 MiB, an unknown kind or a number that isn't one ends the stream with BadFrame.
+State at most 80 MiB, an unknown kind or a number that isn't one ends the stream with BadFrame.
 """
 
 from __future__ import annotations
