@@ -81,6 +81,7 @@ class OpenSSH:
         self._connect_timeout_s = connect_timeout_s
         self._accept_new_key = accept_new_key
         self._settings: Settings | None = None
+        self._apart = False
 
     @property
     def login(self) -> str:
@@ -107,12 +108,15 @@ class OpenSSH:
     def argv(self, command: str, *options: str) -> list[str]:
         """Return the argv that `open` starts, with more `options` for ssh."""
         accept = self._accept_new_key and self.settings.strict in {"ask", "yes"}
+        # A master that doesn't go into the background would be ours to end, with all that goes through it; and one that is silent (its
+        # machine slept, its line is cut) would be silent to each new command as well.
+        master = ["-oControlPath=none"] if self._apart else [] if self.settings.control_persist else ["-oControlMaster=no"]
         ssh = Ssh(
             config=self._config_path,
             connect_timeout_s=self.connect_timeout_s,
             # What ssh_config says goes before our own idea.
             alive_interval_s=None if self.settings.alive_interval_s else ALIVE_S,
-            options=(*(["-oStrictHostKeyChecking=accept-new"] if accept else []), *options),
+            options=(*(["-oStrictHostKeyChecking=accept-new"] if accept else []), *options, *master),
         )
         return build_command(command, self.host, ssh, password=self.password is not None)
 
@@ -126,7 +130,8 @@ class OpenSSH:
         return channel if self.password is None else sudo.enter(channel, self.password, self.host, lambda: self.login)
 
     def close(self) -> None:
-        """Each command has an ssh of its own, and a ControlMaster's life is ssh_config's business."""
+        """Let later commands connect anew: each has an ssh of its own, but it may have gone through a ControlMaster, which lives on."""
+        self._apart = True
 
 
 def runner(

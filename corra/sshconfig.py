@@ -47,6 +47,7 @@ class Settings:
     proxy_command: str | None = None
     connect_timeout_s: float | None = None
     alive_interval_s: float = 0.0
+    control_persist: bool = False
 
     @property
     def known_as(self) -> str:
@@ -154,6 +155,7 @@ def _read(host: Host, found: Mapping[str, Sequence[str]]) -> Settings:
         proxy_command=expand(proxy, tokens) if proxy else None,
         connect_timeout_s=float(timeout) if timeout else None,
         alive_interval_s=float(one("serveraliveinterval", "0")),
+        control_persist=one("controlpersist", "no") != "no",
     )
 
 

@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # pytest's importlib mode leaves it out, and the tests share sshd.py and machine.py
 
 import users  # noqa: E402 - found by the line above
+from corra.place import Agent  # noqa: E402
+from corra.reach import agent_for  # noqa: E402
+from seat import Terminal  # noqa: E402
 from sshd import Sshd, program  # noqa: E402
 
 # What the person who runs the tests has set must not decide how they end.
@@ -106,6 +109,16 @@ def sshd(new_sshd: Callable[..., Sshd]) -> Sshd:
     return new_sshd()
 
 
+@pytest.fixture(params=["local", "fabric", "openssh"])
+def target(request: pytest.FixtureRequest, home: Path) -> Iterator[Agent]:
+    """This machine, and the same machine through sshd by either transport."""
+    if request.param != "local":
+        request.getfixturevalue("sshd")
+    agent = agent_for("local" if request.param == "local" else "h", via=request.param)
+    yield agent
+    agent.close()
+
+
 class Cli:
     """corra's command line as a process of its own, in the test's home."""
 
@@ -140,6 +153,19 @@ class Cli:
 def cli(home: Path) -> Cli:
     """`cli("run", "--host", "h", "--", "true")` gives a CompletedProcess with returncode, stdout and stderr in bytes."""
     return Cli(home)
+
+
+@pytest.fixture
+def terminal(cli: Cli) -> Iterator[Callable[..., Terminal]]:
+    made: list[Terminal] = []
+
+    def start(*words: str) -> Terminal:
+        made.append(Terminal(cli, *words))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.close()
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ class _Pair:
     def __init__(self, near: socket.socket, far: socket.socket) -> None:
         self.near, self.far = near, far
         self.passed_down = 0
+        self.stranded = False
         self.over = threading.Event()
 
     def end(self, *, reset: bool) -> None:
@@ -79,6 +80,12 @@ class Proxy:
         """Let nothing through any more, in either direction, while connections stay open."""
         self._flowing.clear()
 
+    def strand(self) -> None:
+        """Freeze the connections there are, for good: what a laptop's are worth once it has slept and the network has forgotten them."""
+        with self._lock:
+            for pair in self._pairs:
+                pair.stranded = True
+
     def thaw(self) -> None:
         self._flowing.set()
 
@@ -111,7 +118,11 @@ class Proxy:
             if self._refusing:
                 near.close()
                 continue
-            far = socket.create_connection(("127.0.0.1", self._target))
+            try:
+                far = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:  # nobody listens there any more
+                near.close()
+                continue
             for each in (near, far):
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             pair = _Pair(near, far)
@@ -124,8 +135,8 @@ class Proxy:
         pass_on = self._slowly(pair, target) if self.delay_s or self.rate else target.sendall
         with contextlib.suppress(OSError, ValueError):
             while data := self._receive(pair, source):
-                while not self._flowing.wait(0.1):
-                    if pair.over.is_set():
+                while pair.stranded or not self._flowing.wait(0.1):
+                    if pair.over.wait(0.1):
                         return
                 if down and self._limit is not None and pair.passed_down + len(data) > self._limit:
                     self._reach_limit(pair, target, data[: max(0, self._limit - pair.passed_down)])

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,39 +26,12 @@ from invoke.exceptions import Exit, UnexpectedExit
 import corra
 from conftest import home_environment
 from corra import control, history, ids
-from corra.follow import LinkDown, LinkUp
 from corra.place import Agent
-from corra.reach import agent_for
 from corra.stream import Gap, Output, Status
-from proxy import Proxy, wait_for
+from proxy import wait_for
 from sshd import Sshd
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# 8 MB that differ everywhere, from a program that needs nothing but sh and seq.
-COUNT = ["sh", "-c", "seq 1 1100000"]
-
-
-def counted() -> bytes:
-    return "".join(f"{n}\n" for n in range(1, 1100001)).encode()
-
-
-@pytest.fixture(params=["local", "fabric", "openssh"])
-def target(request: pytest.FixtureRequest, home: Path) -> Iterator[Agent]:
-    """This machine, and the same machine through sshd by either transport."""
-    if request.param != "local":
-        request.getfixturevalue("sshd")
-    agent = agent_for("local" if request.param == "local" else "h", via=request.param)
-    yield agent
-    agent.close()
-
-
-@pytest.fixture
-def proxied(sshd: Sshd) -> Iterator[Proxy]:
-    """A proxy in front of the sshd; host `p` leads through it."""
-    with Proxy(sshd.port) as proxy:
-        sshd.add_host("p", Port=proxy.port, HostKeyAlias=f"[127.0.0.1]:{sshd.port}")
-        yield proxy
 
 
 def append(path: Path) -> list[str]:
@@ -345,7 +318,7 @@ def test_wait_keeps_the_end_of_much_output_and_read_has_the_rest(target: Agent, 
 
 
 def test_a_bounded_run_gives_what_it_has_and_says_that_it_isnt_all(target: Agent) -> None:
-    whole = counted()
+    whole = b"".join(b"%d\n" % n for n in range(1, 1100001))
     how: Any = {"keep_output": "1M", "limits": {"files": 77}}
     run = corra.start(target, ["sh", "-c", "seq 1 1100000; ulimit -n >&2"], **how)
     result = run.wait()
@@ -483,109 +456,7 @@ def test_nothing_listening_is_unreachable_at_once_and_forgotten(home: Path) -> N
     assert "NOT STARTED" not in caught.value.line
 
 
-# -- Broken links
-
-
-@pytest.mark.parametrize("how", ["cut", "reset", "freeze"])
-def test_megabytes_come_exactly_once_over_links_that_break(proxied: Proxy, how: str) -> None:
-    run = corra.start("p", COUNT)
-    proxied.limit(1_700_000, how)
-    # The first link has its own share of the limit behind it.
-    run.agent.close()
-    follow = run.follow(dead_after_s=1.0)
-    got = hashlib.sha256()
-    downs = ups = 0
-    for event in follow:
-        match event:
-            case Output(stream="stdout", data=data):
-                got.update(data)
-            case LinkDown(attempt=1):
-                downs += 1
-            case LinkUp():
-                ups += 1
-            case Gap():
-                raise AssertionError(event)
-    assert got.hexdigest() == hashlib.sha256(counted()).hexdigest()
-    assert downs == ups >= 4
-
-
-def test_a_server_whose_sessions_are_killed_is_followed_all_the_same(sshd: Sshd) -> None:
-    run = corra.start("h", ["sh", "-c", "for i in $(seq 1 200); do echo $i; sleep 0.01; done"])
-    seen = b""
-    for event in run.follow():
-        if isinstance(event, Output):
-            seen += event.data
-            if seen.count(b"\n") in (20, 80, 140):
-                sshd.cut()
-    assert seen == b"".join(b"%d\n" % n for n in range(1, 201))
-
-
-def test_a_run_goes_on_where_the_link_comes_back_late(proxied: Proxy) -> None:
-    run = corra.start("p", ["sh", "-c", "echo a; sleep 1; echo b"], connect_timeout=0.3)
-    seen, downs = b"", 0
-    for event in run.follow():
-        if isinstance(event, Output):
-            seen += event.data
-            if event.data == b"a\n":
-                proxied.refuse()
-                proxied.reset()
-        if isinstance(event, LinkDown):
-            downs += 1
-            proxied.refuse(downs < 2)
-    assert seen == b"a\nb\n" and downs >= 2
-
-
-def test_a_link_given_up_leaves_the_program_running(proxied: Proxy) -> None:
-    out = io.StringIO()
-
-    def gone(event: Any) -> None:
-        if isinstance(event, Status) and event.state["state"] == "running":
-            proxied.refuse()
-            proxied.reset()
-
-    with pytest.raises(corra.StillRunning) as caught:
-        corra.run("p", ["sleep", "60"], reconnect_timeout=0.5, connect_timeout=0.5, watch=gone, out_stream=out, id="given-up")
-    assert caught.value.code == 122
-    proxied.refuse(False)
-    assert corra.attach("given-up", "p").kill(grace=0).ended
-
-
-def test_a_start_whose_answer_is_lost_is_repeated_and_runs_once(proxied: Proxy, home: Path) -> None:
-    """The connection ends after so many bytes, wherever in the start that is."""
-    corra.run("p", ["true"])  # the agent is placed, so that every later start says the same
-    for n, size in enumerate(range(2400, 3600, 150)):  # from the end of the login to behind the answer
-        marks = home / f"marks{n}"
-        proxied.limit(size, "reset")
-
-        def heal(event: Any) -> None:
-            if isinstance(event, LinkDown):
-                proxied.limit(None)
-
-        with contextlib.suppress(corra.Unreachable):  # cut while it logged in: nothing was asked
-            corra.start("p", append(marks), id=f"once-{n}", connect_timeout=0.5, watch=heal)
-        proxied.limit(None)
-        corra.start("p", append(marks), id=f"once-{n}")
-        assert corra.attach(f"once-{n}", "p").wait(20).ok
-        assert marks.read_text() == "ran\n"
-
-
-def test_a_start_nobody_confirms_may_have_started(proxied: Proxy) -> None:
-    agent = agent_for("p", connect_timeout=0.5)
-    corra.run(agent, ["true"])
-    # The open connection lets the request through and breaks in the middle of the answer, and there won't be another.
-    proxied.limit(proxied.carried() + 600, "reset")
-    proxied.refuse()
-    with pytest.raises(corra.MaybeStarted) as caught:
-        corra.start(agent, ["true"], reconnect_timeout=0.1)
-    assert caught.value.code == 123 and caught.value.started == "unknown"
-
-
-def test_status_and_kill_survive_one_silent_link(proxied: Proxy) -> None:
-    run = corra.start("p", ["sleep", "60"])
-    proxied.reset()
-    assert run.state().state == "running"
-    proxied.cut()
-    assert run.kill(grace=0).ended
+# -- A client that is killed
 
 
 CLIENT = """
