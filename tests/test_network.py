@@ -125,7 +125,7 @@ def test_ten_watchers_see_the_same_and_one_that_stands_still_holds_nobody_up(cli
     script = f"while [ ! -e {home}/go ]; do sleep 0.05; done; seq 1 300000; seq 1 1000 >&2"
     prog_id = cli("run", "-d", "--host", "h", "--", "sh", "-c", script).stdout.decode().strip()
     stuck = cli.popen("attach", "--host", "h", prog_id)
-    watchers = [cli.popen("attach", "--host", "h", prog_id) for _ in range(9)]
+    watchers = [cli.popen("attach", "--host", "h", "--via", via, prog_id) for via in (*["fabric"] * 6, *["openssh"] * 3)]
     # Each watcher of the host has an open follow there before the program begins to write.
     wait_for(lambda: len(sshd.sessions()) >= 10, deadline_s=60)
     (home / "go").touch()
@@ -194,7 +194,8 @@ def island(server: Sshd, number: int) -> Iterator[tuple[str, list[str]]]:
         do("ip", "netns", "del", name)
 
 
-def test_a_black_hole_is_noticed_and_left_in_time(as_root: None, cli: Cli, sshd: Sshd, home: Path) -> None:
+@pytest.mark.parametrize("via", ["fabric", "openssh"])
+def test_a_black_hole_is_noticed_and_left_in_time(as_root: None, sshd: Sshd, home: Path, via: str) -> None:
     """Packets vanish and nobody says so: no FIN, no RST, only silence."""
     try:
         subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, timeout=20)
@@ -211,7 +212,8 @@ def test_a_black_hole_is_noticed_and_left_in_time(as_root: None, cli: Cli, sshd:
         try:
             wait_for((sshd.directory / "island.pid").exists)
             sshd.add_host("far", HostName=address, HostKeyAlias=f"[127.0.0.1]:{sshd.port}")
-            run = corra.start("far", ["sh", "-c", f"echo a; while [ ! -e {home}/go ]; do sleep 0.05; done; seq 1 50000"], connect_timeout=3)
+            script = f"echo a; while [ ! -e {home}/go ]; do sleep 0.05; done; seq 1 50000"
+            run = corra.start("far", ["sh", "-c", script], connect_timeout=3, via=via)
             drop = [*inside, "iptables", "-w", "-I", "INPUT", "-i", "eth0", "-j", "DROP"]
             got, noticed, silent_from = b"", 0.0, 0.0
             for event in run.follow(dead_after_s=3):
