@@ -191,6 +191,8 @@ def island(server: Sshd, number: int) -> Iterator[tuple[str, list[str]]]:
         do(*inside, "ip", "link", "set", "lo", "up")
         yield f"{net}.2", inside
     finally:
+        # By name and first: the end of the namespace takes it along too, but some time later.
+        subprocess.run(["ip", "link", "del", f"cv{number}"], check=False, capture_output=True, timeout=20)
         do("ip", "netns", "del", name)
 
 
