@@ -2403,31 +2403,30 @@ def outliving(request):
         words += ["-p", SCOPED[name][1] % limits[name]]
     if not scoped and not ends_with_session(request):
         return []
-    if not os.geteuid():
-        if scoped and not os.path.isdir("/run/systemd/system"):
-            raise Refusal("no_scope", "%s: only systemd can set that, and it isn't what runs this machine" % " and ".join(scoped))
-        return words
-    if os.path.exists("/var/lib/systemd/linger/" + user) and os.path.exists("/run/user/%d/systemd" % os.geteuid()):
-        given = given_controllers() if scoped else ()
-        lacking = [SCOPED[name][0] for name in scoped if SCOPED[name][0] not in given]
-        if lacking:
-            raise Refusal(
-                "no_scope", "%s: the systemd of %s isn't given the controller: %s" % (" and ".join(scoped), user, " ".join(lacking))
-            )
-        return words + ["--user"]
+    there = os.path.exists("/run/user/%d/systemd" % os.geteuid()) and os.path.exists("/var/lib/systemd/linger/" + user)
     if scoped:
-        what = " and ".join(scoped)
-        raise Refusal("no_scope", "%s: only a systemd of %s's own can set that, and linger is off" % (what, user), user=user)
-    raise Refusal("no_linger", "logind here kills programs at logout, and linger is off for %s" % user, user=user)
+        check_scope(scoped, user, there)
+    elif os.geteuid() and not there:
+        raise Refusal("no_linger", "logind here kills programs at logout, and linger is off for %s" % user, user=user)
+    return words + ["--user"] * bool(os.geteuid())
 
 
-def given_controllers():
-    """Return the cgroup controllers that our user's own systemd may use."""
-    at = "/sys/fs/cgroup/user.slice/user-%d.slice/user@%d.service/cgroup.controllers" % (os.geteuid(), os.geteuid())
+def check_scope(scoped, user, there):
+    """Raise Refusal where no scope would hold the limits `scoped`: systemd itself takes them in silence and sets nothing."""
+    what, at = " and ".join(scoped), "/sys/fs/cgroup/"
+    if not os.path.isdir("/run/systemd/system"):
+        raise Refusal("no_scope", "%s: only systemd can set that, and it isn't what runs this machine" % what)
+    if os.geteuid():
+        if not there:
+            raise Refusal("no_scope", "%s: only a systemd of %s's own can set that, and linger is off" % (what, user), user=user)
+        at += "user.slice/user-%d.slice/user@%d.service/" % (os.geteuid(), os.geteuid())
     try:
-        return slurp(at).decode().split()
+        given = slurp(at + "cgroup.controllers").decode().split()
     except FileNotFoundError:
-        return []  # cgroup v1: a user's systemd has none
+        given = []  # cgroup v1
+    lacking = [SCOPED[name][0] for name in scoped if SCOPED[name][0] not in given]
+    if lacking:
+        raise Refusal("no_scope", "%s: the systemd of %s has no cgroup v2 controller: %s" % (what, user, " ".join(lacking)))
 
 
 def ends_with_session(request):

@@ -11,6 +11,7 @@ import select
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+import corra
 from agent_door import Door, Gate, Mount, Refused, eventually, fresh, guards, kill
 from corra import agent
+from corra.screen import Screen
 from corra.stream import Gap, Output, Parser
+from corra.watch import Watch
 from properties import PROPERTY
 
 COUNT = 400_000
@@ -29,6 +33,7 @@ KEEP = 256 * 1024
 SPARE = agent.BOUND_MIN + agent.PAGE  # what may stand there beyond it
 MS = 10**6
 NOBODY = 65534
+PREAD = os.pread
 
 
 @pytest.fixture
@@ -123,10 +128,15 @@ def test_a_writer_that_never_ends_costs_constant_disk_while_it_is_watched(door):
     state = door.start(["head", "-c", str(size), "/dev/zero"], run={"keep_output": keep})
     at, most = door.directory(state["prog_id"]), 0
     with door.follow(state["prog_id"], streams=[]) as follow:
-        while not follow.ended:
+        data, ping_at = None, 0.0
+        while data != b"":
+            if time.monotonic() > ping_at:
+                ping_at = time.monotonic() + 5
+                follow.send(b"P\n")
             most = max(most, sum(disk(at / name) for name in ("stdout", "stderr", "index")))
             if select.select([follow.process.stdout], [], [], 0.01)[0]:
-                follow.drain()
+                data = follow._some(0)
+                follow._take(data)
     final = follow.states[-1]
     assert (final["return_code"], final["streams"]["stdout"]["length"]) == (0, size)
     print(f"{size} bytes, at most {most} on the disk, {final['elapsed']:.2f} s")
@@ -248,12 +258,14 @@ class Small:
         for bound in (*(stream.bound for stream in self.pump.streams), self.pump.index_bound):
             assert bound is not None
             bound.spare = agent.PAGE
+        self.came: dict[str, list[tuple[int, int]]] = {"stdout": [], "stderr": []}  # offset, time of each write
         self.written: dict[str, bytes] = {"stdout": b"", "stderr": b""}
         self.out, theirs = os.pipe()
         os.set_blocking(theirs, False)
         self.run = agent.Run(str(base), "x")
         self.theirs = open(theirs, "wb", 0)  # noqa: SIM115 - closed below
         self.follow = agent.Follow(self.run, {"times": True}, None, self.theirs)
+        self.meanwhile: list[int] = []
         self.follow.look()
         self.parser = Parser()
         self.frames: list[Any] = []
@@ -261,6 +273,7 @@ class Small:
     def write(self, number: int, size: int) -> None:
         stream = self.pump.streams[number]
         begin = len(self.written[stream.name])
+        self.came[stream.name].append((begin, agent.now_ns()))
         data = ruled(begin, begin + size)
         os.write(self.ends[stream.name], data)
         self.written[stream.name] += data
@@ -271,6 +284,17 @@ class Small:
         self.follow.write()
         if select.select([self.out], [], [], 0)[0]:
             self.frames += self.parser.feed(os.read(self.out, size))
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        """Read as ever, but with the keeper at work just before and just after it."""
+        stream = next((number for number, name in enumerate(("stdout", "stderr")) if self.follow.files[name] == fd), None)
+        if stream is None or not self.meanwhile:
+            return PREAD(fd, size, offset)
+        self.write(stream, self.meanwhile.pop())
+        data = PREAD(fd, size, offset)
+        if self.meanwhile:
+            self.write(stream, self.meanwhile.pop())
+        return data
 
     def rest(self) -> None:
         while self.follow.write() or select.select([self.out], [], [], 0)[0]:
@@ -295,17 +319,18 @@ acts = st.lists(
 
 # An example is a run's whole directory: 30 ms of it, so there are fewer, with more in each.
 @settings(PROPERTY, max_examples=PROPERTY.max_examples // 5, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(acts=acts, keep=st.sampled_from([1, 4096, 8192, 30_000, 1 << 20]))
-def test_whatever_is_written_cut_and_read_in_whatever_order_a_reader_has_bytes_or_a_gap(tmp_path_factory, monkeypatch, acts, keep):
+@given(acts=acts, meanwhile=st.lists(st.integers(1, 30_000), max_size=20), keep=st.sampled_from([1, 4096, 8192, 30_000, 1 << 20]))
+def test_whatever_is_written_cut_and_read_in_whatever_order_a_reader_has_bytes_or_a_gap(
+    tmp_path_factory, monkeypatch, acts, meanwhile, keep
+):
     clock = [10**18]
     monkeypatch.setattr(agent, "now_ns", lambda: clock[0])
     small = Small(tmp_path_factory.mktemp("bounded"), keep)
-    came: dict[str, list[tuple[int, int]]] = {"stdout": [], "stderr": []}  # offset, time: what each write's first byte has
+    small.meanwhile = meanwhile
+    monkeypatch.setattr(os, "pread", small.pread)
     try:
         for act, first, size in acts:
             if act == "write":
-                name = ("stdout", "stderr")[first]
-                came[name].append((len(small.written[name]), clock[0]))
                 small.write(first, size)
             elif act == "read":
                 small.read(first)
@@ -319,7 +344,7 @@ def test_whatever_is_written_cut_and_read_in_whatever_order_a_reader_has_bytes_o
                 assert frame.offset == at[frame.stream]
                 assert frame.data == small.written[frame.stream][frame.offset : frame.end]
                 # A byte is never said to have come later than it did, nor more than the index's 10 ms earlier.
-                latest = max(time for offset, time in came[frame.stream] if offset <= frame.offset)
+                latest = max(when for offset, when in small.came[frame.stream] if offset <= frame.offset)
                 assert not frame.time_ns or latest - 20 * MS <= frame.time_ns <= latest
                 at[frame.stream] = frame.end
             elif isinstance(frame, Gap):
@@ -336,6 +361,7 @@ def test_whatever_is_written_cut_and_read_in_whatever_order_a_reader_has_bytes_o
             "index": small.run.heads()["index"],
         }
     finally:
+        monkeypatch.setattr(os, "pread", PREAD)
         small.close()
         shutil.rmtree(small.root)
 
@@ -475,3 +501,22 @@ def test_the_guards_of_a_limited_program_survive_what_it_may_not(door):
     kill(state["agent_pid"])
     eventually(lambda: door.status(state["prog_id"])["agent_pid"] in first[:2])
     assert door.stop(state["prog_id"], 5)["ended"]
+
+
+# ---------------------------------------------------------------- what an operator is told
+
+
+def test_many_gaps_are_said_once_and_summed_up_at_the_end(home: Path, tmp_path: Path) -> None:
+    run = corra.start("local", ["true"], name="busy")
+    run.wait()
+    with (tmp_path / "said").open("w+b", 0) as said:
+        watch = Watch(run.follow(), run, Screen(out=said.fileno(), err=said.fileno()))
+        for at in range(0, 1000, 10):
+            watch.show(Gap("stdout", at, at + 5))
+        watch.show(Gap("stderr", 0, 2_000_000))
+        watch.stay(live=False)
+        said.seek(0)
+        first, second, third = (line.partition("local: ")[2] for line in said.read().decode().splitlines())
+    assert first == "stdout from byte 0 to 5 is gone: 5 B"
+    assert second == "stderr from byte 0 to 2000000 is gone: 2.0 MB"
+    assert third == "stdout has 99 more gaps: 495 B"

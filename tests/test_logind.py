@@ -39,9 +39,9 @@ def linger(machine: rig.Rig, on: bool) -> None:
     eventually(lambda: (machine.root("test", "-e", f"/run/user/{uid}/systemd/private").returncode == 0) == on or not on)
 
 
-def start(machine: rig.Rig, **run: Any) -> dict[str, Any]:
-    """Log in, start a program that goes on for long, log out; return what the agent said."""
-    request = {"program": {"argv": ["sleep", "1000"], "cwd": "/"}, "run": run}
+def start(machine: rig.Rig, *argv: str, limits: Any = None, **run: Any) -> dict[str, Any]:
+    """Log in, start a program (one that goes on for long), log out; return what the agent said."""
+    request = {"program": {"argv": argv or ["sleep", "1000"], "cwd": "/", "limits": limits}, "run": run}
     done = machine.ssh(f"/usr/bin/python3 -ISE {AGENT} start", json.dumps(request))
     assert done.stdout, done.stderr
     eventually(lambda: not machine.sessions(), timeout_s=60)
@@ -110,3 +110,62 @@ def test_where_it_kills_and_the_user_lingers_a_run_is_in_a_scope_of_its_own_and_
     assert (after["state"], after["supervisor"], len(after["standby_pids"])) == ("running", "ok", 2)
     ask(machine, "stop", state["prog_id"])
     eventually(lambda: ask(machine, "status", state["prog_id"])["state"] == "exited")
+
+
+LIMITS = {"memory_max": 64 << 20, "cpu_quota": 50}
+
+
+def scope_of(machine: rig.Rig, pid: int) -> str:
+    """Return the directory of the process's cgroup."""
+    return "/sys/fs/cgroup" + cgroup(machine, pid).strip().partition("::")[2]
+
+
+def holds(machine: rig.Rig, pid: int) -> tuple[str, str]:
+    at = scope_of(machine, pid)
+    return machine.root("cat", at + "/memory.max").stdout.strip(), machine.root("cat", at + "/cpu.max").stdout.split()[0]
+
+
+def has_controllers(machine: rig.Rig) -> bool:
+    return {"cpu", "memory"} <= set(machine.root("cat", "/sys/fs/cgroup/cgroup.controllers").stdout.split())
+
+
+def start_as_root(machine: rig.Rig) -> dict[str, Any]:
+    request = {"program": {"argv": ["sleep", "1000"], "cwd": "/", "limits": LIMITS}}
+    done = machine.root("sh", "-c", f"/usr/bin/python3 -ISE {AGENT} start <<'E'\n{json.dumps(request)}\nE")
+    reply: dict[str, Any] = json.loads(done.stdout)
+    return reply
+
+
+def test_limits_of_a_whole_tree_are_a_clear_no_where_nothing_would_hold_them(machine: rig.Rig) -> None:
+    kill_user_processes(machine, "no")
+    linger(machine, False)
+    reply = start(machine, limits=LIMITS)
+    assert (reply["error"], reply["user"]) == ("no_scope", rig.USER)
+    assert reply["message"] == f"cpu_quota and memory_max: only a systemd of {rig.USER}'s own can set that, and linger is off"
+    linger(machine, True)
+    if has_controllers(machine):
+        return
+    for reply, user in ((start(machine, limits=LIMITS), rig.USER), (start_as_root(machine), "root")):
+        assert reply["error"] == "no_scope"
+        assert reply["message"] == f"cpu_quota and memory_max: the systemd of {user} has no cgroup v2 controller: cpu memory"
+
+
+def test_limits_of_a_whole_tree_are_a_scope_of_a_lingering_users_and_of_roots(machine: rig.Rig) -> None:
+    if not has_controllers(machine):
+        pytest.skip("this kernel's cgroup v2 has no controllers: cgroup v1 has them")
+    linger(machine, True)
+    for state, place in ((start(machine, limits=LIMITS), "/user@"), (start_as_root(machine), "/system.slice/")):
+        assert state["state"] == "running", state
+        assert place in scope_of(machine, state["pid"]) and scope_of(machine, state["pid"]) == scope_of(machine, state["agent_pid"])
+        assert holds(machine, state["pid"]) == (str(64 << 20), "50000")
+        machine.root("kill", str(state["pid"]))
+
+
+def test_a_tree_that_outgrows_its_memory_is_killed_and_its_guards_live_to_say_why(machine: rig.Rig) -> None:
+    if not has_controllers(machine):
+        pytest.skip("this kernel's cgroup v2 has no controllers: cgroup v1 has them")
+    linger(machine, True)
+    state = start(machine, "/usr/bin/python3", "-c", "x = bytearray(200 << 20)", limits=LIMITS)
+    eventually(lambda: ask(machine, "status", state["prog_id"])["state"] == "exited", timeout_s=60)
+    after = ask(machine, "status", state["prog_id"])
+    assert (after["signal"], after["reason"]) == ("SIGKILL", "oom")
