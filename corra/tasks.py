@@ -75,6 +75,8 @@ def run(c: Context, given: Given) -> int:
     Ctrl-C leaves it running. We exit as it does: its own code, 128+N by signal N, 124 by --timeout, 126 or 127 when it can't be
     executed; 125: nothing was started, 123: it may have been (repeat it with the same --id) or how it ended is unknown, 122: it still
     runs and we stopped watching.
+
+    For long: inv run -d --keep-output 1G --limit files=4096 --host db1 -- ./srv
     """
     from .reach import agent_for
 
@@ -232,7 +234,7 @@ def send(c: Context, given: Given) -> int:
 def logs(c: Context, given: Given) -> int:
     """Show what a run has written: inv logs [ID]
 
-    What it became doesn't matter here: the exit code is 0 when the output could be shown.
+    The errors of the last 10 minutes: inv logs -g ERROR --since 10m ID; the first 4 kB: inv logs --bytes 0:4K ID. What it became doesn't matter here: the exit code is 0 when the output could be shown.
     """
     from .sieve import Range, Sieve
     from .watch import EPIPE_CODE, Gone, Watch

@@ -247,6 +247,7 @@ def test_history_leads_back_to_it(sshd: Sshd, cli: Cli) -> None:
         ({"env_inherit": False}, "env_inherit"),
         ({"env": {"a.b": "1"}}, "a shell takes letters"),
         ({"wait_children": True}, "wait_children"),
+        ({"limits": {"files": 64}}, "limits"),
     ],
 )
 def test_what_it_cant_do_is_refused_before_anything_is_asked(home: Path, how: dict[str, Any], why: str) -> None:
