@@ -312,7 +312,7 @@ class Spool:
         self.prog_id = request["prog_id"]
         self.callback = request.get("callback") or {}
         self.config = {key: DEFAULTS[key] if (request.get("config") or {}).get(key) is None else request["config"][key] for key in DEFAULTS}
-        self.streams = ["output"] if request["program"].get("merge") else ["stdout", "stderr"]
+        self.streams = ["output"] if request["program"].get("merge") or request["program"].get("pty") else ["stdout", "stderr"]
         self.files = {name: os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.directory) for name in self.streams}
 
     def text(self, name):

@@ -162,6 +162,18 @@ def test_keepers_killed_while_a_stream_is_cut_lose_nothing_that_is_kept(door):
     assert disk(door.directory(prog_id) / "stdout") <= KEEP + SPARE + agent.PIPE_MAX
 
 
+@pytest.mark.parametrize("kind", ["merge", "pty"])
+def test_one_stream_of_both_is_bounded_as_well(door, kind):
+    state = door.start(["sh", "-c", "seq -f %06.0f 0 99999; echo end >&2"], run={"keep_output": KEEP}, **{kind: True})
+    final = door.wait(state["prog_id"])
+    end = b"\r\n" if kind == "pty" else b"\n"
+    whole = b"".join(b"%06d%s" % (number, end) for number in range(100_000)) + b"end" + end
+    with door.follow(state["prog_id"]) as follow:
+        follow.drain()
+    assert exact(whole, follow, "output") == final["streams"]["output"]["dropped"] > 0
+    assert disk(door.directory(state["prog_id"]) / "output") <= KEEP + SPARE + agent.PIPE_MAX
+
+
 def test_what_gc_has_removed_of_a_bounded_run_is_one_gap(door):
     state = door.start(["seq", "1", str(COUNT)], run={"keep_output": KEEP})
     door.wait(state["prog_id"])

@@ -57,12 +57,20 @@ class Home:
         return found
 
     def start(
-        self, listener: Listener | str, script: str, *, config: Any = None, merge: bool = False, run: Any = None, **callback: Any
+        self,
+        listener: Listener | str,
+        script: str,
+        *,
+        config: Any = None,
+        merge: bool = False,
+        pty: bool = False,
+        run: Any = None,
+        **callback: Any,
     ) -> str:
         url = listener if isinstance(listener, str) else listener.url
         state = self.ask(
             "start",
-            program={"argv": ["sh", "-c", script], **({"merge": True} if merge else {})},
+            program={"argv": ["sh", "-c", script], **{key: True for key, on in (("merge", merge), ("pty", pty)) if on}},
             callback={"url": url, "method": "POST", "token": TOKEN, **callback},
             config={**FAST, **(config or {})},
             run=run,
@@ -248,6 +256,12 @@ def test_the_seeds_get_with_a_body_works_and_merged_output_is_one_stream(home, l
     completed(listener)
     assert listener.output("output") == b"a\nb\nc\n"
     assert {each.method for each in listener.seen} == {"GET"}
+
+
+def test_what_a_program_writes_on_its_terminal_is_one_stream_too(home, listener):
+    home.start(listener, "echo a; echo b >&2", pty=True)
+    assert completed(listener)["state"] == "exited"
+    assert listener.output("output") == b"a\r\nb\r\n"
 
 
 def test_output_goes_when_it_is_old_enough_or_enough(home, listener, gate):
