@@ -1059,7 +1059,8 @@ def environment(request, inherited):
     made = {key: value for key, value in inherited.items() if wanted is None or key in wanted}
     made = {key: value for key, value in made.items() if not key.startswith(b"CORRA_")}
     prefix = b"CORRA_FAR_" if (request.get("run") or {}).get("carrier") else b""
-    for name, value in list((program.get("env") or {}).items()) + list(request.get("secret_env", {}).items()):
+    secrets = () if prefix else request.get("secret_env", {}).items()
+    for name, value in list((program.get("env") or {}).items()) + list(secrets):
         if value is not None:
             made[prefix + octets(name)] = octets(value)
         elif not prefix:
@@ -1068,6 +1069,22 @@ def environment(request, inherited):
         made.setdefault(b"TERM", octets(((request.get("run") or {}).get("terminal") or {}).get("term") or "dumb"))
     made[b"CORRA_PROG_ID"] = octets(request["prog_id"])
     return made
+
+
+def secrets_pipe(secrets):
+    """Return the read end of a pipe with `secrets` in it, as an environment has them, but where no look into /proc shows them."""
+    data = b"".join(b"%s=%s\0" % (octets(name), octets(value)) for name, value in secrets.items())
+    ours, theirs = os.pipe()
+    try:
+        fcntl.fcntl(theirs, _F_SETPIPE_SZ, max(len(data), PAGE))
+    except OSError:
+        pass  # all of this user's pipes are too many already; then it has the size that it has
+    os.set_blocking(theirs, False)
+    if os.write(theirs, data) < len(data):
+        raise OSError(errno.E2BIG, "%d bytes are more than a pipe takes" % len(data))
+    os.close(theirs)
+    os.set_inheritable(ours, True)
+    return ours
 
 
 def explain(number, path, argv, variables):
@@ -1175,7 +1192,8 @@ def become_program(directory, files, request, inherited, report):
 
     A carrier (`run.carrier`) is executed with argv behind its own words and takes the program to another machine. It closes $CORRA_REPORT
     once the program runs there, or writes "STAGE ERRNO WORDS" into it; signal 33 + N asks it to give the program signal N; it exits as the
-    program did, and where a signal ends it the run is lost. The program's variables are CORRA_FAR_NAME to it, its cwd no affair of ours.
+    program did, and where a signal ends it the run is lost, or not started if it has said so. The program's variables are CORRA_FAR_NAME
+    to it, the secret ones stand in a pipe ($CORRA_SECRETS), its cwd is no affair of ours.
     """
     program, carrier = request["program"], (request.get("run") or {}).get("carrier")
     words = list(carrier or ()) + list(program["argv"])
@@ -1208,6 +1226,9 @@ def become_program(directory, files, request, inherited, report):
         if carrier:
             os.set_inheritable(report, True)
             variables[b"CORRA_REPORT"] = b"%d" % report
+            if request.get("secret_env"):
+                where = b"its secrets"
+                variables[b"CORRA_SECRETS"] = b"%d" % secrets_pipe(request["secret_env"])
         stage = "cwd"
         at = variables.get(b"HOME", b"/")
         if program.get("cwd") and not carrier:
@@ -2011,6 +2032,8 @@ class Keeper:
 
     def do_record(self, now):
         """The end: peeked at, not yet reaped, so that a guard's death loses no status."""
+        if self.pipe is not None:
+            self.launch_over()  # why nothing was started may stand there, and the status be no program's
         launched = read_launched(os.pread(self.files["launched"], 256, 0))
         if launched is None or launched[0] != self.pid or unpack(os.pread(self.files["exit"], PAGE, PAGE)) is not None:
             # exec was refused, and the child has said why; or it was killed before its claim, and the next start tries again.

@@ -6,7 +6,9 @@ The agent on this machine runs it in place of the program (`run.carrier`), and i
     $CORRA_REPORT       a descriptor: closed when the program runs there; or "STAGE ERRNO WORDS", why it never will
     signal 33 + N       give signal N to the program; a real TERM, INT, HUP, QUIT, USR1 or USR2 means the same
     CORRA_FAR_NAME      the variable NAME of the program
-    exit                as the program did; ended by a signal: the link is lost, and nobody knows what became of the program
+    $CORRA_SECRETS      a descriptor: more of them, as NAME=VALUE NUL, which no look into /proc shows
+    exit                as the program did; ended by a signal: the link is lost, and nobody knows what became of the program,
+                        or it never was: that has been reported, but the guard it was told may have died of a kill before it read it
 
 FAR is what the host's own sh runs: constant, so that nothing a user says meets a login shell. It says hello on stderr and then takes, on
 stdin, three lines and maybe a file: a nonce, the size of the file or "-", and the program as shell text in octal. After that stdin carries
@@ -14,7 +16,7 @@ orders ("TERM PID"), and its end means that the link is gone, not that the progr
 begin with "corra-NONCE ": on stdout `begin` and `end`, on stderr `pid N`, `exit N` or `refused STAGE ERRNO WORDS`. They are cut off here.
 Both ends are marked since sshd may forward one stream before the other.
 
-A sudo on the way that wants a password asks with a prompt of ours, and gets what stands in the environment, once.
+A sudo on the way that wants a password asks with a prompt of ours, and gets the one that came with the secrets, once.
 
 Needs Python 3.6 and its standard library, and a POSIX sh there.
 """
@@ -443,6 +445,10 @@ def main(words):
     count = int(words.pop(0))
     ssh, argv = words[:count], words[count:]
     given = {name[len(PREFIX) :]: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+    if "CORRA_SECRETS" in os.environ:
+        with open(int(os.environ["CORRA_SECRETS"]), "rb") as pipe:
+            pairs = (os.fsdecode(each).partition("=") for each in pipe.read().split(b"\0")[:-1])
+            given.update((name, value) for name, _, value in pairs)
     password = given.pop(PASSWORD, None)
     report = Report(int(os.environ["CORRA_REPORT"]) if "CORRA_REPORT" in os.environ else None)
     given["CORRA_PROG_ID"] = os.environ.get("CORRA_PROG_ID", "")
@@ -459,7 +465,7 @@ def main(words):
     except Failed as failure:
         report(("%s %d %s" % (failure.stage, failure.number, failure)).encode("utf-8", "surrogateescape"))
         tied.leave()
-        return 125
+        return None
     if status is not None:
         tied.leave()
     return status
@@ -472,5 +478,5 @@ if __name__ == "__main__":
     except BaseException as error:
         os.write(2, ("corra tether: %r\n" % error).encode("utf-8", "replace"))
     if code is None:
-        os.kill(os.getpid(), signal.SIGKILL)  # what became of the program is unknown, and no exit status may say otherwise
+        os.kill(os.getpid(), signal.SIGKILL)  # there is no exit status of the program, so none may be made up
     os._exit(code or 0)

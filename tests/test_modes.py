@@ -312,6 +312,14 @@ def with_password(password: str) -> Config:
     return Config(overrides={"sudo": {"password": password}})
 
 
+def words_and_variables_of_all() -> Iterator[bytes]:
+    """Look through what ps shows of every process on this machine, also what only root is shown."""
+    for process in Path("/proc").glob("[0-9]*"):
+        for name in ("cmdline", "environ"):
+            with contextlib.suppress(OSError):
+                yield (process / name).read_bytes()
+
+
 @pytest.mark.parametrize("via", ["fabric", "openssh", "chaperone"])
 def test_a_password_is_given_to_the_sudo_that_asks_and_to_nobody_else(world: World, via: str, home: Path) -> None:
     mode = Mode("ssh-then-sudo", "deploy", "OPS", via)
@@ -320,15 +328,18 @@ def test_a_password_is_given_to_the_sudo_that_asks_and_to_nobody_else(world: Wor
 
     def look() -> None:
         while not looking.wait(0.01):
-            for each_ in Path("/proc").glob("[0-9]*/cmdline"):
-                with contextlib.suppress(OSError):
-                    seen.append(each_.read_bytes())
+            seen.extend(words_and_variables_of_all())
 
     watcher = threading.Thread(target=look)
     watcher.start()
     try:
-        run = world.start(mode, ["sh", "-c", "id -un; env"], config=with_password(world.password))
+        gate = world.gate()
+        run = world.start(mode, ["sh", "-c", 'id -un; env; read a <"$0"', gate.path], config=with_password(world.password))
+        says(run, b"PATH=")
+        seen.extend(words_and_variables_of_all())  # with everything that stays in place
+        gate.open()
         assert ended(run).return_code == 0
+        gate.close()
     finally:
         looking.set()
         watcher.join()
@@ -336,7 +347,8 @@ def test_a_password_is_given_to_the_sudo_that_asks_and_to_nobody_else(world: Wor
     assert out.startswith(world.ops.name.encode() + b"\n")
     secret = world.password.encode()
     assert secret not in out
-    assert not any(secret in line for line in seen)
+    assert seen
+    assert not any(secret in each_ for each_ in seen)
     assert not any(secret in path.read_bytes() for base in (home, world.ops.home) for path in base.rglob("*") if path.is_file())
     assert not any(world.password in line for line in world.server.log)
 

@@ -16,12 +16,17 @@ from hypothesis import assume, example, given, settings, strategies as st
 
 from agent_door import alive, gone
 from corra import tether
+from corra.command import portable
 from properties import PROPERTY, words
 from proxy import wait_for
 
 SHELLS = [
     pytest.param(shell, marks=pytest.mark.skipif(not shutil.which(shell[0]), reason=f"no {shell[0]}"), id=" ".join(shell))
     for shell in (["sh"], ["dash"], ["bash"], ["bash", "--posix"], ["busybox", "sh"], ["mksh"])
+]
+LOGIN_SHELLS = [
+    pytest.param(shell, marks=pytest.mark.skipif(not shutil.which(shell), reason=f"no {shell}"))
+    for shell in ("bash", "zsh", "fish", "tcsh")
 ]
 NONCE = b"0123456789abcdef"
 # Prints its words with their lengths, so that no separator can be mistaken for a part of a word.
@@ -52,18 +57,22 @@ def carry() -> Iterator[Any]:
 
     def start(*argv: str, shell: Sequence[str] = ("sh",), flags: Sequence[str] = (), text: str = tether.FAR, **how: Any) -> Any:
         ours, theirs = os.pipe()
+        secret, given = os.pipe()
+        os.write(given, b"".join(b"%s=%s\0" % (name.encode(), value.encode()) for name, value in how.pop("secrets", {}).items()))
+        os.close(given)
         link = [*shell, "-c", text]
         process = subprocess.Popen(
             [sys.executable, "-ISE", tether.__file__, *flags, str(len(link)), *link, *argv],
             stdin=how.pop("stdin", subprocess.DEVNULL),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=[theirs],
-            env={**os.environ, "CORRA_REPORT": str(theirs), "CORRA_PROG_ID": "x", **how.pop("env", {})},
+            pass_fds=[theirs, secret],
+            env={**os.environ, "CORRA_REPORT": str(theirs), "CORRA_SECRETS": str(secret), "CORRA_PROG_ID": "x", **how.pop("env", {})},
             start_new_session=True,
             bufsize=0,  # what a reader of lines has read too far, communicate() wouldn't find
         )
         os.close(theirs)
+        os.close(secret)
         started.append(process)
         process.report = os.fdopen(ours, "rb")  # type: ignore[attr-defined]
         return process
@@ -127,6 +136,15 @@ def test_every_shell_gives_every_argv_back(shell, argv):
     status, out, err, _ = far(["sh", "-c", SHOW, "sh", *argv], shell=shell)
     assert (status, err) == (0, b"")
     assert out == b"".join(b"%d:%s" % (len(os.fsencode(word)), os.fsencode(word)) for word in argv)
+
+
+@pytest.mark.parametrize("login_shell", LOGIN_SHELLS)
+def test_far_comes_through_any_login_shell(carry, login_shell):
+    process = carry(
+        "sh", "-c", 'printf "%s|" "$@"; exit 3', "sh", "it's", "!!", "a\nb", "\\'", shell=[login_shell], text=portable(tether.FAR)
+    )
+    assert process.communicate(timeout=30) == (b"it's|!!|a\nb|\\'|", b"")
+    assert process.returncode == 3
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -289,14 +307,14 @@ def _parent(pid: int) -> int:
 def test_who_isnt_let_in_is_told_and_nothing_was_started(carry):
     process = carry("true", text="echo 'Permission denied (publickey).' >&2; exit 255")
     process.communicate(timeout=30)
-    assert process.returncode == 125
+    assert process.returncode == -signal.SIGKILL
     assert process.report.read() == b"link 0 Permission denied (publickey)."
 
 
 def test_a_login_that_never_says_hello_is_given_up(carry):
     process = carry("true", flags=["--patience", "0.2"], text="echo 'switch1> ' >&2; exec sleep 1000")
     process.communicate(timeout=30)
-    assert process.returncode == 125
+    assert process.returncode == -signal.SIGKILL
     assert process.report.read() == b"link 110 switch1>"
 
 
@@ -331,11 +349,9 @@ def test_a_reader_that_stands_still_holds_the_program_back_and_signals_go_throug
 
 def test_a_sudo_that_asks_is_answered_once(carry):
     asks = f"printf '%s' {tether.PROMPTS[1].decode()} >&2; read -r got; [ \"$got\" = 'pass word' ] || "
-    env = {tether.PREFIX + tether.PASSWORD: "pass word"}
-    good = carry("sh", "-c", 'echo "in $CORRA_SUDO_PASSWORD"', text=asks + "exit 9\n" + tether.FAR, env=env)
-    assert good.communicate(timeout=30) == (b"in \n", b"")
-    bad = carry(
-        "true", text=asks + f"printf '%s' {tether.PROMPTS[1].decode()} >&2\nexec sleep 1000", env={tether.PREFIX + tether.PASSWORD: "no"}
-    )
+    secrets = {tether.PASSWORD: "pass word", "TOKEN": "it's"}
+    good = carry("sh", "-c", 'echo "in $CORRA_SUDO_PASSWORD $TOKEN"', text=asks + "exit 9\n" + tether.FAR, secrets=secrets)
+    assert good.communicate(timeout=30) == (b"in  it's\n", b"")
+    bad = carry("true", text=asks + f"printf '%s' {tether.PROMPTS[1].decode()} >&2\nexec sleep 1000", secrets={tether.PASSWORD: "no"})
     bad.communicate(timeout=30)
     assert bad.report.read() == b"link 13 sudo: incorrect password attempt"
