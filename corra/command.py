@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .program import Host, Mode
+from .program import LOCAL, Host, Mode, meant
 
 SHELL = "/bin/sh"
 # What sudo asks with, here and there; nobody else says it. tether.PROMPTS are the same.
@@ -29,19 +29,23 @@ _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456
 
 
 @dataclass(frozen=True)
-class Ssh:
-    """How the ssh program is to be called. `alive_interval_s`: None leaves it to ssh_config, as everything that isn't named here.
+class Options:
+    """How a command gets where it is to run. What is None is left to ssh_config, as everything that isn't named here.
 
-    `batch`: it fails where it would ask. `tty`: the command has a terminal there, and stdout and stderr are one.
+    `mode` says what a bare user's name means. `batch`: ssh fails where it would ask. `tty`: the command has a terminal there, and stdout and
+    stderr are one. `password`: a sudo on the way may ask for one, by the prompt ASK_HERE or ASK_THERE on stderr, and reads it from stdin.
     """
 
+    port: int | None = None
+    mode: Mode | None = None
     program: str = "ssh"
     config: str | None = None
     connect_timeout_s: float = 15.0
     alive_interval_s: float | None = 15.0
     batch: bool = True
     tty: bool = False
-    options: tuple[str, ...] = ()
+    password: bool = False
+    ssh: tuple[str, ...] = ()
 
 
 def build_program(argv: Sequence[str]) -> str:
@@ -51,26 +55,27 @@ def build_program(argv: Sequence[str]) -> str:
     return " ".join([exec_, *map(shlex.quote, argv)])
 
 
-def build_command(command: str, host: Host, ssh: Ssh | None = None, *, password: bool = False) -> list[str]:
-    """Return the argv that runs `command`, here, as the user on the host that `host` means.
+def build_command(command: str, host: Host | str | None = None, user: str | None = None, options: Options | None = None) -> list[str]:
+    """Return the argv that runs `command`, here, as `user` on `host`; None is this machine. Raises Misuse.
 
-    With `password` a sudo on the way may ask for one, by the prompt ASK_HERE or ASK_THERE on stderr, and reads it from stdin.
+    `user` is who `--as` would name: whom sudo makes of us there, unless the mode says otherwise; `HERE,THERE` names two.
     """
-    ssh = ssh or Ssh()
-    here, there = (ASK_HERE, ASK_THERE) if password else ("", "")
+    options = options or Options()
+    host = meant(host or LOCAL, user, options.mode, port=options.port)
+    here, there = (ASK_HERE, ASK_THERE) if options.password else ("", "")
     match host.mode:
         case Mode.LOCAL:
             return shell(command)
         case Mode.LOCAL_SUDO:
             return sudo(str(host.user), shell(command), ask=here)
         case Mode.SSH_AS:
-            return by_ssh(host, portable(command), ssh)
+            return by_ssh(host, portable(command), options)
         case Mode.SSH_THEN_SUDO:
-            return by_ssh(host, behind_sudo(str(host.user), command, ask=there), ssh)
+            return by_ssh(host, behind_sudo(str(host.user), command, ask=there), options)
         case Mode.SUDO_THEN_SSH:
-            return sudo(str(host.caller), by_ssh(host, portable(command), ssh), ask=here)
+            return sudo(str(host.caller), by_ssh(host, portable(command), options), ask=here)
         case Mode.SUDO_THEN_SSH_THEN_SUDO:
-            return sudo(str(host.caller), by_ssh(host, behind_sudo(str(host.user), command, ask=there), ssh), ask=here)
+            return sudo(str(host.caller), by_ssh(host, behind_sudo(str(host.user), command, ask=there), options), ask=here)
 
 
 def login_command(command: str, host: Host, *, password: bool = False) -> str:
@@ -95,29 +100,29 @@ def sudo(user: str, argv: Sequence[str], *, ask: str = "") -> list[str]:
     return ["sudo", *(["-S", "-p", ask] if ask else ["-n"]), "-H", "-u", user, "--", *argv]
 
 
-def by_ssh(host: Host, command: str, ssh: Ssh) -> list[str]:
+def by_ssh(host: Host, command: str, options: Options) -> list[str]:
     """Return the argv that hands `command` to the login shell on `host`, with no question asked, no terminal, nothing forwarded."""
     settings = [
-        *(["BatchMode=yes"] if ssh.batch else []),
-        f"ConnectTimeout={max(1, round(ssh.connect_timeout_s))}",
+        *(["BatchMode=yes"] if options.batch else []),
+        f"ConnectTimeout={max(1, round(options.connect_timeout_s))}",
         "ClearAllForwardings=yes",
         "PermitLocalCommand=no",
         "RemoteCommand=none",
         # A failure must say why: ssh hides "Connection closed by" at LogLevel ERROR and everything at QUIET.
         "LogLevel=INFO",
     ]
-    if ssh.alive_interval_s is not None:
-        settings.append(f"ServerAliveInterval={max(1, round(ssh.alive_interval_s))}")
+    if options.alive_interval_s is not None:
+        settings.append(f"ServerAliveInterval={max(1, round(options.alive_interval_s))}")
     return [
-        ssh.program,
-        *(["-F", ssh.config] if ssh.config else []),
+        options.program,
+        *(["-F", options.config] if options.config else []),
         *(["-p", str(host.port)] if host.port else []),
         *(["-l", host.login] if host.login else []),
-        "-tt" if ssh.tty else "-T",
+        "-tt" if options.tty else "-T",
         "-a",
         "-x",
         *(f"-o{setting}" for setting in settings),
-        *ssh.options,
+        *options.ssh,
         "--",
         host.name,
         command,

@@ -120,6 +120,29 @@ class Host:
         return (f"{self.login}@" if self.login else "") + name + (f":{self.port}" if self.port else "")
 
 
+def said(user: str | None, mode: Mode | None) -> tuple[str | None, str | None]:
+    """Return who logs in and, as `Host.run_as` reads it, whom sudo makes of them, when `mode` says what `user` means. Raises Misuse."""
+    if mode in (Mode.SSH_AS, Mode.SSH_THEN_SUDO) and user and "," in user:
+        raise Misuse(f"--mode {mode.value} has one user: --as {user} names two")
+    if mode is Mode.SSH_AS:
+        return user, None
+    if mode is Mode.SUDO_THEN_SSH and user and "," not in user:
+        return None, f"{user},"
+    if mode is Mode.SUDO_THEN_SSH_THEN_SUDO and user and "," not in user:
+        return None, f"{user},{user}"
+    return None, user
+
+
+def meant(host: Host | str, user: str | None, mode: Mode | None = None, *, port: int | None = None) -> Host:
+    """Return `host` with what it doesn't say itself: its user, as `mode` has it, and its port. Raises Misuse, also where the mode is another."""
+    found = Host.parse(host) if isinstance(host, str) else host
+    login, user = said(user, mode)
+    found = replace(found, login=found.login or login, port=found.port or port).run_as(user)
+    if mode and found.mode is not mode:
+        raise Misuse(f"that is {found.mode.value}, not {mode.value}", host=found.name)
+    return found
+
+
 @dataclass(frozen=True)
 class Program:
     """argv, cwd, env, stdin and the rest of what exec needs: what to run."""

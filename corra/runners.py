@@ -9,7 +9,7 @@ from typing import Any
 
 from . import sudo
 from .channel import Channel, LinkLost, Runner
-from .command import Ssh, build_command
+from .command import Options, build_command
 from .connection import CONNECT_S, Fabric, host_of
 from .errors import Misuse
 from .openssh import SshProcess, failure
@@ -47,7 +47,8 @@ class Local:
 
     def open(self, command: str) -> Channel:
         password = self._password
-        argv = build_command(command if password is None else sudo.gated(command), self.host, password=password is not None)
+        options = Options(password=password is not None)
+        argv = build_command(command if password is None else sudo.gated(command), self.host, options=options)
         if not shutil.which(argv[0]):
             raise Misuse(f"no {argv[0]} on this machine", host=self.host.name)
         channel = Process(argv)
@@ -111,14 +112,15 @@ class OpenSSH:
         # A master that doesn't go into the background would be ours to end, with all that goes through it; and one that is silent (its
         # machine slept, its line is cut) would be silent to each new command as well.
         master = ["-oControlPath=none"] if self._apart else [] if self.settings.control_persist else ["-oControlMaster=no"]
-        ssh = Ssh(
+        how = Options(
             config=self._config_path,
             connect_timeout_s=self.connect_timeout_s,
             # What ssh_config says goes before our own idea.
             alive_interval_s=None if self.settings.alive_interval_s else ALIVE_S,
-            options=(*(["-oStrictHostKeyChecking=accept-new"] if accept else []), *options, *master),
+            password=self.password is not None,
+            ssh=(*(["-oStrictHostKeyChecking=accept-new"] if accept else []), *options, *master),
         )
-        return build_command(command, self.host, ssh, password=self.password is not None)
+        return build_command(command, self.host, options=how)
 
     def failure(self, said: str) -> Exception:
         """Return the error that ssh's words mean: a CorraError, or LinkLost where they don't say whether it was let in."""

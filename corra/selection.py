@@ -28,9 +28,10 @@ _CHOICE_WIDTH = 61
 
 def reach(c: Context, given: Given) -> dict[str, Any]:
     """Return how hosts are reached: the flags, and under them what the configuration says below `corra`."""
+    login, as_user = _said(given)
     flags = {
-        "user": _as_user(given) if given.mode == "ssh-as" else given.user,
-        "as_user": None if given.mode == "ssh-as" else _as_user(given),
+        "user": login or given.user,
+        "as_user": as_user,
         "via": given.via,
         "connect_timeout": given.connect_timeout,
         "accept_new_key": getattr(given, "accept_new_key", None) or None,
@@ -50,18 +51,18 @@ def link(c: Context, given: Given) -> dict[str, Any]:
     return told
 
 
-def _as_user(given: Given) -> str | None:
-    """Return what --as and --mode say together, as `Host.run_as` reads it. Raises Misuse."""
+def _said(given: Given) -> tuple[str | None, str | None]:
+    """Return who logs in and whom sudo makes of them, as --as and --mode say together. Raises Misuse."""
+    from .program import Mode, said
+
     name: str | None = vars(given)["as"]  # the flag's name is a word of Python's
     if given.mode and not name:
         raise Misuse(f"--mode {given.mode} needs --as USER", fate="NOT DONE")
-    if given.mode in ("ssh-then-sudo", "ssh-as") and name and "," in name:
-        raise Misuse(f"--mode {given.mode} has one user: --as {name} names two", fate="NOT DONE")
-    if given.mode == "sudo-then-ssh":
-        return f"{name}," if name and "," not in name else name
-    if given.mode == "sudo-then-ssh-then-sudo":
-        return f"{name},{name}" if name and "," not in name else name
-    return name
+    try:
+        return said(name, Mode(given.mode) if given.mode else None)
+    except Misuse as error:
+        error.fate = "NOT DONE"
+        raise
 
 
 def fabrics_host(c: Context) -> str:
@@ -256,7 +257,7 @@ def places(c: Context, given: Given, verb: str, since_s: float) -> list[tuple[st
     known: dict[tuple[str, str | None, str | None], tuple[str, dict[str, Any]]] = {}
     for entry in history.recent(500):
         if entry.open or entry.started > time.time() - since_s:
-            there = {"as_user": _as_user(given) or entry.as_user, "via": how.get("via") or entry.via, "spool": given.spool or entry.spool}
+            there = {"as_user": _said(given)[1] or entry.as_user, "via": how.get("via") or entry.via, "spool": given.spool or entry.spool}
             known.setdefault((entry.host, entry.as_user, entry.spool), (entry.host, {**how, **there}))
     if not known:
         raise Misuse(f"no host, and no history of any:  {program()} {verb} --host HOST", fate="NOT DONE")

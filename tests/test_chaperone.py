@@ -17,8 +17,9 @@ from agent_door import Door, Gate, alive, eventually, gone
 from conftest import Cli
 from corra import control, tether
 from corra.errors import Ambiguous, Conflict, Misuse, NotFound, Unreachable
+from listener import listening
 from proxy import Proxy, wait_for
-from sshd import Sshd
+from sshd import Sshd, user
 
 ID = r"\d{8}t\d{6}z-[0-9a-z]{8}"
 
@@ -221,6 +222,15 @@ def test_term_to_the_watching_client_is_passed_on(sshd: Sshd, cli: Cli) -> None:
     assert watching.returncode == 9
 
 
+@pytest.mark.parametrize("via", ["openssh", "chaperone"])
+def test_the_mode_says_what_as_means(sshd: Sshd, cli: Cli, via: str) -> None:
+    sshd.add_host("nobodys", User="corra-nobody")
+    done = cli("run", "--via", via, "--mode", "ssh-as", "--as", user(), "--host", "nobodys", "--", "id", "-un")
+    assert (done.returncode, done.stdout) == (0, user().encode() + b"\n")
+    refused = cli("run", "--via", via, "--mode", "ssh-as", "--as", "a,b", "--host", "nobodys", "--", "true")
+    assert (refused.returncode, refused.stderr) == (2, b"corra: NOT DONE: --mode ssh-as has one user: --as a,b names two\n")
+
+
 # ---- which run is meant
 
 
@@ -319,6 +329,21 @@ def test_a_child_left_behind_there_keeps_nobody_waiting(sshd: Sshd, home: Path) 
     pid = int(started.read())
     os.kill(pid, signal.SIGKILL)
     gone(pid)
+
+
+def test_a_collector_is_told_of_it_as_of_any_run(sshd: Sshd, home: Path) -> None:
+    with listening() as collector:
+        callback = {"url": collector.url, "method": "POST", "token": "secret-token"}
+        started = run("h", ["sh", "-c", "echo out; echo err >&2; exit 5"], id="told", callback=callback)
+        final = collector.wait(lambda each: each.held.completed)[0]
+    assert started.wait(30).exited == 5
+    assert (collector.output(), collector.output("stderr")) == (b"out\n", b"err\n")
+    assert {name: final[name] for name in ("prog_id", "state", "return_code", "link")} == {
+        "prog_id": "told",
+        "state": "exited",
+        "return_code": 5,
+        "link": "h",
+    }
 
 
 def test_all_guards_dead_is_lost_and_nobody_is_killed_for_it(sshd: Sshd, home: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from corra import tether
-from corra.command import ASK_HERE, ASK_THERE, Ssh, build_command, build_program, by_ssh, login_command, portable, shell, sudo
+from corra.command import ASK_HERE, ASK_THERE, Options, build_command, build_program, by_ssh, login_command, portable, shell, sudo
 from corra.errors import Misuse
-from corra.program import Host
+from corra.program import Host, Mode
 
 LOGIN_SHELLS = ["sh", "bash", "dash", "zsh", "fish", "tcsh"]
 
@@ -75,26 +75,49 @@ def test_sudo_asks_with_what_the_tether_answers() -> None:
 
 
 def test_each_mode_is_a_composition() -> None:
-    ssh = Ssh(config="/c")
-    assert build_command("true", Host("local")) == shell("true")
-    assert build_command("true", Host("local", user="u")) == sudo("u", shell("true"))
-    assert build_command("true", Host("h", 2222, "ops"), ssh) == by_ssh(Host("h", 2222, "ops"), portable("true"), ssh)
+    how = Options(config="/c")
     there = "exec sudo -n -H -u u -- /bin/sh -c true"
-    assert build_command("true", Host("h", user="u"), ssh) == by_ssh(Host("h", user="u"), there, ssh)
-    assert build_command("true", Host("h", caller="c"), ssh) == sudo("c", by_ssh(Host("h"), "exec /bin/sh -c 'true'", ssh))
-    assert build_command("true", Host("h", user="u", caller="c"), ssh) == sudo("c", by_ssh(Host("h"), there, ssh))
+    assert build_command("true") == shell("true")
+    assert build_command("true", "local", "u") == sudo("u", shell("true"))
+    assert build_command("true", "ops@h:2222", None, how) == by_ssh(Host("h", 2222, "ops"), portable("true"), how)
+    assert build_command("true", "h", "u", how) == by_ssh(Host("h"), there, how)
+    assert build_command("true", "h", "c,", how) == sudo("c", by_ssh(Host("h"), "exec /bin/sh -c 'true'", how))
+    assert build_command("true", "h", "c,u", how) == sudo("c", by_ssh(Host("h"), there, how))
+
+
+@pytest.mark.parametrize(
+    ("mode", "user", "plain"),
+    [
+        (Mode.LOCAL, None, Host("local")),
+        (Mode.LOCAL_SUDO, "u", Host("local", user="u")),
+        (Mode.SSH_AS, "u", Host("h", 22, "u")),
+        (Mode.SSH_THEN_SUDO, "u", Host("h", 22, user="u")),
+        (Mode.SUDO_THEN_SSH, "u", Host("h", 22, caller="u")),
+        (Mode.SUDO_THEN_SSH_THEN_SUDO, "c,u", Host("h", 22, user="u", caller="c")),
+        (Mode.SUDO_THEN_SSH_THEN_SUDO, "u", Host("h", 22, user="u", caller="u")),
+    ],
+)
+def test_the_mode_says_what_the_user_means(mode: Mode, user: str | None, plain: Host) -> None:
+    how = Options(mode=mode, port=None if plain.is_local else 22)
+    assert build_command("true", plain.name, user, how) == build_command("true", plain)
+
+
+@pytest.mark.parametrize(("mode", "host", "user"), [(Mode.SSH_AS, "h", "c,u"), (Mode.SUDO_THEN_SSH, "h", None), (Mode.LOCAL, "h", None)])
+def test_a_mode_that_it_cant_be_is_refused(mode: Mode, host: str, user: str | None) -> None:
+    with pytest.raises(Misuse):
+        build_command("true", host, user, Options(mode=mode))
 
 
 def test_with_a_password_every_sudo_asks_by_a_prompt_of_its_own() -> None:
-    argv = build_command("true", Host("h", user="u", caller="c"), password=True)
+    argv = build_command("true", "h", "c,u", Options(password=True))
     assert argv[:6] == ["sudo", "-S", "-p", ASK_HERE, "-H", "-u"]
     assert f"sudo -S -p {ASK_THERE} -H -u u --" in argv[-1]
     assert "-n" not in argv
 
 
 def test_a_terminal_and_questions_are_there_for_who_asks_for_them() -> None:
-    assert {"-T", "-oBatchMode=yes"} <= set(build_command("true", Host("h")))
-    asked = build_command("true", Host("h"), Ssh(tty=True, batch=False))
+    assert {"-T", "-oBatchMode=yes"} <= set(build_command("true", "h"))
+    asked = build_command("true", "h", None, Options(tty=True, batch=False))
     assert "-tt" in asked
     assert not {"-T", "-oBatchMode=yes"} & set(asked)
 
@@ -109,7 +132,8 @@ def test_who_runs_it_is_read_from_a_text_and_written_back(text: str, caller: str
 
 
 def test_the_host_stands_behind_a_double_dash_with_the_command_as_one_word() -> None:
-    argv = build_command("id -u", Host("h"), Ssh())
+    argv = build_command("id -u", "h", None, Options(ssh=("-v",)))
+    assert argv.index("-v") < argv.index("--")
     assert argv[argv.index("--") :] == ["--", "h", "exec /bin/sh -c 'id -u'"]
 
 

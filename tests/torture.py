@@ -98,8 +98,10 @@ def written(seed: int, chunks: int) -> dict[str, bytes]:
     return {name: bytes(data) for name, data in out.items()}
 
 
-FAULTS = ("none", "one", "one", "two", "two", "three", "follow", "stop", "starter", "full", "session", "inv")
-OVER_SSH = ("session", "inv")
+# `kept`: by the chaperone, with two guards and the client killed. `link`: by the chaperone, whose link is cut.
+FAULTS = ("none", "one", "one", "two", "two", "three", "follow", "stop", "starter", "full", "session", "inv", "kept", "link")
+OVER_SSH = ("session", "inv", "kept", "link")
+KEPT_HERE = ("kept", "link")
 
 
 class Place:
@@ -117,7 +119,7 @@ class Place:
     def client(self, case: Case) -> subprocess.Popen[bytes]:
         """Start `corra run` for the case's program: as often as we like, it is the same run."""
         told = ["run", "-q", "--host", "h", "--id", case.prog_id, "--spool", str(case.spool), "--cwd", "/"]
-        told += {"written": [], "sent": ["-i"], "typed": ["-i", "--pty"]}[case.kind]
+        told += ["--via", "chaperone"] if case.kept_here else {"written": [], "sent": ["-i"], "typed": ["-i", "--pty"]}[case.kind]
         return started(
             [sys.executable, "-m", "corra", *told, "--", *case.argv()],
             stdin=subprocess.DEVNULL if case.kind == "written" else subprocess.PIPE,
@@ -127,12 +129,18 @@ class Place:
         )
 
     def session(self, case: Case) -> int:
-        """Return the sshd process that carries the case's link, or 0: the ancestor of whoever of the host's side has its spool open."""
+        """Return the sshd process that carries the case's link, or 0: the ancestor of whoever is the host's side of it.
+
+        That is who has its spool open, or with the chaperone the program itself.
+        """
         listener = self.sshd.pid
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError, ValueError):
                 pid = int(entry.name)
-                if not any(os.readlink(fd).startswith(f"{case.spool}/") for fd in (entry / "fd").iterdir()):
+                if case.kept_here:
+                    if str(case.executed).encode() not in (entry / "cmdline").read_bytes().split(b"\0"):
+                        continue
+                elif not any(os.readlink(fd).startswith(f"{case.spool}/") for fd in (entry / "fd").iterdir()):
                     continue
                 while pid > 1:
                     found = host_agent.process(pid)
@@ -161,7 +169,7 @@ class Case:
     def __post_init__(self) -> None:
         r = random.Random(self.seed)
         self.fault = self.only or r.choice(FAULTS)
-        self.over_ssh = self.fault in OVER_SSH
+        self.over_ssh, self.kept_here = self.fault in OVER_SSH, self.fault in KEPT_HERE
         self.chunks = r.randint(1, 40)
         self.end = r.choice((0, 0, 1, 7, 255, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGSEGV))
         self.moments = [r.random() ** r.choice((2, 6)) * 0.15 for _ in range(3)]
@@ -172,8 +180,9 @@ class Case:
         self.executed = self.root / f"x{self.seed}"
         self.path = self.spool / "runs" / self.prog_id
         self.kind = r.choice(KINDS)
-        if self.fault in ("inv", "full"):
-            self.kind = "written"  # a client's own stdin ends with it; and two copies of it don't fit on the small disk
+        if self.kept_here or self.fault in ("inv", "full"):
+            # A client's own stdin ends with it, the chaperone holds none, and two copies of it don't fit on the small disk.
+            self.kind = "written"
         self.to_send = b"".join(sent(self.seed, self.chunks)) if self.kind != "written" else b""
         self.accepted = 0
         self.ended_there = False
@@ -251,8 +260,12 @@ class Case:
                 out, code = head + out, self.process.returncode
             if code != -signal.SIGKILL:
                 break
+        if self.path.exists():
+            run = host_agent.Run(str(self.spool), self.prog_id)
+            self.see(run.state())
+            run.close()
         expected = 128 - self.end if self.end < 0 else self.end
-        if code != expected:
+        if code != (123 if self.state.get("state") == "lost" else expected):
             self.violations.append(f"corra exited with {code}, not {expected}: {err[-300:].decode(errors='replace')}")
         self.bytes["output" if self.kind == "typed" else "stdout"] += out
         # After the program's own it says how a run ended that didn't end well, on lines of its own.
@@ -261,10 +274,6 @@ class Case:
             own = own.removesuffix(b"\n")  # the program's last line had no end
         if "stderr" in self.bytes:
             self.bytes["stderr"] += own
-        if self.path.exists():
-            run = host_agent.Run(str(self.spool), self.prog_id)
-            self.see(run.state())
-            run.close()
 
     def read(self, process: subprocess.Popen[bytes], deadline: float) -> bool:
         """Take in one follow's frames; return whether the last one was a final State."""
@@ -374,19 +383,28 @@ class Case:
             case "starter":
                 wait(self.moments[0])
                 self.process.kill()
+            case "kept":
+                wait(self.moments[0])
+                self.process.kill()
+                self.cuts += 1
+                for moment in sorted(self.moments[1:]):
+                    wait(moment * 4)
+                    self.kill(self.guards())
+            case "link":
+                while not self.executed.exists() and not self.over.wait(0.001):
+                    pass
+                began = time.monotonic()
+                wait(self.moments[0])
+                self.cut()
             case "inv":
                 for moment in sorted(self.moments):
                     wait(moment * 10)  # it takes a while to come to its point
                     self.cuts += self.process.poll() is None
                     self.process.kill()
             case "session":
-                assert self.place
                 for moment in sorted(self.moments):
                     wait(moment)
-                    if victim := self.place.session(self):
-                        with contextlib.suppress(ProcessLookupError):
-                            os.kill(victim, signal.SIGKILL)
-                            self.cuts += 1
+                    self.cut()
             case "stop":
                 wait(self.moments[0])
                 for pid in self.guards()[:2]:
@@ -397,6 +415,14 @@ class Case:
             case "full":
                 wait(self.moments[0])
                 self.fill_disk()
+
+    def cut(self) -> None:
+        """Kill the sshd process that carries the link."""
+        assert self.place
+        if victim := self.place.session(self):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+                self.cuts += 1
 
     def kill(self, guards: list[int]) -> None:
         if guards:
@@ -472,14 +498,22 @@ class Case:
             say(f"executed {executions} times")
         self.lost = state == "lost"
         if self.lost:
-            if self.kills < 3:
+            if self.kills < 3 and not (self.fault == "link" and self.cuts and self.state.get("reason") == "link"):
                 say(f"lost after {self.kills} kills: {self.state.get('reason')}")
             for name, seen in self.bytes.items():
-                if not expected[name].startswith(bytes(seen)):
-                    say(f"{name} isn't a prefix of what was written")
+                # Last in stderr, on a line of its own, may stand what ssh had to say.
+                own = (
+                    re.sub(rb"(client_loop: |Connection (to|closed)|Read from remote)[^\n]*\n?\Z", b"", bytes(seen))
+                    if self.kept_here
+                    else seen
+                )
+                if not any(expected[name].startswith(each) for each in (bytes(own), own.removesuffix(b"\n"))):
+                    say(f"{name} isn't a prefix of what was written: ..{bytes(own[-200:])!r}")
         elif state == "exited":
             status = self.state.get("status")
             right = -self.end if self.end < 0 else self.end << 8
+            if self.kept_here and self.end < 0:
+                right = 128 - self.end << 8  # a POSIX sh can't tell one from the other
             dumped = status == right | 0x80 if self.end < 0 else False
             sigpipe = self.kills == 3 and status in (signal.SIGPIPE, signal.SIGHUP)
             if status != right and not dumped and not sigpipe:
