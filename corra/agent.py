@@ -88,7 +88,7 @@ KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
 KEEP_GOOD_S, KEEP_BAD_S = 14 * 86400, 30 * 86400
 KEEP_BYTES = 2 << 30
 KILL_DEADLINE_NS = 2 * 10**9
-CARRIER_DEADLINE_NS = 10**9
+CARRIER_DEADLINE_NS = 5 * 10**9  # a shell on a loaded host took 2 s to find all of a tree
 STAND_IN = 33  # what is added to a signal that a carrier is to pass on: 1 to 31 become the real-time signals 34 to 64
 GRACE_S = 10.0
 AFTER_GRACE = "corra, after the grace"  # who sends a stop's KILL
@@ -1281,6 +1281,11 @@ def become_program(directory, files, request, inherited, report):
 # ============================================================ what the keeper decides
 
 
+def kill_deadline_ns(options):
+    """Return how long after KILL what is left is left."""
+    return KILL_DEADLINE_NS + (CARRIER_DEADLINE_NS if options.get("carrier") else 0)
+
+
 def step(view, now):
     """Return (action, when to look again) for what the keeper sees: it decides, `Keeper` acts. Times are monotonic ns.
 
@@ -1299,7 +1304,7 @@ def step(view, now):
             return "stopped", None
         if stop[3] == "grace" and now >= stop[2]:
             return "kill", None
-        if stop[3] == "killing" and (view["alone"] or now >= stop[2] + KILL_DEADLINE_NS):
+        if stop[3] == "killing" and (view["alone"] or now >= stop[2] + view["kill_ns"]):
             return "stopped", None
         if stop[3] == "killing" and now >= view["again_at"]:
             return "kill", None
@@ -1933,6 +1938,7 @@ class Keeper:
             "wait_children": waits,
             "timed": (self.status is None and not self.reaped) or (waits and self.record.outcome is not None),
             "timeout_at": self.timeout_at,
+            "kill_ns": kill_deadline_ns(self.options),
             "again_at": self.again_at,
             "retry_at": self.retry_at,
             "blocked": self.pump.blocked is not None,
@@ -3610,7 +3616,8 @@ def wchan(pid):
 
 def await_stop(run, grace):
     """Wait until the keeper says that the stop is over, or is gone itself, or should long have been done."""
-    deadline, pause = time.monotonic() + grace + KILL_DEADLINE_NS / 1e9 + ORDER_DEADLINE_S, 0.001
+    allowed_s = kill_deadline_ns(run.request.get("run") or {}) / 1e9
+    deadline, pause = time.monotonic() + grace + allowed_s + ORDER_DEADLINE_S, 0.001
     while time.monotonic() < deadline and run.alive():
         pages = run.pages()
         record = Record.read(pages[0]) if pages else None

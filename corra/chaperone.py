@@ -1,8 +1,8 @@
-"""The chaperone: a program on a host where nothing can be placed, kept by the agent of this machine.
+"""The chaperone: a program on a host where nothing can be placed, kept by the agent of this machine, or of another one that stays up.
 
-For whoever asks it is the agent of that host. In truth each request goes to the agent here, whose program is a carrier (tether.py): an
-ssh that stays for as long as the program runs. Id, spool, state, signals and time limits are those of any run of this machine; what is
-different is said once, when a run is started. If the link breaks, the run is lost, and the program there may well go on.
+For whoever asks it is the agent of that host. In truth each request goes to the agent of the keeper, whose program is a carrier (tether.py):
+an ssh that stays for as long as the program runs. Id, spool, state, signals and time limits are those of any run of the keeper; what is
+different is said once, when a run is started. If the keeper's link breaks, the run is lost, and the program there may well go on.
 """
 
 from __future__ import annotations
@@ -12,17 +12,22 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from . import ids, sudo, tether
 from .channel import LinkLost, first_line
+from .command import shell
 from .errors import CorraError, Misuse, NotStarted, Unreachable
-from .place import Agent, Link, Refused
+from .openssh import SSH_FAILED
+from .place import Agent, Link, Refused, with_python
 from .program import LOCAL, Host
-from .runners import Local, OpenSSH
+from .runners import Elsewhere, Local, OpenSSH, runner
 from .state import FINAL
 from .stream import Parser, Status
 
+# On another machine nothing is placed for it: its source is a word. What isn't carried has no exit status.
+_THERE = with_python('"$0" "$@"') + "kill -9 $$"
 _READY = b"corra-far ready\n"
 # A login that is slow to begin, beyond the time for the connection.
 _LOGIN_S = 30.0
@@ -34,14 +39,23 @@ _STARTING = frozenset({"program", "name", "origin", "run", "secrets", "callback"
 
 
 class Chaperone(Agent):
-    """The agent of this machine, as if it were the one of `host`."""
+    """The agent of the keeper, as if it were the one of `host`."""
 
-    def __init__(self, host: Host, **how: Any) -> None:
+    def __init__(self, host: Host, keeper: str = LOCAL, **how: Any) -> None:
         """`how` is what OpenSSH takes. Raises Misuse."""
         if host.is_local:
             raise Misuse("the chaperone is for other hosts: local needs none", host=host.name)
-        super().__init__(Local(Host(LOCAL)))
-        self._far = OpenSSH(host, **how)
+        at = Host.parse(keeper)
+        if at.is_local:
+            super().__init__(Local(at))
+            self._far, self._python = OpenSSH(host, **how), [sys.executable, "-ISE", tether.__file__]
+        else:
+            # The password is for the sudo on the way from there on.
+            super().__init__(runner(at, **{name: value for name, value in how.items() if name != "password"}))
+            self._far, self._python = (
+                Elsewhere(host, self._runner, **how),
+                [*shell(_THERE), Path(tether.__file__).read_text(encoding="utf-8")],
+            )
         self._link = str(host) + (f" as {host.as_user}" if host.as_user else "")
         self._mine: set[str] = set()
 
@@ -86,7 +100,7 @@ class Chaperone(Agent):
         return link
 
     def _told(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a State with the user there: the one who keeps it here is always me."""
+        """Return a State with the user there: the one who keeps it is the keeper's."""
         return {**state, "user": self.user}
 
     def _meant(self, request: Mapping[str, Any], timeout_s: float) -> str:
@@ -127,7 +141,7 @@ class Chaperone(Agent):
             # A run that could not be started is a run all the same, and its id used up: a host that lets nobody in is found out before.
             self.probe()
         link = super().stream("start", whole, payload=payload, timeout_s=timeout_s, sending=sending)
-        link.placed = 0  # here, which is nobody's concern
+        link.placed = 0  # on the keeper, which is nobody's concern
         self._mine.add(request["prog_id"])
         if link.reply.get("state") == "starting":
             link.reply.update(self._begun(where, timeout_s))
@@ -163,8 +177,9 @@ class Chaperone(Agent):
             while _READY not in came:
                 data = channel.read(max(0.0, until - time.monotonic()))
                 if not data:
-                    channel.exit_status()
-                    said = channel.stderr()
+                    status, said = channel.exit_status(), channel.stderr()
+                    if status == SSH_FAILED:
+                        raise self._why(said.decode(errors="replace"))
                     refusal = sudo.refusal(said.decode(errors="replace"), self.host, lambda: self._far.login)
                     raise refusal or self._no_shell(first_line(said) or first_line(came) or "it said nothing")
                 came += data
@@ -226,7 +241,7 @@ class Chaperone(Agent):
         flags = ["--patience", f"{self._far.connect_timeout_s + _LOGIN_S:g}", "--before", _before(program)]
         flags += ["--merge"] if program.get("merge") else []
         program["host"] = self._link
-        run["carrier"] = [sys.executable, "-ISE", tether.__file__, *flags, str(len(ssh)), *ssh]
+        run["carrier"] = [*self._python, *flags, str(len(ssh)), *ssh]
         return {**request, "program": program, "run": run, **({"secrets": {**secrets, "env": env}} if env else {})}
 
 

@@ -128,6 +128,17 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return read
 
 
+def transport(text: str) -> str:
+    """Read `fabric`, `openssh`, `chaperone`, `chaperone@HOST`."""
+    by, at, keeper = text.partition("@")
+    if at and by == "chaperone":
+        from .program import Host
+
+        Host.parse(keeper)
+        return text
+    return one_of("fabric", "openssh", "chaperone", "chaperone@HOST")(text)
+
+
 # As in program.Mode, which `inv --list` has no need of.
 AS_MODES = ("ssh-then-sudo", "ssh-as", "sudo-then-ssh", "sudo-then-ssh-then-sudo")
 
@@ -137,9 +148,7 @@ REACH = (
     option("user", "u", help="Log in as this user."),
     option("as", help="Run as this user there, by sudo."),
     option("mode", read=one_of(*AS_MODES), help="What --as means: ssh-then-sudo, ssh-as, sudo-then-ssh .. (docs/sudo.md)."),
-    option(
-        "via", read=one_of("fabric", "openssh", "chaperone"), help="fabric, openssh (the ssh program), chaperone (kept by this machine)."
-    ),
+    option("via", read=transport, help="fabric, openssh (the ssh program), chaperone (kept by this machine), chaperone@HOST (by HOST)."),
     option("connect-timeout", read=seconds, help="How long a host may take to answer (15s; 5s for ps)."),
     option("spool", help="Directory on the host instead of the usual one."),
 )

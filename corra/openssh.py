@@ -89,8 +89,11 @@ class SshProcess(Process):
         return True
 
 
-def failure(said: str, host: Host, known: Settings, limit_s: float, config: str | None, argv: Sequence[str]) -> Exception:
-    """Return the error that ssh's words mean; what isn't recognised is quoted, and may have come after the host had begun to act."""
+def failure(said: str, host: Host, known: Settings, limit_s: float, config: str | None, argv: Sequence[str] | None) -> Exception:
+    """Return the error that ssh's words mean; what isn't recognised is quoted, and may have come after the host had begun to act.
+
+    `argv` None: it can't be asked any more than it has said.
+    """
     name = host.name
     if match := _CUT.search(said):
         return LinkLost(first_line(said[match.start() :].encode()))
@@ -120,9 +123,9 @@ def failure(said: str, host: Host, known: Settings, limit_s: float, config: str 
     return Unreachable(quoted, host=name) if _NEVER.search(said) else NoAnswer(quoted)
 
 
-def _host_key(said: str, host: Host, known: Settings, config: str | None, argv: Sequence[str]) -> CorraError:
+def _host_key(said: str, host: Host, known: Settings, config: str | None, argv: Sequence[str] | None) -> CorraError:
     """Return the HostKey error with the facts that ssh keeps for its debug output."""
-    if known.proxy_jump or known.proxy_command or host.caller:
+    if argv is None or known.proxy_jump or known.proxy_command or host.caller:
         # Of a caller's known hosts only the caller's ssh knows. And it may be the key of a host on the way, and only ssh knows which.
         line = next((line for line in said.splitlines() if "host key" in line.lower()), said)
         return HostKey(first_line(line.encode()), host=host.name, hint=[f"ssh {host} true  asks, and remembers"])

@@ -236,13 +236,18 @@ _VISIT = b"exec(%s)\n" % repr(VISITOR).encode("ascii")
 
 def command(*first: str) -> str:
     """Return the constant command; `first` are Pythons to be tried before the usual ones."""
+    find = with_python('"$0"', *first)
+    return f"""exec /bin/sh -c '{find}echo corra 1 no-python; exit 127' 'exec(open(0,"rb",0,closefd=0).readline())'"""
+
+
+def with_python(words: str, *first: str) -> str:
+    """Return shell text that becomes a Python which executes `words`, code and what that is given; what stands behind it runs where none is."""
     names = " ".join([*(path for path in first if re.fullmatch(r"[A-Za-z0-9/._+-]+", path)), *PYTHONS])
     # No `!`, no backslash, no newline, no quote inside quotes: sh, bash, zsh, fish and tcsh read it alike.
-    find = (
+    return (
         f"""for p in {names}; do case $("$p" -V 2>/dev/null) in "Python 3."[6-9]*|"Python 3."[1-9][0-9]*) """
-        """exec "$p" -ISE -c "$0";; esac; done; echo corra 1 no-python; exit 127"""
+        f"""exec "$p" -ISE -c {words};; esac; done; """
     )
-    return f"""exec /bin/sh -c '{find}' 'exec(open(0,"rb",0,closefd=0).readline())'"""
 
 
 COMMAND = command()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from .connection import CONNECT_S, Fabric, host_of
 from .errors import Misuse
 from .place import Agent, place
-from .program import Host
+from .program import LOCAL, Host
 from .runners import runner
 
 if TYPE_CHECKING:
@@ -60,10 +60,11 @@ def agent_for(
     else:
         raise TypeError(f"not a target: {target!r} (a host name, a corra.Host or a fabric Connection)")
     limits["password"] = _sudo_password(config)
-    if via == "chaperone":
+    by, _, keeper = (via or "fabric").partition("@")
+    if by == "chaperone":
         from .chaperone import Chaperone
 
-        return Chaperone(host, config=config, **limits)
+        return Chaperone(host, keeper or LOCAL, config=config, **limits)
     return place(runner(host, via=via or "fabric", config=config, **limits))
 
 

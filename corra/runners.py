@@ -9,15 +9,15 @@ from typing import Any
 
 from . import sudo
 from .channel import Channel, LinkLost, Runner
-from .command import Options, build_command
+from .command import Options, build_command, build_program
 from .connection import CONNECT_S, Fabric, host_of
-from .errors import Misuse
+from .errors import CorraError, Misuse
 from .openssh import SshProcess, failure
 from .process import Process
 from .program import Host
-from .sshconfig import Settings, config_path, settings
+from .sshconfig import SSH_PORT, Settings, config_path, settings
 
-__all__ = ["Channel", "Fabric", "LinkLost", "Local", "OpenSSH", "Runner", "runner"]
+__all__ = ["Channel", "Elsewhere", "Fabric", "LinkLost", "Local", "OpenSSH", "Runner", "runner"]
 
 
 def __getattr__(name: str) -> Any:
@@ -73,9 +73,7 @@ class OpenSSH:
         accept_new_key: bool = False,
         password: str | None = None,
     ) -> None:
-        for program in ("ssh", *(["sudo"] if host.caller else [])):
-            if not shutil.which(program):
-                raise Misuse(f"no {program} program on this machine", host=host.name)
+        self._look_for_programs(host)
         self.host = host
         self.password = password if host.as_user else None
         self._config_path = None if host.caller else config_path(config)
@@ -88,8 +86,18 @@ class OpenSSH:
     def login(self) -> str:
         """Who is to be in sudoers: on this machine we are, there whoever logs in."""
         if self.host.caller:
-            return getpass.getuser() if self.host.user is None else self.host.login or self.host.caller
+            return self._me if self.host.user is None else self.host.login or self.host.caller
         return self.host.login or self.settings.user
+
+    @property
+    def _me(self) -> str:
+        """Who calls ssh, or sudo to have it called."""
+        return getpass.getuser()
+
+    def _look_for_programs(self, host: Host) -> None:
+        for program in ("ssh", *(["sudo"] if host.caller else [])):
+            if not shutil.which(program):
+                raise Misuse(f"no {program} program on this machine", host=host.name)
 
     @property
     def connect_timeout_s(self) -> float:
@@ -134,6 +142,38 @@ class OpenSSH:
     def close(self) -> None:
         """Let later commands connect anew: each has an ssh of its own, but it may have gone through a ControlMaster, which lives on."""
         self._apart = True
+
+
+class Elsewhere(OpenSSH):
+    """The ssh program of another machine, `keeper`: with its ssh_config, keys and known hosts, and none of ours."""
+
+    def __init__(self, host: Host, keeper: Runner, **how: Any) -> None:
+        self._keeper = keeper
+        super().__init__(host, **how)
+        self._config_path = None
+
+    def _look_for_programs(self, host: Host) -> None:
+        """What is there its own words will tell."""
+
+    @property
+    def _me(self) -> str:
+        return self._keeper.login
+
+    @property
+    def settings(self) -> Settings:
+        if self._settings is None:
+            self._settings = Settings(self.host.name, self.host.port or SSH_PORT, self.host.login or self._me)
+        return self._settings
+
+    def failure(self, said: str) -> Exception:
+        error = failure(said, self.host, self.settings, self.connect_timeout_s, None, None)
+        if isinstance(error, CorraError):
+            error.hint = tuple(f"on {self._keeper.host}:  {line}" for line in error.hint)
+        return error
+
+    def open(self, command: str) -> Channel:
+        channel = self._keeper.open(build_program(self.argv(command if self.password is None else sudo.gated(command))))
+        return channel if self.password is None else sudo.enter(channel, self.password, self.host, lambda: self.login)
 
 
 def runner(

@@ -620,11 +620,11 @@ def _launched(c: Context, given: Given, launch: Launch, opened: contextlib.ExitS
     except Gone:
         return watch.gone()
     if given.detach and state is not None and state.state != "not_started":
-        return _detached(given, watch, state, target)
+        return _detached(given, watch, state, target, (launch.via or "").partition("@")[2])
     return STILL_RUNNING if state is None else watch.outcome(state)
 
 
-def _detached(given: Given, watch: Watch, state: State, target: str) -> int:
+def _detached(given: Given, watch: Watch, state: State, target: str, keeper: str) -> int:
     from . import ids, render
     from .verb import program
     from .verdict import beside
@@ -635,9 +635,13 @@ def _detached(given: Given, watch: Watch, state: State, target: str) -> int:
     short = ids.short(state.prog_id)
     hint = [f"watch: {program()} attach {state.name or short}"]
     fate, why = render.STARTED, watch.placed
-    if state.link:
+    if keeper:
+        fate, why = f"{render.STARTED}, kept by {keeper}", ""
+        hint.append(f"elsewhere: corra attach --host {target} --via chaperone@{keeper} {short}")
+    elif state.link:
         # A warning, so it is said to logs and pipes as well.
         fate, why = f"{render.STARTED}, kept by THIS machine", "don't let it sleep"
+        hint.append("safer on a machine that stays up: --via chaperone@HOST")
     elif target != "local":
         hint.append(f"elsewhere: corra attach --host {target} {short}")
     given.screen.say(watch.label, target, fate, why, beside(hint))

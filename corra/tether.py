@@ -71,21 +71,12 @@ add() {
     case $found in *" $2 "* | *" $3 "*) found="$found$1 "; more=1; kill -s STOP "$1";; esac
 }
 walk() {
-    if [ -r /proc/self/stat ]; then
-        for each in /proc/[0-9]*/stat; do
-            IFS= read -r line <"$each" || continue
-            set -- ${line##*) }
-            case $2$3 in '' | *[!0-9]*) continue;; esac
-            each=${each#/proc/}
-            add "${each%/stat}" "$2" "$3"
-        done
-    else
-        set -- $(ps -A -o pid= -o ppid= -o pgid=)
-        while [ $# -gt 2 ]; do
-            add "$1" "$2" "$3"
-            shift 3
-        done
-    fi
+    set -- $(sed -n 's/^\([0-9]*\) (.*) [A-Za-z] \([0-9]*\) \([0-9]*\) .*/\1 \2 \3/p' /proc/[0-9]*/stat)
+    [ $# -gt 2 ] || set -- $(ps -A -o pid= -o ppid= -o pgid=)
+    while [ $# -gt 2 ]; do
+        add "$1" "$2" "$3"
+        shift 3
+    done
 }
 slay() {
     found=" $1 " more=1 rounds=

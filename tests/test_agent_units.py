@@ -18,7 +18,7 @@ from properties import PROPERTY, json_values
 MS = 10**6
 VIEW = {
     "stop": None, "ended": False, "recorded": False, "final": False, "alone": False, "wait_children": False, "timed": True,
-    "timeout_at": None, "again_at": 0, "retry_at": 0, "blocked": False, "room_at": 0, "due": False, "told": False, "reaped": False,
+    "timeout_at": None, "kill_ns": agent.KILL_DEADLINE_NS, "again_at": 0, "retry_at": 0, "blocked": False, "room_at": 0, "due": False, "told": False, "reaped": False,
     "open": True, "courier": False, "courier_at": None, "heed_at": None,
 }  # fmt: skip
 
@@ -76,6 +76,7 @@ times = st.integers(0, 9) | st.integers(0, 9).map(lambda ns: ns + agent.KILL_DEA
 views = st.fixed_dictionaries({
     **{key: st.booleans() for key, value in VIEW.items() if isinstance(value, bool)},
     **dict.fromkeys(("again_at", "retry_at", "room_at"), times),
+    "kill_ns": st.just(agent.KILL_DEADLINE_NS),
     "timeout_at": st.none() | times,
     "courier_at": st.none() | times,
     "heed_at": st.none() | times,

@@ -293,6 +293,11 @@ def test_what_it_cant_do_is_refused_before_anything_is_asked(home: Path, how: di
         run("h", ["true"], **how)
 
 
+@pytest.mark.parametrize("via", ["chaperone@", "chaperone@-oProxyCommand=x", "chaperone@a b", "openssh@ops1"])
+def test_a_keeper_that_is_no_host_is_refused(cli: Cli, via: str) -> None:
+    assert cli("run", "--via", via, "--host", "h", "--", "true").returncode == 2
+
+
 def test_this_machine_needs_none(home: Path) -> None:
     with pytest.raises(Misuse, match="local needs none"):
         run("local", ["true"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -19,9 +20,10 @@ from invoke.config import Config
 
 import users
 from agent_door import Gate, alive, gone
+from conftest import Cli
 from corra import control
 from corra.control import Run
-from corra.errors import Auth
+from corra.errors import Auth, Unreachable
 from corra.state import State, exit_code
 from corra.stream import Output
 from proxy import wait_for
@@ -68,10 +70,10 @@ class Mode:
 
     @property
     def kept_here(self) -> bool:
-        return self.via == "chaperone"
+        return (self.via or "").startswith("chaperone")
 
     def __str__(self) -> str:
-        return ("chaperone-" if self.kept_here else "") + self.name
+        return (f"{self.via}-" if self.kept_here else "") + self.name
 
 
 AGENT = [
@@ -82,7 +84,12 @@ AGENT = [
     Mode("sudo-then-ssh", "far", "OPS,"),
     Mode("sudo-then-ssh-then-sudo", "far", "OPS,DEPLOY"),
 ]
-CHAPERONE = [Mode(mode.name, mode.target, mode.as_user, "chaperone") for mode in AGENT if mode.by_ssh]
+# The last two are kept by another machine, which is ops at its server: "far" is a name that only its ssh_config knows.
+CHAPERONE = [
+    *(Mode(mode.name, mode.target, mode.as_user, "chaperone") for mode in AGENT if mode.by_ssh),
+    Mode("ssh-as", "far", None, "chaperone@ops"),
+    Mode("ssh-then-sudo", "far", "DEPLOY", "chaperone@ops"),
+]
 ALL = os.environ.get("CORRA_MODES") == "all"
 SOME = {"chaperone-ssh-then-sudo", "local-sudo", "sudo-then-ssh"}
 
@@ -200,7 +207,7 @@ def test_a_death_by_signal_is_told(world: World, mode: Mode) -> None:
     assert (state.signal, state.return_code) == ((None, 137) if mode.kept_here else ("SIGKILL", None))
 
 
-@each(AGENT + CHAPERONE, "chaperone-sudo-then-ssh-then-sudo", "ssh-then-sudo")
+@each(AGENT + CHAPERONE, "chaperone-sudo-then-ssh-then-sudo", "chaperone@ops-ssh-then-sudo", "ssh-then-sudo")
 def test_term_reaches_the_program(world: World, mode: Mode) -> None:
     run = world.start(mode, ["sh", "-c", "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done"])
     says(run, b"ready")
@@ -302,6 +309,37 @@ def test_the_carrier_killed_is_a_link_lost(world: World, mode: Mode) -> None:
     assert (ended_badly.state, ended_badly.reason) == ("lost", "link")
     assert alive(pid)
     os.kill(pid, 9)
+
+
+# ---- another machine that keeps it
+
+
+def test_a_run_that_another_machine_keeps_is_found_and_stopped_from_anywhere(world: World, cli: Cli, home: Path) -> None:
+    via = ("--via", "chaperone@ops", "--host", "far")
+    begun = cli("run", "-d", "--name", "fw", *via, "--", "sleep", "1000")
+    assert begun.returncode == 0, begun.stderr
+    assert re.fullmatch(rb"corra: fw \(\w{6}\) on far: started, kept by ops\n", begun.stderr)
+    prog_id = begun.stdout.decode().strip()
+    assert (world.ops.home / ".local/state/corra/runs" / prog_id).is_dir()
+    assert cli("ps", "-q", *via).stdout.decode() == prog_id + "\n"
+    assert b"running" in cli("status", "fw").stdout  # by this machine's history
+    shutil.rmtree(home / ".local")
+    killed = cli("kill", "-9", *via, "fw")
+    assert killed.returncode == 0, killed.stderr
+    assert cli("attach", *via, "fw").returncode == 137
+
+
+def test_what_the_keepers_ssh_has_to_say_is_said_as_the_keepers(world: World) -> None:
+    with pytest.raises(Unreachable, match="host name not found") as caught:
+        world.start(Mode("ssh-as", "nowhere.invalid", None, "chaperone@ops"), ["true"])
+    assert caught.value.host == "nowhere.invalid"
+    assert all(line.startswith("on ops:  ") for line in caught.value.hint)
+
+
+def test_a_keeper_that_isnt_reached_is_named(world: World, cli: Cli) -> None:
+    done = cli("run", "--via", "chaperone@nowhere.invalid", "--host", "far", "--", "true")
+    assert done.returncode == 125
+    assert done.stderr.decode().startswith("corra: nowhere.invalid: NOT STARTED: host name not found\n")
 
 
 # ---- passwords
