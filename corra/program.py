@@ -211,7 +211,7 @@ class Request:
     force: bool = False
     forget_stdin: bool = False
     terminal: Mapping[str, Any] = field(default_factory=dict)  # of a program with a pty: rows, columns, term
-    secrets: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # a traceback may show what it holds
     spool: str | None = None
     callback: Mapping[str, Any] = field(default_factory=dict, repr=False)  # has a token in it
     config: Mapping[str, float] = field(default_factory=dict)

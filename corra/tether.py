@@ -40,6 +40,8 @@ STAND_IN = 33
 REAL = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 PIECE = 1 << 16
 SAID_MAX = 1 << 14
+# The longest mark: a PATH in a refusal. What only begins as one, and goes on for ever, is not to be held.
+MARK_MAX = 1 << 15
 # How long ssh has to go by itself once all is said; what holds it up is a child that the program left behind there.
 LEAVE_S = 0.5
 
@@ -162,6 +164,8 @@ class Marks:
             at = self.held.find(self.head)
             end = self.held.find(b"\n", at) if at >= 0 else -1
             if end < 0:
+                if at >= 0 and len(self.held) - at > MARK_MAX:
+                    raise ValueError("a mark without an end")
                 break
             before, mark = self.held[:at], self.held[at + len(self.head) : end]
             self.held = self.held[end + 1 :]
@@ -355,6 +359,8 @@ class Tether:
                 raise Failed(stage, int(number), words.strip())
             elif word == b"exit":
                 self.status = int(rest)
+                if not 0 <= self.status < 256:
+                    raise ValueError("an exit status of %d" % self.status)
 
     # ---- orders
 

@@ -273,3 +273,8 @@ def test_words_are_taken_as_they_are_and_a_bare_string_is_not():
         words(b"ls")  # type: ignore[arg-type]
     with pytest.raises(Misuse, match="int"):
         words(["sleep", 5])  # type: ignore[list-item]
+
+
+def test_no_traceback_shows_a_secret() -> None:
+    request = Request("x", Program(("true",)), secrets={"TOKEN": "very-secret"}, callback={"token": "very-secret"})
+    assert "very-secret" not in repr(request)

@@ -304,6 +304,14 @@ def _parent(pid: int) -> int:
     return found[1] if found else 0
 
 
+@pytest.mark.parametrize("lie", ["exit 256", "exit -1", "exit none", "%099999d"])
+def test_a_host_that_lies_in_its_marks_ends_in_a_lost_link_and_holds_no_memory(carry, lie):
+    begin = "IFS= read -r n; printf 'corra-%s pid 1\\n' $n >&2; printf 'corra-%s begin\\ncorra-%s end\\n' $n $n; "
+    process = carry("true", text=f"echo corra-far hello >&2; {begin} printf 'corra-%s {lie}\\n' $n >&2; exec sleep 1000")
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_who_isnt_let_in_is_told_and_nothing_was_started(carry):
     process = carry("true", text="echo 'Permission denied (publickey).' >&2; exit 255")
     process.communicate(timeout=30)
