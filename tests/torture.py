@@ -207,7 +207,8 @@ class Case:
         return {"output": b"R" + self.to_send}
 
     def request(self, **more: object) -> bytes:
-        how: dict[str, object] = {"written": {}, "sent": {"stdin": {"open": True}}, "typed": {"pty": True}}[self.kind]
+        kinds: dict[str, dict[str, object]] = {"written": {}, "sent": {"stdin": {"open": True}}, "typed": {"pty": True}}
+        how = kinds[self.kind]
         program = {"argv": self.argv(), "cwd": "/", **how}
         sender = {"sender": 1 + self.seed} if how else {}
         core = {"prog_id": self.prog_id, "nonce": "n", "spool": str(self.spool), "program": program, **sender, **more}
@@ -301,9 +302,9 @@ class Case:
                         if isinstance(part, Gap):
                             self.violations.append(f"a hole: {part}")
                         else:
-                            first = not any(self.bytes.values())
+                            begins = not any(self.bytes.values())
                             self.bytes[part.stream] += part.data
-                            if first and self.kind != "written":
+                            if begins and self.kind != "written":
                                 self.send(process)
                 elif isinstance(frame, Taken):
                     self.accepted = frame.offset
