@@ -58,6 +58,7 @@ MB = 1 << 20
 OUTPUT_BYTES = 8 * MB
 CAPTURE_BYTES = 1 << 30
 FAR_BYTES = 1 << 30
+SENT_BYTES = 1 << 30
 DELAY_S = 0.025  # each way
 IDLE_RUNS = 20
 
@@ -193,6 +194,37 @@ def far_output(place: Place, memory: Path) -> Contest:
 
     ways = {"`ssh h cat`": lambda: place.time(*place.ssh, "cat", str(big)), "`inv run --host h -- cat`": corra}
     return Contest("1 GiB from a host into /dev/null (goal: 1.18, 0.85 of ssh's speed)", ways, rounds=4)
+
+
+def inputs(place: Place, memory: Path) -> Contest:
+    """A gigabyte into a program. corra's lies whole on the host before the program starts, and is there still when the link breaks in between."""
+    big, there = memory / "sent", memory / "received"
+    with big.open("wb") as file:
+        for _ in range(SENT_BYTES // MB):
+            file.write(os.urandom(MB))
+
+    def took(*argv: str, source: bool) -> float:
+        with big.open("rb") as file:
+            began = time.perf_counter()
+            how = {"stdin": file} if source else {"stdin": subprocess.DEVNULL}
+            subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=place.env, cwd=place.home, check=True, **how)
+            seconds = time.perf_counter() - began
+        assert there.stat().st_size == SENT_BYTES
+        there.unlink()
+        shutil.rmtree(memory / "spool", ignore_errors=True)
+        return seconds
+
+    cat = f"cat > {there}"
+    run = [*place.verb, "run", "--host", "h", "--spool", str(memory / "spool")]
+    return Contest(
+        f"{SENT_BYTES // MB} MB into a program over ssh, into memory",
+        {
+            "`ssh h 'cat > f' < file`": lambda: took(*place.ssh, cat, source=True),
+            "`inv run --stdin file --host h -- sh -c 'cat > f'`": lambda: took(*run, "--stdin", str(big), "--", "sh", "-c", cat, source=False),
+            "`inv run -i --host h -- sh -c 'cat > f' < file`": lambda: took(*run, "-i", "--", "sh", "-c", cat, source=True),
+        },
+        rounds=3,
+    )
 
 
 def outputs(place: Place) -> Contest:
@@ -337,7 +369,7 @@ def scratch(where: str | None = None) -> Iterator[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/RESULTS.md")
-    parser.add_argument("--only", default="", help="one of: start far kill output result gigabyte hand capture idle")
+    parser.add_argument("--only", default="", help="one of: start far kill output result gigabyte stdin hand capture idle")
     chosen = parser.parse_args()
     with scratch("/tmp") as home, scratch("/dev/shm" if os.path.isdir("/dev/shm") else None) as memory:
         place = Place(home)
@@ -352,6 +384,7 @@ def main() -> None:
                 "output": outputs,
                 "result": runs,
                 "gigabyte": functools.partial(far_output, memory=memory),
+                "stdin": functools.partial(inputs, memory=memory),
                 "hand": starts_by_hand,
                 "capture": functools.partial(captures, memory=memory),
             }

@@ -205,7 +205,7 @@ def launch(
     agent = agent_for(target, **reach)
     if cwd is None and agent.host.is_local:
         cwd = os.getcwd()
-    described, payload = ({"open": True}, None) if stdin is OPEN else _payload(stdin)
+    described, payload = ({"open": True}, None) if stdin is OPEN else _payload(stdin, named=id is not None)
     if pty and stdin is OPEN:
         described = None
     program = Program(
@@ -433,8 +433,12 @@ def _write_all(stream: Any, data: bytes) -> None:
         view = view[len(view) if taken is None else taken :]
 
 
-def _payload(stdin: str | bytes | IO[bytes] | IO[str] | None) -> tuple[dict[str, Any] | None, BinaryIO | None]:
-    """Return what Program says of `stdin`, and the bytes as a file that can be read again if the start has to be repeated."""
+def _payload(stdin: str | bytes | IO[bytes] | IO[str] | None, *, named: bool) -> tuple[dict[str, Any] | None, BinaryIO | None]:
+    """Return what Program says of `stdin`, and the bytes as a file that can be read again if the start has to be repeated.
+
+    `named`: the run's id is somebody else's idea, who may give it again: then the bytes are part of what is compared, by their hash. It takes a
+    pass over them here and one there, which a gigabyte of a run that nobody can confuse with another needn't wait for.
+    """
     if stdin is None:
         return None, None
     if isinstance(stdin, (str, bytes)):
@@ -445,11 +449,12 @@ def _payload(stdin: str | bytes | IO[bytes] | IO[str] | None) -> tuple[dict[str,
         begin = source.tell()
         size = max(0, os.fstat(source.fileno()).st_size - begin)
         part = cast("BinaryIO", _Part(source, begin, size))
-        return {"bytes": size, "sha256": _sha256(part)}, part
+        return {"bytes": size, **({"sha256": _sha256(part)} if named else {})}, part
     # A pipe gives its bytes once, and its length is known only at its end.
     spooled = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - read again for as long as the start isn't confirmed
     size = _pour(source, spooled)
-    return {"bytes": size, "sha256": _sha256(spooled)}, spooled
+    spooled.seek(0)
+    return {"bytes": size, **({"sha256": _sha256(spooled)} if named else {})}, spooled
 
 
 def _sha256(source: BinaryIO) -> str:

@@ -129,23 +129,43 @@ class Tracer:
             os.kill(pid, signal.SIGKILL)
 
 
+# It is its own sender: what it reads has gone through the spool and the guards, to an end that they must agree upon.
 PROGRAM = """
 import os, sys, time
 os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), b"x")
+sys.path.insert(0, os.path.dirname(sys.argv[2]))
+import agent
+run = agent.Run(sys.argv[3], sys.argv[4])
+sender = agent.Sender(run, 7)
+came = b""
 for n in range(3):
     os.write(1, b"out%d" % n * 3000)
     os.write(2, b"err%d" % n * 10)
+    sender.take(9000 * n, b"in%d" % n * 3000)
+    agent.give_order(run, "- stdin")
     time.sleep(0.002)
+    came += os.read(0, 2000)
+sender.take(27000, None)
+agent.give_order(run, "- stdin")
+while True:
+    data = os.read(0, 65536)
+    if not data:
+        break
+    came += data
+os.write(1, came)
 os._exit(42)
 """
-EXPECTED = {"stdout": b"".join(b"out%d" % n * 3000 for n in range(3)), "stderr": b"".join(b"err%d" % n * 10 for n in range(3))}
+EXPECTED = {
+    "stdout": b"".join(b"out%d" % n * 3000 for n in range(3)) + b"".join(b"in%d" % n * 3000 for n in range(3)),
+    "stderr": b"".join(b"err%d" % n * 10 for n in range(3)),
+}
 
 
 def one(agent: Path, root: Path, role: str | None, point: int, python: str = sys.executable) -> tuple[dict[str, int], bool, list[str]]:
     """Do one start with `role` killed at `point`; return how many stops each guard made, whether it was killed, and what was violated."""
     prog_id, violations = f"sweep-{role or 'none'}-{point}", []
     executed = root / f"x-{prog_id}"
-    program = {"argv": [python, "-ISE", "-c", PROGRAM, str(executed)], "cwd": "/"}
+    program = {"argv": [python, "-ISE", "-c", PROGRAM, str(executed), str(agent), str(root), prog_id], "cwd": "/", "stdin": {"open": True}}
     request = json.dumps({"prog_id": prog_id, "spool": str(root), "program": program}).encode()
     tracer = Tracer([python, "-ISE", str(agent), "start"], request, role, point)
     first = json.loads(tracer.run())

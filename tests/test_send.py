@@ -36,7 +36,7 @@ def test_text_lines_a_pipe_and_the_end_arrive_in_order(cli: Cli) -> None:
     begun(cli, "cat")
     for words, stdin in (
         (["it", "a b"], None),
-        (["it", "", "--line"], None),
+        (["it", "--line"], None),
         (["it", "--line", "c"], None),
         (["it"], b"\0\xff\n"),
         (["it", "--eof"], None),
