@@ -224,6 +224,7 @@ def inputs(place: Place, memory: Path) -> Contest:
             "`inv run -i --host h -- sh -c 'cat > f' < file`": lambda: took(*run, "-i", "--", "sh", "-c", cat, source=True),
         },
         rounds=3,
+        once=("`inv run -i --host h -- sh -c 'cat > f' < file`",),
     )
 
 

@@ -1651,10 +1651,11 @@ class Intake:
 
     def close(self):
         """Close this guard's end of it."""
-        if self.files["fifo/stdin"] >= 0:
+        held = self.files.pop("fifo/stdin", None)
+        if held is not None:
             self.unregister()
-            os.close(self.files["fifo/stdin"])
-        self.open, self.waits, self.files["fifo/stdin"] = False, False, -1
+            os.close(held)
+        self.open = self.waits = False
 
 
 def all_moved(files):
@@ -2275,9 +2276,10 @@ def letting_go(files):
     """Return what a standby does when the keeper tells it (SIGURG) that all of stdin has been moved: it closes its end, if that is true."""
 
     def let_go(number, frame):
-        if files["fifo/stdin"] >= 0 and all_moved(files):
-            os.close(files["fifo/stdin"])
-            files["fifo/stdin"] = -1
+        # A handler may be interrupted by itself: whoever takes it out of the table closes it.
+        held = files.pop("fifo/stdin", None) if all_moved(files) else None
+        if held is not None:
+            os.close(held)
 
     return let_go
 

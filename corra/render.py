@@ -209,6 +209,8 @@ def status(state: State, now: datetime) -> list[str]:
     if over := when(state.end_time):
         facts.append(("ended", f"{over:%Y-%m-%d %H:%M:%S} {_offset(over)}"))
     facts.append(("output", _output(state, there)))
+    if state.stdin is not None:
+        facts.append(("input", _input(state)))
     if state.blocked:
         facts.append(("blocked", str(state.blocked.get("reason") or state.blocked.get("message") or "held back: no room on the disk")))
     if not state.ended:
@@ -225,6 +227,15 @@ def status(state: State, now: datetime) -> list[str]:
     if state.spool:
         facts.append(("spool", state.spool))
     return [*lines, *(f"  {name:<9}{visible(text)}" for name, text in facts)]
+
+
+def _input(state: State) -> str:
+    """Return what has been sent to a stdin that is held open, and what the program hasn't taken of it."""
+    told = state.stdin or {}
+    sent, moved = (number if type(number := told.get(name)) is int else 0 for name in ("length", "moved"))
+    waiting = f", {size(sent - moved)} wait for the program" if sent > moved else ""
+    how = "terminal" if state.pty else "stdin"
+    return f"{how} {size(sent)} sent{waiting}" + (", ended" if told.get("ended") else ", open" if not state.ended else "")
 
 
 def tree(processes: Sequence[Mapping[str, Any]], disk: Mapping[str, Any], width: int | None = None) -> list[str]:

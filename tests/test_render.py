@@ -179,6 +179,20 @@ def test_no_cell_of_the_table_holds_a_control_character() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"stdin": {"length": 5, "moved": 5, "ended": False}}, "stdin 5 B sent, open"),
+        ({"stdin": {"length": 3000, "moved": 1000, "ended": True}}, "stdin 3.0 kB sent, 2.0 kB wait for the program, ended"),
+        ({"stdin": {"length": 0, "moved": 0, "ended": False}, "pty": True}, "terminal 0 B sent, open"),
+    ],
+)
+def test_the_status_screen_says_what_was_sent_to_a_stdin_that_is_held_open(facts: dict[str, Any], said: str) -> None:
+    shown = "\n".join(render.status(State("20261123t014409z-k7m2qxwp", "running", argv=("cat",), **facts), NOW))
+    assert f"  input    {said}\n" in shown
+    assert "input" not in "\n".join(render.status(State("20261123t014409z-k7m2qxwp", "running", argv=("cat",)), NOW))
+
+
 def test_the_status_screen_answers_what_a_person_asks_next() -> None:
     state = running(
         origin={"user": "ops", "host": "laptop"}, cwd="/opt", pid=8177, supervisor="ok",
