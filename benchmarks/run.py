@@ -220,7 +220,9 @@ def inputs(place: Place, memory: Path) -> Contest:
         f"{SENT_BYTES // MB} MB into a program over ssh, into memory",
         {
             "`ssh h 'cat > f' < file`": lambda: took(*place.ssh, cat, source=True),
-            "`inv run --stdin file --host h -- sh -c 'cat > f'`": lambda: took(*run, "--stdin", str(big), "--", "sh", "-c", cat, source=False),
+            "`inv run --stdin file --host h -- sh -c 'cat > f'`": lambda: took(
+                *run, "--stdin", str(big), "--", "sh", "-c", cat, source=False
+            ),
             "`inv run -i --host h -- sh -c 'cat > f' < file`": lambda: took(*run, "-i", "--", "sh", "-c", cat, source=True),
         },
         rounds=3,
