@@ -9,6 +9,9 @@ from typing import Any
 
 from .channel import READ_MAX, WRITE_S, LinkLost, Tail
 
+# What paramiko leaves of a packet's size for what stands before the data.
+_PACKET_HEAD = 64
+
 
 class Inbox:
     """What has come and wasn't read yet, as paramiko's BufferedPipe, which copies each byte four times on its way through an array."""
@@ -119,8 +122,11 @@ class Session:
         from paramiko import SSHException
 
         try:
+            # A packet at a time: paramiko's sendall copies the whole rest for each, 4 bytes for one of a file that is sent.
+            step, at = max(1, self._session.out_max_packet_size - _PACKET_HEAD), 0
             with self._writing:
-                self._session.sendall(data)
+                while at < len(data):
+                    at += self._session.send(data[at : at + step])
         except TimeoutError as error:
             raise LinkLost(f"the host took no byte for {WRITE_S:g} s") from error
         except (SSHException, OSError, EOFError) as error:
