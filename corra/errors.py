@@ -23,6 +23,7 @@ TIMED_OUT = 124
 NOTHING_DONE = 125
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
+EPIPE_CODE = 141  # 128 + SIGPIPE: whoever read our output has gone
 
 _INDENT = " " * len("corra: ")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from invoke.collection import Collection
 from invoke.program import Program
 
 from . import serving, tasks
+from .errors import EPIPE_CODE
 
 
 class _Corra(Program):
@@ -25,4 +27,9 @@ program = _Corra(name="corra", binary="corra", binary_names=["corra"], namespace
 
 def main() -> None:
     """Run the command line."""
-    program.run(sys.argv)
+    try:
+        program.run(sys.argv)
+    except BrokenPipeError:
+        # Invoke's own --help and --list, into a pipe whose reader has gone; what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EPIPE_CODE)

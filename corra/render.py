@@ -196,8 +196,8 @@ def cut(text: str, width: int | None) -> str:
 # -- The screen of one run
 
 
-def status(state: State, now: datetime) -> list[str]:
-    """Return the lines of `status`: what, since when, how much it said, what it is made of."""
+def status(state: State, now: datetime, looked: Mapping[str, Any] | None = None) -> list[str]:
+    """Return the lines of `status`: what, since when, how much it said, what it is made of; `looked` is what its processes are (Run.processes)."""
     there = host_now(state, now)
     who = f" as {state.user}" if state.user else ""
     told, why = ("running", f"for {duration(state.elapsed or 0.0)}") if not state.ended else fate(state, now=now)
@@ -213,6 +213,8 @@ def status(state: State, now: datetime) -> list[str]:
         facts.append(("input", _input(state)))
     if state.blocked:
         facts.append(("blocked", str(state.blocked.get("reason") or state.blocked.get("message") or "held back: no room on the disk")))
+    if looked and looked["processes"]:
+        facts += _together(looked["processes"], looked["spool"])
     if not state.ended:
         facts.append(("process", _process(state)))
     if state.stragglers:
@@ -238,22 +240,19 @@ def _input(state: State) -> str:
     return f"{how} {size(sent)} sent{waiting}" + (", ended" if told.get("ended") else ", open" if not state.ended else "")
 
 
-def tree(processes: Sequence[Mapping[str, Any]], disk: Mapping[str, Any], width: int | None = None) -> list[str]:
-    """Return the lines that `status --tree` adds: what the processes of a run use together, what is left of the disk, and each of them."""
+def _together(processes: Sequence[Mapping[str, Any]], disk: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what the processes of a run use together and wait for, and what is left of the disk."""
     count = len(processes)
-    together = f"{count} process{'es' * (count != 1)}, {sum(each['cpus'] for each in processes):.1f} CPUs"
+    used = f"{count} process{'es' * (count != 1)}, {sum(each['cpus'] for each in processes):.1f} CPUs, {size(sum(each['memory'] for each in processes))}"
     stuck = [f"{each['pid']} {each['name']} waits for {_awaited(each)}" for each in processes if each["state"] == "D"]
     more = f" and {len(stuck) - 2} more" if len(stuck) > 2 else ""
-    facts = [
-        (
-            "tree",
-            "; ".join(
-                [f"{together}, {size(sum(each['memory'] for each in processes))}", *([", ".join(stuck[:2]) + more] if stuck else [])]
-            ),
-        ),
-        ("disk", f"{size(disk['free'])} left" + (", LOW" if disk["free"] < 2 * disk["floor"] else "")),
-    ]
-    lines = [f"  {name:<9}{visible(text)}" for name, text in facts]
+    low = ", LOW" if disk["free"] < 2 * disk["floor"] else ""
+    return [("disk", f"{size(disk['free'])} left{low}"), ("tree", "; ".join([used, *([", ".join(stuck[:2]) + more] if stuck else [])]))]
+
+
+def tree(processes: Sequence[Mapping[str, Any]], width: int | None = None) -> list[str]:
+    """Return the lines that `status --tree` adds: each process of a run below its parent, with what it uses."""
+    lines: list[str] = []
     pids = {each["pid"] for each in processes}
     below: dict[int, list[Mapping[str, Any]]] = {}
     for each in processes:

@@ -33,7 +33,7 @@ from .errors import Changed, Conflict, CorraError, Lost, Misuse, Stop, TimedOut,
 from .follow import Follow, LinkDown, LinkUp
 from .hostset import hosts
 from .place import Agent
-from .program import Host, seconds
+from .program import OPEN, Host, seconds
 from .reach import Reach, agent_for, is_a, is_one
 from .settings import setting
 from .state import State, exit_code
@@ -764,6 +764,8 @@ def _typed(target: Any) -> str:
 
 def _bytes(stdin: Any) -> bytes | None:
     """Return what a program is to read as bytes: a step may have to be started more than once."""
+    if stdin is OPEN:
+        raise Misuse("a step's stdin can't be held open: what is sent later is not there when the step is repeated; give it whole")
     if stdin is None or isinstance(stdin, bytes):
         return stdin
     data = stdin if isinstance(stdin, str) else getattr(stdin, "buffer", stdin).read()

@@ -16,7 +16,7 @@ from invoke.collection import Collection
 from invoke.context import Context
 
 from . import inputs, reporting, selection
-from .errors import NOTHING_DONE, STILL_RUNNING, CorraError, Misuse
+from .errors import EPIPE_CODE, NOTHING_DONE, STILL_RUNNING, CorraError, Misuse
 from .flags import COLLECTED, HOST, LINK, REACH, SHOWN, SIFTED, TARGET, TYPED, WATCHED, limit, lines, output_kept, seconds, signal, size
 from .settings import setting
 from .verb import Given, listing, option, switch, verb
@@ -237,7 +237,7 @@ def logs(c: Context, given: Given) -> int:
     The errors of the last 10 minutes: inv logs -g ERROR --since 10m ID; the first 4 kB: inv logs --bytes 0:4K ID. What it became doesn't matter here: the exit code is 0 when the output could be shown.
     """
     from .sieve import Range, Sieve
-    from .watch import EPIPE_CODE, Gone, Watch
+    from .watch import Gone, Watch
 
     # A time read off our own screen has milliseconds, and means all of that one.
     sieve = Sieve(given.grep, given.since, None if given.until is None else given.until + 999_999)
@@ -389,12 +389,14 @@ def status(c: Context, given: Given) -> int:
         with _said(given) as code:
             found = selection.find(c, given, text)
             state = found.state()
-            looked = found.processes() if given.tree else {}
             if given.json:
-                given.screen.event("state", **_at(state, found).to_json(), **({"processes": looked["processes"]} if looked else {}))
+                more = {"processes": found.processes()["processes"]} if given.tree else {}
+                given.screen.event("state", **_at(state, found).to_json(), **more)
             else:
-                tree = render.tree(looked["processes"], looked["spool"], width) if looked and looked["processes"] else []
-                given.screen.lines([*render.status(_at(state, found), now()), *tree])
+                looked = None if state.state != "running" and not given.tree else found.processes()
+                given.screen.lines(render.status(_at(state, found), now(), looked))
+                if given.tree and looked:
+                    given.screen.lines(render.tree(looked["processes"], width))
             code[0] = exit_code(state) if given.exit_code else 0
         return code[0]
 

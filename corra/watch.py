@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import ids, render
 from .control import Run
-from .errors import CorraError, MaybeStarted, NotDead, NotStarted
+from .errors import EPIPE_CODE, CorraError, MaybeStarted, NotDead, NotStarted
 from .follow import Event, Follow, LinkDown, LinkUp
 from .keyboard import Keyboard, Leave
 from .screen import ERR, OUT, Gone, Screen
@@ -37,7 +37,6 @@ from .verdict import beside, duration, ended, span, typed
 if TYPE_CHECKING:
     from .sieve import Range, Sieve
 
-EPIPE_CODE = 141
 # A second Ctrl-C sooner than this is the same one, mashed; later than that, nobody waits for it any more.
 MASHED_S = 0.3
 SECOND_CTRL_C_S = 2.0

@@ -695,6 +695,13 @@ def test_a_reader_that_leaves_gets_what_it_wanted_and_the_program_goes_on(cli: C
     assert cli("kill", "-9", "endless").returncode == 0
 
 
+def test_help_whose_reader_has_gone_ends_without_a_traceback(cli: Cli) -> None:
+    typed = f"{shlex.join(cli.program)} --help run | head -c 1; wait"
+    for _ in range(3):
+        done = subprocess.run(["sh", "-c", typed], cwd=cli.home, env=cli.environment(), capture_output=True, timeout=60, check=False)
+        assert done.stderr == b""
+
+
 def test_the_code_for_a_reader_that_left_is_141(cli: Cli) -> None:
     process = cli.popen("run", *LOCAL, "--name", "endless", "--", "yes")
     assert process.stdout

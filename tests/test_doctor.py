@@ -208,7 +208,7 @@ def test_a_limit_of_the_login_is_seen(cli: Cli) -> None:
     assert done.stdout.startswith(b"local: NOT READY: 1 problem\n  PROBLEM  limits    files of at most ")
 
 
-# ---- status --tree, which asks the same visitor
+# ---- status of what runs, and status --tree, which ask the same visitor
 
 
 @pytest.mark.parametrize("host", ["local", "h"])
@@ -228,6 +228,9 @@ def test_the_tree_of_a_run_is_all_its_processes_each_below_its_parent(cli: Cli, 
         assert all(each["memory"] > 0 and each["cpus"] < 1 for each in looked)
         shown = cli("status", "--host", host, "--tree", run.id).stdout.decode()
         assert "  tree     4 processes, 0.0 CPUs, " in shown
+        plain = cli("status", "--host", host, run.id).stdout.decode()
+        assert "  tree     4 processes, " in plain and "  disk     " in plain
+        assert plain.count("sleep 601") == 1  # in its own command
         assert shown.splitlines()[-1].endswith("  sleep 601") or shown.splitlines()[-1].endswith("  sleep 600")
     finally:
         run.kill(grace=0)

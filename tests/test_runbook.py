@@ -179,6 +179,8 @@ def test_what_makes_no_sense_is_said_before_anything_is_begun(home: Path) -> Non
     with pytest.raises(corra.Misuse, match="a text is one host, and 'web") as caught, book() as it:
         it.run("web[1-3]", ["true"], step="one")
     assert caught.value.hint == ("corra.hosts('web[1-3]')",)
+    with pytest.raises(corra.Misuse, match="stdin can't be held open"), book() as it:
+        it.run("local", ["cat"], step="one", stdin=corra.OPEN)
     with pytest.raises(corra.Misuse) as caught, book() as it:
         it.run("local", "echo a", step="one")
     assert "STOPPED at 1 one: local NOT STARTED: argv must be a list of words" in caught.value.line
