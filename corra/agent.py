@@ -2428,7 +2428,7 @@ def outliving(request):
     whole tree's. Raises Refusal where nothing would help.
     """
     words = ["systemd-run", "--scope", "--quiet", "--collect", "--description=corra " + request["prog_id"], "-p", "Delegate=yes"]
-    user, limits = user_name(), request["program"].get("limits") or {}
+    user, limits = user_name(), (request.get("program") or {}).get("limits") or {}  # the doctor asks without a program
     scoped = [name for name in sorted(SCOPED) if limits.get(name) is not None]
     for name in scoped:
         words += ["-p", SCOPED[name][1] % limits[name]]
