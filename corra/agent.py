@@ -36,8 +36,9 @@ import _json
 import _signal
 import errno
 import fcntl
+import gc
 import marshal
-import os
+import posix as os  # os.py and what it imports are Python code: 2 ms of each start, and 150 to 440 kB of each run's memory
 import select
 import struct
 import sys
@@ -61,6 +62,7 @@ FINAL = tuple(sorted(state for state, after in TRANSITIONS.items() if not after)
 REASONS = ("exited", "signaled", "killed", "timeout", "oom", "exec", "setup", "reboot", "agent-gone", "spool-gone", "link")
 
 PAGE = 4096
+SEEK_CUR, SEEK_END = 1, 2  # os has names for them, posix has not
 INDEX_RECORD = struct.Struct("<QQ")
 INDEX_EVERY_NS = 10 * 10**6
 STREAM_SHIFT = 56
@@ -91,6 +93,7 @@ KILL_DEADLINE_NS = 2 * 10**9
 CARRIER_DEADLINE_NS = 5 * 10**9  # a shell on a loaded host took 2 s to find all of a tree
 STAND_IN = 33  # what is added to a signal that a carrier is to pass on: 1 to 31 become the real-time signals 34 to 64
 GRACE_S = 10.0
+FORK_KB = 5000  # of its own: more than a process that has this file from its .pyc, less than one that has compiled it
 AFTER_GRACE = "corra, after the grace"  # who sends a stop's KILL
 PATH = b"/usr/local/bin:/usr/bin:/bin"  # where there is none
 COURIER_S = 86400
@@ -133,6 +136,10 @@ class Refusal(Exception):
 # ============================================================ the kernel
 
 
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "i"
+
+
 class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "l"
 
@@ -165,7 +172,7 @@ def _c(name, kind=_Function):
 
 
 _splice, _syscall = _c("splice", _LongFunction), _c("syscall", _LongFunction)
-_prctl, _statfs = _c("prctl"), _c("statfs")
+_prctl, _statfs, _fork = _c("prctl"), _c("statfs"), _c("fork")
 _WAITID = {"x86_64": 247, "aarch64": 95, "riscv64": 95, "ppc64le": 272, "s390x": 281, "i686": 284, "armv7l": 280}
 _PIDFD_SEND_SIGNAL, _PIDFD_OPEN = 424, 434
 _F_SETPIPE_SZ = 1031
@@ -191,6 +198,14 @@ def become(title):
     """Name this process, and take in the orphans of its descendants (the subreaper flag isn't inherited by fork)."""
     _prctl(15, title, 0, 0, 0)
     _prctl(36, 1, 0, 0, 0)
+
+
+def fork_thin():
+    """Fork by the C library alone, where there is one thread: what Python does besides writes to 15 pages that were shared till then.
+
+    Before 3.8 that is also what makes signals heard. Raises OSError.
+    """
+    return _checked(_fork()) if sys.version_info >= (3, 8) else os.fork()
 
 
 def usage(pid):
@@ -286,7 +301,7 @@ def wipe(file, begin, end):
 def file_system(path):
     """Return the statfs type of `path`."""
     buffer = (_Byte * 512)()
-    _checked(_statfs(os.fsencode(path), buffer))
+    _checked(_statfs(path.encode(sys.getfilesystemencoding(), "surrogateescape"), buffer))
     return struct.unpack_from("@l", buffer.raw)[0] & 0xFFFFFFFF
 
 
@@ -294,6 +309,61 @@ def room(file):
     """Return how many bytes the disk under `file` has above its floor; what is below that isn't ours to fill."""
     disk = os.fstatvfs(file)
     return disk.f_bavail * disk.f_frsize - min(FLOOR, disk.f_blocks * disk.f_frsize // FLOOR_SHARE)
+
+
+# ============================================================ paths
+
+
+def join(above, name):
+    """Return the path of `name` in the directory `above`; a `name` that begins at the root stands for itself."""
+    slash = "/" if isinstance(above, str) else b"/"
+    return name if name.startswith(slash) else above.rstrip(slash) + slash + name
+
+
+def absolute(path):
+    parts = []
+    for part in join(os.getcwd(), path).split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/" + "/".join(parts)
+
+
+def parent(path):
+    return path.rpartition("/")[0] or "/"
+
+
+def base(path):
+    return path.rpartition("/")[2]
+
+
+def present(path):
+    """Return whether there is anything at `path` that we may know of."""
+    try:
+        os.stat(path)
+        return True
+    except OSError:
+        return False
+
+
+def text_of(path):
+    """Return the path `path` (bytes) as the text that this Python opens files by."""
+    return path.decode(sys.getfilesystemencoding(), "surrogateescape")
+
+
+def make_directories(path, mode):
+    if not present(path):
+        make_directories(parent(path), mode)
+        try:
+            os.mkdir(path, mode)
+        except FileExistsError:
+            pass  # another start has just made it
+
+
+def beside(name):
+    """Return the path of a file in this file's directory."""
+    return join(parent(absolute(CODE.co_filename)), name)
 
 
 # ============================================================ identity
@@ -375,11 +445,6 @@ def kill_tree(roots, spared=()):
 def octets(text):
     """Return the bytes that `text` stands for, whatever the locale here says: JSON is UTF-8, and so was what the client read."""
     return text.encode("utf-8", "surrogateescape")
-
-
-def beside(name):
-    """Return the path of a file in this file's directory."""
-    return os.path.join(os.path.dirname(os.path.abspath(CODE.co_filename)), name)
 
 
 def oom_kills():
@@ -547,7 +612,7 @@ def home():
     """Return the caller's home directory, or None; a $HOME that belongs to somebody else (sudo without -H) isn't ours."""
     import pwd
 
-    path = os.environ.get("HOME", "")
+    path = text_of(os.environ.get(b"HOME", b""))
     try:
         if path.startswith("/") and os.stat(path).st_uid == os.geteuid():
             return path
@@ -562,14 +627,14 @@ def home():
 def roots(request):
     """Return the directories that may hold runs, best first."""
     if request.get("spool"):
-        return [os.path.abspath(os.fsdecode(octets(request["spool"])))]
+        return [absolute(text_of(octets(request["spool"])))]
     found = []
-    state = os.environ.get("XDG_STATE_HOME", "")
+    state = text_of(os.environ.get(b"XDG_STATE_HOME", b""))
     if not state.startswith("/"):
         at = home()
-        state = os.path.join(at, ".local/state") if at else ""
+        state = join(at, ".local/state") if at else ""
     if state:
-        found.append(os.path.join(state, "corra"))
+        found.append(join(state, "corra"))
     return found + ["/var/tmp/corra-%d" % os.geteuid()]
 
 
@@ -586,14 +651,14 @@ def secure(path):
 def prepare_root(root):
     """Make ROOT/runs and return its descriptor. Raises OSError with what is in the way."""
     above = root
-    while not os.path.exists(above):
-        above = os.path.dirname(above)
+    while not present(above):
+        above = parent(above)
     kind = REMOTE_TYPES.get(file_system(above))
     if kind:
         raise OSError(errno.EREMOTE, "is on a remote file system (%s)" % kind, root)
-    os.makedirs(os.path.join(root, "runs"), 0o700, exist_ok=True)
+    make_directories(join(root, "runs"), 0o700)
     os.close(secure(root))
-    return secure(os.path.join(root, "runs"))
+    return secure(join(root, "runs"))
 
 
 # ============================================================ the spool: a run's directory
@@ -665,22 +730,18 @@ def claim(runs, prog_id, request, feed, token):
         os.close(directory)
 
 
-def discard(runs, name):
-    """Remove a run's directory and all in it."""
-    directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=runs)
+def discard(above, name):
+    """Remove a directory and all in it, as a run's."""
+    directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
     try:
         for entry in os.listdir(directory):
-            if entry == "fifo":
-                fifo = os.open(entry, os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
-                for each in os.listdir(fifo):
-                    os.unlink(each, dir_fd=fifo)
-                os.close(fifo)
-                os.rmdir(entry, dir_fd=directory)
-            else:
+            try:
                 os.unlink(entry, dir_fd=directory)
+            except IsADirectoryError:
+                discard(directory, entry)
     finally:
         os.close(directory)
-    os.rmdir(name, dir_fd=runs)
+    os.rmdir(name, dir_fd=above)
 
 
 def stream_names(request):
@@ -817,7 +878,7 @@ class Run:
     """A run's directory, looked at: it reads and never changes anything."""
 
     def __init__(self, root, prog_id):
-        self.path = os.path.join(root, "runs", prog_id)
+        self.path = join(root, "runs/" + prog_id)
         self.directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         # In /var/tmp anybody may have made our root before us, and runs in it.
         ours = os.fstat(self.directory).st_uid == os.geteuid()
@@ -1046,7 +1107,7 @@ def rusage_of(used):
 
 
 def given_environment():
-    """Return the environment that this process was started with; os.environ has LC_CTYPE too where Python left the C locale."""
+    """Return the environment that this process was started with; posix.environ has LC_CTYPE too where Python left the C locale."""
     pairs = (each.partition(b"=") for each in slurp("/proc/self/environ", 8 << 20).split(b"\0"))
     return {name: value for name, _, value in pairs if name}
 
@@ -1103,12 +1164,12 @@ def explain(number, path, argv, variables):
         line = head[2:].split(b"\n")[0]
         if line.endswith(b"\r"):
             return "its first line ends in CR LF: convert it with  sed -i 's/\\r$//' FILE"
-        return "its interpreter doesn't exist: " + os.fsdecode(line.split()[0] if line.split() else b"")
+        return "its interpreter doesn't exist: " + text_of(line.split()[0] if line.split() else b"")
     if number == errno.ENOENT and head:
         return "the file is there, but its loader (ELF interpreter) isn't"
     if number == errno.ENOEXEC:
         return "no #! line and no program of this machine's kind: run it as  sh FILE"
-    if number == errno.EACCES and os.path.isdir(path):
+    if number == errno.EACCES and os.stat(path).st_mode & 0o170000 == 0o040000:
         return "is a directory"
     return ""
 
@@ -1118,7 +1179,7 @@ def candidates(argv, variables):
     name = octets(argv[0])
     if b"/" in name:
         return [name]
-    return [os.path.join(each or b".", name) for each in variables.get(b"PATH", PATH).split(b":")]
+    return [join(each or b".", name) for each in variables.get(b"PATH", PATH).split(b":")]
 
 
 def note_failure(slot, stage, error, message, path=None):
@@ -1187,8 +1248,10 @@ def limit_resource(name, value):
 # ============================================================ the program's side of the fork: exec
 
 
-def become_program(directory, files, request, inherited, report):
+def become_program(directory, files, request, inherited, report, tell):
     """In the forked child: put everything in place, claim `launched`, exec. Never returns.
+
+    It also writes the first state.json (`tell`), since its memory ends with the exec while the keeper's is kept for weeks.
 
     A carrier (`run.carrier`) is executed with argv behind its own words and takes the program to another machine. It closes $CORRA_REPORT
     once the program runs there, or writes "STAGE ERRNO WORDS" into it; signal 33 + N asks it to give the program signal N; it exits as the
@@ -1232,7 +1295,7 @@ def become_program(directory, files, request, inherited, report):
         stage = "cwd"
         at = variables.get(b"HOME", b"/")
         if program.get("cwd") and not carrier:
-            where = os.path.join(at, octets(program["cwd"]))
+            where = join(at, octets(program["cwd"]))
             os.chdir(where)
         else:
             try:
@@ -1252,6 +1315,7 @@ def become_program(directory, files, request, inherited, report):
             os.link("launched.tmp", "launched", src_dir_fd=directory, dst_dir_fd=directory)
         except FileExistsError:
             os._exit(127)  # launched before: whoever did it has its status
+        tell()
         stage, worst, where = "exec", None, argv[0]
         # The mask goes last: a TERM that came since the fork must end the program, not this code.
         _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
@@ -1266,12 +1330,12 @@ def become_program(directory, files, request, inherited, report):
                     break
         message, path = explain(worst.errno, where, argv, variables), None
         if b"/" not in argv[0] and worst.errno == errno.ENOENT and not message:
-            path = os.fsdecode(variables.get(b"PATH", PATH))
+            path = text_of(variables.get(b"PATH", PATH))
         note_failure(files["exit"], stage, worst, message, path)
     except Exception as error:
         try:
             words = getattr(error, "strerror", None) or ""
-            note_failure(files["exit"], stage, error, "%s: %s" % (os.fsdecode(where), words) if where else words)
+            note_failure(files["exit"], stage, error, "%s: %s" % (text_of(where), words) if where else words)
         except OSError:
             pass
     finally:
@@ -1426,7 +1490,7 @@ class Pump:
         self.streams = [Stream(number, name, files["fifo/" + name], files[name], bounds[number]) for number, name in enumerate(names)]
         self.index_bound = bounds[-1]
         for stream in self.streams:
-            os.lseek(stream.file, 0, os.SEEK_END)
+            os.lseek(stream.file, 0, SEEK_END)
             poll.register(stream.fifo, select.POLLIN)
         self.by_fifo = {stream.fifo: stream for stream in self.streams}
         self.latest = None
@@ -1588,7 +1652,7 @@ class Intake:
             if error.errno != errno.EIO:
                 raise
             self.waits = False  # nobody has the terminal open: it waits for whoever does
-        at = os.lseek(self.file, 0, os.SEEK_CUR)
+        at = os.lseek(self.file, 0, SEEK_CUR)
         if at != self.noted:
             self.noted = at
             os.pwrite(self.files["senders"], SENDER_RECORD.pack(at, 0, 0), 0)  # for whoever sends: the truth is the position
@@ -1599,7 +1663,7 @@ class Intake:
 
     def forget(self):
         """Wipe what has been read: a password that was typed isn't to lie about. Never before that, as a pipe only refers to the file's pages."""
-        at, left = os.lseek(self.file, 0, os.SEEK_CUR), self.left()
+        at, left = os.lseek(self.file, 0, SEEK_CUR), self.left()
         if at - left > self.read:
             wipe(self.wiped, self.read, at - left)
             self.read, self.pause_ns = at - left, 0
@@ -1660,7 +1724,7 @@ class Intake:
 
 def all_moved(files):
     end = end_of_stdin(files["senders"])
-    return end is not None and os.lseek(files["stdin"], 0, os.SEEK_CUR) >= end
+    return end is not None and os.lseek(files["stdin"], 0, SEEK_CUR) >= end
 
 
 def pass_on(file, target):
@@ -1671,9 +1735,9 @@ def pass_on(file, target):
         if error.errno != errno.EINVAL:
             raise
     # A file system without splice, or a terminal before Linux 5.12: here a kill between write and lseek has these bytes come twice.
-    data = os.pread(file, 2048, os.lseek(file, 0, os.SEEK_CUR))
+    data = os.pread(file, 2048, os.lseek(file, 0, SEEK_CUR))
     sent = os.write(target, data) if data else 0
-    os.lseek(file, sent, os.SEEK_CUR)
+    os.lseek(file, sent, SEEK_CUR)
     return sent
 
 
@@ -1770,14 +1834,14 @@ def open_terminal(request, files):
 class Keeper:
     """The program's parent: moves its output, obeys orders, keeps time, records the end."""
 
-    def __init__(self, directory, files, request, inherited, guards, report):
+    def __init__(self, directory, files, request, inherited):
         self.directory, self.files, self.request, self.inherited = directory, files, request, inherited
         self.options = request.get("run") or {}
         self.carrier = bool(self.options.get("carrier"))
         self.record = Record.read(os.pread(files["exit"], PAGE, 0)) or Record()
-        self.record.agent = os.getpid()
-        self.record.guards = guards
-        self.report = report
+        if self.record.ooms is None:
+            self.record.ooms = oom_kills()
+        self.report = None
         self.pid = self.start = None
         self.status = None
         self.told = self.reaped = False
@@ -1831,7 +1895,7 @@ class Keeper:
         try:
             self.pid = os.fork()
             if not self.pid:
-                become_program(self.directory, self.files, self.request, self.inherited, theirs)
+                become_program(self.directory, self.files, self.request, self.inherited, theirs, self.tell)
         except OSError as error:
             note_failure(self.files["exit"], "setup", error, "there is no process to be had for it: " + error.strerror)
             self.nothing_to_keep()
@@ -1866,8 +1930,9 @@ class Keeper:
         self.inherited = {}
         self.request["secret_env"] = {}
         self.courier_at = 0 if "courier" in self.files else None
-        self.save()
-        self.tell()
+        if self.carrier:
+            self.save()
+            self.tell()
         if self.report is not None:
             os.close(self.report)
             self.report = None
@@ -2212,8 +2277,11 @@ class Keeper:
 
     # ======================================================== the keeper: running
 
-    def run(self):
-        """Keep the run until nothing of it is left to keep."""
+    def run(self, pids, report):
+        """Keep the run until nothing of it is left to keep; `pids` are the guards, ourselves the last, `report` is closed when it has begun."""
+        self.report, self.record.agent = report, pids[-1]
+        if not (self.record.guards and launched_by(self.directory, self.files)):
+            self.record.guards = [(pid, found[2]) for pid, found in [(pid, process(pid)) for pid in pids] if found]
         ours, theirs = os.pipe()
         os.set_blocking(ours, False)
         os.set_blocking(theirs, False)
@@ -2222,8 +2290,6 @@ class Keeper:
         _signal.signal(_signal.SIGTERM, _nothing)
         self.poll.register(ours, select.POLLIN)
         self.poll.register(self.files["control"], select.POLLIN)
-        if self.record.ooms is None:
-            self.record.ooms = oom_kills()
         self.save()
         self.take_over()
         self.heed()
@@ -2378,15 +2444,19 @@ def guard_run(request, report):
         # Open for as long as the run is kept: gc or an upgrade may take the files away.
         for name in ("courier", "agent"):
             files[name] = os.open(beside(name + ".py"), os.O_RDONLY)
-    guards = [(os.getpid(), process(os.getpid())[2])]
-    while len(guards) < 3:
+    keeper, pids = Keeper(directory, files, request, inherited), [os.getpid()]
+    # From here to the keeper as little as can be: each page that a guard writes to is its own from then on. What is there now never
+    # becomes garbage, and isn't to be looked at (the garbage collector writes into what it looks at).
+    if hasattr(gc, "freeze"):  # Python 3.7
+        gc.freeze()
+    while len(pids) < 3:
         try:
-            child = os.fork()
+            child = fork_thin()
         except OSError:
             break  # no process to be had: fewer guards, and the State counts them
         if not child:
-            become(b"corra-standby")
-            guards.append((os.getpid(), process(os.getpid())[2]))
+            _prctl(36, 1, 0, 0, 0)
+            pids.append(os.getpid())
             continue
         os.close(files["keeper"])
         if report is not None:
@@ -2396,14 +2466,13 @@ def guard_run(request, report):
         # flock waits until whoever may touch the FIFOs is dead, or its child has got past exec.
         files["keeper"] = os.open("/proc/self/fd/%d" % complain.file, os.O_RDWR)
         fcntl.flock(files["keeper"], fcntl.LOCK_EX)
+        keeper = Keeper(directory, files, request, inherited)
         if launched_by(directory, files) or unpack(os.pread(files["exit"], PAGE, PAGE)) is not None:
-            old = Record.read(os.pread(files["exit"], PAGE, 0))
-            guards = old.guards if old else guards
             break
         # Nothing was launched: the program gets its three guards all the same.
     become(b"corra-keeper")
     _signal.signal(_signal.SIGURG, _signal.SIG_IGN)
-    Keeper(directory, files, request, inherited, guards, report).run()
+    keeper.run(pids, report)
 
 
 # ============================================================ the starter
@@ -2434,7 +2503,7 @@ def outliving(request):
         words += ["-p", SCOPED[name][1] % limits[name]]
     if not scoped and not ends_with_session(request):
         return []
-    there = os.path.exists("/run/user/%d/systemd" % os.geteuid()) and os.path.exists("/var/lib/systemd/linger/" + user)
+    there = present("/run/user/%d/systemd" % os.geteuid()) and present("/var/lib/systemd/linger/" + user)
     if scoped:
         check_scope(scoped, user, there)
     elif os.geteuid() and not there:
@@ -2445,7 +2514,7 @@ def outliving(request):
 def check_scope(scoped, user, there):
     """Raise Refusal where no scope would hold the limits `scoped`: systemd itself takes them in silence and sets nothing."""
     what, at = " and ".join(scoped), "/sys/fs/cgroup/"
-    if not os.path.isdir("/run/systemd/system"):
+    if not present("/run/systemd/system"):
         raise Refusal("no_scope", "%s: only systemd can set that, and it isn't what runs this machine" % what)
     if os.geteuid():
         if not there:
@@ -2471,28 +2540,25 @@ def ends_with_session(request):
 
 def logind_kills(user):
     """Return whether logind ends the processes of this user's sessions with them, as it says itself."""
-    import subprocess
-
     manager = ["org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager"]
     asked = ["busctl", "get-property"] + manager + ["KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers"]
-    try:
-        said = subprocess.check_output(asked, stderr=subprocess.DEVNULL, timeout=START_DEADLINE_S).decode()
-    except (OSError, subprocess.SubprocessError):
-        return False  # no logind that could be asked
+    said = answer_of(asked, "", START_DEADLINE_S).decode("utf-8", "replace")  # nothing, where there is no logind that could be asked
     kills, only, excluded = (said.splitlines() + ["b false"] * 3)[:3]
     named = '"%s"' % user
     return kills == "b true" and named not in excluded.split() and (only == "as 0" or named in only.split())
 
 
 def spawn_guards(request, path):
-    """Start the guards of the run at `path` in a fresh interpreter; return when they have launched the program, or failed to.
+    """Start the guards of the run at `path`; return when they have launched the program, or failed to.
 
-    Ours has json and hashlib in its memory, three times over after their forks. They get this module's code over a pipe: no file
-    has to be trusted or found, and an upgrade in the middle changes nothing.
+    They are forked from this process where it is small enough to be carried for weeks, by each of them. Where it isn't (it has compiled
+    this file, or read a large request), or where they belong elsewhere (`before`), a fresh interpreter gets this module's code over a
+    pipe: no file has to be trusted or found, and an upgrade in the middle changes nothing.
     """
-    data = marshal.dumps((thin(CODE), dict(request, path=path)))
-    ours, theirs = os.pipe()
+    request = dict(request, path=path)
+    fresh = request["before"] or resident_kb() > FORK_KB
     report, reporting = os.pipe()
+    ours, theirs = os.pipe() if fresh else (None, None)
     child = os.fork()
     if not child:
         try:
@@ -2508,9 +2574,11 @@ def spawn_guards(request, path):
                         os.close(int(name))
                     except OSError:
                         pass
+            os.chdir("/")
+            if not fresh:
+                guard(request, reporting)
             os.set_inheritable(ours, True)
             os.set_inheritable(reporting, True)
-            os.chdir("/")
             script = (
                 # Read whole: marshal.load asks a file for each few bytes, which takes 5 ms longer.
                 "import marshal,sys;h=open(int(sys.argv[1]),'rb');c,r=marshal.loads(h.read());h.close();n={'__name__':'corra_agent'};"
@@ -2520,22 +2588,82 @@ def spawn_guards(request, path):
             variables = given_environment()
             if request["before"]:
                 variables.setdefault(b"XDG_RUNTIME_DIR", b"/run/user/%d" % os.geteuid())  # sudo takes it away
-            os.execvpe(argv[0], argv, variables)
+            execute(argv, variables)
         finally:
             os._exit(1)
-    os.close(ours)
     os.close(reporting)
     os.waitpid(child, 0)
-    try:
-        with open(theirs, "wb", 0) as pipe:
-            while data:
-                data = data[pipe.write(data) :]
-    except BrokenPipeError:
-        pass
+    if fresh:
+        os.close(ours)
+        try:
+            with open(theirs, "wb", 0) as pipe:
+                data = marshal.dumps((thin(CODE), request))
+                while data:
+                    data = data[pipe.write(data) :]
+        except BrokenPipeError:
+            pass
     poll = select.poll()
     poll.register(report, select.POLLIN)
     poll.poll(START_DEADLINE_S * 1000)
     os.close(report)
+
+
+def resident_kb():
+    """Return how much memory this process has for itself."""
+    _, resident, shared = slurp("/proc/self/statm").split()[:3]
+    return (int(resident) - int(shared)) * 4096 // 1024
+
+
+# ============================================================ the starter: other programs
+
+
+def execute(words, variables):
+    """Become another program, found by PATH. Raises OSError, the last of them, when none can be."""
+    worst = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), words[0])
+    for path in candidates(words, variables):
+        try:
+            os.execve(path, [octets(word) for word in words], variables)
+        except OSError as error:
+            worst = error
+    raise worst
+
+
+def answer_of(words, text, patience_s):
+    """Return what a process prints that reads `text`; nothing, where it fails or isn't done in time.
+
+    By hand: the subprocess module and what it imports would be the largest part of a start.
+    """
+    asks, ours = os.pipe()
+    theirs, answers = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            null = os.open("/dev/null", os.O_RDWR)
+            for target, fd in enumerate((asks, answers, null)):
+                os.dup2(fd, target)
+            execute(words, given_environment())
+        finally:
+            os._exit(127)
+    os.close(asks)
+    os.close(answers)
+    try:
+        with open(ours, "wb", 0) as pipe:
+            pipe.write(text.encode())
+    except BrokenPipeError:
+        pass
+    poll, said = select.poll(), []
+    deadline = None if patience_s is None else time.monotonic() + patience_s
+    poll.register(theirs, select.POLLIN)
+    while poll.poll(deadline and max(0, deadline - time.monotonic()) * 1000):
+        data = os.read(theirs, 65536)
+        if not data:
+            break
+        said.append(data)
+    else:
+        os.kill(child, _signal.SIGKILL)
+        said = []
+    os.close(theirs)
+    return b"".join(said) if os.waitpid(child, 0)[1] == 0 else b""
 
 
 # ============================================================ requests and replies
@@ -2769,7 +2897,7 @@ def runs_of(request):
     """Yield (root, prog_id) of every run of this user here. Raises Refusal when a root is there and can't be read."""
     for root in roots(request):
         try:
-            names = os.listdir(os.path.join(root, "runs"))
+            names = os.listdir(join(root, "runs"))
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
@@ -2842,7 +2970,7 @@ def new_run(request, stdin, reply):
     if there:
         same_program(there, request)
         there.close()
-        return os.path.dirname(os.path.dirname(there.path)), prog_id
+        return parent(parent(there.path)), prog_id
     request["before"] = outliving(request)  # a refusal comes before anything is made
     stored = {key: request[key] for key in ("prog_id", "name", "origin", "program", "run", "callback", "config") if request.get(key)}
     token = (request.get("secrets") or {}).get("token")
@@ -3062,7 +3190,7 @@ class Watch:
         self.blind = self.fd < 0
         for name in names if not self.blind else ():
             # IN_MODIFY; for the directory itself IN_DELETE | IN_CREATE, since its own end comes only after everybody has closed it
-            path = os.fsencode("/proc/self/fd/%d/%s" % (directory, name))
+            path = b"/proc/self/fd/%d/%s" % (directory, name.encode())
             if _c("inotify_add_watch")(self.fd, path, 0x300 if name == "." else 0x2) < 0 and _ctypes.get_errno() != errno.ENOENT:
                 self.blind = True
 
@@ -3745,7 +3873,7 @@ def collect(request, now):
             forgotten.append(ended.prog_id)
             freed += ended.bytes
             if not dry:
-                runs = os.open(os.path.join(ended.root, "runs"), os.O_RDONLY | os.O_DIRECTORY)
+                runs = os.open(join(ended.root, "runs"), os.O_RDONLY | os.O_DIRECTORY)
                 discard(runs, ended.prog_id)
                 os.close(runs)
         elif wanted and ended.bytes:
@@ -3760,32 +3888,31 @@ def sweep_leftovers(request, now_s):
     """Remove what a starter that died left half made, and agents that nobody has started for a month."""
     for root in roots(request):
         try:
-            runs = secure(os.path.join(root, "runs"))
+            runs = secure(join(root, "runs"))
         except OSError:
             continue
         for name in os.listdir(runs):
             if name.startswith(".new-") and os.stat(name, dir_fd=runs).st_mtime < now_s - 3600:
                 discard(runs, name)
         os.close(runs)
-    own = os.path.dirname(os.path.abspath(CODE.co_filename))
-    cache = os.path.dirname(own)
-    if len(os.path.basename(own)) != 64:
+    own = parent(absolute(CODE.co_filename))
+    cache = parent(own)
+    if len(base(own)) != 64:
         return  # run by hand: not from a cache
     for name in os.listdir(cache):
-        path = os.path.join(cache, name, "agent.py")
-        if len(name) != 64 or name == os.path.basename(own) or not os.path.exists(path):
+        path = join(cache, name + "/agent.py")
+        if len(name) != 64 or name == base(own) or not present(path):
             continue
         # Every start reads the file to check its hash, and reading moves atime at least once a day.
         if max(os.stat(path).st_atime, os.stat(path).st_mtime) < now_s - KEEP_AGENT_S:
-            for directory, _, files in os.walk(os.path.join(cache, name), topdown=False):
-                for each in files:
-                    os.unlink(os.path.join(directory, each))
-                os.rmdir(directory)
+            above = os.open(cache, os.O_RDONLY | os.O_DIRECTORY)
+            discard(above, name)
+            os.close(above)
 
 
 def verb_gc(request, stdin, reply, framed):
     if request.get("ids") is not None:
-        request["ids"] = [os.path.basename(find({"prog_id": each, "spool": request.get("spool")}).path) for each in request["ids"]]
+        request["ids"] = [base(find({"prog_id": each, "spool": request.get("spool")}).path) for each in request["ids"]]
     found = collect(request, now_ns())
     if not request.get("dry"):
         sweep_leftovers(request, time.time())
@@ -3794,7 +3921,7 @@ def verb_gc(request, stdin, reply, framed):
 
 def daily_gc(request, root):
     """Once a day a start also cleans up, in a process of its own that nobody waits for."""
-    stamp = os.path.join(root, "gc")
+    stamp = join(root, "gc")
     try:
         if os.stat(stamp).st_mtime > time.time() - 86400:
             return
@@ -3856,17 +3983,17 @@ def read_bounded(run, reply, name, file, begin, end, size):
 def place_courier(source):
     """Put the courier beside the agent, if it came with the request; by hand it is there. Raises Refusal."""
     path = beside("courier.py")
-    there = slurp(path) if os.path.exists(path) else None
+    there = slurp(path) if present(path) else None
     if source is None and there is None:
         raise Refusal("no_courier", "a callback needs courier.py beside agent.py: %s isn't there" % path)
     if source is None or there == octets(source):
         return
     try:
-        above = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+        above = os.open(parent(path), os.O_RDONLY | os.O_DIRECTORY)
         replace(above, "courier.py", octets(source))
         os.close(above)
     except OSError as error:
-        tried = [{"dir": os.path.dirname(path), "errno": error.errno, "message": error.strerror}]
+        tried = [{"dir": parent(path), "errno": error.errno, "message": error.strerror}]
         raise Refusal("no_room", "no room for the courier: " + error.strerror, tried=tried) from None
 
 
@@ -3883,8 +4010,9 @@ def verb_deliver(request, stdin, reply, framed):
         replace(run.directory, "route", octets(request["route"]))
     found = None
     if request.get("seconds") != 0:
+        asked = to_json({"callback": callback, "from": request.get("from"), "seconds": request.get("seconds")})
         words = [sys.executable, "-ISE", beside("courier.py"), "now", run.path, beside("agent.py")]
-        found = from_json(answer_of(words, to_json({"callback": callback, "from": request.get("from"), "seconds": request.get("seconds")})))
+        found = from_json(answer_of(words, asked, None) or b"null")
     reply.send({"state": run.state(), "delivered": found})
 
 
@@ -3898,13 +4026,6 @@ def replace(directory, name, data):
         if exists(directory, new):
             os.unlink(new, dir_fd=directory)
         raise
-
-
-def answer_of(words, text):
-    """Return what a process prints that reads `text`."""
-    import subprocess
-
-    return subprocess.run(words, input=text.encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False).stdout or b"null"
 
 
 VERBS = {

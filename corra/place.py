@@ -42,7 +42,7 @@ PYTHONS = ("python3", "/usr/libexec/platform-python", *(f"python3.{minor}" for m
 # Runs on Python 3.6 and later, before anything is known about the host. It reads stdin without a buffer of Python's and hands what it
 # has read too far to the agent. `_sha256` and `_sha2`: hashlib alone would cost 5 ms at each call.
 LOADER = r"""
-import os, stat, sys
+import posix as os, sys
 
 def load():
     ahead = bytearray()
@@ -85,17 +85,47 @@ def load():
     def refuse(why, path):
         raise OSError(1, why, path)
 
+    def real(path, links=40):
+        # As os.path.realpath, of which a run's guards would keep 150 to 440 kB.
+        at = "/"
+        parts = path.split("/")
+        if path[:1] != "/":
+            parts = os.getcwd().split("/") + parts
+        while parts:
+            part = parts.pop(0)
+            if part == "..":
+                at = above(at)
+            elif part not in ("", "."):
+                try:
+                    target = os.readlink(at.rstrip("/") + "/" + part)
+                except OSError:
+                    at = at.rstrip("/") + "/" + part
+                    continue
+                links -= 1
+                if links < 0:
+                    refuse("has too many links", path)
+                if target[:1] == "/":
+                    at = "/"
+                parts[:0] = target.split("/")
+        return at
+
+    def above(path):
+        return path.rpartition("/")[0] or "/"
+
+    def decoded(path):
+        return path.decode(sys.getfilesystemencoding(), "surrogateescape")
+
     def trust_above(path):
-        path = os.path.realpath(path)
+        path = real(path)
         while True:
             found = os.stat(path)
             if found.st_uid not in (0, me):
                 refuse("belongs to somebody else", path)
-            if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
+            if found.st_mode & 0o022 and not found.st_mode & 0o1000:
                 refuse("others may write there", path)
-            if path == os.path.dirname(path):
+            if path == "/":
                 return
-            path = os.path.dirname(path)
+            path = above(path)
 
     def own(path, make):
         try:
@@ -108,7 +138,7 @@ def load():
             except FileExistsError:
                 pass
             found = os.lstat(path)
-        if not stat.S_ISDIR(found.st_mode):
+        if found.st_mode & 0o170000 != 0o040000:
             refuse("is not a directory", path)
         if found.st_uid != me:
             refuse("belongs to somebody else", path)
@@ -118,19 +148,22 @@ def load():
 
     def place(root, make):
         base, names = root
-        if make and not os.path.isdir(base):
-            os.mkdir(base, 0o700)
+        if make:
+            try:
+                os.mkdir(base, 0o700)
+            except FileExistsError:
+                pass
         trust_above(base)
-        path = os.path.realpath(base)
+        path = real(base)
         for name in names + (digest,):
-            path = own(os.path.join(path, name), make)
+            path = own(path + "/" + name, make)
         return path
 
     def is_there(path):
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, "rb") as file:
             found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != me or found.st_mode & 0o022:
+            if found.st_mode & 0o170000 != 0o100000 or found.st_uid != me or found.st_mode & 0o022:
                 return False
             return sha256(file.read(1 << 24)) == digest
 
@@ -148,23 +181,23 @@ def load():
     nonce, digest, verb = line().split()
     digest = digest.decode()
     mask = os.umask(0o077)
-    home = os.environ.get("HOME", "")
+    home = decoded(os.environ.get(b"HOME", b""))
     if not home:
         try:
             import pwd
             home = pwd.getpwuid(me).pw_dir
         except KeyError:
             home = "/nonexistent"
-    cache = os.environ.get("XDG_CACHE_HOME", "")
+    cache = decoded(os.environ.get(b"XDG_CACHE_HOME", b""))
     roots = [
-        (cache if os.path.isabs(cache) else os.path.join(home, ".cache"), ("corra",)),
+        (cache if cache[:1] == "/" else home + "/.cache", ("corra",)),
         ("/var/tmp", ("corra-%d" % me, "cache")),
     ]
     where = None
     for root in roots:
         try:
             path = place(root, False)
-            if is_there(os.path.join(path, "agent.py")):
+            if is_there(path + "/agent.py"):
                 where = path
                 break
         except OSError:
@@ -181,11 +214,11 @@ def load():
         for root in roots:
             try:
                 path = place(root, True)
-                put(os.path.join(path, "agent.py"), source)
+                put(path + "/agent.py", source)
                 where = path
                 break
             except OSError as error:
-                shown = os.path.join(root[0], *root[1])
+                shown = "/".join((root[0],) + root[1])
                 message = error.strerror
                 if error.filename and error.errno == 1:
                     message = "%s %s" % (error.filename, message)
@@ -201,9 +234,9 @@ def load():
         import agent
     except (EOFError, ValueError, TypeError):
         # Python before 3.12.8 and 3.13.1 leaves a .pyc cut short where a disk is full or ulimit -f is low, and then trips over it.
-        cache = os.path.join(where, "__pycache__")
+        cache = where + "/__pycache__/"
         for name in os.listdir(cache):
-            os.unlink(os.path.join(cache, name))
+            os.unlink(cache + name)
         sys.dont_write_bytecode = True
         import agent
     os.umask(mask)

@@ -19,9 +19,9 @@ LINES_MAX = 4000
 SECTION_MAX = 150
 
 # Free or nearly so: C modules, and what every Python has loaded anyway. A guard that sleeps for weeks pays for each of them.
-LIGHT = {"_ctypes", "errno", "fcntl", "marshal", "os", "resource", "select", "struct", "sys", "time", "zlib", "_json", "_signal"}
+LIGHT = {"_ctypes", "errno", "fcntl", "gc", "marshal", "posix", "select", "struct", "sys", "time", "zlib", "_json", "_signal"}
 # Only where a verb needs them, in a process that ends with its answer.
-LATE = LIGHT | {"json", "pwd", "gc", "stat", "_sha256", "_sha2", "hashlib", "importlib", "subprocess", "termios"}
+LATE = LIGHT | {"pwd", "hashlib", "termios"}
 
 
 def imported(body: list[ast.stmt] | ast.Module) -> set[str]:
