@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from corra import agent as host_agent
+from torture import agent_argv
 
 PTRACE_TRACEME, PTRACE_CONT, PTRACE_DETACH, PTRACE_SETOPTIONS, PTRACE_SYSCALL, PTRACE_GETEVENTMSG = 0, 7, 17, 0x4200, 24, 0x4201
 FORK, VFORK, CLONE, EXEC = 1, 2, 3, 4
@@ -34,12 +35,12 @@ def _ptrace(request: int, pid: int, data: int | ctypes.c_ulong = 0) -> int:
 class Tracer:
     """Runs one start under ptrace and kills the guard `role` at its `point`-th stop at a system call (entry and exit both count).
 
-    Guards are told by their forks: the starter's grandchild that calls exec is the standby, its child the middle, and so on; the
-    count begins at the fork (for the standby at its exec), so that every instruction of a guard's life is within reach.
+    Guards are told by their forks: the starter's grandchild (by hand: once it calls exec) is the standby, its child the middle, and so
+    on; the count begins there, so that every instruction of a guard's life is within reach.
     """
 
-    def __init__(self, argv: list[str], request: bytes, role: str | None, point: int) -> None:
-        self.argv, self.request, self.role, self.point = argv, request, role, point
+    def __init__(self, argv: list[str], request: bytes, role: str | None, point: int, *, by_hand: bool) -> None:
+        self.argv, self.request, self.role, self.point, self.by_hand = argv, request, role, point, by_hand
         self.parent: dict[int, int] = {}
         self.roles: dict[int, str] = {}
         self.calls: dict[str, int] = dict.fromkeys(ROLES, 0)
@@ -108,6 +109,8 @@ class Tracer:
 
     def born(self, parent: int, child: int) -> None:
         self.parent[child] = parent
+        if not self.by_hand:
+            self.outermost(child)
         role = self.roles.get(parent)
         if role in ROLES[:-1]:
             following = ROLES[ROLES.index(role) + 1]
@@ -116,6 +119,10 @@ class Tracer:
                 self.roles[child] = following
 
     def executed(self, pid: int) -> None:
+        if self.by_hand:
+            self.outermost(pid)
+
+    def outermost(self, pid: int) -> None:
         if not self.roles and self.parent.get(self.parent.get(pid, 0)) == self.starter:
             self.roles[pid] = "standby"
 
@@ -161,13 +168,16 @@ EXPECTED = {
 }
 
 
-def one(agent: Path, root: Path, role: str | None, point: int, python: str = sys.executable) -> tuple[dict[str, int], bool, list[str]]:
+def one(
+    agent: Path, root: Path, role: str | None, point: int, python: str = sys.executable, by_hand: bool = False
+) -> tuple[dict[str, int], bool, list[str]]:
     """Do one start with `role` killed at `point`; return how many stops each guard made, whether it was killed, and what was violated."""
     prog_id, violations = f"sweep-{role or 'none'}-{point}", []
     executed = root / f"x-{prog_id}"
     program = {"argv": [python, "-ISE", "-c", PROGRAM, str(executed), str(agent), str(root), prog_id], "cwd": "/", "stdin": {"open": True}}
     request = json.dumps({"prog_id": prog_id, "spool": str(root), "program": program}).encode()
-    tracer = Tracer([python, "-ISE", str(agent), "start"], request, role, point)
+    (root / "gc").touch()  # else the first start's clean-up is a grandchild, too
+    tracer = Tracer([*agent_argv(python, agent, by_hand=by_hand), "start"], request, role, point, by_hand=by_hand)
     first = json.loads(tracer.run())
     run = host_agent.Run(str(root), prog_id)
     state = run.state()

@@ -49,14 +49,14 @@ def test_no_byte_status_or_promise_is_lost_under(fault: str) -> None:
     assert figures["runs"] == share
     if fault in ("one", "two", "kept"):
         assert figures["lost"] == 0
-        assert figures["kills"] > share / 5  # the rest were over before their moment came
+        assert figures["kills"] > share / 8  # the rest were over before their moment came
     if fault in torture.OVER_SSH:
         assert figures["cuts"] > share / 5
 
 
-@pytest.mark.parametrize("role", sweep.ROLES)
+@pytest.mark.parametrize("role", [*sweep.ROLES, "standby --by-hand"])
 def test_a_guard_may_be_killed_at_any_of_its_system_calls(role: str) -> None:
-    figures = tortured("--sweep", role, "--points", POINTS, "--seed", SEED)
+    figures = tortured("--sweep", *role.split(), "--points", POINTS, "--seed", SEED)
     assert figures["killed"] >= figures["runs"] * 0.9
     assert figures["runs"] >= min(POINTS, figures["calls"])
 

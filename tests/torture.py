@@ -17,6 +17,7 @@ import os
 import random
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,21 @@ from sshd import Sshd
 
 AGENT = Path(host_agent.__file__)
 DEADLINE_S = 30.0
+# As the loader does on a host, where a .pyc is beside the file: then the guards are forked, where by hand they are a fresh interpreter.
+PLACED = "import sys; sys.path.insert(0, sys.argv[1]); import agent; sys.exit(agent.main(sys.argv[2:], agent.Input(0), sys.stdout.buffer))"
+
+
+def agent_argv(python: str, agent: Path, *, by_hand: bool) -> list[str]:
+    """Return the words that run this agent."""
+    return [python, "-ISE", str(agent)] if by_hand else [python, "-ISE", "-c", PLACED, str(agent.parent)]
+
+
+def place(agent: Path, root: Path, python: str) -> Path:
+    """Copy the agent into `root`, as on a host: with its .pyc. A run of an hour should be of one agent."""
+    copy = Path(shutil.copy(agent, root))
+    subprocess.run([python, "-ISE", "-c", "import sys; sys.path.insert(0, sys.argv[1]); import agent", root], check=True)
+    return copy
+
 
 # Writes its chunks, each to its stream after its pause, and ends as told. Standard library only, on any Python 3.6.
 PROGRAM = """
@@ -172,8 +188,9 @@ class Case:
         self.over_ssh, self.kept_here = self.fault in OVER_SSH, self.fault in KEPT_HERE
         self.chunks = r.randint(1, 40)
         self.end = r.choice((0, 0, 1, 7, 255, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGSEGV))
-        self.moments = [r.random() ** r.choice((2, 6)) * 0.15 for _ in range(3)]
+        self.moments = [r.random() ** r.choice((2, 6)) * 0.1 for _ in range(3)]
         self.victims = r.sample(range(3), 3)
+        self.by_hand = r.random() < 0.25
         self.prog_id = f"torture-{self.seed}"
         self.spool = self.root / f"s{self.seed}"
         self.mark = f"{self.root.name}-{self.seed}"
@@ -217,7 +234,7 @@ class Case:
 
     def open(self, verb: str) -> subprocess.Popen[bytes]:
         process = started(
-            [self.python, "-ISE", str(AGENT), verb],
+            [*agent_argv(self.python, AGENT, by_hand=self.by_hand), verb],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "TORTURE": self.mark},
