@@ -152,10 +152,6 @@ class _Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "c"
 
 
-class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    _type_ = "i"
-
-
 class _Function(_ctypes.CFuncPtr):
     _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = _Int  # not long: the upper half of a register with an int in it is anything, and -1 wouldn't be below 0
@@ -192,6 +188,9 @@ def splice(source, target, size):
         result = _splice(source, None, target, None, _Long(size), 3)  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
         if result >= 0 or _ctypes.get_errno() != errno.EINTR:
             return _checked(result)
+
+
+# ============================================================ the kernel: processes
 
 
 def become(title):

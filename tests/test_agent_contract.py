@@ -65,6 +65,19 @@ def test_what_is_imported_at_the_top_costs_a_waiting_guard_next_to_nothing():
     assert imported(TREE.body) <= LIGHT
 
 
+@pytest.mark.parametrize("python", [pytest.param(path, id="{}.{}".format(*key)) for key, path in sorted(PYTHONS.items())])
+def test_what_it_calls_os_is_posix_and_has_all_that_it_takes_from_there(python):
+    """A run's guards would carry os.py for weeks; so nobody may import it on the way to them, nor use what only it has."""
+    used = {
+        node.attr
+        for node in ast.walk(TREE)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os"
+    }
+    check = "import sys, posix; sys.path.insert(0, sys.argv[1]); import agent; print([x for x in sys.argv[2:] if not hasattr(posix, x)], 'os' in sys.modules)"
+    said = subprocess.check_output([python, "-ISEB", "-c", check, str(AGENT.parent), *sorted(used)], text=True)
+    assert said == "[] False\n"
+
+
 def test_it_is_written_in_the_language_of_python_3_6():
     ast.parse(SOURCE, feature_version=(3, 6))
     newer = (ast.NamedExpr, ast.Match, getattr(ast, "TryStar", ast.Match))
