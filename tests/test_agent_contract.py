@@ -15,7 +15,7 @@ import pytest
 AGENT = Path(__file__).resolve().parent.parent / "corra" / "agent.py"
 SOURCE = AGENT.read_text()
 TREE = ast.parse(SOURCE)
-LINES_MAX = 4000
+LINES_MAX = 4200
 SECTION_MAX = 150
 
 # Free or nearly so: C modules, and what every Python has loaded anyway. A guard that sleeps for weeks pays for each of them.
