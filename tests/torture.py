@@ -81,7 +81,8 @@ if os.isatty(0):
     tty.setraw(0)
 os.write(1, b"R")
 while size or not os.isatty(0):
-    data = os.read(0, int(r.paretovariate(0.7) * 20) % 60000 + 1)
+    most = int(r.paretovariate(0.7) * 20) % 60000 + 1
+    data = os.read(0, min(most, size) if os.isatty(0) else most)  # what ends a terminal's input is a byte, too, and not for us
     if not data:
         break
     size -= len(data)
