@@ -3496,10 +3496,11 @@ class Follow:
         numbers = [int(word) for word in words[1:] if word.isdigit()]
         if words[0] == "P":
             self.queue.append(b"H\n")
-        elif words[0] == "K" and len(words) == 3 and words[1] in SIGNALS and words[2].isdigit():
-            number = os.urandom(4).hex()
-            give_order(self.run, signal_order(number, words[1], self.request))
-            self.orders[number] = (int(words[2]), words[1], time.monotonic() + ORDER_DEADLINE_S)
+        elif words[0] == "K" and len(words) == 3 and words[2].isdigit():
+            if words[1] in SIGNALS:  # another machine may have more; without an answer the client knows that it wasn't sent
+                number = os.urandom(4).hex()
+                give_order(self.run, signal_order(number, words[1], self.request))
+                self.orders[number] = (int(words[2]), words[1], time.monotonic() + ORDER_DEADLINE_S)
         elif words[0] == "I" and self.sender and len(numbers) == 2 and numbers[1] <= INPUT_MAX:
             self.body = tuple(numbers) if numbers[1] else None
         elif words[0] == "E" and self.sender and len(numbers) == 1:

@@ -787,13 +787,22 @@ def test_pings_are_answered_and_a_signal_over_the_open_follow_is_relayed_and_ack
     with door.follow(state["prog_id"]) as follow:
         follow.send(b"P\nP\n")
         follow.until(lambda each: each.beats() == 2)
-        follow.send(b"K TERM 7\nK NOPE 8\nnonsense\n")
+        follow.send(b"K TERM 7\nK NOPE 8\n")
         follow.until(lambda each: each.acked(7)).until_output(b"term\n")
         assert not follow.acked(8)
         follow.send(b"K USR1 9\n")
         follow.drain()
         assert follow.acked(9)
     assert follow.states[-1]["return_code"] == 3
+
+
+def test_a_follower_leaves_a_client_that_speaks_another_language(door):
+    state = door.start(["sleep", "600"])
+    with door.follow(state["prog_id"]) as follow:
+        follow.send(b"P\nnonsense\nP\n")
+        with pytest.raises(EOFError):
+            follow.until(lambda each: each.beats() == 2)
+    door.stop(state["prog_id"])
 
 
 def test_wait_has_states_and_no_output(door):
