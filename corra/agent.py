@@ -1314,6 +1314,8 @@ def become_program(directory, files, request, inherited, report, tell):
             os.link("launched.tmp", "launched", src_dir_fd=directory, dst_dir_fd=directory)
         except FileExistsError:
             os._exit(127)  # launched before: whoever did it has its status
+        # A machine that dies from here on must know afterwards that exec was tried, or a repeated start would run it again.
+        os.fsync(directory)
         tell()
         stage, worst, where = "exec", None, argv[0]
         # The mask goes last: a TERM that came since the fork must end the program, not this code.

@@ -47,6 +47,25 @@ def numbers() -> bytes:
     return b"".join(b"%d\n" % number for number in range(1, SIZE + 1))
 
 
+# ---------------------------------------------------------------- a machine that dies
+
+
+def test_the_claim_and_its_name_are_on_the_disk_before_the_program_is_executed(tmp_path: Path) -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("no strace here, which sees in what order the kernel is asked")
+    log, program = tmp_path / "calls", shutil.which("true")
+    calls = "trace=fsync,linkat,execve"
+    for door in fresh(tmp_path, prefix=["strace", "-f", "-qq", "-o", str(log), "-e", calls]):
+        door.start([str(program)])
+    by_pid: dict[str, list[str]] = {}
+    for line in log.read_text().splitlines():
+        pid, call = line.split(None, 1)
+        by_pid.setdefault(pid, []).append(call)
+    (own,) = [each for each in by_pid.values() if any(call.startswith(f'execve("{program}"') for call in each)]
+    names = [call.partition("(")[0] for call in own]
+    assert names == ["fsync", "linkat", "fsync", "execve"] and '"launched"' in own[1] and all(call.endswith("= 0") for call in own)
+
+
 # ---------------------------------------------------------------- guards killed
 
 SOME = [each for count in (1, 2) for each in itertools.combinations(range(3), count)]
