@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from .agent import BOUND_MIN, RLIMITS
 from .errors import Misuse
 
 LOCAL = "local"
@@ -290,6 +289,8 @@ def size(text: str) -> int:
 def output_kept(value: int | str | None) -> int | None:
     """Return how many bytes of each stream a run keeps. Raises Misuse for less than the host can keep."""
     found = size(value) if isinstance(value, str) else value
+    from .agent import BOUND_MIN  # 4,000 lines, which listing and completing do without
+
     if found is not None and found < BOUND_MIN:
         raise Misuse(f"too little to keep of an output: {value} ({BOUND_MIN >> 10}K or more)")
     return found
@@ -345,6 +346,8 @@ def _limit_name(text: str) -> str:
 
 def _limit(name: str, value: int | str | Sequence[int]) -> int | list[int]:
     read, least, most, _ = LIMITS[name]
+    from .agent import RLIMITS
+
     pairs = name in RLIMITS
     parts: list[Any] = list(value.split(":")) if isinstance(value, str) else list(value) if isinstance(value, Sequence) else [value]
     found: list[int] = []

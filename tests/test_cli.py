@@ -152,7 +152,10 @@ def test_each_bad_end_has_its_line_and_code(cli: Cli, flags: tuple[str, ...], ar
             "corra: NOT STARTED: -E NO_SUCH_VARIABLE: not set here; say -E NO_SUCH_VARIABLE=..",
         ),
         ("run --host local --stdin /no/such -- true", "corra: NOT STARTED: --stdin /no/such: No such file or directory"),
-        ("run --host local --via carrier -- true", "corra: NOT STARTED: --via: not fabric, openssh or chaperone: 'carrier'"),
+        (
+            "run --host local --via carrier -- true",
+            "corra: NOT STARTED: --via: not fabric, openssh, chaperone or chaperone@HOST: 'carrier'",
+        ),
         ("run --host local --limit files -- true", "corra: NOT STARTED: --limit: not NAME=VALUE: 'files' (say files=4096)"),
         (
             "run --host local --limit file=1 -- true",

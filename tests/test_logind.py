@@ -25,9 +25,7 @@ def machine() -> Iterator[rig.Rig]:
 
 
 def kill_user_processes(machine: rig.Rig, value: str) -> None:
-    script = (
-        f"mkdir -p /etc/systemd/logind.conf.d; printf '[Login]\\nKillUserProcesses={value}\\n' > {KILLS}; systemctl restart systemd-logind"
-    )
+    script = f"mkdir -p /etc/systemd/logind.conf.d; printf '[Login]\\nKillUserProcesses={value}\\n' > {KILLS}; systemctl reset-failed systemd-logind; systemctl restart systemd-logind"
     done = machine.root("sh", "-c", script)
     assert done.returncode == 0, done.stderr
 
