@@ -112,6 +112,11 @@ def sshd(new_sshd: Callable[..., Sshd]) -> Sshd:
 @pytest.fixture(params=["local", "fabric", "openssh"])
 def target(request: pytest.FixtureRequest, home: Path) -> Iterator[Agent]:
     """This machine, and the same machine through sshd by either transport."""
+    yield from reached(request)
+
+
+def reached(request: pytest.FixtureRequest) -> Iterator[Agent]:
+    """Yield the agent of this machine, or through sshd by the way that the fixture's parameter names."""
     if request.param != "local":
         request.getfixturevalue("sshd")
     agent = agent_for("local" if request.param == "local" else "h", via=request.param)

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 
 import corra
-from conftest import Cli
+from conftest import Cli, reached
 from corra import control, ids
 from corra.errors import Misuse, NotStarted
 from corra.place import Agent
 from corra.program import Program, Request
-from corra.reach import agent_for
 
 LOCAL = ("--host", "local")
 
@@ -23,11 +22,7 @@ LOCAL = ("--host", "local")
 @pytest.fixture(params=["local", "fabric", "chaperone"])
 def target(request: pytest.FixtureRequest, home: Path) -> Iterator[Agent]:
     """This machine, the same through sshd, and through sshd without anything there."""
-    if request.param != "local":
-        request.getfixturevalue("sshd")
-    agent = agent_for("local" if request.param == "local" else "h", via=request.param)
-    yield agent
-    agent.close()
+    yield from reached(request)
 
 
 def again(run: corra.Run, **how: Any) -> corra.Result:
