@@ -974,7 +974,8 @@ class Run:
         if facts["alive"] and record:
             living = {pid: process(pid) for pid in living_guards(record)}
             living = {pid: found for pid, found in living.items() if found}
-            facts["stopped"] = keeper in living and living[keeper][0] in "Tt"
+            # The innermost that lives keeps the run, or is to do so as soon as it can.
+            facts["stopped"] = [found[0] in "Tt" for found in living.values()][-1:] == [True]
             facts["standbys"] = [pid for pid in living if pid != keeper]
             # A zombie has no children any more: they are its keeper's by now.
             ours = {facts["launched"] and facts["launched"][0], record.courier}

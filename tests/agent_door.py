@@ -35,6 +35,7 @@ PYTHON = os.environ.get("CORRA_AGENT_PYTHON") or sys.executable
 LOADER = "import sys; sys.path.insert(0, {!r}); import agent; {}sys.exit(agent.main(sys.argv[1:], agent.Input(0), sys.stdout.buffer))"
 
 _copies: dict[int, str] = {}
+_compiled: set[tuple[int, str]] = set()
 
 
 def copy_of_the_agent() -> str:
@@ -47,6 +48,13 @@ def copy_of_the_agent() -> str:
         atexit.register(shutil.rmtree, at, ignore_errors=True)
         _copies[os.getpid()] = at
     return _copies[os.getpid()]
+
+
+def compile_the_agent(python: str) -> None:
+    """Have a .pyc of the copy for `python`, as a host has from its first start on: who isn't root could leave none there."""
+    if (os.getpid(), python) not in _compiled:
+        subprocess.run([python, "-ISE", "-c", LOADER.format(copy_of_the_agent(), "sys.exit(); ")], check=True)
+        _compiled.add((os.getpid(), python))
 
 
 class Refused(Exception):
@@ -76,6 +84,7 @@ class Door:
         self.constants = constants  # such as "agent.PING_DEADLINE_S = 1; ": a test can't wait for a minute
         self.home = base / "home"
         self.home.mkdir(exist_ok=True, parents=True)
+        compile_the_agent(python)
         self.spool = spool or base / "spool"
         given: dict[str, str | None] = {
             "HOME": str(self.home),

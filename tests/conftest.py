@@ -19,7 +19,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # pytest's importlib mode leaves it out, and the tests share sshd.py and machine.py
 
-import users  # noqa: E402 - found by the line above
+import agent_door  # noqa: E402 - found by the line above
+import users  # noqa: E402
 from corra.place import Agent  # noqa: E402
 from corra.reach import agent_for  # noqa: E402
 from seat import Terminal  # noqa: E402
@@ -61,6 +62,12 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (path / ".ssh" / "config").touch(mode=0o600)
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def python() -> str:
+    """The Python that runs the agent; `machine.EVERYWHERE` and `machine.DEAR` make it several."""
+    return agent_door.PYTHON
 
 
 def home_environment(path: Path) -> dict[str, str]:

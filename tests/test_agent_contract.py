@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import machine
+
 AGENT = Path(__file__).resolve().parent.parent / "corra" / "agent.py"
 SOURCE = AGENT.read_text()
 TREE = ast.parse(SOURCE)
@@ -34,28 +36,6 @@ def imported(body: list[ast.stmt] | ast.Module) -> set[str]:
     return found
 
 
-def pythons() -> list[str]:
-    """The Pythons on this machine that the agent may meet on a host."""
-    names = [f"python3.{minor}" for minor in range(6, 15)]
-    found = [path for path in map(shutil.which, names) if path and works(path)]
-    found += sorted(str(path) for path in Path.home().glob(".pyenv/versions/3.*/bin/python3") if works(str(path)))
-    return sorted(set(found))
-
-
-def works(python: str) -> bool:
-    """Whether it is a Python and not a shim that has none to offer."""
-    return subprocess.run([python, "-c", "0"], capture_output=True, check=False).returncode == 0
-
-
-def version(python: str) -> tuple[int, int]:
-    out = subprocess.check_output([python, "-ISE", "-c", "import sys; print(*sys.version_info[:2])"])
-    major, minor = map(int, out.split())
-    return major, minor
-
-
-PYTHONS = {version(python): python for python in pythons()}
-
-
 def test_it_imports_only_the_standard_library_and_little_of_it():
     assert imported(TREE) <= LATE
     assert imported(TREE) <= set(sys.stdlib_module_names) | {"_sha256", "_sha2"}
@@ -65,7 +45,7 @@ def test_what_is_imported_at_the_top_costs_a_waiting_guard_next_to_nothing():
     assert imported(TREE.body) <= LIGHT
 
 
-@pytest.mark.parametrize("python", [pytest.param(path, id="{}.{}".format(*key)) for key, path in sorted(PYTHONS.items())])
+@pytest.mark.parametrize("python", machine.pythons(), ids=machine.name)
 def test_what_it_calls_os_is_posix_and_has_all_that_it_takes_from_there(python):
     """A run's guards would carry os.py for weeks; so nobody may import it on the way to them, nor use what only it has."""
     used = {
@@ -87,7 +67,7 @@ def test_it_is_written_in_the_language_of_python_3_6():
     assert not re.search(r"""f["'][^"']*\{[^{}"']*[^=!<>]=\}""", SOURCE)
 
 
-@pytest.mark.parametrize("python", [pytest.param(path, id="{}.{}".format(*key)) for key, path in sorted(PYTHONS.items())])
+@pytest.mark.parametrize("python", machine.pythons(), ids=machine.name)
 def test_each_python_on_this_machine_compiles_and_imports_it_in_silence(python, tmp_path):
     shutil.copy(AGENT, tmp_path / "agent.py")
     done = subprocess.run(
@@ -102,9 +82,11 @@ def test_each_python_on_this_machine_compiles_and_imports_it_in_silence(python, 
 
 
 def test_the_oldest_python_it_promises_is_tried_where_there_is_one():
-    if (3, 6) not in PYTHONS:
+    if (3, 6) not in machine.versions():
         pytest.skip("no Python 3.6 on this machine; the grammar was checked")
-    subprocess.run([PYTHONS[3, 6], "-c", f"compile(open({str(AGENT)!r}, encoding='utf-8').read(), 'agent.py', 'exec')"], check=True)
+    subprocess.run(
+        [machine.versions()[3, 6], "-c", f"compile(open({str(AGENT)!r}, encoding='utf-8').read(), 'agent.py', 'exec')"], check=True
+    )
 
 
 def test_importing_it_does_nothing():

@@ -19,20 +19,29 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from agent_door import Door, Gate, Mount, Refused, alive, eventually, fresh, gone, guards, kill, lines_of
+import machine
+from agent_door import SOURCE, Door, Gate, Mount, Refused, alive, eventually, fresh, gone, guards, kill, lines_of
 from corra import agent
 
 SIZE = 3_000_000  # numbers; 22 MB
 FLOW = f'echo x >> "$1"; read a < "$0"; seq 1 {SIZE}; read a < "$0"; exit 7'
 
 
+@pytest.fixture(params=machine.for_faults(), ids=machine.name)
+def python(request: pytest.FixtureRequest) -> str:
+    """Each of the Pythons that faults are tried with; `machine.DEAR` is for what takes more than a second."""
+    path: str = request.param
+    return path
+
+
 @pytest.fixture
-def door(tmp_path: Path) -> Iterator[Door]:
-    yield from fresh(tmp_path)
+def door(tmp_path: Path, python: str) -> Iterator[Door]:
+    yield from fresh(tmp_path, python=python)
 
 
 @pytest.fixture
@@ -50,12 +59,12 @@ def numbers() -> bytes:
 # ---------------------------------------------------------------- a machine that dies
 
 
-def test_the_claim_and_its_name_are_on_the_disk_before_the_program_is_executed(tmp_path: Path) -> None:
+def test_the_claim_and_its_name_are_on_the_disk_before_the_program_is_executed(tmp_path: Path, python: str) -> None:
     if shutil.which("strace") is None:
         pytest.skip("no strace here, which sees in what order the kernel is asked")
     log, program = tmp_path / "calls", shutil.which("true")
     calls = "trace=fsync,linkat,execve"
-    for door in fresh(tmp_path, prefix=["strace", "-f", "-qq", "-o", str(log), "-e", calls]):
+    for door in fresh(tmp_path, python=python, prefix=["strace", "-f", "-qq", "-o", str(log), "-e", calls]):
         door.start([str(program)])
     by_pid: dict[str, list[str]] = {}
     for line in log.read_text().splitlines():
@@ -95,6 +104,7 @@ def test_any_one_or_two_guards_killed_lose_no_byte_and_no_status_and_run_nothing
     gone(*everyone)
 
 
+@machine.DEAR
 def test_random_kills_at_any_moment_leave_every_run_exact_or_with_all_guards_dead_honestly_lost(door):
     """$CORRA_TORTURE is how many runs; a seed repeats the schedule, though not always the race."""
     seed = int(os.environ.get("CORRA_SEED") or random.randrange(1 << 32))
@@ -185,6 +195,7 @@ def test_bytes_that_died_with_all_guards_are_a_gap_and_not_silence(door):
 
 
 def test_a_stopped_keeper_is_seen_and_signals_and_stop_work_without_it(door):
+    door.constants = "agent.ORDER_DEADLINE_S = 0.2; "
     state = door.ready('trap "echo hup" HUP; setsid sleep 1000 & echo ready; while kill -0 $!; do wait $!; done')
     keeper = state["agent_pid"]
     kill(keeper, number=signal.SIGSTOP)
@@ -201,9 +212,39 @@ def test_a_stopped_keeper_is_seen_and_signals_and_stop_work_without_it(door):
     assert door.file(state["prog_id"]).count(b"hup") == 1
 
 
+def test_a_stopped_standby_is_seen_once_the_run_is_its_own(door, gate):
+    state = door.ready('echo ready; read a < "$0"; exit 7', gate.path)
+    _, standby, keeper = guards(state)
+    kill(standby, number=signal.SIGSTOP)
+    assert (door.status(state["prog_id"])["state"], door.status(state["prog_id"])["supervisor"]) == ("running", "ok")
+    kill(keeper)
+    gone(keeper)
+    now = door.status(state["prog_id"])
+    assert (now["state"], now["supervisor"]) == ("running", "stopped")
+    gate.open()
+    kill(standby, number=signal.SIGCONT)
+    assert door.wait(state["prog_id"])["return_code"] == 7
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_end_that_nobody_could_record_is_recorded_by_the_guard_that_is_left(door, gate, count):
+    """Between the end and its record: whoever would see it is stopped, and then killed."""
+    state = door.ready('echo ready; read a < "$0"; echo last; exit 7', gate.path)
+    doomed = guards(state)[-count:]
+    kill(*doomed, number=signal.SIGSTOP)
+    eventually(lambda: all(agent.process(pid)[0] == "T" for pid in doomed))
+    gate.open()
+    eventually(lambda: agent.process(state["pid"])[0] == "Z")
+    assert door.record(state["prog_id"]).outcome is None
+    kill(*doomed)
+    final = door.wait(state["prog_id"])
+    assert (final["state"], final["reason"], final["return_code"]) == ("exited", "exited", 7)
+    assert door.file(state["prog_id"]) == b"ready\nlast\n"
+
+
 def test_a_stop_goes_on_after_its_keepers_death(door):
     state = door.ready('trap "" TERM; echo ready; sleep 1000 & wait')
-    with door.open("stop", {"prog_id": state["prog_id"], "grace": 1, "by": "a@test"}) as stop:
+    with door.open("stop", {"prog_id": state["prog_id"], "grace": 0.5, "by": "a@test"}) as stop:
         kill(state["agent_pid"])
         stop.drain()
     assert stop.states[-1]["ended"]
@@ -212,6 +253,7 @@ def test_a_stop_goes_on_after_its_keepers_death(door):
     assert [each["signal"] for each in final["signals_sent"]] == ["SIGTERM", "SIGKILL"]
 
 
+@machine.DEAR
 def test_a_timeout_is_kept_after_the_death_of_two_keepers(door):
     state = door.start(["sleep", "1000"], run={"timeout": 1.0, "grace": 5})
     first, second, third = guards(state)
@@ -251,6 +293,7 @@ def test_a_guards_pid_that_came_to_mean_another_runs_guard_is_not_ours(door):
     other = door.ready("echo ready; exec sleep 1000", prog_id="other")
     ours = door.ready("echo ready; exec sleep 1000", prog_id="ours")
     kill(ours["agent_pid"], number=signal.SIGSTOP)
+    door.constants = "agent.ORDER_DEADLINE_S = 0.2; "
     path = door.directory("ours") / "exit"
     record = door.record("ours")
     starts = dict(record.guards)
@@ -301,7 +344,7 @@ def test_a_process_that_began_at_another_time_is_a_stranger(door):
     assert alive(state["pid"])
 
 
-def test_a_pid_used_again_in_a_pid_namespace_is_never_signalled(tmp_path):
+def test_a_pid_used_again_in_a_pid_namespace_is_never_signalled(tmp_path, python):
     if os.getuid() != 0 or not shutil.which("unshare"):
         pytest.skip("needs root and unshare: it makes a pid namespace")
     # Its first process reaps orphans: one child lives as long as the test.
@@ -316,7 +359,7 @@ def test_a_pid_used_again_in_a_pid_namespace_is_never_signalled(tmp_path):
     inside = next(pid for pid, found in agent.tree([first.pid]).items() if found[1] == first.pid)
     enter = ["nsenter", "-t", str(inside), "-p", "-m", "--"]
     try:
-        for door in fresh(tmp_path, prefix=enter):
+        for door in fresh(tmp_path, python=python, prefix=enter):
             state = door.start(["sleep", "1000"])
             pids = [*guards(state), state["pid"]]
             subprocess.run([*enter, "kill", "-9", *map(str, pids)], check=True)
@@ -344,9 +387,32 @@ def test_a_torn_record_is_no_record_and_never_a_wrong_status(door):
     used = whole.index(b"\n\n")
     for at in range(1, used, 7):
         path.write_bytes(whole[:at] + b"\n" * (len(whole) - at))
-        now = door.status(state["prog_id"])
+        now = agent.Run(str(door.spool), state["prog_id"]).state()
         assert (now["state"], now["status"]) in {("lost", None), ("exited", 5 << 8)}, at
         assert (now["state"] == "exited") == (at >= used)
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_a_clock_set_a_day_off_fires_and_delays_no_timeout_and_every_duration_stays_right(tmp_path, gate, python, days):
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+    if library is None:
+        pytest.skip("no libfaketime here (apt-get install faketime)")
+    clock = tmp_path / "clock"
+    clock.write_text("+0d\n")
+    # Read anew at each look at the clock: it is set while the guards run.
+    env = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1"}
+    for door in fresh(tmp_path, python=python, env=env):
+        state = door.ready('echo ready; read a < "$0"; exit 4', gate.path, run={"timeout": 3600})
+        short = door.start(["sleep", "1000"], run={"timeout": 0.3})
+        clock.write_text(f"{days:+d}d\n")
+        now, late = door.status(state["prog_id"]), door.wait(short["prog_id"])
+        assert now["state"] == "running" and 0 <= now["elapsed"] < 60
+        assert late["reason"] == "timeout" and 0.3 <= late["elapsed"] < 60
+        gate.open()
+        final = door.wait(state["prog_id"])
+        assert (final["state"], final["reason"], final["return_code"]) == ("exited", "exited", 4) and 0 <= final["elapsed"] < 60
+        began, over = (datetime.fromisoformat(final[key]) for key in ("start_time", "end_time"))
+        assert abs(over - began - timedelta(days=days)) < timedelta(minutes=1)  # the clock was set
 
 
 # ---------------------------------------------------------------- the spool taken away
@@ -431,6 +497,39 @@ def test_the_exit_status_is_recorded_on_a_disk_without_a_byte_left(door, small, 
     assert not copy.exists() or json.loads(copy.read_text())["return_code"] == 9
 
 
+def test_a_quota_that_is_used_up_holds_the_program_back_until_it_is_raised(door, gate):
+    """The kernel says EDQUOT to the keeper, through strace: few of the machines that run this have quotas."""
+    if shutil.which("strace") is None:
+        pytest.skip("no strace here, which makes the kernel say EDQUOT")
+    state = door.ready('echo ready; read a < "$0"; seq 1 20000; exit 5', gate.path)
+    inject = ["strace", "-qq", "-e", "trace=splice", "-e", "inject=splice:error=EDQUOT", "-o", "/dev/null", "-p", str(state["agent_pid"])]
+    tracer = subprocess.Popen(inject)
+    traced = Path(f"/proc/{state['agent_pid']}/status")
+    eventually(lambda: f"TracerPid:\t{tracer.pid}\n" in traced.read_text())
+    gate.open()
+    blocked = eventually(lambda: door.status(state["prog_id"])["blocked"])
+    assert blocked["errno"] == errno.EDQUOT and blocked["since"]
+    tracer.send_signal(signal.SIGINT)
+    tracer.wait()
+    final = door.wait(state["prog_id"])
+    assert (final["return_code"], final["blocked"]) == (5, None)
+    assert door.file(state["prog_id"]) == b"ready\n" + b"".join(b"%d\n" % number for number in range(1, 20001))
+
+
+def test_a_file_system_that_executes_nothing_will_do(tmp_path, python):
+    if os.getuid() != 0:
+        pytest.skip("needs root: it mounts a tmpfs")
+    mount = Mount(tmp_path / "small", "size=4m,noexec,mode=0700")
+    try:
+        shutil.copy(SOURCE, mount.at)
+        for door in fresh(tmp_path, python=python, spool=mount.at / "spool"):
+            request = door.encode(door.program(["sh", "-c", "echo out; exit 3"], prog_id="x"))
+            subprocess.run([python, "-ISE", mount.at / "agent.py", "start"], input=request, env=door.env, check=True, capture_output=True)
+            assert (door.wait("x")["return_code"], door.file("x")) == (3, b"out\n")
+    finally:
+        mount.close()
+
+
 def test_a_program_held_back_by_a_full_disk_can_be_stopped(door, small):
     door.spool = small.at / "spool"
     state = door.start(["cat", "/dev/zero"])
@@ -467,12 +566,12 @@ def test_keepers_killed_while_the_disk_is_full_change_nothing(door, small):
     assert door.file(state["prog_id"]) == b"".join(b"%d\n" % number for number in range(1, 400001))
 
 
-def test_without_inodes_a_start_is_refused_and_a_running_run_still_records_its_end(tmp_path, gate):
+def test_without_inodes_a_start_is_refused_and_a_running_run_still_records_its_end(tmp_path, gate, python):
     if os.getuid() != 0:
         pytest.skip("needs root: it mounts a tmpfs")
     mount = Mount(tmp_path / "small", "size=4m,nr_inodes=40,mode=0700")
     try:
-        for door in fresh(tmp_path, spool=mount.at / "spool"):
+        for door in fresh(tmp_path, python=python, spool=mount.at / "spool"):
             state = door.ready('echo ready; read a < "$0"; echo more; exit 9', gate.path)
             with pytest.raises(OSError, match="No space"):
                 for number in itertools.count():
@@ -506,21 +605,32 @@ def open_tmp() -> Iterator[Path]:
     shutil.rmtree(f"/var/tmp/corra-{USER}", ignore_errors=True)
 
 
-def as_user(base: Path, **env: str | None) -> Iterator[Door]:
-    for door in fresh(base, user=USER, env={"XDG_STATE_HOME": None, **env}):
+@pytest.fixture
+def theirs(python: str, open_tmp: Path) -> Iterator[str]:
+    """`python`, where any user may execute it: what lies in somebody's home is shut to others."""
+    if python.startswith("/usr/"):
+        yield python
+        return
+    shown = open_tmp / "python"
+    shown.mkdir()
+    subprocess.run(["mount", "--bind", Path(python).parents[1], shown], check=True)
+    yield str(shown / "bin" / Path(python).name)
+    subprocess.run(["umount", "-l", shown], check=True)
+
+
+def as_user(base: Path, python: str, **env: str | None) -> Iterator[Door]:
+    # Where a Python is shown at another place, its libpython is there as well.
+    given = {"XDG_STATE_HOME": None, "LD_LIBRARY_PATH": str(Path(python).parents[1] / "lib"), **env}
+    for door in fresh(base, python=python, user=USER, env=given):
         os.chown(door.home, USER, USER)
         yield door
 
 
 @pytest.mark.parametrize("kind", ["read-only", "missing", "unset", "another's", "not a directory"])
-def test_without_a_usable_home_the_spool_is_in_var_tmp(open_tmp, kind):
-    python = "/usr/bin/python3" if os.access("/usr/bin/python3", os.X_OK) else sys.executable
-    if not os.access(python, os.X_OK) or python.startswith("/root"):
-        pytest.skip("no Python that another user may execute")
+def test_without_a_usable_home_the_spool_is_in_var_tmp(open_tmp, theirs, kind):
     home = {"missing": str(open_tmp / "none"), "unset": None, "another's": "/root", "not a directory": "/etc/passwd"}
     env = {"HOME": home[kind]} if kind in home else {}
-    for door in as_user(open_tmp, **env):
-        door.python = python
+    for door in as_user(open_tmp, theirs, **env):
         if kind == "read-only":
             door.home.chmod(0o555)
         state = door.call("start", {"spool": None, **door.program(["sh", "-c", "echo out; exit 3"])})
@@ -532,11 +642,8 @@ def test_without_a_usable_home_the_spool_is_in_var_tmp(open_tmp, kind):
         assert follow.stdout() == b"out\n" and follow.states[-1]["return_code"] == 3
 
 
-def test_a_root_that_cant_be_read_is_an_error_and_no_reason_to_go_elsewhere(open_tmp):
-    if not os.access("/usr/bin/python3", os.X_OK):
-        pytest.skip("no Python that another user may execute")
-    for door in as_user(open_tmp):
-        door.python = "/usr/bin/python3"
+def test_a_root_that_cant_be_read_is_an_error_and_no_reason_to_go_elsewhere(open_tmp, theirs):
+    for door in as_user(open_tmp, theirs):
         hidden = door.home / ".local" / "state"
         hidden.mkdir(parents=True)
         hidden.chmod(0o700)  # and root's
@@ -548,13 +655,10 @@ def test_a_root_that_cant_be_read_is_an_error_and_no_reason_to_go_elsewhere(open
         assert not Path(f"/var/tmp/corra-{USER}").exists()
 
 
-def test_a_root_of_another_user_is_neither_used_nor_believed(open_tmp):
-    if not os.access("/usr/bin/python3", os.X_OK):
-        pytest.skip("no Python that another user may execute")
+def test_a_root_of_another_user_is_neither_used_nor_believed(open_tmp, theirs):
     trap = Path(f"/var/tmp/corra-{USER}")
     run = trap / "runs" / "mine"
-    for door in as_user(open_tmp, HOME=None):
-        door.python = "/usr/bin/python3"
+    for door in as_user(open_tmp, theirs, HOME=None):
         run.mkdir(parents=True)
         (run / "program.json").write_text(json.dumps({"prog_id": "mine", "program": {"argv": ["true"]}}))
         for path in (trap, trap / "runs", run, run / "program.json"):
@@ -590,31 +694,27 @@ def test_a_root_that_others_could_change_is_refused(door, kind):
     assert os.listdir(real / "runs") == []
 
 
-def test_a_forbidden_cwd_is_told_with_its_path(open_tmp):
-    if not os.access("/usr/bin/python3", os.X_OK):
-        pytest.skip("no Python that another user may execute")
+def test_a_forbidden_cwd_is_told_with_its_path(open_tmp, theirs):
     shut = open_tmp / "shut"
     shut.mkdir(mode=0o700)
-    for door in as_user(open_tmp):
-        door.python = "/usr/bin/python3"
+    for door in as_user(open_tmp, theirs):
         door.spool = door.home / "spool"
         state = door.start(["true"], cwd=str(shut))
     assert (state["state"], state["exception"]["stage"], state["exception"]["errno"]) == ("not_started", "cwd", errno.EACCES)
     assert str(shut) in state["exception"]["message"]
 
 
-def test_what_cant_be_killed_is_reported_by_pid(open_tmp):
+def test_what_cant_be_killed_is_reported_by_pid(open_tmp, theirs):
     """A program that has become root's is out of its user's reach."""
-    python = "/usr/bin/python3"
-    if not os.access(python, os.X_OK):
-        pytest.skip("no Python that another user may execute")
+    if not os.path.exists("/usr/bin/python3"):
+        pytest.skip("no Python of the system's, which needs no library beside it")
     mighty = open_tmp / "mighty"
-    shutil.copy(os.path.realpath(python), mighty)
+    shutil.copy("/usr/bin/python3", mighty)
     mighty.chmod(0o4755)
     try:
-        for door in as_user(open_tmp):
-            door.python = python
+        for door in as_user(open_tmp, theirs):
             door.spool = door.home / "spool"
+            door.constants = "agent.KILL_DEADLINE_NS = 3 * 10**8; "
             code = "import os, signal; os.setresuid(0, 0, 0); print('ready', flush=True); signal.pause()"
             state = door.start(["sh", "-c", f'"{mighty}" -ISEc "{code}" & echo $!; wait'])
             with door.follow(state["prog_id"]) as follow:
@@ -634,16 +734,13 @@ def test_what_cant_be_killed_is_reported_by_pid(open_tmp):
         mighty.unlink()
 
 
-def test_a_user_with_hardly_any_process_left_gets_fewer_guards_or_a_clear_no_and_never_half_a_run(open_tmp):
-    python = "/usr/bin/python3"
-    if not os.access(python, os.X_OK):
-        pytest.skip("no Python that another user may execute")
+@machine.DEAR
+def test_a_user_with_hardly_any_process_left_gets_fewer_guards_or_a_clear_no_and_never_half_a_run(open_tmp, theirs):
     seen: set[int | str] = set()
     for limit in range(1, 9):
         base = open_tmp / str(limit)
         base.mkdir(mode=0o755)
-        for door in as_user(base):
-            door.python = python
+        for door in as_user(base, theirs):
             door.spool = door.home / "spool"
             # A limit of bash's alone: dash has no -u.
             door.prefix = ["bash", "-c", f'ulimit -u {limit}; exec "$@"', "bash"]
@@ -666,19 +763,17 @@ def test_a_user_with_hardly_any_process_left_gets_fewer_guards_or_a_clear_no_and
     assert seen & {1, 2, "not started"}
 
 
-def test_a_follower_that_gets_no_inotify_has_every_byte_all_the_same(open_tmp: Path) -> None:
-    python = "/usr/bin/python3"
-    if not os.access(python, os.X_OK):
-        pytest.skip("no Python that another user may execute")
+def test_a_follower_that_gets_no_inotify_has_every_byte_all_the_same(open_tmp: Path, theirs: str) -> None:
     hoard = (
         "import ctypes, sys\nlibc = ctypes.CDLL(None)\nfor _ in range(100000):\n if libc.inotify_init1(0) < 0: break\n"
         "print('none left', flush=True)\nsys.stdin.read()"
     )
-    for door in as_user(open_tmp):
-        door.python = python
+    for door in as_user(open_tmp, theirs):
         door.spool = door.home / "spool"
         pipe = subprocess.PIPE
-        hoarder = subprocess.Popen([python, "-c", hoard], stdin=pipe, stdout=pipe, user=door.user, group=door.user, extra_groups=[])
+        hoarder = subprocess.Popen(
+            [theirs, "-c", hoard], stdin=pipe, stdout=pipe, env=door.env, user=door.user, group=door.user, extra_groups=[]
+        )
         try:
             assert hoarder.stdout
             assert hoarder.stdout.readline() == b"none left\n"
@@ -686,5 +781,62 @@ def test_a_follower_that_gets_no_inotify_has_every_byte_all_the_same(open_tmp: P
                 run.drain()
             assert (run.stdout(), run.states[-1]["return_code"]) == (b"1\n2\n3\n", 7)
             assert run.states[-1]["state"] == "exited"
+        finally:
+            hoarder.communicate()
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.fixture
+def little_memory() -> Iterator[Path]:
+    """A memory cgroup of 64 MiB, of whichever kind this machine has."""
+    for base, limit in (("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")):
+        at = Path(base) / f"corra-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            at.mkdir()
+            if (at / limit).exists():
+                (at / limit).write_text(str(64 << 20))
+                yield at
+                eventually(lambda: not (at / "cgroup.procs").read_text())  # noqa: B023 - used in this turn only
+                at.rmdir()
+                return
+            at.rmdir()
+    pytest.skip("no memory cgroup may be made here")
+
+
+def test_when_memory_runs_out_the_program_is_killed_and_its_guards_live_to_say_why(tmp_path, little_memory, python):
+    enter = ["sh", "-c", f'echo $$ > {little_memory}/cgroup.procs; exec "$@"', "sh"]
+    for door in fresh(tmp_path, python=python):
+        door.prefix = enter
+        state = door.start([sys.executable, "-ISEc", "import os; os.write(1, b'ready'); x = bytearray(200 << 20)"])
+        door.prefix = []
+        final = door.wait(state["prog_id"])
+        assert (final["state"], final["reason"], final["signal"]) == ("exited", "oom", "SIGKILL")
+        assert door.file(state["prog_id"]) == b"ready"
+        other = door.ready("echo ready; exec sleep 1000")
+        scores = [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (other["pid"], *guards(other))]
+        assert all(scores[0] > each for each in scores[1:])
+
+
+def test_a_user_whose_pipes_may_hold_hardly_anything_any_more_loses_nothing(open_tmp, theirs):
+    """After some 500 runs of one ordinary user his next pipes have one page or two (pipe-user-pages-soft)."""
+    hoard = (
+        "import fcntl, os, sys\nkept = []\nfor _ in range(64):\n kept.append(os.pipe())\n try: fcntl.fcntl(kept[-1][0], 1031, 1 << 20)\n"
+        " except OSError: break\nprint(fcntl.fcntl(os.pipe()[0], 1032), flush=True)\nsys.stdin.read()"
+    )
+    for door in as_user(open_tmp, theirs):
+        door.spool = door.home / "spool"
+        pipe = subprocess.PIPE
+        hoarder = subprocess.Popen(
+            [theirs, "-c", hoard], stdin=pipe, stdout=pipe, env=door.env, user=door.user, group=door.user, extra_groups=[]
+        )
+        try:
+            assert hoarder.stdout
+            assert int(hoarder.stdout.readline()) <= 8192
+            with door.open("run", door.program(["sh", "-c", "seq 1 100000; exit 7"])) as run:
+                run.drain()
+            assert run.stdout() == b"".join(b"%d\n" % number for number in range(1, 100001))
+            assert run.states[-1]["return_code"] == 7
         finally:
             hoarder.communicate()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import machine
 from agent_door import Door, Refused, eventually, fresh
 from corra import agent
 
@@ -21,8 +22,8 @@ DAY_NS = 86400 * 10**9
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Iterator[Door]:
-    yield from fresh(tmp_path)
+def door(tmp_path: Path, python: str) -> Iterator[Door]:
+    yield from fresh(tmp_path, python=python)
 
 
 def aged(door: Door, prog_id: str, days: float) -> None:
@@ -86,6 +87,7 @@ def test_beyond_the_size_the_oldest_go_but_none_younger_than_3_days(door: Door) 
     assert door.call("gc", {"dry": True, "max_size": 0})["removed"] == sorted(ids[:3])
 
 
+@machine.DEAR
 def test_a_record_goes_after_400_days_and_a_runbooks_never(door: Door) -> None:
     old, book = ended(door, 401), ended(door, 10)
     path = door.directory(book) / "program.json"
@@ -99,6 +101,7 @@ def test_a_record_goes_after_400_days_and_a_runbooks_never(door: Door) -> None:
     assert door.status(book)["state"] == "exited"
 
 
+@machine.DEAR
 def test_what_runs_is_watched_or_is_owed_to_a_collector_is_never_touched(door: Door) -> None:
     runs = door.ready("echo ready; exec sleep 1000")["prog_id"]
     owed, watched = ended(door, 100), ended(door, 100)
@@ -112,6 +115,7 @@ def test_what_runs_is_watched_or_is_owed_to_a_collector_is_never_touched(door: D
     door.stop(runs, 0)
 
 
+@machine.DEAR
 def test_a_follow_holds_gc_off_until_it_leaves_and_sees_every_byte(door: Door) -> None:
     prog_id = ended(door, 100, size=40 << 20)
     with door.follow(prog_id) as follow:

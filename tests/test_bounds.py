@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import corra
+import machine
 from agent_door import Door, Gate, Mount, Refused, eventually, fresh, guards, kill
 from corra import agent
 from corra.screen import Screen
@@ -37,8 +38,8 @@ PREAD = os.pread
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Iterator[Door]:
-    yield from fresh(tmp_path)
+def door(tmp_path: Path, python: str) -> Iterator[Door]:
+    yield from fresh(tmp_path, python=python)
 
 
 @pytest.fixture
@@ -404,6 +405,7 @@ def limited(door: Door, script: str, limits: Mapping[str, Any]) -> dict[str, Any
     return {**final, "said": door.file(state["prog_id"]).decode().split()}
 
 
+@machine.EVERYWHERE
 def test_each_limit_holds_in_the_program_and_not_for_its_guards(door):
     given = {"files": 100, "core": [0, 4096], "cpu": 90, "memory": 1 << 30, "nice": 5, "oom_score_adj": 500}
     script = (

@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
+import machine
 from agent_door import SOURCE, Gate, adopt, alive, eventually, reap, sweep
 from corra import agent, courier
 from listener import Authority, Listener, drip, drop, flood, garbage, keep_and_drop, listening
-from machine import pythons
 from properties import PROPERTY
 
 COURIER = SOURCE.with_name("courier.py")
@@ -226,7 +226,7 @@ def test_it_decides_by_what_it_sees(facts, expected):
 # ---------------------------------------------------------------- the way of the bytes
 
 
-@pytest.mark.parametrize("python", pythons(), ids=lambda path: Path(path).parts[-3])
+@pytest.mark.parametrize("python", machine.pythons(), ids=machine.name)
 def test_a_run_by_hand_reports_its_output_and_its_end(new_home, listener, python):
     home = new_home(python)
     prog_id = home.start(listener, "seq 20000; echo oops >&2; exit 3")
@@ -560,7 +560,7 @@ def authority(tmp_path_factory) -> Authority:
 
 
 @pytest.mark.parametrize("how", ["file", "text"])
-@pytest.mark.parametrize("python", [pythons()[0], sys.executable], ids=lambda path: Path(path).parts[-3])
+@pytest.mark.parametrize("python", [machine.pythons()[0], sys.executable], ids=machine.name)
 def test_a_private_authority_is_trusted_where_it_is_named(new_home, authority, how, python):
     home = new_home(python)
     with listening(tls=authority.context()) as listener:

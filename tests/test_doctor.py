@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 import corra
+import machine
 from conftest import Cli
 from corra import checkup
 from corra.place import VISITOR, Agent
 from corra.process import Process
 from corra.program import Host
 from corra.reach import agent_for
-from machine import pythons
 from sshd import Sshd, new_key, public
 
 SOURCE = Path(checkup.__file__).with_name("doctor.py").read_text()
@@ -119,7 +119,7 @@ def test_a_disk_without_a_count_of_inodes_is_not_out_of_them() -> None:
     assert bad(spool=spool(inodes=None)) == []
 
 
-@pytest.mark.parametrize("python", pythons(), ids=lambda path: path.rsplit("/", 1)[-1])
+@pytest.mark.parametrize("python", machine.pythons(), ids=machine.name)
 def test_every_python_answers_and_nothing_is_written(python: str, home: Path) -> None:
     before = sorted(home.rglob("*"))
     link = Agent(By(python)).visit("examine", {"digest": "0" * 64})

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+import machine
 from corra import ledger
-from machine import pythons
 
 SOURCE = Path(ledger.__file__)
 BOOK = {"book": "kernel", "key": "OPS-1"}
@@ -125,7 +125,7 @@ def test_all_journals_are_listed(home):
     assert [(each["book"], each["key"]) for each in ledger.catalogue({})[0]["books"]] == [("a", "b"), ("kernel", "OPS-1")]
 
 
-@pytest.mark.parametrize("python", pythons())
+@pytest.mark.parametrize("python", machine.pythons(), ids=machine.name)
 def test_each_python_on_this_machine_speaks_it_over_pipes(home, python):
     request = json.dumps({**BOOK, "at": 0, "lines": "über\n", "nonce": "n1"}).encode()
     script = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); import ledger; sys.exit(ledger.main(sys.argv[1:], ledger.Input(0), sys.stdout.buffer))"

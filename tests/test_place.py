@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import machine
 from corra import place as module
 from corra.channel import Channel, LinkLost, NoAnswer, Runner
 from corra.command import build_program, shell
@@ -23,7 +24,6 @@ from corra.process import Process
 from corra.program import Host
 from corra.runners import runner
 from corra.verdict import refused
-from machine import pythons
 from sshd import Sshd
 
 # Speaks the wire and does nothing: what is tested here is how it gets there.
@@ -185,7 +185,7 @@ def test_a_link_goes_on_in_both_directions_after_the_reply(agent: New) -> None:
     link.close()
 
 
-@pytest.mark.parametrize("python", pythons(), ids=version)
+@pytest.mark.parametrize("python", machine.pythons(), ids=machine.name)
 def test_every_python_from_3_6_on_will_do(agent: New, tmp_path: Path, python: str) -> None:
     (tmp_path / "python3").symlink_to(python)
     there = agent(Wrapped("/bin/sh", "-c", env={"PATH": f"{tmp_path}:/usr/bin:/bin"}))
@@ -379,6 +379,18 @@ def test_a_host_without_python_says_what_was_looked_for(new_sshd: Callable[..., 
     with pytest.raises(NoPython) as caught:
         agent(runner(Host("h"), via=via)).call("status", {})
     assert caught.value.line == "corra: h: NOT STARTED: no Python 3.6 or later (tried python3, python3.14 ..)"
+
+
+@pytest.mark.parametrize("python", machine.for_dear_faults(), ids=machine.name)
+def test_where_only_the_platforms_own_python_is_it_will_do(as_root: None, agent: New, home: Path, python: str) -> None:
+    """In a mount namespace of its own, where /usr/libexec has nothing else in it and PATH no Python."""
+    if not shutil.which("unshare") or not os.path.isdir("/usr/libexec"):
+        pytest.skip("no unshare, or nowhere to show it")
+    (home / "bin").mkdir()
+    (home / "bin" / "env").symlink_to("/usr/bin/env")
+    show = f'mount -t tmpfs none /usr/libexec && ln -s {python} /usr/libexec/platform-python && PATH={home}/bin exec /bin/sh -c "$1"'
+    there = agent(Wrapped("/usr/bin/unshare", "-m", "/bin/sh", "-c", show, "sh"))
+    assert there.call("status", {})["python"] == version(python)
 
 
 def test_python_2_is_no_python(agent: New, tmp_path: Path) -> None:
