@@ -582,6 +582,99 @@ def test_what_is_old_or_too_much_is_forgotten_and_what_is_open_is_not(tmp_path):
         store.close()
 
 
+# ---------------------------------------------------------------- what the writer remembers
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Yield two Stores over one database, as two processes have them, and a token."""
+    from corra.collector.store import Store
+    from corra.collector.tokens import checked, split
+
+    stores = [Store(str(tmp_path / "c.sqlite3")) for _ in range(2)]
+    key, secret = split("Bearer " + stores[0].new_token("t", ["read", "write"]))
+    yield *stores, checked(stores[0].token(key), secret)
+    for store in stores:
+        store.close()
+
+
+def test_what_another_process_has_written_is_noticed_before_the_answer(two):
+    from corra.collector.limits import Refusal
+
+    one, other, token = two
+    for offset, data in ((0, b"ab"), (2, b"cd"), (4, b"ef")):
+        assert one.append(token, "r1", "stdout", offset, data).result() == offset + 2
+    assert other.append(token, "r1", "stdout", 6, b"gh").result() == 8
+    assert one.append(token, "r1", "stdout", 6, b"ghi").result() == 9
+    with pytest.raises(Refusal, match="have not come yet"):
+        other.append(token, "r1", "stdout", 10, b"k").result()
+    assert b"".join(one.output("r1", "stdout", 0, 9)) == b"abcdefghi"
+    assert one.size() == 9
+    assert other.complete(token, "r1", ended("r1", streams={"stdout": {"length": 9}})).result()
+    with pytest.raises(Refusal, match="has ended"):
+        one.append(token, "r1", "stdout", 9, b"j").result()
+    assert other.prune(0, None) == 1
+    with pytest.raises(Refusal, match="begins with a hole"):
+        one.append(token, "r1", "stdout", 9, b"j").result()
+
+
+def test_a_run_that_was_forgotten_elsewhere_is_not_gone_on_with_from_memory(two):
+    from corra.collector.limits import Refusal
+
+    one, other, token = two
+    for offset in range(3):
+        one.append(token, "r1", "stdout", offset, b"x").result()
+    assert other.prune(-1, None) == 1
+    with pytest.raises(Refusal, match="begins with a hole"):
+        one.append(token, "r1", "stdout", 3, b"x").result()
+    assert one.append(token, "r1", "stdout", 0, b"y").result() == 1
+
+
+def test_what_comes_in_one_turn_of_the_loop_is_taken_in_its_order_with_few_commits(two):
+    from corra.collector.limits import Refusal
+
+    store, _, token = two
+    commits = []
+    store.committed = lambda prog_ids, jobs, seconds: commits.append(jobs)
+
+    async def turn() -> list[Any]:
+        appends = [store.append(token, "r1", "stdout", 3 * number, b"abc") for number in range(100)]
+        end = store.complete(token, "r1", ended("r1", streams={"stdout": {"length": 300}}))
+        late = store.append(token, "r1", "stdout", 300, b"d")
+        return await asyncio.gather(*appends, end, late, return_exceptions=True)
+
+    *lengths, end, late = asyncio.run(turn())
+    assert lengths == [3 * number + 3 for number in range(100)] and end is True
+    assert isinstance(late, Refusal) and late.body["error"] == "ended"
+    assert sum(commits) == 102 and len(commits) < 10
+    assert b"".join(store.output("r1", "stdout", 0, 300)) == b"abc" * 100
+
+
+def test_one_timer_ends_what_is_late_and_nothing_else():
+    from corra.collector.app import Deadlines
+
+    async def main() -> list[str]:
+        deadlines, never, soon = Deadlines(0.05), asyncio.Event(), asyncio.Event()
+
+        async def wait(event: asyncio.Event) -> str:
+            task = deadlines.begin()
+            try:
+                await event.wait()
+            except asyncio.CancelledError:
+                return "late" if deadlines.passed(task) else "cancelled"
+            finally:
+                deadlines.end(task)
+            return "in time"
+
+        tasks = [asyncio.create_task(wait(event)) for event in (soon, never, never)]
+        await asyncio.sleep(0)
+        soon.set()
+        tasks[2].cancel()
+        return await asyncio.gather(*tasks)
+
+    assert asyncio.run(main()) == ["in time", "late", "cancelled"]
+
+
 class Hooked(http.server.BaseHTTPRequestHandler):
     """Takes notices, the first time with a 500."""
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hashlib
 import json
 import logging
 import re
+import secrets
 import sys
 import time
 import zlib
@@ -25,7 +27,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from corra import ids
 from corra.agent import FINAL, TRANSITIONS
@@ -46,11 +48,12 @@ TOKEN_CACHE_S = 5.0
 METHODS = ["POST", "PUT", "PATCH", "GET"]
 
 _STREAM = re.compile(pages.STREAM)
+_APPEND = re.compile(r"/api/v1/agent/(?P<prog_id>[^/]+)/output/(?P<name>[^/]+)")
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _CURSOR = re.compile(rf"({pages.STREAM}):(\d{{1,18}})")
 
 _log = logging.getLogger("corra.collector")
-Answer = Callable[[Request], Awaitable[Response]]
+Answer = Callable[["Call"], Awaitable[Response]]
 
 
 class Json(JSONResponse):
@@ -60,10 +63,88 @@ class Json(JSONResponse):
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
+class Kept(Response):
+    """The answer to an append, without what makes Starlette's good for everything."""
+
+    status_code = 200
+
+    def __init__(self, length: int) -> None:
+        self._length = b"%d" % length
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = b'{"offset": %b}' % self._length
+        headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json"), (b"upload-offset", self._length)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+class Call(Request):
+    """A request; what all of them are asked for comes without Starlette's Headers and streams, which cost as much as the rest of an append."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(scope, receive, send)
+        self.who = ""
+        # Whether all of the body has been taken.
+        self.ended = False
+        self._receive_part = receive
+        self._said: dict[bytes, bytes] = dict(scope["headers"])
+
+    def said(self, name: bytes) -> str | None:
+        """Return what the header `name`, in small letters, says."""
+        value = self._said.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    async def part(self) -> bytes:
+        """Return the next part of the body. Raises ClientDisconnect."""
+        message = await self._receive_part()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        self.ended = not message.get("more_body", False)
+        return message.get("body", b"")  # type: ignore[no-any-return]
+
+
+class Deadlines:
+    """Tasks that are cancelled after `seconds`, by one timer for all: a timer for each would cost more than the body it waits for."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until: dict[asyncio.Task[Any], float] = {}  # the soonest first, since all have the same time
+        self._late: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> asyncio.Task[Any]:
+        """Give the current task its time, and return it."""
+        task = asyncio.current_task()
+        assert task is not None
+        loop = task.get_loop()
+        self._until[task] = loop.time() + self._seconds
+        if self._timer is None:
+            self._timer = loop.call_later(self._seconds, self._expire, loop)
+        return task
+
+    def end(self, task: asyncio.Task[Any]) -> None:
+        self._until.pop(task, None)
+        self._late.discard(task)
+
+    def passed(self, task: asyncio.Task[Any]) -> bool:
+        """Return whether this is who cancelled it."""
+        return task in self._late
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        for task, until in list(self._until.items()):
+            if until > loop.time():
+                self._timer = loop.call_at(until, self._expire, loop)
+                break
+            del self._until[task]
+            self._late.add(task)
+            task.cancel()
+
+
 class Refused(Json):
     """An answer that doesn't wait for the rest of the body, and yet leaves its sender time to read it."""
 
-    def __init__(self, refusal: Refusal, request: Request) -> None:
+    def __init__(self, refusal: Refusal, request: Call) -> None:
         super().__init__(refusal.body, refusal.status, refusal.headers)
         self._request = request
 
@@ -111,8 +192,7 @@ class Endpoint:
         self._counters: dict[int, Counter] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
-        request.state.who = ""
+        request = Call(scope, receive, send)
         began = time.monotonic()
         try:
             response = await self._answer(request)
@@ -121,16 +201,29 @@ class Endpoint:
         except ClientDisconnect:
             response = Response(status_code=400)
         except Exception:  # noqa: BLE001 - it is logged, counted, and answered with a 500
-            _log.exception("a request failed", extra={"facts": {"what": self._what, "who": request.state.who}})
+            _log.exception("a request failed", extra={"facts": {"what": self._what, "who": request.who}})
             response = Json({"error": "defect", "message": "the collector failed at this"}, 500)
         status = response.status_code
         if status not in self._counters:
             self._counters[status] = self._api.metrics.requests.labels(self._what, status)
         self._counters[status].inc()
         if self._api.log_requests or status >= 500:
-            facts = {"what": self._what, "status": status, "who": request.state.who, "ms": round((time.monotonic() - began) * 1000, 1)}
+            facts = {"what": self._what, "status": status, "who": request.who, "ms": round((time.monotonic() - began) * 1000, 1)}
             _log.info("request", extra={"facts": {**facts, "run": request.path_params.get("prog_id")}})
         await response(scope, receive, send)
+
+
+class Front:
+    """The whole application: an append goes straight to its Endpoint, all else through Starlette, which costs as much as an append does."""
+
+    def __init__(self, append: Endpoint, rest: ASGIApp) -> None:
+        self._append, self._rest = append, rest
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        if scope["type"] == "http" and scope["method"] in METHODS and (found := _APPEND.fullmatch(scope["path"])):
+            scope["path_params"] = found.groupdict()
+            return self._append(scope, receive, send)
+        return self._rest(scope, receive, send)
 
 
 class Api:
@@ -143,6 +236,12 @@ class Api:
         self.watchers: Watchers | None = None
         self.log_requests = log_requests
         self._known: dict[bytes, tuple[float, keys.Token]] = {}
+        self._chance = secrets.token_bytes(32)
+        self._bodies = Deadlines(BODY_S)
+
+    def front(self, wrapped: Callable[[ASGIApp], ASGIApp]) -> Front:
+        """Return all of it; `wrapped` is put around what isn't an append."""
+        return Front(Endpoint(self, self.append), wrapped(self.app()))
 
     def app(self) -> Starlette:
         agent = "/api/v1/agent/{prog_id}"
@@ -180,25 +279,25 @@ class Api:
 
     # -- What runs report
 
-    async def append(self, request: Request) -> Response:
+    async def append(self, request: Call) -> Response:
         prog_id, token = await self.reporter(request)
         name = request.path_params["name"]
         if not _STREAM.fullmatch(name):
             raise Refusal(404, "no_stream", "no such stream: a to z, 0 to 9 and _, at most 16")
-        offset, gap = _number(request, "upload-offset"), _number(request, "upload-gap")
+        offset, gap = _number(request, b"upload-offset"), _number(request, b"upload-gap")
         if offset is None:
             raise Refusal(400, "no_offset", "Upload-Offset is missing: where in the stream these bytes stand")
         data = await self.body(request)
         self.metrics.bytes.inc(len(data))
         length = await self.store.append(token, prog_id, name, offset, data, gap)
-        return Response(b'{"offset": %d}' % length, 200, {"Upload-Offset": str(length)}, "application/json")
+        return Kept(length)
 
-    async def state(self, request: Request) -> Response:
+    async def state(self, request: Call) -> Response:
         prog_id, token = await self.reporter(request)
         await self.store.report(token, prog_id, _object(await self.body(request)))
         return Json({})
 
-    async def completed(self, request: Request) -> Response:
+    async def completed(self, request: Call) -> Response:
         prog_id, token = await self.reporter(request)
         value = _object(await self.body(request))
         new = await self.store.complete(token, prog_id, value)
@@ -206,7 +305,7 @@ class Api:
             _log.info("completed", extra={"facts": {"run": prog_id, "state": value.get("state"), "who": token.name}})
         return Json({"new": new})
 
-    async def register(self, request: Request) -> Response:
+    async def register(self, request: Call) -> Response:
         token = await self.token(request)
         token.may_register()
         about = _object(await self.body(request))
@@ -229,7 +328,7 @@ class Api:
 
     # -- What readers ask
 
-    async def list(self, request: Request) -> Response:
+    async def list(self, request: Call) -> Response:
         token = await self.token(request)
         sight = token.may_read()
         query = request.query_params
@@ -243,10 +342,10 @@ class Api:
         last = found[-1]["collector"]["page"] if len(found) == limit else None
         return Json({"runs": found, "next": None if last is None else f"{last[0]!r},{last[1]}"})
 
-    async def run(self, request: Request) -> Response:
+    async def run(self, request: Call) -> Response:
         return Json(await self.visible(request))
 
-    async def output(self, request: Request) -> Response:
+    async def output(self, request: Call) -> Response:
         run = await self.visible(request)
         name = request.path_params["name"]
         length = run["collector"]["received"].get(name)
@@ -258,23 +357,23 @@ class Api:
         gaps = ", ".join(f"{gap['from']}-{gap['to']}" for gap in run["collector"]["gaps"] if gap["stream"] == name)
         if gaps:
             headers["Corra-Gaps"] = gaps
-        asked = _range(request.headers.get("range"), length)
+        asked = _range(request.said(b"range"), length)
         start, stop = asked or (0, length)
         parts: Iterator[bytes] = self.store.output(run["prog_id"], name, start, stop)
         if asked:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{length}"
-        elif "gzip" in request.headers.get("accept-encoding", ""):
+        elif "gzip" in (request.said(b"accept-encoding") or ""):
             headers["Content-Encoding"] = "gzip"
             return StreamingResponse(_gzip(parts), 200, headers, "application/octet-stream")
         headers["Content-Length"] = str(stop - start)
         return StreamingResponse(parts, 206 if asked else 200, headers, "application/octet-stream")
 
-    async def events(self, request: Request) -> Response:
+    async def events(self, request: Call) -> Response:
         run = await self.visible(request)
         query = request.query_params
         if query.get("live", "true") not in ("true", "false"):
             raise Refusal(400, "bad_query", "live: true or false")
-        text = request.headers.get("last-event-id")
+        text = request.said(b"last-event-id")
         if text:
             cursor = dict.fromkeys(run["collector"]["received"], 0) | _cursor(text)
         elif "tail" in query:
@@ -340,11 +439,11 @@ class Api:
 
     # -- Who asks
 
-    async def token(self, request: Request) -> keys.Token:
+    async def token(self, request: Call) -> keys.Token:
         """Return who asks. Raises Refusal: 401, 429."""
-        header, now = request.headers.get("authorization"), time.monotonic()
+        header, now = request.said(b"authorization"), time.monotonic()
         # Found by its hash: how long that takes tells nothing about the tokens that are known.
-        hashed = keys.digest(header or "")
+        hashed = hashlib.blake2b((header or "").encode(), digest_size=32, key=self._chance).digest()
         until, token = self._known.get(hashed, (0.0, None))
         if token is None or now >= until:
             key, secret = keys.split(header)
@@ -352,11 +451,11 @@ class Api:
             if len(self._known) > 100_000:
                 self._known.clear()
             self._known[hashed] = (now + TOKEN_CACHE_S, token)
-        request.state.who = token.name
+        request.who = token.name
         self.rates.take(token.id)
         return token
 
-    async def reporter(self, request: Request) -> tuple[str, keys.Token]:
+    async def reporter(self, request: Call) -> tuple[str, keys.Token]:
         token = await self.token(request)
         prog_id = request.path_params["prog_id"]
         if not ids.is_valid(prog_id):
@@ -364,7 +463,7 @@ class Api:
         token.may_report(prog_id)
         return prog_id, token
 
-    async def visible(self, request: Request) -> dict[str, Any]:
+    async def visible(self, request: Call) -> dict[str, Any]:
         """Return the run of the path; one that this token may not see isn't there."""
         token = await self.token(request)
         run = await _read(self.store.run, request.path_params["prog_id"], token.may_read())
@@ -372,48 +471,44 @@ class Api:
             raise Refusal(404, "not_found", "no such run here")
         return run  # type: ignore[no-any-return]
 
-    async def body(self, request: Request) -> bytes:
+    async def body(self, request: Call) -> bytes:
         """Return the body. Raises Refusal: 413 by its announced length where there is one, 408 when it doesn't come."""
-        announced = request.headers.get("content-length", "")
+        announced = request.said(b"content-length") or ""
         if announced.isdecimal() and int(announced) > self.limits.body:
             raise Refusal(413, "too_large", f"a body may have {self.limits.body} bytes")
         parts, size = [], 0
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-        # wait_for and anyio's scopes cost as much as all the rest of this, and most bodies are there already.
-        deadline = loop.call_later(BODY_S, task.cancel)
+        task = self._bodies.begin()
         try:
-            async for part in request.stream():
+            while not request.ended:
+                part = await request.part()
                 size += len(part)
                 if size > self.limits.body:
                     raise Refusal(413, "too_large", f"a body may have {self.limits.body} bytes")
                 parts.append(part)
         except asyncio.CancelledError:
-            if loop.time() < deadline.when():
+            if not self._bodies.passed(task):
                 raise
             if sys.version_info >= (3, 11):
                 task.uncancel()
             raise Refusal(408, "too_slow", f"the body didn't come in {BODY_S:g} s") from None
         finally:
-            deadline.cancel()
-        return b"".join(parts)
+            self._bodies.end(task)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def _linger(request: Request) -> None:
+async def _linger(request: Call) -> None:
     """Take what the sender of a refused request is still sending, within bounds."""
-    announced = request.headers.get("content-length", "0")
+    announced = request.said(b"content-length") or "0"
     if announced == "0" or (announced.isdecimal() and int(announced) > LINGER_BYTES):
         return
-    with contextlib.suppress(asyncio.TimeoutError, TimeoutError, ClientDisconnect, RuntimeError):
+    with contextlib.suppress(asyncio.TimeoutError, TimeoutError, ClientDisconnect):
         await asyncio.wait_for(_drop(request), LINGER_S)
 
 
-async def _drop(request: Request) -> None:
+async def _drop(request: Call) -> None:
     size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > LINGER_BYTES:
-            return
+    while not request.ended and size <= LINGER_BYTES:
+        size += len(await request.part())
 
 
 async def _read(what: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -429,12 +524,12 @@ async def _not_there(request: Request, error: Exception) -> Response:
 # -- Reading what was sent
 
 
-def _number(request: Request, name: str) -> int | None:
-    text = request.headers.get(name)
+def _number(request: Call, name: bytes) -> int | None:
+    text = request.said(name)
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 16 and int(text) <= 1 << 53):
-        raise Refusal(400, "bad_offset", f"{name}: not a number from 0 to 2^53")
+        raise Refusal(400, "bad_offset", f"{name.decode().title()}: not a number from 0 to 2^53")
     return int(text)
 
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import anyio.to_thread
 import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from corra.errors import CorraError, Misuse
@@ -139,13 +141,41 @@ def revoke(database: str, name: str) -> int:
         store.close()
 
 
+class _Joined:
+    """A transport that sends two writes as one. uvicorn writes an answer's head and its body apart: two packets, and two wakings over there."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._held = b""
+
+    def write(self, data: bytes) -> None:
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.write(held + data)
+        else:
+            self._held = data
+            self._loop.call_soon(self._flush)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.write(held)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class _Protocol(HttpToolsProtocol):
     """uvicorn's, with a time by which the first request's headers must have come: nothing there ends a silent connection."""
 
     patience_s = HEADER_S
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
         self._patience = self.loop.call_later(self.patience_s, self._lose_patience)
 
     def _lose_patience(self) -> None:
@@ -205,7 +235,8 @@ def serve(told: Settings, ready: Callable[[Settings, Store], None]) -> None:
             raise NotServed(f"can't listen at {told.host}:{told.port}: {error.strerror}") from error
         api = Api(store, log_requests=told.log_requests)
         config = uvicorn.Config(
-            api.app(), http=_Protocol, ws="none", loop="uvloop", log_config=None, access_log=False, server_header=False,
+            api.front(_behind_proxy), interface="asgi3", proxy_headers=False,
+            http=_Protocol, ws="none", loop="uvloop", log_config=None, access_log=False, server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=LEAVE_S, ssl_certfile=told.tls_cert, ssl_keyfile=told.tls_key,
         )  # fmt: skip
         try:
@@ -219,6 +250,11 @@ def serve(told: Settings, ready: Callable[[Settings, Store], None]) -> None:
     finally:
         store.close()
     logging.getLogger("corra.collector").info("stopped")
+
+
+def _behind_proxy(app: ASGIApp) -> ASGIApp:
+    """Believe a proxy on this machine, or at $FORWARDED_ALLOW_IPS, as to how it was asked; uvicorn would look with each append, too."""
+    return ProxyHeadersMiddleware(app, trusted_hosts=os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1"))  # type: ignore[arg-type, return-value]
 
 
 def _run(server: _Server, listener: socket.socket, told: Settings, store: Store) -> None:

@@ -3,6 +3,10 @@
 All writes go through one thread that takes what is waiting, does it in one transaction, and answers only when the commit is on the disk: many
 appends share an fsync, and none is acknowledged before its own. Whatever is refused has changed nothing, so a batch fails only when the
 database does; then each of its jobs is tried alone, and those that fail are told why.
+
+That thread remembers how long the streams are which grow. Bytes that go on where a stream ends by what it remembers are written without a
+look, and the statement that lengthens streams counts those that were as remembered: if another process has written too, the batch is undone
+and done again by what the database says. Whatever isn't plainly next is never answered from memory.
 """
 
 from __future__ import annotations
@@ -45,6 +49,11 @@ RUN_TOKEN_S = 400 * 86400.0
 SILENT_S = 900.0
 # How old a run's last sign of life may be where output says that there is one: a row less to write with each append.
 HEARD_S = 10.0
+# Of so many runs it is remembered how far they are; and for so long how much of an allowance is used up.
+KNOWN_RUNS, ALLOWANCE_S = 10_000, 1.0
+# So many rows go into one statement at most. The driver lets go of the interpreter at each statement, and gets it back when the event loop
+# pauses: 30 statements of a row each waited longer for it than for the disk. SQLite before 3.32 takes 999 values.
+STATEMENT_ROWS = 64
 # What is left on the disk for everybody else; less counts as full.
 FLOOR_BYTES, FLOOR_SHARE = 1 << 30, 20
 
@@ -59,7 +68,7 @@ _log = logging.getLogger("corra.collector")
 
 @dataclass
 class _Stream:
-    """One stream of a run within a batch."""
+    """One stream of a run."""
 
     id: int
     length: int
@@ -67,10 +76,27 @@ class _Stream:
 
 @dataclass
 class _Run:
-    """One run within a batch. `row` has its `doc` only where something asked for it: that may be a megabyte, and an append needs none."""
+    """One run. `row` has its `doc` only where something asked for it: that may be a megabyte, and an append needs none."""
 
     row: dict[str, Any]
     streams: dict[str, _Stream] = field(default_factory=dict)
+
+
+@dataclass
+class _Memory:
+    """What the writer remembers from one transaction to the next: never more than the last commit."""
+
+    runs: dict[str, _Run] = field(default_factory=dict)
+    # By owner: bytes that are kept for it, and until when that counts.
+    allowance: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        self.runs.clear()
+        self.allowance.clear()
+
+
+class _Stale(Exception):
+    """Another process has written what was remembered otherwise."""
 
 
 @dataclass
@@ -79,14 +105,6 @@ class Hook:
 
     url: str
     shape: str = "plain"
-
-
-def _promise() -> Any:
-    """Return the Future of whoever asks: its event loop's, or one that a thread can wait for."""
-    try:
-        return asyncio.get_running_loop().create_future()
-    except RuntimeError:
-        return Future()
 
 
 def _tell(answers: Iterable[tuple[Any, Any]]) -> None:
@@ -112,14 +130,14 @@ def _settle(answers: Iterable[tuple[Any, Any]]) -> None:
             future.set_result(answer)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Job:
     """Something to be done in the next batch, and whose answer it is."""
 
     do: Callable[[Batch], Any]
-    prog_id: str = ""
-    size: int = 0
-    answer: Any = field(default_factory=_promise)
+    prog_id: str
+    size: int
+    answer: Any
 
 
 class Store:
@@ -133,6 +151,9 @@ class Store:
         with self.engine.connect() as connection:
             migrate(connection)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        # By event loop: what its present turn has asked for.
+        self._turns: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+        self._memory = _Memory()
         self._room_at = 0.0
         self._room = True
         self.committed: Callable[[set[str], int, float], None] = lambda prog_ids, jobs, seconds: None
@@ -149,9 +170,24 @@ class Store:
 
     def submit(self, do: Callable[[Batch], Any], *, prog_id: str = "", size: int = 0) -> Any:
         """Have `do` done in the next batch. The Future has its result when that is on the disk, or a Refusal."""
-        job = _Job(do, prog_id, size)
-        self._jobs.put(job)
-        return job.answer
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            answer: Any = Future()
+            self._jobs.put(_Job(do, prog_id, size, answer))
+            return answer
+        answer = loop.create_future()
+        turn = self._turns.get(loop)
+        if turn is None:
+            # The writer is woken once for all that comes in one turn of the loop: woken by the first, it would commit that alone.
+            turn = self._turns[loop] = []
+            loop.call_soon(self._hand_over, loop)
+        turn.append(_Job(do, prog_id, size, answer))
+        return answer
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        for job in self._turns.pop(loop):
+            self._jobs.put(job)
 
     def append(self, token: keys.Token, prog_id: str, stream: str, offset: int, data: bytes, gap: int | None = None) -> Any:
         """Append; the result is how long the stream is now. Raises Refusal (409 with `expected` for a hole)."""
@@ -215,15 +251,26 @@ class Store:
         _tell((job.answer, answer) for job, answer in zip(jobs, answers, strict=True))
 
     def _transact(self, connection: Connection, jobs: Sequence[_Job]) -> list[Any]:
+        try:
+            return self._attempt(connection, jobs)
+        except _Stale:
+            return self._attempt(connection, jobs)
+
+    def _attempt(self, connection: Connection, jobs: Sequence[_Job]) -> list[Any]:
         answers: list[Any] = []
-        with connection.begin():
-            batch = Batch(self, connection, {job.prog_id for job in jobs if job.prog_id})
-            for job in jobs:
-                try:
-                    answers.append(job.do(batch))
-                except Refusal as refusal:
-                    answers.append(refusal)
-            batch.flush()
+        try:
+            with connection.begin():
+                batch = Batch(self, connection, {job.prog_id for job in jobs if job.prog_id}, self._memory)
+                for job in jobs:
+                    try:
+                        answers.append(job.do(batch))
+                    except Refusal as refusal:
+                        answers.append(refusal)
+                batch.flush()
+        except BaseException:
+            self._memory.clear()  # it has what was not committed
+            raise
+        batch.forget_documents()
         return answers
 
     def has_room(self) -> bool:
@@ -391,32 +438,48 @@ class Store:
 class Batch:
     """One transaction: what is known of its runs is read once, what its appends add up to is written once."""
 
-    def __init__(self, store: Store, connection: Connection, prog_ids: set[str]) -> None:
+    def __init__(self, store: Store, connection: Connection, prog_ids: set[str], memory: _Memory) -> None:
         self.store, self.connection = store, connection
-        self._runs: dict[str, _Run] = {}
-        self._chunks: list[dict[str, Any]] = []
-        self._grown: dict[int, int] = {}
+        if len(memory.runs) > KNOWN_RUNS:
+            memory.clear()
+        self._runs, self._allowance = memory.runs, memory.allowance
+        self._read: set[str] = set()
+        self._documents: set[str] = set()
+        self._chunks: list[tuple[Any, ...]] = []
+        # By stream: its run, how long it was, and is.
+        self._grown: dict[int, tuple[str, int, int]] = {}
         self._heard: dict[int, float] = {}
         self._used: dict[int, int] = {}
-        self._allowance: dict[int, int] = {}
-        if prog_ids:
-            self._load(prog_ids)
+        if unknown := prog_ids - self._runs.keys():
+            self._load(unknown)
 
     def _load(self, prog_ids: Iterable[str]) -> None:
-        for *values, used, number, name, length in self.connection.execute(_KNOWN, {"prog_ids": list(prog_ids)}):
+        for prog_id in prog_ids:
+            self._read.add(prog_id)
+            self._runs.pop(prog_id, None)
+        for *values, number, name, length in self.connection.execute(_KNOWN, {"prog_ids": list(prog_ids)}):
             row = dict(zip(_ROW, values, strict=True))
-            found = self._runs.get(row["prog_id"])
-            if found is None:
-                found = self._runs[row["prog_id"]] = _Run(row)
-                self._allowance[row["owner"]] = used or 0
+            found = self._runs.setdefault(row["prog_id"], _Run(row))
             if name is not None:
                 found.streams[name] = _Stream(number, length)
+
+    def _fresh(self, prog_id: str) -> _Run | None:
+        """Return the run as this transaction has it, and not as it is remembered."""
+        if prog_id not in self._read:
+            self.flush()
+            self._load([prog_id])
+        return self._runs.get(prog_id)
+
+    def forget_documents(self) -> None:
+        """Remember no run whose `doc` was read or made: it may be a megabyte."""
+        for prog_id in self._documents:
+            self._runs.pop(prog_id, None)
 
     # -- Runs
 
     def _run(self, token: keys.Token, prog_id: str) -> _Run:
         """Return the run that `token` reports; one that nobody registered begins with its first bytes."""
-        found = self._runs.get(prog_id)
+        found = self._fresh(prog_id)
         if found is None:
             if token.run is not None:
                 raise Refusal(410, "forgotten", "this run has been forgotten here")
@@ -434,21 +497,24 @@ class Batch:
         row.update(_columns(doc))
         row["id"] = self.connection.execute(sa.insert(runs).values(row)).inserted_primary_key[0]  # type: ignore[index]
         self._runs[prog_id] = made = _Run(row)
+        self._documents.add(prog_id)
         return made
 
     def _doc(self, run: _Run) -> dict[str, Any]:
         """Return the last State that was told."""
+        self._documents.add(run.row["prog_id"])
         if "doc" not in run.row:
             run.row["doc"] = self.connection.execute(sa.select(runs.c.doc).where(runs.c.id == run.row["id"])).scalar_one()
         return json.loads(run.row["doc"])  # type: ignore[no-any-return]
 
     def _change(self, run: _Run, doc: Mapping[str, Any], **more: Any) -> None:
+        self._documents.add(run.row["prog_id"])
         values = {**_columns(doc), **more, "heard": time.time(), "version": run.row["version"] + 1}
         run.row.update(values)
         self.connection.execute(sa.update(runs).where(runs.c.id == run.row["id"]).values(values))
 
     def register(self, token: keys.Token, prog_id: str, about: Mapping[str, Any]) -> Mapping[str, Any]:
-        known = self._runs.get(prog_id)
+        known = self._fresh(prog_id)
         if known is None:
             self._begin(token, prog_id, {**about, "prog_id": prog_id, "state": "starting"})
         elif known.row["owner"] != token.owner:
@@ -477,6 +543,7 @@ class Batch:
         lacking = {name: have[name] for name, facts in (state.streams or {}).items() if facts.get("length", 0) > have[name]}
         if lacking:
             raise Refusal(409, "incomplete", "output is missing", expected=lacking)
+        self.flush()  # streams grow only before the end
         now = time.time()
         self._change(run, {**self._doc(run), **value}, ended=now)
         shown = _shown(run.row, {name: each.length for name, each in run.streams.items()}, [])
@@ -488,9 +555,12 @@ class Batch:
         return True
 
     def forget(self, prog_id: str) -> None:
-        run = self._runs.pop(prog_id, None)
+        run = self._fresh(prog_id)
         if run is None:
             return
+        self.flush()
+        del self._runs[prog_id]
+        self._allowance.pop(run.row["owner"], None)
         numbers = [each.id for each in run.streams.values()]
         held = sa.select(sa.func.coalesce(sa.func.sum(sa.func.length(chunks.c.data)), 0)).where(chunks.c.stream.in_(numbers))
         freed = self.connection.execute(held).scalar_one()
@@ -503,10 +573,13 @@ class Batch:
     # -- Output
 
     def append(self, token: keys.Token, prog_id: str, name: str, offset: int, data: bytes, gap: int | None) -> int:
-        if prog_id not in self._runs and offset and gap is None and token.run is None:
-            raise _hole(0, "hole", "no run begins with a hole")
-        run = self._run(token, prog_id)
-        stream = run.streams.get(name)
+        run = self._runs.get(prog_id)
+        stream = run.streams.get(name) if run else None
+        if not (run and stream and data and offset == stream.length and run.row["ended"] is None and run.row["owner"] == token.owner):
+            if self._fresh(prog_id) is None and offset and gap is None and token.run is None:
+                raise _hole(0, "hole", "no run begins with a hole")
+            run = self._run(token, prog_id)
+            stream = run.streams.get(name)
         at = stream.length if stream else 0
         reach = offset + len(data)
         if run.row["ended"] is not None and reach > at:
@@ -518,15 +591,17 @@ class Batch:
             self._heard[run.row["id"]] = run.row["heard"] = now
         if reach <= at:
             return at
-        fresh = data[max(0, at - offset) :]
+        fresh = data[at - offset :] if offset < at else data
         self._allow(token.owner, len(fresh))
         if stream is None:
             stream = run.streams[name] = self._new_stream(run, name)
         if offset > at:
-            self._chunks.append({"stream": stream.id, "start": at, "stop": offset, "at": now, "data": None})
+            self._chunks.append((stream.id, at, offset, now, None))
         if fresh:
-            self._chunks.append({"stream": stream.id, "start": reach - len(fresh), "stop": reach, "at": now, "data": fresh})
-        stream.length = self._grown[stream.id] = reach
+            self._chunks.append((stream.id, reach - len(fresh), reach, now, fresh))
+        was = self._grown[stream.id][1] if stream.id in self._grown else at
+        self._grown[stream.id] = prog_id, was, reach
+        stream.length = reach
         return reach
 
     def _new_stream(self, run: _Run, name: str) -> _Stream:
@@ -541,19 +616,25 @@ class Batch:
         """Count `size` bytes against the owner's allowance. Raises Refusal when it, or the disk, is used up."""
         if not self.store.has_room():
             raise Refusal(507, "disk_full", "the collector's disk is full")
-        if owner not in self._allowance:
-            self._allowance[owner] = self.connection.execute(sa.select(tokens.c.bytes).where(tokens.c.id == owner)).scalar() or 0
-        if self._allowance[owner] + size > self.store.limits.disk:
+        used, until = self._allowance.get(owner, (0, 0.0))
+        if (now := time.monotonic()) >= until:
+            kept = self.connection.execute(sa.select(tokens.c.bytes).where(tokens.c.id == owner)).scalar() or 0
+            used, until = kept + self._used.get(owner, 0), now + ALLOWANCE_S
+        if used + size > self.store.limits.disk:
             raise Refusal(507, "allowance", "the allowance of this token is used up")
-        self._allowance[owner] += size
+        self._allowance[owner] = used + size, until
         self._used[owner] = self._used.get(owner, 0) + size
 
     def flush(self) -> None:
-        """Write what the appends of this batch add up to."""
+        """Write what the appends add up to so far. Raises _Stale where a stream or its run isn't as it was remembered."""
+        grown = [(stream, *how) for stream, how in self._grown.items()]
+        if _GROW.execute(self.connection, grown) != len(grown):
+            raise _Stale
         _ADD.execute(self.connection, self._chunks)
-        _GROW.execute(self.connection, [{"of": key, "to": length} for key, length in self._grown.items()])
-        _HEAR.execute(self.connection, [{"of": key, "at": at} for key, at in self._heard.items()])
-        _USE.execute(self.connection, [{"of": key, "more": size} for key, size in self._used.items()])
+        _HEAR.execute(self.connection, list(self._heard.items()))
+        _USE.execute(self.connection, list(self._used.items()))
+        for each in (self._chunks, self._grown, self._heard, self._used):
+            each.clear()
 
     # -- Tokens
 
@@ -578,35 +659,72 @@ class Batch:
 # What an append needs to know, in one statement.
 _ROW = ("id", "prog_id", "owner", "state", "made", "heard", "ended", "version")
 _KNOWN = (
-    sa.select(*(runs.c[name] for name in _ROW), tokens.c.bytes, streams.c.id, streams.c.name, streams.c.length)
-    .join_from(runs, tokens, tokens.c.id == runs.c.owner, isouter=True)
-    .join(streams, streams.c.run == runs.c.id, isouter=True)
+    sa.select(*(runs.c[name] for name in _ROW), streams.c.id, streams.c.name, streams.c.length)
+    .join_from(runs, streams, streams.c.run == runs.c.id, isouter=True)
     .where(runs.c.prog_id.in_(sa.bindparam("prog_ids", expanding=True)))
 )
 _KNOWN_STREAMS = sa.select(streams).where(streams.c.run.in_(sa.bindparam("ids", expanding=True)))
 
 
 class _Statement:
-    """A statement that is the driver's own SQL after its first use: the way there costs more than what SQLite does."""
+    """A statement over many rows at once, which is the driver's own SQL after its first use: the way there costs more than what SQLite does.
 
-    def __init__(self, statement: Any, *names: str) -> None:
-        self._statement, self._names = statement, names
-        self._sql: dict[str, tuple[str, Sequence[str] | None]] = {}
+    `make` gets the bind parameters of each row, and returns the statement over all of them.
+    """
 
-    def execute(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-        if not rows:
-            return
-        if connection.dialect.name not in self._sql:
-            compiled = self._statement.compile(dialect=connection.dialect, column_keys=self._names)
-            self._sql[connection.dialect.name] = str(compiled), compiled.positiontup
-        sql, order = self._sql[connection.dialect.name]
-        connection.exec_driver_sql(sql, [dict(row) if order is None else tuple(row[name] for name in order) for row in rows])
+    def __init__(self, make: Callable[[Sequence[Mapping[str, Any]]], Any], *names: str) -> None:
+        self._make, self._names = make, names
+        self._sql: dict[tuple[str, int], tuple[str, Sequence[int] | None, Sequence[str]]] = {}
+
+    def execute(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> int:
+        """Return how many rows it met."""
+        at = met = 0
+        while at < len(rows):
+            # By powers of two, so that there are few statements to prepare.
+            count = min(STATEMENT_ROWS, 1 << (len(rows) - at).bit_length() - 1)
+            values = [value for row in rows[at : at + count] for value in row]
+            sql, order, names = self._compiled(connection, count)
+            how = dict(zip(names, values, strict=True)) if order is None else tuple([values[each] for each in order])
+            met += connection.exec_driver_sql(sql, how).rowcount
+            at += count
+        return met
+
+    def _compiled(self, connection: Connection, count: int) -> tuple[str, Sequence[int] | None, Sequence[str]]:
+        """Return the SQL, which value stands at each of its places, and what they are called where places have names instead."""
+        key = connection.dialect.name, count
+        if key not in self._sql:
+            names = [f"{name}_{number}" for number in range(count) for name in self._names]
+            rows: list[Mapping[str, Any]] = [{name: sa.bindparam(f"{name}_{number}") for name in self._names} for number in range(count)]
+            compiled = self._make(rows).compile(dialect=connection.dialect)
+            order = None if compiled.positiontup is None else [names.index(name) for name in compiled.positiontup]
+            self._sql[key] = str(compiled), order, names
+        return self._sql[key]
 
 
-_ADD = _Statement(sa.insert(chunks), "stream", "start", "stop", "at", "data")
-_GROW = _Statement(sa.update(streams).where(streams.c.id == sa.bindparam("of")).values(length=sa.bindparam("to")))
-_HEAR = _Statement(sa.update(runs).where(runs.c.id == sa.bindparam("of")).values(heard=sa.bindparam("at")))
-_USE = _Statement(sa.update(tokens).where(tokens.c.id == sa.bindparam("of")).values(bytes=tokens.c.bytes + sa.bindparam("more")))
+def _grow(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Return the statement that lengthens those streams which are as long as is thought and whose run hasn't ended."""
+    was = sa.case({row["of"]: row["was"] for row in rows}, value=streams.c.id)
+    reach = sa.case({row["of"]: row["to"] for row in rows}, value=streams.c.id)
+    # Numbers of what was forgotten are given again.
+    prog_id = sa.case({row["of"]: row["run"] for row in rows}, value=streams.c.id)
+    going_on = sa.exists().where(runs.c.id == streams.c.run, runs.c.prog_id == prog_id, runs.c.ended.is_(None))
+    return sa.update(streams).where(streams.c.id.in_([row["of"] for row in rows]), streams.c.length == was, going_on).values(length=reach)
+
+
+def _hear(rows: Sequence[Mapping[str, Any]]) -> Any:
+    heard = sa.case({row["of"]: row["at"] for row in rows}, value=runs.c.id)
+    return sa.update(runs).where(runs.c.id.in_([row["of"] for row in rows])).values(heard=heard)
+
+
+def _use(rows: Sequence[Mapping[str, Any]]) -> Any:
+    more = sa.case({row["of"]: row["more"] for row in rows}, value=tokens.c.id)
+    return sa.update(tokens).where(tokens.c.id.in_([row["of"] for row in rows])).values(bytes=tokens.c.bytes + more)
+
+
+_ADD = _Statement(lambda rows: sa.insert(chunks).values([dict(row) for row in rows]), "stream", "start", "stop", "at", "data")
+_GROW = _Statement(_grow, "of", "run", "was", "to")
+_HEAR = _Statement(_hear, "of", "at")
+_USE = _Statement(_use, "of", "more")
 
 
 def _hole(at: int, kind: str, message: str) -> Refusal:
@@ -747,11 +865,11 @@ def _engine(url: sa.URL) -> Engine:
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:
         # page_size and auto_vacuum count only before the first table is made. Chunks are many pages long, and each checkpoint costs two
-        # more fsyncs: it comes after 32 MiB, not after 4.
+        # more fsyncs: it comes after 32 MiB, not after 4. What undoes half a statement of many rows is a file unless temp_store says otherwise.
         connection.isolation_level = None  # the driver would begin a transaction only at its first write
         for pragma in (
             "page_size = 8192", "auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON",
-            "cache_size = -16000", "wal_autocheckpoint = 4096",
+            "cache_size = -16000", "wal_autocheckpoint = 4096", "temp_store = MEMORY",
         ):  # fmt: skip
             connection.execute(f"PRAGMA {pragma}")
 
