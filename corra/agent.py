@@ -171,7 +171,7 @@ _splice, _syscall = _c("splice", _LongFunction), _c("syscall", _LongFunction)
 _prctl, _statfs, _fork = _c("prctl"), _c("statfs"), _c("fork")
 _WAITID = {"x86_64": 247, "aarch64": 95, "riscv64": 95, "ppc64le": 272, "s390x": 281, "i686": 284, "armv7l": 280}
 _PIDFD_SEND_SIGNAL, _PIDFD_OPEN = 424, 434
-_F_SETPIPE_SZ = 1031
+_F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
 _FIONREAD = 0x541B
 
 
@@ -188,6 +188,19 @@ def splice(source, target, size):
         result = _splice(source, None, target, None, _Long(size), 3)  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
         if result >= 0 or _ctypes.get_errno() != errno.EINTR:
             return _checked(result)
+
+
+def widen(pipe, factor=2):
+    """Have a pipe hold `factor` times as much, up to PIPE_MAX.
+
+    256 KiB are as fast as 1 MiB, and as an ordinary user 64 pipes of 1 MiB use up pipe-user-pages-soft, after which every new one is 8 KiB.
+    """
+    try:
+        size = fcntl.fcntl(pipe, _F_GETPIPE_SZ)
+        if size < PIPE_MAX:
+            fcntl.fcntl(pipe, _F_SETPIPE_SZ, min(size * factor, PIPE_MAX))
+    except OSError:
+        pass  # not a pipe, or no more of them for this user
 
 
 # ============================================================ the kernel: processes
@@ -1461,17 +1474,11 @@ class Stream:
         self.room -= moved
         if self.bound:
             self.bound.trim()
-        # 4 full splices in a row: the program is faster than we are. 256 KiB are as fast as 1 MiB, and as an ordinary user
-        # 64 FIFOs of 1 MiB use up pipe-user-pages-soft, after which every new pipe of that user is 8 KiB.
+        # 4 full splices in a row: the program is faster than we are.
         self.full = self.full + 1 if moved >= 65536 else 0
         if self.full >= 4:
             self.full = 0
-            try:
-                size = fcntl.fcntl(self.fifo, 1032)
-                if size < PIPE_MAX:
-                    fcntl.fcntl(self.fifo, _F_SETPIPE_SZ, size * 2)
-            except OSError:
-                pass
+            widen(self.fifo)
         return moved
 
     def write_held(self):
@@ -1703,6 +1710,8 @@ class Intake:
                     return True
             if not moved:
                 return moved is None
+            if moved >= 65536 and self.terminal is None:
+                widen(self.target)
         return True
 
     def all_moved(self):
@@ -2693,6 +2702,30 @@ class Input:
             size -= len(data)
         return b"".join(parts)
 
+    def pour(self, file, size, digest=None):
+        """Put the next `size` bytes into a file, and through a digest if there is one. Raises EOFError."""
+        while size:
+            moved = None
+            if not self.ahead and digest is None:
+                try:
+                    moved = splice(self.fd, file, min(size, SPLICE))
+                except BlockingIOError:
+                    select.select([self.fd], [], [])
+                    continue
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+            if moved is None:
+                data = self.some(min(size, 65536))  # more at once is memory of its own for each read
+                moved = len(data)
+                if digest is not None:
+                    digest.update(data)
+                while data:
+                    data = data[os.write(file, data) :]
+            if not moved:
+                raise EOFError("stdin ended %d bytes too early" % size)
+            size -= moved
+
     def line(self, limit=32):
         text = b""
         while not text.endswith(b"\n"):
@@ -2995,17 +3028,13 @@ def new_run(request, stdin, reply):
             digest = hashlib.sha256()
         reply.first_line(" send")
         fd = os.open("stdin", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
-        with open(fd, "wb", 0) as file:
-            left = source["bytes"]
-            while left:
-                data = stdin.some(min(left, 1 << 20))
-                if not data:
-                    raise Refusal("bad_request", "stdin ended %d bytes too early" % left)
-                left -= len(data)
-                if digest:
-                    digest.update(data)
-                while data:
-                    data = data[file.write(data) :]
+        try:
+            widen(stdin.fd, 4)
+            stdin.pour(fd, source["bytes"], digest)
+        except EOFError as error:
+            raise Refusal("bad_request", str(error)) from None
+        finally:
+            os.close(fd)
         if digest and digest.hexdigest() != source["sha256"]:
             raise Refusal("bad_request", "the bytes for stdin are not those announced: they changed while they were read")
 
@@ -3109,8 +3138,8 @@ class Sender:
 
     def look(self):
         """Take note of what has been accepted, from whomever; return the length of the whole. The lock is held."""
-        data = os.pread(self.senders, 1 << 24, self.at)
-        data = data[: len(data) // SENDER_RECORD.size * SENDER_RECORD.size]
+        more = os.fstat(self.senders).st_size - self.at
+        data = os.pread(self.senders, more // SENDER_RECORD.size * SENDER_RECORD.size, self.at) if more > 0 else b""
         self.at += len(data)
         for record in SENDER_RECORD.iter_unpack(data):
             self.count(record[1])
@@ -3303,6 +3332,7 @@ class Follow:
             poll.register(fd, select.POLLIN)
         self.look()
         if self.sender:
+            widen(self.stdin.fd, 4)
             self.acknowledge()
         while True:
             blocked = self.write()

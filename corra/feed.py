@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections import deque
 from typing import Protocol
 
 from .channel import LinkLost
 from .stream import Taken
 
 # In one frame: what an acknowledgement moves on by.
-_STEP = 64 * 1024
+_STEP = 256 * 1024
+# What is typed is kept together with what was typed before it.
+_SMALL = 4096
 # What may be under way unacknowledged: twice the window of sshd. The host holds as much where the program or the disk has no room.
 WINDOW = 4 << 20
 
@@ -28,8 +31,10 @@ class Feed:
 
     def __init__(self) -> None:
         self.sender = 1 + secrets.randbits(52)
-        self._kept = bytearray()
-        self._taken = 0
+        self._pieces: deque[bytes] = (
+            deque()
+        )  # from `taken` on; a buffer that is filled behind and emptied in front is copied time and again
+        self._taken = self._given = 0
         self._end: int | None = None
         self._over = False  # the end is taken
         self._finished = False
@@ -49,7 +54,7 @@ class Feed:
     @property
     def given(self) -> int:
         """The offset behind the last byte given to us."""
-        return self._taken + len(self._kept)
+        return self._given
 
     @property
     def taken(self) -> int:
@@ -59,19 +64,47 @@ class Feed:
     @property
     def waiting(self) -> int:
         """How many bytes the host hasn't taken yet."""
-        return len(self._kept)
+        return self._given - self._taken
 
     @property
     def done(self) -> bool:
         """Whether nothing more will be given and the host has all of it, the end too if there was one."""
-        return self._finished and not self.refused and not self._kept and (self._end is None or self._over)
+        return self._finished and not self.refused and not self.waiting and (self._end is None or self._over)
 
     def write(self, data: bytes) -> None:
         """Send `data`; behind an end nothing more goes out."""
         with self._changed:
             if self._end is None and not self.refused:
-                self._kept += data
+                self._keep(data)
             self._changed.notify_all()
+
+    def _keep(self, data: bytes) -> None:
+        self._given += len(data)
+        if self._pieces and len(self._pieces[-1]) + len(data) <= _SMALL:
+            data = self._pieces.pop() + data
+        if data:
+            self._pieces.append(data)
+
+    def _drop(self, size: int) -> None:
+        """Let go of the first `size` bytes."""
+        self._taken += size
+        while size:
+            first = self._pieces.popleft()
+            if len(first) > size:
+                self._pieces.appendleft(first[size:])
+            size -= min(size, len(first))
+
+    def _from(self, at: int) -> bytes:
+        """Return what goes into one frame from the offset `at` on."""
+        found, size, begin = [], 0, self._taken
+        for piece in self._pieces:
+            if begin + len(piece) > at:
+                found.append(piece[max(0, at - begin) :][: _STEP - size])
+                size += len(found[-1])
+            if size == _STEP:
+                break
+            begin += len(piece)
+        return b"".join(found)
 
     def end(self) -> None:
         """Send the end; on a terminal, what is typed there to mean it."""
@@ -92,8 +125,8 @@ class Feed:
     def wait(self, most: int, timeout_s: float | None = None) -> bool:
         """Wait until at most `most` bytes are waiting for the host; return whether that is so and there is any use in sending more."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._kept) <= most or self.refused or self._closed, timeout_s)
-            return len(self._kept) <= most and not self.refused and not self._closed
+            self._changed.wait_for(lambda: self.waiting <= most or self.refused or self._closed, timeout_s)
+            return self.waiting <= most and not self.refused and not self._closed
 
     def close(self) -> None:
         """Send no more."""
@@ -123,11 +156,10 @@ class Feed:
             # On a terminal our end is a byte too, which isn't among those we count.
             fresh = min(taken.offset, self.given) - self._taken
             if fresh > 0:
-                del self._kept[:fresh]
-                self._taken += fresh
+                self._drop(fresh)
             self._over = self._over or (self._end is not None and taken.ended)
             self.closed_there = self.closed_there or taken.closed
-            self.refused = self.refused or taken.closed or (taken.ended and (self._end is None or bool(self._kept)))
+            self.refused = self.refused or taken.closed or (taken.ended and (self._end is None or bool(self.waiting)))
             self._sent = self._taken if self._sent is None else self._sent
             self._changed.notify_all()
 
@@ -164,10 +196,10 @@ class Feed:
         if self._sent is None or self.refused:
             return frames
         at = max(self._sent, self._taken)
-        data = bytes(self._kept[at - self._taken : at - self._taken + _STEP])
+        data = self._from(at)
         self._sent = at + len(data)
         if data:
-            frames += b"I %d %d\n%s" % (at, len(data), data)
+            frames += b"I %d %d\n%b" % (at, len(data), data)
         if self._end == self._sent and not self._end_sent and not self._over:
             self._end_sent = True
             frames += b"E %d\n" % self._end

@@ -25,7 +25,7 @@ from .state import State
 LEAVE = "ctrl-]"
 # What may wait for the host before a pipe is read on; a typist isn't held back.
 _HELD_MAX = 4 << 20
-_READ = 64 * 1024
+_READ = 256 * 1024
 _KEY = re.compile(r"ctrl-([a-z@\[\\\]^_])|([ -~])")
 
 

@@ -19,7 +19,21 @@ LAYERS = [
     ["agent", "courier", "doctor", "ledger", "tether"],
     ["errors", "ids", "program", "state", "stream", "verdict"],
     ["command", "hostset", "settings"],
-    ["channel", "process", "sshconfig", "hostkeys", "login", "session", "sudo", "carrier", "transport", "connection", "openssh", "runners"],
+    [
+        "channel",
+        "process",
+        "sshconfig",
+        "hostkeys",
+        "login",
+        "session",
+        "sudo",
+        "carrier",
+        "packets",
+        "transport",
+        "connection",
+        "openssh",
+        "runners",
+    ],
     ["place", "chaperone", "reach", "feed"],
     ["history", "follow", "result"],
     ["control"],
@@ -52,7 +66,7 @@ FORBIDDEN_TO_VALUES = {
 VISITS = {"doctor": {"agent"}}
 # `inv --list` at Invoke's own speed: these stay inside what needs them.
 HEAVY = {"fabric", "paramiko", "rich", "asyncio", "yaml"}
-MAY_BE_HEAVY = {"result", "durable", "transport"}  # imported themselves only where a connection is made
+MAY_BE_HEAVY = {"result", "durable", "packets", "transport"}  # imported themselves only where a connection is made
 
 
 def tree(module: str) -> ast.Module:
