@@ -1,6 +1,7 @@
 """The three transports behind one seam, against a real sshd: what carries bytes, and what each failure says."""
 
 import contextlib
+import hashlib
 import os
 import signal
 import socket
@@ -590,6 +591,16 @@ def test_a_stream_may_end_while_the_keys_are_exchanged_anew(sshd: Sshd, open_run
         size = 1_000_000 + n * 1500
         out, _, status = everything(target, f"head -c {size} /dev/zero")
         assert (len(out), status) == (size, 0)
+    assert sum("Accepted publickey" in line for line in sshd.log) == 1
+
+
+def test_the_keys_are_exchanged_anew_while_we_send(sshd: Sshd, open_runner: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    from paramiko.packet import Packetizer
+
+    monkeypatch.setattr(Packetizer, "REKEY_BYTES", 1 << 20)
+    data = os.urandom(6 << 20)
+    out, _, status = everything(open_runner("h"), "md5sum", data)
+    assert (out.split()[0].decode(), status) == (hashlib.md5(data).hexdigest(), 0)
     assert sum("Accepted publickey" in line for line in sshd.log) == 1
 
 
