@@ -82,7 +82,7 @@ def test_run_over_ssh_gives_the_same(cli: Cli, sshd: Sshd) -> None:
     assert " on h: FAILED: exit 7 after " in lines(done.stderr)[1]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(any_word)
 def test_a_word_of_any_bytes_reaches_the_program_as_it_is(cli: Cli, word: str) -> None:
     data = os.fsencode(word)
