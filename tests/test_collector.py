@@ -630,6 +630,18 @@ def test_a_run_that_was_forgotten_elsewhere_is_not_gone_on_with_from_memory(two)
     assert one.append(token, "r1", "stdout", 0, b"y").result() == 1
 
 
+def test_what_is_refused_costs_nothing_of_the_allowance(two):
+    from corra.collector.limits import Refusal
+    from corra.collector.store import STREAMS_MAX
+
+    store, _, token = two
+    for number in range(STREAMS_MAX):
+        store.append(token, "r1", f"s{number}", 0, b"x").result()
+    with pytest.raises(Refusal, match="at most"):
+        store.append(token, "r1", "one_more", 0, b"x").result()
+    assert store.size() == STREAMS_MAX
+
+
 def test_what_comes_in_one_turn_of_the_loop_is_taken_in_its_order_with_few_commits(two):
     from corra.collector.limits import Refusal
 

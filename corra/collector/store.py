@@ -591,6 +591,8 @@ class Batch:
             self._heard[run.row["id"]] = run.row["heard"] = now
         if reach <= at:
             return at
+        if stream is None and len(run.streams) >= STREAMS_MAX:
+            raise Refusal(422, "too_many_streams", f"a run has at most {STREAMS_MAX} streams")
         fresh = data[at - offset :] if offset < at else data
         self._allow(token.owner, len(fresh))
         if stream is None:
@@ -605,8 +607,6 @@ class Batch:
         return reach
 
     def _new_stream(self, run: _Run, name: str) -> _Stream:
-        if len(run.streams) >= STREAMS_MAX:
-            raise Refusal(422, "too_many_streams", f"a run has at most {STREAMS_MAX} streams")
         made = self.connection.execute(sa.insert(streams).values(run=run.row["id"], name=name, length=0))
         if run.row["state"] == "starting":
             self._change(run, {**self._doc(run), "state": "running"})
