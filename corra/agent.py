@@ -220,6 +220,14 @@ def fork_thin():
     return _checked(_fork()) if sys.version_info >= (3, 8) else os.fork()
 
 
+def give_back():
+    """Give the C library's free memory back to the kernel: three guards would keep it for weeks."""
+    try:
+        _c("malloc_trim")(0)
+    except OSError:
+        pass  # musl has none, and keeps little
+
+
 def usage(pid):
     """Return the resource usage of a dead but unreaped child; os.waitid has it thrown away, the raw call hasn't."""
     number = _WAITID.get(os.uname().machine)
@@ -1261,10 +1269,10 @@ def limit_resource(name, value):
 # ============================================================ the program's side of the fork: exec
 
 
-def become_program(directory, files, request, inherited, report, tell):
+def become_program(directory, files, request, inherited, report, save, tell):
     """In the forked child: put everything in place, claim `launched`, exec. Never returns.
 
-    It also writes the first state.json (`tell`), since its memory ends with the exec while the keeper's is kept for weeks.
+    It also writes the keeper's first record (`save`) and state.json (`tell`): its memory ends with the exec while the keeper's is kept for weeks.
 
     A carrier (`run.carrier`) is executed with argv behind its own words and takes the program to another machine. It closes $CORRA_REPORT
     once the program runs there, or writes "STAGE ERRNO WORDS" into it; signal 33 + N asks it to give the program signal N; it exits as the
@@ -1275,6 +1283,7 @@ def become_program(directory, files, request, inherited, report, tell):
     words = list(carrier or ()) + list(program["argv"])
     stage, where, argv = "setup", b"", [octets(word) for word in words]
     try:
+        save()
         os.setsid()
         for number in range(1, _signal.NSIG):
             try:
@@ -1852,8 +1861,8 @@ class Keeper:
         self.record = Record.read(os.pread(files["exit"], PAGE, 0)) or Record()
         if self.record.ooms is None:
             self.record.ooms = oom_kills()
-        self.report = None
-        self.pid = self.start = None
+        self.report = self.pids = None
+        self.pid = None
         self.status = None
         self.told = self.reaped = False
         self.dirty = self.end_known = True
@@ -1870,15 +1879,12 @@ class Keeper:
         self.terminal = Terminal(files, self.pump, self.poll) if "terminal" in files else None
 
     def take_over(self):
-        """Become the program's parent after another keeper's death, or launch it if nobody has."""
+        """Become the program's parent after another keeper's death."""
         launched = launched_by(self.directory, self.files)
         if launched is None:
-            if unpack(os.pread(self.files["exit"], PAGE, PAGE)) is None:
-                self.launch()
-            else:
-                self.nothing_to_keep()
+            self.nothing_to_keep()  # and the slot says why
             return
-        self.pid, self.start = launched[0], launched[1]
+        self.pid = launched[0]
         self.record.phase = "live" if self.record.phase == "carrying" else self.record.phase
         self.set_timeout(launched)
         if "courier" in self.files and (process(self.record.courier) or "Z")[0] in "ZX":
@@ -1890,7 +1896,7 @@ class Keeper:
             except ChildProcessError:
                 # The lock falls before the children are handed over: a process that is still there will be ours.
                 found = process(self.pid)
-                if found is None or found[2] != self.start:
+                if found is None or found[2] != launched[1]:
                     self.reaped = True
                     if self.record.outcome is None:
                         self.nothing_to_keep()  # no guard left a status: the readers will say lost
@@ -1898,24 +1904,30 @@ class Keeper:
                 time.sleep(0.001)
 
     def launch(self):
-        """Fork the program. The pipe closes at its exec or its death and wakes us; a carrier keeps it until the program runs at its other end."""
+        """Fork the program. The pipe closes at its exec or its death and wakes us; a carrier keeps it until the program runs at its other end.
+
+        The first record is written by the forked child, too: what it takes to make one would be 280 kB of ours.
+        """
         self.record.phase = "carrying" if self.carrier else "live"
-        self.save()
         self.pipe, theirs = os.pipe()
+        saved, saving = os.pipe()
         _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGTERM, _signal.SIGCHLD})
         try:
             self.pid = os.fork()
             if not self.pid:
-                become_program(self.directory, self.files, self.request, self.inherited, theirs, self.tell)
+                save = lambda: (self.save(), os.close(saving))  # noqa: E731
+                become_program(self.directory, self.files, self.request, self.inherited, theirs, save, self.tell)
         except OSError as error:
             note_failure(self.files["exit"], "setup", error, "there is no process to be had for it: " + error.strerror)
             self.nothing_to_keep()
         finally:
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGTERM, _signal.SIGCHLD})
         os.close(theirs)
+        os.close(saving)
+        os.read(saved, 1)  # its end: from here on our own record is the newer one
+        os.close(saved)
+        self.dirty = not self.pid
         self.poll.register(self.pipe, select.POLLIN)
-        found = process(self.pid) if self.pid else None
-        self.start = found[2] if found else 0
 
     def set_timeout(self, launched):
         if self.options.get("timeout"):
@@ -1930,7 +1942,7 @@ class Keeper:
         self.poll.unregister(self.pipe)
         os.close(self.pipe)
         self.pipe = None
-        launched = read_launched(os.pread(self.files["launched"], 256, 0))
+        launched = read_launched(os.pread(self.files["launched"], 256, 0)) if self.options.get("timeout") else None
         if launched:
             self.set_timeout(launched)
         try:
@@ -1952,6 +1964,7 @@ class Keeper:
 
     def save(self):
         """Write the record; a full disk doesn't matter, since the page is there already."""
+        self.name_guards()
         try:
             os.pwrite(self.files["exit"], self.record.page(), 0)
             self.dirty = False
@@ -1960,6 +1973,11 @@ class Keeper:
             return True
         except OSError:
             return False
+
+    def name_guards(self):
+        """Have the guards in the record; looked up when first needed, which for a run that only waits is never."""
+        if not self.record.guards:
+            self.record.guards = [(pid, found[2]) for pid, found in [(pid, process(pid)) for pid in self.pids] if found]
 
     def tell(self):
         """Write state.json, a copy for people: nothing depends on it. Where it can't be written the old one goes, as it would be untrue."""
@@ -2089,7 +2107,7 @@ class Keeper:
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):
             # Between fork and setsid the group is still ours.
-            signal_process(self.pid, self.start, number)
+            signal_process(self.pid, 0, number)
 
     def log(self, name, number, to, by):
         self.record.sent.append((now_ns(), "SIG" + name, number, to, by))
@@ -2215,6 +2233,7 @@ class Keeper:
             if not self.ended_stdin and self.intake.all_moved():
                 self.ended_stdin = True
                 self.intake.close()
+                self.name_guards()
                 for pid, start in self.record.guards:
                     if pid != os.getpid():
                         signal_process(pid, start, _signal.SIGURG)  # the end comes when nobody holds it open any more
@@ -2226,10 +2245,14 @@ class Keeper:
         """Whether the program has its ends open: until then nobody reads them, which means nothing."""
         return self.pipe is None and self.pid is not None
 
+    def waits(self):
+        """Return whether this is a run of which something may be due though nothing has happened."""
+        return self.carrier or self.intake is not None or "courier" in self.files or bool(self.options.get("timeout"))
+
     def relay(self):
         """SIGTERM to the keeper is SIGTERM to the program."""
         if self.status is None and self.pid:
-            signal_process(self.pid, self.start, _signal.SIGTERM)
+            signal_process(self.pid, 0, _signal.SIGTERM)  # not reaped, so it is nobody else
             self.log("TERM", "-", "program", "SIGTERM to the agent")
 
     def reap_orphans(self):
@@ -2288,11 +2311,12 @@ class Keeper:
 
     # ======================================================== the keeper: running
 
-    def run(self, pids, report):
-        """Keep the run until nothing of it is left to keep; `pids` are the guards, ourselves the last, `report` is closed when it has begun."""
-        self.report, self.record.agent = report, pids[-1]
-        if not (self.record.guards and launched_by(self.directory, self.files)):
-            self.record.guards = [(pid, found[2]) for pid, found in [(pid, process(pid)) for pid in pids] if found]
+    def run(self, pids, report, launches):
+        """Keep the run until nothing of it is left to keep, and launch it first where nobody has.
+
+        `pids` are the guards, ourselves the last, `report` is closed when it has begun.
+        """
+        self.report, self.pids, self.record.agent = report, pids, pids[-1]
         ours, theirs = os.pipe()
         os.set_blocking(ours, False)
         os.set_blocking(theirs, False)
@@ -2301,24 +2325,33 @@ class Keeper:
         _signal.signal(_signal.SIGTERM, _nothing)
         self.poll.register(ours, select.POLLIN)
         self.poll.register(self.files["control"], select.POLLIN)
-        self.save()
-        self.take_over()
-        self.heed()
+        if launches:
+            self.record.guards = []  # of those who failed to
+            self.launch()
+        else:
+            self.save()
+            self.take_over()
+            self.heed()
+        # Of a program that has just been forked, or executed without a timeout, nothing is due; to find that out would cost 120 kB.
+        due, now, wake = not self.pid or not launches, 0, None
         while True:
-            now = mono_ns()
-            action, wake = step(self.view(), now)
-            if action == "leave":
-                if self.intake:
-                    self.intake.forget_all()
-                return
-            if action:
-                getattr(self, "do_" + action)(now)
-                continue
-            if self.dirty or self.record.blocked != self.pump.blocked:
-                self.record.blocked = self.pump.blocked
-                self.save()
+            if due:
+                now = mono_ns()
+                action, wake = step(self.view(), now)
+                if action == "leave":
+                    if self.intake:
+                        self.intake.forget_all()
+                    return
+                if action:
+                    getattr(self, "do_" + action)(now)
+                    continue
+                if self.dirty or self.record.blocked != self.pump.blocked:
+                    self.record.blocked = self.pump.blocked
+                    self.save()
             # +1: poll's milliseconds are cut, and an early wake-up would only come back here.
-            for fd, event in self.poll.poll(None if wake is None else max(0, (wake - now) // 10**6 + 1)):
+            events = self.poll.poll(None if wake is None else max(0, (wake - now) // 10**6 + 1))
+            due = len(events) != 1 or events[0][0] != self.pipe or self.waits()
+            for fd, event in events:
                 if fd == ours:
                     if _signal.SIGTERM in os.read(ours, 4096):
                         self.relay()
@@ -2417,7 +2450,7 @@ def guard_run(request, report):
     directory = os.open(request["path"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     # Opened anew, as every lock of its own: a descriptor that a fork shares shares the lock.
     alive = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
-    if not lock_run(alive) or exists(directory, "launched"):
+    if not lock_run(alive) or exists(directory, "launched") or unpack(read_file(directory, "exit")[PAGE:]) is not None:
         return
     complain.file = os.open("keeper", os.O_WRONLY | os.O_APPEND, dir_fd=directory)
     files = {"keeper": os.open("keeper", os.O_RDWR, dir_fd=directory)}
@@ -2455,7 +2488,8 @@ def guard_run(request, report):
         # Open for as long as the run is kept: gc or an upgrade may take the files away.
         for name in ("courier", "agent"):
             files[name] = os.open(beside(name + ".py"), os.O_RDONLY)
-    keeper, pids = Keeper(directory, files, request, inherited), [os.getpid()]
+    keeper, pids, launches = Keeper(directory, files, request, inherited), [os.getpid()], True
+    give_back()
     # From here to the keeper as little as can be: each page that a guard writes to is its own from then on. What is there now never
     # becomes garbage, and isn't to be looked at (the garbage collector writes into what it looks at).
     if hasattr(gc, "freeze"):  # Python 3.7
@@ -2479,11 +2513,12 @@ def guard_run(request, report):
         fcntl.flock(files["keeper"], fcntl.LOCK_EX)
         keeper = Keeper(directory, files, request, inherited)
         if launched_by(directory, files) or unpack(os.pread(files["exit"], PAGE, PAGE)) is not None:
+            launches = False
             break
         # Nothing was launched: the program gets its three guards all the same.
     become(b"corra-keeper")
     _signal.signal(_signal.SIGURG, _signal.SIG_IGN)
-    keeper.run(pids, report)
+    keeper.run(pids, report, launches)
 
 
 # ============================================================ the starter

@@ -263,7 +263,8 @@ sys.stdout.flush()
 os._exit(code)
 """
 
-_FIRST = b"exec(%s)\n" % repr(LOADER).encode("ascii")
+# compile: while exec runs a text it keeps what it was parsed into, 300 kB that a run's guards would be forked with.
+_FIRST = b'exec(compile(%s,"corra","exec"))\n' % repr(LOADER).encode("ascii")
 _VISIT = b"exec(%s)\n" % repr(VISITOR).encode("ascii")
 
 
