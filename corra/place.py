@@ -242,9 +242,10 @@ def load():
     os.umask(mask)
     return agent.main([verb.decode()], agent.Input(0, bytes(ahead)), sys.stdout.buffer)
 
-code = load()
-sys.stdout.flush()
-os._exit(code)
+def run():
+    code = load()
+    sys.stdout.flush()
+    os._exit(code)
 """
 
 # For an answer that leaves nothing behind: modules come packed on stdin, and the last of them has the verb.
@@ -263,8 +264,9 @@ sys.stdout.flush()
 os._exit(code)
 """
 
-# compile: while exec runs a text it keeps what it was parsed into, 300 kB that a run's guards would be forked with.
-_FIRST = b'exec(compile(%s,"corra","exec"))\n' % repr(LOADER).encode("ascii")
+# run() stands outside: while exec runs a text it keeps what it was parsed into, 300 kB that a run's guards would be forked with. (compile()
+# makes a class for each kind of syntax, 200 kB.)
+_FIRST = b"exec(%s);run()\n" % repr(LOADER).encode("ascii")
 _VISIT = b"exec(%s)\n" % repr(VISITOR).encode("ascii")
 
 
@@ -280,7 +282,7 @@ def with_python(words: str, *first: str) -> str:
     # No `!`, no backslash, no newline, no quote inside quotes: sh, bash, zsh, fish and tcsh read it alike.
     return (
         f"""for p in {names}; do case $("$p" -V 2>/dev/null) in "Python 3."[6-9]*|"Python 3."[1-9][0-9]*) """
-        f"""exec "$p" -ISE -c {words};; esac; done; """
+        f"""exec "$p" -ISE -OO -c {words};; esac; done; """
     )
 
 

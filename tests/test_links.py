@@ -82,7 +82,7 @@ def follows(home: Path) -> list[int]:
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             ours = f"HOME={home}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if ours and b"-ISE" in words and any(b"closefd=0" in word for word in words) and b"-c" in words[1:3]:
+            if ours and b"-ISE" in words and any(b"closefd=0" in word for word in words) and b"-c" in words[1:4]:
                 found.append(pid)
     return found
 
