@@ -1906,7 +1906,7 @@ class Keeper:
     def launch(self):
         """Fork the program. The pipe closes at its exec or its death and wakes us; a carrier keeps it until the program runs at its other end.
 
-        The first record is written by the forked child, too: what it takes to make one would be 280 kB of ours.
+        The first record is written by the forked child, too: what it takes to make one would be 280 kB of ours, for weeks.
         """
         self.record.phase = "carrying" if self.carrier else "live"
         self.pipe, theirs = os.pipe()

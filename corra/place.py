@@ -3,7 +3,7 @@
 The remote command is a constant, so nothing a user says can meet a shell. It finds a Python and has it execute one line of stdin, the
 LOADER; all else is data on the same stdin:
 
-    exec('...the loader...')
+    exec('...the loader...');run()
     <nonce> <sha256 of agent.py> <verb>
     <bytes>                                 the request, as JSON of that many bytes
 

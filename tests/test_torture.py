@@ -64,4 +64,7 @@ def test_a_guard_may_be_killed_at_any_of_its_system_calls(role: str) -> None:
 @pytest.mark.parametrize("how", ["--at-once", "--in-turn"])
 def test_many_runs_are_each_right_and_leave_nothing_behind(how: str) -> None:
     many = MANY if how == "--at-once" else MANY // 2  # what one run leaves behind shows after 30
-    assert tortured(how, many)["runs"] == many
+    figures = tortured(how, many)
+    assert figures["runs"] == many
+    if how == "--at-once":
+        assert figures["MB_a_run"] <= 4.4  # measured: 3.97
