@@ -116,6 +116,15 @@ def test_a_gap_is_kept_as_one_and_said(member, prog_id):
     assert [each["event"] for each in member.events(prog_id, "?live=false")] == ["output", "gap", "output", "state"]
 
 
+def test_a_gap_is_read_in_pieces_however_long_it_is(served, member, prog_id):
+    member.append(prog_id, 0, b"a")
+    assert member.append(prog_id, 1 << 50, b"z", **{"Upload-Gap": "1"}).status == 200
+    assert member.output(prog_id, Range=f"bytes={(1 << 50) - 3}-").body == b"\0\0\0z"
+    connection, answer = member.open("GET", f"/api/v1/runs/{prog_id}/output/stdout", None, {"Range": f"bytes=0-{1 << 50}"})
+    with contextlib.closing(connection):
+        assert answer.status == 206 and answer.read(5 << 20) == b"a" + bytes((5 << 20) - 1)
+
+
 @pytest.mark.parametrize("offset", ["", "-1", "+1", "1_0", "x", str(1 << 60), "\uff11"])
 def test_an_offset_that_is_none_is_a_400(member, prog_id, offset):
     headers = {"Upload-Offset": offset.encode("utf-8").decode("latin-1")}

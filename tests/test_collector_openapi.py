@@ -57,6 +57,10 @@ def test_no_question_makes_it_fail_and_each_answer_is_as_documented(served, oper
         if case.path.endswith("/events"):
             query["live"] = query.get("live", "false") if query.get("live") != "true" else "false"
             case.query = query
+        # A gap is as long as it is said to be, and its NULs are sent: petabytes would take some time to read.
+        offset = str((case.headers or {}).get("Upload-Offset", ""))
+        if "Upload-Gap" in (case.headers or {}) and offset.isascii() and offset.isdigit():
+            case.headers["Upload-Offset"] = str(int(offset) % (1 << 20))
         headers = {"Authorization": f"Bearer {member.token}"}
         case.call_and_validate(base_url=server.url, headers=headers, checks=checks, timeout=30)
 

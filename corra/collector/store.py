@@ -322,8 +322,12 @@ class Store:
                 return  # retention has been here meanwhile
             for begin, end, data in parts:
                 low, high = max(at, begin), min(stop, end)
+                if data is None:  # it may be longer than all memory
+                    high = min(high, low + READ_BYTES)
                 yield bytes(high - low) if data is None else data[low - begin : high - begin]
                 at = high
+                if high < min(stop, end):
+                    break
 
     def news(
         self, prog_id: str, cursor: Mapping[str, int]
