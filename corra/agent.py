@@ -3497,6 +3497,8 @@ class Follow:
                 elif not self.plan():
                     return False
         except BlockingIOError:
+            if self.sending:
+                widen(self.out)
             return True
 
     def next_frame(self):
