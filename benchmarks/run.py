@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -51,8 +52,11 @@ print(took)
 """
 
 BIN = Path(sys.executable).parent
+HOSTS_PATH = "/usr/local/bin:/usr/bin:/bin"
 # Not a version manager's shim, which would cost more than what is measured.
 PYTHON = os.path.realpath(sys.executable)
+# What the private sshd's PATH has.
+HOSTS_PYTHON = shutil.which("python3", path=HOSTS_PATH) or PYTHON
 AGENT = ROOT / "corra" / "agent.py"
 MB = 1 << 20
 OUTPUT_BYTES = 8 * MB
@@ -100,7 +104,7 @@ class Place:
         self.home = home
         (home / ".ssh").mkdir(mode=0o700)
         config = home / ".ssh" / "config"
-        environment = {"HOME": str(home), "PATH": "/usr/local/bin:/usr/bin:/bin"}
+        environment = {"HOME": str(home), "PATH": HOSTS_PATH}
         self.server = Sshd(home / "sshd", environment=environment, ssh_config=config, known_hosts=home / ".ssh" / "known_hosts").start()
         self.env = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "CORRA_", "INVOKE_", "FABRIC_"))},
@@ -319,16 +323,19 @@ def idle_memory(place: Place) -> str:
     """Return the table of what one more idle run costs: the PSS of its three guards, averaged over many; what all share was there before."""
     rows = []
 
+    def live() -> list[dict[str, Any]]:
+        runs: Any = place.agent("list", {})["runs"]
+        return [run for run in runs if run["state"] == "running"]
+
     def guards() -> list[int]:
-        runs = place.agent("list", {})["runs"]
-        assert isinstance(runs, list)
-        return [pid for run in runs if run["state"] == "running" for pid in (run["agent_pid"], *run["standby_pids"])]
+        return [pid for run in live() for pid in (run["agent_pid"], *run["standby_pids"])]
 
     def by_hand() -> None:
-        place.agent("start", {"program": {"argv": ["sleep", "600"]}})
+        program = json.dumps({"program": {"argv": ["sleep", "600"]}}).encode()
+        place.time(HOSTS_PYTHON, "-ISE", str(AGENT), stdin=program)
 
     def by_inv() -> None:
-        place.time(*place.verb, "run", "-d", "--host", "local", "--", "sleep", "600")
+        place.time(*place.verb, "run", "-d", "--host", "h", "--", "sleep", "600")
 
     for way, start in (("`inv run -d`", by_inv), ("`agent.py < program.json`", by_hand)):
         try:
@@ -341,15 +348,16 @@ def idle_memory(place: Place) -> str:
             time.sleep(3)  # how much they do while nothing happens is what is measured
             ticks = sum(map(cpu_ticks, pids)) - before
         finally:
-            for run in place.agent("list", {})["runs"]:
+            for run in live():
                 place.agent("stop", {"prog_id": run["prog_id"], "grace": 0})
         runs = IDLE_RUNS + 1
         one_more, each = (all_kb - first_kb) / IDLE_RUNS / 1024, all_kb / runs / 1024
         idle_ms = ticks * 1000 // os.sysconf("SC_CLK_TCK")
         rows.append(f"| {way} | {len(pids) / runs:.1f} | {one_more:.2f} MB | {each:.2f} MB | {idle_ms} ms |")
+    version = subprocess.run([HOSTS_PYTHON, "-V"], capture_output=True, text=True, check=True).stdout.strip()
     return "\n".join(
         [
-            f"### An idle run: {IDLE_RUNS} more of them beside one, by PSS, {sys.version.split()[0]} (goal 4 MB)",
+            f"### An idle run: {IDLE_RUNS} more of them beside one, by PSS, {version} (goal 4 MB)",
             "",
             "| started by | guards | one more costs | all, divided by how many | CPU of all guards in 3 s |",
             "|---|---:|---:|---:|---:|",

@@ -1,7 +1,7 @@
 """The agent, brought to a host and spoken to: one exec places it, starts it and carries all that follows.
 
-The remote command is a constant, so nothing a user says can meet a shell. It finds a Python and has it execute one line of stdin, the
-LOADER; all else is data on the same stdin:
+The remote command is a constant, so nothing a user says can meet a shell. It finds a Python and has it execute the beginning of stdin, the
+LOADER, whose length is part of the command; all else is data on the same stdin:
 
     exec('...the loader...');run()
     <nonce> <sha256 of agent.py> <verb>
@@ -39,13 +39,13 @@ PAYLOAD_STEP = 256 * 1024
 
 PYTHONS = ("python3", "/usr/libexec/platform-python", *(f"python3.{minor}" for minor in range(14, 5, -1)))
 
-# Runs on Python 3.6 and later, before anything is known about the host. It reads stdin without a buffer of Python's and hands what it
-# has read too far to the agent. `_sha256` and `_sha2`: hashlib alone would cost 5 ms at each call.
+# Runs on Python 3.6 and later, before anything is known about the host. What the command's `stdin` has read too far it takes over, and hands
+# what it has read too far itself to the agent. `_sha256` and `_sha2`: hashlib alone would cost 5 ms at each call.
 LOADER = r"""
 import posix as os, sys
 
 def load():
-    ahead = bytearray()
+    ahead = bytearray(stdin.peek())
     me = os.geteuid()
 
     def more():
@@ -252,7 +252,6 @@ def run():
 VISITOR = r"""
 import json, os, sys, types, zlib
 
-stdin = open(0, "rb", closefd=False)
 nonce, verb, size, *modules = stdin.readline().decode().split()
 request = json.loads(stdin.read(int(size)).decode())
 for each in modules:
@@ -267,13 +266,15 @@ os._exit(code)
 # run() stands outside: while exec runs a text it keeps what it was parsed into, 300 kB that a run's guards would be forked with. (compile()
 # makes a class for each kind of syntax, 200 kB.)
 _FIRST = b"exec(%s);run()\n" % repr(LOADER).encode("ascii")
-_VISIT = b"exec(%s)\n" % repr(VISITOR).encode("ascii")
+_VISIT = b"exec(%s)\n" % repr(VISITOR).encode("ascii").ljust(len(_FIRST) - len("exec()\n"))
+# By its length, since a line would be read byte by byte: 7 ms of each verb.
+READ = f'stdin=open(0,"rb",{len(_FIRST)},closefd=0);exec(stdin.read({len(_FIRST)}))'
 
 
 def command(*first: str) -> str:
     """Return the constant command; `first` are Pythons to be tried before the usual ones."""
     find = with_python('"$0"', *first)
-    return f"""exec /bin/sh -c '{find}echo corra 1 no-python; exit 127' 'exec(open(0,"rb",0,closefd=0).readline())'"""
+    return f"""exec /bin/sh -c '{find}echo corra 1 no-python; exit 127' '{READ}'"""
 
 
 def with_python(words: str, *first: str) -> str:
@@ -282,7 +283,7 @@ def with_python(words: str, *first: str) -> str:
     # No `!`, no backslash, no newline, no quote inside quotes: sh, bash, zsh, fish and tcsh read it alike.
     return (
         f"""for p in {names}; do case $("$p" -V 2>/dev/null) in "Python 3."[6-9]*|"Python 3."[1-9][0-9]*) """
-        f"""exec "$p" -ISE -OO -c {words};; esac; done; """
+        f"""exec "$p" -ISE -OO -X no_debug_ranges -c {words};; esac; done; """
     )
 
 

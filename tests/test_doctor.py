@@ -17,7 +17,7 @@ import corra
 import machine
 from conftest import Cli
 from corra import checkup
-from corra.place import VISITOR, Agent
+from corra.place import READ, VISITOR, Agent
 from corra.process import Process
 from corra.program import Host
 from corra.reach import agent_for
@@ -40,7 +40,7 @@ class By:
         pass
 
     def open(self, command: str) -> Process:
-        return Process([self._python, "-ISE", "-c", 'exec(open(0,"rb",0,closefd=0).readline())'])
+        return Process([self._python, "-ISE", "-c", READ])
 
     def close(self) -> None:
         pass

@@ -330,10 +330,10 @@ def test_a_home_that_can_t_be_written_gives_way_to_var_tmp(agent: New, spare: Pa
     assert nowhere.call("status", {})["file"] == str(spare)
 
 
-def test_nowhere_to_write_is_said_with_all_that_was_tried(agent: New, tmp_path: Path) -> None:
-    # A file where the directory should be: the spare root is taken out of the way in the loader's own text.
-    blocked = tmp_path / "blocked"
-    blocked.touch()
+def test_nowhere_to_write_is_said_with_all_that_was_tried(agent: New) -> None:
+    # A file where the directory should be: the spare root is taken out of the way in the loader's own text, whose length stays.
+    blocked = next(path for path in (Path(f"/tmp/{number:03}") for number in range(1000)) if not os.path.lexists(path))
+    blocked.touch(exist_ok=False)
     there = agent(Wrapped("/bin/sh", "-c", env={"HOME": str(blocked), "XDG_CACHE_HOME": ""}))
     original = module._FIRST
     module._FIRST = original.replace(b"/var/tmp", os.fsencode(blocked))
@@ -342,6 +342,7 @@ def test_nowhere_to_write_is_said_with_all_that_was_tried(agent: New, tmp_path: 
             there.call("status", {})
     finally:
         module._FIRST = original
+        blocked.unlink()
     assert caught.value.kind == "no_room"
     assert [each["dir"] for each in caught.value.facts["tried"]] == [f"{blocked}/.cache/corra", f"{blocked}/corra-{os.getuid()}/cache"]
     assert all(each["message"] for each in caught.value.facts["tried"])
