@@ -682,6 +682,15 @@ def test_tasks_of_ones_own_beside_the_verbs(cli: Cli, tmp_path: Path) -> None:
     assert b"mine" in call("--list")
 
 
+def test_the_command_corra_starts_without_what_is_for_invokes_own_tests() -> None:
+    code = (
+        "import sys, corra.main; print([m for m in ('unittest', 'unittest.mock', 'asyncio', 'fabric', 'rich') if m in sys.modules]); "
+        "from unittest.mock import Mock; print(Mock(return_value=3)())"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert said.stdout == "[]\n3\n"
+
+
 def test_listing_and_completing_import_neither_fabric_nor_rich(cli: Cli, tmp_path: Path) -> None:
     asked = (
         "import sys; sys.argv = ['inv', '--list']; import tasks; sys.exit(any(m in sys.modules for m in ('fabric', 'rich', 'corra.agent')))"

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from corra.feed import Feed
 from corra.stream import Taken
-from properties import EXACTLY_ONCE
+from properties import PROPERTY
 
 
 class Far:
@@ -58,7 +58,7 @@ def small_frames() -> Iterator[None]:
         yield
 
 
-@EXACTLY_ONCE
+@PROPERTY
 @given(st.lists(steps, max_size=30))
 @pytest.mark.usefixtures("small_frames")
 def test_each_byte_reaches_the_host_once(script):
