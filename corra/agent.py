@@ -1283,8 +1283,8 @@ def become_program(directory, files, request, inherited, report, save, tell):
     words = list(carrier or ()) + list(program["argv"])
     stage, where, argv = "setup", b"", [octets(word) for word in words]
     try:
-        save()
         os.setsid()
+        save()
         for number in range(1, _signal.NSIG):
             try:
                 _signal.signal(number, _signal.SIG_DFL)
@@ -1945,10 +1945,11 @@ class Keeper:
         launched = read_launched(os.pread(self.files["launched"], 256, 0)) if self.options.get("timeout") else None
         if launched:
             self.set_timeout(launched)
-        try:
-            os.unlink("launched.tmp", dir_fd=self.directory)
-        except OSError:
-            pass
+        if exists(self.directory, "launched"):  # else it died before its claim, and whoever tries again needs the file
+            try:
+                os.unlink("launched.tmp", dir_fd=self.directory)
+            except OSError:
+                pass
         # The program runs: its secrets and environment need no memory of ours any more.
         self.inherited = {}
         self.request["secret_env"] = {}
@@ -1998,7 +1999,7 @@ class Keeper:
     def facts(self):
         return {
             "alive": True,
-            "launched": read_launched(os.pread(self.files["launched"], 256, 0)),
+            "launched": launched_by(self.directory, self.files),
             "record": self.record,
             "failure": unpack(os.pread(self.files["exit"], PAGE, PAGE)),
             "sizes": {stream.name: stream.length() for stream in self.pump.streams},
@@ -2135,7 +2136,7 @@ class Keeper:
         """The end: peeked at, not yet reaped, so that a guard's death loses no status."""
         if self.pipe is not None:
             self.launch_over()  # why nothing was started may stand there, and the status be no program's
-        launched = read_launched(os.pread(self.files["launched"], 256, 0))
+        launched = launched_by(self.directory, self.files)
         if launched is None or launched[0] != self.pid or unpack(os.pread(self.files["exit"], PAGE, PAGE)) is not None:
             # exec was refused, and the child has said why; or it was killed before its claim, and the next start tries again.
             self.reap()

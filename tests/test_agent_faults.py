@@ -75,6 +75,27 @@ def test_the_claim_and_its_name_are_on_the_disk_before_the_program_is_executed(t
     assert names == ["fsync", "linkat", "fsync", "execve"] and '"launched"' in own[1] and all(call.endswith("= 0") for call in own)
 
 
+def test_a_program_killed_before_its_claim_is_started_by_whoever_tries_again(door: Door, tmp_path: Path, python: str) -> None:
+    """It is held just before the claim's name, by strace, and killed there; the start itself tries again."""
+    if shutil.which("strace") is None:
+        pytest.skip("no strace here, which holds a process at a system call")
+    mark, log = tmp_path / "mark", tmp_path / "calls"
+    stop = ["strace", "-f", "-qq", "-o", str(log), "-e", "trace=fsync", "-e", "inject=fsync:signal=STOP"]
+    tracing = Door(tmp_path, python=python, prefix=stop)
+    claim = door.directory("x") / "launched.tmp"
+    with tracing.popen("start") as starter:
+        assert starter.stdin is not None
+        starter.stdin.write(tracing.encode(door.program(["sh", "-c", f"echo x >> {mark}; exit 5"], prog_id="x")))
+        (claimant, *_) = eventually(lambda: claim.exists() and claim.read_text().split())
+        eventually(lambda: re.search(rf"(?m)^{claimant} .*stopped by SIGSTOP", log.read_text()))
+        starter.kill()  # the tracer: those that it traced go on untraced, and who is stopped stays so
+        kill(int(claimant))
+        assert starter.stdout is not None
+        assert json.loads(starter.stdout.read())["state"] in ("running", "exited")
+    assert door.wait("x")["return_code"] == 5
+    assert lines_of(mark) == ["x"]
+
+
 # ---------------------------------------------------------------- guards killed
 
 SOME = [each for count in (1, 2) for each in itertools.combinations(range(3), count)]
