@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -413,6 +414,22 @@ def test_a_torn_record_is_no_record_and_never_a_wrong_status(door):
         assert (now["state"] == "exited") == (at >= used)
 
 
+@pytest.fixture
+def faked_clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What libfaketime leaves behind in /dev/shm is removed; one test at a time, or it would be another's."""
+
+    def there() -> set[Path]:
+        return set(Path("/dev/shm").glob("*faketime*"))
+
+    with (tmp_path_factory.getbasetemp().parent / "faketime").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        before = there()
+        yield
+        for path in there() - before:
+            path.unlink()
+
+
+@pytest.mark.usefixtures("faked_clock")
 @pytest.mark.parametrize("days", [-1, 1])
 def test_a_clock_set_a_day_off_fires_and_delays_no_timeout_and_every_duration_stays_right(tmp_path, gate, python, days):
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
