@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -552,6 +553,28 @@ def test_a_quota_that_is_used_up_holds_the_program_back_until_it_is_raised(door,
     final = door.wait(state["prog_id"])
     assert (final["return_code"], final["blocked"]) == (5, None)
     assert door.file(state["prog_id"]) == b"ready\n" + b"".join(b"%d\n" % number for number in range(1, 20001))
+
+
+def test_where_the_kernel_splices_nothing_the_bytes_are_read_and_written(door, gate, tmp_path, python):
+    """As on a file system without splice: all guards are told EINVAL, through strace, for what goes in and for what comes out."""
+    if shutil.which("strace") is None:
+        pytest.skip("no strace here, which makes the kernel say EINVAL")
+    sent = os.urandom(100_000)
+    inject = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=splice", "-e", "inject=splice:error=EINVAL"]
+    request = door.program(["sh", "-c", f"read a < {gate.path}; tee /dev/stderr | md5sum"], prog_id="x", stdin={"open": True})
+    # The tracer stays as long as the guards do.
+    with Door(tmp_path, python=python, prefix=inject).popen("start") as starter:
+        starter.stdin.write(door.encode(request))
+        assert json.loads(starter.stdout.readline())["state"] == "running"
+        with door.follow("x", sender=7) as follow:
+            for at in range(0, len(sent), 50_000):
+                piece = sent[at : at + 50_000]
+                follow.send(b"I %d %d\n" % (at, len(piece)) + piece)
+            follow.send(b"E %d\n" % len(sent))
+            gate.open()
+            follow.drain()
+    assert follow.stdout().split()[0].decode() == hashlib.md5(sent).hexdigest()
+    assert door.file("x", "stderr") == sent
 
 
 def test_a_file_system_that_executes_nothing_will_do(tmp_path, python):

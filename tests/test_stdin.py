@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
+import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -290,3 +293,17 @@ def test_its_stdin_is_closed_by_nobody_but_its_end(door):
         stream.send(b"I 2 2\nb\nE 4\n")
         stream.drain()
     assert stream.stdout() == b"a\nb\nend\n"
+
+
+def test_what_comes_over_a_socket_is_read_where_a_pipe_s_is_spliced(door):
+    """Some servers give a command a socket, and a person a file."""
+    payload = os.urandom(300_000)
+    ours, theirs = socket.socketpair()
+    request = door.program(["md5sum"], prog_id="x", stdin={"bytes": len(payload)})
+    with theirs, subprocess.Popen(door.argv("start"), stdin=theirs, stdout=subprocess.PIPE, env=door.env, cwd="/") as starter:
+        with ours:
+            ours.sendall(door.encode(request, payload))
+        out, _ = starter.communicate(timeout=60)
+    assert json.loads(out.splitlines()[-1])["state"] in ("running", "exited")
+    door.wait("x")
+    assert door.file("x").split()[0].decode() == hashlib.md5(payload).hexdigest()
