@@ -85,6 +85,7 @@ HEAD_MASK = (1 << 64) - 1
 PING_DEADLINE_S = 60.0
 START_DEADLINE_S = 10.0
 LOOK_S = 0.1
+LOOK_ALONE_S = 1.0  # where the keeper's death can't be waited for, however much a client has to say meanwhile
 ORDER_DEADLINE_S = 2.0
 KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
 KEEP_GOOD_S, KEEP_BAD_S = 14 * 86400, 30 * 86400
@@ -3356,7 +3357,7 @@ class Follow:
         self.came, self.body = b"", None  # of the client's frames: a piece of a header; (offset, bytes left) of what is to be sent
         self.given = []  # (offset, bytes) that the program is to read, not accepted yet
         self.window = None
-        self.began = self.heard = time.monotonic()
+        self.began = self.heard = self.looked = time.monotonic()
         self.keeper = None  # a pidfd: its death is news
 
     def go(self):
@@ -3396,14 +3397,14 @@ class Follow:
             if self.keeper in events or self.page is None or self.watch.fd in events or self.watch.blind or self.orders:
                 self.watch.clear()
                 self.look()
-            elif self.keeper is None and not events:
+            elif self.keeper is None and time.monotonic() - self.looked >= LOOK_ALONE_S:
                 self.page = None
                 self.look()
 
     def patience_ms(self):
         """Return how long nothing may happen: the ping's deadline; less where the keeper's death can't be waited for."""
         waits = [self.heard + PING_DEADLINE_S - time.monotonic() + 0.1] if self.stdin else []
-        waits += [1.0] if self.keeper is None else []
+        waits += [LOOK_ALONE_S] if self.keeper is None else []
         waits += [LOOK_S] if self.watch.blind else []
         waits += [0.02] if self.orders or self.given else []
         return max(0, int(min(waits) * 1000) + 1) if waits else None
@@ -3412,6 +3413,7 @@ class Follow:
 
     def look(self):
         """Take note of what has changed: the State, and how far the output goes."""
+        self.looked = time.monotonic()
         pages = self.run.pages()
         page = pages and b"".join(pages)
         if page != self.page or page is None:

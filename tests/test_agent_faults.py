@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -125,6 +126,23 @@ def test_any_one_or_two_guards_killed_lose_no_byte_and_no_status_and_run_nothing
     assert follow.stdout() == numbers == door.file(state["prog_id"])
     assert lines_of(mark) == ["x"] and follow.gaps == []
     gone(*everyone)
+
+
+def test_a_client_that_never_stops_talking_hears_that_all_guards_are_dead(tmp_path, python):
+    """Where the keeper's death can't be waited for, as before Linux 5.3, or when it was over too soon: a look each second, whatever else happens."""
+    for door in fresh(tmp_path, python=python, constants="agent._PIDFD_OPEN = 99999; "):
+        state = door.ready("echo ready; exec sleep 1000")
+        with door.follow(state["prog_id"]) as follow:
+            follow.until_output(b"ready")
+            kill(*guards(state))
+            pings, deadline = 0, time.monotonic() + 20
+            with contextlib.suppress(EOFError, BrokenPipeError):  # it has said it, and left
+                while time.monotonic() < deadline:
+                    pings += 1
+                    follow.send(b"P\n")
+                    follow.until(lambda each, pings=pings: each.beats() >= pings)
+            assert (follow.states[-1]["state"], follow.states[-1]["reason"]) == ("lost", "agent-gone")
+        os.kill(state["pid"], signal.SIGKILL)
 
 
 @machine.DEAR
