@@ -300,7 +300,7 @@ def test_what_comes_over_a_socket_is_read_where_a_pipe_s_is_spliced(door):
     payload = os.urandom(300_000)
     ours, theirs = socket.socketpair()
     request = door.program(["md5sum"], prog_id="x", stdin={"bytes": len(payload)})
-    with theirs, subprocess.Popen(door.argv("start"), stdin=theirs, stdout=subprocess.PIPE, env=door.env, cwd="/") as starter:
+    with theirs, subprocess.Popen(door.argv("start"), stdin=theirs.fileno(), stdout=subprocess.PIPE, env=door.env, cwd="/") as starter:
         with ours:
             ours.sendall(door.encode(request, payload))
         out, _ = starter.communicate(timeout=60)
