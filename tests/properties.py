@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import settings, strategies as st
 
 # No deadline: another test may be using the other core.
-PROPERTY = settings(max_examples=int(os.environ.get("CORRA_EXAMPLES", "100")), deadline=None)
+PROPERTY = settings(max_examples=int(os.environ.get("CORRA_EXAMPLES", "50")), deadline=None)
 # What an operator sees is what the program wrote: the promise with the most ways to break it.
-EXACTLY_ONCE = settings(PROPERTY, max_examples=10 * PROPERTY.max_examples)
+EXACTLY_ONCE = settings(PROPERTY, max_examples=20 * PROPERTY.max_examples)
 
 # What a program can be given: any bytes but NUL, as Python's sys.argv has them.
 words = st.binary(max_size=40).map(lambda data: os.fsdecode(data.replace(b"\0", b"")))

@@ -129,7 +129,7 @@ def test_the_octal_line_is_one_line_of_plain_ascii(text):
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-@settings(max_examples=int(os.environ.get("CORRA_EXAMPLES", "200")) // 20, deadline=None)
+@settings(max_examples=int(os.environ.get("CORRA_EXAMPLES", "100")) // 10, deadline=None)
 @example(argv=["", " ", "it's", "--x", "$HOME", "a\nb", "\udcff", "!!", "!1", "\\\\'\\", "\\0101", "%s", "~", "\n"])
 @given(argv=st.lists(words, max_size=5))
 def test_every_shell_gives_every_argv_back(shell, argv):

@@ -22,7 +22,7 @@ import torture
 SEED = int(os.environ.get("CORRA_SEED") or int.from_bytes(os.urandom(3), "big"))
 RUNS = int(os.environ.get("CORRA_TORTURE_RUNS") or 300)
 MANY = int(os.environ.get("CORRA_MANY") or 60)
-POINTS = int(os.environ.get("CORRA_SWEEP_POINTS") or 25)
+POINTS = int(os.environ.get("CORRA_SWEEP_POINTS") or 15)
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(600)]
 
