@@ -283,7 +283,7 @@ def with_python(words: str, *first: str) -> str:
     # No `!`, no backslash, no newline, no quote inside quotes: sh, bash, zsh, fish and tcsh read it alike.
     return (
         f"""for p in {names}; do case $("$p" -V 2>/dev/null) in "Python 3."[6-9]*|"Python 3."[1-9][0-9]*) """
-        f"""exec "$p" -ISE -OO -X no_debug_ranges -c {words};; esac; done; """
+        f"""exec "$p" -ISE -OO -c {words};; esac; done; """
     )
 
 
