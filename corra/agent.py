@@ -2103,7 +2103,8 @@ class Keeper:
         self.log(name, number, "group" if self.status is None else "tree", by)
 
     def to_group(self, number):
-        # Not reaped, so neither the pid nor the group can have come to mean somebody else.
+        if self.reaped:
+            return  # from then on the pid and the group can come to mean somebody else
         number += STAND_IN if self.carrier and number <= _signal.SIGSYS else 0
         try:
             os.killpg(self.pid, number)
