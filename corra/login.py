@@ -17,6 +17,9 @@ from .errors import Auth
 from .program import Host
 from .sshconfig import Settings
 
+# An ssh-agent may have to ask somebody, or wait for a token to be touched; sshd itself waits no longer (LoginGraceTime).
+SIGN_S = 120.0
+
 
 class Login:
     """paramiko's `auth_strategy`: the keys ssh would try, in an order that spends few of the server's MaxAuthTries.
@@ -58,6 +61,8 @@ class Login:
                     break
                 except AuthenticationException:
                     continue
+                except TimeoutError as error:  # of the agent's socket: paramiko itself waits on events
+                    raise self._refused([f"the ssh-agent didn't sign in {SIGN_S:g} s"]) from error
                 if not more:
                     return
                 methods = list(more)
@@ -131,7 +136,7 @@ class Login:
         carrier.settimeout(5)
         try:
             carrier.connect(self._known.identity_agent or "")
-            carrier.settimeout(None)
+            carrier.settimeout(SIGN_S)
             agent._connect(carrier)  # noqa: SLF001 - as its subclass does
             return list(agent.get_keys())
         except (SSHException, OSError):

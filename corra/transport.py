@@ -88,13 +88,15 @@ class _Prompt(AuthHandler):  # type: ignore[misc]
     _asked = False
 
     def _request_auth(self) -> None:
+        # Before a byte leaves: the host may accept while the key still signs, in an ssh-agent or on a token that is touched,
+        # and paramiko's thread would have it sign a second time, over the same socket.
+        self._asked = "rsa" not in self.private_key.get_name()
         super()._request_auth()
-        if "rsa" not in self.private_key.get_name():
+        if self._asked:
             accepted = Message()
             accepted.add_string("ssh-userauth")
             accepted.rewind()
             super()._parse_service_accept(accepted)
-            self._asked = True
 
     def _parse_service_accept(self, accepted: Any) -> None:
         if not self._asked:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -471,6 +472,66 @@ def test_an_agent_serves_a_locked_key_also_where_only_named_ones_may(sshd: Sshd,
         )
         sshd.add_host("agent", IdentityAgent=path)
         assert everything(open_runner("agent"), "echo in")[0] == b"in\n"
+
+
+def test_a_key_that_signs_slowly_is_asked_once(sshd: Sshd, open_runner: Open, home: Path) -> None:
+    asked = 0
+
+    def relay() -> None:
+        nonlocal asked
+        near = listener.accept()[0]
+        with near:
+            while request := near.recv(1 << 16):
+                if request[4] == SIGN_REQUEST:
+                    asked += 1
+                    # As somebody has to touch the token first: the host has long accepted the service by then, and nobody may ask again.
+                    if select.select([near], [], [], 0.5)[0]:
+                        asked += 1
+                        return
+                far.sendall(request)
+                near.sendall(far.recv(1 << 16))
+
+    with ssh_agent(home) as path, socket.socket(socket.AF_UNIX) as far, socket.socket(socket.AF_UNIX) as listener:
+        add_key(path, sshd.user_key)
+        far.connect(path)
+        listener.bind(str(home / "slow"))
+        listener.listen()
+        sshd.add_host("slow", IdentityAgent=str(home / "slow"))
+        relaying = threading.Thread(target=relay, daemon=True)
+        relaying.start()
+        assert everything(open_runner("slow"), "echo in")[0] == b"in\n"
+        relaying.join(20)
+    assert asked == 1
+
+
+def test_an_agent_that_never_signs_is_given_up(sshd: Sshd, open_runner: Open, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corra.login.SIGN_S", 0.5)
+    answered = threading.Event()
+
+    def relay() -> None:
+        near = listener.accept()[0]
+        with near:
+            while (request := near.recv(1 << 16)) and request[4] != SIGN_REQUEST:
+                far.sendall(request)
+                near.sendall(far.recv(1 << 16))
+            answered.wait(20)
+
+    with ssh_agent(home) as path, socket.socket(socket.AF_UNIX) as far, socket.socket(socket.AF_UNIX) as listener:
+        add_key(path, sshd.user_key)
+        far.connect(path)
+        listener.bind(str(home / "mute"))
+        listener.listen()
+        sshd.add_host("mute", IdentityAgent=str(home / "mute"))
+        relaying = threading.Thread(target=relay, daemon=True)
+        relaying.start()
+        error = fails(open_runner("mute"))
+        answered.set()
+        relaying.join(20)
+    assert isinstance(error, Auth)
+    assert "ssh-agent" in error.why
+
+
+SIGN_REQUEST = 13  # SSH_AGENTC_SIGN_REQUEST
 
 
 @contextlib.contextmanager
