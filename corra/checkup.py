@@ -15,13 +15,13 @@ from . import hostkeys
 from .agent import VERSION
 from .chaperone import Chaperone
 from .connection import Fabric
-from .errors import Auth, CorraError, HostKey, NoPython
+from .errors import Auth, CorraError, HostKey, NoPython, typed
 from .follow import ANSWER_S
 from .place import Agent, Refused
 from .reach import agent_to_ask
 from .render import size
 from .runners import OpenSSH
-from .verdict import duration, refused, typed
+from .verdict import duration, refused
 
 OK: Final = "ok"
 NOTE: Final = "note"

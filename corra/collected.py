@@ -157,7 +157,7 @@ class Collector:
             error.hint = (*error.hint, "nothing was started; without a collector:  leave --collector out")
             raise
         callback = self.callback(request.prog_id, token)
-        return replace(launch, request=replace(request, callback=callback, courier=courier_source()))
+        return launch._replace(request=replace(request, callback=callback, courier=courier_source()))
 
     def admit(self, state: State, host: str) -> str:
         """Make a run known that has been started already, and return a token for it."""

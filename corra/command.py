@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .program import LOCAL, Host, Mode, meant
 
@@ -28,8 +28,7 @@ _WORDS = re.compile(r"""exec(?: (?:[A-Za-z0-9+,./:_-]|'[^']*'|"'")+)+""")
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 %+,-./:=@_")
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """How a command gets where it is to run. What is None is left to ssh_config, as everything that isn't named here.
 
     `mode` says what a bare user's name means. `batch`: ssh fails where it would ask. `tty`: the command has a terminal there, and stdout and

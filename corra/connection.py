@@ -28,7 +28,8 @@ from .hostkeys import Key
 from .login import Login
 from .program import Host
 from .session import Session
-from .sshconfig import Settings, config_path, settings
+from .spare import load_fabric
+from .sshconfig import Question, Settings, config_path
 
 if TYPE_CHECKING:
     from fabric import Connection
@@ -74,6 +75,9 @@ class Fabric:
         self._connecting = threading.Lock()
         self._open: list[Connection] = [connection] if connection is not None and connection.is_connected else []
         self._gateway: Fabric | None = None
+        self._asked: Question | None = None
+        self._hasty = True
+        self._settling = threading.Lock()
         self._begun: _InThread | None = None
 
     @property
@@ -84,20 +88,25 @@ class Fabric:
     @property
     def settings(self) -> Settings:
         """What ssh_config means for this host."""
-        if self._settings is None:
-            self._settings = settings(self.host, self._config_path)
-        return self._settings
+        with self._settling:
+            if self._settings is None:
+                self._settings = (self._asked or Question(self.host, self._config_path)).answer()
+            return self._settings
 
     def begin(self) -> None:
         if self._begun is None and not self._open:
-            self._begun = _InThread(self._connect_first)
-            # Two threads that import at once hinder each other: this one waits until the other has it and waits for the network.
-            import fabric  # noqa: F401
+            # ssh -G and the network do their part while fabric is imported, and what our caller still has to import while keys are
+            # exchanged. Two threads that import at once would hinder each other.
+            if self._settings is None:
+                self._asked = Question(self.host, self._config_path)
+            dialling = _InThread(lambda: self._socket(*self._time()))
+            load()
+            self._begun = _InThread(lambda: self._connect_first(dialling))
 
-    def _connect_first(self) -> None:
+    def _connect_first(self, dialling: _InThread) -> None:
         with self._connecting:
             if not self._open:
-                self._open.append(self._connect())
+                self._open.append(self._connect(dialling))
 
     def open(self, command: str) -> Channel:
         if (password := self._sudo_password) is None:
@@ -113,7 +122,7 @@ class Fabric:
         while True:
             before = list(self._open)
             for connection in before:
-                if (session := self._session(connection)) is not None:
+                if (session := self._session(connection, text)) is not None:
                     return Session(session, text)
             if made == CONNECTS_MAX:
                 raise self._unreachable(f"{self._where()} let {self.login} in, but starts nothing")
@@ -123,15 +132,21 @@ class Fabric:
                     self._open.append(self._connect())
                     made += 1
 
-    def _session(self, connection: Connection) -> Any:
-        """Return a new session on an open connection, or None when it takes no more or has died."""
+    def _session(self, connection: Connection, text: str) -> Any:
+        """Return a new session on an open connection, for the command `text`, or None when it takes no more or has died."""
         from paramiko import ChannelException, SSHException
 
+        from .transport import Transport
+
+        transport = connection.transport
         try:
-            return connection.transport.open_session(timeout=REUSE_S)
+            if self._hasty and isinstance(transport, Transport):
+                return transport.open_running(text, REUSE_S)
+            return transport.open_session(timeout=REUSE_S)
         except ChannelException:  # MaxSessions
             return None
         except (SSHException, EOFError, OSError):
+            self._hasty = False
             self._drop(connection)
             return None
 
@@ -163,25 +178,28 @@ class Fabric:
             if self._gateway is not None:
                 self._gateway.close()
 
-    def _connect(self) -> Connection:
-        """Return a new open connection. Raises Unreachable, HostKey, Auth."""
+    def _time(self) -> tuple[float, float]:
+        """Return until when a connection that is begun now may take, and how long that is."""
         limit = self._connect_timeout_s or self.settings.connect_timeout_s or CONNECT_S
-        deadline = time.monotonic() + limit
+        return time.monotonic() + limit, limit
+
+    def _connect(self, dialling: _InThread | None = None) -> Connection:
+        """Return a new open connection; `dialling` is what has begun of it. Raises Unreachable, HostKey, Auth."""
+        deadline, limit = self._time()
         pause_s = 0.1
         while True:
             try:
-                return self._attempt(deadline, limit)
+                return self._attempt(dialling or _InThread(lambda: self._socket(deadline, limit)), deadline, limit)
             except _TurnedAwayError as error:
                 # sshd drops part of a burst before it says hello (MaxStartups 10:30:100), and takes who comes back a little later.
+                dialling = None
                 pause_s = min(2.0, pause_s * 2) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
                 if time.monotonic() + pause_s > deadline:
                     raise self._unreachable(f"{self._where()} closed the connection before it began", error.said) from error
                 time.sleep(pause_s)
 
-    def _attempt(self, deadline: float, limit: float) -> Connection:
-        # fabric and paramiko take 85 ms to import: the network does its part meanwhile.
-        dialling = _InThread(lambda: self._socket(deadline, limit))
-        import fabric  # noqa: F401 - with paramiko in it
+    def _attempt(self, dialling: _InThread, deadline: float, limit: float) -> Connection:
+        load()
         import paramiko
 
         logging.getLogger("paramiko").addHandler(_SILENT)
@@ -314,7 +332,8 @@ class Fabric:
     def _dial(self, name: str, port: int, deadline: float, limit: float) -> socket.socket:
         """Return a TCP connection. The addresses share what time is left, so that a dead IPv6 leaves some to IPv4."""
         try:
-            found = socket.getaddrinfo(name, port, self.settings.address_family, socket.SOCK_STREAM)
+            # As bytes: a str takes Python through its tables for other alphabets, which take 5 ms to load, also where there is nothing to do.
+            found = socket.getaddrinfo(name.encode() if name.isascii() else name, port, self.settings.address_family, socket.SOCK_STREAM)
         except socket.gaierror as error:
             other = "" if name == self.host.name else f": {name}"
             raise self._unreachable(
@@ -378,6 +397,12 @@ def name_of(connection: Connection) -> str:
     host = replace(host_of(connection), login=None)
     implied = int(connection.ssh_config.get("port", 22))
     return str(replace(host, port=None) if host.port == implied else host)
+
+
+def load() -> None:
+    """Import all that a connection needs: a fifth of a second, which nobody else is to pay."""
+    load_fabric()
+    from . import transport  # noqa: F401
 
 
 _SILENT = logging.NullHandler()

@@ -18,12 +18,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from . import history, hostset, ids
 from .agent import VERSION
-from .errors import CorraError, Misuse, NotFound, NotKilled, NotSent, NotStarted, StillRunning, Unreachable
+from .errors import CorraError, Misuse, NotFound, NotKilled, NotSent, NotStarted, StillRunning, Unreachable, typed
 from .feed import Feed
 from .follow import ANSWER_S, DEAD_AFTER_S, Event, Follow, Link, signal_name
 from .place import Agent, Refused, courier_source
@@ -31,7 +31,7 @@ from .program import OPEN, Host, Open, Program, Request, limits as read_limits, 
 from .reach import Reach, agent_for, agent_to_ask, is_a, is_one
 from .state import State
 from .stream import Gap, Output, Parser, Status
-from .verdict import WIDTH, ambiguous, duration, ended, not_started, refused, retold, typed
+from .verdict import WIDTH, ambiguous, duration, ended, not_started, refused, retold
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -108,8 +108,7 @@ def _by() -> str:
 # Starting
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(NamedTuple):
     """A run that is about to be started: its id is made, its host known, and nothing has been sent."""
 
     agent: Agent

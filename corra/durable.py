@@ -28,7 +28,7 @@ from invoke.terminals import pty_size
 from invoke.watchers import FailingResponder, Responder
 
 from . import control, ids
-from .errors import CorraError, StillRunning, line
+from .errors import CorraError, StillRunning, line, typed
 from .feed import Feed
 from .follow import Follow, LinkDown, LinkUp
 from .program import OPEN, Host
@@ -36,7 +36,7 @@ from .result import Result as CorraResult
 from .settings import setting
 from .state import State, exit_code
 from .stream import Gap, Output, Status
-from .verdict import duration, ended, not_started, typed
+from .verdict import duration, ended, not_started
 
 READ = 64 * 1024
 # What may wait for a reader here; beyond it the host keeps the rest, in the spool where it lies anyway.

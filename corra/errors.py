@@ -7,6 +7,7 @@ They are Invoke `Exit`s: raised in anybody's task they print that line, set the 
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -44,6 +45,12 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in text)
+
+
+def typed() -> str:
+    """Return the program name to show in a hint: the one that was typed."""
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    return name if name in ("inv", "invoke") else "corra"
 
 
 class CorraError(Exit):

@@ -16,8 +16,7 @@ import signal as signals
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from . import ids
 from .channel import LinkLost, NoAnswer, Silent
@@ -98,8 +97,7 @@ class Clock:
         return random.random()  # noqa: S311 - spreads retries, guards nothing
 
 
-@dataclass(frozen=True)
-class LinkDown:
+class LinkDown(NamedTuple):
     """There is no link and has been none for `since_s`; `attempt` to make one is next. The program isn't affected."""
 
     since_s: float
@@ -107,14 +105,12 @@ class LinkDown:
     attempt: int
 
 
-@dataclass(frozen=True)
-class LinkUp:
+class LinkUp(NamedTuple):
     """The link is back, and nothing was missed."""
 
     down_s: float
 
 
-@dataclass(frozen=True)
 class Tick:
     """`tick_s` have passed: time to redraw."""
 
@@ -134,8 +130,7 @@ class _Cut(Exception):
         self.dead = dead
 
 
-@dataclass(frozen=True)
-class _Down:
+class _Down(NamedTuple):
     """Since when there has been no link, and which try to make one is next."""
 
     at: float

@@ -14,8 +14,8 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from . import ids
 from .program import Host
@@ -42,8 +42,7 @@ _WORD = re.compile(r"[a-z0-9._-]{2,64}")
 _log = logging.getLogger("corra")
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One run as this machine last saw it. `started` and `seen` are seconds since the epoch; `state` may be long out of date."""
 
     prog_id: str

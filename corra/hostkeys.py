@@ -14,7 +14,7 @@ import hmac
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .errors import HostKey
 from .program import Host
@@ -23,8 +23,7 @@ from .sshconfig import Settings
 _KINDS = {"ssh-ed25519": "ED25519", "ssh-rsa": "RSA", "ssh-dss": "DSA"}
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """A public key: its type as in a known_hosts line, its fingerprint as ssh shows it, and its bytes where they are at hand."""
 
     type: str
@@ -46,8 +45,7 @@ class Key:
         return f"{whole[:-37]}..{whole[-3:]}" if self.fingerprint.startswith("SHA256:") else whole
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(NamedTuple):
     """One line of a known_hosts file."""
 
     key: Key

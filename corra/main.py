@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import types
 
-# Invoke takes Mock along for its MockContext, which is for tests; unittest and asyncio come with it, a fifth of what our start costs.
-if _spared := "unittest.mock" not in sys.modules:
-    sys.modules["unittest.mock"] = types.ModuleType("unittest.mock")
-    sys.modules["unittest.mock"].Mock = type("Mock", (), {})  # type: ignore[attr-defined]
-try:
+from .spare import without_mock
+
+with without_mock():
     from invoke.collection import Collection
     from invoke.program import Program
-finally:
-    if _spared:
-        del sys.modules["unittest.mock"]
 
 from . import serving, tasks
 from .errors import EPIPE_CODE

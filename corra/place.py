@@ -29,7 +29,6 @@ from . import errors, sudo
 from .channel import Channel, LinkLost, NoAnswer, Runner, Silent, first_line
 from .program import Host, Mode
 from .stream import STATE_MAX
-from .verdict import typed
 
 PROTOCOL = b"corra 1 "
 NOISE_MAX = 1 << 20
@@ -501,7 +500,7 @@ class _Exchange:
                     f"no Python 3.6 or later (tried {PYTHONS[0]}, {PYTHONS[2]} ..)",
                     host=self._runner.host.name,
                     hint=[
-                        f"keep it from here:  {typed()} run --via chaperone --host {self._runner.host} -- ..",
+                        f"keep it from here:  {errors.typed()} run --via chaperone --host {self._runner.host} -- ..",
                         "or install one there:  apt-get install python3-minimal",
                     ],
                 )

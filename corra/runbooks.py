@@ -29,7 +29,7 @@ from .book import HERE, STEP, Attempt, Do, decide, differences, program_facts
 from .channel import LinkLost
 from .connection import name_of
 from .crew import Crew
-from .errors import Changed, Conflict, CorraError, Lost, Misuse, Stop, TimedOut, Unreachable
+from .errors import Changed, Conflict, CorraError, Lost, Misuse, Stop, TimedOut, Unreachable, typed
 from .follow import Follow, LinkDown, LinkUp
 from .hostset import hosts
 from .place import Agent
@@ -39,7 +39,7 @@ from .settings import setting
 from .state import State, exit_code
 from .stopped import Step, stopped
 from .teller import Lines, Row, Teller, last_line, repeated, took
-from .verdict import duration, ended, typed
+from .verdict import duration, ended
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack

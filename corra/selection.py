@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from invoke.context import Context
 
-from .errors import CorraError, Misuse, NotKilled
+from .errors import CorraError, Misuse, NotKilled, typed
 from .settings import setting
-from .verb import Given, program
+from .verb import Given
 
 if TYPE_CHECKING:
     from .control import Run
+    from .place import Agent
     from .state import State
 
 _HISTORY_HOSTS = 32
@@ -108,10 +109,26 @@ def one_host(c: Context, given: Given, *, fate: str) -> str:
         raise
     if not hosts:
         command = shlex.join(given.argv)
-        raise Misuse(f"no host:  {program()} run --host HOST -- {command}   (here: local)", fate=fate)
+        raise Misuse(f"no host:  {typed()} run --host HOST -- {command}   (here: local)", fate=fate)
     if len(hosts) > 1:
         raise Misuse(f"one host at a time: {_several(hosts)}", fate=fate)
     return hosts[0]
+
+
+def begin(c: Context, given: Given) -> Agent | None:
+    """Return the agent of the one host a command line names, on the way to it already: keys are exchanged while the rest is imported.
+
+    None where there is nothing to begin; what is wrong with the line, `one_host` will say.
+    """
+    from .reach import agent_for
+
+    try:
+        agent = None if given.dry else agent_for(one_host(c, given, fate="NOT STARTED"), **reach(c, given))
+    except CorraError:
+        return None
+    if agent is not None:
+        agent.begin()
+    return agent
 
 
 def find(c: Context, given: Given, text: str | None) -> Run:
@@ -226,7 +243,7 @@ def ask_first(given: Given, runs: Sequence[tuple[Run, State | None]]) -> None:
     else:
         return
     if not given.screen.can_ask:
-        raise NotKilled(f"{why}: add -y", label=label, host=host, hint=[f"{program()} kill -y .."])
+        raise NotKilled(f"{why}: add -y", label=label, host=host, hint=[f"{typed()} kill -y .."])
     if not given.screen.ask(label, host, f"{why}: stop it? [y/N] "):
         raise NotKilled("you said no", label=label, host=host)
 
@@ -260,7 +277,7 @@ def places(c: Context, given: Given, verb: str, since_s: float) -> list[tuple[st
             there = {"as_user": _said(given)[1] or entry.as_user, "via": how.get("via") or entry.via, "spool": given.spool or entry.spool}
             known.setdefault((entry.host, entry.as_user, entry.spool), (entry.host, {**how, **there}))
     if not known:
-        raise Misuse(f"no host, and no history of any:  {program()} {verb} --host HOST", fate="NOT DONE")
+        raise Misuse(f"no host, and no history of any:  {typed()} {verb} --host HOST", fate="NOT DONE")
     return list(known.values())[:_HISTORY_HOSTS]
 
 

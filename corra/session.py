@@ -62,32 +62,37 @@ class Inbox:
         return self._size
 
 
+def to_run(command: str, channel: int) -> Any:
+    """Return the request to run `command` in the host's `channel`."""
+    from paramiko import Message
+    from paramiko.common import cMSG_CHANNEL_REQUEST
+
+    message = Message()
+    message.add_byte(cMSG_CHANNEL_REQUEST)
+    message.add_int(channel)
+    message.add_string("exec")
+    message.add_boolean(True)
+    message.add_string(command)
+    return message
+
+
 class Session:
-    """A paramiko session that runs one command, as a Channel."""
+    """A paramiko session that runs one command, as a Channel; one with an Inbox has been asked for it already."""
 
     def __init__(self, session: Any, command: str) -> None:
         self._session = session
         self._tail = Tail()
         self._closed = False
         # Reading waits on an event, so that the session's one timeout is free to bound the writes.
-        inbox = session.in_buffer = Inbox()
-        self._ready = inbox.ready
+        asked = isinstance(session.in_buffer, Inbox)
+        if not asked:
+            session.in_buffer = Inbox()
+        self._ready = session.in_buffer.ready
         session.settimeout(WRITE_S)
         self._writing = threading.Lock()
-        self._execute(command)
-
-    def _execute(self, command: str) -> None:
-        """Ask for the command without waiting to be told that it runs: that would be a round trip more before the first byte."""
-        from paramiko import Message
-        from paramiko.common import cMSG_CHANNEL_REQUEST
-
-        message = Message()
-        message.add_byte(cMSG_CHANNEL_REQUEST)
-        message.add_int(self._session.remote_chanid)
-        message.add_string("exec")
-        message.add_boolean(True)
-        message.add_string(command)
-        self._session.transport._send_user_message(message)  # noqa: SLF001 - what exec_command does before it waits
+        if not asked:
+            # Without waiting to be told that it runs: that would be a round trip more before the first byte.
+            session.transport._send_user_message(to_run(command, session.remote_chanid))  # noqa: SLF001 - as exec_command does
 
     def read(self, timeout_s: float | None) -> bytes:
         if not self._ready.wait(timeout_s):

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from invoke.context import Context
 
 from .book import HERE, Book
-from .errors import CorraError, Misuse, NotFound
+from .errors import CorraError, Misuse, NotFound, typed
 from .selection import reach
 from .settings import setting
-from .verb import Given, program
+from .verb import Given
 
 if TYPE_CHECKING:
     from .journal import Journal, Ledger
@@ -52,7 +52,7 @@ def journal(c: Context, given: Given, name: str, key: str) -> Journal:
     """Return the journal of that runbook, read. Raises NotFound."""
     opened = _opened(c, given, ledger(c, given), name, key)
     if opened.book.begun is None:
-        look = "" if given.host else f"on another host?  {program()} book --host HOST {shlex.quote(name)} {shlex.quote(key)}"
+        look = "" if given.host else f"on another host?  {typed()} book --host HOST {shlex.quote(name)} {shlex.quote(key)}"
         raise NotFound(f"no journal of it {_place(opened)}", label=f"{name} {key}", hint=[look] if look else [])
     return opened
 

@@ -6,16 +6,15 @@ program, paramiko's parser has to do.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import re
 import shlex
-import shutil
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .channel import first_line
 from .errors import NotStarted
@@ -27,8 +26,7 @@ _STRICT = {"true": "yes", "yes": "yes", "ask": "ask", "accept-new": "accept-new"
 _TOKEN = re.compile(r"%(.)|\$\{(\w+)\}")
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """The options that decide how a host is reached. `strict` is yes, ask, accept-new or no, as in StrictHostKeyChecking."""
 
     hostname: str
@@ -67,20 +65,40 @@ def config_path(config: Any = None) -> str | None:
 
 def settings(host: Host, path: str | None = None) -> Settings:
     """Return the Settings for `host`, what it says itself going before ssh_config. Raises NotStarted when ssh can't read that."""
-    found = _by_ssh(host, path) if shutil.which("ssh") else _by_paramiko(host, path)
-    return _read(host, found)
+    return Question(host, path).answer()
 
 
-def _by_ssh(host: Host, path: str | None) -> dict[str, list[str]]:
-    argv = ["ssh", "-G"]
-    argv += ["-F", path] if path else []
-    argv += ["-p", str(host.port)] if host.port else []
-    argv += ["-l", host.login] if host.login else []
-    said = subprocess.run([*argv, "--", host.name], capture_output=True, stdin=subprocess.DEVNULL, check=False, timeout=60)
-    if said.returncode:
-        raise NotStarted(f"ssh -G {host.name}: {first_line(said.stderr)}", host=host.name)
+class Question:
+    """`ssh -G`, asked at once; until somebody waits for its answer it runs beside us."""
+
+    def __init__(self, host: Host, path: str | None = None) -> None:
+        self.host = host
+        self.path = path
+        argv = ["ssh", "-G"]
+        argv += ["-F", path] if path else []
+        argv += ["-p", str(host.port)] if host.port else []
+        argv += ["-l", host.login] if host.login else []
+        self._ssh: subprocess.Popen[bytes] | None = None
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            self._ssh = subprocess.Popen([*argv, "--", host.name], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def answer(self) -> Settings:
+        """Return the Settings, once. Raises NotStarted when ssh can't read its configuration."""
+        found = _by_paramiko(self.host, self.path) if self._ssh is None else _by_ssh(self._ssh, self.host)
+        return _read(self.host, found)
+
+
+def _by_ssh(ssh: subprocess.Popen[bytes], host: Host) -> dict[str, list[str]]:
+    with ssh:
+        try:
+            out, err = ssh.communicate(timeout=60)  # a Match exec in it may take its time
+        except subprocess.TimeoutExpired as error:
+            ssh.kill()
+            raise NotStarted(f"ssh -G {host.name}: no answer in 60 s", host=host.name) from error
+    if ssh.returncode:
+        raise NotStarted(f"ssh -G {host.name}: {first_line(err)}", host=host.name)
     found: dict[str, list[str]] = {}
-    for line in said.stdout.decode(errors="surrogateescape").splitlines():
+    for line in out.decode(errors="surrogateescape").splitlines():
         key, _, value = line.partition(" ")
         found.setdefault(key.lower(), []).append(value)
     return found

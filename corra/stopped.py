@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import ids
-from .errors import CorraError, Failed, Lost, Misuse, NotStarted, TimedOut
+from .errors import CorraError, Failed, Lost, Misuse, NotStarted, TimedOut, typed
 from .hostset import fold
 from .program import Host
-from .verdict import typed
 
 
 @dataclass(frozen=True)

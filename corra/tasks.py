@@ -16,7 +16,7 @@ from invoke.collection import Collection
 from invoke.context import Context
 
 from . import inputs, reporting, selection
-from .errors import EPIPE_CODE, NOTHING_DONE, STILL_RUNNING, CorraError, Misuse
+from .errors import EPIPE_CODE, NOTHING_DONE, STILL_RUNNING, CorraError, Misuse, typed
 from .flags import COLLECTED, HOST, LINK, REACH, SHOWN, SIFTED, TARGET, TYPED, WATCHED, limit, lines, output_kept, seconds, signal, size
 from .settings import setting
 from .verb import Given, listing, option, switch, verb
@@ -68,7 +68,7 @@ _RUN = (
 # -- The verbs
 
 
-@verb(TARGET, *REACH, *_RUN, command=True, fate="NOT STARTED")
+@verb(TARGET, *REACH, *_RUN, command=True, fate="NOT STARTED", begin=selection.begin)
 def run(c: Context, given: Given) -> int:
     """Start a program that outlives ssh, and show it: inv run --host db1 -- uptime
 
@@ -78,15 +78,13 @@ def run(c: Context, given: Given) -> int:
 
     For long: inv run -d --keep-output 1G --limit files=4096 --host db1 -- ./srv
     """
+    from . import control
     from .reach import agent_for
 
     target = selection.one_host(c, given, fate="NOT STARTED")
     stdin, file = inputs.stdin(given)
     reach = selection.reach(c, given)
-    agent = agent_for(target, **reach)
-    if not given.dry:
-        agent.begin()  # the keys are exchanged while we import the rest: 50 ms of 600 on a line of 50 ms
-    from . import control
+    agent = given.agent or agent_for(target, **reach)
 
     with contextlib.ExitStack() as opened:
         opened.enter_context(file)
@@ -628,14 +626,13 @@ def _launched(c: Context, given: Given, launch: Launch, opened: contextlib.ExitS
 
 def _detached(given: Given, watch: Watch, state: State, target: str, keeper: str) -> int:
     from . import ids, render
-    from .verb import program
     from .verdict import beside
 
     if given.json:
         return 0  # the start event has said it
     given.screen.lines([state.prog_id])
     short = ids.short(state.prog_id)
-    hint = [f"watch: {program()} attach {state.name or short}"]
+    hint = [f"watch: {typed()} attach {state.name or short}"]
     fate, why = render.STARTED, watch.placed
     if keeper:
         fate, why = f"{render.STARTED}, kept by {keeper}", ""

@@ -31,7 +31,7 @@ from invoke.parser.parser import Parser
 from invoke.program import Program
 from invoke.tasks import Task
 
-from .errors import CorraError, Misuse
+from .errors import CorraError, Misuse, typed
 
 # Core flags of Invoke that take the next word: to be stepped over before the verb, and refused with it after the verb.
 _CORE_WITH_VALUE = frozenset({"-T", "--command-timeout", "-f", "--config", "--hide", "-D", "--list-depth", "-F", "--list-format"})
@@ -151,10 +151,19 @@ class _Tokens(Argument):
 
 class Verb(Task):  # type: ignore[type-arg]
     """A task whose body is called as `body(c, given)`; `fate` opens its refusals, `ids` says whether it takes any,
-    `command` whether it takes a command after `--`.
+    `command` whether it takes a command after `--`, `begin` makes the agent that the body needs, before all else is imported.
     """
 
-    def __init__(self, body: Callable[[Context, Given], Any], *, flags: Sequence[Flag], ids: bool, command: bool, fate: str) -> None:
+    def __init__(
+        self,
+        body: Callable[[Context, Given], Any],
+        *,
+        flags: Sequence[Flag],
+        ids: bool,
+        command: bool,
+        fate: str,
+        begin: Callable[[Context, Given], Any] | None,
+    ) -> None:
         super().__init__(body, positional=[])
         self.__doc__ = _narrow(body.__doc__ or "")
         theirs = {name for flag in flags for name in flag.names}
@@ -162,6 +171,7 @@ class Verb(Task):  # type: ignore[type-arg]
         self.ids = ids
         self.command = command
         self.fate = fate
+        self.begin = begin
         VERBS[self.name] = self
 
     # -- Invoke asks for the arguments of every task before it parses a line, prints a help or completes a word.
@@ -215,7 +225,7 @@ class Verb(Task):  # type: ignore[type-arg]
                 continue
             flag = known.get(name)
             if flag is None:
-                line.refuse(f"{self.name} has no {name};  {program()} --help {self.name} lists its flags")
+                line.refuse(f"{self.name} has no {name};  {typed()} --help {self.name} lists its flags")
                 if name in _CORE_WITH_VALUE and value is None and todo:
                     todo.popleft()
             elif flag.read is None:
@@ -237,16 +247,16 @@ class Verb(Task):  # type: ignore[type-arg]
         """Refuse what is wrong with the line as a whole."""
         if not self.command:
             if line.words and not self.ids:
-                line.refuse(f"{self.name} takes no word: {line.words[0][1]!r};  a host is  {program()} {self.name} --host HOST")
+                line.refuse(f"{self.name} takes no word: {line.words[0][1]!r};  a host is  {typed()} {self.name} --host HOST")
             if command is not None:
                 line.refuse(f"{self.name} takes no -- and no command")
         elif line.words and command is None:
             at = line.words[0][0]
-            line.refuse(f"no -- before the command:  {shlex.join([program(), self.name, *words[:at], '--', *words[at:]])}")
+            line.refuse(f"no -- before the command:  {shlex.join([typed(), self.name, *words[:at], '--', *words[at:]])}")
         elif line.words:
             line.refuse(f"{line.words[0][1]!r} stands before the --;  the command goes after it")
         elif not command and not line.given.help:
-            line.refuse(f"no command:  {shlex.join([program(), self.name, *words])} -- COMMAND")
+            line.refuse(f"no command:  {shlex.join([typed(), self.name, *words])} -- COMMAND")
 
     # -- Calling
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -270,6 +280,7 @@ class Verb(Task):  # type: ignore[type-arg]
         gc.set_threshold(*_RARELY)
         # A thread that hears from the network isn't to wait 5 ms, three times over, until one that imports lets it.
         sys.setswitchinterval(_SWITCH_S)
+        given.agent = None if self.begin is None or given.refusal else self.begin(context, given)
         from .screen import Screen
 
         screen = given.screen = Screen(json=given.json, quiet=given.quiet, raw=bool(getattr(given, "raw", False)))
@@ -310,7 +321,7 @@ class Verb(Task):  # type: ignore[type-arg]
 
     def show_help(self) -> None:
         """Print what `inv --help VERB` prints, by Invoke's own code."""
-        shown = Program(binary="inv[oke]" if program() in ("inv", "invoke") else program())
+        shown = Program(binary="inv[oke]" if typed() in ("inv", "invoke") else typed())
         arguments = [flag.argument() for flag in self.flags]
         shown.parser = Parser(contexts=[ParserContext(name=self.name, args=arguments)])
         shown.collection = Collection(self)
@@ -348,18 +359,14 @@ def _fill(context: Context, given: Given) -> None:
 
 
 def verb(
-    *flags: Flag, ids: bool = False, command: bool = False, fate: str = "NOT DONE"
+    *flags: Flag,
+    ids: bool = False,
+    command: bool = False,
+    fate: str = "NOT DONE",
+    begin: Callable[[Context, Given], Any] | None = None,
 ) -> Callable[[Callable[[Context, Given], Any]], Verb]:
     """Make a Verb of a function, as `@task` makes a Task."""
-    return lambda body: Verb(body, flags=flags, ids=ids, command=command, fate=fate)
-
-
-def program() -> str:
-    """Return the program name that was typed."""
-    # Imported here: what it needs of the host's side would cost every `inv --list` its time.
-    from .verdict import typed
-
-    return typed()
+    return lambda body: Verb(body, flags=flags, ids=ids, command=command, fate=fate, begin=begin)
 
 
 def die_of(name: str) -> None:

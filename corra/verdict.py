@@ -8,14 +8,27 @@ from __future__ import annotations
 import errno
 import os
 import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from . import ids
 from .agent import AFTER_GRACE
-from .errors import Ambiguous, Conflict, CorraError, Failed, Lost, NoRoom, NotFound, NotSent, NotStarted, TimedOut, Unreachable, plain
+from .errors import (
+    Ambiguous,
+    Conflict,
+    CorraError,
+    Failed,
+    Lost,
+    NoRoom,
+    NotFound,
+    NotSent,
+    NotStarted,
+    TimedOut,
+    Unreachable,
+    plain,
+    typed,
+)
 from .program import Host, Request
 from .state import State, exit_code
 
@@ -39,12 +52,6 @@ _ERRNO_WORDS = {
 _ROWS_SHOWN = 10
 # 80 columns, less a hint's indent.
 WIDTH = 73
-
-
-def typed() -> str:
-    """Return the program name to show in a hint: the one that was typed."""
-    name = os.path.basename(sys.argv[0]) if sys.argv else ""
-    return name if name in ("inv", "invoke") else "corra"
 
 
 def duration(seconds: float) -> str:

@@ -21,18 +21,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import ids, render
 from .control import Run
-from .errors import EPIPE_CODE, CorraError, MaybeStarted, NotDead, NotStarted
+from .errors import EPIPE_CODE, CorraError, MaybeStarted, NotDead, NotStarted, typed
 from .follow import Event, Follow, LinkDown, LinkUp
 from .keyboard import Keyboard, Leave
 from .screen import ERR, OUT, Gone, Screen
 from .state import State, exit_code
 from .stream import Gap, Output, Status
 from .verb import die_of
-from .verdict import beside, duration, ended, span, typed
+from .verdict import beside, duration, ended, span
 
 if TYPE_CHECKING:
     from .sieve import Range, Sieve
@@ -47,8 +47,7 @@ HANGUP_S = 0.3
 _CAUGHT = (signals.SIGINT, signals.SIGTERM, signals.SIGHUP)
 
 
-@dataclass(frozen=True)
-class _End:
+class _End(NamedTuple):
     """The pump has come to its end: well, or with an error."""
 
     error: BaseException | None = None

@@ -28,6 +28,7 @@ LAYERS = [
         "session",
         "sudo",
         "carrier",
+        "spare",
         "packets",
         "transport",
         "connection",

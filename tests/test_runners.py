@@ -208,6 +208,29 @@ def test_a_host_that_lets_us_in_but_allows_no_session_is_given_up(new_sshd: Call
     assert sum("Accepted publickey" in line for line in server.log) == 3
 
 
+@contextlib.contextmanager
+def another_server(sshd: Sshd, made: Callable[[list[Any]], Any]) -> Iterator[list[Any]]:
+    """`other` is a paramiko server that lets everybody in; yield its transports, each made ready to serve by `made`."""
+    import paramiko
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connections.append(paramiko.Transport(listener.accept()[0]))
+                connections[-1].add_server_key(key)
+                connections[-1].start_server(server=made(connections))
+
+    connections: list[Any] = []
+    key = paramiko.RSAKey.generate(2048)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        sshd.add_host("other", Port=listener.getsockname()[1], StrictHostKeyChecking="accept-new")
+        yield connections
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(30)
+
+
 def test_a_host_that_lets_us_in_and_hangs_up_each_time_is_given_up(sshd: Sshd, open_runner: Open) -> None:
     import paramiko
 
@@ -222,24 +245,44 @@ def test_a_host_that_lets_us_in_and_hangs_up_each_time_is_given_up(sshd: Sshd, o
             connections[-1].close()
             return int(paramiko.OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED)
 
-    def serve() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connections.append(paramiko.Transport(listener.accept()[0]))
-                connections[-1].add_server_key(key)
-                connections[-1].start_server(server=HangsUp())
-
-    connections: list[Any] = []
-    key = paramiko.RSAKey.generate(2048)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        sshd.add_host("reset", Port=listener.getsockname()[1], StrictHostKeyChecking="accept-new")
-        error = fails(open_runner("reset"))
+    with another_server(sshd, lambda _: HangsUp()) as connections:
+        error = fails(open_runner("other"))
         assert isinstance(error, Unreachable) and "starts nothing" in error.why
         assert len(connections) == 3
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(30)
+
+
+def test_a_host_that_says_openssh_and_counts_its_channels_otherwise_is_asked_again_slowly(sshd: Sshd, open_runner: Open) -> None:
+    import paramiko
+
+    class Echoes(paramiko.ServerInterface):  # type: ignore[misc]
+        def get_allowed_auths(self, username: str) -> str:
+            return "publickey"
+
+        def check_auth_publickey(self, username: str, key: Any) -> int:
+            return int(paramiko.AUTH_SUCCESSFUL)
+
+        def check_channel_request(self, kind: str, chanid: int) -> int:
+            return int(paramiko.OPEN_SUCCEEDED)
+
+        def check_channel_exec_request(self, channel: Any, command: bytes) -> bool:
+            asked.append(command)
+            channel.sendall(b"in\n")
+            channel.send_exit_status(0)
+            channel.close()
+            return True
+
+    def made(connections: list[Any]) -> Any:
+        connections[-1].local_version = "SSH-2.0-OpenSSH_99.9"
+        connections[-1]._channel_counter = 7
+        return Echoes()
+
+    asked: list[bytes] = []
+    with another_server(sshd, made) as connections:
+        target = open_runner("other")
+        assert everything(target, "first")[0] == b"in\n"
+        assert everything(target, "second")[0] == b"in\n"
+        assert len(connections) == 2  # the first was ended by a request for channel 0
+    assert [command.decode().split()[-1].strip("'") for command in asked] == ["first", "second"]
 
 
 @pytest.mark.parametrize("via", VIAS)
@@ -689,3 +732,18 @@ def test_importing_the_transport_imports_neither_fabric_nor_paramiko() -> None:
 def test_only_what_ssh_says_before_a_session_means_that_nothing_was_asked(said: str, kind: type[Exception]) -> None:
     host = Host("h")
     assert isinstance(failure(said, host, settings(host), 15, None, ["ssh", "--", "h", "x"]), kind)
+
+
+def test_what_paramiko_wants_its_version_from_is_spared_and_works_for_others() -> None:
+    code = """
+import sys
+from corra.spare import load_fabric, spared
+load_fabric()
+print([name for name in ("importlib.metadata", "email") if name in sys.modules])
+with spared("importlib.metadata", version=lambda name: "none"):
+    from importlib.metadata import entry_points, version
+import importlib.metadata, paramiko
+print(version("paramiko"), entry_points is importlib.metadata.entry_points, paramiko.__version__ == importlib.metadata.version("paramiko"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == ["[]", "none True True"]
