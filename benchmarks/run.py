@@ -275,7 +275,9 @@ def starts_by_hand(place: Place) -> Contest:
     program = json.dumps({"program": {"argv": ["true"]}, "spool": str(place.home / "byhand")}).encode()
     shutil.copy(AGENT, place.home / "agent.py")
     compileall.compile_file(place.home / "agent.py", quiet=1)
-    cached = f"import sys; sys.path.insert(0, {str(place.home)!r}); import agent; agent.main(['start'], agent.Input(0), sys.stdout.buffer)"
+    # As the loader does it, and as agent.py itself: without Python's finalisation.
+    agent = "import agent; posix._exit(agent.main(['start'], agent.Input(0), sys.stdout.buffer))"
+    cached = f"import posix, sys; sys.path.insert(0, {str(place.home)!r}); {agent}"
     ways = {
         "`python3 -ISE -c pass`": lambda: place.time(PYTHON, "-ISE", "-c", "pass"),
         "`python3 -ISE agent.py < program.json`": lambda: place.time(PYTHON, "-ISE", str(AGENT), stdin=program),
