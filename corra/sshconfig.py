@@ -6,7 +6,6 @@ program, paramiko's parser has to do.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import re
@@ -79,11 +78,18 @@ class Question:
         argv += ["-p", str(host.port)] if host.port else []
         argv += ["-l", host.login] if host.login else []
         self._ssh: subprocess.Popen[bytes] | None = None
-        with contextlib.suppress(FileNotFoundError, PermissionError):
+        self._failed: OSError | None = None
+        try:
             self._ssh = subprocess.Popen([*argv, "--", host.name], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        except (FileNotFoundError, PermissionError):
+            pass  # no ssh on this machine
+        except OSError as error:
+            self._failed = error
 
     def answer(self) -> Settings:
-        """Return the Settings, once. Raises NotStarted when ssh can't read its configuration."""
+        """Return the Settings, once. Raises NotStarted when ssh can't read its configuration, or can't be started."""
+        if self._failed is not None:
+            raise NotStarted(f"ssh -G {self.host.name}: {self._failed.strerror}", host=self.host.name)
         found = _by_paramiko(self.host, self.path) if self._ssh is None else _by_ssh(self._ssh, self.host)
         return _read(self.host, found)
 

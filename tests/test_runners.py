@@ -747,3 +747,17 @@ print(version("paramiko"), entry_points is importlib.metadata.entry_points, para
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines() == ["[]", "none True True"]
+
+
+def test_an_ssh_program_that_cannot_be_executed_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = home / "ssh"
+    broken.write_bytes(b"\x7fELF of another machine")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(home))
+    target = runner(Host("h"))
+    target.begin()
+    with pytest.raises(NotStarted, match="ssh -G h: Exec format error"):
+        target.open("true")
+    broken.chmod(0o644)  # and where there is none to execute, ssh_config is read without it
+    (home / ".ssh" / "config").write_text("Host h\n  Port 2222\n")
+    assert settings(Host("h"), str(home / ".ssh" / "config")).port == 2222
