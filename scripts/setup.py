@@ -1,7 +1,7 @@
 """Make this checkout's environment, or bring it up to date: `scripts/setup run|dev|invoke3`, or `relock`.
 
-`run` is what `inv` needs, `dev` adds the tests' tools, and `invoke3` is a second environment, .venv-invoke3, with the major version of Invoke
-that Fabric's own metadata doesn't allow yet. Nothing is done when the environment's stamp says so; of two calls at once one waits; what was
+`run` is what `inv` needs, `dev` adds the tests' tools, and `invoke3` is a second environment, .venv-invoke3: the first one behind the major
+version of Invoke that Fabric's own metadata doesn't allow yet. Nothing is done when the environment's stamp says so; of two calls at once one waits; what was
 interrupted is made anew. An environment that somebody else made is installed into and never deleted.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
-KINDS = {"run": (".venv", "."), "dev": (".venv", ".[dev]"), "invoke3": (".venv-invoke3", ".[dev]")}
+KINDS = {"run": (".venv", "."), "dev": (".venv", ".[dev]"), "invoke3": (".venv-invoke3", ".")}
 # Some of the pinned versions have left 3.10 behind.
 OLDER, NEWER = 'python_version < "3.11"', 'python_version >= "3.11"'
 INVOKE3 = "invoke==3.0.3"
@@ -75,7 +75,9 @@ class Environment:
         new.mkdir()
         (new / self.stamp.name).write_text(MAKING + "\n")
         new.rename(self.path)
-        if importlib.util.find_spec("ensurepip"):
+        if self.kind == "invoke3":
+            quiet(Environment("dev").python, "-m", "venv", "--without-pip", self.path)
+        elif importlib.util.find_spec("ensurepip"):
             quiet(sys.executable, "-m", "venv", self.path)
         else:
             self.make_without_ensurepip()
@@ -97,12 +99,26 @@ class Environment:
             sys.exit(125)
 
     def install(self) -> None:
-        pip: list[str | Path] = [self.python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-input"]
-        quiet(*pip, "-c", CONSTRAINTS, "-e", self.packages)
+        how = ["install", "-q", "--disable-pip-version-check", "--no-input"]
         if self.kind == "invoke3":
-            quiet(*pip, "--no-deps", INVOKE3)
+            dev = Environment("dev")
+            # What is found here first is ours; all else is the first environment's.
+            behind = self.library() / "behind.pth"
+            behind.unlink(missing_ok=True)
+            quiet(dev.python, "-m", "pip", "--python", self.python, *how, "--no-deps", INVOKE3, "-e", self.packages)
+            behind.write_text(f"import site; site.addsitedir({str(dev.library())!r})\n")
+        else:
+            # pip compiles one file after the other.
+            quiet(self.python, "-m", "pip", *how, "--no-compile", "-c", CONSTRAINTS, "-e", self.packages)
+            compile_all = [self.python, "-m", "compileall", "-q", "-j", "0", self.library()]
+            subprocess.run(compile_all, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         # Invoke turns the writing of .pyc files off, so each call would compile the package anew.
         quiet(self.python, "-m", "compileall", "-q", ROOT / "corra")
+
+    def library(self) -> Path:
+        """Return the directory where its packages are."""
+        ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        return Path(subprocess.run([self.python, "-c", ask], stdout=subprocess.PIPE, check=True, text=True).stdout.strip())
 
     def bring_up(self) -> None:
         was = self.read()
@@ -125,6 +141,8 @@ def ensure(kind: str) -> None:
     environment = Environment(kind)
     if environment.up_to_date():
         return
+    if kind == "invoke3":
+        ensure("dev")
     if kind == "run" and environment.read().startswith("dev "):
         environment = Environment("dev")
     with open(f"{environment.path}.lock", "w") as lock:
