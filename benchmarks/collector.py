@@ -134,6 +134,7 @@ def main() -> None:
     told = parser.parse_args()
     with tempfile.TemporaryDirectory() as base:
         served = Served(Path(base), "--limits", "rate=1000000")
+        served.cold = True
         token = served.token()
         served.start()
         try:

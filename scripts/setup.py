@@ -110,8 +110,8 @@ class Environment:
         else:
             # pip compiles one file after the other.
             quiet(self.python, "-m", "pip", *how, "--no-compile", "-c", CONSTRAINTS, "-e", self.packages)
-            compile_all = [self.python, "-m", "compileall", "-q", "-j", "0", self.library()]
-            subprocess.run(compile_all, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+            compiled: list[str | Path] = [self.python, "-m", "compileall", "-q", "-j", "0", self.library()]
+            subprocess.run(compiled, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         # Invoke turns the writing of .pyc files off, so each call would compile the package anew.
         quiet(self.python, "-m", "compileall", "-q", ROOT / "corra")
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import warm
 from corra import agent
 from corra.stream import Ack, Beat, Frame, Gap, Output, Parser, Refusal, Status
 
@@ -296,16 +297,40 @@ def adopt() -> None:
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
 
+def descendants() -> dict[int, Any]:
+    """Return {pid: what the agent sees of it} of all that live below this process, but for the servers that fork.
+
+    As agent.tree, which looks at every process of the machine, as it must where others are the parents.
+    """
+    found: dict[int, Any] = {}
+    todo = [os.getpid()]
+    while todo:
+        for pid in _children(todo.pop()):
+            each = agent.process(pid)
+            if each and each[0] not in "ZX" and pid not in found and pid not in warm.servers():
+                found[pid] = each
+                todo.append(pid)
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+    return found
+
+
 def children() -> set[int]:
-    """Return the pids of all living descendants of this process."""
-    return set(agent.tree([os.getpid()]))
+    """Return the pids of all that live below this process."""
+    return set(descendants())
 
 
 def sweep(spared: set[int]) -> list[str]:
     """Kill and reap what is left of a test but `spared`; return the names of what there was."""
-    found = {pid: each for pid, each in agent.tree([os.getpid()]).items() if pid not in spared}
+    found = {pid: each for pid, each in descendants().items() if pid not in spared}
     for _ in range(100):
-        left = {pid: each for pid, each in agent.tree([os.getpid()]).items() if pid not in spared}
+        left = {pid: each for pid, each in descendants().items() if pid not in spared}
         for pid, each in left.items():
             agent.signal_process(pid, each[2], signal.SIGKILL)
         reap(spared)
@@ -316,12 +341,12 @@ def sweep(spared: set[int]) -> list[str]:
 
 
 def reap(spared: set[int]) -> None:
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) not in spared:
-            found = agent.process(int(entry))
-            if found and found[1] == os.getpid() and found[0] == "Z":
+    for pid in _children(os.getpid()):
+        if pid not in spared:
+            found = agent.process(pid)
+            if found and found[:2] == ("Z", os.getpid()):
                 with contextlib.suppress(ChildProcessError):
-                    os.waitpid(int(entry), os.WNOHANG)
+                    os.waitpid(pid, os.WNOHANG)
 
 
 def alive(pid: int) -> bool:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from warm import Warm
+
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_S = 30.0
 
@@ -34,7 +36,9 @@ class Answer:
 
 
 class Served:
-    """`corra serve` with data of its own. It may be killed and started again at the same port."""
+    """`corra serve` with data of its own. It may be killed and started again at the same port; `cold`, by a Python of its own."""
+
+    cold = False
 
     def __init__(self, base: Path, *flags: str, tls: tuple[Path, Path] | None = None, ca: str | None = None, port: int = 0) -> None:
         self.base, self.flags, self.port, self.ca = base, list(flags), port, ca
@@ -46,7 +50,14 @@ class Served:
         self.url = ""
 
     def corra(self, *words: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(self.argv(*words), capture_output=True, env=self.environment(), timeout=60, check=False)
+        pipe = subprocess.PIPE
+        with self.popen(self.argv(*words), stdout=pipe, stderr=pipe) as process:
+            out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+    def popen(self, argv: list[str], **how: Any) -> subprocess.Popen[bytes]:
+        how = {"stdin": subprocess.DEVNULL, "env": self.environment(), **how}
+        return subprocess.Popen(argv, **how) if self.cold else Warm(argv[3:], program="collector", **how)
 
     def argv(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "corra", "serve", "--database", str(self.database), *words]
@@ -64,7 +75,7 @@ class Served:
         with open(self.log, "ab") as log:
             at = log.tell()
             argv = self.argv("--listen", f"127.0.0.1:{self.port}", *self.flags)
-            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment())
+            self.process = self.popen(argv, stdout=log, stderr=log)
         until = time.monotonic() + DEADLINE_S
         while not (found := re.search(rb"listening at (https?://[0-9.]+:([0-9]+))", self.log.read_bytes()[at:])):
             assert self.process.poll() is None and time.monotonic() < until, self.log.read_text()

@@ -5,11 +5,13 @@ No test touches the real home, the real ~/.ssh or a port that is not on 127.0.0.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import termios
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,14 @@ sys.path.insert(0, str(ROOT / "tests"))  # pytest's importlib mode leaves it out
 
 import agent_door  # noqa: E402 - found by the line above
 import users  # noqa: E402
+import warm  # noqa: E402
 from corra.place import Agent  # noqa: E402
 from corra.reach import agent_for  # noqa: E402
 from seat import Terminal  # noqa: E402
-from sshd import Sshd, program  # noqa: E402
+from sshd import QUICKLY, Sshd, program  # noqa: E402
+from warm import Warm  # noqa: E402
+
+COLD = [sys.executable, "-m", "corra"]
 
 # What the person who runs the tests has set must not decide how they end.
 _FOREIGN = ("CORRA_", "INVOKE_", "FABRIC_", "SSH_", "XDG_", "PYTHON", "LC_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
@@ -90,7 +96,9 @@ def new_sshd(home: Path) -> Iterator[Callable[..., Sshd]]:
         pytest.skip("no sshd on this machine (apt-get install openssh-server)")
     started: list[Sshd] = []
 
-    def start(alias: str = "h", *, environment: Mapping[str, str] | None = None, **how: Any) -> Sshd:
+    def start(
+        alias: str = "h", *, environment: Mapping[str, str] | None = None, options: Mapping[str, str | int] | None = None, **how: Any
+    ) -> Sshd:
         # PATH: sshd's own default has no ~/.pyenv in it, and a test's Python must not depend on who runs it.
         given = {**home_environment(home), "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", **(environment or {})}
         server = Sshd(
@@ -100,6 +108,7 @@ def new_sshd(home: Path) -> Iterator[Callable[..., Sshd]]:
             ssh_config=home / ".ssh" / "config",
             known_hosts=home / ".ssh" / "known_hosts",
             user_key=started[0].user_key if started else None,
+            options={**QUICKLY, **(options or {})},
             **how,
         )
         started.append(server)
@@ -132,30 +141,47 @@ def reached(request: pytest.FixtureRequest) -> Iterator[Agent]:
 
 
 class Cli:
-    """corra's command line as a process of its own, in the test's home."""
+    """corra's command line as a process of its own, in the test's home: forked from one that has imported corra, unless `program` is changed.
+
+    What makes another interpreter of it (`env={"LC_ALL": ..}`) starts one.
+    """
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.program = [sys.executable, "-m", "corra"]
+        self.program = list(COLD)
 
     def __call__(
         self, *words: str | bytes, stdin: bytes | None = None, timeout: float = 60, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
         """Run it to its end. Without `stdin` it is /dev/null."""
-        feed: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
-        return subprocess.run(
-            [*self.program, *words], capture_output=True, timeout=timeout, env=self.environment(env), cwd=self.home, check=False, **feed
-        )
+        feed = subprocess.DEVNULL if stdin is None else subprocess.PIPE
+        with self.popen(*words, env=env, stdin=feed, start_new_session=False) as process:
+            try:
+                out, err = process.communicate(stdin, timeout)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    def popen(self, *words: str | bytes, env: Mapping[str, str] | None = None, **how: Any) -> subprocess.Popen[bytes]:
-        """Start it with pipes for stdout and stderr, in a process group of its own; the test must wait for it."""
+    def popen(
+        self, *words: str | bytes, env: Mapping[str, str] | None = None, terminal: bool = False, **how: Any
+    ) -> subprocess.Popen[bytes]:
+        """Start it with pipes for stdout and stderr, in a session of its own; the test must wait for it.
+
+        With `terminal`, what is given for stdin is the terminal of that session.
+        """
         pipes: dict[str, Any] = {
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.PIPE,
             "stderr": subprocess.PIPE,
             "start_new_session": True,
         }
-        return subprocess.Popen([*self.program, *words], env=self.environment(env), cwd=self.home, **{**pipes, **how})
+        how = {**pipes, **how}
+        if self.program == COLD and how.keys() == pipes.keys() and not warm.differs(env or {}):
+            return Warm(words, env=self.environment(env), cwd=self.home, terminal=terminal, **how)
+        if terminal:
+            how["preexec_fn"] = lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        return subprocess.Popen([*self.program, *words], env=self.environment(env), cwd=self.home, **how)
 
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(ROOT), **(more or {})}
@@ -225,6 +251,7 @@ def new_machine(home: Path, as_root: None, monkeypatch: pytest.MonkeyPatch) -> I
             ssh_config=home / ".ssh/config",
             known_hosts=home / ".ssh/known_hosts",
             user_key=started[0].user_key if started else None,
+            options=QUICKLY,
         )
         started.append(server)
         server.start()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pty
 import select
-import signal
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -21,13 +18,10 @@ class Terminal:
     """corra in a pseudo-terminal, as a person has it before them."""
 
     def __init__(self, cli: Cli, *words: str) -> None:
-        pid, self.master = pty.fork()
-        if pid == 0:
-            os.chdir(cli.home)
-            os.execve(sys.executable, [*cli.program, *words], {**cli.environment(), "TERM": "xterm", "NO_COLOR": "1"})
-        self.pid = pid
+        self.master, slave = pty.openpty()
+        with open(slave, "r+b", 0) as own:
+            self.process = cli.popen(*words, env={"TERM": "xterm", "NO_COLOR": "1"}, terminal=True, stdin=own, stdout=own, stderr=own)
         self.seen = b""
-        self.code: int | None = None
 
     def until(self, *texts: str) -> str:
         """Return all that was shown, once every one of `texts` is in it."""
@@ -53,13 +47,10 @@ class Terminal:
         """Read to the end and return the code as a shell has it, negative for a signal."""
         while self.read():
             pass
-        if self.code is None:
-            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self.code
+        return self.process.wait(DEADLINE_S)
 
     def close(self) -> None:
-        if self.code is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+        if self.process.poll() is None:
+            self.process.kill()
             self.end()
         os.close(self.master)

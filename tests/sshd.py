@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pwd
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 _START_S = 20.0
+# What the ssh program chooses first takes it 0.1 s of a processor for each connection. `options=SLOWLY` leaves it the choice.
+QUICKLY = {"KexAlgorithms": "-sntrup*,mlkem*"}
+SLOWLY = {"KexAlgorithms": "+curve25519-sha256"}
 
 
 def program() -> str | None:
@@ -35,6 +40,23 @@ def free_port() -> int:
 def new_key(path: Path, kind: str = "ed25519") -> Path:
     """Make a key pair without a passphrase at `path` and `path`.pub."""
     subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", path.name, "-f", path], check=True, timeout=60)
+    return path
+
+
+@functools.cache
+def _pair(whose: str) -> tuple[str, str]:
+    """Return the two files of a key pair, one and the same for each name in all of this process's tests."""
+    with tempfile.TemporaryDirectory(prefix="corra-key-", dir="/tmp") as base:
+        key = new_key(Path(base) / whose.partition(" ")[0])
+        return key.read_text(), key.with_name(key.name + ".pub").read_text()
+
+
+def _key(path: Path, alias: str) -> Path:
+    """Put a key pair at `path` that no other host of a test has."""
+    private, shown = _pair(f"{path.name} {alias}")
+    path.touch(0o600)
+    path.write_text(private)
+    path.with_name(path.name + ".pub").write_text(shown)
     return path
 
 
@@ -80,8 +102,8 @@ class Sshd:
         self.alias = alias
         self.environment = dict(environment or {})
         self.options = dict(options or {})
-        self.host_key = new_key(directory / "host_key")
-        self.user_key = user_key or new_key(directory / "user_key")
+        self.host_key = _key(directory / "host_key", alias)
+        self.user_key = user_key or _key(directory / "user_key", alias)
         self.authorized_keys = directory / "authorized_keys"
         self.authorized_keys.write_text(public(self.user_key) + "\n")
         self.known_hosts = known_hosts or directory / "known_hosts"

@@ -12,7 +12,7 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -20,24 +20,16 @@ PATIENCE_S = 60.0
 
 
 class Terminal:
-    """`argv` on a terminal of its own, as the leader of a session. The terminal outlives it, so that what it left behind can be looked at."""
+    """What `start` starts, on a terminal of its own, as the leader of a session. The terminal outlives it, so that what it left behind can be looked at."""
 
-    def __init__(self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str, rows: int = 24, columns: int = 80) -> None:
+    def __init__(self, start: Callable[..., subprocess.Popen[bytes]], *, rows: int = 24, columns: int = 80) -> None:
         self.master, self.slave = pty.openpty()
         self.resize(rows, columns, tell=False)
         self.before = self.modes()
         self.seen = b""  # all that it has shown
         self._at = 0  # in `plain`, behind what was expected last
-        self.process = subprocess.Popen(
-            argv,
-            stdin=self.slave,
-            stdout=self.slave,
-            stderr=self.slave,
-            env={**env, "TERM": "xterm-256color"},
-            cwd=cwd,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )
+        ends = dict.fromkeys(("stdin", "stdout", "stderr"), self.slave)
+        self.process = start(env={"TERM": "xterm-256color"}, terminal=True, **ends)
 
     def __enter__(self) -> Terminal:  # noqa: PYI034 - Self needs Python 3.11
         return self

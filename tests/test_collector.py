@@ -470,6 +470,7 @@ def test_a_request_that_is_half_there_at_a_term_is_finished(new):
 def test_it_starts_with_nothing_and_says_where_it_listens_where_its_data_is_and_how_to_get_a_token(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     served = Served(tmp_path)
+    served.cold = True
     monkeypatch.setattr(served, "argv", lambda *words: [sys.executable, "-m", "corra", "serve", *words])
     served.start()
     try:

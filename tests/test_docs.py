@@ -14,6 +14,7 @@ import pytest
 import console
 from conftest import home_environment
 from console import alike, blocks, commands, outputs, replaced, screen
+from sshd import SLOWLY
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -26,7 +27,7 @@ def reader(new_sshd, home: Path) -> dict[str, str]:
     """The environment of somebody who reads along: `inv`, `corra`, `scripts/inv` and `ssh`, and a host called db1."""
     there = home / "db1"  # so that the first run on db1 has to bring the agent along
     there.mkdir()
-    new_sshd(alias="db1", environment=home_environment(there))
+    new_sshd(alias="db1", environment=home_environment(there), options=SLOWLY)
     bin_ = home / "bin"
     beside = os.path.dirname(sys.executable)
     inv = [f"{beside}/inv", "--search-root", str(ROOT)]

@@ -8,7 +8,6 @@ import os
 import pty
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,24 +15,17 @@ from pathlib import Path
 import pytest
 
 import corra
+import warm
 from conftest import home_environment
 from proxy import wait_for
 from sshd import Sshd
+from warm import Warm
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def inv(home: Path, *words: str, collection: str = "tasks") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "invoke", "-r", str(ROOT / "examples"), "-c", collection, *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=home,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return warm.run("-r", str(ROOT / "examples"), "-c", collection, *words, program="inv", cwd=home)
 
 
 @pytest.fixture(params=["local", "h"])
@@ -156,15 +148,8 @@ def kernel(home: Path, *, until: Callable[[], bool] | None = None) -> tuple[int,
     """Run the upgrade at a terminal, where somebody says yes to each question; kill it as soon as `until` is true. Return its code and words."""
     terminal, end = pty.openpty()
     words = ["-r", str(ROOT / "examples"), "-c", "kernel", "kernel", "--version", "6.1.0-28", "--ticket", "OPS-812", "--hosts", "web[1-3]"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "invoke", *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
-        cwd=home,
-        stdin=end,
-        stdout=end,
-        stderr=end,
-        start_new_session=True,
-    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    process = Warm(words, program="inv", env=env, cwd=home, stdin=end, stdout=end, stderr=end, start_new_session=True)
     os.close(end)
     said, answered, deadline = b"", 0, time.monotonic() + 80
     with contextlib.suppress(OSError):  # EIO: the last one has closed it
@@ -200,8 +185,7 @@ def test_the_kernel_upgrade_goes_on_where_it_was_killed_and_reboots_each_host_on
     assert (site / "lb1/log").read_text().splitlines() == balanced
     code, said = kernel(home)
     assert code == 0 and "ALREADY DONE" in said and "[y/N]" not in said
-    trail = [sys.executable, "-m", "corra", "book", "kernel", "OPS-812", "--markdown"]
-    text = subprocess.run(trail, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True, text=True, timeout=60).stdout
+    text = warm.run("book", "kernel", "OPS-812", "--markdown", program="corra", cwd=home).stdout
     assert text.count("| rebooted |") == 3 and "said yes: wave 1: reboot web1 into 6.1.0-28?" in text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -34,7 +35,7 @@ def terminal(cli: Cli, home: Path) -> Iterator[Callable[..., Terminal]]:
     adopt()
 
     def open_(*words: str, **how: Any) -> Terminal:
-        opened.append(Terminal([*cli.program, *words], env=cli.environment(), cwd=str(home), **how))
+        opened.append(Terminal(functools.partial(cli.popen, *words), **how))
         return opened[-1]
 
     yield open_
@@ -136,7 +137,7 @@ def test_a_signal_that_ends_us_puts_the_terminal_back(terminal: Callable[..., Te
     assert corra.attach("shell").kill(grace=0).ended
 
 
-def test_an_error_of_our_own_puts_the_terminal_back(terminal: Callable[..., Terminal], home: Path) -> None:
+def test_an_error_of_our_own_puts_the_terminal_back(cli: Cli, terminal: Callable[..., Terminal], home: Path) -> None:
     """A pump that fails in the middle: here because the host's answer is no State any more."""
     (home / "broken.py").write_text(
         "import sys, corra.watch as w\n"
@@ -147,30 +148,13 @@ def test_an_error_of_our_own_puts_the_terminal_back(terminal: Callable[..., Term
         "w.Watch._show_output = broken\n"
         "from corra.main import main\nmain()\n"
     )
-    opened = Terminal(
-        [
-            sys.executable,
-            str(home / "broken.py"),
-            "run",
-            "-i",
-            "--pty",
-            "--host",
-            "local",
-            "--",
-            "sh",
-            "-c",
-            "read x; echo BR''OKEN; sleep 60",
-        ],
-        env={**os.environ, "PYTHONPATH": str(Path(corra.__file__).parent.parent)},
-        cwd=str(home),
-    )
-    with opened:
-        opened.expect("leaves it running")
-        assert opened.is_raw
-        opened.type("\r")
-        opened.expect("a defect")
-        assert opened.end() != 0 and opened.modes() == opened.before
-    sweep(set())
+    cli.program = [sys.executable, str(home / "broken.py")]
+    opened = terminal("run", "-i", "--pty", "--host", "local", "--", "sh", "-c", "read x; echo BR''OKEN; sleep 60")
+    opened.expect("leaves it running")
+    assert opened.is_raw
+    opened.type("\r")
+    opened.expect("a defect")
+    assert opened.end() != 0 and opened.modes() == opened.before
 
 
 def test_without_a_pty_lines_go_as_they_are_typed_and_ctrl_d_is_the_end(terminal: Callable[..., Terminal]) -> None:

@@ -27,7 +27,7 @@ from corra.errors import Auth, Unreachable
 from corra.state import State, exit_code
 from corra.stream import Output
 from proxy import wait_for
-from sshd import Sshd, program, user
+from sshd import QUICKLY, Sshd, program, user
 
 WAIT_S = 60
 NASTY = [
@@ -141,7 +141,7 @@ def built() -> Iterator[World]:
         rules = [f"{ops.name} ALL=({deploy.name}) NOPASSWD: ALL", f"{deploy.name} ALL=({ops.name}) PASSWD: ALL"]
         stack.enter_context(users.sudoers(f"corra-modes-{me}", *rules))
         path = "/usr/local/bin:/usr/bin:/bin"
-        server = Sshd(base / "sshd", alias="ops", environment={"PATH": path}, ssh_config=base / "ssh_config")
+        server = Sshd(base / "sshd", alias="ops", environment={"PATH": path}, options=QUICKLY, ssh_config=base / "ssh_config")
         for directory in (base, server.directory):  # sshd reads the keys as the user who wants in
             directory.chmod(0o755)
         server.start()

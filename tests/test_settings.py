@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 from invoke.config import Config
 
 import corra
+import warm
 from corra.settings import SETTINGS, setting
 from sshd import Sshd
 
@@ -94,17 +93,8 @@ ns.add_collection(corra.tasks.ns, "corra")
 """
 
 
-def inv(home: Path, *words: str, program: str = "invoke", **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", program, *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-        cwd=home,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def inv(home: Path, *words: str, program: str = "inv", **env: str) -> subprocess.CompletedProcess[str]:
+    return warm.run(*words, program=program, cwd=home, env=env)
 
 
 def test_the_verbs_work_beside_ones_own_tasks(home: Path) -> None:
@@ -146,9 +136,9 @@ def test_under_fab_the_verbs_take_fabs_hosts_and_tasks_hand_their_connection_on(
     )
     (home / "fabfile.py").write_text(text)
     flags = ["-S", str(sshd.ssh_config), "-H", "h"]
-    said = inv(home, *flags, "mine", program="fabric")
+    said = inv(home, *flags, "mine", program="fab")
     assert (said.returncode, said.stdout) == (4, "mine\n") and "FAILED: exit 4" in said.stderr and "Traceback" not in said.stderr
-    assert "mine" in inv(home, *flags, "ps", program="fabric").stdout
-    assert inv(home, *flags, "logs", "mine", program="fabric").stdout == "mine\n"
+    assert "mine" in inv(home, *flags, "ps", program="fab").stdout
+    assert inv(home, *flags, "logs", "mine", program="fab").stdout == "mine\n"
     # Without -H a verb has its own --host.
-    assert inv(home, "logs", "--host", "h", "mine", program="fabric").stdout == "mine\n"
+    assert inv(home, "logs", "--host", "h", "mine", program="fab").stdout == "mine\n"

@@ -8,13 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pty
 import re
 import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +20,7 @@ from typing import Any
 import pytest
 
 from agent_door import eventually
-from conftest import Cli
+from conftest import COLD, Cli
 from corra import ids
 from seat import DEADLINE_S, Terminal
 from sshd import Sshd
@@ -107,20 +105,13 @@ def test_a_shell_script_around_us_stops_at_ctrl_c_too(cli: Cli, terminal: Callab
     script = cli.home / "script"
     words = " ".join(["'" + word.replace("'", "'\\''") + "'" for word in (*cli.program, *RUN)])
     script.write_text(f"{words}\necho went on\n")
-    cli.program = ["/bin/sh", str(script)]
-    shell = Terminal.__new__(Terminal)
-    pid, shell.master = pty.fork()
-    if pid == 0:
-        os.execve("/bin/bash", ["bash", str(script)], {**cli.environment(), "TERM": "xterm"})
-    shell.pid, shell.seen, shell.code = pid, b"", None
-    try:
-        shell.until("ready")
-        shell.type("\x03")
-        assert shell.end() == -signal.SIGINT
-        assert "went on" not in shell.seen.decode()
-    finally:
-        shell.close()
-    cli.program = [sys.executable, "-m", "corra"]
+    cli.program = ["/bin/bash", str(script)]
+    shell = terminal()
+    cli.program = list(COLD)
+    shell.until("ready")
+    shell.type("\x03")
+    assert shell.end() == -signal.SIGINT
+    assert "went on" not in shell.seen.decode()
     assert running(cli, "it")
 
 
@@ -229,9 +220,9 @@ def test_a_terminal_that_is_closed_leaves_the_program_running(cli: Cli, terminal
     screen = terminal(*RUN)
     screen.until("ready")
     os.close(screen.master)
-    screen.code = os.waitstatus_to_exitcode(os.waitpid(screen.pid, 0)[1])
+    code = screen.process.wait(DEADLINE_S)
     screen.master = os.open("/dev/null", os.O_RDWR)
-    assert screen.code == -signal.SIGHUP
+    assert code == -signal.SIGHUP
     assert running(cli, "it")
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from invoke.parser.context import ParserContext
 from invoke.parser.parser import Parser
 from invoke.program import Program
 
+import warm
 from corra import tasks
 from corra.verb import Verb
 
@@ -63,15 +64,7 @@ Inv = Callable[..., "subprocess.CompletedProcess[str]"]
 def inv(home: Path, tmp_path: Path) -> Inv:
     """`inv` of this Python, with those tasks."""
     (tmp_path / "tasks.py").write_text(TASKS)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        program = [sys.executable, str(Path(sys.executable).with_name("inv")), *words]
-        return subprocess.run(
-            program, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
-        )
-
-    return call
+    return functools.partial(warm.run, program="inv", cwd=tmp_path)
 
 
 def told(done: subprocess.CompletedProcess[str], verb: str) -> dict[str, Any]:

@@ -23,14 +23,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from corra import agent as host_agent
 from corra.stream import Cursor, Gap, Output, Parser, Status, Taken
-from sshd import Sshd
+from sshd import QUICKLY, Sshd
+from warm import Warm
 
 AGENT = Path(host_agent.__file__)
 DEADLINE_S = 30.0
@@ -129,7 +130,7 @@ class Place:
         home.mkdir()
         names = {"XDG_STATE_HOME": home / "state", "XDG_CACHE_HOME": home / "cache", "XDG_CONFIG_HOME": home / "config", "HOME": home}
         own = {name: str(path) for name, path in names.items()}
-        self.sshd = Sshd(root / "sshd", environment={**own, "PATH": os.environ["PATH"]}).start()
+        self.sshd = Sshd(root / "sshd", environment={**own, "PATH": os.environ["PATH"]}, options=QUICKLY).start()
         here = str(Path(host_agent.__file__).parent.parent)
         self.environment = {**os.environ, **own, "CORRA_SSH_CONFIG": str(self.sshd.ssh_config), "PYTHONPATH": here}
 
@@ -138,7 +139,8 @@ class Place:
         told = ["run", "-q", "--host", "h", "--id", case.prog_id, "--spool", str(case.spool), "--cwd", "/"]
         told += ["--via", "chaperone"] if case.kept_here else {"written": [], "sent": ["-i"], "typed": ["-i", "--pty"]}[case.kind]
         return started(
-            [sys.executable, "-m", "corra", *told, "--", *case.argv()],
+            [*told, "--", *case.argv()],
+            Warm,
             stdin=subprocess.DEVNULL if case.kind == "written" else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -592,10 +594,10 @@ _ours: set[int] = set()
 _birth = threading.Lock()
 
 
-def started(argv: list[str], **how: Any) -> subprocess.Popen[bytes]:
+def started(argv: list[str], kind: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen, **how: Any) -> subprocess.Popen[bytes]:
     """Start a process whose end is for whoever started it: the reaper leaves it alone."""
     with _birth:
-        process = subprocess.Popen(argv, **how)
+        process = kind(argv, **how)
         _ours.add(process.pid)
     return process
 
