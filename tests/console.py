@@ -13,7 +13,7 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fcntl import ioctl
 from pathlib import Path
 
@@ -53,18 +53,27 @@ def replaced(page: str, new: Sequence[str]) -> str:
 def run(typed: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> list[list[str]]:
     """Run the commands in one shell on a terminal of 80 columns; return the lines that stand there after each."""
     script = "".join(f"{command}\n__code=$?; printf '\\036'; (exit $__code)\n" for command in typed)
+    words = ["bash", "-c", script]
+    _, text = _shown(lambda **how: subprocess.Popen(words, cwd=cwd, env=env, **how))
+    return [screen(part) for part in text.split(_END)[: len(typed)]]
+
+
+def one(start: Callable[..., subprocess.Popen[bytes]]) -> tuple[int, list[str]]:
+    """Return the exit code of what `start` starts on such a terminal, and the lines that stand there."""
+    code, text = _shown(start)
+    return code, screen(text)
+
+
+def _shown(start: Callable[..., subprocess.Popen[bytes]]) -> tuple[int, str]:
     terminal, end = pty.openpty()
     try:
         ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        shell = subprocess.Popen(
-            ["bash", "-c", script], stdin=subprocess.DEVNULL, stdout=end, stderr=end, cwd=cwd, env=env, start_new_session=True
-        )
+        process = start(stdin=subprocess.DEVNULL, stdout=end, stderr=end, start_new_session=True)
         os.close(end)
         text = _read(terminal)
-        shell.wait(timeout=_BLOCK_S)
+        return process.wait(timeout=_BLOCK_S), text
     finally:
         os.close(terminal)
-    return [screen(part) for part in text.split(_END)[: len(typed)]]
 
 
 def _read(terminal: int) -> str:

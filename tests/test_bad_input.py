@@ -1,13 +1,12 @@
 """Bad input and bad luck, as somebody at a terminal of 80 columns meets them: one clear line, its code, nothing half-started.
 
-Each test types several commands into one shell, with `inv` of either Invoke, at a real sshd and at `local`.
+Each command is `inv` of either Invoke, at a real sshd and at `local`.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 import console
 from sshd import Sshd, new_key, public
+from warm import Warm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,21 +26,18 @@ Case = tuple[str, int, str]
 @pytest.fixture
 def held(home: Path) -> Callable[[list[Case]], None]:
     """A function that types commands and holds each to its code, its first line and the grammar."""
-    inv = [f"{os.path.dirname(sys.executable)}/inv", "--search-root", str(ROOT)]
-    (home / "inv").write_text(f'#!/bin/sh\nexec {shlex.join(inv)} "$@"\n')
-    (home / "inv").chmod(0o755)
-    env = {**os.environ, "PATH": f"{home}:{os.environ['PATH']}", "TERM": "xterm", "LANG": "C.UTF-8"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
 
     def hold(cases: list[Case]) -> None:
-        shown = console.run([f"{typed}; echo $?" for typed, _, _ in cases], cwd=home, env=env)
-        for (typed, code, said), (first, *rest) in zip(cases, shown, strict=True):
+        for typed, code, said in cases:
+            words = ["--search-root", str(ROOT), *shlex.split(typed)[1:]]
+            status, (first, *hints) = console.one(lambda words=words, **how: Warm(words, program="inv", cwd=home, env=env, **how))
             assert first.startswith("corra: ") and said in first, f"{typed}\n{first}"
-            *hints, status = rest
-            assert status == str(code), f"{typed}\n{first}\n{rest}"
+            assert status == code, f"{typed}\n{first}\n{hints}"
             # Hints are indented, and there are three at most; a command that is to be typed is not broken.
             assert len(hints) <= 3 and all(hint.startswith("       ") for hint in hints), f"{typed}\n{hints}"
             assert len(first) <= 80, f"{typed}\n{first}"
-            assert not any("Traceback" in line for line in (first, *rest)), typed
+            assert not any("Traceback" in line for line in (first, *hints)), typed
 
     return hold
 
@@ -60,7 +57,7 @@ def test_what_makes_no_sense_is_refused_before_any_host_is_asked(held: Callable[
             ("inv run --host -x@local -- true", 2, "NOT STARTED: not a user name: '-x'"),
             ("inv run --host 'web[1-6]' -- true", 2, "NOT STARTED: one host at a time: web[1-6] are 6"),
             ("inv run --host local -w -- true", 2, "NOT STARTED: run has no -w;  inv --help run lists its flags"),
-            ('inv kill "$UNSET"', 2, "NOT KILLED: an id is empty: is a variable unset?"),
+            ("inv kill ''", 2, "NOT KILLED: an id is empty: is a variable unset?"),
             ("inv kill", 2, "NOT KILLED: say which: nothing runs"),
             ("inv kill k7", 125, "corra: k7: NOT FOUND in this machine's history: say where it runs:"),
             ("inv again", 2, "NOT STARTED: again needs an id"),
@@ -101,8 +98,8 @@ def test_a_program_that_cant_be_is_said_by_the_host(held: Callable[[list[Case]],
             (f"inv run -q --host {host} -- upptime", 127, f" on {host}: NOT STARTED: upptime: not found (ENOENT)"),
             (f"inv run --host {host} -- /etc/passwd", 126, f" on {host}: NOT STARTED: /etc/passwd: not executable (EACCES)"),
             (f"inv run --host {host} -C /no -- true", 125, f" on {host}: NOT STARTED: cwd /no: no such directory (ENOENT)"),
-            (f"inv run --host {host} --id pay-1 -- true; true", 0, f"corra: pay-1 on {host}: done: exit 0"),
-            (f"inv run --host {host} --id pay-2 -- true; true", 0, f"corra: pay-2 on {host}: done: exit 0"),
+            (f"inv run --host {host} --id pay-1 -- true", 0, f"corra: pay-1 on {host}: done: exit 0"),
+            (f"inv run --host {host} --id pay-2 -- true", 0, f"corra: pay-2 on {host}: done: exit 0"),
             (
                 f"inv run --host {host} --id pay-1 -- false",
                 125,

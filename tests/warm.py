@@ -7,6 +7,7 @@ How corra starts from nothing is for the tests that start it so.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import fcntl
@@ -102,6 +103,18 @@ def run(
 _servers: dict[tuple[str, ...], tuple[subprocess.Popen[bytes], socket.socket]] = {}
 
 
+@atexit.register
+def _end() -> None:
+    while _servers:
+        _left(*_servers.popitem()[1])
+
+
+def _left(process: subprocess.Popen[bytes], door: socket.socket) -> None:
+    door.close()
+    process.kill()
+    process.wait()
+
+
 def servers() -> set[int]:
     """Return the pids of those of our children that are here for every test."""
     return {process.pid for process, _ in _servers.values()}
@@ -114,17 +127,14 @@ def _forked(order: Mapping[str, Any], fds: list[int]) -> int:
     for _ in range(3):
         if imported not in _servers:
             _servers[imported] = _opened(imported)
-        process, door = _servers[imported]
+        _, door = _servers[imported]
         with contextlib.suppress(OSError):
             socket.send_fds(door, [_HEAD.pack(len(text))], fds)
             door.sendall(text)
             if answer := door.recv(_HEAD.size, socket.MSG_WAITALL):
                 pid: int = _HEAD.unpack(answer)[0]
                 return pid
-        del _servers[imported]
-        door.close()
-        process.kill()
-        process.wait()
+        _left(*_servers.pop(imported))
     raise RuntimeError("no server that forks")
 
 
