@@ -57,7 +57,9 @@ class Served:
 
     def popen(self, argv: list[str], **how: Any) -> subprocess.Popen[bytes]:
         how = {"stdin": subprocess.DEVNULL, "env": self.environment(), **how}
-        return subprocess.Popen(argv, **how) if self.cold else Warm(argv[3:], program="collector", **how)
+        # Another checkout's code is not what has been imported.
+        cold = self.cold or how["env"].get("PYTHONPATH") != str(ROOT)
+        return subprocess.Popen(argv, **how) if cold else Warm(argv[3:], program="collector", **how)
 
     def argv(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "corra", "serve", "--database", str(self.database), *words]

@@ -6,7 +6,6 @@ Each watcher is a process of its own, on pipes or in a pseudo-terminal, and told
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import select
@@ -21,7 +20,7 @@ import pytest
 
 from agent_door import eventually
 from conftest import COLD, Cli
-from corra import ids
+from corra import agent, ids
 from seat import DEADLINE_S, Terminal
 from sshd import Sshd
 
@@ -281,13 +280,10 @@ def test_the_live_line_shows_what_runs_and_is_gone_at_the_end(cli: Cli, terminal
 
 def test_whoever_attaches_sees_how_long_a_program_has_been_silent(cli: Cli, terminal: Callable[..., Terminal]) -> None:
     """Not how long ago its last words reached this terminal: a program that hangs must look like one."""
-    cli("run", "-d", *LOCAL, "--name", "it", "--", "sh", "-c", "echo one; exec sleep 600")
-
-    def silent() -> bool:
-        state = json.loads(cli("status", "--json", "it").stdout)
-        return bool(state["last_output_time"]) and state["elapsed"] > 3
-
-    eventually(silent)
+    prog_id = cli("run", "-d", *LOCAL, "--name", "it", "--", "sh", "-c", "echo one; exec sleep 600").stdout.decode().strip()
+    run = agent.Run(str(cli.home / ".local/state/corra"), prog_id)
+    with contextlib.closing(run):
+        eventually(lambda: (state := run.state(details=True))["last_output_time"] and state["elapsed"] > 3)
     screen = terminal("attach", "it")
     text = screen.until("one\r\n", " s ago")
     cli("kill", "-9", "-y", "it")
