@@ -24,6 +24,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ def run(
 
 # By what they have imported.
 _servers: dict[tuple[str, ...], tuple[subprocess.Popen[bytes], socket.socket]] = {}
+_asking = threading.Lock()
 
 
 @atexit.register
@@ -124,17 +126,18 @@ def _forked(order: Mapping[str, Any], fds: list[int]) -> int:
     """Return the pid of a new process. A server that a test has killed has a successor."""
     text = json.dumps(order).encode()
     imported = _PROGRAMS[order["program"]][2]
-    for _ in range(3):
-        if imported not in _servers:
-            _servers[imported] = _opened(imported)
-        _, door = _servers[imported]
-        with contextlib.suppress(OSError):
-            socket.send_fds(door, [_HEAD.pack(len(text))], fds)
-            door.sendall(text)
-            if answer := door.recv(_HEAD.size, socket.MSG_WAITALL):
-                pid: int = _HEAD.unpack(answer)[0]
-                return pid
-        _left(*_servers.pop(imported))
+    with _asking:
+        for _ in range(3):
+            if imported not in _servers:
+                _servers[imported] = _opened(imported)
+            _, door = _servers[imported]
+            with contextlib.suppress(OSError):
+                socket.send_fds(door, [_HEAD.pack(len(text))], fds)
+                door.sendall(text)
+                if answer := door.recv(_HEAD.size, socket.MSG_WAITALL):
+                    pid: int = _HEAD.unpack(answer)[0]
+                    return pid
+            _left(*_servers.pop(imported))
     raise RuntimeError("no server that forks")
 
 
