@@ -592,6 +592,23 @@ def test_what_is_old_or_too_much_is_forgotten_and_what_is_open_is_not(tmp_path):
         store.close()
 
 
+def test_what_is_committed_is_moved_out_of_the_log_beside_the_writer(tmp_path):
+    from corra.collector.store import MOVE_BYTES, Store
+    from corra.collector.tokens import checked, split
+
+    store = Store(str(tmp_path / "c.sqlite3"))
+    try:
+        key, secret = split("Bearer " + store.new_token("t", ["read", "write"]))
+        token = checked(store.token(key), secret)
+        data = bytes(range(256)) * 4096  # 1 MiB; SQLite's own checkpoint comes after 64
+        for number in range(2 * MOVE_BYTES // len(data)):
+            store.append(token, "r1", "stdout", number * len(data), data).result()
+        eventually(lambda: store.file.stat().st_size > MOVE_BYTES)
+        assert b"".join(store.output("r1", "stdout", 0, 2 * MOVE_BYTES)) == data * (2 * MOVE_BYTES // len(data))
+    finally:
+        store.close()
+
+
 # ---------------------------------------------------------------- what the writer remembers
 
 
