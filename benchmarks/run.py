@@ -356,16 +356,24 @@ def idle_memory(place: Place) -> str:
         one_more, each = (all_kb - first_kb) / IDLE_RUNS / 1024, all_kb / runs / 1024
         idle_ms = ticks * 1000 // os.sysconf("SC_CLK_TCK")
         rows.append(f"| {way} | {len(pids) / runs:.1f} | {one_more:.2f} MB | {each:.2f} MB | {idle_ms} ms |")
+    # What all processes of one Python share is divided among them: with others there, less is counted of the first run, and so more of one more.
+    strangers = sum(is_of_python(pid) for pid in os.listdir("/proc") if pid.isdigit())
     version = subprocess.run([HOSTS_PYTHON, "-V"], capture_output=True, text=True, check=True).stdout.strip()
     return "\n".join(
         [
-            f"### An idle run: {IDLE_RUNS} more of them beside one, by PSS, {version} (goal 4 MB)",
+            f"### An idle run: {IDLE_RUNS} more of them beside one, by PSS, {version}, of which {strangers or 'no'} other processes ran (goal 4 MB)",
             "",
             "| started by | guards | one more costs | all, divided by how many | CPU of all guards in 3 s |",
             "|---|---:|---:|---:|---:|",
             *rows,
         ]
     )
+
+
+def is_of_python(pid: str) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.realpath(f"/proc/{pid}/exe") == os.path.realpath(HOSTS_PYTHON)
+    return False
 
 
 def pss(pid: object) -> int:
