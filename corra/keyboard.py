@@ -26,6 +26,8 @@ LEAVE = "ctrl-]"
 # What may wait for the host before a pipe is read on; a typist isn't held back.
 _HELD_MAX = 4 << 20
 _READ = 256 * 1024
+# How long leaving waits for a host that hasn't said yet that it has what was typed before.
+LEAVE_S = 3.0
 _KEY = re.compile(r"ctrl-([a-z@\[\\\]^_])|([ -~])")
 
 
@@ -147,6 +149,8 @@ class Keyboard:
                 data, leave = self._keys.take(data)
             self.feed.write(data)
             if leave:
+                # What was typed before them is the program's: once we have left, nobody sends it any more.
+                self.feed.wait(0, LEAVE_S)
                 put(Leave())
                 return
             if not self.raw and not self.feed.wait(_HELD_MAX):

@@ -333,7 +333,7 @@ class Watch:
                     raise item.error
                 return self.follow.state
             if isinstance(item, Leave):
-                self._detach("you have left its terminal")
+                self._detach("you have left its terminal", *self._unsent())
                 return None
             if item == signals.SIGWINCH and self._keyboard is not None:
                 self._keyboard.resize()
@@ -377,6 +377,11 @@ class Watch:
         again = " -i" if self._keyboard is not None else ""
         hint = beside([f"watch: {typed()} attach{again} {self.short}", f"stop: {typed()} kill {self.short}"])
         self.screen.say(self.label, self.host, render.STILL_RUNNING, why, [*hint, *more])
+
+    def _unsent(self) -> list[str]:
+        """Return what is to be said of keys that the host may not have."""
+        feed = self._keyboard.feed if self._keyboard is not None else None
+        return [] if feed is None or feed.refused or not feed.waiting else [f"what you typed last may not be there: {feed.waiting} bytes"]
 
     def _left_early(self) -> CorraError:
         facts: dict[str, Any] = {"label": self.label, "host": self.host, "prog_id": self.run.id}

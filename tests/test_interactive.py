@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +22,12 @@ import corra
 from agent_door import adopt, sweep
 from conftest import Cli
 from corra.errors import Misuse
-from corra.keyboard import Keys, detach_keys, shown
-from corra.screen import Modes
-from proxy import Proxy
+from corra.feed import Feed
+from corra.keyboard import Keyboard, Keys, detach_keys, shown
+from corra.screen import Modes, Screen
+from corra.state import State
+from corra.stream import Taken
+from proxy import Proxy, wait_for
 from sshd import Sshd
 from terminal import Terminal
 
@@ -118,6 +124,40 @@ def test_the_keys_leave_it_running_and_attach_takes_it_up_where_it_was(terminal:
     again.type("\x10\x11")
     again.expect("STILL RUNNING")
     assert again.end() == 122 and again.modes() == again.before
+    assert corra.attach("shell").kill(grace=0).ended
+
+
+def test_the_keys_wait_until_the_host_has_what_was_typed_before_them() -> None:
+    ours, theirs = pty.openpty()
+    feed, left = Feed(), threading.Event()
+    keyboard = Keyboard(feed, Screen(out=theirs, err=theirs), fd=theirs)
+    try:
+        keyboard.begin(State("20261123t014409z-k7m2qxwp", "running", pty=True), lambda _: left.set(), lambda _: None)
+        os.write(ours, b"abc\x1d")
+        wait_for(lambda: feed.given == 3)
+        assert not left.wait(0.2)
+        feed.told(Taken(3))
+        assert left.wait(20)
+    finally:
+        keyboard.restore()
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_keys_that_the_host_may_not_have_are_said(terminal: Callable[..., Terminal]) -> None:
+    opened = shell(terminal)
+    threads = Path(f"/proc/{opened.process.pid}/task").glob("*/children")
+    hosts = [int(pid) for each in threads for pid in each.read_text().split()]
+    assert hosts
+    for pid in hosts:  # what serves us there says nothing any more
+        os.kill(pid, signal.SIGSTOP)
+    opened.type("X=lost\r\x1d")
+    opened.expect("STILL RUNNING: you have left its terminal")
+    opened.expect("what you typed last may not be there: 7 bytes")
+    assert opened.end() == 122 and opened.modes() == opened.before
+    for pid in hosts:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
     assert corra.attach("shell").kill(grace=0).ended
 
 
