@@ -520,58 +520,49 @@ def test_an_agent_serves_a_locked_key_also_where_only_named_ones_may(sshd: Sshd,
 def test_a_key_that_signs_slowly_is_asked_once(sshd: Sshd, open_runner: Open, home: Path) -> None:
     asked = 0
 
-    def relay() -> None:
+    def somebody_has_to_touch_it(near: socket.socket) -> bool:
         nonlocal asked
-        near = listener.accept()[0]
-        with near:
-            while request := near.recv(1 << 16):
-                if request[4] == SIGN_REQUEST:
-                    asked += 1
-                    # As somebody has to touch the token first: the host has long accepted the service by then, and nobody may ask again.
-                    if select.select([near], [], [], 0.5)[0]:
-                        asked += 1
-                        return
-                far.sendall(request)
-                near.sendall(far.recv(1 << 16))
+        asked += 1
+        # The host has long accepted the service by then, and nobody may ask again.
+        asked += bool(select.select([near], [], [], 0.5)[0])
+        return asked == 1
 
-    with ssh_agent(home) as path, socket.socket(socket.AF_UNIX) as far, socket.socket(socket.AF_UNIX) as listener:
-        add_key(path, sshd.user_key)
-        far.connect(path)
-        listener.bind(str(home / "slow"))
-        listener.listen()
-        sshd.add_host("slow", IdentityAgent=str(home / "slow"))
-        relaying = threading.Thread(target=relay, daemon=True)
-        relaying.start()
-        assert everything(open_runner("slow"), "echo in")[0] == b"in\n"
-        relaying.join(20)
+    with relayed_agent(sshd, home, somebody_has_to_touch_it):
+        assert everything(open_runner("relayed"), "echo in")[0] == b"in\n"
     assert asked == 1
 
 
 def test_an_agent_that_never_signs_is_given_up(sshd: Sshd, open_runner: Open, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("corra.login.SIGN_S", 0.5)
     answered = threading.Event()
+    with relayed_agent(sshd, home, lambda _: answered.wait(20) and False):
+        error = fails(open_runner("relayed"))
+        answered.set()
+    assert isinstance(error, Auth)
+    assert "ssh-agent" in error.why
+
+
+@contextlib.contextmanager
+def relayed_agent(sshd: Sshd, home: Path, may_sign: Callable[[socket.socket], bool]) -> Iterator[None]:
+    """`relayed` has its key in an ssh-agent that signs when `may_sign` allows it, which sees the connection to us."""
 
     def relay() -> None:
         near = listener.accept()[0]
         with near:
-            while (request := near.recv(1 << 16)) and request[4] != SIGN_REQUEST:
+            while (request := near.recv(1 << 16)) and (request[4] != SIGN_REQUEST or may_sign(near)):
                 far.sendall(request)
                 near.sendall(far.recv(1 << 16))
-            answered.wait(20)
 
     with ssh_agent(home) as path, socket.socket(socket.AF_UNIX) as far, socket.socket(socket.AF_UNIX) as listener:
         add_key(path, sshd.user_key)
         far.connect(path)
-        listener.bind(str(home / "mute"))
+        listener.bind(str(home / "relay"))
         listener.listen()
-        sshd.add_host("mute", IdentityAgent=str(home / "mute"))
+        sshd.add_host("relayed", IdentityAgent=str(home / "relay"))
         relaying = threading.Thread(target=relay, daemon=True)
         relaying.start()
-        error = fails(open_runner("mute"))
-        answered.set()
+        yield
         relaying.join(20)
-    assert isinstance(error, Auth)
-    assert "ssh-agent" in error.why
 
 
 SIGN_REQUEST = 13  # SSH_AGENTC_SIGN_REQUEST
