@@ -90,7 +90,8 @@ class Fabric:
         """What ssh_config means for this host."""
         with self._settling:
             if self._settings is None:
-                self._settings = (self._asked or Question(self.host, self._config_path)).answer()
+                asked, self._asked = self._asked, None  # it answers once, and this may be the second try
+                self._settings = (asked or Question(self.host, self._config_path)).answer()
             return self._settings
 
     def begin(self) -> None:

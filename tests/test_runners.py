@@ -449,12 +449,15 @@ while data := s.recv(65536): os.write(1, data)" %p"""
     assert everything(open_runner("piped", via=via), "echo in")[0] == b"in\n"
 
 
-def test_a_broken_ssh_config_is_said_in_one_line(sshd: Sshd, open_runner: Open) -> None:
+def test_a_broken_ssh_config_is_said_in_one_line_each_time(sshd: Sshd, open_runner: Open) -> None:
     with sshd.ssh_config.open("a") as config:
         config.write("NoSuchOption yes\n")
-    error = fails(open_runner("h"))
-    assert isinstance(error, NotStarted)
-    assert "nosuchoption" in error.why.lower()
+    target = open_runner("h")
+    target.begin()
+    for _ in range(2):
+        error = fails(target)
+        assert isinstance(error, NotStarted)
+        assert "nosuchoption" in error.why.lower()
 
 
 # ---- who isn't there, who doesn't let us in
