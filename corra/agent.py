@@ -80,6 +80,7 @@ ROOM_STEP = 16 << 20
 SPLICE = 1 << 20
 BOUND_MIN = 65536  # what keep_output is at least, as much as a pipe holds; also the least that is punched out at once
 BOUND_STEP = 16 << 20
+SWITCHED_FIRST, SWITCHED_LATELY, SWITCHED_MAX = 1 << 20, 4 << 20, 256  # of a terminal's output, bytes looked at; sequences told
 HEAD = struct.Struct("<QQ")  # an offset and its complement: a torn one shows
 HEAD_MASK = (1 << 64) - 1
 PING_DEADLINE_S = 60.0
@@ -1829,6 +1830,23 @@ class Terminal:
             # The kernel sends the signal, to root's programs too, and only where the size has changed.
             fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns + 1, 0, 0))
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, size)
+
+
+def switched(file):
+    """Return what was switched in the terminal whose output this is, each sequence where it came last.
+
+    Of a long output it is what was so at its beginning, where most programs do it, and what they have done lately.
+    """
+    import re
+
+    size = os.fstat(file).st_size
+    begin = max(0, size - SWITCHED_LATELY)
+    text = os.pread(file, min(begin, SWITCHED_FIRST), 0) + os.pread(file, size - begin, begin)
+    found = {}
+    for each in re.findall(rb"\x1b(?:\[(?:[?<>=][0-9;]{1,80}[hlmu]|[0-9]{0,2} q|!p)|[=>c])", text):
+        found.pop(each, None)
+        found[each] = None
+    return b"".join(list(found)[-SWITCHED_MAX:]).decode("ascii")
 
 
 def open_terminal(request, files):
@@ -3679,7 +3697,10 @@ def since_cursor(run, files, since_us):
 
 
 def verb_follow(request, stdin, reply, framed):
-    """Reply with the State; with a tail or a time asked for, also with the `cursor` where it begins: a link cut at once loses no line."""
+    """Reply with the State; with a tail or a time asked for, also with the `cursor` where it begins: a link cut at once loses no line.
+
+    Whose terminal becomes the program's gets to know what is `switched` on there.
+    """
     run = find(request)
     state = run.state()
     if request.get("sender") and not takes_more(run.request):
@@ -3687,7 +3708,10 @@ def verb_follow(request, stdin, reply, framed):
         how = "what it was given at its start" if file else "/dev/null"
         raise Refusal("no_stdin", "its stdin is %s (run had no -i)" % how, state=state)
     follow = Follow(run, request, stdin if framed else None, reply.out)
-    reply.send(dict(state, cursor=follow.cursor) if {"tail", "since"} & set(request) else state)
+    more = {"cursor": follow.cursor} if {"tail", "since"} & set(request) else {}
+    if more and follow.sender and state["pty"] and "output" in follow.files:
+        more["switched"] = switched(follow.files["output"])
+    reply.send(dict(state, **more))
     follow.go()
 
 

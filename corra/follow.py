@@ -186,6 +186,7 @@ class Follow:
         self.prog_id = prog_id
         self.host = agent.host
         self.state: State | None = None
+        self.switched = b""  # what its program has switched on in its terminal before we came
         self.placed = 0
         self._agent = agent
         self._start = start
@@ -400,11 +401,15 @@ class Follow:
             self._sent = True
 
     def _begin_tail(self, reply: Mapping[str, Any], state: State) -> None:
-        """Learn where a tail begins, so that a link cut before its first byte loses none: where the host says, else the end of what was."""
+        """Learn where a tail begins, so that a link cut before its first byte loses none: where the host says, else the end of what was.
+
+        And what its program has switched on in a terminal, of which the tail may not tell.
+        """
         begins = reply.get("cursor")
         if isinstance(begins, Mapping):
             for stream, offset in begins.items():
                 self._cursor.offsets.setdefault(str(stream), int(offset))
+        self.switched = str(reply.get("switched") or "").encode("latin-1", "replace")
         self._before = {stream: facts.get("length", 0) for stream, facts in (state.streams or {}).items()}
 
     def _request(self, starting: bool) -> dict[str, Any]:

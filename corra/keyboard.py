@@ -53,25 +53,50 @@ def shown(keys: bytes) -> str:
     return " ".join(f"Ctrl-{chr(key | 0x40)}" if key < 32 else chr(key) for key in keys)
 
 
+def _typed(key: int) -> bytes:
+    """Return the pattern of all that a terminal may send for a key: the byte, or what a program has asked for instead of bytes.
+
+    That is `CSI 27;modifiers;code~` by XTerm's modifyOtherKeys, or `CSI code;modifiers u` by kitty's protocol: there with more
+    codes of the same key, the locks among the modifiers, and whether it was pressed or repeated.
+    """
+    control = key < 32
+    code = ord(chr(key | 0x40).lower()) if control else key
+    # A sign may need Shift, on this keyboard or another.
+    held = (4, 5) if control and not chr(code).isalpha() else (4,) if control else (0, 1)
+    modifiers = b"|".join(b"%d" % (1 + each + lock) for each in held for lock in (0, 64, 128, 192))
+    given = b"" if control else b"?"
+    return rb"(?:%b|\x1b\[27;(?:%b);%d~" % (
+        re.escape(bytes([key])),
+        modifiers,
+        code,
+    ) + rb"|\x1b\[(?:[0-9]+:)?%d(?::[0-9]*)*(?:;(?:%b)(?::[12]?)?(?:;[0-9:]*)?)%bu)" % (code, modifiers, given)
+
+
+# A key that is let go, or one that only modifies others.
+_BESIDE = rb"(?:\x1b\[[0-9:]+;[0-9]+:3[~A-Su]|\x1b\[574[45][0-9](?:;[0-9:]*)*u)*"
+
+
 class Keys:
-    """Finds the keys that leave in what is typed, also when they come one by one."""
+    """Finds the keys that leave in what is typed, also when they come one by one, and however the terminal has been told to send keys."""
 
     def __init__(self, keys: bytes) -> None:
-        self._keys = keys
+        begun = b""
+        for key in reversed(keys[:-1]):
+            begun = rb"(?:%b%b%b)?" % (_typed(key), _BESIDE, begun)
+        # Never Escape by itself, which is a key; and a terminal sends a sequence in one piece.
+        self._begun = re.compile(begun + rb"(?:\x1b\[[0-9][0-9;:]*)?\Z")
+        self._keys = re.compile(_BESIDE.join(map(_typed, keys))) if keys else None
         self._held = b""
 
     def take(self, data: bytes) -> tuple[bytes, bool]:
         """Return (what goes to the program, whether the keys came); what may be their beginning waits for the next."""
         data, self._held = self._held + data, b""
-        if not self._keys:
+        if self._keys is None:
             return data, False
-        at = data.find(self._keys)
-        if at >= 0:
-            return data[:at], True
-        for size in range(min(len(self._keys) - 1, len(data)), 0, -1):
-            if self._keys.startswith(data[-size:]):
-                self._held = data[-size:]
-                return data[:-size], False
+        if found := self._keys.search(data):
+            return data[: found.start()], True
+        if begun := self._begun.search(data):
+            data, self._held = data[: begun.start()], begun.group()
         return data, False
 
 
@@ -90,8 +115,11 @@ class Keyboard:
         self._over = False
         self._stop, self._stopped = os.pipe()
 
-    def begin(self, state: State, put: Callable[[Any], None], say: Callable[[str], None]) -> None:
-        """Take hold of the terminal, if both have one, say once how to leave it, and read from now on."""
+    def begin(self, state: State, put: Callable[[Any], None], say: Callable[[str], None], *, switched: bytes = b"") -> None:
+        """Take hold of the terminal, if both have one, say once how to leave it, and read from now on.
+
+        `switched`: what the program has switched on in its terminal so far.
+        """
         if state.ended:
             return
         if state.pty and self._screen.can_be_lent and os.isatty(self._fd):
@@ -100,10 +128,11 @@ class Keyboard:
                     return
                 self._saved = termios.tcgetattr(self._fd)
                 atexit.register(self.restore)
-                self._screen.lend()
-                tty.setraw(self._fd, termios.TCSADRAIN)
+                self._screen.lend(switched)
                 self.raw = True
+                tty.setraw(self._fd, termios.TCSADRAIN)
             say(f"this is its terminal now; {self._leave} leaves it running" if self._leave else "this is its terminal now")
+            self._screen.switch_on()
             self.resize()
         threading.Thread(target=self._read, args=(put,), name="keyboard", daemon=True).start()
 
@@ -114,6 +143,15 @@ class Keyboard:
                 columns, rows = os.get_terminal_size(self._fd)
                 if rows and columns:
                     self.feed.resize(rows, columns)
+
+    def resume(self) -> None:
+        """Take hold of the terminal again after we were stopped: whoever had it meanwhile has made it theirs."""
+        with self._lock:
+            if self.raw:
+                with contextlib.suppress(termios.error, OSError):
+                    tty.setraw(self._fd, termios.TCSADRAIN)
+                self._screen.switch_on()
+        self.resize()
 
     def restore(self) -> None:
         """Read no more, and put the terminal back as it was. Harmless twice, and from a signal's handler."""

@@ -23,6 +23,7 @@ from typing import Any
 
 from . import render
 from .errors import CorraError, line
+from .lent import Modes
 
 OUT = 1
 ERR = 2
@@ -35,39 +36,6 @@ _ACTIVE = re.compile(r"\x1b\[[0-9;:]{0,64}m|\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # What may be the beginning of one of those two.
 _HELD = re.compile(r"(?:\x1b(?:\[[0-9;:]{0,64})?|\r)\Z")
 _COLOURS = {"done": "green", "started": "green", "STILL RUNNING": "yellow", "MAYBE STARTED": "yellow"}
-
-
-# What a full-screen program switches on in a terminal, and has to be switched off if it doesn't come to that: other screens, bracketed paste, the
-# mouse, application keys. A hidden cursor is one that has been switched off.
-_MODE = re.compile(rb"\x1b\[\?([0-9;]{1,40})([hl])|\x1b([=>])")
-_LENT_MODES = frozenset({1, 9, 25, 47, 1000, 1002, 1003, 1004, 1005, 1006, 1015, 1047, 1049, 2004})
-_MODE_BEGUN = re.compile(rb"\x1b(?:\[(?:\?[0-9;]{0,40})?)?\Z")
-
-
-class Modes:
-    """What a program has switched on in the terminal it was lent."""
-
-    def __init__(self) -> None:
-        self._held = b""
-        self._on: dict[int, bool] = {}
-        self._keypad = False
-
-    def see(self, data: bytes) -> None:
-        data = self._held + data
-        for numbers, switch, keypad in _MODE.findall(data):
-            if keypad:
-                self._keypad = keypad == b"="
-            for number in numbers.split(b";"):
-                if number and int(number) in _LENT_MODES:
-                    self._on[int(number)] = switch == b"h"
-        begun = _MODE_BEGUN.search(data)
-        self._held = begun.group() if begun else b""
-
-    def undo(self) -> bytes:
-        """Return what switches it off: the other screen last, as that brings the cursor back."""
-        shown = self._on.pop(25, True)
-        off = b"".join(b"\x1b[?%dl" % number for number in sorted(self._on) if self._on[number])
-        return b"\x1b[0m" + (b"" if shown else b"\x1b[?25h") + (b"\x1b>" if self._keypad else b"") + off
 
 
 class Gone(Exception):
@@ -137,12 +105,22 @@ class Screen:
         """Whether a program's terminal could be ours."""
         return self.out_is_terminal and not self.json
 
-    def lend(self) -> None:
-        """Let the program have the terminal: its bytes as they are, none of ours but what has to be said."""
+    def lend(self, switched: bytes = b"") -> None:
+        """Let the program have the terminal: its bytes as they are, none of ours but what has to be said.
+
+        `switched`: what it has switched on before now, in a terminal that wasn't this one.
+        """
         with self._lock:
             self._live = None
             self._erase()
             self._lent = Modes()
+            self._lent.see(switched)
+
+    def switch_on(self) -> None:
+        """Have the terminal as the program takes it to be: at the beginning, and after somebody else has had it."""
+        with self._lock:
+            if self._lent is not None:
+                self._write(OUT, self._lent.redo())
 
     def take_back(self) -> None:
         """Switch off what the program has switched on."""

@@ -28,6 +28,7 @@ from .control import Run
 from .errors import EPIPE_CODE, CorraError, MaybeStarted, NotDead, NotStarted, typed
 from .follow import Event, Follow, LinkDown, LinkUp
 from .keyboard import Keyboard, Leave
+from .lent import Replay
 from .screen import ERR, OUT, Gone, Screen
 from .state import State, exit_code
 from .stream import Gap, Output, Status
@@ -172,10 +173,11 @@ class Watch:
         self._sieve = sieve
         self._gone: dict[str, _Gone] = {}
         self._keyboard = keyboard
-        self._desk = Desk(*([signals.SIGWINCH] if keyboard is not None else []))
+        self._desk = Desk(*([signals.SIGWINCH, signals.SIGCONT] if keyboard is not None else []))
         self._state: State | None = None
         self._state_at = self._output_at = time.monotonic()
         self._old: dict[str, int] = {}
+        self._replay = Replay(0)
         self._down: LinkDown | None = None
         self._down_at = 0.0
         self.was_over = False
@@ -264,6 +266,8 @@ class Watch:
             self._event("output", stream=output.stream, offset=output.offset, data=data, time_ns=output.time_ns)
         elif self._stampers is not None:
             self.screen.output(fd, self._stampers.setdefault(output.stream, Stamper()).stamp(output))
+        elif self._keyboard is not None and self._keyboard.raw:
+            self.screen.output(fd, self._replay.take(output.offset, output.data))
         else:
             self.screen.output(fd, output.data)
 
@@ -282,7 +286,10 @@ class Watch:
             if self._announce and self.placed:
                 self.screen.say(self.label, self.host, render.STARTED, self.placed)
             if self._keyboard is not None:
-                self._keyboard.begin(state, self._desk.put, lambda text: self.screen.note(self.label, self.host, text))
+                self._replay = Replay(self._old.get("output", 0))
+                self._keyboard.begin(
+                    state, self._desk.put, lambda text: self.screen.note(self.label, self.host, text), switched=self.follow.switched
+                )
 
     def _show_link_down(self, down: LinkDown) -> None:
         if self._down is None and not self.screen.live_line:
@@ -337,6 +344,8 @@ class Watch:
                 return None
             if item == signals.SIGWINCH and self._keyboard is not None:
                 self._keyboard.resize()
+            elif item == signals.SIGCONT and self._keyboard is not None:
+                self._keyboard.resume()
             elif item in self._relay and self.follow.sent and not (item == signals.SIGTERM and self._session_ends()):
                 name = signals.Signals(item).name.removeprefix("SIG")
                 self.follow.signal(name)

@@ -23,7 +23,7 @@ SECTION_MAX = 150
 # Free or nearly so: C modules, and what every Python has loaded anyway. A guard that sleeps for weeks pays for each of them.
 LIGHT = {"_ctypes", "errno", "fcntl", "gc", "marshal", "posix", "select", "struct", "sys", "time", "zlib", "_json", "_signal"}
 # Only where a verb needs them, in a process that ends with its answer.
-LATE = LIGHT | {"pwd", "hashlib", "termios"}
+LATE = LIGHT | {"pwd", "hashlib", "re", "termios"}
 
 
 def imported(body: list[ast.stmt] | ast.Module) -> set[str]:

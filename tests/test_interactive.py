@@ -6,10 +6,12 @@ import contextlib
 import functools
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,10 +23,9 @@ import pytest
 import corra
 from agent_door import adopt, sweep
 from conftest import Cli
-from corra.errors import Misuse
 from corra.feed import Feed
-from corra.keyboard import Keyboard, Keys, detach_keys, shown
-from corra.screen import Modes, Screen
+from corra.keyboard import Keyboard
+from corra.screen import Screen
 from corra.state import State
 from corra.stream import Taken
 from proxy import Proxy, wait_for
@@ -56,39 +57,6 @@ def shell(terminal: Callable[..., Terminal], *more: str, host: str = "local", **
     opened.expect(r"this is its terminal now; Ctrl-\] leaves it running\r\n")
     opened.expect(r"bash-.*[$#] ")
     return opened
-
-
-# ---------------------------------------------------------------- the keys
-
-
-@pytest.mark.parametrize(
-    ("text", "keys", "said"),
-    [("ctrl-]", b"\x1d", "Ctrl-]"), ("ctrl-p,ctrl-q", b"\x10\x11", "Ctrl-P Ctrl-Q"), ("ctrl-a,d", b"\x01d", "Ctrl-A d"), ("none", b"", "")],
-)
-def test_keys_are_read_as_people_write_them_and_said_so_again(text: str, keys: bytes, said: str) -> None:
-    assert detach_keys(text) == keys and shown(keys) == said
-
-
-@pytest.mark.parametrize("text", ["", "ctrl", "ctrl-ä", "ctrl-]]", "a,,b"])
-def test_what_is_no_key_is_a_misuse(text: str) -> None:
-    with pytest.raises(Misuse, match="not keys"):
-        detach_keys(text)
-
-
-def test_the_keys_are_found_where_they_come_one_by_one_and_half_of_them_is_the_programs() -> None:
-    keys = Keys(b"\x10\x11")
-    assert keys.take(b"a\x10") == (b"a", False)
-    assert keys.take(b"b\x10") == (b"\x10b", False)
-    assert keys.take(b"\x11c") == (b"", True)
-    assert Keys(b"").take(b"\x1d") == (b"\x1d", False)
-
-
-def test_what_a_program_has_switched_on_is_switched_off_and_nothing_else() -> None:
-    modes = Modes()
-    for data in (b"\x1b[?1049h\x1b[?25l\x1b[?20", b"04h\x1b[?1000;1006h", b"\x1b=text\x1b[?1000l"):
-        modes.see(data)
-    assert modes.undo() == b"\x1b[0m\x1b[?25h\x1b>\x1b[?1006l\x1b[?1049l\x1b[?2004l"
-    assert Modes().undo() == b"\x1b[0m"
 
 
 # ---------------------------------------------------------------- a terminal
@@ -159,6 +127,45 @@ def test_keys_that_the_host_may_not_have_are_said(terminal: Callable[..., Termin
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
     assert corra.attach("shell").kill(grace=0).ended
+
+
+def test_who_comes_later_has_what_is_switched_on_there_is_asked_nothing_old_and_may_leave_by_keys_as_it_asked_for_them(
+    terminal: Callable[..., Terminal],
+) -> None:
+    """A full-screen program, as seen by who started it and by who comes later: it has asked what the terminal is, and for keys as kitty sends them."""
+    asks = r"printf '\033[?1049h\033[?1h\033[?2004h\033[>1u\033[6n\033]11;?\007first\n'; sed -u 's/^/said: /'"
+    opened = terminal("run", "-i", "--pty", "--name", "full", "--host", "local", "--", "sh", "-c", asks)
+    opened.expect("first")
+    assert b"\x1b[6n\x1b]11;?\x07" in opened.seen
+    opened.type("\x1b[93;5u")
+    opened.expect("STILL RUNNING")
+    assert opened.end() == 122
+    assert re.search(rb"\x1b\[\?1l.*\x1b\[\?2004l.*\x1b\[<1u.*\x1b\[\?1049l", opened.seen)
+    for tail in ("0", "10"):
+        again = terminal("attach", "-i", "-n", tail, "full")
+        again.expect(r"leaves it running.*\x1b\[\?1049h.*\x1b\[\?1h.*\x1b\[\?2004h.*\x1b\[>1u")
+        again.type("here\r")
+        again.expect("said: here")
+        assert b"6n" not in again.seen and b"]11" not in again.seen
+        again.type("\x1d")
+        assert again.end() == 122 and again.modes() == again.before
+        assert re.search(rb"STILL RUNNING", again.seen)
+    assert corra.attach("full").kill(grace=0).ended
+
+
+def test_a_stop_from_outside_is_no_end_of_it(terminal: Callable[..., Terminal]) -> None:
+    """A shell that we were stopped under has made the terminal its own; when we go on, it is the program's again."""
+    opened = shell(terminal)
+    opened.type("printf '\\033[?1000h'; echo mou'se'\r")
+    opened.expect("mouse")
+    opened.process.send_signal(signal.SIGSTOP)
+    termios.tcsetattr(opened.slave, termios.TCSANOW, opened.before)
+    opened.process.send_signal(signal.SIGCONT)
+    opened.expect(r"\x1b\[\?1000h")
+    wait_for(lambda: opened.is_raw)
+    opened.type("exit 0\r")
+    opened.expect("done: exit 0")
+    assert opened.end() == 0 and opened.modes() == opened.before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

@@ -39,7 +39,7 @@ LAYERS = [
     ["history", "follow", "result"],
     ["control"],
     ["collected", "forward"],
-    ["render", "screen"],
+    ["render", "lent", "screen"],
     ["checkup"],
     ["book", "journal", "attempt", "crew", "stopped", "teller", "chronicle", "runbooks"],
     ["durable", "__init__"],
