@@ -61,7 +61,7 @@ class What(Reach, total=False):
     umask: int | None
     merge: bool
     limits: Mapping[str, int | str | Sequence[int]] | None
-    pty: bool
+    pty: bool | tuple[int, int]
     forget_stdin: bool
     timeout: float | str | None
     grace: float | str | None
@@ -180,7 +180,7 @@ def launch(
     umask: int | None = None,
     merge: bool = False,
     limits: Mapping[str, int | str | Sequence[int]] | None = None,
-    pty: bool = False,
+    pty: bool | tuple[int, int] = False,
     forget_stdin: bool = False,
     timeout: float | str | None = None,
     grace: float | str | None = None,
@@ -197,8 +197,8 @@ def launch(
 ) -> Launch:
     """Return the Launch of `argv` on `target`. Raises Misuse for what no host could start. No I/O but reading `stdin`.
 
-    `stdin=OPEN` holds it open for `Run.send`; `pty` gives the program a terminal of its own, which can be sent to as well. What is sent is
-    kept in the spool; with `forget_stdin`, and with a terminal, only until the program has read it.
+    `stdin=OPEN` holds it open for `Run.send`; `pty` gives the program a terminal of its own, which can be sent to as well, of (rows, columns), else of
+    the size of ours or 24 by 80. What is sent is kept in the spool; with `forget_stdin`, and with a terminal, only until the program has read it.
     """
     prog_id = _new_id(id)
     agent = agent_for(target, **reach)
@@ -216,7 +216,7 @@ def launch(
         umask=umask,
         merge=merge,
         limits=read_limits(limits or {}),
-        pty=pty,
+        pty=bool(pty),
     )
     request = Request(
         prog_id,
@@ -230,7 +230,7 @@ def launch(
         keep_output=output_kept(keep_output),
         wait_children=wait_children,
         force=force,
-        terminal=_terminal() if pty else {},
+        terminal=_terminal(pty) if pty else {},
         forget_stdin=forget_stdin,
         secrets=dict(secrets or {}),
         spool=spool,
@@ -285,9 +285,13 @@ def again(
     return Launch(run.agent, request, payload, run.via, run.connection), (record.get("callback") or {}).get("url")
 
 
-def _terminal() -> dict[str, Any]:
-    """Return what a program's terminal is to be like: as ours, where we have one."""
+def _terminal(size: bool | Sequence[Any]) -> dict[str, Any]:
+    """Return what a program's terminal is to be like: of that size, else as ours, where we have one."""
     found: dict[str, Any] = {"term": os.environ.get("TERM") or "xterm"}
+    if not isinstance(size, bool):
+        if len(size) != 2 or not all(isinstance(each, int) and 0 < each < 1 << 16 for each in size):
+            raise Misuse(f"pty={size!r} is no size (say pty=True, or rows and columns: pty=(24, 80))")
+        return {**found, "rows": size[0], "columns": size[1]}
     for fd in (0, 1, 2):
         with contextlib.suppress(OSError):
             columns, rows = os.get_terminal_size(fd)

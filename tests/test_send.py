@@ -169,3 +169,10 @@ def test_a_run_with_a_terminal_has_one_stream_and_takes_what_is_typed() -> None:
     assert run.wait(20).stdout == "yes\r\ngot yes\r\n"
     with pytest.raises(corra.Misuse):
         corra.start("local", ["cat"], pty=True, stdin="text")
+
+
+def test_a_terminal_has_the_size_that_was_asked_for() -> None:
+    assert corra.run("local", ["stty", "size"], pty=(50, 200), hide=True).stdout == "50 200\r\n"
+    for wrong in ((0, 80), (24, 1 << 16), (24,), ("24", "80")):
+        with pytest.raises(corra.Misuse, match="is no size"):
+            corra.start("local", ["true"], pty=wrong)  # type: ignore[arg-type]
