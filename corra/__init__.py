@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agent import VERSION as __version__  # noqa: N811 - the name every package has
-    from .control import Killed, Launch, Run, attach, launch, ps, run, start
+    from .control import Killed, Run, attach, ps
     from .errors import (
         Ambiguous,
         Auth,
@@ -45,11 +45,12 @@ if TYPE_CHECKING:
     from .program import OPEN, Host, Program
     from .result import Result, Results
     from .runbooks import Reboot, Runbook, runbook
+    from .starting import Launch, launch, run, start
     from .state import State
     from .stream import Gap, Output, Status, Taken
 
 _HOMES = {
-    "control": "Killed Launch Run attach launch ps run start",
+    "control": "Killed Run attach ps",
     "errors": "Ambiguous Auth Changed Conflict CorraError Failed HostKey Lost MaybeStarted Misuse NoPython NoRoom NotDead NotFound"
     " NotKilled NotSent NotStarted StillRunning Stop TimedOut Unreachable",
     "follow": "Event Follow LinkDown LinkUp Tick",
@@ -57,6 +58,7 @@ _HOMES = {
     "program": "OPEN Host Program",
     "result": "Result Results",
     "runbooks": "Reboot Runbook runbook",
+    "starting": "Launch launch run start",
     "state": "State",
     "stream": "Gap Output Status Taken",
 }

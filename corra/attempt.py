@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from . import control
+from . import control, starting
 from .errors import NotFound, StillRunning
 from .follow import Follow, LinkDown, LinkUp
 from .state import State
@@ -37,7 +37,7 @@ class Seen:
     was_over: bool = False
 
 
-def watch(launch: control.Launch, watcher: Watcher, *, confirmed: bool, patience_s: float | None, pass_id: str) -> Seen:
+def watch(launch: starting.Launch, watcher: Watcher, *, confirmed: bool, patience_s: float | None, pass_id: str) -> Seen:
     """Start or take hold of `launch` and return what it came to. Raises CorraError; StillRunning when somebody closed the follow."""
     run = launch.run
     kept = {"stdout": Kept(control.OUTPUT_KEPT), "stderr": Kept(control.OUTPUT_KEPT)}

@@ -24,11 +24,11 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from . import ids
-from .control import Launch
 from .errors import Auth, CorraError, Misuse, NotFound, NotKilled, StillRunning, Unreachable
 from .follow import Event, LinkDown, LinkUp
 from .place import courier_source
 from .program import Host
+from .starting import Launch
 from .state import State
 from .stream import Cursor, Gap, Output, Status
 from .verdict import ambiguous, duration

@@ -1,37 +1,28 @@
-"""Starting runs and taking hold of them again: what the verbs and everybody's own tasks are made of.
-
-A target is a fabric Connection, a host's name (`db1`, `ops@db1:2222`, `local`) or a Host. A bare invoke Context is none: under `inv` it
-would mean this machine, under `fab` the other one.
+"""Runs that there are: found again, watched, sent to, stopped.
 
 Everything here may be called from several threads; runs of one target share its connection.
 """
 
 from __future__ import annotations
 
-import contextlib
 import getpass
-import hashlib
-import io
 import os
-import stat
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import history, hostset, ids
 from .agent import VERSION
-from .errors import CorraError, Misuse, NotFound, NotKilled, NotSent, NotStarted, StillRunning, Unreachable, typed
+from .errors import CorraError, NotFound, NotKilled, NotSent, StillRunning, Unreachable, typed
 from .feed import Feed
 from .follow import ANSWER_S, DEAD_AFTER_S, Event, Follow, Link, signal_name
 from .place import Agent, Refused, courier_source
-from .program import OPEN, Host, Open, Program, Request, limits as read_limits, output_kept, seconds, words
-from .reach import Reach, agent_for, agent_to_ask, is_a, is_one
+from .program import Host, in_seconds
+from .reach import Reach, agent_to_ask, is_a, is_one
 from .state import State
-from .stream import Gap, Output, Parser, Status
-from .verdict import WIDTH, ambiguous, duration, ended, not_started, refused, retold
+from .stream import Parser, Status
+from .verdict import WIDTH, ambiguous, duration, refused, retold
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,44 +34,9 @@ OUTPUT_KEPT = 16 << 20
 # Beyond the grace: the host's own two seconds for KILL to work, and a slow line's answer.
 STOP_MARGIN_S = 30.0
 AT_ONCE = 32
-
-Stdin = str | bytes | IO[bytes] | IO[str] | Open | None
 # How often a sender looks whether it is done: what it waits for may be said by no frame.
 LOOK_S = 0.2
 Watch = Callable[[Event], None]
-
-
-class What(Reach, total=False):
-    """What may be said of any program beside its command. Durations are seconds, or text such as `5m`."""
-
-    cwd: str | None
-    env: Mapping[str, str | None] | None
-    env_inherit: bool | Sequence[str]
-    secrets: Mapping[str, str] | None
-    stdin: Stdin
-    umask: int | None
-    merge: bool
-    limits: Mapping[str, int | str | Sequence[int]] | None
-    pty: bool | tuple[int, int]
-    forget_stdin: bool
-    timeout: float | str | None
-    grace: float | str | None
-    stop_signal: str | int | None
-    keep: float | str | None
-    keep_output: int | str | None
-    wait_children: bool
-    force: bool
-    spool: str | None
-
-
-class How(What, total=False):
-    """What `start` and `run` may be told beside the command."""
-
-    id: str | None
-    name: str | None
-    origin: Mapping[str, str] | None
-    callback: Mapping[str, Any] | None
-    callback_config: Mapping[str, float] | None
 
 
 class Killed(NamedTuple):
@@ -100,416 +56,9 @@ def me() -> dict[str, str]:
     return {"user": user, "host": os.uname().nodename, "version": VERSION}
 
 
-def _by() -> str:
+def by() -> str:
     origin = me()
     return f"{origin['user']}@{origin['host']}"
-
-
-# Starting
-
-
-class Launch(NamedTuple):
-    """A run that is about to be started: its id is made, its host known, and nothing has been sent."""
-
-    agent: Agent
-    request: Request
-    payload: BinaryIO | None = None
-    via: str | None = None
-    connection: Any = None
-
-    def follow(self, *, stay: bool = True, **how: Any) -> Follow:
-        """Return the loop that starts it and, with `stay`, shows it to its end. `how`: what Follow takes."""
-        host, request = self.agent.host, self.request
-        # Before the first byte is sent: whoever is killed in the middle finds the id here and may repeat the start with it.
-        fresh = history.begin(
-            history.Entry(request.prog_id, str(host), request.name, host.as_user, self.via, request.spool, request.program.argv)
-        )
-        return Follow(
-            self.agent,
-            request.prog_id,
-            start=request,
-            stay=stay,
-            payload=self.payload,
-            by=_by(),
-            told=self._told(request.prog_id, fresh=fresh),
-            **how,
-        )
-
-    @staticmethod
-    def _told(prog_id: str, *, fresh: bool) -> Callable[[State | None], None]:
-        """Return what keeps the history of a start up to date with what its follow is told. `fresh`: only this start knows of it."""
-        known: list[str] = []
-
-        def note(state: State | None) -> None:
-            if state is None:
-                if fresh:
-                    history.forget(prog_id)
-            elif state.state not in known:
-                known.append(state.state)
-                history.note(prog_id, state.state)
-
-        return note
-
-    def close(self) -> None:
-        """Let go of what was kept for a repeated start. A file that was given stays open."""
-        if self.payload is not None:
-            self.payload.close()
-
-    @property
-    def run(self) -> Run:
-        return Run(
-            self.agent,
-            self.request.prog_id,
-            name=self.request.name,
-            spool=self.request.spool,
-            connection=self.connection,
-        )
-
-
-def launch(
-    target: Any,
-    argv: Sequence[str],
-    *,
-    id: str | None = None,  # noqa: A002 - what it is called everywhere else
-    name: str | None = None,
-    cwd: str | None = None,
-    env: Mapping[str, str | None] | None = None,
-    env_inherit: bool | Sequence[str] = True,
-    secrets: Mapping[str, str] | None = None,
-    stdin: Stdin = None,
-    umask: int | None = None,
-    merge: bool = False,
-    limits: Mapping[str, int | str | Sequence[int]] | None = None,
-    pty: bool | tuple[int, int] = False,
-    forget_stdin: bool = False,
-    timeout: float | str | None = None,
-    grace: float | str | None = None,
-    stop_signal: str | int | None = None,
-    keep: float | str | None = None,
-    keep_output: int | str | None = None,
-    wait_children: bool = False,
-    force: bool = False,
-    spool: str | None = None,
-    origin: Mapping[str, str] | None = None,
-    callback: Mapping[str, Any] | None = None,
-    callback_config: Mapping[str, float] | None = None,
-    **reach: Unpack[Reach],
-) -> Launch:
-    """Return the Launch of `argv` on `target`. Raises Misuse for what no host could start. No I/O but reading `stdin`.
-
-    `stdin=OPEN` holds it open for `Run.send`; `pty` gives the program a terminal of its own, which can be sent to as well, of (rows, columns), else of
-    the size of ours or 24 by 80. What is sent is kept in the spool; with `forget_stdin`, and with a terminal, only until the program has read it.
-    """
-    prog_id = _new_id(id)
-    agent = agent_for(target, **reach)
-    if cwd is None and agent.host.is_local:
-        cwd = os.getcwd()
-    described, payload = ({"open": True}, None) if stdin is OPEN else _payload(stdin, named=id is not None)
-    if pty and stdin is OPEN:
-        described = None
-    program = Program(
-        words(argv),
-        cwd=cwd,
-        env=dict(env or {}),
-        env_inherit=env_inherit if isinstance(env_inherit, bool) else tuple(env_inherit),
-        stdin=described,
-        umask=umask,
-        merge=merge,
-        limits=read_limits(limits or {}),
-        pty=bool(pty),
-    )
-    request = Request(
-        prog_id,
-        program,
-        name=name,
-        origin={**me(), **(origin or {})},
-        timeout_s=_seconds(timeout),
-        grace_s=_seconds(grace),
-        stop_signal=None if stop_signal is None else signal_name(stop_signal),
-        keep_s=_seconds(keep),
-        keep_output=output_kept(keep_output),
-        wait_children=wait_children,
-        force=force,
-        terminal=_terminal(pty) if pty else {},
-        forget_stdin=forget_stdin,
-        secrets=dict(secrets or {}),
-        spool=spool,
-        callback=dict(callback or {}),
-        config=dict(callback_config or {}),
-        courier=courier_source() if callback else None,
-    )
-    connection = target if is_a(target, "fabric.connection", "Connection") else None
-    return Launch(agent, request, payload, reach.get("via"), connection)
-
-
-def _new_id(given: str | None) -> str:
-    if given is not None and not ids.is_valid(given):
-        raise Misuse(f"not an id: {given!r} (a-z, 0-9, '.', '_', '-', at most 64, the first a letter or digit)")
-    return given or ids.new_id()
-
-
-def again(
-    run: Run,
-    *,
-    id: str | None = None,  # noqa: A002
-    secrets: Mapping[str, str] | None = None,
-) -> tuple[Launch, str | None]:
-    """Return the Launch of the same program, on the same host, as a run of its own; and the URL that the old one reported to, if it did.
-
-    What the host has written down is what is started: words, directory, the variables that were given, stdin, limits and name. The login's
-    own environment is that of now. Secrets were never written down and must be given anew. Raises NotStarted where it still runs, where a
-    secret is missing, and where its output and stdin are gone.
-    """
-    prog_id = _new_id(id)
-    state = run.state()
-    facts: dict[str, Any] = {"label": state.label, "host": str(run.host), "prog_id": state.prog_id}
-    if not state.ended:
-        raise NotStarted("it is still running", hint=[f"watch: {typed()} attach {ids.short(state.prog_id)}"], **facts)
-    record, given = run.record()
-    stdin = record["program"].get("stdin")
-    missing = sorted(set(filter(None, (state.origin or {}).get("secrets", "").split(","))) - set(secrets or {}))
-    if missing:
-        flags = " ".join(f"--secret {name}" for name in missing)
-        raise NotStarted(
-            f"nobody has kept its secret{'s' * (len(missing) != 1)} {', '.join(missing)}",
-            hint=[f"give it again:  {typed()} again {flags} {ids.short(state.prog_id)}      (or --secret NAME=FILE)"],
-            **facts,
-        )
-    if isinstance(stdin, Mapping) and "bytes" in stdin and len(given) != stdin["bytes"]:
-        raise NotStarted("what it read is gone from the host: use run", **facts)
-    try:
-        request = Request.from_record(record, prog_id, origin=me(), secrets=dict(secrets or {}), spool=run.spool)
-    except Misuse as error:
-        raise NotStarted(error.why, **facts) from error
-    payload = io.BytesIO(given) if isinstance(stdin, Mapping) and "bytes" in stdin else None
-    return Launch(run.agent, request, payload, run.via, run.connection), (record.get("callback") or {}).get("url")
-
-
-def _terminal(size: bool | Sequence[Any]) -> dict[str, Any]:
-    """Return what a program's terminal is to be like: of that size, else as ours, where we have one."""
-    found: dict[str, Any] = {"term": os.environ.get("TERM") or "xterm"}
-    if not isinstance(size, bool):
-        if len(size) != 2 or not all(isinstance(each, int) and 0 < each < 1 << 16 for each in size):
-            raise Misuse(f"pty={size!r} is no size (say pty=True, or rows and columns: pty=(24, 80))")
-        return {**found, "rows": size[0], "columns": size[1]}
-    for fd in (0, 1, 2):
-        with contextlib.suppress(OSError):
-            columns, rows = os.get_terminal_size(fd)
-            if rows and columns:
-                return {**found, "rows": rows, "columns": columns}
-    return found
-
-
-def start(
-    target: Any,
-    argv: Sequence[str],
-    *,
-    reconnect_timeout: float | str | None = None,
-    watch: Watch | None = None,
-    **how: Unpack[How],
-) -> Run:
-    """Start `argv` on `target` and return as soon as the host has confirmed it.
-
-    The same `id` again is the same run, so a start that failed with MaybeStarted may be repeated with it. `watch` is given the
-    LinkDown and LinkUp of the meantime. Raises NotStarted, Unreachable, MaybeStarted, Misuse.
-    """
-    starting = launch(target, argv, **how)
-    follow = starting.follow(stay=False, reconnect_timeout_s=_seconds(reconnect_timeout))
-    with contextlib.closing(starting):
-        for event in follow:
-            if watch is not None:
-                watch(event)
-    state = follow.state
-    if state is not None and state.state == "not_started":
-        raise not_started(state, str(follow.host))
-    begun = starting.run
-    begun.known = state
-    return begun
-
-
-def run(
-    target: Any,
-    argv: Sequence[str],
-    *,
-    warn: bool = False,
-    hide: bool | str | None = None,
-    out_stream: Any = None,
-    err_stream: Any = None,
-    reconnect_timeout: float | str | None = None,
-    watch: Watch | None = None,
-    **how: Unpack[How],
-) -> Result:
-    """Start `argv` on `target`, show its output as it comes, and return its Result when it has ended.
-
-    `hide` (True, "out" or "err"), `warn`, `out_stream` and `err_stream` are Invoke's. A stream that takes bytes gets the program's
-    bytes; one that takes text gets them decoded as UTF-8. Ctrl-C leaves the program running.
-    Raises Failed, TimedOut and Lost unless `warn`; NotStarted, Unreachable, MaybeStarted, StillRunning, Misuse always.
-    """
-    hidden = _hidden(hide)
-    starting = launch(target, argv, **how)
-    follow = starting.follow(reconnect_timeout_s=_seconds(reconnect_timeout))
-    kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
-    truncated = False
-    sinks = {
-        "stdout": None if "stdout" in hidden else _Sink(out_stream if out_stream is not None else sys.stdout),
-        "stderr": None if "stderr" in hidden else _Sink(err_stream if err_stream is not None else sys.stderr),
-    }
-    with contextlib.closing(starting):
-        for event in follow:
-            if isinstance(event, Output):
-                stream = "stderr" if event.stream == "stderr" else "stdout"
-                kept[stream].append(event.data)
-                if (sink := sinks[stream]) is not None:
-                    sink.write(event.data)
-                continue
-            truncated = truncated or isinstance(event, Gap)
-            if watch is not None:
-                watch(event)
-    for sink in sinks.values():
-        if sink is not None:
-            sink.end()
-    assert follow.state is not None
-    if follow.state.state == "not_started":
-        raise not_started(follow.state, str(follow.host))
-    out, err = (b"".join(kept[stream]).decode("utf-8", "replace") for stream in ("stdout", "stderr"))
-    told: dict[str, Any] = {"stdout": out, "stderr": err, "hide": hidden, "truncated": truncated, "connection": starting.connection}
-    result = _result(follow.state, follow.host, **told)
-    error = ended(follow.state, str(follow.host), result)
-    if error is not None and not warn:
-        raise error
-    return result
-
-
-def _result(state: State, host: Host, **facts: Any) -> Result:
-    from .result import Result
-
-    return Result(state, host, **facts)
-
-
-def _seconds(value: float | str | None) -> float | None:
-    return seconds(value) if isinstance(value, str) else value
-
-
-def _hidden(hide: bool | str | None) -> tuple[str, ...]:
-    both = ("stdout", "stderr")
-    known = {None: (), False: (), True: both, "both": both, "out": both[:1], "stdout": both[:1], "err": both[1:], "stderr": both[1:]}
-    if hide not in known:
-        raise Misuse(f"not a stream to hide: {hide!r} (out, err or both)")
-    return known[hide]
-
-
-class _Sink:
-    """Where a program's bytes go: the binary side of a stream where it has one, else text."""
-
-    def __init__(self, stream: Any) -> None:
-        import codecs
-
-        self._stream = stream
-        self._binary = getattr(stream, "buffer", stream if isinstance(stream, (io.RawIOBase, io.BufferedIOBase)) else None)
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        if self._binary is not None and self._binary is not stream:
-            stream.flush()
-
-    def write(self, data: bytes) -> None:
-        if self._binary is None:
-            self._stream.write(self._decode(data))
-        else:
-            _write_all(self._binary, data)
-        self._flush()
-
-    def end(self) -> None:
-        if self._binary is None and (rest := self._decode(b"", True)):
-            self._stream.write(rest)
-            self._flush()
-
-    def _flush(self) -> None:
-        flush = getattr(self._binary if self._binary is not None else self._stream, "flush", None)
-        if flush is not None:
-            flush()
-
-
-def _write_all(stream: Any, data: bytes) -> None:
-    """Write all of `data`; a raw stream may take less at a time, and says how much."""
-    view = memoryview(data)
-    while view:
-        taken = stream.write(view)
-        view = view[len(view) if taken is None else taken :]
-
-
-def _payload(stdin: str | bytes | IO[bytes] | IO[str] | None, *, named: bool) -> tuple[dict[str, Any] | None, BinaryIO | None]:
-    """Return what Program says of `stdin`, and the bytes as a file that can be read again if the start has to be repeated.
-
-    `named`: the run's id is somebody else's idea, who may give it again: then the bytes are part of what is compared, by their hash. It takes a
-    pass over them here and one there, which a gigabyte of a run that nobody can confuse with another needn't wait for.
-    """
-    if stdin is None:
-        return None, None
-    if isinstance(stdin, (str, bytes)):
-        data = stdin.encode("utf-8", "surrogateescape") if isinstance(stdin, str) else stdin
-        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}, io.BytesIO(data)
-    source: Any = getattr(stdin, "buffer", stdin)
-    if _is_regular(source):
-        begin = source.tell()
-        size = max(0, os.fstat(source.fileno()).st_size - begin)
-        part = cast("BinaryIO", _Part(source, begin, size))
-        return {"bytes": size, **({"sha256": _sha256(part)} if named else {})}, part
-    # A pipe gives its bytes once, and its length is known only at its end.
-    spooled = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - read again for as long as the start isn't confirmed
-    size = _pour(source, spooled)
-    spooled.seek(0)
-    return {"bytes": size, **({"sha256": _sha256(spooled)} if named else {})}, spooled
-
-
-def _sha256(source: BinaryIO) -> str:
-    """Return the hash of all of `source`: the same id with other bytes is another run, and a file that changes meanwhile is noticed."""
-    source.seek(0)
-    digest = hashlib.sha256()
-    while data := source.read(1 << 20):
-        digest.update(data)
-    source.seek(0)
-    return digest.hexdigest()
-
-
-def _is_regular(source: Any) -> bool:
-    try:
-        return stat.S_ISREG(os.fstat(source.fileno()).st_mode) and source.seekable()
-    except (OSError, AttributeError, ValueError):
-        return False
-
-
-def _pour(source: Any, target: BinaryIO) -> int:
-    size = 0
-    while data := source.read(1 << 20):
-        data = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
-        target.write(data)
-        size += len(data)
-    return size
-
-
-class _Part(io.RawIOBase):
-    """`size` bytes of a file from where it stood when it was given: what is appended to it meanwhile wasn't announced."""
-
-    def __init__(self, source: BinaryIO, begin: int, size: int) -> None:
-        self._source, self._begin, self._size = source, begin, size
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        assert whence == os.SEEK_SET
-        return self._source.seek(self._begin + offset) - self._begin
-
-    def readinto(self, buffer: Any) -> int:
-        left = self._begin + self._size - self._source.tell()
-        data = self._source.read(max(0, min(len(buffer), left)))
-        buffer[: len(data)] = data
-        return len(data)
-
-
-# Taking hold again
 
 
 def attach(
@@ -651,7 +200,7 @@ def gc(
     delivered keeps its output, whatever is asked. `dry` only tells.
     """
     agent = agent_to_ask(host, **reach)
-    told = {"older": _seconds(older), "max_size": max_size, "dry": dry}
+    told = {"older": in_seconds(older), "max_size": max_size, "dry": dry}
     return Freed.told(agent, _ask(agent, "gc", {key: value for key, value in told.items() if value is not None}, spool=spool))
 
 
@@ -789,7 +338,7 @@ class Run:
             times=times,
             spool=self._spool,
             begun=self.begun or self.known is not None,
-            by=_by(),
+            by=by(),
             told=self._told,
             **how,
         )
@@ -802,7 +351,7 @@ class Run:
 
         Raises StillRunning when `timeout` is over first.
         """
-        follow = self.follow(streams=[], timeout_s=_seconds(timeout))
+        follow = self.follow(streams=[], timeout_s=in_seconds(timeout))
         for _ in follow:
             pass
         state = follow.state
@@ -819,7 +368,7 @@ class Run:
 
     def signal(self, name: str | int) -> State:
         """Send that one signal to the program, nothing after it, and return the State. Raises CorraError with fate NOT SENT."""
-        return self.heard(State.from_json(self._ask("signal", {"signal": signal_name(name), "by": _by()})["state"]))
+        return self.heard(State.from_json(self._ask("signal", {"signal": signal_name(name), "by": by()})["state"]))
 
     def send(self, data: bytes | str, *, eof: bool = False, timeout: float | str | None = None) -> None:
         """Have the program read `data`, and with `eof` its end behind that; return when the host has it, which the program may read later.
@@ -831,7 +380,7 @@ class Run:
         if eof:
             feed.end()
         feed.finish()
-        self.pass_on(feed, timeout_s=_seconds(timeout))
+        self.pass_on(feed, timeout_s=in_seconds(timeout))
 
     def eof(self) -> None:
         """End the program's stdin; on a terminal, type what means that there."""
@@ -872,7 +421,7 @@ class Run:
         {state, how, processes, signal, grace}, before the grace begins. Raises NotKilled when the order could not be given or its end not
         be seen.
         """
-        request = {"signal": None if signal is None else signal_name(signal), "grace": _seconds(grace), "by": _by()}
+        request = {"signal": None if signal is None else signal_name(signal), "grace": in_seconds(grace), "by": by()}
         for last in (False, True):
             try:
                 with _Closing(self._stream("stop", request, patient=last)) as link:
@@ -945,6 +494,12 @@ class Run:
         if last:
             kind = NotKilled if verb == "stop" else Unreachable
             raise retold(_silent(error, self.host, kind), verb=verb, label=self.label, prog_id=self.id) from error
+
+
+def _result(state: State, host: Host, **facts: Any) -> Result:
+    from .result import Result
+
+    return Result(state, host, **facts)
 
 
 def _patience_s(again: bool) -> float:

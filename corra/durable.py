@@ -27,7 +27,7 @@ import fabric.runners
 from invoke.terminals import pty_size
 from invoke.watchers import FailingResponder, Responder
 
-from . import control, ids
+from . import control, ids, starting
 from .errors import CorraError, StillRunning, line, typed
 from .feed import Feed
 from .follow import Follow, LinkDown, LinkUp
@@ -121,7 +121,7 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
     def start(self, command: str, shell: str, env: dict[str, Any], timeout: float | None = None) -> None:
         """Start `command` and return when the host has confirmed it. Raises NotStarted, Unreachable, MaybeStarted."""
         interactive = self._choose_stdin()
-        launch = control.launch(
+        launch = starting.launch(
             self.context,
             ["sh", "-c", _SHELL, command],
             name=_name(command),
@@ -171,7 +171,7 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         return later
 
     # -- Following
-    def _pump(self, launch: control.Launch) -> None:
+    def _pump(self, launch: starting.Launch) -> None:
         assert self._follow is not None
         try:
             for event in self._follow:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, overload
 
 from .errors import Misuse
 
@@ -276,6 +276,15 @@ def seconds(text: str) -> float:
     if not match:
         raise Misuse(f"not a duration: {text!r} (say 30s, 5m, 2h or 14d)")
     return float(match.group(1)) * _UNITS_S[match.group(2) or ""]
+
+
+@overload
+def in_seconds(value: float | str) -> float: ...
+@overload
+def in_seconds(value: float | str | None) -> float | None: ...
+def in_seconds(value: float | str | None) -> float | None:
+    """Return a duration that was given as a number or as text. Raises Misuse."""
+    return seconds(value) if isinstance(value, str) else value
 
 
 def size(text: str) -> int:

@@ -12,7 +12,8 @@ from .verb import Given
 
 if TYPE_CHECKING:
     from .collected import Collector
-    from .control import Launch, Run
+    from .control import Run
+    from .starting import Launch
     from .state import State
 
 

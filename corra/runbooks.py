@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, overload
 
-from . import attempt as attempts, control, ids, journal as journals
+from . import attempt as attempts, control, ids, journal as journals, starting
 from .book import HERE, STEP, Attempt, Do, decide, differences, program_facts
 from .channel import LinkLost
 from .connection import name_of
@@ -33,7 +33,7 @@ from .errors import Changed, Conflict, CorraError, Lost, Misuse, Stop, TimedOut,
 from .follow import Follow, LinkDown, LinkUp
 from .hostset import hosts
 from .place import Agent
-from .program import OPEN, Host, seconds
+from .program import OPEN, Host, in_seconds
 from .reach import Reach, agent_for, is_a, is_one
 from .settings import setting
 from .state import State, exit_code
@@ -117,7 +117,7 @@ class Runbook:
         quiet: bool = False,
         at_once: int = control.AT_ONCE,
         reconnect_timeout: float | str | None = None,
-        **how: Unpack[control.What],
+        **how: Unpack[starting.What],
     ) -> None:
         """`journal`: the host that keeps it (this machine). `how` goes for every step that doesn't say otherwise: as_user, via, env, timeout ..
 
@@ -127,11 +127,11 @@ class Runbook:
         self.key = key
         self.label = f"{name} {key}"
         self._params = _plain(dict(params or {}), "params must be JSON")
-        if unknown := [each for each in how if each not in control.What.__annotations__]:
+        if unknown := [each for each in how if each not in starting.What.__annotations__]:
             raise TypeError(f"runbook() got an unexpected keyword argument {unknown[0]!r}")  # at once, and not at its first step
         self._how: dict[str, Any] = dict(how)
         self._at_once = at_once
-        self._patience_s = seconds(reconnect_timeout) if isinstance(reconnect_timeout, str) else reconnect_timeout
+        self._patience_s = in_seconds(reconnect_timeout)
         where = journal if journal is not None else setting(how.get("config"), "journal")
         self._teller = Teller(self.label, quiet=quiet)
         # Who logs in and how goes for the journal's host too; whom sudo makes of us there doesn't: it is no program of the runbook's.
@@ -244,7 +244,7 @@ class Runbook:
         hide: bool = ...,
         at_once: int | None = ...,
         max_fail: int = ...,
-        **how: Unpack[control.What],
+        **how: Unpack[starting.What],
     ) -> Result: ...
     @overload
     def run(
@@ -257,7 +257,7 @@ class Runbook:
         hide: bool = ...,
         at_once: int | None = ...,
         max_fail: int = ...,
-        **how: Unpack[control.What],
+        **how: Unpack[starting.What],
     ) -> Results: ...
     def run(
         self,
@@ -269,7 +269,7 @@ class Runbook:
         hide: bool = True,
         at_once: int | None = None,
         max_fail: int = 0,
-        **how: Unpack[control.What],
+        **how: Unpack[starting.What],
     ) -> Result | Results:
         """Run `argv` on a host, or on several at once, unless it was done before; return its Result, of several their Results.
 
@@ -355,7 +355,7 @@ class Runbook:
             hint=[*hint, f"put it back, or have it done anew: {step.command('redo')}"],
         )
 
-    def _launch(self, work: _Work, place: _Place, number: int) -> control.Launch:
+    def _launch(self, work: _Work, place: _Place, number: int) -> starting.Launch:
         how = dict(work.how)
         if place.host.is_local and how.get("cwd") is None:
             # Not the directory somebody happens to stand in: the step must be the same the next time.
@@ -363,9 +363,9 @@ class Runbook:
         step = work.step
         origin = {"runbook": self.label, "step": step.name, "attempt": str(number), "pass": self._journal.pass_id}
         prog_id = ids.derived("runbook", self.name, self.key, step.name, place.key, number)
-        return control.launch(place.agent, work.argv, id=prog_id, name=step.name, origin=origin, **how)
+        return starting.launch(place.agent, work.argv, id=prog_id, name=step.name, origin=origin, **how)
 
-    def _facts(self, launch: control.Launch, how: Mapping[str, Any]) -> dict[str, Any]:
+    def _facts(self, launch: starting.Launch, how: Mapping[str, Any]) -> dict[str, Any]:
         return program_facts(launch.request.program, how.get("stdin") or b"")
 
     def _together(
@@ -552,7 +552,7 @@ class Runbook:
         off. `argv` gives the order (`systemctl reboot`). Raises TimedOut for a host that doesn't come back with another boot id.
         """
         given: dict[str, Any] = {**self._how, **how}
-        limit_s = seconds(timeout) if isinstance(timeout, str) else timeout
+        limit_s = in_seconds(timeout)
         places, alone = self._places(target, given)
         named = self._claim(step, places)
         work = _Work(named, argv, given, accepts=False)
@@ -747,7 +747,7 @@ def runbook(
     quiet: bool = False,
     at_once: int = control.AT_ONCE,
     reconnect_timeout: float | str | None = None,
-    **how: Unpack[control.What],
+    **how: Unpack[starting.What],
 ) -> Runbook:
     """Return the runbook `name` for `key` (a ticket, say), to be entered by `with`. The same name and key continue it, from any machine.
 

@@ -22,8 +22,9 @@ from .settings import setting
 from .verb import Given, listing, option, switch, verb
 
 if TYPE_CHECKING:
-    from .control import Freed, Launch, Run
+    from .control import Freed, Run
     from .follow import Follow
+    from .starting import Launch
     from .state import State
     from .watch import Watch
 
@@ -78,7 +79,7 @@ def run(c: Context, given: Given) -> int:
 
     For long: inv run -d --keep-output 1G --limit files=4096 --host db1 -- ./srv
     """
-    from . import control
+    from . import starting
     from .reach import agent_for
 
     target = selection.one_host(c, given, fate="NOT STARTED")
@@ -88,7 +89,7 @@ def run(c: Context, given: Given) -> int:
 
     with contextlib.ExitStack() as opened:
         opened.enter_context(file)
-        launch = control.launch(
+        launch = starting.launch(
             agent,
             given.argv,
             id=given.id,
@@ -136,13 +137,13 @@ def again(c: Context, given: Given) -> int:
     From the record on the host: command, directory, given variables, stdin, limits and name are the same; the login's environment is that
     of now, and secrets must be given again. What still runs isn't started again. We exit as run does.
     """
-    from . import control
+    from . import starting
 
     if len(given.ids) != 1:
         raise Misuse("again needs an id" if not given.ids else f"one id at a time: {' '.join(given.ids)}", fate="NOT STARTED")
     found = selection.find_one(c, given)
     with contextlib.ExitStack() as opened:
-        launch, reported = control.again(found, id=given.id, secrets=inputs.secrets(given))
+        launch, reported = starting.again(found, id=given.id, secrets=inputs.secrets(given))
         opened.callback(launch.close)
         if reported and not given.collector:
             given.screen.note(found.label, str(found.host), f"reported to {reported}, the new run won't: add --collector NAME")

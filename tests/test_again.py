@@ -11,7 +11,7 @@ import pytest
 
 import corra
 from conftest import Cli, reached
-from corra import control, ids
+from corra import ids, starting
 from corra.errors import Misuse, NotStarted
 from corra.place import Agent
 from corra.program import Program, Request
@@ -26,7 +26,7 @@ def target(request: pytest.FixtureRequest, home: Path) -> Iterator[Agent]:
 
 
 def again(run: corra.Run, **how: Any) -> corra.Result:
-    launch, _ = control.again(run, **how)
+    launch, _ = starting.again(run, **how)
     try:
         for _ in launch.follow():
             pass
@@ -53,7 +53,7 @@ def test_what_still_runs_is_not_started_again(home: Path) -> None:
     run = corra.start("local", ["sleep", "60"])
     try:
         with pytest.raises(NotStarted, match="it is still running"):
-            control.again(run)
+            starting.again(run)
     finally:
         run.kill(grace=0)
     assert len(corra.ps("local")) == 1
@@ -63,7 +63,7 @@ def test_a_secret_that_nobody_has_kept_must_be_given_again(target: Agent, home: 
     run = corra.start(target, ["sh", "-c", "echo $TOKEN"], secrets={"TOKEN": "s3cr3t-word"})
     run.wait()
     with pytest.raises(NotStarted) as caught:
-        control.again(run)
+        starting.again(run)
     assert caught.value.why == "nobody has kept its secret TOKEN"
     assert "--secret TOKEN" in caught.value.hint[0]
     assert again(run, secrets={"TOKEN": "another"}).stdout == "another\n"
@@ -84,7 +84,7 @@ def test_bytes_for_stdin_that_are_gone_are_no_reason_to_start_without_them(home:
     run.wait()
     (Path(run.state().spool or "") / "stdin").unlink()
     with pytest.raises(NotStarted, match="what it read is gone from the host"):
-        control.again(run)
+        starting.again(run)
 
 
 def test_what_a_newer_corra_has_asked_for_is_not_left_out_in_silence() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from agent_door import Door, Gate, alive, eventually, gone
 from conftest import Cli
-from corra import control, tether
+from corra import control, starting, tether
 from corra.errors import Ambiguous, Conflict, Misuse, NotFound, Unreachable
 from listener import listening
 from proxy import Proxy, wait_for
@@ -32,7 +32,7 @@ def door(tmp_path: Path) -> Any:
 
 
 def run(target: str, argv: list[str], **how: Any) -> control.Run:
-    return control.start(target, argv, via="chaperone", **how)
+    return starting.start(target, argv, via="chaperone", **how)
 
 
 # ---- what the agent expects of a carrier

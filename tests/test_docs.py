@@ -113,10 +113,11 @@ def test_the_table_of_errors_names_what_can_be_raised():
 
 def test_the_page_about_python_names_every_keyword_and_every_method():
     import corra
-    from corra import control
 
     named = set(re.findall(r"[A-Za-z_]+", " ".join(re.findall(r"`([^`\n]+)`", (ROOT / "docs" / "python.md").read_text()))))
-    there = {*control.How.__annotations__, "reconnect_timeout", "watch", "warn", "hide", "out_stream", "err_stream"}
+    from corra import starting
+
+    there = {*starting.How.__annotations__, "reconnect_timeout", "watch", "warn", "hide", "out_stream", "err_stream"}
     for kind in (corra.Run, corra.Results):
         there |= {name for name in vars(kind) if not name.startswith("_")}
     there |= set(corra.Result.__annotations__) | {"reason", "signal", "elapsed"}

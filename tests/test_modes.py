@@ -21,7 +21,7 @@ from invoke.config import Config
 import users
 from agent_door import Gate, alive, gone
 from conftest import Cli
-from corra import control
+from corra import starting
 from corra.control import Run
 from corra.errors import Auth, Unreachable
 from corra.state import State, exit_code
@@ -112,7 +112,7 @@ class World:
 
     def start(self, mode: Mode, argv: list[str], **how: Any) -> Run:
         as_user = mode.as_user and mode.as_user.replace("OPS", self.ops.name).replace("DEPLOY", self.deploy.name)
-        self.runs.append(control.start(mode.target, argv, as_user=as_user, via=mode.via, **how))
+        self.runs.append(starting.start(mode.target, argv, as_user=as_user, via=mode.via, **how))
         return self.runs[-1]
 
     def who(self, mode: Mode) -> str:
