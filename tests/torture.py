@@ -3,10 +3,14 @@
 Each case is made from its seed alone: what the program writes, what it is sent over which kind of stdin, how it ends, which fault hits when. Afterwards the invariants are
 looked at: every byte once and in order, executed once, the status right, no process, lock or file left that shouldn't be. A seed
 repeats the schedule, not always the race.
+
+What a client hadn't sent is lost with it. So the next one is given what the host says it hasn't accepted, once nobody there is left who
+could accept more of the dead one's.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import ctypes
 import errno
@@ -116,9 +120,10 @@ def written(seed: int, chunks: int) -> dict[str, bytes]:
     return {name: bytes(data) for name, data in out.items()}
 
 
-# `kept`: by the chaperone, with two guards and the client killed. `link`: by the chaperone, whose link is cut.
-FAULTS = ("none", "one", "one", "two", "two", "three", "follow", "stop", "starter", "full", "session", "inv", "kept", "link")
-OVER_SSH = ("session", "inv", "kept", "link")
+# `together`: guards, of three at most two, link and client. `kept`: by the chaperone, with two guards and the client killed.
+# `link`: by the chaperone, whose link is cut.
+FAULTS = ("none", "one", "one", "two", "two", "three", "follow", "stop", "starter", "full", "session", "inv", "together", "kept", "link")
+OVER_SSH = ("session", "inv", "together", "kept", "link")
 KEPT_HERE = ("kept", "link")
 
 
@@ -144,6 +149,7 @@ class Place:
             stdin=subprocess.DEVNULL if case.kind == "written" else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            bufsize=0,  # else what a dead client didn't take would be written once more where the pipe is closed
             env=self.environment,
         )
 
@@ -184,12 +190,14 @@ class Case:
     lost: bool = False
     kills: int = 0  # of guards
     cuts: int = 0  # of links
+    clients: int = 0  # killed
+    resumed: int = 0  # of clients: those that went on in the middle of what is sent
 
     def __post_init__(self) -> None:
         r = random.Random(self.seed)
         self.fault = self.only or r.choice(FAULTS)
         self.over_ssh, self.kept_here = self.fault in OVER_SSH, self.fault in KEPT_HERE
-        self.chunks = r.randint(1, 40)
+        self.chunks = r.randint(1, 40) + (40 if self.fault == "together" else 0)  # time for all of it
         self.end = r.choice((0, 0, 1, 7, 255, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGSEGV))
         self.moments = [r.random() ** r.choice((2, 6)) * 0.1 for _ in range(3)]
         self.victims = r.sample(range(3), 3)
@@ -200,15 +208,21 @@ class Case:
         self.executed = self.root / f"x{self.seed}"
         self.path = self.spool / "runs" / self.prog_id
         self.kind = r.choice(KINDS)
-        if self.kept_here or self.fault in ("inv", "full"):
-            # A client's own stdin ends with it, the chaperone holds none, and two copies of it don't fit on the small disk.
-            self.kind = "written"
-        self.to_send = b"".join(sent(self.seed, self.chunks)) if self.kind != "written" else b""
+        if self.kept_here:
+            self.kind = "written"  # the chaperone holds no stdin open
+        self.strikes = ["link", "client", *["guard"] * r.choice((1, 2, 2))]
+        r.shuffle(self.strikes)
+        self.pauses = [r.random() ** r.choice((2, 6)) * 0.1 for _ in self.strikes]
+        self.amid = r.random() < 0.7  # the client is killed once bytes flow, not at any moment of its start
+        self.ahead = r.choice((1, 1, 2, 40))  # pieces that are sent before what they are comes back
+        pieces = sent(self.seed, self.chunks) if self.kind != "written" else []
+        self.to_send, self.ends = b"".join(pieces), [0, *itertools.accumulate(map(len, pieces))]
         self.accepted = 0
         self.ended_there = False
         self.bytes: dict[str, bytearray] = {name: bytearray() for name in self.expected()}
         self.cursor = Cursor()
         self.state: dict[str, object] = {}
+        self.heard: subprocess.Popen[bytes] | None = None  # the last client that has shown a byte
         self.over = threading.Event()
 
     # -------------------------------------------------------- driving
@@ -268,19 +282,19 @@ class Case:
         self.violations.append("no final State in time")
 
     def watch_over_ssh(self) -> None:
-        """Let `corra run` do it; where it is killed, type the same once more."""
+        """Let `corra run` do it; where it is killed, type the same once more, and send what the host hasn't accepted."""
         assert self.place
-        code = -int(signal.SIGKILL)
         for _ in range(1 + len(self.moments)):
             with self.place.client(self) as self.process:
-                head = b""
-                if self.kind != "written":
-                    assert self.process.stdout
-                    head = self.process.stdout.read(1)  # what is typed before a terminal is raw would be echoed
-                out, err = self.process.communicate(self.to_send if head else None, timeout=4 * DEADLINE_S)
-                out, code = head + out, self.process.returncode
+                out, err = self.talk(self.process, self.accepted)
+                code = self.process.wait(4 * DEADLINE_S)
             if code != -signal.SIGKILL:
                 break
+            shown = self.expected()["output" if self.kind == "typed" else "stdout"]
+            if not shown.startswith(out):
+                self.violations.append(f"a client showed {len(out)} bytes, which isn't what comes first: ..{out[-200:]!r}")
+            self.accepted = self.accepted_there()
+            self.resumed += 0 < self.accepted < len(self.to_send)
         if self.path.exists():
             run = host_agent.Run(str(self.spool), self.prog_id)
             self.see(run.state())
@@ -295,6 +309,54 @@ class Case:
             own = own.removesuffix(b"\n")  # the program's last line had no end
         if "stderr" in self.bytes:
             self.bytes["stderr"] += own
+
+    def talk(self, client: subprocess.Popen[bytes], at: int) -> tuple[bytes, bytes]:
+        """Send `client` what is to be sent from `at` on, piece by piece behind what comes back, and the end; return what it shows."""
+        assert client.stdout and client.stderr
+        shown: dict[Any, bytearray] = {client.stdout: bytearray(), client.stderr: bytearray()}
+        pipes = list(shown)
+        while pipes:
+            ready = select.select(pipes, [], [], 4 * DEADLINE_S)[0]
+            if not ready:
+                self.violations.append("a client that says nothing and doesn't end")
+                client.kill()
+            for pipe in ready:
+                data = os.read(pipe.fileno(), 1 << 16)
+                shown[pipe] += data
+                if not data:
+                    pipes.remove(pipe)
+            # Only behind the first byte: what is typed before a terminal is raw would be echoed.
+            if back := len(shown[client.stdout]):
+                self.heard = client
+                at = self.pass_on(client, at, back - 1)
+        return bytes(shown[client.stdout]), bytes(shown[client.stderr])
+
+    def pass_on(self, client: subprocess.Popen[bytes], at: int, back: int) -> int:
+        """Send as many pieces from `at` on as may be ahead of the `back` bytes that came back, and behind the last the end."""
+        if client.stdin is None or client.stdin.closed:
+            return at
+        most = self.ends[min(len(self.ends) - 1, bisect.bisect_right(self.ends, back) - 1 + self.ahead)]
+        with contextlib.suppress(BrokenPipeError):
+            if most > at:
+                client.stdin.write(self.to_send[at:most])
+            if most == len(self.to_send):
+                client.stdin.close()
+        return max(at, most)
+
+    def accepted_there(self) -> int:
+        """Return how much of stdin the host has accepted, once nobody there is left who could accept more of a dead client's."""
+        deadline = time.monotonic() + DEADLINE_S
+        while self.locked("index"):  # by whoever follows
+            if time.monotonic() > deadline:
+                self.violations.append("a dead client's follow is still there")
+                break
+            time.sleep(0.002)
+        if self.kind == "written" or not self.path.exists():
+            return 0
+        run = host_agent.Run(str(self.spool), self.prog_id)
+        accepted = int(run.state()["stdin"]["length"])
+        run.close()
+        return min(accepted, len(self.to_send))  # on a terminal the end is a byte, too
 
     def read(self, process: subprocess.Popen[bytes], deadline: float) -> bool:
         """Take in one follow's frames; return whether the last one was a final State."""
@@ -343,9 +405,7 @@ class Case:
         if self.ended_there or not self.bytes["output" if self.kind == "typed" else "stdout"]:
             return
         at = max(0, self.accepted - self.seed % 100)
-        end = next(
-            (each for each in itertools.accumulate(map(len, sent(self.seed, self.chunks))) if each > self.accepted), len(self.to_send)
-        )
+        end = next((each for each in self.ends if each > self.accepted), len(self.to_send))
         data = self.to_send[at:end]
         frames = b"I %d %d\n%s" % (at, len(data), data) if data else b""
         if end == len(self.to_send) and self.kind == "sent":
@@ -388,8 +448,8 @@ class Case:
 
     def strike(self) -> None:
         """Do the fault at its moments, counted from when the guards are there (from the start, where the starter is the victim)."""
-        while self.fault not in ("starter", "full", "follow", "inv") and not self.guards() and not self.over.wait(0.001):
-            pass
+        if self.fault not in ("starter", "full", "follow", "inv"):
+            self.await_(self.guards)
         began = time.monotonic()
         wait = lambda moment: self.over.wait(max(0.0, began + moment - time.monotonic()))  # noqa: E731
         match self.fault:
@@ -406,22 +466,29 @@ class Case:
                 self.process.kill()
             case "kept":
                 wait(self.moments[0])
-                self.process.kill()
-                self.cuts += 1
+                self.kill_client()
                 for moment in sorted(self.moments[1:]):
                     wait(moment * 4)
                     self.kill(self.guards())
             case "link":
-                while not self.executed.exists() and not self.over.wait(0.001):
-                    pass
+                self.await_(self.executed.exists)
                 began = time.monotonic()
                 wait(self.moments[0])
                 self.cut()
             case "inv":
                 for moment in sorted(self.moments):
-                    wait(moment * 10)  # it takes a while to come to its point
-                    self.cuts += self.process.poll() is None
-                    self.process.kill()
+                    if self.amid:
+                        self.await_(self.flows)
+                        self.over.wait(moment)
+                    else:
+                        wait(moment * 10)  # it takes a while to come to its point
+                    self.kill_client()
+            case "together":
+                for strike, pause in zip(self.strikes, self.pauses, strict=True):
+                    if self.amid or strike == "link":
+                        self.await_(self.flows)
+                    self.over.wait(pause)
+                    {"guard": lambda: self.kill(self.guards()), "link": self.cut, "client": self.kill_client}[strike]()
             case "session":
                 for moment in sorted(self.moments):
                     wait(moment)
@@ -436,6 +503,22 @@ class Case:
             case "full":
                 wait(self.moments[0])
                 self.fill_disk()
+
+    def await_(self, happens: Callable[[], object]) -> None:
+        """Wait for what happens, or for the end."""
+        while not happens() and not self.over.wait(0.001):
+            pass
+
+    def flows(self) -> bool:
+        """Return whether the client that is there has shown a byte."""
+        return self.heard is self.process and self.process.poll() is None
+
+    def kill_client(self) -> None:
+        """Kill the client that is there; when this returns it is dead."""
+        client = self.process
+        self.clients += client.poll() is None
+        client.kill()
+        client.wait()
 
     def cut(self) -> None:
         """Kill the sshd process that carries the link."""
@@ -545,6 +628,8 @@ class Case:
                     say(f"{name}: {len(came)} bytes came, {len(whole)} written")
                 if spooled != whole and self.kills < 3:
                     say(f"{name}: {len(spooled)} bytes spooled, {len(whole)} written")
+            if self.kind == "sent" and (accepted := (self.path / "stdin").read_bytes()) != self.to_send and self.kills < 3:
+                say(f"stdin: {len(accepted)} bytes accepted, {len(self.to_send)} sent")
         elif not (state == "starting" and self.fault == "three"):
             say(f"ended as {state}")
         self.judge_leftovers()
@@ -574,8 +659,12 @@ class Case:
         if extra := [name for name in os.listdir(self.path.parent) if name != self.prog_id and self.fault not in ("starter", "follow")]:
             self.violations.append(f"directories left: {extra}")
 
-    def locked(self) -> bool:
-        fd = os.open(self.path, os.O_RDONLY)
+    def locked(self, name: str = ".") -> bool:
+        """Return whether somebody holds the lock of the run, or that of one of its files; what isn't there yet is nobody's."""
+        try:
+            fd = os.open(self.path / name, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return False
