@@ -340,6 +340,17 @@ def sweep(spared: set[int]) -> list[str]:
     return [each[3] for each in found.values()]
 
 
+@contextlib.contextmanager
+def nothing_left() -> Iterator[None]:
+    """End, afterwards, whatever was started meanwhile and still runs."""
+    adopt()
+    before = children()
+    try:
+        yield
+    finally:
+        sweep(before)
+
+
 def reap(spared: set[int]) -> None:
     for pid in _children(os.getpid()):
         if pid not in spared:
@@ -426,9 +437,5 @@ class Mount:
 
 def fresh(tmp: Path, **how: Any) -> Iterator[Door]:
     """Yield a Door, and afterwards end whatever it started."""
-    adopt()
-    before = children()
-    try:
+    with nothing_left():
         yield Door(tmp, **how)
-    finally:
-        sweep(before)

@@ -55,7 +55,7 @@ def _umask() -> int:
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty directory that is $HOME and holds every XDG directory, for this process, for `cli` and for what `sshd` starts.
 
-    Its path is short, since a unix socket's must be.
+    Its path is short, since a unix socket's must be. What a test has left running ends with it.
     """
     for name in list(os.environ):
         if name.startswith(_FOREIGN):
@@ -66,7 +66,8 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("CORRA_SSH_CONFIG", str(path / ".ssh" / "config"))
     (path / ".ssh").mkdir(mode=0o700)
     (path / ".ssh" / "config").touch(mode=0o600)
-    yield path
+    with agent_door.nothing_left():
+        yield path
     shutil.rmtree(path, ignore_errors=True)
 
 

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from agent_door import adopt, eventually, reap, sweep
+from agent_door import eventually, nothing_left, reap
 from collector import Client, Served
-from corra import agent
 from listener import Authority
 from test_courier import Home
 
@@ -35,10 +34,8 @@ PROGRAM = (
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
-    adopt()
-    spared = set(agent.tree([os.getpid()]))
-    yield Home(tmp_path)
-    sweep(spared)
+    with nothing_left():
+        yield Home(tmp_path)
 
 
 def expected(rounds: int) -> tuple[bytes, bytes]:

@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import machine
-from agent_door import LOADER, SOURCE, Gate, adopt, alive, compile_the_agent, copy_of_the_agent, eventually, reap, sweep
+from agent_door import LOADER, SOURCE, Gate, alive, compile_the_agent, copy_of_the_agent, eventually, nothing_left, reap
 from corra import agent, courier
 from listener import Authority, Listener, drip, drop, flood, garbage, keep_and_drop, listening
 from properties import PROPERTY
@@ -106,10 +106,8 @@ class Home:
 @pytest.fixture
 def new_home(tmp_path: Path) -> Iterator[Callable[..., Home]]:
     """A function that makes a Home: `new_home(python, REFUSED_S=600.0)`. What a test leaves running ends with it."""
-    adopt()
-    spared = set(agent.tree([os.getpid()]))
-    yield lambda *args, **constants: Home(tmp_path, *args, **constants)
-    sweep(spared)
+    with nothing_left():
+        yield lambda *args, **constants: Home(tmp_path, *args, **constants)
 
 
 @pytest.fixture

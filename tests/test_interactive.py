@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 
 import corra
-from agent_door import adopt, sweep
 from conftest import Cli
 from corra.feed import Feed
 from corra.keyboard import Keyboard
@@ -37,9 +36,8 @@ pytestmark = pytest.mark.usefixtures("home")
 
 @pytest.fixture
 def terminal(cli: Cli, home: Path) -> Iterator[Callable[..., Terminal]]:
-    """`terminal("run", "-i", ..)` is corra's command line on a terminal; what it started is ended afterwards."""
+    """`terminal("run", "-i", ..)` is corra's command line on a terminal."""
     opened: list[Terminal] = []
-    adopt()
 
     def open_(*words: str, **how: Any) -> Terminal:
         opened.append(Terminal(functools.partial(cli.popen, *words), **how))
@@ -48,7 +46,6 @@ def terminal(cli: Cli, home: Path) -> Iterator[Callable[..., Terminal]]:
     yield open_
     for each in opened:
         each.__exit__(None, None, None)
-    sweep(set())
 
 
 def shell(terminal: Callable[..., Terminal], *more: str, host: str = "local", **how: Any) -> Terminal:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from agent_door import adopt, eventually, sweep
+from agent_door import eventually
 from collector import Client, Served
-from corra import agent
 from listener import Authority
 
 pytest.importorskip("starlette", reason="corra[collector] isn't installed")
@@ -24,8 +22,6 @@ pytest.importorskip("starlette", reason="corra[collector] isn't installed")
 @pytest.fixture
 def team(home: Path, tmp_path: Path) -> Iterator[Client]:
     """A collector called team in the configuration, with TLS by an authority of its own."""
-    adopt()
-    spared = set(agent.tree([os.getpid()]))
     authority = Authority(tmp_path)
     served = Served(tmp_path, tls=authority.server(), ca=authority.pem)
     member = Client(served, served.token())
@@ -34,7 +30,6 @@ def team(home: Path, tmp_path: Path) -> Iterator[Client]:
     configure(home, served.url, authority.file)
     yield member
     served.kill()
-    sweep(spared)
 
 
 def configure(home: Path, url: str, ca: Path) -> None:

@@ -5,23 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import corra
-from agent_door import adopt, sweep
 from conftest import Cli
 from proxy import Proxy
 from sshd import Sshd
 
-
-@pytest.fixture(autouse=True)
-def nothing_left(home: Path) -> Iterator[None]:
-    adopt()
-    yield
-    sweep(set())
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def begun(cli: Cli, *command: str, name: str = "it", flags: tuple[str, ...] = ("-i",)) -> None:
