@@ -1843,7 +1843,7 @@ def switched(file):
     begin = max(0, size - SWITCHED_LATELY)
     text = os.pread(file, min(begin, SWITCHED_FIRST), 0) + os.pread(file, size - begin, begin)
     found = {}
-    for each in re.findall(rb"\x1b(?:\[(?:[?<>=][0-9;]{1,80}[hlmu]|[0-9]{0,2} q|!p)|[=>c])", text):
+    for each in re.findall(rb"\x1b(?:\[(?:[?<>=][0-9;]{1,80}[hlmu]|[0-9]{0,2} q)|[=>c])", text):
         found.pop(each, None)
         found[each] = None
     return b"".join(list(found)[-SWITCHED_MAX:]).decode("ascii")

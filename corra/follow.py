@@ -187,6 +187,7 @@ class Follow:
         self.host = agent.host
         self.state: State | None = None
         self.switched = b""  # what its program has switched on in its terminal before we came
+        self.first = False  # nobody has seen anything of it before us
         self.placed = 0
         self._agent = agent
         self._start = start

@@ -21,9 +21,9 @@ _MODES = {
 _SCREENS = (47, 1047, 1049)
 _SWITCH = re.compile(
     rb"\x1b(?:\[(?:\?(?P<modes>[0-9;]{1,80}[hl])|(?P<insert>4[hl])|(?P<region>[0-9;]{0,16}r)|(?P<shape>[0-9]{0,2} q)|(?P<other_keys>>4(?:;[0-9]?)?m)"
-    rb"|(?P<flags>[<>=][0-9;]{0,8}u)|(?P<soft_reset>!p))|(?P<keypad>[=>])|(?P<charset>\([0-9A-Za-z])|(?P<reset>c))"
+    rb"|(?P<flags>[<>=][0-9;]{0,8}u))|(?P<keypad>[=>])|(?P<charset>\([0-9A-Za-z])|(?P<reset>c))"
 )
-_BEGUN = re.compile(rb"\x1b(?:\(|\[[?<>=!]?[0-9;]{0,80} ?)?\Z")
+_BEGUN = re.compile(rb"\x1b(?:\(|\[[?<>=]?[0-9;]{0,80} ?)?\Z")
 _BEGUN_MAX = 84
 _SHIFTS = (b"\x0e", b"\x0f")
 # How each is without having been switched, and what puts it back so. A region is put back where the cursor stays: that alone would move it.
@@ -38,16 +38,16 @@ _OFF = {
 }
 # Of the moment: a program that draws itself anew sets them itself.
 _PASSING = frozenset({6, 2026, "insert", "region", "charset", "shift"})
-_SOFT = frozenset({1, 6, 7, 25, 66, *_OFF} - {"shape", "other_keys"})
 _PUSHED_MAX = 16
 # Whatever it was in the middle of, a title or a picture, is over.
 _CANCEL = b"\x18\x1b\\"
 
-# What a terminal answers, or takes for an order to itself: ENQ; DECID; device attributes, status reports, window operations and DECREQTPARM; the
-# reports with an intermediate byte (modes, checksums, settings); XTQMODKEYS, XTSMGRAPHICS, the keyboard's flags; XTVERSION; and all strings (OSC, DCS,
-# APC, PM, SOS), among them the clipboard and the colours.
-_ASKING = re.compile(
-    rb"\x05|\x1b(?:Z|\[[0-?]*(?:[ -/]*[cntx]|[\"-/][ -/]*[@-~])|\[\?[0-?]*[mSu]|\[>[0-?]*q|[P\]X^_][^\x1b\x07]*(?:\x07|\x1b\\))"
+# What isn't shown a second time. What a terminal answers, or takes for an order to itself: ENQ; DECID; device attributes, status reports, window
+# operations and DECREQTPARM; the reports with an intermediate byte (modes, checksums, settings); XTQMODKEYS, XTSMGRAPHICS, the keyboard's flags;
+# XTVERSION; and all strings (OSC, DCS, APC, PM, SOS), among them the clipboard and the colours. And which lines scroll: of a terminal of
+# another size that would be too few, and vim, which is told of the new size, takes it for granted that a terminal then forgets it.
+_NOT_AGAIN = re.compile(
+    rb"\x05|\x1b(?:Z|\[[0-?]*(?:[ -/]*[cnrtx]|[\"-/][ -/]*[@-~])|\[\?[0-?]*[mSu]|\[>[0-?]*q|[P\]X^_][^\x1b\x07]*(?:\x07|\x1b\\))"
 )
 _UNFINISHED = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|[P\]X^_][^\x1b\x07]*\x1b?)?\Z")
 _UNFINISHED_MAX = 1 << 20
@@ -72,9 +72,10 @@ class Modes:
                         self._note(mode, (value[-1:] == b"h") != _MODES[mode], b"\x1b[?%d%b" % (mode, value[-1:]))
             elif kind == "flags":
                 self._note_flags(found.group(), value)
-            elif kind in ("reset", "soft_reset"):
-                self._on = {} if kind == "reset" else {key: done for key, done in self._on.items() if key not in _SOFT}
-                self._pushed = {False: [], True: []} if kind == "reset" else self._pushed
+            elif kind == "reset":
+                # Which screen is shown after that, terminals disagree on; and on all that a soft reset does.
+                self._on = {screen: self._on[screen] for screen in _SCREENS if screen in self._on}
+                self._pushed = {False: [], True: []}
                 reset = found.start()
             else:
                 self._note(kind, value not in _OFF[kind][0], found.group())
@@ -141,7 +142,7 @@ def _undone(key: int | str) -> bytes:
 class Replay:
     """Takes out of what was written before somebody came what a terminal would answer: the answer would be typed to a program that never asked it.
 
-    What comes after that passes as it is, for there the program asks.
+    And where that scrolled, for its size was another. What comes after that passes as it is, for there the program asks.
     """
 
     def __init__(self, until: int) -> None:
@@ -157,7 +158,7 @@ class Replay:
         begun = _UNFINISHED.search(text)
         if begun and not live and len(begun.group()) <= _UNFINISHED_MAX:
             text, self._held = text[: begun.start()], begun.group()
-        return _ASKING.sub(b"", text) + live
+        return _NOT_AGAIN.sub(b"", text) + live
 
 
 __all__ = ["Modes", "Replay"]

@@ -82,7 +82,7 @@ class Launch(NamedTuple):
         fresh = history.begin(
             history.Entry(request.prog_id, str(host), request.name, host.as_user, self.via, request.spool, request.program.argv)
         )
-        return Follow(
+        follow = Follow(
             self.agent,
             request.prog_id,
             start=request,
@@ -92,6 +92,8 @@ class Launch(NamedTuple):
             told=self._told(request.prog_id, fresh=fresh),
             **how,
         )
+        follow.first = fresh
+        return follow
 
     @staticmethod
     def _told(prog_id: str, *, fresh: bool) -> Callable[[State | None], None]:

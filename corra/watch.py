@@ -286,7 +286,7 @@ class Watch:
             if self._announce and self.placed:
                 self.screen.say(self.label, self.host, render.STARTED, self.placed)
             if self._keyboard is not None:
-                self._replay = Replay(self._old.get("output", 0))
+                self._replay = Replay(0 if self.follow.first else self._old.get("output", 0))
                 self._keyboard.begin(
                     state, self._desk.put, lambda text: self.screen.note(self.label, self.host, text), switched=self.follow.switched
                 )

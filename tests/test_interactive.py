@@ -7,13 +7,10 @@ import functools
 import os
 import pty
 import re
-import shutil
 import signal
-import subprocess
 import sys
 import termios
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -257,67 +254,3 @@ def test_what_is_typed_while_the_link_is_away_arrives_once_and_its_keys_work_wit
         assert bytes(opened.seen).count(b"typed 42") == 1
         proxy.refuse(False)
         assert corra.attach("shell", "far").kill(grace=0).ended
-
-
-# ---------------------------------------------------------------- programs
-
-
-def needs(name: str) -> str:
-    found = shutil.which(name)
-    if not found:
-        pytest.skip(f"no {name} on this machine")
-    return found
-
-
-def test_vim_edits_a_file_over_100_ms_and_is_drawn_anew_for_who_comes_later(
-    sshd: Sshd, terminal: Callable[..., Terminal], home: Path
-) -> None:
-    vim = needs("vim")
-    (home / "f").write_text("one\ntwo\n")
-    with Proxy(sshd.port) as proxy:
-        far(sshd, proxy, 0.05)
-        opened = terminal(
-            "run", "-i", "--pty", "--name", "vim", "--host", "far", "--", vim, "-u", "NONE", "-i", "NONE", "-n", str(home / "f")
-        )
-        opened.expect("one.*two")
-        opened.type("Othree\x1b")
-        opened.expect("three")
-        opened.type("\x1d")
-        assert opened.end() == 122 and opened.modes() == opened.before
-        assert b"\x1b[?1049l" in opened.seen  # the screen that was there before is there again
-        again = terminal("attach", "-i", "-n", "0", "--host", "far", "vim")
-        again.expect("three.*one.*two")
-        again.type(":wq\r")
-        assert again.end() == 0 and again.modes() == again.before
-    assert (home / "f").read_text() == "three\none\ntwo\n"
-
-
-@pytest.mark.parametrize(("name", "shown"), [("htop", "root"), ("top", "root"), ("less /etc/passwd", r":\x1b\[K$")])
-def test_what_fills_the_screen_is_left_by_its_own_key(terminal: Callable[..., Terminal], name: str, shown: str) -> None:
-    """less forgets a key that comes while it draws itself anew, so it is waited for with its prompt."""
-    program, *words = name.split()
-    opened = terminal("run", "-i", "--pty", "--host", "local", "--", needs(program), *words)
-    opened.expect(shown)
-    opened.type("q")
-    assert opened.end() == 0 and opened.modes() == opened.before
-
-
-def test_sudo_asks_for_its_password_and_it_is_nowhere_on_the_disk(terminal: Callable[..., Terminal], test_user: str, home: Path) -> None:
-    """The real sudo, which opens /dev/tty itself."""
-    needs("sudo")
-    subprocess.run(["chpasswd"], input=f"{test_user}:c0rrect-horse\n".encode(), check=True)
-    rule = Path("/etc/sudoers.d") / f"corra-{os.getpid()}"
-    rule.write_text(f"Defaults:{test_user} !lecture\n{test_user} ALL=(ALL) ALL\n")
-    rule.chmod(0o440)
-    who = ["setpriv", f"--reuid={test_user}", f"--regid={test_user}", "--init-groups"]
-    try:
-        opened = terminal("run", "-i", "--pty", "--name", "sudo", "--host", "local", "--", *who, "sudo", "id", "-un")
-        opened.expect("password for .*: ")
-        opened.type("c0rrect-horse\r")
-        opened.expect("root\r\n")
-        assert opened.end() == 0 and b"c0rrect-horse" not in opened.seen
-    finally:
-        rule.unlink()
-    deadline = time.monotonic() + 10
-    while subprocess.run(["grep", "-rq", "c0rrect-horse", home / ".local"], check=False).returncode == 0:
-        assert time.monotonic() < deadline

@@ -144,7 +144,7 @@ def test_what_a_program_has_switched_on_is_switched_off_and_nothing_else() -> No
         (b"\x1b[?7l", b"\x1b[?7h", b"\x1b[?7l"),
         (b"\x1b[?6h", b"\x1b[?6l", b""),
         (b"\x1b[?1h\x1b=\x1b[?1000h\x1bc", b"", b""),
-        (b"\x1b[?1h\x1b=\x1b[?1000h\x1b[!p", b"\x1b[?1000l", b"\x1b[?1000h"),
+        (b"\x1b[?1049h\x1b[?1000h\x1bc", b"\x1b[?1049l", b"\x1b[?1049h"),
     ],
 )
 def test_each_is_undone_and_done_again_in_its_own_way(done: bytes, undone: bytes, redone: bytes) -> None:
@@ -239,6 +239,11 @@ HARMLESS = [
 def test_a_terminal_isnt_asked_again_what_it_was_asked_before_and_is_asked_what_is_new(question: bytes) -> None:
     old = b"a" + question + b"b"
     assert Replay(100 + len(old)).take(100, old + question) == b"ab" + question
+
+
+def test_the_lines_that_scrolled_in_a_terminal_of_another_size_arent_taken_over() -> None:
+    """vim, told of a larger terminal, draws as if it scrolled as a whole: half of that went up."""
+    assert Replay(20).take(0, b"a\x1b[1;24rb\x1b[rc") == b"abc"
 
 
 def test_what_only_shows_or_switches_is_shown_as_it_was() -> None:
