@@ -86,6 +86,7 @@ def as_it_was(there: Tmux, before: object) -> None:
     columns, wide = int(there.ask("#{pane_width}")), "lqk" * 50
     typed = f"{PROMPT}echo {wide}"
     there.type("clear", "Enter")
+    there.expect(rf"\A{SHELL_PROMPT}\Z")  # what is typed before a prompt is echoed twice
     there.type(f"echo {wide}", "Enter")
     lines = [text[at : at + columns] for text in (typed, wide) for at in range(0, len(text), columns)]
     there.expect(r"\A" + re.escape("\n".join([*lines, PROMPT.strip()])) + r"\Z")

@@ -16,7 +16,7 @@ from typing import Any
 
 from proxy import wait_for
 
-PATIENCE_S = 12.0
+PATIENCE_S = 60.0
 PROMPT = "me$ "
 # What a program may leave changed in a terminal, as far as tmux tells; one that doesn't know a name says nothing for it.
 _FLAGS = (
