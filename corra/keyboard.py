@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import re
 import select
@@ -180,7 +181,9 @@ class Keyboard:
             except OSError:  # EIO: our terminal has gone, and a SIGHUP is on its way
                 return
             if not data:
-                self.feed.end()
+                # A terminal that has gone may read as empty too, which is no end: the program stays as it is. A raw one has no other.
+                if not (self.raw or _has_gone(self._fd)):
+                    self.feed.end()
                 return
             leave = False
             if self.raw:
@@ -193,6 +196,15 @@ class Keyboard:
                 return
             if not self.raw and not self.feed.wait(_HELD_MAX):
                 return
+
+
+def _has_gone(fd: int) -> bool:
+    """Return whether this is a terminal that has been hung up."""
+    try:
+        termios.tcgetattr(fd)
+    except termios.error as error:
+        return bool(error.args[0] == errno.EIO)
+    return False
 
 
 __all__ = ["LEAVE", "Keyboard", "Keys", "Leave", "detach_keys", "shown"]

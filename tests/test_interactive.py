@@ -106,6 +106,23 @@ def test_the_keys_wait_until_the_host_has_what_was_typed_before_them() -> None:
         os.close(theirs)
 
 
+@pytest.mark.parametrize("has_pty", [True, False])
+def test_a_window_that_is_closed_is_no_end_of_what_the_program_reads(has_pty: bool) -> None:
+    """A terminal that has gone reads as empty as often as it is an error: a shell there was typed Ctrl-D."""
+    for _ in range(5):
+        ours, theirs = pty.openpty()
+        feed = Feed()
+        keyboard = Keyboard(feed, Screen(out=theirs, err=theirs), fd=theirs)
+        keyboard.begin(State("20261123t014409z-k7m2qxwp", "running", pty=has_pty), lambda _: None, lambda _: None)
+        assert keyboard.raw == has_pty
+        os.close(ours)
+        wait_for(lambda: not any(each.name == "keyboard" for each in threading.enumerate()))
+        feed.finish()
+        assert feed.done  # with an end to send it wouldn't be
+        keyboard.restore()
+        os.close(theirs)
+
+
 def test_keys_that_the_host_may_not_have_are_said(terminal: Callable[..., Terminal]) -> None:
     opened = shell(terminal)
     threads = Path(f"/proc/{opened.process.pid}/task").glob("*/children")
