@@ -181,7 +181,7 @@ class Keyboard:
             except OSError:  # EIO: our terminal has gone, and a SIGHUP is on its way
                 return
             if not data:
-                # A terminal that has gone may read as empty too, which is no end: the program stays as it is. A raw one has no other.
+                # A terminal that has gone may read as empty too, which is no end of anything; and in a raw one Ctrl-D is a key.
                 if not (self.raw or _has_gone(self._fd)):
                     self.feed.end()
                 return

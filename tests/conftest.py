@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,11 @@ from corra.reach import agent_for  # noqa: E402
 from seat import Terminal  # noqa: E402
 from sshd import QUICKLY, Sshd, program  # noqa: E402
 from warm import Warm  # noqa: E402
+
+# A shell that starts the tests in its background has these ignored, for each program they start as well: then no Ctrl-C would be one.
+for number in (signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 COLD = [sys.executable, "-m", "corra"]
 

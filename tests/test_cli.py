@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -316,14 +317,36 @@ def test_logs_exits_0_whatever_became_of_the_program(cli: Cli) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, b"x\n", b"")
 
 
+def test_logs_of_a_run_that_goes_on_come_as_they_are_written_to_its_end_and_later_in_that_order(
+    cli: Cli, started: Callable[..., str], tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    says = f"while read w; do case $w in o*) echo $w;; e*) echo $w >&2;; *) exit 4; esac; done < {gate}"
+    prog_id = started("sh", "-c", says)
+    words = ["o1", "e1", "e2", "o2", "o3", "e3"]
+    both: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with gate.open("w", buffering=1) as tell, cli.popen("logs", "-f", "--timestamps", prog_id, **both) as following:
+        assert following.stdout
+        try:
+            for word in words:
+                tell.write(f"{word}\n")
+                when, _, shown = following.stdout.readline().decode().partition(" ")
+                assert shown == f"{word}\n" and datetime.fromisoformat(when).tzinfo is not None
+            tell.write("quit\n")
+            assert following.stdout.read() == b"" and following.wait(60) == 0
+        finally:
+            following.kill()
+    with cli.popen("logs", prog_id, **both) as later:
+        assert later.stdout and later.stdout.read().decode().split() == words
+
+
 def test_streams_can_be_told_apart_and_dated(cli: Cli) -> None:
     cli("run", *LOCAL, "--", "sh", "-c", "echo out; echo err >&2")
     assert (cli("logs", "--stream", "stdout").stdout, cli("logs", "--stream", "stdout").stderr) == (b"out\n", b"")
     assert (cli("logs", "--stream", "stderr").stdout, cli("logs", "--stream", "stderr").stderr) == (b"", b"err\n")
     stamped = cli("logs", "-t", "--stream", "stdout").stdout.decode()
     assert stamped.endswith(" out\n")
-    from datetime import datetime
-
     assert datetime.fromisoformat(stamped.split()[0]).tzinfo is not None
 
 
