@@ -48,7 +48,9 @@ def bare(ready: object) -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     ready.send(listener.getsockname()[1])  # type: ignore[attr-defined]
     app = Starlette(routes=[Route("/{rest:path}", answer, methods=["POST"])])
-    uvicorn.Server(uvicorn.Config(app, loop="uvloop", http="httptools", log_config=None, access_log=False)).run(sockets=[listener])
+    uvicorn.Server(
+        uvicorn.Config(app, loop="uvloop", http="httptools", log_config=None, access_log=False)
+    ).run(sockets=[listener])
 
 
 def load(port: int, token: str, size: int, offsets: dict[str, int], seconds: float) -> float:
@@ -90,7 +92,10 @@ def appends(served: Served, token: str) -> list[str]:
     port = ours.recv()
     rows = []
     for size in (1024, 65536):
-        offsets = {where: {f"{where}-{size}-{number}": 0 for number in range(CONNECTIONS)} for where in ("bare", "ours")}
+        offsets = {
+            where: {f"{where}-{size}-{number}": 0 for number in range(CONNECTIONS)}
+            for where in ("bare", "ours")
+        }
         load(served.port, token, size, offsets["ours"], 0.5)  # a run's first append makes the run
         pairs = []
         for _ in range(ROUNDS):
@@ -98,7 +103,9 @@ def appends(served: Served, token: str) -> list[str]:
             pairs.append((base, load(served.port, token, size, offsets["ours"], SECONDS)))
         base, found = (statistics.median(rates) for rates in zip(*pairs, strict=True))
         ratio = statistics.median(ours / bare for bare, ours in pairs)
-        rows.append(f"| {size // 1024} KiB | {base:,.0f} | {found:,.0f} | {found * size / 1e6:,.0f} | {ratio:.2f} | {GOAL} |")
+        rows.append(
+            f"| {size // 1024} KiB | {base:,.0f} | {found:,.0f} | {found * size / 1e6:,.0f} | {ratio:.2f} | {GOAL} |"
+        )
     framework.terminate()
     return rows
 
@@ -141,7 +148,10 @@ def main() -> None:
             rows, idle = appends(served, token), watchers(served, Client(served, token))
         finally:
             served.stop()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("starlette", "uvicorn", "uvloop", "httptools", "sqlalchemy"))
+    versions = ", ".join(
+        f"{name} {version(name)}"
+        for name in ("starlette", "uvicorn", "uvloop", "httptools", "sqlalchemy")
+    )
     text = "\n".join(
         [
             "### The collector: appends a second, on the disk before the answer",
@@ -161,7 +171,9 @@ def main() -> None:
     print(text)
     if told.write:
         results = ROOT / "benchmarks" / "RESULTS.md"
-        before = re.sub(r"(?ms)\n### The collector: appends.*?(?=\n### |\Z)", "", results.read_text()).rstrip("\n")
+        before = re.sub(
+            r"(?ms)\n### The collector: appends.*?(?=\n### |\Z)", "", results.read_text()
+        ).rstrip("\n")
         results.write_text(f"{before}\n\n{text}")
 
 

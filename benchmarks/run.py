@@ -105,9 +105,18 @@ class Place:
         (home / ".ssh").mkdir(mode=0o700)
         config = home / ".ssh" / "config"
         environment = {"HOME": str(home), "PATH": HOSTS_PATH}
-        self.server = Sshd(home / "sshd", environment=environment, ssh_config=config, known_hosts=home / ".ssh" / "known_hosts").start()
+        self.server = Sshd(
+            home / "sshd",
+            environment=environment,
+            ssh_config=config,
+            known_hosts=home / ".ssh" / "known_hosts",
+        ).start()
         self.env = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "CORRA_", "INVOKE_", "FABRIC_"))},
+            **{
+                key: value
+                for key, value in os.environ.items()
+                if not key.startswith(("XDG_", "CORRA_", "INVOKE_", "FABRIC_"))
+            },
             "HOME": str(home),
             "CORRA_SSH_CONFIG": str(config),
         }
@@ -120,7 +129,13 @@ class Place:
     def time(self, *argv: str, stdin: bytes = b"") -> float:
         began = time.perf_counter()
         done = subprocess.run(
-            argv, input=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=self.env, cwd=self.home, check=False
+            argv,
+            input=stdin,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=self.env,
+            cwd=self.home,
+            check=False,
         )
         took = time.perf_counter() - began
         if done.returncode:
@@ -130,7 +145,14 @@ class Place:
     def agent(self, verb: str, request: dict[str, object]) -> dict[str, object]:
         """Ask the agent as by hand: Python with an isolated start, the request on stdin."""
         argv = [PYTHON, "-ISE", str(AGENT), verb]
-        done = subprocess.run(argv, input=json.dumps(request).encode(), stdout=subprocess.PIPE, env=self.env, cwd=self.home, check=True)
+        done = subprocess.run(
+            argv,
+            input=json.dumps(request).encode(),
+            stdout=subprocess.PIPE,
+            env=self.env,
+            cwd=self.home,
+            check=True,
+        )
         reply: dict[str, object] = json.loads(done.stdout.splitlines()[0])
         return reply
 
@@ -168,7 +190,11 @@ def kills(place: Place) -> Contest:
 
     def started() -> str:
         done = subprocess.run(
-            [*place.verb, "run", "-d", "--host", "h", "--", "sleep", "600"], env=place.env, cwd=place.home, capture_output=True, check=True
+            [*place.verb, "run", "-d", "--host", "h", "--", "sleep", "600"],
+            env=place.env,
+            cwd=place.home,
+            capture_output=True,
+            check=True,
         )
         return done.stdout.decode().strip()
 
@@ -180,7 +206,11 @@ def kills(place: Place) -> Contest:
         prog_id = started()
         return place.time(*place.verb, "kill", prog_id)
 
-    return Contest("A program stopped from nothing (goal 2)", {"`ssh h kill PID`": bare, "`inv kill PROG-ID`": corra}, rounds=10)
+    return Contest(
+        "A program stopped from nothing (goal 2)",
+        {"`ssh h kill PID`": bare, "`inv kill PROG-ID`": corra},
+        rounds=10,
+    )
 
 
 def far_output(place: Place, memory: Path) -> Contest:
@@ -192,12 +222,19 @@ def far_output(place: Place, memory: Path) -> Contest:
     def corra() -> float:
         spool = memory / "far"
         try:
-            return place.time(*place.verb, "run", "--host", "h", "--spool", str(spool), "--", "cat", str(big))
+            return place.time(
+                *place.verb, "run", "--host", "h", "--spool", str(spool), "--", "cat", str(big)
+            )
         finally:
             shutil.rmtree(spool, ignore_errors=True)
 
-    ways = {"`ssh h cat`": lambda: place.time(*place.ssh, "cat", str(big)), "`inv run --host h -- cat`": corra}
-    return Contest("1 GiB from a host into /dev/null (goal: 1.18, 0.85 of ssh's speed)", ways, rounds=4)
+    ways = {
+        "`ssh h cat`": lambda: place.time(*place.ssh, "cat", str(big)),
+        "`inv run --host h -- cat`": corra,
+    }
+    return Contest(
+        "1 GiB from a host into /dev/null (goal: 1.18, 0.85 of ssh's speed)", ways, rounds=4
+    )
 
 
 def inputs(place: Place, memory: Path) -> Contest:
@@ -211,7 +248,15 @@ def inputs(place: Place, memory: Path) -> Contest:
         with big.open("rb") as file:
             began = time.perf_counter()
             how = {"stdin": file} if source else {"stdin": subprocess.DEVNULL}
-            subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=place.env, cwd=place.home, check=True, **how)
+            subprocess.run(
+                argv,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=place.env,
+                cwd=place.home,
+                check=True,
+                **how,
+            )
             seconds = time.perf_counter() - began
         assert there.stat().st_size == SENT_BYTES
         there.unlink()
@@ -227,7 +272,9 @@ def inputs(place: Place, memory: Path) -> Contest:
             "`inv run --stdin file --host h -- sh -c 'cat > f'`": lambda: took(
                 *run, "--stdin", str(big), "--", "sh", "-c", cat, source=False
             ),
-            "`inv run -i --host h -- sh -c 'cat > f' < file`": lambda: took(*run, "-i", "--", "sh", "-c", cat, source=True),
+            "`inv run -i --host h -- sh -c 'cat > f' < file`": lambda: took(
+                *run, "-i", "--", "sh", "-c", cat, source=True
+            ),
         },
         rounds=3,
         once=("`inv run -i --host h -- sh -c 'cat > f' < file`",),
@@ -255,7 +302,13 @@ def runs(place: Place) -> Contest:
 
     def read(way: str, command: str = f"cat {big}") -> float:
         argv = [sys.executable, "-c", READER, way, place.env["CORRA_SSH_CONFIG"], command]
-        done = subprocess.run(argv, env={**place.env, "PYTHONPATH": str(ROOT)}, cwd=place.home, stdout=subprocess.PIPE, check=True)
+        done = subprocess.run(
+            argv,
+            env={**place.env, "PYTHONPATH": str(ROOT)},
+            cwd=place.home,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
         return float(done.stdout)
 
     return Contest(
@@ -272,7 +325,9 @@ def runs(place: Place) -> Contest:
 
 
 def starts_by_hand(place: Place) -> Contest:
-    program = json.dumps({"program": {"argv": ["true"]}, "spool": str(place.home / "byhand")}).encode()
+    program = json.dumps(
+        {"program": {"argv": ["true"]}, "spool": str(place.home / "byhand")}
+    ).encode()
     shutil.copy(AGENT, place.home / "agent.py")
     compileall.compile_file(place.home / "agent.py", quiet=1)
     # As the loader does it, and as agent.py itself: without Python's finalisation.
@@ -280,9 +335,13 @@ def starts_by_hand(place: Place) -> Contest:
     cached = f"import posix, sys; sys.path.insert(0, {str(place.home)!r}); {agent}"
     ways = {
         "`python3 -ISE -c pass`": lambda: place.time(PYTHON, "-ISE", "-c", "pass"),
-        "`python3 -ISE agent.py < program.json`": lambda: place.time(PYTHON, "-ISE", str(AGENT), stdin=program),
+        "`python3 -ISE agent.py < program.json`": lambda: place.time(
+            PYTHON, "-ISE", str(AGENT), stdin=program
+        ),
     }
-    ways["the same with its .pyc, as placed on a host"] = lambda: place.time(PYTHON, "-ISE", "-c", cached, stdin=program)
+    ways["the same with its .pyc, as placed on a host"] = lambda: place.time(
+        PYTHON, "-ISE", "-c", cached, stdin=program
+    )
     if shutil.which("dtach"):
         ways["`dtach -n` and `python3 -ISE -c pass`"] = lambda: place.time(
             "sh", "-c", 'dtach -n "$0/d.$$" true && "$1" -ISE -c pass', str(place.home), PYTHON
@@ -316,7 +375,11 @@ def captures(place: Place, memory: Path) -> Contest:
 
     return Contest(
         "1 GiB of output into a file on tmpfs, in writes of 64 KiB",
-        {"`program > file`": lambda: plain('> "$0"'), "`program \\| cat > file`": lambda: plain('| cat > "$0"'), "corra's capture": corra},
+        {
+            "`program > file`": lambda: plain('> "$0"'),
+            "`program \\| cat > file`": lambda: plain('| cat > "$0"'),
+            "corra's capture": corra,
+        },
         rounds=5,
     )
 
@@ -355,10 +418,14 @@ def idle_memory(place: Place) -> str:
         runs = IDLE_RUNS + 1
         one_more, each = (all_kb - first_kb) / IDLE_RUNS / 1024, all_kb / runs / 1024
         idle_ms = ticks * 1000 // os.sysconf("SC_CLK_TCK")
-        rows.append(f"| {way} | {len(pids) / runs:.1f} | {one_more:.2f} MB | {each:.2f} MB | {idle_ms} ms |")
+        rows.append(
+            f"| {way} | {len(pids) / runs:.1f} | {one_more:.2f} MB | {each:.2f} MB | {idle_ms} ms |"
+        )
     # What all processes of one Python share is divided among them: with others there, less is counted of the first run, and so more of one more.
     strangers = sum(is_of_python(pid) for pid in os.listdir("/proc") if pid.isdigit())
-    version = subprocess.run([HOSTS_PYTHON, "-V"], capture_output=True, text=True, check=True).stdout.strip()
+    version = subprocess.run(
+        [HOSTS_PYTHON, "-V"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     return "\n".join(
         [
             f"### An idle run: {IDLE_RUNS} more of them beside one, by PSS, {version}, of which {strangers or 'no'} other processes ran (goal 4 MB)",
@@ -390,10 +457,19 @@ def cpu_ticks(pid: object) -> int:
 
 def machine() -> str:
     model = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "?"
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        "?",
     )
-    ssh = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=False).stderr.split(",")[0]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("corra", "fabric", "invoke", "paramiko"))
+    ssh = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=False).stderr.split(
+        ","
+    )[0]
+    versions = ", ".join(
+        f"{name} {version(name)}" for name in ("corra", "fabric", "invoke", "paramiko")
+    )
     return (
         f"{dt.datetime.now(tz=dt.timezone.utc):%Y-%m-%d}, {os.cpu_count()} cores of {model}, Linux {platform.release()}, "
         f"Python {platform.python_version()}, {ssh}, {versions}; everything on loopback."
@@ -411,10 +487,19 @@ def scratch(where: str | None = None) -> Iterator[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/RESULTS.md")
-    parser.add_argument("--only", default="", help="one of: start far kill output result gigabyte stdin hand capture idle")
+    parser.add_argument(
+        "--write", action="store_true", help="keep the result in benchmarks/RESULTS.md"
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        help="one of: start far kill output result gigabyte stdin hand capture idle",
+    )
     chosen = parser.parse_args()
-    with scratch("/tmp") as home, scratch("/dev/shm" if os.path.isdir("/dev/shm") else None) as memory:
+    with (
+        scratch("/tmp") as home,
+        scratch("/dev/shm" if os.path.isdir("/dev/shm") else None) as memory,
+    ):
         place = Place(home)
         tables = []
         with contextlib.ExitStack() as stack:
@@ -442,7 +527,12 @@ def main() -> None:
                 print(tables[-1] + "\n", flush=True)
     if chosen.write:
         text = "\n\n".join(
-            ["# Results", "Made by `benchmarks/run.py --write`. Quote the ratios, not the milliseconds.", machine(), *tables]
+            [
+                "# Results",
+                "Made by `benchmarks/run.py --write`. Quote the ratios, not the milliseconds.",
+                machine(),
+                *tables,
+            ]
         )
         results = ROOT / "benchmarks" / "RESULTS.md"
         # Below stand the figures of what is run once, by hand.

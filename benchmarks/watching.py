@@ -84,9 +84,16 @@ def signalled() -> list[float]:
 
 def idle(place: Place, seconds: float) -> tuple[float, float]:
     """Return the CPU in % of a core that an idle watcher takes: the client here, and the follow on the host."""
-    client = subprocess.Popen([*place.inv, "sleep", "600"], env=place.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    client = subprocess.Popen(
+        [*place.inv, "sleep", "600"],
+        env=place.env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     time.sleep(3)  # it has connected and found nothing to do
-    follows = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _is_follow(pid, place)]
+    follows = [
+        pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _is_follow(pid, place)
+    ]
     before = cpu_ticks(client.pid), sum(map(cpu_ticks, follows))
     time.sleep(seconds)
     after = cpu_ticks(client.pid), sum(map(cpu_ticks, follows))
@@ -99,14 +106,19 @@ def idle(place: Place, seconds: float) -> tuple[float, float]:
 def _is_follow(pid: int, place: Place) -> bool:
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes()
-        return b"closefd=0" in words and f"HOME={place.home}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        return (
+            b"closefd=0" in words
+            and f"HOME={place.home}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        )
     except OSError:
         return False
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--idle", type=float, default=30, help="how long an idle watcher is watched")
+    parser.add_argument(
+        "--idle", type=float, default=30, help="how long an idle watcher is watched"
+    )
     chosen = parser.parse_args()
     with scratch("/tmp") as home:
         place = Place(home)
@@ -117,9 +129,13 @@ def main() -> None:
         finally:
             place.server.stop()
     print("| an open follow | measured | goal |\n|---|---:|---:|")
-    print(f"| write on the host to byte at the client, p50 | {statistics.median(writes):.2f} ms | 1 ms |")
+    print(
+        f"| write on the host to byte at the client, p50 | {statistics.median(writes):.2f} ms | 1 ms |"
+    )
     print(f"| the same, p99 | {writes[len(writes) * 99 // 100]:.2f} ms | 10 ms |")
-    print(f"| a signal to the program's handler, median | {statistics.median(signals):.2f} ms | 2 ms |")
+    print(
+        f"| a signal to the program's handler, median | {statistics.median(signals):.2f} ms | 2 ms |"
+    )
     print(f"| CPU of an idle watcher, client | {ours:.2f} % | 0.1 % |")
     print(f"| CPU of an idle watcher, follow on the host | {theirs:.2f} % | 0.0 % |")
 

@@ -59,7 +59,19 @@ TRANSITIONS = {
     "lost": (),
 }
 FINAL = tuple(sorted(state for state, after in TRANSITIONS.items() if not after))
-REASONS = ("exited", "signaled", "killed", "timeout", "oom", "exec", "setup", "reboot", "agent-gone", "spool-gone", "link")
+REASONS = (
+    "exited",
+    "signaled",
+    "killed",
+    "timeout",
+    "oom",
+    "exec",
+    "setup",
+    "reboot",
+    "agent-gone",
+    "spool-gone",
+    "link",
+)
 
 PAGE = 4096
 SEEK_CUR, SEEK_END = 1, 2  # os has names for them, posix has not
@@ -69,7 +81,9 @@ STREAM_SHIFT = 56
 SENDER_RECORD = struct.Struct("<QQQ")
 END_OF_STDIN = (1 << 64) - 1  # who "sends" the end
 AHEAD_MAX = 64 << 20  # how much may have been accepted that the program hasn't read
-HELD_MAX = 8 << 20  # what a sender may have sent that isn't accepted yet: twice what our own client does
+HELD_MAX = (
+    8 << 20
+)  # what a sender may have sent that isn't accepted yet: twice what our own client does
 INPUT_MAX = 1 << 20
 FRAME_MAX = 256 * 1024
 REQUEST_MAX = 64 << 20
@@ -80,13 +94,19 @@ ROOM_STEP = 16 << 20
 SPLICE = 1 << 20
 BOUND_MIN = 65536  # what keep_output is at least, as much as a pipe holds; also the least that is punched out at once
 BOUND_STEP = 16 << 20
-SWITCHED_FIRST, SWITCHED_LATELY, SWITCHED_MAX = 1 << 20, 4 << 20, 256  # of a terminal's output, bytes looked at; sequences told
+SWITCHED_FIRST, SWITCHED_LATELY, SWITCHED_MAX = (
+    1 << 20,
+    4 << 20,
+    256,
+)  # of a terminal's output, bytes looked at; sequences told
 HEAD = struct.Struct("<QQ")  # an offset and its complement: a torn one shows
 HEAD_MASK = (1 << 64) - 1
 PING_DEADLINE_S = 60.0
 START_DEADLINE_S = 10.0
 LOOK_S = 0.1
-LOOK_ALONE_S = 1.0  # where the keeper's death can't be waited for, however much a client has to say meanwhile
+LOOK_ALONE_S = (
+    1.0  # where the keeper's death can't be waited for, however much a client has to say meanwhile
+)
 ORDER_DEADLINE_S = 2.0
 KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
 KEEP_GOOD_S, KEEP_BAD_S = 14 * 86400, 30 * 86400
@@ -119,12 +139,19 @@ SIGNALS = {
     if name.startswith("SIG") and "_" not in name and name not in ("SIGCLD", "SIGPOLL", "SIGIOT")
 }
 SIGNAL_NAMES = {number: "SIG" + name for name, number in SIGNALS.items()}
-RLIMITS = {"cpu": 0, "core": 4, "files": 7, "memory": 9}  # the same numbers on every machine that Python's wheels are built for
+RLIMITS = {
+    "cpu": 0,
+    "core": 4,
+    "files": 7,
+    "memory": 9,
+}  # the same numbers on every machine that Python's wheels are built for
 RLIM_INFINITY = (1 << 64) - 1
 CPU_GRACE_S = 5  # from SIGXCPU, which tells why, to SIGKILL
 SCOPED = {"memory_max": ("memory", "MemoryMax=%d"), "cpu_quota": ("cpu", "CPUQuota=%d%%")}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
-CODE = sys._getframe().f_code  # this module, compiled: the guards get it over a pipe and trust no file
+CODE = (
+    sys._getframe().f_code
+)  # this module, compiled: the guards get it over a pipe and trust no file
 
 
 class Refusal(Exception):
@@ -171,7 +198,15 @@ def _c(name, kind=_Function):
 
 _splice, _syscall = _c("splice", _LongFunction), _c("syscall", _LongFunction)
 _prctl, _statfs, _fork = _c("prctl"), _c("statfs"), _c("fork")
-_WAITID = {"x86_64": 247, "aarch64": 95, "riscv64": 95, "ppc64le": 272, "s390x": 281, "i686": 284, "armv7l": 280}
+_WAITID = {
+    "x86_64": 247,
+    "aarch64": 95,
+    "riscv64": 95,
+    "ppc64le": 272,
+    "s390x": 281,
+    "i686": 284,
+    "armv7l": 280,
+}
 _PIDFD_SEND_SIGNAL, _PIDFD_OPEN = 424, 434
 _F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
 _FIONREAD = 0x541B
@@ -187,7 +222,9 @@ def _checked(result):
 def splice(source, target, size):
     """Move up to `size` bytes from a pipe into a file in one step; 0 at the end, BlockingIOError when there are none."""
     while True:
-        result = _splice(source, None, target, None, _Long(size), 3)  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+        result = _splice(
+            source, None, target, None, _Long(size), 3
+        )  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
         if result >= 0 or _ctypes.get_errno() != errno.EINTR:
             return _checked(result)
 
@@ -238,10 +275,37 @@ def usage(pid):
     info, spent = (_Byte * 128)(), (_Byte * 256)()
     if _syscall(number, os.P_PID, pid, info, os.WEXITED | os.WNOHANG | os.WNOWAIT, spent) < 0:
         return None
-    u_s, u_us, s_s, s_us, rss, _, _, _, minor, major, _, inblock, oublock, _, _, _, voluntary, forced = struct.unpack_from(
-        "@18l", spent.raw
+    (
+        u_s,
+        u_us,
+        s_s,
+        s_us,
+        rss,
+        _,
+        _,
+        _,
+        minor,
+        major,
+        _,
+        inblock,
+        oublock,
+        _,
+        _,
+        _,
+        voluntary,
+        forced,
+    ) = struct.unpack_from("@18l", spent.raw)
+    return (
+        u_s * 10**6 + u_us,
+        s_s * 10**6 + s_us,
+        rss,
+        minor,
+        major,
+        inblock,
+        oublock,
+        voluntary,
+        forced,
     )
-    return (u_s * 10**6 + u_us, s_s * 10**6 + s_us, rss, minor, major, inblock, oublock, voluntary, forced)
 
 
 def pidfd(pid):
@@ -288,7 +352,11 @@ def ended(pid):
     info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     if info is None or not info.si_pid:
         return None
-    return info.si_status << 8 if info.si_code == 1 else info.si_status | (0x80 if info.si_code == 3 else 0)
+    return (
+        info.si_status << 8
+        if info.si_code == 1
+        else info.si_status | (0x80 if info.si_code == 3 else 0)
+    )
 
 
 # ============================================================ the kernel: disks
@@ -305,7 +373,9 @@ def wide(name):
 def punch(file, end, begin=0):
     """Give a file's disk below `end` back; its length stays, and with it every offset. Raises OSError: EOPNOTSUPP where there are no holes."""
     while True:
-        result = wide("fallocate")(file, 3, _Offset(begin), _Offset(end - begin))  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+        result = wide("fallocate")(
+            file, 3, _Offset(begin), _Offset(end - begin)
+        )  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
         if result >= 0 or _ctypes.get_errno() != errno.EINTR:
             return _checked(result)
 
@@ -492,7 +562,9 @@ def iso(ns):
     """Return UTC with its offset, to the millisecond."""
     if not ns:
         return None
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ns // 10**9)) + ".%03d+00:00" % (ns // 10**6 % 1000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ns // 10**9)) + ".%03d+00:00" % (
+        ns // 10**6 % 1000
+    )
 
 
 # ============================================================ records
@@ -507,7 +579,11 @@ def to_json(value):
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, dict):
-        return "{" + ", ".join(to_json(str(key)) + ": " + to_json(each) for key, each in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(to_json(str(key)) + ": " + to_json(each) for key, each in value.items())
+            + "}"
+        )
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(to_json, value)) + "]"
     return _json.encode_basestring_ascii(value)
@@ -541,7 +617,9 @@ def pack(lines):
         page = b"corra %d %08x %d\n" % (LAYOUT, zlib.crc32(body), len(body)) + body
         if len(page) <= PAGE:
             return page.ljust(PAGE, b"\n")
-        oldest = next((at for at, line in enumerate(lines) if line.startswith("sent ")), len(lines) - 1)
+        oldest = next(
+            (at for at, line in enumerate(lines) if line.startswith("sent ")), len(lines) - 1
+        )
         if lines[oldest].startswith("sent "):
             del lines[oldest]
         else:
@@ -570,7 +648,9 @@ class Record:
         self.agent = 0
         self.guards = []  # (pid, start), the outermost first
         self.sent = []  # (time ns, signal name, request id, to, by)
-        self.stop = None  # [request id, reason, monotonic ns of the KILL, "grace" | "killing" | "done"]
+        self.stop = (
+            None  # [request id, reason, monotonic ns of the KILL, "grace" | "killing" | "done"]
+        )
         self.survivors = []  # (pid, start)
         self.blocked = None  # (since ns, errno)
         self.outcome = None  # (status, end ns, elapsed ns, reason)
@@ -580,7 +660,11 @@ class Record:
         self.courier = 0  # its pid, while there is one
 
     def page(self):
-        lines = [("phase", self.phase), ("agent", self.agent), ["guards"] + ["%d/%d" % each for each in self.guards]]
+        lines = [
+            ("phase", self.phase),
+            ("agent", self.agent),
+            ["guards"] + ["%d/%d" % each for each in self.guards],
+        ]
         lines += [("length", name, length) for name, length in sorted(self.lengths.items())]
         lines += [("outcome",) + self.outcome] if self.outcome else []
         lines += [("usage",) + tuple(self.usage)] if self.usage else []
@@ -623,7 +707,9 @@ class Record:
             elif key == "survivor":
                 record.survivors.append((int(words[0]), int(words[1])))
             elif key == "sent":
-                record.sent.append((int(words[0]), words[1], words[2], words[3], " ".join(words[4:])))
+                record.sent.append(
+                    (int(words[0]), words[1], words[2], words[3], " ".join(words[4:]))
+                )
         return record
 
 
@@ -767,7 +853,11 @@ def discard(above, name):
 
 
 def stream_names(request):
-    return ["output"] if request["program"].get("merge") or request["program"].get("pty") else ["stdout", "stderr"]
+    return (
+        ["output"]
+        if request["program"].get("merge") or request["program"].get("pty")
+        else ["stdout", "stderr"]
+    )
 
 
 def fifo_names(request):
@@ -780,7 +870,9 @@ def fifo_names(request):
 def takes_more(request):
     """Return whether something may be sent to the program while it runs."""
     source = request["program"].get("stdin")
-    return bool(request["program"].get("pty")) or (isinstance(source, dict) and bool(source.get("open")))
+    return bool(request["program"].get("pty")) or (
+        isinstance(source, dict) and bool(source.get("open"))
+    )
 
 
 def read_file(directory, name, limit=REQUEST_MAX):
@@ -796,7 +888,11 @@ def read_file(directory, name, limit=REQUEST_MAX):
 def read_launched(text):
     """Return (pid, start, boot id, time ns, monotonic ns) of the launched program, or None."""
     words = (text or b"").split()
-    return (int(words[0]), int(words[1]), words[2].decode(), int(words[3]), int(words[4])) if len(words) == 5 else None
+    return (
+        (int(words[0]), int(words[1]), words[2].decode(), int(words[3]), int(words[4]))
+        if len(words) == 5
+        else None
+    )
 
 
 def launched_by(directory, files):
@@ -825,7 +921,9 @@ def prepare_bound(directory, names):
     try:
         punch(file, PAGE)
     except OSError as error:
-        raise OSError(error.errno, "its file system can't give back the beginning of a file") from None
+        raise OSError(
+            error.errno, "its file system can't give back the beginning of a file"
+        ) from None
     finally:
         os.close(file)
 
@@ -840,7 +938,9 @@ def read_heads(directory, names):
         found = [head for head, check in HEAD.iter_unpack(data) if head ^ check == HEAD_MASK]
         if len(found) == len(names):
             return dict(zip(names, found))
-    return dict.fromkeys(names, 0)  # torn when the machine went down: Run.heads asks the files themselves then
+    return dict.fromkeys(
+        names, 0
+    )  # torn when the machine went down: Run.heads asks the files themselves then
 
 
 def first_data(directory, name):
@@ -852,7 +952,9 @@ def first_data(directory, name):
     try:
         return os.lseek(file, 0, os.SEEK_DATA)
     except OSError as error:
-        return os.fstat(file).st_size if error.errno == errno.ENXIO else 0  # ENXIO: there is nothing but holes
+        return (
+            os.fstat(file).st_size if error.errno == errno.ENXIO else 0
+        )  # ENXIO: there is nothing but holes
     finally:
         os.close(file)
 
@@ -924,7 +1026,9 @@ class Run:
             self.rebooted = launched and launched[2] != boot_id()
         if self.rebooted:
             # A power cut may have taken back what `heads` said last, and not the holes.
-            found = {name: max(head, first_data(self.directory, name)) for name, head in found.items()}
+            found = {
+                name: max(head, first_data(self.directory, name)) for name, head in found.items()
+            }
         return found
 
     def close(self):
@@ -1003,7 +1107,10 @@ class Run:
             # A zombie has no children any more: they are its keeper's by now.
             ours = {facts["launched"] and facts["launched"][0], record.courier}
             if details and record.outcome and set(children(keeper)) - ours:
-                facts["stragglers"] = [{"pid": pid, "name": found[3]} for pid, found in tree([keeper], [record.courier]).items()]
+                facts["stragglers"] = [
+                    {"pid": pid, "name": found[3]}
+                    for pid, found in tree([keeper], [record.courier]).items()
+                ]
         return state_of(self.request, facts)
 
 
@@ -1034,7 +1141,10 @@ def state_of(request, facts):
         }
         state, reason = "not_started", "exec" if found.get("stage") == "exec" else "setup"
     elif record.outcome and options.get("carrier") and record.outcome[0] & 0x7F:
-        state, reason = "lost", "link"  # it exits as the program did; what ended it otherwise says nothing of the program
+        state, reason = (
+            "lost",
+            "link",
+        )  # it exits as the program did; what ended it otherwise says nothing of the program
     elif record.outcome and (record.phase == "final" or not facts["alive"]):
         state, outcome = "exited", record.outcome
         reason = outcome[3]
@@ -1088,18 +1198,27 @@ def state_of(request, facts):
         "timeout": options.get("timeout"),
         "stop_signal": options.get("stop_signal") or "TERM",
         "grace": GRACE_S if options.get("grace") is None else options["grace"],
-        "signals_sent": [dict(zip(("time", "signal", "id", "to", "by"), (iso(each[0]),) + each[1:])) for each in record.sent],
+        "signals_sent": [
+            dict(zip(("time", "signal", "id", "to", "by"), (iso(each[0]),) + each[1:]))
+            for each in record.sent
+        ],
         "stragglers": facts.get("stragglers", []),
         "streams": {
             name: {
                 "length": lengths[name],
                 # Given back by keep_output at its beginning; gone with all guards, or removed by gc, at its end.
-                "dropped": min(lengths[name], heads.get(name, 0) + (max(0, lengths[name] - size) if not facts["alive"] else 0)),
+                "dropped": min(
+                    lengths[name],
+                    heads.get(name, 0)
+                    + (max(0, lengths[name] - size) if not facts["alive"] else 0),
+                ),
                 "late": max(0, size - lengths[name]),
             }
             for name, size in sizes.items()
         },
-        "blocked": {"since": iso(record.blocked[0]), "errno": record.blocked[1]} if record.blocked and facts["alive"] else None,
+        "blocked": {"since": iso(record.blocked[0]), "errno": record.blocked[1]}
+        if record.blocked and facts["alive"]
+        else None,
         "last_output_time": iso(facts["last_ns"]),
         "callback": delivered(facts.get("courier")) if request.get("callback") else None,
         "stdin": facts.get("stdin"),
@@ -1150,7 +1269,10 @@ def environment(request, inherited):
         elif not prefix:
             made.pop(octets(name), None)
     if program.get("pty"):
-        made.setdefault(b"TERM", octets(((request.get("run") or {}).get("terminal") or {}).get("term") or "dumb"))
+        made.setdefault(
+            b"TERM",
+            octets(((request.get("run") or {}).get("terminal") or {}).get("term") or "dumb"),
+        )
     made[b"CORRA_PROG_ID"] = octets(request["prog_id"])
     return made
 
@@ -1175,9 +1297,12 @@ def explain(number, path, argv, variables):
     """Return what exec's errno means for this file, in words that say what to do."""
     if number == errno.E2BIG:
         longest = max(map(len, argv))
-        return "the longest word has %d bytes, all words and the environment %d; one may have 131071" % (
-            longest,
-            sum(map(len, argv)) + sum(len(k) + len(v) + 2 for k, v in variables.items()),
+        return (
+            "the longest word has %d bytes, all words and the environment %d; one may have 131071"
+            % (
+                longest,
+                sum(map(len, argv)) + sum(len(k) + len(v) + 2 for k, v in variables.items()),
+            )
         )
     try:
         head = slurp(path, 256)
@@ -1209,7 +1334,12 @@ def note_failure(slot, stage, error, message, path=None):
     """Write why the program was not started into the slot's second page. A pipe's bytes would die with the guard that reads them."""
     number = getattr(error, "errno", 0) or 0
     text = message or (os.strerror(number) if number else str(error))
-    lines = [("stage", stage), ("type", errno.errorcode.get(number, type(error).__name__)), ("errno", number), ("message", text)]
+    lines = [
+        ("stage", stage),
+        ("type", errno.errorcode.get(number, type(error).__name__)),
+        ("errno", number),
+        ("message", text),
+    ]
     os.pwrite(slot, pack(lines + ([("path", path)] if path is not None else [])), PAGE)
     os.fsync(slot)
 
@@ -1242,12 +1372,17 @@ def limit(name, value):
             finally:
                 os.close(fd)
     except OSError as error:
-        raise OSError(error.errno, "limit %s=%s: %s" % (name, spelled(value), error.strerror)) from None
+        raise OSError(
+            error.errno, "limit %s=%s: %s" % (name, spelled(value), error.strerror)
+        ) from None
 
 
 def spelled(value):
     """Return a limit as it is typed."""
-    return ":".join("unlimited" if each == -1 else str(each) for each in (value if isinstance(value, (list, tuple)) else [value]))
+    return ":".join(
+        "unlimited" if each == -1 else str(each)
+        for each in (value if isinstance(value, (list, tuple)) else [value])
+    )
 
 
 def limit_resource(name, value):
@@ -1265,7 +1400,11 @@ def limit_resource(name, value):
     try:
         _checked(prlimit(0, RLIMITS[name], new, None))
     except OSError as error:
-        raise OSError(error.errno, "%s (at most %s here)" % (error.strerror, "unlimited" if most == RLIM_INFINITY else most)) from None
+        raise OSError(
+            error.errno,
+            "%s (at most %s here)"
+            % (error.strerror, "unlimited" if most == RLIM_INFINITY else most),
+        ) from None
 
 
 # ============================================================ the program's side of the fork: exec
@@ -1297,11 +1436,16 @@ def become_program(directory, files, request, inherited, report, save, tell):
             # The first terminal that the leader of a session opens is the session's own.
             ends = [os.open(request["terminal"], os.O_RDWR)] * 3
         else:
-            outputs = [os.open("fifo/" + name, os.O_WRONLY, dir_fd=directory) for name in stream_names(request)]
+            outputs = [
+                os.open("fifo/" + name, os.O_WRONLY, dir_fd=directory)
+                for name in stream_names(request)
+            ]
             if program.get("stdin") is None:
                 source = os.open("/dev/null", os.O_RDONLY)
             else:
-                source = os.open("fifo/stdin" if takes_more(request) else "stdin", os.O_RDONLY, dir_fd=directory)
+                source = os.open(
+                    "fifo/stdin" if takes_more(request) else "stdin", os.O_RDONLY, dir_fd=directory
+                )
             ends = [source, outputs[0], outputs[-1]]
         for target, fd in enumerate(ends):
             os.dup2(fd, target)
@@ -1332,7 +1476,9 @@ def become_program(directory, files, request, inherited, report, save, tell):
         os.pwrite(files["launched"], text.encode().ljust(255), 0)
         os.fsync(files["launched"])
         # Last, as they hold for us too; memory after the others.
-        for name, value in sorted((program.get("limits") or {}).items(), key=lambda each: each[0] == "memory"):
+        for name, value in sorted(
+            (program.get("limits") or {}).items(), key=lambda each: each[0] == "memory"
+        ):
             if value is not None:
                 limit(name, value)
         try:
@@ -1361,7 +1507,9 @@ def become_program(directory, files, request, inherited, report, save, tell):
     except Exception as error:
         try:
             words = getattr(error, "strerror", None) or ""
-            note_failure(files["exit"], stage, error, "%s: %s" % (text_of(where), words) if where else words)
+            note_failure(
+                files["exit"], stage, error, "%s: %s" % (text_of(where), words) if where else words
+            )
         except OSError:
             pass
     finally:
@@ -1455,7 +1603,9 @@ class Stream:
         """Return whether the disk is above its floor; asked again only after as many bytes as were free above it, at most 16 MiB."""
         if self.room <= 0:
             if not os.fstat(self.file).st_nlink:
-                os.ftruncate(self.file, 0)  # deleted: nobody will read it, so it shall not fill the disk
+                os.ftruncate(
+                    self.file, 0
+                )  # deleted: nobody will read it, so it shall not fill the disk
             self.room = min(room(self.file) // 2, ROOM_STEP)
             if self.room <= 0:
                 self.room = self.give_way()
@@ -1506,8 +1656,14 @@ class Pump:
     def __init__(self, files, request, poll):
         self.index, self.poll = files["index"], poll
         names, keep = stream_names(request), (request.get("run") or {}).get("keep_output")
-        bounds = [Bound(number, files[name], files["heads"], int(keep)) if keep else None for number, name in enumerate(names + ["index"])]
-        self.streams = [Stream(number, name, files["fifo/" + name], files[name], bounds[number]) for number, name in enumerate(names)]
+        bounds = [
+            Bound(number, files[name], files["heads"], int(keep)) if keep else None
+            for number, name in enumerate(names + ["index"])
+        ]
+        self.streams = [
+            Stream(number, name, files["fifo/" + name], files[name], bounds[number])
+            for number, name in enumerate(names)
+        ]
         self.index_bound = bounds[-1]
         for stream in self.streams:
             os.lseek(stream.file, 0, SEEK_END)
@@ -1550,7 +1706,9 @@ class Pump:
     def note_time(self, stream):
         """Add to the index when the stream changes, or 10 ms after its last record."""
         now = now_ns()
-        if (self.latest is stream and 0 <= now - stream.stamp < INDEX_EVERY_NS) or not unread(stream.fifo):
+        if (self.latest is stream and 0 <= now - stream.stamp < INDEX_EVERY_NS) or not unread(
+            stream.fifo
+        ):
             return
         self.latest, stream.stamp = stream, now
         try:
@@ -1596,7 +1754,10 @@ class Pump:
 
     def short_of(self, lengths):
         """Return whether the files are shorter than `lengths` and will grow; bytes that are gone aren't waited for."""
-        return any(stream.length() < lengths.get(stream.name, 0) and stream.coming() for stream in self.streams)
+        return any(
+            stream.length() < lengths.get(stream.name, 0) and stream.coming()
+            for stream in self.streams
+        )
 
 
 # ============================================================ the program's stdin: what was accepted
@@ -1610,7 +1771,11 @@ def stdin_facts(directory):
         return None
     try:
         length = os.stat("stdin", dir_fd=directory, follow_symlinks=False).st_size
-        return {"length": length, "moved": min(length, SENDER_RECORD.unpack(os.pread(fd, 24, 0))[0]), "ended": end_of_stdin(fd) is not None}
+        return {
+            "length": length,
+            "moved": min(length, SENDER_RECORD.unpack(os.pread(fd, 24, 0))[0]),
+            "ended": end_of_stdin(fd) is not None,
+        }
     except (OSError, struct.error):
         return None
     finally:
@@ -1622,7 +1787,9 @@ def end_of_stdin(senders):
     last = os.fstat(senders).st_size // SENDER_RECORD.size - 1
     if last < 1:
         return None
-    who, offset, _ = SENDER_RECORD.unpack(os.pread(senders, SENDER_RECORD.size, last * SENDER_RECORD.size))
+    who, offset, _ = SENDER_RECORD.unpack(
+        os.pread(senders, SENDER_RECORD.size, last * SENDER_RECORD.size)
+    )
     return offset if who == END_OF_STDIN else None
 
 
@@ -1643,7 +1810,11 @@ class Intake:
         self.wiped = os.open("stdin", os.O_WRONLY, dir_fd=directory) if forgets else None
         self.read = 0  # and wiped
         self.look_at, self.pause_ns = None, 0  # when to look how far the program has read
-        self.file, self.terminal, self.target = files["stdin"], files.get("terminal"), files.get("fifo/stdin", -1)
+        self.file, self.terminal, self.target = (
+            files["stdin"],
+            files.get("terminal"),
+            files.get("fifo/stdin", -1),
+        )
         self.waits = False  # for room in the program's end
         self.open = self.terminal is not None or self.target >= 0
         self.through = False  # the pipe
@@ -1675,7 +1846,9 @@ class Intake:
         at = os.lseek(self.file, 0, SEEK_CUR)
         if at != self.noted:
             self.noted = at
-            os.pwrite(self.files["senders"], SENDER_RECORD.pack(at, 0, 0), 0)  # for whoever sends: the truth is the position
+            os.pwrite(
+                self.files["senders"], SENDER_RECORD.pack(at, 0, 0), 0
+            )  # for whoever sends: the truth is the position
         if self.terminal is None and self.waits:
             self.poll.register(self.target, select.POLLOUT)
         elif self.terminal is None:
@@ -1828,7 +2001,9 @@ class Terminal:
         size = struct.pack("HHHH", rows, columns, 0, 0)
         if fcntl.ioctl(self.master, termios.TIOCGWINSZ, b"\0" * 8)[:4] == size[:4]:
             # The kernel sends the signal, to root's programs too, and only where the size has changed.
-            fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns + 1, 0, 0))
+            fcntl.ioctl(
+                self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns + 1, 0, 0)
+            )
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, size)
 
 
@@ -1855,7 +2030,11 @@ def open_terminal(request, files):
 
     wanted = (request.get("run") or {}).get("terminal") or {}
     files["terminal"], slave = os.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", wanted.get("rows") or 24, wanted.get("columns") or 80, 0, 0))
+    fcntl.ioctl(
+        slave,
+        termios.TIOCSWINSZ,
+        struct.pack("HHHH", wanted.get("rows") or 24, wanted.get("columns") or 80, 0, 0),
+    )
     modes = termios.tcgetattr(slave)
     modes[0] |= 0x4000  # IUTF8: the rubout of a line takes a character and not a byte
     termios.tcsetattr(slave, termios.TCSANOW, modes)
@@ -1874,7 +2053,12 @@ class Keeper:
     """The program's parent: moves its output, obeys orders, keeps time, records the end."""
 
     def __init__(self, directory, files, request, inherited):
-        self.directory, self.files, self.request, self.inherited = directory, files, request, inherited
+        self.directory, self.files, self.request, self.inherited = (
+            directory,
+            files,
+            request,
+            inherited,
+        )
         self.options = request.get("run") or {}
         self.carrier = bool(self.options.get("carrier"))
         self.record = Record.read(os.pread(files["exit"], PAGE, 0)) or Record()
@@ -1893,7 +2077,9 @@ class Keeper:
         self.pump = Pump(files, request, self.poll)
         self.intake = None
         if "senders" in files:
-            self.intake = Intake(directory, files, self.poll, self.options.get("forget_stdin") or "terminal" in files)
+            self.intake = Intake(
+                directory, files, self.poll, self.options.get("forget_stdin") or "terminal" in files
+            )
         self.ended_stdin = False
         self.terminal = Terminal(files, self.pump, self.poll) if "terminal" in files else None
 
@@ -1935,9 +2121,22 @@ class Keeper:
             self.pid = os.fork()
             if not self.pid:
                 save = lambda: (self.save(), os.close(saving))  # noqa: E731
-                become_program(self.directory, self.files, self.request, self.inherited, theirs, save, self.tell)
+                become_program(
+                    self.directory,
+                    self.files,
+                    self.request,
+                    self.inherited,
+                    theirs,
+                    save,
+                    self.tell,
+                )
         except OSError as error:
-            note_failure(self.files["exit"], "setup", error, "there is no process to be had for it: " + error.strerror)
+            note_failure(
+                self.files["exit"],
+                "setup",
+                error,
+                "there is no process to be had for it: " + error.strerror,
+            )
             self.nothing_to_keep()
         finally:
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGTERM, _signal.SIGCHLD})
@@ -1961,10 +2160,16 @@ class Keeper:
         self.poll.unregister(self.pipe)
         os.close(self.pipe)
         self.pipe = None
-        launched = read_launched(os.pread(self.files["launched"], 256, 0)) if self.options.get("timeout") else None
+        launched = (
+            read_launched(os.pread(self.files["launched"], 256, 0))
+            if self.options.get("timeout")
+            else None
+        )
         if launched:
             self.set_timeout(launched)
-        if exists(self.directory, "launched"):  # else it died before its claim, and whoever tries again needs the file
+        if exists(
+            self.directory, "launched"
+        ):  # else it died before its claim, and whoever tries again needs the file
             try:
                 os.unlink("launched.tmp", dir_fd=self.directory)
             except OSError:
@@ -1997,17 +2202,28 @@ class Keeper:
     def name_guards(self):
         """Have the guards in the record; looked up when first needed, which for a run that only waits is never."""
         if not self.record.guards:
-            self.record.guards = [(pid, found[2]) for pid, found in [(pid, process(pid)) for pid in self.pids] if found]
+            self.record.guards = [
+                (pid, found[2])
+                for pid, found in [(pid, process(pid)) for pid in self.pids]
+                if found
+            ]
 
     def tell(self):
         """Write state.json, a copy for people: nothing depends on it. Where it can't be written the old one goes, as it would be untrue."""
         try:
-            fd = os.open("state.json.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600, dir_fd=self.directory)
+            fd = os.open(
+                "state.json.tmp",
+                os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW,
+                0o600,
+                dir_fd=self.directory,
+            )
             try:
                 os.write(fd, (to_json(state_of(self.request, self.facts())) + "\n").encode())
             finally:
                 os.close(fd)
-            os.rename("state.json.tmp", "state.json", src_dir_fd=self.directory, dst_dir_fd=self.directory)
+            os.rename(
+                "state.json.tmp", "state.json", src_dir_fd=self.directory, dst_dir_fd=self.directory
+            )
         except OSError:
             for name in ("state.json.tmp", "state.json"):
                 try:
@@ -2022,7 +2238,9 @@ class Keeper:
             "record": self.record,
             "failure": unpack(os.pread(self.files["exit"], PAGE, PAGE)),
             "sizes": {stream.name: stream.length() for stream in self.pump.streams},
-            "heads": {stream.name: stream.bound.head for stream in self.pump.streams if stream.bound},
+            "heads": {
+                stream.name: stream.bound.head for stream in self.pump.streams if stream.bound
+            },
             "last_ns": max(os.fstat(stream.file).st_mtime_ns for stream in self.pump.streams),
             "gone": False,
             "boot_id": boot_id(),
@@ -2042,7 +2260,11 @@ class Keeper:
         stop = self.record.stop
         self.peek()
         busy = stop is not None and stop[3] != "done"
-        waits = bool(self.options.get("wait_children")) and self.status is not None and self.record.phase != "final"
+        waits = (
+            bool(self.options.get("wait_children"))
+            and self.status is not None
+            and self.record.phase != "final"
+        )
         return {
             "stop": stop,
             "ended": self.status is not None or self.reaped,
@@ -2051,7 +2273,8 @@ class Keeper:
             # A walk over /proc: only when the answer matters, and never while the program itself lives.
             "alone": (busy or waits) and self.status is not None and not self.descendants(),
             "wait_children": waits,
-            "timed": (self.status is None and not self.reaped) or (waits and self.record.outcome is not None),
+            "timed": (self.status is None and not self.reaped)
+            or (waits and self.record.outcome is not None),
             "timeout_at": self.timeout_at,
             "kill_ns": kill_deadline_ns(self.options),
             "again_at": self.again_at,
@@ -2090,7 +2313,9 @@ class Keeper:
 
     def do_timeout(self, now):
         name, grace_s = self.options.get("stop_signal") or "TERM", self.options.get("grace")
-        self.begin_stop("timeout", "timeout", name, GRACE_S if grace_s is None else grace_s, "its own timeout")
+        self.begin_stop(
+            "timeout", "timeout", name, GRACE_S if grace_s is None else grace_s, "its own timeout"
+        )
 
     def begin_stop(self, number, reason, name, grace_s, by):
         """Ask the program's group to end, and remember when to stop asking."""
@@ -2142,7 +2367,11 @@ class Keeper:
             self.dirty = True
             if self.carrier and self.status is None:
                 self.to_group(_signal.SIGKILL)
-        if not self.carrier or self.status is not None or now > self.record.stop[2] + CARRIER_DEADLINE_NS:
+        if (
+            not self.carrier
+            or self.status is not None
+            or now > self.record.stop[2] + CARRIER_DEADLINE_NS
+        ):
             kill_tree([os.getpid()], [self.record.courier])
         self.again_at = now + 50 * 10**6
         self.save()
@@ -2157,7 +2386,11 @@ class Keeper:
         if self.pipe is not None:
             self.launch_over()  # why nothing was started may stand there, and the status be no program's
         launched = launched_by(self.directory, self.files)
-        if launched is None or launched[0] != self.pid or unpack(os.pread(self.files["exit"], PAGE, PAGE)) is not None:
+        if (
+            launched is None
+            or launched[0] != self.pid
+            or unpack(os.pread(self.files["exit"], PAGE, PAGE)) is not None
+        ):
             # exec was refused, and the child has said why; or it was killed before its claim, and the next start tries again.
             self.reap()
             self.tell()
@@ -2186,7 +2419,11 @@ class Keeper:
         if not number:
             return "exited"
         name = SIGNAL_NAMES.get(number)
-        if number == _signal.SIGKILL and not any(each[1] == name for each in self.record.sent) and oom_kills() > self.record.ooms:
+        if (
+            number == _signal.SIGKILL
+            and not any(each[1] == name for each in self.record.sent)
+            and oom_kills() > self.record.ooms
+        ):
             return "oom"
         return "killed" if any(each[1] == name for each in self.record.sent) else "signaled"
 
@@ -2229,9 +2466,19 @@ class Keeper:
             return
         for line in text.splitlines():
             words = line.split(" ")
-            if words[1:2] == ["window"] and self.terminal and len(words) == 4 and words[2].isdigit() and words[3].isdigit():
+            if (
+                words[1:2] == ["window"]
+                and self.terminal
+                and len(words) == 4
+                and words[2].isdigit()
+                and words[3].isdigit()
+            ):
                 self.terminal.resize(min(int(words[2]), 9999), min(int(words[3]), 9999))
-            if len(words) != 5 or words[2] not in SIGNALS or any(each[2] == words[0] for each in self.record.sent):
+            if (
+                len(words) != 5
+                or words[2] not in SIGNALS
+                or any(each[2] == words[0] for each in self.record.sent)
+            ):
                 continue
             if self.pid is None:
                 continue  # unanswered: whoever ordered it finds out
@@ -2257,7 +2504,9 @@ class Keeper:
                 self.name_guards()
                 for pid, start in self.record.guards:
                     if pid != os.getpid():
-                        signal_process(pid, start, _signal.SIGURG)  # the end comes when nobody holds it open any more
+                        signal_process(
+                            pid, start, _signal.SIGURG
+                        )  # the end comes when nobody holds it open any more
         if self.terminal:
             self.terminal.watch(self.intake.waits)
 
@@ -2268,7 +2517,12 @@ class Keeper:
 
     def waits(self):
         """Return whether this is a run of which something may be due though nothing has happened."""
-        return self.carrier or self.intake is not None or "courier" in self.files or bool(self.options.get("timeout"))
+        return (
+            self.carrier
+            or self.intake is not None
+            or "courier" in self.files
+            or bool(self.options.get("timeout"))
+        )
 
     def relay(self):
         """SIGTERM to the keeper is SIGTERM to the program."""
@@ -2310,7 +2564,12 @@ class Keeper:
                         pass
                 os.set_inheritable(script, True)
                 os.set_inheritable(agent, True)
-                words = ["-ISE", "/proc/self/fd/%d" % script, self.request["path"], "/proc/self/fd/%d" % agent]
+                words = [
+                    "-ISE",
+                    "/proc/self/fd/%d" % script,
+                    self.request["path"],
+                    "/proc/self/fd/%d" % agent,
+                ]
                 os.execv(sys.executable, [sys.executable] + words)
             finally:
                 os._exit(1)
@@ -2322,7 +2581,9 @@ class Keeper:
         if not status:
             return
         config = self.request.get("config") or {}
-        over_ns = self.record.outcome and self.record.outcome[1] + int(((config.get("timeout") or COURIER_S) + COURIER_S) * 1e9)
+        over_ns = self.record.outcome and self.record.outcome[1] + int(
+            ((config.get("timeout") or COURIER_S) + COURIER_S) * 1e9
+        )
         if over_ns and now_ns() > over_ns:
             return  # it can't even say that it gave up
         self.courier_deaths = 1 if now - self.courier_born > 10**10 else self.courier_deaths + 1
@@ -2417,7 +2678,22 @@ def letting_go(files):
 
 def ignore_signals():
     """Guards ignore every signal but KILL, STOP and those that mean a defect of their own; CHLD stays default, or nobody could wait."""
-    kept = {SIGNALS[name] for name in ("KILL", "STOP", "CHLD", "CONT", "SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS")}
+    kept = {
+        SIGNALS[name]
+        for name in (
+            "KILL",
+            "STOP",
+            "CHLD",
+            "CONT",
+            "SEGV",
+            "BUS",
+            "FPE",
+            "ILL",
+            "ABRT",
+            "TRAP",
+            "SYS",
+        )
+    }
     for number in set(range(1, _signal.NSIG)) - kept:
         try:
             _signal.signal(number, _signal.SIG_IGN)
@@ -2455,7 +2731,12 @@ def complain(error):
         where.append("%s:%d" % (at.tb_frame.f_code.co_name, at.tb_lineno))
         at = at.tb_next
     try:
-        os.write(complain.file, ("agent %s: %r at %s\n" % (VERSION, error, " < ".join(reversed(where)))).encode("utf-8", "replace"))
+        os.write(
+            complain.file,
+            ("agent %s: %r at %s\n" % (VERSION, error, " < ".join(reversed(where)))).encode(
+                "utf-8", "replace"
+            ),
+        )
     except OSError:
         pass
 
@@ -2471,7 +2752,11 @@ def guard_run(request, report):
     directory = os.open(request["path"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     # Opened anew, as every lock of its own: a descriptor that a fork shares shares the lock.
     alive = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
-    if not lock_run(alive) or exists(directory, "launched") or unpack(read_file(directory, "exit")[PAGE:]) is not None:
+    if (
+        not lock_run(alive)
+        or exists(directory, "launched")
+        or unpack(read_file(directory, "exit")[PAGE:]) is not None
+    ):
         return
     complain.file = os.open("keeper", os.O_WRONLY | os.O_APPEND, dir_fd=directory)
     files = {"keeper": os.open("keeper", os.O_RDWR, dir_fd=directory)}
@@ -2490,20 +2775,31 @@ def guard_run(request, report):
             try:
                 open_terminal(request, files)
             except OSError as error:
-                note_failure(files["exit"], "setup", error, "there is no terminal to be had for it: " + error.strerror)
+                note_failure(
+                    files["exit"],
+                    "setup",
+                    error,
+                    "there is no terminal to be had for it: " + error.strerror,
+                )
                 return
         else:
             os.chmod("fifo/stdin", 0o600, dir_fd=directory)
             reader = os.open("fifo/stdin", os.O_RDONLY | os.O_NONBLOCK, dir_fd=directory)
-            files["fifo/stdin"] = os.open("fifo/stdin", os.O_WRONLY | os.O_NONBLOCK, dir_fd=directory)
+            files["fifo/stdin"] = os.open(
+                "fifo/stdin", os.O_WRONLY | os.O_NONBLOCK, dir_fd=directory
+            )
             os.close(reader)  # the program shall be its only one, so that we see it close it
-            os.chmod("fifo/stdin", 0o644, dir_fd=directory)  # the program may be another user's by now, and open it anew
+            os.chmod(
+                "fifo/stdin", 0o644, dir_fd=directory
+            )  # the program may be another user's by now, and open it anew
             _signal.signal(_signal.SIGURG, letting_go(files))
     for name in stream_names(request) if not request["program"].get("pty") else ():
         # Guards before us may have died after they took the right to read away.
         os.chmod("fifo/" + name, 0o600, dir_fd=directory)
         # Not blocking: nobody writes yet. We never hold a writing end, else its end would never come.
-        files["fifo/" + name] = os.open("fifo/" + name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=directory)
+        files["fifo/" + name] = os.open(
+            "fifo/" + name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=directory
+        )
         os.chmod("fifo/" + name, 0o222, dir_fd=directory)
     if request.get("callback"):
         # Open for as long as the run is kept: gc or an upgrade may take the files away.
@@ -2553,7 +2849,9 @@ def thin(code):
         return code
     nothing = (lambda: None).__code__
     below = lambda each: hasattr(each, "co_code") and each.co_firstlineno > GUARDS_END  # noqa: E731
-    return code.replace(co_consts=tuple(nothing if below(each) else each for each in code.co_consts))
+    return code.replace(
+        co_consts=tuple(nothing if below(each) else each for each in code.co_consts)
+    )
 
 
 def outliving(request):
@@ -2563,18 +2861,35 @@ def outliving(request):
     is spared while the user lingers, and the system's manager makes one for root. A scope is also what holds limits that are the
     whole tree's. Raises Refusal where nothing would help.
     """
-    words = ["systemd-run", "--scope", "--quiet", "--collect", "--description=corra " + request["prog_id"], "-p", "Delegate=yes"]
-    user, limits = user_name(), (request.get("program") or {}).get("limits") or {}  # the doctor asks without a program
+    words = [
+        "systemd-run",
+        "--scope",
+        "--quiet",
+        "--collect",
+        "--description=corra " + request["prog_id"],
+        "-p",
+        "Delegate=yes",
+    ]
+    user, limits = (
+        user_name(),
+        (request.get("program") or {}).get("limits") or {},
+    )  # the doctor asks without a program
     scoped = [name for name in sorted(SCOPED) if limits.get(name) is not None]
     for name in scoped:
         words += ["-p", SCOPED[name][1] % limits[name]]
     if not scoped and not ends_with_session(request):
         return []
-    there = present("/run/user/%d/systemd" % os.geteuid()) and present("/var/lib/systemd/linger/" + user)
+    there = present("/run/user/%d/systemd" % os.geteuid()) and present(
+        "/var/lib/systemd/linger/" + user
+    )
     if scoped:
         check_scope(scoped, user, there)
     elif os.geteuid() and not there:
-        raise Refusal("no_linger", "logind here kills programs at logout, and linger is off for %s" % user, user=user)
+        raise Refusal(
+            "no_linger",
+            "logind here kills programs at logout, and linger is off for %s" % user,
+            user=user,
+        )
     return words + ["--user"] * bool(os.geteuid())
 
 
@@ -2582,10 +2897,16 @@ def check_scope(scoped, user, there):
     """Raise Refusal where no scope would hold the limits `scoped`: systemd itself takes them in silence and sets nothing."""
     what, at = " and ".join(scoped), "/sys/fs/cgroup/"
     if not present("/run/systemd/system"):
-        raise Refusal("no_scope", "%s: only systemd can set that, and it isn't what runs this machine" % what)
+        raise Refusal(
+            "no_scope", "%s: only systemd can set that, and it isn't what runs this machine" % what
+        )
     if os.geteuid():
         if not there:
-            raise Refusal("no_scope", "%s: only a systemd of %s's own can set that, and linger is off" % (what, user), user=user)
+            raise Refusal(
+                "no_scope",
+                "%s: only a systemd of %s's own can set that, and linger is off" % (what, user),
+                user=user,
+            )
         at += "user.slice/user-%d.slice/user@%d.service/" % (os.geteuid(), os.geteuid())
     try:
         given = slurp(at + "cgroup.controllers").decode().split()
@@ -2593,13 +2914,25 @@ def check_scope(scoped, user, there):
         given = []  # cgroup v1
     lacking = [SCOPED[name][0] for name in scoped if SCOPED[name][0] not in given]
     if lacking:
-        raise Refusal("no_scope", "%s: the systemd of %s has no cgroup v2 controller: %s" % (what, user, " ".join(lacking)))
+        raise Refusal(
+            "no_scope",
+            "%s: the systemd of %s has no cgroup v2 controller: %s"
+            % (what, user, " ".join(lacking)),
+        )
 
 
 def ends_with_session(request):
     """Return whether logind will end what is started here when its login session ends, and nobody has said that it may."""
-    scopes = [part for part in slurp("/proc/self/cgroup").decode("ascii", "replace").split("/") if part.startswith("session-")]
-    owners = [part for part in slurp("/proc/self/cgroup").decode("ascii", "replace").split("/") if part.startswith("user-")]
+    scopes = [
+        part
+        for part in slurp("/proc/self/cgroup").decode("ascii", "replace").split("/")
+        if part.startswith("session-")
+    ]
+    owners = [
+        part
+        for part in slurp("/proc/self/cgroup").decode("ascii", "replace").split("/")
+        if part.startswith("user-")
+    ]
     if not scopes or not owners or (request.get("run") or {}).get("force"):
         return False
     return logind_kills(user_name(int(owners[0].partition("-")[2].partition(".")[0])))
@@ -2607,12 +2940,26 @@ def ends_with_session(request):
 
 def logind_kills(user):
     """Return whether logind ends the processes of this user's sessions with them, as it says itself."""
-    manager = ["org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager"]
-    asked = ["busctl", "get-property"] + manager + ["KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers"]
-    said = answer_of(asked, "", START_DEADLINE_S).decode("utf-8", "replace")  # nothing, where there is no logind that could be asked
+    manager = [
+        "org.freedesktop.login1",
+        "/org/freedesktop/login1",
+        "org.freedesktop.login1.Manager",
+    ]
+    asked = (
+        ["busctl", "get-property"]
+        + manager
+        + ["KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers"]
+    )
+    said = answer_of(asked, "", START_DEADLINE_S).decode(
+        "utf-8", "replace"
+    )  # nothing, where there is no logind that could be asked
     kills, only, excluded = (said.splitlines() + ["b false"] * 3)[:3]
     named = '"%s"' % user
-    return kills == "b true" and named not in excluded.split() and (only == "as 0" or named in only.split())
+    return (
+        kills == "b true"
+        and named not in excluded.split()
+        and (only == "as 0" or named in only.split())
+    )
 
 
 def spawn_guards(request, path):
@@ -2651,10 +2998,19 @@ def spawn_guards(request, path):
                 "import marshal,sys;h=open(int(sys.argv[1]),'rb');c,r=marshal.loads(h.read());h.close();n={'__name__':'corra_agent'};"
                 "exec(c,n);del c,h;n['guard'](r,int(sys.argv[2]))"
             )
-            argv = request["before"] + [sys.executable, "-ISE", "-c", script, str(ours), str(reporting)]
+            argv = request["before"] + [
+                sys.executable,
+                "-ISE",
+                "-c",
+                script,
+                str(ours),
+                str(reporting),
+            ]
             variables = given_environment()
             if request["before"]:
-                variables.setdefault(b"XDG_RUNTIME_DIR", b"/run/user/%d" % os.geteuid())  # sudo takes it away
+                variables.setdefault(
+                    b"XDG_RUNTIME_DIR", b"/run/user/%d" % os.geteuid()
+                )  # sudo takes it away
             execute(argv, variables)
         finally:
             os._exit(1)
@@ -2772,7 +3128,9 @@ class Input:
                     if error.errno != errno.EINVAL:
                         raise
             if moved is None:
-                data = self.some(min(size, 65536))  # more at once is memory of its own for each read
+                data = self.some(
+                    min(size, 65536)
+                )  # more at once is memory of its own for each read
                 moved = len(data)
                 if digest is not None:
                     digest.update(data)
@@ -2844,7 +3202,9 @@ def complaints(request):
         values = request.get(key)
         if isinstance(values, list) and not all(isinstance(each, str) for each in values):
             found.append(key + " must be a list of names")
-        if isinstance(values, dict) and not all(isinstance(each, int) and 0 <= each < 1 << STREAM_SHIFT for each in values.values()):
+        if isinstance(values, dict) and not all(
+            isinstance(each, int) and 0 <= each < 1 << STREAM_SHIFT for each in values.values()
+        ):
             found.append(key + " must have offsets")
     for part, keys in KEYS.items():
         value = request if not part else request.get(part)
@@ -2854,8 +3214,13 @@ def complaints(request):
             name = (part + "." if part else "") + key
             if key not in keys:
                 found.append("unknown key: " + name)
-            elif each is not None and (not isinstance(each, keys[key]) or (isinstance(each, bool) and bool not in keys[key])):
-                found.append("%s must be %s" % (name, " or ".join(kind.__name__ for kind in keys[key])))
+            elif each is not None and (
+                not isinstance(each, keys[key])
+                or (isinstance(each, bool) and bool not in keys[key])
+            ):
+                found.append(
+                    "%s must be %s" % (name, " or ".join(kind.__name__ for kind in keys[key]))
+                )
             elif isinstance(each, str) and not sound(each):
                 found.append("%s has a NUL or half a character in it" % name)
             elif keys[key] is NUMBER and each is not None and not 0 <= each <= 1 << 53:
@@ -2886,25 +3251,46 @@ def start_complaints(request):
         found.append("a word of program.argv has a NUL byte in it")
     elif not all(map(sound, argv)):
         found.append("a word of program.argv has half a character in it")
-    for source, variables in (("program.env", program.get("env")), ("secrets.env", (request.get("secrets") or {}).get("env"))):
+    for source, variables in (
+        ("program.env", program.get("env")),
+        ("secrets.env", (request.get("secrets") or {}).get("env")),
+    ):
         for name, value in (variables or {}).items():
-            if not name or "=" in name or not sound(name) or not (value is None or (isinstance(value, str) and sound(value))):
+            if (
+                not name
+                or "=" in name
+                or not sound(name)
+                or not (value is None or (isinstance(value, str) and sound(value)))
+            ):
                 found.append("%s: not a variable: %r" % (source, name))
     source, umask = program.get("stdin"), program.get("umask")
-    counted = isinstance(source, dict) and type(source.get("bytes")) is int and source["bytes"] >= 0 and set(source) <= {"bytes", "sha256"}
+    counted = (
+        isinstance(source, dict)
+        and type(source.get("bytes")) is int
+        and source["bytes"] >= 0
+        and set(source) <= {"bytes", "sha256"}
+    )
     if isinstance(source, dict) and not counted and source != {"open": True}:
-        found.append('program.stdin must be {"bytes": N}, {"bytes": N, "sha256": "HEX"} or {"open": true}')
+        found.append(
+            'program.stdin must be {"bytes": N}, {"bytes": N, "sha256": "HEX"} or {"open": true}'
+        )
     if program.get("pty") and (source is not None or program.get("merge")):
-        found.append("program.pty: its terminal is its stdin, and its output is one stream as it is")
+        found.append(
+            "program.pty: its terminal is its stdin, and its output is one stream as it is"
+        )
     terminal = options.get("terminal") or {}
     sizes = [terminal.get(key) for key in ("rows", "columns") if terminal.get(key) is not None]
-    if not all(type(each) is int and 0 < each < 10000 for each in sizes) or not isinstance(terminal.get("term", ""), str):
+    if not all(type(each) is int and 0 < each < 10000 for each in sizes) or not isinstance(
+        terminal.get("term", ""), str
+    ):
         found.append('run.terminal must be {"rows": N, "columns": N, "term": NAME}')
     elif not sound(terminal.get("term", "")):
         found.append("run.terminal: not a name")
     if umask is not None and not (isinstance(umask, int) and umask <= 0o777):
         found.append("program.umask must be from 0 to 511 (0o777)")
-    if isinstance(program.get("env_inherit"), list) and not all(isinstance(name, str) and sound(name) for name in program["env_inherit"]):
+    if isinstance(program.get("env_inherit"), list) and not all(
+        isinstance(name, str) and sound(name) for name in program["env_inherit"]
+    ):
         found.append("program.env_inherit must be a list of names")
     if not all(isinstance(word, str) and sound(word) for word in options.get("carrier") or ()):
         found.append("run.carrier must be a list of words")
@@ -2913,7 +3299,9 @@ def start_complaints(request):
     if request.get("callback") and not request["callback"].get("url"):
         found.append("callback.url is missing")
     found += limit_complaints(program.get("limits") or {})
-    if options.get("keep_output") is not None and not (isinstance(options["keep_output"], int) and options["keep_output"] >= BOUND_MIN):
+    if options.get("keep_output") is not None and not (
+        isinstance(options["keep_output"], int) and options["keep_output"] >= BOUND_MIN
+    ):
         found.append("run.keep_output must be a whole number of bytes, %d or more" % BOUND_MIN)
     if request.get("prog_id") is not None and not valid_id(request["prog_id"]):
         found.append("prog_id must match [a-z0-9][a-z0-9._-]{0,63}")
@@ -2922,15 +3310,25 @@ def start_complaints(request):
 
 def limit_complaints(limits):
     """Return what is wrong with program.limits: {name: number, or [soft, hard]}; -1 is no limit."""
-    ranges = {"nice": (-20, 19), "oom_score_adj": (-1000, 1000), "memory_max": (1, 1 << 62), "cpu_quota": (1, 10**6)}
+    ranges = {
+        "nice": (-20, 19),
+        "oom_score_adj": (-1000, 1000),
+        "memory_max": (1, 1 << 62),
+        "cpu_quota": (1, 10**6),
+    }
     ranges.update(dict.fromkeys(RLIMITS, (-1, 1 << 62)))
     found = []
     for name, value in limits.items():
         values = value if isinstance(value, (list, tuple)) and name in RLIMITS else [value]
         if name not in ranges:
-            found.append("program.limits: no limit %s: there are %s" % (name, " ".join(sorted(ranges))))
+            found.append(
+                "program.limits: no limit %s: there are %s" % (name, " ".join(sorted(ranges)))
+            )
         elif value is not None and not (
-            1 <= len(values) <= 2 and all(type(each) is int and ranges[name][0] <= each <= ranges[name][1] for each in values)
+            1 <= len(values) <= 2
+            and all(
+                type(each) is int and ranges[name][0] <= each <= ranges[name][1] for each in values
+            )
         ):
             found.append("program.limits: %s must be from %d to %d" % ((name,) + ranges[name]))
         elif len(values) == 2 and values[0] % (1 << 64) > values[1] % (1 << 64):
@@ -2940,14 +3338,26 @@ def limit_complaints(limits):
 
 def valid_id(text):
     first, rest = "abcdefghijklmnopqrstuvwxyz0123456789", "._-"
-    return 0 < len(text) <= 64 and text[0] in first and all(char in first or char in rest for char in text)
+    return (
+        0 < len(text) <= 64
+        and text[0] in first
+        and all(char in first or char in rest for char in text)
+    )
 
 
 def tail_of(prog_id):
     """Return the part of an id that people type: its last 8 characters, or all of an id that somebody gave."""
     stamp, dash, tail = prog_id.rpartition("-")
-    made = dash and len(stamp) == 16 and stamp[8] == "t" and stamp[15] == "z" and (stamp[:8] + stamp[9:15]).isdigit()
-    return tail if made and len(tail) == 8 and all(char in ID_ALPHABET for char in tail) else prog_id
+    made = (
+        dash
+        and len(stamp) == 16
+        and stamp[8] == "t"
+        and stamp[15] == "z"
+        and (stamp[:8] + stamp[9:15]).isdigit()
+    )
+    return (
+        tail if made and len(tail) == 8 and all(char in ID_ALPHABET for char in tail) else prog_id
+    )
 
 
 def new_id():
@@ -2999,7 +3409,9 @@ def runs_of(request):
 
 
 def unreadable(root, error):
-    return Refusal("unreadable", "%s can't be read: %s" % (root, error.strerror), dir=root, errno=error.errno)
+    return Refusal(
+        "unreadable", "%s can't be read: %s" % (root, error.strerror), dir=root, errno=error.errno
+    )
 
 
 def find_exact(request, prog_id):
@@ -3030,14 +3442,20 @@ def find(request):
         if len(text) >= 2 and tail_of(prog_id).startswith(text):
             begun.append((root, prog_id))
         if run.request.get("name") == text:
-            named.append((run.state()["state"] not in FINAL, run.request.get("created", 0), root, prog_id))
+            named.append(
+                (run.state()["state"] not in FINAL, run.request.get("created", 0), root, prog_id)
+            )
         run.close()
     if named:
         return Run(*max(named)[2:])
     if len(begun) == 1:
         return Run(*begun[0])
     if begun:
-        raise Refusal("ambiguous", "%d runs begin with %s" % (len(begun), text), runs=[Run(*each).state() for each in sorted(begun)[:20]])
+        raise Refusal(
+            "ambiguous",
+            "%d runs begin with %s" % (len(begun), text),
+            runs=[Run(*each).state() for each in sorted(begun)[:20]],
+        )
     raise Refusal("not_found", "no run %s among %d" % (text, total), count=total, user=user_name())
 
 
@@ -3063,11 +3481,17 @@ def new_run(request, stdin, reply):
         there.close()
         return parent(parent(there.path)), prog_id
     request["before"] = outliving(request)  # a refusal comes before anything is made
-    stored = {key: request[key] for key in ("prog_id", "name", "origin", "program", "run", "callback", "config") if request.get(key)}
+    stored = {
+        key: request[key]
+        for key in ("prog_id", "name", "origin", "program", "run", "callback", "config")
+        if request.get(key)
+    }
     token = (request.get("secrets") or {}).get("token")
     if stored.get("callback"):
         token = stored["callback"].get("token") or token
-        stored["callback"] = {key: value for key, value in stored["callback"].items() if key != "token"}
+        stored["callback"] = {
+            key: value for key, value in stored["callback"].items() if key != "token"
+        }
         place_courier(request.get("courier"))
     stored.update(user=user_name(), created=now_ns(), layout=LAYOUT, agent=VERSION)
     source = request["program"].get("stdin")
@@ -3092,24 +3516,39 @@ def new_run(request, stdin, reply):
         finally:
             os.close(fd)
         if digest and digest.hexdigest() != source["sha256"]:
-            raise Refusal("bad_request", "the bytes for stdin are not those announced: they changed while they were read")
+            raise Refusal(
+                "bad_request",
+                "the bytes for stdin are not those announced: they changed while they were read",
+            )
 
     tried = []
     for root in roots(request):
         try:
             runs = prepare_root(root)
             try:
-                if not claim(runs, prog_id, stored, feed if source is not None and source != {"open": True} else None, token):
+                if not claim(
+                    runs,
+                    prog_id,
+                    stored,
+                    feed if source is not None and source != {"open": True} else None,
+                    token,
+                ):
                     same_program(Run(root, prog_id), request)
                 return root, prog_id
             finally:
                 os.close(runs)
         except OSError as error:
-            tried.append({"dir": root, "errno": error.errno, "message": error.strerror or str(error)})
+            tried.append(
+                {"dir": root, "errno": error.errno, "message": error.strerror or str(error)}
+            )
             if isinstance(source, dict) and error.errno in FULL:
                 break  # the bytes for stdin are half read: they can't be read again for the next root
     if tried[0]["errno"] == errno.EOPNOTSUPP:
-        raise Refusal("unsupported", "keep_output is not to be had in %(dir)s: %(message)s" % tried[0], tried=tried)
+        raise Refusal(
+            "unsupported",
+            "keep_output is not to be had in %(dir)s: %(message)s" % tried[0],
+            tried=tried,
+        )
     raise Refusal("no_room", "no room for the spool: %s" % tried[0]["message"], tried=tried)
 
 
@@ -3121,7 +3560,9 @@ def same_program(run, request):
 def start(request, stdin, reply):
     """Start the program, or find it started; return its Run and State. Safe to repeat with the same id."""
     if not sys.platform.startswith("linux"):
-        raise Refusal("unsupported", "the agent is for Linux, this is %s: use the chaperone" % sys.platform)
+        raise Refusal(
+            "unsupported", "the agent is for Linux, this is %s: use the chaperone" % sys.platform
+        )
     wrong = start_complaints(request)
     if wrong:
         raise Refusal("bad_request", "; ".join(wrong), complaints=wrong)
@@ -3137,14 +3578,20 @@ def start(request, stdin, reply):
     deadline = time.monotonic() + START_DEADLINE_S
     while True:
         state = run.state()
-        if state["state"] != "starting" or (state["supervisor"] != "gone" and time.monotonic() > deadline):
+        if state["state"] != "starting" or (
+            state["supervisor"] != "gone" and time.monotonic() > deadline
+        ):
             return run, state
         if time.monotonic() > deadline:
             raise no_process(root, errno.EAGAIN)
-        if state["supervisor"] == "gone":  # new, or whoever began it died before it launched anything
+        if (
+            state["supervisor"] == "gone"
+        ):  # new, or whoever began it died before it launched anything
             before = outliving(run.request) if request.get("before") is None else request["before"]
             try:
-                spawn_guards(dict(run.request, secret_env=secret, umask=umask, before=before), run.path)
+                spawn_guards(
+                    dict(run.request, secret_env=secret, umask=umask, before=before), run.path
+                )
             except OSError as error:
                 raise no_process(root, error.errno) from None
         else:
@@ -3195,7 +3642,11 @@ class Sender:
     def look(self):
         """Take note of what has been accepted, from whomever; return the length of the whole. The lock is held."""
         more = os.fstat(self.senders).st_size - self.at
-        data = os.pread(self.senders, more // SENDER_RECORD.size * SENDER_RECORD.size, self.at) if more > 0 else b""
+        data = (
+            os.pread(self.senders, more // SENDER_RECORD.size * SENDER_RECORD.size, self.at)
+            if more > 0
+            else b""
+        )
         self.at += len(data)
         for record in SENDER_RECORD.iter_unpack(data):
             self.count(record[1])
@@ -3257,7 +3708,13 @@ class Sender:
         if self.terminal or not exists(self.run.directory, "launched"):
             return False
         try:
-            os.close(os.open("fifo/stdin", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=self.run.directory))
+            os.close(
+                os.open(
+                    "fifo/stdin",
+                    os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW,
+                    dir_fd=self.run.directory,
+                )
+            )
             return False
         except OSError as error:
             return error.errno == errno.ENXIO
@@ -3278,7 +3735,10 @@ class Watch:
         for name in names if not self.blind else ():
             # IN_MODIFY; for the directory itself IN_DELETE | IN_CREATE, since its own end comes only after everybody has closed it
             path = b"/proc/self/fd/%d/%s" % (directory, name.encode())
-            if _c("inotify_add_watch")(self.fd, path, 0x300 if name == "." else 0x2) < 0 and _ctypes.get_errno() != errno.ENOENT:
+            if (
+                _c("inotify_add_watch")(self.fd, path, 0x300 if name == "." else 0x2) < 0
+                and _ctypes.get_errno() != errno.ENOENT
+            ):
                 self.blind = True
 
     def clear(self):
@@ -3297,7 +3757,9 @@ class Times:
     def __init__(self, run):
         try:
             self.file = os.open("index", os.O_RDONLY, dir_fd=run.directory)
-            fcntl.flock(self.file, fcntl.LOCK_SH)  # as long as somebody watches, gc leaves the run alone
+            fcntl.flock(
+                self.file, fcntl.LOCK_SH
+            )  # as long as somebody watches, gc leaves the run alone
         except FileNotFoundError:
             self.file = os.open("/dev/null", os.O_RDONLY)  # times are lost, bytes are not
         self.run, self.streams = run, run.streams
@@ -3322,7 +3784,13 @@ class Times:
         records = sorted((time_ns, name, begin) for name, (time_ns, begin) in self.last.items())
         for time_ns, packed in INDEX_RECORD.iter_unpack(data):
             if packed >> STREAM_SHIFT < len(self.streams):
-                records.append((time_ns, self.streams[packed >> STREAM_SHIFT], packed & (1 << STREAM_SHIFT) - 1))
+                records.append(
+                    (
+                        time_ns,
+                        self.streams[packed >> STREAM_SHIFT],
+                        packed & (1 << STREAM_SHIFT) - 1,
+                    )
+                )
         # Backwards: a span ends where the stream's next one begins. The last one of each ends with the file, unless more records follow.
         ends, spans = {} if self.behind else dict(sizes), []
         for time_ns, name, begin in reversed(records):
@@ -3351,7 +3819,9 @@ class Follow:
         wanted = request.get("streams")
         self.streams = [name for name in run.streams if wanted is None or name in wanted]
         self.live = request.get("live", True) is not False
-        self.files = {name: os.open(name, os.O_RDONLY, dir_fd=run.directory) for name in self.streams}
+        self.files = {
+            name: os.open(name, os.O_RDONLY, dir_fd=run.directory) for name in self.streams
+        }
         self.watch = Watch(run.directory, self.streams + ["exit", "."])
         self.times = Times(run)
         self.cursor = dict.fromkeys(self.streams, 0)
@@ -3359,7 +3829,9 @@ class Follow:
             self.cursor.update(tail_cursor(run, self.files, self.times.file, int(request["tail"])))
         if request.get("since") is not None:
             later = since_cursor(run, self.files, int(request["since"]))
-            self.cursor.update({name: max(self.cursor[name], offset) for name, offset in later.items()})
+            self.cursor.update(
+                {name: max(self.cursor[name], offset) for name, offset in later.items()}
+            )
         for name, offset in (request.get("cursor") or {}).items():
             if name in self.cursor:
                 self.cursor[name] = int(offset)
@@ -3373,7 +3845,10 @@ class Follow:
         self.sender = None
         if request.get("sender") and takes_more(run.request):
             self.sender = Sender(run, int(request["sender"]))
-        self.came, self.body = b"", None  # of the client's frames: a piece of a header; (offset, bytes left) of what is to be sent
+        self.came, self.body = (
+            b"",
+            None,
+        )  # of the client's frames: a piece of a header; (offset, bytes left) of what is to be sent
         self.given = []  # (offset, bytes) that the program is to read, not accepted yet
         self.window = None
         self.began = self.heard = self.looked = time.monotonic()
@@ -3384,7 +3859,9 @@ class Follow:
         if self.stdin:
             os.set_blocking(self.stdin.fd, False)
         poll = select.poll()
-        for fd in ([] if self.watch.fd < 0 else [self.watch.fd]) + ([self.stdin.fd] if self.stdin else []):
+        for fd in ([] if self.watch.fd < 0 else [self.watch.fd]) + (
+            [self.stdin.fd] if self.stdin else []
+        ):
             poll.register(fd, select.POLLIN)
         self.look()
         if self.sender:
@@ -3413,7 +3890,13 @@ class Follow:
                 os.close(self.keeper)
                 self.keeper = self.page = None
                 self.resize()  # it may have died with the order
-            if self.keeper in events or self.page is None or self.watch.fd in events or self.watch.blind or self.orders:
+            if (
+                self.keeper in events
+                or self.page is None
+                or self.watch.fd in events
+                or self.watch.blind
+                or self.orders
+            ):
                 self.watch.clear()
                 self.look()
             elif self.keeper is None and time.monotonic() - self.looked >= LOOK_ALONE_S:
@@ -3458,14 +3941,20 @@ class Follow:
         found = {}
         for name, file in self.files.items():
             size = os.fstat(file).st_size
-            final = self.state["streams"].get(name, {}).get("length") if self.state["state"] in FINAL else None
+            final = (
+                self.state["streams"].get(name, {}).get("length")
+                if self.state["state"] in FINAL
+                else None
+            )
             found[name] = size if final is None or self.request.get("late") else min(size, final)
         return found
 
     def plan(self):
         """Line up the next spans of output that have not been sent; return whether there are any."""
         limits = self.limits()
-        while not self.spans and (self.times.behind or any(self.cursor[name] < limits[name] for name in limits)):
+        while not self.spans and (
+            self.times.behind or any(self.cursor[name] < limits[name] for name in limits)
+        ):
             planned = dict(self.cursor)
             for name, begin, end, time_ns in self.times.spans(limits):
                 if name not in planned or end <= planned[name]:
@@ -3492,8 +3981,12 @@ class Follow:
             if not abandoned or time.monotonic() - self.began < START_DEADLINE_S:
                 return False
         self.state = self.run.state(details=True)
-        lengths = {name: self.state["streams"].get(name, {}).get("length", 0) for name in self.streams}
-        short = [name for name in self.streams if self.cursor[name] < lengths[name]] if final else []
+        lengths = {
+            name: self.state["streams"].get(name, {}).get("length", 0) for name in self.streams
+        }
+        short = (
+            [name for name in self.streams if self.cursor[name] < lengths[name]] if final else []
+        )
         if short and supervised and self.live:
             return False  # the keeper is still moving them: the disk may be full
         for name in short:
@@ -3581,7 +4074,11 @@ class Follow:
             if not self.heed(data[at:end].decode("ascii", "replace").split(" ")):
                 return False
             at = end + 1
-        return len(self.came) <= 64 and self.accept() and sum(len(part or b"") for _, part in self.given) <= HELD_MAX
+        return (
+            len(self.came) <= 64
+            and self.accept()
+            and sum(len(part or b"") for _, part in self.given) <= HELD_MAX
+        )
 
     def heed(self, words):
         """Do what a header says; return whether it is one."""
@@ -3589,7 +4086,9 @@ class Follow:
         if words[0] == "P":
             self.queue.append(b"H\n")
         elif words[0] == "K" and len(words) == 3 and words[2].isdigit():
-            if words[1] in SIGNALS:  # another machine may have more; without an answer the client knows that it wasn't sent
+            if (
+                words[1] in SIGNALS
+            ):  # another machine may have more; without an answer the client knows that it wasn't sent
                 number = os.urandom(4).hex()
                 give_order(self.run, signal_order(number, words[1], self.request))
                 self.orders[number] = (int(words[2]), words[1], time.monotonic() + ORDER_DEADLINE_S)
@@ -3724,7 +4223,9 @@ def verb_wait(request, stdin, reply, framed):
 
 def by_of(request):
     """Return who asks, as one printable word."""
-    return "".join(char if "!" <= char <= "~" else "_" for char in request.get("by") or "somebody")[:64]
+    return "".join(char if "!" <= char <= "~" else "_" for char in request.get("by") or "somebody")[
+        :64
+    ]
 
 
 def give_order(run, text):
@@ -3822,19 +4323,28 @@ def verb_stop(request, stdin, reply, framed):
     run = find(request)
     options = run.request.get("run") or {}
     name = checked_signal(request, options.get("stop_signal") or "TERM")
-    grace = next(each for each in (request.get("grace"), options.get("grace"), GRACE_S) if each is not None)
+    grace = next(
+        each for each in (request.get("grace"), options.get("grace"), GRACE_S) if each is not None
+    )
     there = family(run)
     number, how = os.urandom(4).hex(), "ended"
     if there:
-        ok = ordered(run, number, "%s stop %s %d %s" % (number, name, int(grace * 1000), by_of(request)))
+        ok = ordered(
+            run, number, "%s stop %s %d %s" % (number, name, int(grace * 1000), by_of(request))
+        )
         how = "keeper" if ok else "direct"
-    reply.send({"state": run.state(), "how": how, "processes": len(there), "signal": name, "grace": grace})
+    reply.send(
+        {"state": run.state(), "how": how, "processes": len(there), "signal": name, "grace": grace}
+    )
     if how == "keeper":
         await_stop(run, grace)
     elif how == "direct":
         stop_directly(run, name, grace)
     left = family(run)
-    survivors = [{"pid": pid, "name": found[3], "state": found[0], "wchan": wchan(pid)} for pid, found in sorted(left.items())]
+    survivors = [
+        {"pid": pid, "name": found[3], "state": found[0], "wchan": wchan(pid)}
+        for pid, found in sorted(left.items())
+    ]
     reply.frame({"state": run.state(), "ended": not left, "survivors": survivors})
 
 
@@ -3858,7 +4368,12 @@ def await_stop(run, grace):
         pause = min(pause * 1.5, 0.05)
     # The record of the end follows within a moment of the last process.
     ending = time.monotonic() + 1
-    while run.state()["state"] not in FINAL and target(run) is None and run.alive() and time.monotonic() < ending:
+    while (
+        run.state()["state"] not in FINAL
+        and target(run) is None
+        and run.alive()
+        and time.monotonic() < ending
+    ):
         time.sleep(0.005)
 
 
@@ -3899,7 +4414,11 @@ def verb_list(request, stdin, reply, framed):
         found.append((run.request.get("created", 0), prog_id, run.state()))
         run.close()
     reply.send(
-        {"host": os.uname().nodename, "user": user_name(), "runs": [state for _, _, state in sorted(found, key=lambda each: each[:2])]}
+        {
+            "host": os.uname().nodename,
+            "user": user_name(),
+            "runs": [state for _, _, state in sorted(found, key=lambda each: each[:2])],
+        }
     )
 
 
@@ -3913,17 +4432,27 @@ class Ended:
         self.root, self.prog_id, self.run, self.state = root, prog_id, run, state
         launched = read_launched(read_file(run.directory, "launched"))
         record = Record.read((run.pages() or (b"",))[0]) or Record()
-        self.end_ns = record.outcome[1] if record.outcome else launched[3] if launched else run.request.get("created", 0)
+        self.end_ns = (
+            record.outcome[1]
+            if record.outcome
+            else launched[3]
+            if launched
+            else run.request.get("created", 0)
+        )
         self.age_s = now / 1e9 - self.end_ns / 1e9
         self.bytes = sum(stat.st_blocks * 512 for stat in run.sizes().values())
         good = state["state"] == "exited" and state["status"] == 0
-        self.keep_s = (run.request.get("run") or {}).get("keep") or (KEEP_GOOD_S if good else KEEP_BAD_S)
+        self.keep_s = (run.request.get("run") or {}).get("keep") or (
+            KEEP_GOOD_S if good else KEEP_BAD_S
+        )
 
     def drop_output(self):
         """Empty the files that grow. Their lengths stand in the record, so that a reader is told what is gone."""
         for name in self.run.streams + ["index", "stdin"]:
             try:
-                os.truncate(os.open(name, os.O_WRONLY | os.O_NOFOLLOW, dir_fd=self.run.directory), 0)
+                os.truncate(
+                    os.open(name, os.O_WRONLY | os.O_NOFOLLOW, dir_fd=self.run.directory), 0
+                )
             except FileNotFoundError:
                 pass
 
@@ -3937,7 +4466,11 @@ def ended_runs(request, now):
             continue
         state = run.state()
         owed = state["callback"] and not state["callback"].get("completed")
-        index = os.open("index", os.O_RDONLY, dir_fd=run.directory) if exists(run.directory, "index") else None
+        index = (
+            os.open("index", os.O_RDONLY, dir_fd=run.directory)
+            if exists(run.directory, "index")
+            else None
+        )
         try:
             if index is not None:
                 fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -3955,7 +4488,10 @@ def collect(request, now):
     """Return what gc removes, and remove it unless `dry`: output by age, then the oldest beyond the size, records of 400 days."""
     ids, older, dry = request.get("ids"), request.get("older"), request.get("dry")
     most = KEEP_BYTES if request.get("max_size") is None else request["max_size"]
-    sizes = sorted((ended.end_ns, ended.bytes, ended.age_s, ended.prog_id) for ended in ended_runs(request, now))
+    sizes = sorted(
+        (ended.end_ns, ended.bytes, ended.age_s, ended.prog_id)
+        for ended in ended_runs(request, now)
+    )
     total, surplus = sum(size for _, size, _, _ in sizes), set()
     for _, size, age_s, prog_id in sizes:
         if total > most and age_s > KEEP_YOUNG_S:
@@ -3979,7 +4515,12 @@ def collect(request, now):
             freed += ended.bytes
             if not dry:
                 ended.drop_output()
-    return {"removed": sorted(removed), "forgotten": sorted(forgotten), "freed": freed, "dry": bool(dry)}
+    return {
+        "removed": sorted(removed),
+        "forgotten": sorted(forgotten),
+        "freed": freed,
+        "dry": bool(dry),
+    }
 
 
 def sweep_leftovers(request, now_s):
@@ -4010,7 +4551,10 @@ def sweep_leftovers(request, now_s):
 
 def verb_gc(request, stdin, reply, framed):
     if request.get("ids") is not None:
-        request["ids"] = [base(find({"prog_id": each, "spool": request.get("spool")}).path) for each in request["ids"]]
+        request["ids"] = [
+            base(find({"prog_id": each, "spool": request.get("spool")}).path)
+            for each in request["ids"]
+        ]
     found = collect(request, now_ns())
     if not request.get("dry"):
         sweep_leftovers(request, time.time())
@@ -4049,7 +4593,9 @@ def verb_read(request, stdin, reply, framed):
     run = find(request)
     name = request.get("stream") or run.streams[0]
     if name not in run.streams:
-        raise Refusal("bad_request", "no stream %s: this run has %s" % (name, " and ".join(run.streams)))
+        raise Refusal(
+            "bad_request", "no stream %s: this run has %s" % (name, " and ".join(run.streams))
+        )
     file = os.open(name, os.O_RDONLY, dir_fd=run.directory)
     size = os.fstat(file).st_size
     begin = min(max(0, int(request.get("start") or 0)), size)
@@ -4083,7 +4629,9 @@ def place_courier(source):
     path = beside("courier.py")
     there = slurp(path) if present(path) else None
     if source is None and there is None:
-        raise Refusal("no_courier", "a callback needs courier.py beside agent.py: %s isn't there" % path)
+        raise Refusal(
+            "no_courier", "a callback needs courier.py beside agent.py: %s isn't there" % path
+        )
     if source is None or there == octets(source):
         return
     try:
@@ -4092,7 +4640,9 @@ def place_courier(source):
         os.close(above)
     except OSError as error:
         tried = [{"dir": parent(path), "errno": error.errno, "message": error.strerror}]
-        raise Refusal("no_room", "no room for the courier: " + error.strerror, tried=tried) from None
+        raise Refusal(
+            "no_room", "no room for the courier: " + error.strerror, tried=tried
+        ) from None
 
 
 def verb_deliver(request, stdin, reply, framed):
@@ -4100,7 +4650,9 @@ def verb_deliver(request, stdin, reply, framed):
     run = find(request)
     callback = request.get("callback") or {}
     if not run.request.get("callback") and not callback.get("url"):
-        raise Refusal("no_callback", "it was started without a callback: say where to", state=run.state())
+        raise Refusal(
+            "no_callback", "it was started without a callback: say where to", state=run.state()
+        )
     place_courier(request.get("courier"))
     if callback.get("token") and not callback.get("url"):
         replace(run.directory, "token", octets(callback["token"]))
@@ -4108,7 +4660,9 @@ def verb_deliver(request, stdin, reply, framed):
         replace(run.directory, "route", octets(request["route"]))
     found = None
     if request.get("seconds") != 0:
-        asked = to_json({"callback": callback, "from": request.get("from"), "seconds": request.get("seconds")})
+        asked = to_json(
+            {"callback": callback, "from": request.get("from"), "seconds": request.get("seconds")}
+        )
         words = [sys.executable, "-ISE", beside("courier.py"), "now", run.path, beside("agent.py")]
         found = from_json(answer_of(words, asked, None) or b"null")
     reply.send({"state": run.state(), "delivered": found})

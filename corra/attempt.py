@@ -37,11 +37,22 @@ class Seen:
     was_over: bool = False
 
 
-def watch(launch: starting.Launch, watcher: Watcher, *, confirmed: bool, patience_s: float | None, pass_id: str) -> Seen:
+def watch(
+    launch: starting.Launch,
+    watcher: Watcher,
+    *,
+    confirmed: bool,
+    patience_s: float | None,
+    pass_id: str,
+) -> Seen:
     """Start or take hold of `launch` and return what it came to. Raises CorraError; StillRunning when somebody closed the follow."""
     run = launch.run
     kept = {"stdout": Kept(control.OUTPUT_KEPT), "stderr": Kept(control.OUTPUT_KEPT)}
-    follow = run.follow(reconnect_timeout_s=patience_s) if confirmed else launch.follow(reconnect_timeout_s=patience_s)
+    follow = (
+        run.follow(reconnect_timeout_s=patience_s)
+        if confirmed
+        else launch.follow(reconnect_timeout_s=patience_s)
+    )
     watcher.follows(follow)
     first: State | None = None
     try:
@@ -60,7 +71,11 @@ def watch(launch: starting.Launch, watcher: Watcher, *, confirmed: bool, patienc
     except NotFound:
         if not confirmed:
             raise
-        return Seen(State(run.id, "lost", reason="spool-gone", name=run.name, argv=launch.request.program.argv))
+        return Seen(
+            State(
+                run.id, "lost", reason="spool-gone", name=run.name, argv=launch.request.program.argv
+            )
+        )
     state = follow.state
     if state is None or not state.ended:
         raise StillRunning("you have left", host=str(run.host), prog_id=run.id, label=run.label)

@@ -39,7 +39,19 @@ class Event:
     facts: Mapping[str, Any]
 
     def to_line(self) -> str:
-        return json.dumps({"v": 1, "id": self.id, "at": self.at, "by": self.by, "what": self.what, **self.facts}) + "\n"
+        return (
+            json.dumps(
+                {
+                    "v": 1,
+                    "id": self.id,
+                    "at": self.at,
+                    "by": self.by,
+                    "what": self.what,
+                    **self.facts,
+                }
+            )
+            + "\n"
+        )
 
 
 def events(text: str) -> Iterable[Event]:
@@ -47,8 +59,14 @@ def events(text: str) -> Iterable[Event]:
     for line in text.splitlines():
         try:
             value = json.loads(line)
-            facts = {name: each for name, each in value.items() if name not in ("v", "id", "at", "by", "what")}
-            yield Event(str(value["id"]), str(value["at"]), str(value["by"]), str(value["what"]), facts)
+            facts = {
+                name: each
+                for name, each in value.items()
+                if name not in ("v", "id", "at", "by", "what")
+            }
+            yield Event(
+                str(value["id"]), str(value["at"]), str(value["by"]), str(value["what"]), facts
+            )
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
 
@@ -118,7 +136,11 @@ class Part:
     @property
     def running(self) -> bool:
         """Whether it is open and its host, or a reboot's order, is known to have been reached."""
-        return self.open and self.current is not None and (self.current.confirmed or bool(self.current.old_boot))
+        return (
+            self.open
+            and self.current is not None
+            and (self.current.confirmed or bool(self.current.old_boot))
+        )
 
 
 class Book:
@@ -239,7 +261,9 @@ class Book:
     def _attempt(self, facts: Mapping[str, Any]) -> Attempt | None:
         part = self.parts.get((str(facts["step"]), str(facts["host"])))
         number = int(facts["attempt"])
-        return next((each for each in part.attempts if each.number == number), None) if part else None
+        return (
+            next((each for each in part.attempts if each.number == number), None) if part else None
+        )
 
 
 # What was run, and whether it is still the same
@@ -250,7 +274,8 @@ def program_facts(program: Program, stdin: bytes = b"") -> dict[str, Any]:
     facts = program.to_json()
     if "env" in facts:
         facts["env"] = {
-            name: None if value is None else _digest(value.encode(errors="surrogateescape")) for name, value in facts["env"].items()
+            name: None if value is None else _digest(value.encode(errors="surrogateescape"))
+            for name, value in facts["env"].items()
         }
     if stdin:
         facts["stdin"] = {"bytes": len(stdin), "sha256": _digest(stdin)}
@@ -270,7 +295,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple
             continue
         if name == "env":
             old, new = old or {}, new or {}
-            changed = [each for each in sorted({*old, *new}) if old.get(each, "") != new.get(each, "")]
+            changed = [
+                each for each in sorted({*old, *new}) if old.get(each, "") != new.get(each, "")
+            ]
             found += [(f"env {each}", _given(each, old), _given(each, new)) for each in changed]
         else:
             found.append((name, old, new))

@@ -48,10 +48,15 @@ class Chaperone(Agent):
         at = Host.parse(keeper)
         if at.is_local:
             super().__init__(Local(at))
-            self._far, self._python = OpenSSH(host, **how), [sys.executable, "-ISE", tether.__file__]
+            self._far, self._python = (
+                OpenSSH(host, **how),
+                [sys.executable, "-ISE", tether.__file__],
+            )
         else:
             # The password is for the sudo on the way from there on.
-            super().__init__(runner(at, **{name: value for name, value in how.items() if name != "password"}))
+            super().__init__(
+                runner(at, **{name: value for name, value in how.items() if name != "password"})
+            )
             self._far, self._python = (
                 Elsewhere(host, self._runner, **how),
                 [*shell(_THERE), Path(tether.__file__).read_text(encoding="utf-8")],
@@ -92,7 +97,11 @@ class Chaperone(Agent):
             whole["prog_id"] = self._meant(whole, timeout_s)
         link = super().stream(verb, whole, timeout_s=timeout_s, sending=sending)
         if verb == "list":
-            link.reply["runs"] = [self._told(run) for run in link.reply.get("runs", ()) if run.get("link") == self._link]
+            link.reply["runs"] = [
+                self._told(run)
+                for run in link.reply.get("runs", ())
+                if run.get("link") == self._link
+            ]
         if verb == "status":
             link.reply = self._told(link.reply)
         if verb == "stop":
@@ -111,17 +120,34 @@ class Chaperone(Agent):
         text = request["prog_id"]
         if text in self._mine:
             return str(text)
-        listed = self.call("list", {k: v for k, v in request.items() if k == "spool" and v}, timeout_s=timeout_s)
+        listed = self.call(
+            "list", {k: v for k, v in request.items() if k == "spool" and v}, timeout_s=timeout_s
+        )
         runs: list[dict[str, Any]] = listed["runs"]
         exact = [run for run in runs if run["prog_id"] == text]
         named = [run for run in runs if run.get("name") == text]
-        begun = [run for run in runs if len(text) >= 2 and ids.tail(run["prog_id"]).startswith(text)]
+        begun = [
+            run for run in runs if len(text) >= 2 and ids.tail(run["prog_id"]).startswith(text)
+        ]
         # The list is oldest first, and a name means the run that is open, else the newest.
         found = exact or sorted(named, key=lambda run: run["state"] not in FINAL)[-1:] or begun
         if not found:
-            raise Refused({"error": "not_found", "message": f"no run {text}", "count": len(runs), "user": listed.get("user")})
+            raise Refused(
+                {
+                    "error": "not_found",
+                    "message": f"no run {text}",
+                    "count": len(runs),
+                    "user": listed.get("user"),
+                }
+            )
         if len(found) > 1:
-            raise Refused({"error": "ambiguous", "message": f"{len(found)} runs begin with {text}", "runs": found})
+            raise Refused(
+                {
+                    "error": "ambiguous",
+                    "message": f"{len(found)} runs begin with {text}",
+                    "runs": found,
+                }
+            )
         self._mine.add(found[0]["prog_id"])
         return str(found[0]["prog_id"])
 
@@ -136,7 +162,10 @@ class Chaperone(Agent):
         sending: Callable[[], None] | None,
     ) -> Link:
         whole = self._carried(request)
-        where = {"prog_id": request["prog_id"], **({"spool": request["spool"]} if request.get("spool") else {})}
+        where = {
+            "prog_id": request["prog_id"],
+            **({"spool": request["spool"]} if request.get("spool") else {}),
+        }
         if not self._known(where, timeout_s):
             # A run that could not be started is a run all the same, and its id used up: a host that lets nobody in is found out before.
             self.probe()
@@ -152,7 +181,9 @@ class Chaperone(Agent):
         if verb == "start" or link.reply.get("state") == "not_started":
             return link
         link.close()
-        following = super().stream("follow", {k: v for k, v in request.items() if k not in _STARTING}, timeout_s=timeout_s)
+        following = super().stream(
+            "follow", {k: v for k, v in request.items() if k not in _STARTING}, timeout_s=timeout_s
+        )
         # What it has become meanwhile is told by the stream; to whoever started it, it was running.
         following.reply, following.placed = link.reply, 0
         return following
@@ -180,13 +211,19 @@ class Chaperone(Agent):
                     status, said = channel.exit_status(), channel.stderr()
                     if status == SSH_FAILED:
                         raise self._why(said.decode(errors="replace"))
-                    refusal = sudo.refusal(said.decode(errors="replace"), self.host, lambda: self._far.login)
-                    raise refusal or self._no_shell(first_line(said) or first_line(came) or "it said nothing")
+                    refusal = sudo.refusal(
+                        said.decode(errors="replace"), self.host, lambda: self._far.login
+                    )
+                    raise refusal or self._no_shell(
+                        first_line(said) or first_line(came) or "it said nothing"
+                    )
                 came += data
         except TimeoutError:
             raise self._no_shell(first_line(came) or "the login said nothing") from None
         except LinkLost as error:
-            raise Unreachable(f"link lost while logging in: {error}", host=self.host.name) from error
+            raise Unreachable(
+                f"link lost while logging in: {error}", host=self.host.name
+            ) from error
         finally:
             channel.close()
 
@@ -199,7 +236,9 @@ class Chaperone(Agent):
         state: Mapping[str, Any] = link.reply
         until = time.monotonic() + self._far.connect_timeout_s + _LOGIN_S
         try:
-            while state["state"] == "starting" and (data := link.read(max(0.0, until - time.monotonic()))):
+            while state["state"] == "starting" and (
+                data := link.read(max(0.0, until - time.monotonic()))
+            ):
                 for frame in parser.feed(data):
                     if isinstance(frame, Status):
                         state = frame.state
@@ -213,15 +252,24 @@ class Chaperone(Agent):
         refusal = sudo.refusal(said, self.host, lambda: self._far.login)
         error = refusal or self._far.failure(said)
         # Other transports can't know whether the host acted before the link broke. The carrier does: it has sent nothing.
-        return error if isinstance(error, CorraError) else Unreachable(str(error), host=self.host.name)
+        return (
+            error if isinstance(error, CorraError) else Unreachable(str(error), host=self.host.name)
+        )
 
     def _carried(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the request that the agent here gets. Raises Misuse for what the chaperone can't do."""
-        program, run, secrets = dict(request["program"]), dict(request.get("run") or {}), dict(request.get("secrets") or {})
+        program, run, secrets = (
+            dict(request["program"]),
+            dict(request.get("run") or {}),
+            dict(request.get("secrets") or {}),
+        )
         stdin = program.get("stdin")
         held = isinstance(stdin, Mapping) and "bytes" not in stdin
         for unable, why in (
-            (program.get("env_inherit", True) is not True, "env_inherit: the environment there is the login shell's"),
+            (
+                program.get("env_inherit", True) is not True,
+                "env_inherit: the environment there is the login shell's",
+            ),
             (program.get("pty"), "--pty: a terminal's ends can't be told apart from the status"),
             (program.get("limits"), "limits: they would hold for the ssh here"),
             (run.get("wait_children"), "wait_children: only the program itself is seen from here"),
@@ -232,17 +280,28 @@ class Chaperone(Agent):
         variables = {**(program.get("env") or {}), **(secrets.get("env") or {})}
         if strange := [name for name in variables if not _VARIABLE.fullmatch(name)]:
             raise Misuse(
-                f"the chaperone can't set {strange[0]!r}: a shell takes letters, digits and _ in a variable's name", host=self.host.name
+                f"the chaperone can't set {strange[0]!r}: a shell takes letters, digits and _ in a variable's name",
+                host=self.host.name,
             )
         password = {tether.PASSWORD: self._far.password} if self._far.password is not None else {}
         # The agent hands the program's own variables on by that prefix, secrets among them.
         env = {**(secrets.get("env") or {}), **password}
         ssh = self._far.argv(tether.FAR, *_SSH)
-        flags = ["--patience", f"{self._far.connect_timeout_s + _LOGIN_S:g}", "--before", _before(program)]
+        flags = [
+            "--patience",
+            f"{self._far.connect_timeout_s + _LOGIN_S:g}",
+            "--before",
+            _before(program),
+        ]
         flags += ["--merge"] if program.get("merge") else []
         program["host"] = self._link
         run["carrier"] = [*self._python, *flags, str(len(ssh)), *ssh]
-        return {**request, "program": program, "run": run, **({"secrets": {**secrets, "env": env}} if env else {})}
+        return {
+            **request,
+            "program": program,
+            "run": run,
+            **({"secrets": {**secrets, "env": env}} if env else {}),
+        }
 
 
 def _before(program: Mapping[str, Any]) -> str:

@@ -44,10 +44,17 @@ class Check:
     hint: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "verdict": self.verdict, "what": self.what, "hint": list(self.hint)}
+        return {
+            "name": self.name,
+            "verdict": self.verdict,
+            "what": self.what,
+            "hint": list(self.hint),
+        }
 
 
-def examine(target: Any, *, place: bool = False, spool: str | None = None, **reach: Any) -> list[Check]:
+def examine(
+    target: Any, *, place: bool = False, spool: str | None = None, **reach: Any
+) -> list[Check]:
     """Return the Checks of a host, as far as it can be reached; with `place` the agent is brought there too. Raises Misuse."""
     agent = agent_to_ask(target, **reach)
     there = {"spool": spool} if spool else {}
@@ -61,7 +68,11 @@ def examine(target: Any, *, place: bool = False, spool: str | None = None, **rea
         return _stopped(agent, refusal)
     except (CorraError, ConnectionError, TimeoutError) as error:
         return _stopped(agent, error)
-    kept = [Check("chaperone", OK, "lets us in; the rest is this machine, which keeps runs")] if isinstance(agent, Chaperone) else []
+    kept = (
+        [Check("chaperone", OK, "lets us in; the rest is this machine, which keeps runs")]
+        if isinstance(agent, Chaperone)
+        else []
+    )
     found = [*_way(agent), *kept, *judge(link.reply, heard)]
     return [*found, _placed(agent, there)] if place else found
 
@@ -73,14 +84,32 @@ def _way(agent: Agent) -> list[Check]:
     if not isinstance(runner, (Fabric, OpenSSH)):
         return [Check("ssh", OK, "not needed: this is the machine itself"), *sudo]
     known = runner.settings
-    way = f" by way of {known.proxy_jump}" if known.proxy_jump else " by a ProxyCommand" if known.proxy_command else ""
+    way = (
+        f" by way of {known.proxy_jump}"
+        if known.proxy_jump
+        else " by a ProxyCommand"
+        if known.proxy_command
+        else ""
+    )
     lines = [] if known.proxy_jump or known.proxy_command else hostkeys.lines_about(known)
-    key = Check("host key", OK, f"as in {_short(lines[0].file)} line {lines[0].line}" if lines else "accepted")
+    key = Check(
+        "host key",
+        OK,
+        f"as in {_short(lines[0].file)} line {lines[0].line}" if lines else "accepted",
+    )
     if known.strict == "no":
         key = Check(
-            "host key", NOTE, "unchecked where it is new: StrictHostKeyChecking no", ["accept-new is as easy, and refuses a changed one"]
+            "host key",
+            NOTE,
+            "unchecked where it is new: StrictHostKeyChecking no",
+            ["accept-new is as easy, and refuses a changed one"],
         )
-    return [Check("ssh", OK, f"{known.hostname} port {known.port}{way}"), key, Check("login", OK, f"as {runner.login}"), *sudo]
+    return [
+        Check("ssh", OK, f"{known.hostname} port {known.port}{way}"),
+        key,
+        Check("login", OK, f"as {runner.login}"),
+        *sudo,
+    ]
 
 
 def _short(path: str) -> str:
@@ -105,7 +134,11 @@ def _stopped(agent: Agent, error: Exception) -> list[Check]:
         at = "ssh"
     before = [check.name for check in way]
     passed = way[: before.index(at)] if at in before else [] if at == "ssh" else way
-    why, hint = (error.why, error.hint) if isinstance(error, CorraError) else (str(error) or "no answer", ())
+    why, hint = (
+        (error.why, error.hint)
+        if isinstance(error, CorraError)
+        else (str(error) or "no answer", ())
+    )
     return [*passed, Check(at, PROBLEM, why, hint)]
 
 
@@ -118,7 +151,13 @@ def _placed(agent: Agent, there: Mapping[str, Any]) -> Check:
     except (CorraError, ConnectionError, TimeoutError) as error:
         return Check("placed", PROBLEM, error.why if isinstance(error, CorraError) else str(error))
     link.close()
-    return Check("placed", OK, f"agent {VERSION}, {size(link.placed)}" if link.placed else f"agent {VERSION} had come before")
+    return Check(
+        "placed",
+        OK,
+        f"agent {VERSION}, {size(link.placed)}"
+        if link.placed
+        else f"agent {VERSION} had come before",
+    )
 
 
 def judge(facts: Mapping[str, Any], heard: float) -> list[Check]:
@@ -141,7 +180,12 @@ def _cache(places: Sequence[Mapping[str, Any]]) -> Check:
     if usable:
         return Check("agent", OK, f"will come with the first run, to {usable['dir']}")
     tried = [f"{each['dir']}: {each['problem'] or 'disk full'}" for each in places]
-    return Check("agent", PROBLEM, "no directory can hold it", [*tried, "free 1 MB there, or make one of them yours and writable"])
+    return Check(
+        "agent",
+        PROBLEM,
+        "no directory can hold it",
+        [*tried, "free 1 MB there, or make one of them yours and writable"],
+    )
 
 
 def _has_room(place: Mapping[str, Any]) -> bool:
@@ -152,29 +196,63 @@ def _spool(places: Sequence[Mapping[str, Any]]) -> list[Check]:
     usable = next((each for each in places if not each["problem"]), None)
     if usable is None:
         tried = [f"{each['dir']}: {each['problem']}" for each in places]
-        return [Check("spool", PROBLEM, "no directory can hold a run's output", [*tried, "--spool DIR names another one"])]
+        return [
+            Check(
+                "spool",
+                PROBLEM,
+                "no directory can hold a run's output",
+                [*tried, "--spool DIR names another one"],
+            )
+        ]
     passed_over = [f"{each['dir']}: {each['problem']}" for each in places[: places.index(usable)]]
-    spool = Check("spool", NOTE if passed_over else OK, usable["dir"], [f"not {each}" for each in passed_over])
+    spool = Check(
+        "spool", NOTE if passed_over else OK, usable["dir"], [f"not {each}" for each in passed_over]
+    )
     free, floor = usable["free"], usable["floor"]
     if free <= floor:
         what = f"{size(free)} free, and the last {size(floor)} are left to others"
-        return [spool, Check("disk", PROBLEM, what, [f"programs are held back: {typed()} gc, free some, or --spool DIR"])]
+        return [
+            spool,
+            Check(
+                "disk",
+                PROBLEM,
+                what,
+                [f"programs are held back: {typed()} gc, free some, or --spool DIR"],
+            ),
+        ]
     if usable["inodes"] is not None and usable["inodes"] < INODES:
         return [
             spool,
-            Check("disk", PROBLEM, f"{usable['inodes']} files more, then it is full", ["a run takes 12; remove some, or --spool DIR"]),
+            Check(
+                "disk",
+                PROBLEM,
+                f"{usable['inodes']} files more, then it is full",
+                ["a run takes 12; remove some, or --spool DIR"],
+            ),
         ]
     low = free < 2 * floor
-    hint = [f"below {size(floor)} programs are held back: {typed()} gc, or free some"] if low else []
-    return [spool, Check("disk", NOTE if low else OK, f"{size(free)} free of {size(usable['size'])}", hint)]
+    hint = (
+        [f"below {size(floor)} programs are held back: {typed()} gc, or free some"] if low else []
+    )
+    return [
+        spool,
+        Check("disk", NOTE if low else OK, f"{size(free)} free of {size(usable['size'])}", hint),
+    ]
 
 
 def _logout(facts: Mapping[str, Any]) -> Check:
     if not facts["ends"]:
-        return Check("logout", OK, "ends nothing: each run gets a scope of its own" if facts["scope"] else "ends nothing")
+        return Check(
+            "logout",
+            OK,
+            "ends nothing: each run gets a scope of its own" if facts["scope"] else "ends nothing",
+        )
     user = facts.get("user") or "USER"
     return Check(
-        "logout", PROBLEM, f"logind ends programs, linger is off for {user}", [f"once, as root there:  loginctl enable-linger {user}"]
+        "logout",
+        PROBLEM,
+        f"logind ends programs, linger is off for {user}",
+        [f"once, as root there:  loginctl enable-linger {user}"],
     )
 
 
@@ -183,7 +261,10 @@ def _clock(ahead_s: float) -> Check:
         return Check("clock", OK, "as here")
     way = "ahead of" if ahead_s > 0 else "behind"
     return Check(
-        "clock", NOTE, f"{duration(abs(ahead_s))} {way} ours", ["durations stay right, times of day and --since don't: timedatectl there"]
+        "clock",
+        NOTE,
+        f"{duration(abs(ahead_s))} {way} ours",
+        ["durations stay right, times of day and --since don't: timedatectl there"],
     )
 
 
@@ -192,22 +273,44 @@ def _limits(facts: Mapping[str, Any]) -> list[Check]:
     for each in facts["processes"]:
         if each["most"] - each["now"] < PROCESSES:
             what = f"{each['now']} of {each['most']} processes ({each['of']})"
-            found.append(Check("limits", PROBLEM, what, ["a run needs four besides what it starts: raise it, or end some"]))
+            found.append(
+                Check(
+                    "limits",
+                    PROBLEM,
+                    what,
+                    ["a run needs four besides what it starts: raise it, or end some"],
+                )
+            )
     if facts["file_size"] is not None:
         what = f"files of at most {size(facts['file_size'])} (ulimit -f)"
-        found.append(Check("limits", PROBLEM, what, ["output beyond that has no room: raise it in limits.conf"]))
+        found.append(
+            Check(
+                "limits", PROBLEM, what, ["output beyond that has no room: raise it in limits.conf"]
+            )
+        )
     if facts["files"] is not None and facts["files"] < FILES:
-        found.append(Check("limits", PROBLEM, f"{facts['files']} open files (ulimit -n)", [f"at least {FILES} are needed"]))
+        found.append(
+            Check(
+                "limits",
+                PROBLEM,
+                f"{facts['files']} open files (ulimit -n)",
+                [f"at least {FILES} are needed"],
+            )
+        )
     if found:
         return found
-    counts = ", ".join(f"{each['now']} of {each['most']} processes" for each in facts["processes"][:1])
+    counts = ", ".join(
+        f"{each['now']} of {each['most']} processes" for each in facts["processes"][:1]
+    )
     return [Check("limits", OK, counts or "none that matter")]
 
 
 def lines(host: str, checks: Sequence[Check], *, bad_only: bool = False) -> list[str]:
     """Return the screen of one host: a line for each Check, and below it what to do."""
     problems = sum(check.verdict == PROBLEM for check in checks)
-    shown = [f"{host}: {'ready' if not problems else f'NOT READY: {problems} problem' + 's' * (problems > 1)}"]
+    shown = [
+        f"{host}: {'ready' if not problems else f'NOT READY: {problems} problem' + 's' * (problems > 1)}"
+    ]
     for check in checks:
         if not bad_only or check.verdict == PROBLEM:
             shown.append(f"  {check.verdict:<8} {check.name:<9} {check.what}")

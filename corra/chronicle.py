@@ -59,7 +59,9 @@ def tries(book: Book) -> Iterator[tuple[int, Part, Attempt | None]]:
             yield number, book.part(step, HERE), None
 
 
-def screen(name: str, key: str, book: Book, now: datetime, where: str, width: int | None) -> list[str]:
+def screen(
+    name: str, key: str, book: Book, now: datetime, where: str, width: int | None
+) -> list[str]:
     """Return the lines that `inv book NAME KEY` shows."""
     if book.begun is None:
         return [render.visible(f"{name} {key}: nothing in it yet")]
@@ -71,10 +73,19 @@ def screen(name: str, key: str, book: Book, now: datetime, where: str, width: in
         ("params", params),
         ("last", f"{_when(last)} by {last.by}: {last.what}"),
     ]
-    lines = [render.visible(f"{name} {key}: " + (f"done {_when(book.done)}" if book.done else f"{why[2:] or state(book)}"))]
+    lines = [
+        render.visible(
+            f"{name} {key}: "
+            + (f"done {_when(book.done)}" if book.done else f"{why[2:] or state(book)}")
+        )
+    ]
     lines += [f"  {label:<9}{render.visible(text)}" for label, text in facts if text]
     rows = [_row(number, part, attempt, now) for number, part, attempt in tries(book)]
-    notes = [f"  {render.moment(each.at, now)}  {each.by}: {render.visible(_told(each))}" for each in book.events if _told(each)]
+    notes = [
+        f"  {render.moment(each.at, now)}  {each.by}: {render.visible(_told(each))}"
+        for each in book.events
+        if _told(each)
+    ]
     return [*lines, *(render.table(rows, width, HEAD) if rows else []), *notes]
 
 
@@ -101,7 +112,11 @@ def _took(attempt: Attempt | None) -> str:
         return "-"
     if attempt.reboot is not None:
         return duration(float(attempt.reboot.get("down_s", 0)))
-    return duration(attempt.state.elapsed) if attempt.state is not None and attempt.state.elapsed is not None else "-"
+    return (
+        duration(attempt.state.elapsed)
+        if attempt.state is not None and attempt.state.elapsed is not None
+        else "-"
+    )
 
 
 def _command(part: Part, attempt: Attempt | None) -> str:
@@ -117,7 +132,10 @@ def _command(part: Part, attempt: Attempt | None) -> str:
 def _arguments(args: Any) -> str:
     if args is None:  # they weren't JSON
         return ".."
-    return ", ".join([json.dumps(each) for each in args[0]] + [f"{name}={json.dumps(each)}" for name, each in args[1].items()])
+    return ", ".join(
+        [json.dumps(each) for each in args[0]]
+        + [f"{name}={json.dumps(each)}" for name, each in args[1].items()]
+    )
 
 
 def _when(event: Event) -> str:
@@ -155,7 +173,9 @@ def markdown(name: str, key: str, book: Book) -> list[str]:
     ]
     for number, part, attempt in tries(book):
         event = part.value or part.skipped
-        at, by = (attempt.at, attempt.by) if attempt else (event.at, event.by) if event else ("", "")
+        at, by = (
+            (attempt.at, attempt.by) if attempt else (event.at, event.by) if event else ("", "")
+        )
         cells = [
             str(number),
             part.step,
@@ -169,7 +189,9 @@ def markdown(name: str, key: str, book: Book) -> list[str]:
             attempt.prog_id if attempt else "",
         ]
         lines.append("| " + " | ".join(map(_md, cells)) + " |")
-    told = [f"- {each.at} {_md(each.by)}: {_md(_told(each))}" for each in book.events if _told(each)]
+    told = [
+        f"- {each.at} {_md(each.by)}: {_md(_told(each))}" for each in book.events if _told(each)
+    ]
     return [*lines, "", "## What was said", "", *told] if told else lines
 
 
@@ -199,7 +221,10 @@ def as_json(name: str, key: str, book: Book, where: str) -> dict[str, Any]:
         "by": book.begun.by if book.begun else None,
         "done": book.done.at if book.done else None,
         "steps": steps,
-        "events": [{"at": e.at, "by": e.by, "what": e.what, **_without_output(e.facts)} for e in book.events],
+        "events": [
+            {"at": e.at, "by": e.by, "what": e.what, **_without_output(e.facts)}
+            for e in book.events
+        ],
     }
 
 
@@ -207,7 +232,9 @@ def _here_json(part: Part) -> dict[str, Any]:
     """Return what is told of a part without a run: a call, a yes, or that it was left out."""
     event = part.value or part.skipped
     facts = part.value.facts if part.value is not None else {}
-    told = {name: facts[name] for name in ("function", "args", "question", "result") if name in facts}
+    told = {
+        name: facts[name] for name in ("function", "args", "question", "result") if name in facts
+    }
     return {"ended": event.at if event else None, "by": event.by if event else None, **told}
 
 
@@ -228,4 +255,6 @@ def _attempt_json(attempt: Attempt) -> dict[str, Any]:
 
 
 def _without_output(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: each for name, each in facts.items() if name not in ("stdout", "stderr", "truncated")}
+    return {
+        name: each for name, each in facts.items() if name not in ("stdout", "stderr", "truncated")
+    }

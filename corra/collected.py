@@ -59,7 +59,9 @@ class Collector:
             raise Misuse(
                 f"no collector {name!r} in the configuration (there: {others})",
                 fate="NOT DONE",
-                hint=[f"in ~/.invoke.yaml:  corra: {{collectors: {{{name}: {{url: https://HOST:8050, token_file: FILE}}}}}}"],
+                hint=[
+                    f"in ~/.invoke.yaml:  corra: {{collectors: {{{name}: {{url: https://HOST:8050, token_file: FILE}}}}}}"
+                ],
             )
         told = {"url": name} if known is None else dict(known)
         token = told.get("token") or os.environ.get("CORRA_COLLECTOR_TOKEN")
@@ -69,7 +71,9 @@ class Collector:
         parts = urlsplit(str(told.get("url") or ""))
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Misuse(f"collector {name}: not a URL: {told.get('url')!r}", fate="NOT DONE")
-        return cls(name, str(told["url"]).rstrip("/"), token, None if ca is None else _read(str(ca)))
+        return cls(
+            name, str(told["url"]).rstrip("/"), token, None if ca is None else _read(str(ca))
+        )
 
     @property
     def is_private(self) -> bool:
@@ -79,7 +83,13 @@ class Collector:
 
     def callback(self, prog_id: str, token: str) -> dict[str, Any]:
         """Return the callback that has a run report here."""
-        found = {"url": f"{self.url}/api/v1/agent/{prog_id}", "method": "POST", "token": token, "ca": self.ca, "state": True}
+        found = {
+            "url": f"{self.url}/api/v1/agent/{prog_id}",
+            "method": "POST",
+            "token": token,
+            "ca": self.ca,
+            "state": True,
+        }
         return {key: value for key, value in found.items() if value is not None}
 
     # -- Asking
@@ -95,19 +105,33 @@ class Collector:
             connection.close()
 
     def open(
-        self, path: str, query: Mapping[str, Any] | None = None, body: Any = None, headers: Mapping[str, str] | None = None
+        self,
+        path: str,
+        query: Mapping[str, Any] | None = None,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         """Return an answer that is still to be read, and its connection. No redirect is followed. Raises CorraError."""
         if not self.is_private:
-            raise Misuse(f"{self.url} is http: tokens would travel in the clear", fate="NOT DONE", hint=["use an https URL"])
+            raise Misuse(
+                f"{self.url} is http: tokens would travel in the clear",
+                fate="NOT DONE",
+                hint=["use an https URL"],
+            )
         parts = urlsplit(self.url)
         connection: http.client.HTTPConnection
         if parts.scheme == "https":
             context = ssl.create_default_context(cadata=self.ca)
-            connection = http.client.HTTPSConnection(parts.netloc, timeout=ANSWER_S, context=context)
+            connection = http.client.HTTPSConnection(
+                parts.netloc, timeout=ANSWER_S, context=context
+            )
         else:
             connection = http.client.HTTPConnection(parts.netloc, timeout=ANSWER_S)
-        sent = {**({"Authorization": f"Bearer {self.token}"} if self.token else {}), "User-Agent": "corra", **(headers or {})}
+        sent = {
+            **({"Authorization": f"Bearer {self.token}"} if self.token else {}),
+            "User-Agent": "corra",
+            **(headers or {}),
+        }
         text = f"{parts.path}/api/v1{path}" + (f"?{urlencode(query)}" if query else "")
         try:
             data = None if body is None else json.dumps(body).encode()
@@ -123,8 +147,17 @@ class Collector:
         raise self._refused(answer.status, said)
 
     def unreachable(self, error: BaseException) -> CorraError:
-        why = getattr(error, "verify_message", None) or getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return Unreachable(f"no answer from {urlsplit(self.url).netloc}: {why}", host=f"collector {self.name}", fate="NOT DONE")
+        why = (
+            getattr(error, "verify_message", None)
+            or getattr(error, "strerror", None)
+            or str(error)
+            or type(error).__name__
+        )
+        return Unreachable(
+            f"no answer from {urlsplit(self.url).netloc}: {why}",
+            host=f"collector {self.name}",
+            fate="NOT DONE",
+        )
 
     def _refused(self, status: int, said: bytes) -> CorraError:
         try:
@@ -134,8 +167,16 @@ class Collector:
             message = f"answered {status}"
         facts: dict[str, Any] = {"host": f"collector {self.name}", "fate": "NOT DONE"}
         if status in (401, 403):
-            return Auth(message, hint=["its token: corra.collectors in ~/.invoke.yaml, or $CORRA_COLLECTOR_TOKEN"], **facts)
-        return NotFound(message, **{**facts, "fate": "NOT FOUND"}) if status == 404 else CorraError(message, **facts)
+            return Auth(
+                message,
+                hint=["its token: corra.collectors in ~/.invoke.yaml, or $CORRA_COLLECTOR_TOKEN"],
+                **facts,
+            )
+        return (
+            NotFound(message, **{**facts, "fate": "NOT FOUND"})
+            if status == 404
+            else CorraError(message, **facts)
+        )
 
     # -- Runs
 
@@ -148,28 +189,48 @@ class Collector:
             "target": str(host),
             "user": host.user,
             "origin": dict(request.origin),
-            "argv": [word.encode("utf-8", "backslashreplace").decode() for word in request.program.argv],
+            "argv": [
+                word.encode("utf-8", "backslashreplace").decode() for word in request.program.argv
+            ],
         }
         try:
             token = self._token(about)
         except CorraError as error:
             error.fate = "NOT STARTED"
-            error.hint = (*error.hint, "nothing was started; without a collector:  leave --collector out")
+            error.hint = (
+                *error.hint,
+                "nothing was started; without a collector:  leave --collector out",
+            )
             raise
         callback = self.callback(request.prog_id, token)
-        return launch._replace(request=replace(request, callback=callback, courier=courier_source()))
+        return launch._replace(
+            request=replace(request, callback=callback, courier=courier_source())
+        )
 
     def admit(self, state: State, host: str) -> str:
         """Make a run known that has been started already, and return a token for it."""
-        about = {"prog_id": state.prog_id, "name": state.name, "target": host, "user": state.user, "origin": state.origin}
+        about = {
+            "prog_id": state.prog_id,
+            "name": state.name,
+            "target": host,
+            "user": state.user,
+            "origin": state.origin,
+        }
         return self._token({**about, "argv": list(state.argv)})
 
     def _token(self, about: Mapping[str, Any]) -> str:
-        return str(self.ask("/runs", body={key: value for key, value in about.items() if value is not None})["token"])
+        return str(
+            self.ask(
+                "/runs", body={key: value for key, value in about.items() if value is not None}
+            )["token"]
+        )
 
     def runs(self, **wanted: Any) -> list[State]:
         """Return the runs it has that are as `wanted`, the newest first; `limit`: so many at most."""
-        query = {"limit": PAGE_RUNS, **{key: value for key, value in wanted.items() if value is not None}}
+        query = {
+            "limit": PAGE_RUNS,
+            **{key: value for key, value in wanted.items() if value is not None},
+        }
         found: list[State] = []
         while True:
             page = self.ask("/runs", query)
@@ -228,10 +289,20 @@ class Collected:
             connection.close()
 
     def kill(self, **_: Any) -> Any:
-        raise NotKilled("a collector only listens: kill it on its host", label=self.label, host=self.host, prog_id=self.id)
+        raise NotKilled(
+            "a collector only listens: kill it on its host",
+            label=self.label,
+            host=self.host,
+            prog_id=self.id,
+        )
 
     def follow(
-        self, *, tail: int | None = None, live: bool = True, timeout_s: float | None = None, streams: list[str] | None = None
+        self,
+        *,
+        tail: int | None = None,
+        live: bool = True,
+        timeout_s: float | None = None,
+        streams: list[str] | None = None,
     ) -> Stream:
         """Return its events; `tail`: from the last lines on."""
         return Stream(self, tail=tail, live=live, timeout_s=timeout_s, streams=streams)
@@ -244,7 +315,15 @@ class Stream:
     starting = False
     sent = confirmed = True
 
-    def __init__(self, run: Collected, *, tail: int | None, live: bool, timeout_s: float | None, streams: list[str] | None) -> None:
+    def __init__(
+        self,
+        run: Collected,
+        *,
+        tail: int | None,
+        live: bool,
+        timeout_s: float | None,
+        streams: list[str] | None,
+    ) -> None:
         self.run, self._tail, self._live, self._streams = run, tail, live, streams
         # Not `local`, whatever the host's name is: nothing was placed anywhere.
         self.host = Host(run.host) if _is_host(run.host) else Host("host")
@@ -272,7 +351,12 @@ class Stream:
                 connection.sock.shutdown(socket.SHUT_RDWR)
 
     def signal(self, name: str) -> None:
-        raise NotKilled("a collector only listens: signal it on its host", label=self.run.label, host=self.run.host, prog_id=self.run.id)
+        raise NotKilled(
+            "a collector only listens: signal it on its host",
+            label=self.run.label,
+            host=self.run.host,
+            prog_id=self.run.id,
+        )
 
     def __iter__(self) -> Iterator[Event]:
         lost_at, tries, why, reached = 0.0, 0, "", False
@@ -302,7 +386,8 @@ class Stream:
             tries += 1
             yield LinkDown(time.monotonic() - lost_at, why, tries)
             # Half of it by chance: whoever watched a server that comes back must not knock in the same moment.
-            pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(tries - 1, 10)) * (0.5 + random.random() / 2)  # noqa: S311
+            longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(tries - 1, 10))
+            pause = longest * (0.5 + random.random() / 2)  # noqa: S311
             self._closed.wait(pause)
 
     def _open(self) -> http.client.HTTPResponse:
@@ -312,7 +397,9 @@ class Stream:
             headers["Last-Event-ID"] = self._event_id
         elif self._tail is not None:
             query["tail"] = self._tail
-        self._connection, answer = self.run.collector.open(f"/runs/{quote(self.run.id)}/events", query, headers=headers)
+        self._connection, answer = self.run.collector.open(
+            f"/runs/{quote(self.run.id)}/events", query, headers=headers
+        )
         if self._connection.sock is not None:
             self._connection.sock.settimeout(SILENT_S)
         return answer
@@ -339,9 +426,16 @@ class Stream:
             if kind == "gap":
                 frame = Gap(name, int(data["from"]), int(data["to"]))
             else:
-                frame = Output(name, int(data["offset"]), base64.b64decode(data["data"]), int(data.get("time_ns") or 0))
+                frame = Output(
+                    name,
+                    int(data["offset"]),
+                    base64.b64decode(data["data"]),
+                    int(data.get("time_ns") or 0),
+                )
             if self._event_id is None and self._tail is not None:
-                self._cursor.offsets.setdefault(name, frame.offset if isinstance(frame, Output) else frame.start)
+                self._cursor.offsets.setdefault(
+                    name, frame.offset if isinstance(frame, Output) else frame.start
+                )
             if self._streams is None or name in self._streams:
                 yield from self._cursor.take(frame)
         elif kind in ("state", "end"):
@@ -352,7 +446,10 @@ class Stream:
     def _over(self) -> None:
         if self._until is not None and time.monotonic() >= self._until:
             raise StillRunning(
-                f"not over after {duration(self._timeout_s or 0)}", label=self.run.label, host=self.run.host, prog_id=self.run.id
+                f"not over after {duration(self._timeout_s or 0)}",
+                label=self.run.label,
+                host=self.run.host,
+                prog_id=self.run.id,
             )
 
 

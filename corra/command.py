@@ -54,7 +54,12 @@ def build_program(argv: Sequence[str]) -> str:
     return " ".join([exec_, *map(shlex.quote, argv)])
 
 
-def build_command(command: str, host: Host | str | None = None, user: str | None = None, options: Options | None = None) -> list[str]:
+def build_command(
+    command: str,
+    host: Host | str | None = None,
+    user: str | None = None,
+    options: Options | None = None,
+) -> list[str]:
     """Return the argv that runs `command`, here, as `user` on `host`; None is this machine. Raises Misuse.
 
     `user` is who `--as` would name: whom sudo makes of us there, unless the mode says otherwise; `HERE,THERE` names two.
@@ -74,12 +79,20 @@ def build_command(command: str, host: Host | str | None = None, user: str | None
         case Mode.SUDO_THEN_SSH:
             return sudo(str(host.caller), by_ssh(host, portable(command), options), ask=here)
         case Mode.SUDO_THEN_SSH_THEN_SUDO:
-            return sudo(str(host.caller), by_ssh(host, behind_sudo(str(host.user), command, ask=there), options), ask=here)
+            return sudo(
+                str(host.caller),
+                by_ssh(host, behind_sudo(str(host.user), command, ask=there), options),
+                ask=here,
+            )
 
 
 def login_command(command: str, host: Host, *, password: bool = False) -> str:
     """Return what the login shell on `host` is given so that `command` runs there as `host.user`, or as who logs in."""
-    return portable(command) if host.user is None else behind_sudo(host.user, command, ask=ASK_THERE if password else "")
+    return (
+        portable(command)
+        if host.user is None
+        else behind_sudo(host.user, command, ask=ASK_THERE if password else "")
+    )
 
 
 def behind_sudo(user: str, command: str, *, ask: str = "") -> str:
@@ -133,7 +146,9 @@ def portable(command: str) -> str:
     if _ALIKE.fullmatch(command) and not _UNLIKE.search(command):
         return command if _WORDS.fullmatch(command) else f"exec {SHELL} -c {_quote(command)}"
     # Octal digits need no quoting anywhere. `$(...)` drops newlines at the end, which mean nothing to a shell.
-    encoded = "".join(chr(byte) if byte in _PLAIN else f"\\0{byte:03o}" for byte in os.fsencode(command))
+    encoded = "".join(
+        chr(byte) if byte in _PLAIN else f"\\0{byte:03o}" for byte in os.fsencode(command)
+    )
     return f"""exec {SHELL} -c 'eval "$(printf %b "$0")"' '{encoded}'"""
 
 

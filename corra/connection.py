@@ -73,7 +73,9 @@ class Fabric:
         self._jumps = jumps
         self._settings: Settings | None = None
         self._connecting = threading.Lock()
-        self._open: list[Connection] = [connection] if connection is not None and connection.is_connected else []
+        self._open: list[Connection] = (
+            [connection] if connection is not None and connection.is_connected else []
+        )
         self._gateway: Fabric | None = None
         self._asked: Question | None = None
         self._hasty = True
@@ -90,7 +92,10 @@ class Fabric:
         """What ssh_config means for this host."""
         with self._settling:
             if self._settings is None:
-                asked, self._asked = self._asked, None  # it answers once, and this may be the second try
+                asked, self._asked = (
+                    self._asked,
+                    None,
+                )  # it answers once, and this may be the second try
                 self._settings = (asked or Question(self.host, self._config_path)).answer()
             return self._settings
 
@@ -165,9 +170,13 @@ class Fabric:
             with self._connecting:
                 self._open.append(self._connect())
         try:
-            port: int = self._open[0].transport.request_port_forward("127.0.0.1", 0, lambda channel, *_: taken(channel))
+            port: int = self._open[0].transport.request_port_forward(
+                "127.0.0.1", 0, lambda channel, *_: taken(channel)
+            )
         except (SSHException, EOFError, OSError) as error:
-            raise self._unreachable("it forwards no port", str(error), "AllowTcpForwarding in its sshd_config") from error
+            raise self._unreachable(
+                "it forwards no port", str(error), "AllowTcpForwarding in its sshd_config"
+            ) from error
         return port
 
     def close(self) -> None:
@@ -190,13 +199,17 @@ class Fabric:
         pause_s = 0.1
         while True:
             try:
-                return self._attempt(dialling or _InThread(lambda: self._socket(deadline, limit)), deadline, limit)
+                return self._attempt(
+                    dialling or _InThread(lambda: self._socket(deadline, limit)), deadline, limit
+                )
             except _TurnedAwayError as error:
                 # sshd drops part of a burst before it says hello (MaxStartups 10:30:100), and takes who comes back a little later.
                 dialling = None
                 pause_s = min(2.0, pause_s * 2) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
                 if time.monotonic() + pause_s > deadline:
-                    raise self._unreachable(f"{self._where()} closed the connection before it began", error.said) from error
+                    raise self._unreachable(
+                        f"{self._where()} closed the connection before it began", error.said
+                    ) from error
                 time.sleep(pause_s)
 
     def _attempt(self, dialling: _InThread, deadline: float, limit: float) -> Connection:
@@ -214,7 +227,13 @@ class Fabric:
 
             def missing_host_key(policy, client: Any, hostname: str, key: Any) -> None:  # noqa: N805
                 offered.append(Key.of(key.get_name(), key.asbytes()))
-                hostkeys.check(offered[0], self.host, self.settings, accept_new=self._accept_new_key, config=self._config_path)
+                hostkeys.check(
+                    offered[0],
+                    self.host,
+                    self.settings,
+                    accept_new=self._accept_new_key,
+                    config=self._config_path,
+                )
 
         carrier = dialling.result(deadline)
         if carrier is None:
@@ -240,7 +259,9 @@ class Fabric:
             if isinstance(error, CorraError) or not isinstance(error, Exception):
                 raise
             late = time.monotonic() > deadline - 0.1
-            raise self._meaning(error, greeted=greeted, judged=bool(offered), late=late, limit=limit) from error
+            raise self._meaning(
+                error, greeted=greeted, judged=bool(offered), late=late, limit=limit
+            ) from error
         connection.transport.calm()
         return connection
 
@@ -265,13 +286,19 @@ class Fabric:
 
         transport = Transport(carrier, **kwargs)
         options = transport.get_security_options()
-        options.key_types = hostkeys.types_first(options.key_types, hostkeys.lines_about(self.settings))
+        options.key_types = hostkeys.types_first(
+            options.key_types, hostkeys.lines_about(self.settings)
+        )
         return transport
 
     def _socket(self, deadline: float, limit: float) -> Any:
         """Return what the bytes go through: a TCP connection, a ProxyCommand's pipes, or a channel of the host we jump from."""
         known = self.settings
-        gateway = self._given.gateway if self._given is not None else getattr(self._config, "gateway", None)
+        gateway = (
+            self._given.gateway
+            if self._given is not None
+            else getattr(self._config, "gateway", None)
+        )
         jump = self._jump if self._jump is not None else known.proxy_jump
         if self._given is not None and self._given.gateway is None:
             jump = None
@@ -281,13 +308,20 @@ class Fabric:
             return self._through(self._jump_from(jump, gateway), deadline)
         if known.proxy_command:
             return _proxy(known.proxy_command)
-        address, port = (self._given.host, int(self._given.port)) if self._given is not None else (known.hostname, known.port)
+        address, port = (
+            (self._given.host, int(self._given.port))
+            if self._given is not None
+            else (known.hostname, known.port)
+        )
         return self._dial(address, port, deadline, limit)
 
     def _jump_from(self, jump: str | None, gateway: Any) -> Fabric:
         if self._gateway is None:
             if self._jumps >= JUMPS_MAX:
-                raise NotStarted(f"ProxyJump goes through more than {JUMPS_MAX} hosts, or in a circle", host=self.host.name)
+                raise NotStarted(
+                    f"ProxyJump goes through more than {JUMPS_MAX} hosts, or in a circle",
+                    host=self.host.name,
+                )
             if jump:
                 *before, last = jump.split(",")
                 hop = Host.parse(last.strip().removeprefix("ssh://").rstrip("/"))
@@ -324,9 +358,13 @@ class Fabric:
             connection = self._open[0]
         left = max(1.0, deadline - time.monotonic())
         try:
-            return connection.transport.open_channel("direct-tcpip", (address, port), ("127.0.0.1", 0), timeout=left)
+            return connection.transport.open_channel(
+                "direct-tcpip", (address, port), ("127.0.0.1", 0), timeout=left
+            )
         except ChannelException as error:
-            raise self._unreachable(f"it can't reach {address} port {port}: {error.text}") from error
+            raise self._unreachable(
+                f"it can't reach {address} port {port}: {error.text}"
+            ) from error
         except (SSHException, EOFError, OSError) as error:
             raise self._unreachable(f"link lost: {error}") from error
 
@@ -334,11 +372,17 @@ class Fabric:
         """Return a TCP connection. The addresses share what time is left, so that a dead IPv6 leaves some to IPv4."""
         try:
             # As bytes: a str takes Python through its tables for other alphabets, which take 5 ms to load, also where there is nothing to do.
-            found = socket.getaddrinfo(name.encode() if name.isascii() else name, port, self.settings.address_family, socket.SOCK_STREAM)
+            found = socket.getaddrinfo(
+                name.encode() if name.isascii() else name,
+                port,
+                self.settings.address_family,
+                socket.SOCK_STREAM,
+            )
         except socket.gaierror as error:
             other = "" if name == self.host.name else f": {name}"
             raise self._unreachable(
-                f"host name not found{other}", hint=f"ssh_config has no Host {self.host.name}, and neither has DNS"
+                f"host name not found{other}",
+                hint=f"ssh_config has no Host {self.host.name}, and neither has DNS",
             ) from error
         failures: list[OSError] = []
         for n, (family, kind, protocol, _, address) in enumerate(found):
@@ -356,7 +400,9 @@ class Fabric:
             else:
                 return carrier
         # A refusal says more than a silence: somebody is there.
-        worst = next((each for each in failures if isinstance(each, ConnectionRefusedError)), failures[0])
+        worst = next(
+            (each for each in failures if isinstance(each, ConnectionRefusedError)), failures[0]
+        )
         where = f"{worst.filename} port {port}"
         if isinstance(worst, ConnectionRefusedError):
             raise self._unreachable(f"connection refused by {where}") from worst
@@ -364,7 +410,9 @@ class Fabric:
             raise self._unreachable(f"no answer from {where} in {limit:g} s") from worst
         raise self._unreachable(f"{where}: {worst.strerror or worst}") from worst
 
-    def _meaning(self, error: Exception, *, greeted: bool, judged: bool, late: bool, limit: float) -> Exception:
+    def _meaning(
+        self, error: Exception, *, greeted: bool, judged: bool, late: bool, limit: float
+    ) -> Exception:
         """Return what an error in the middle of the handshake says to a person."""
         from paramiko import SSHException
 
@@ -376,9 +424,12 @@ class Fabric:
         if not greeted:
             return _TurnedAwayError(text)
         if judged:
-            return self._unreachable(f"{self._where()} broke off the login: {first_line(text.encode())}")
+            return self._unreachable(
+                f"{self._where()} broke off the login: {first_line(text.encode())}"
+            )
         return self._unreachable(
-            f"no common ground with {self._where()}: {first_line(text.encode())}", hint="the ssh program may know more: --via openssh"
+            f"no common ground with {self._where()}: {first_line(text.encode())}",
+            hint="the ssh program may know more: --via openssh",
         )
 
     def _where(self) -> str:
@@ -442,7 +493,9 @@ class _InThread:
 
     def result(self, deadline: float | None = None) -> Any:
         """Return the call's value or raise its error; None when it is still busy a second after `deadline`."""
-        if not self._done.wait(None if deadline is None else max(0.0, deadline - time.monotonic()) + 1.0):
+        if not self._done.wait(
+            None if deadline is None else max(0.0, deadline - time.monotonic()) + 1.0
+        ):
             return None
         if self._error is not None:
             raise self._error

@@ -94,7 +94,11 @@ def named(
         entry = recall(id, verb)
         # A name is the host's to resolve: since we last looked it may have been given to another run.
         text = id if id is not None and id == entry.name else entry.prog_id
-        reach = {**reach, "via": reach.get("via") or entry.via, "as_user": reach.get("as_user") or entry.as_user}
+        reach = {
+            **reach,
+            "via": reach.get("via") or entry.via,
+            "as_user": reach.get("as_user") or entry.as_user,
+        }
         run = named(text, entry.host, spool=spool or entry.spool, **reach)
         run.begun = entry.begun
         return run
@@ -127,7 +131,9 @@ def recall(text: str | None, verb: str = "attach") -> history.Entry:
             "say where it runs:",
             label=text,
             fate="NOT FOUND in this machine's history",
-            hint=[one] if len(one := f"{say}       or look: {look}") <= WIDTH else [say, f"or look: {look}"],
+            hint=[one]
+            if len(one := f"{say}       or look: {look}") <= WIDTH
+            else [say, f"or look: {look}"],
         )
     return found[0]
 
@@ -135,9 +141,17 @@ def recall(text: str | None, verb: str = "attach") -> history.Entry:
 def _newest_of_mine(agent: Agent, spool: str | None) -> State:
     mine = me()
     runs = [State.from_json(each) for each in _ask(agent, "list", {}, spool=spool).get("runs", ())]
-    own = [state for state in runs if (state.origin or {}).get("user") == mine["user"] and (state.origin or {}).get("host") == mine["host"]]
+    own = [
+        state
+        for state in runs
+        if (state.origin or {}).get("user") == mine["user"]
+        and (state.origin or {}).get("host") == mine["host"]
+    ]
     if not own:
-        raise NotFound(f"none of the {len(runs)} runs there was started from here; say which", host=str(agent.host))
+        raise NotFound(
+            f"none of the {len(runs)} runs there was started from here; say which",
+            host=str(agent.host),
+        )
     return max(own, key=lambda state: (state.start_time or "", state.prog_id))
 
 
@@ -153,7 +167,11 @@ def ps(
     `hosts` is one target or several, or their set (`web[1-6],db1`); a State's `host` is the target's text, so that it can be typed.
     """
     targets = [hosts] if is_one(hosts) else list(hosts)
-    targets = [name for each in targets for name in (hostset.hosts(each) if isinstance(each, str) else [each])]
+    targets = [
+        name
+        for each in targets
+        for name in (hostset.hosts(each) if isinstance(each, str) else [each])
+    ]
     request = {} if match is None else {"match": match}
 
     def ask(target: Any) -> list[State | CorraError]:
@@ -162,7 +180,10 @@ def ps(
             answer = _ask(agent, "list", request, spool=spool)
             states = [State.from_json(each) for each in answer.get("runs", ())]
             # What this machine keeps for another host is that host's.
-            return [replace(state, host=(state.link or str(agent.host)).partition(" as ")[0]) for state in states]
+            return [
+                replace(state, host=(state.link or str(agent.host)).partition(" as ")[0])
+                for state in states
+            ]
         except CorraError as error:
             return [error]
 
@@ -182,7 +203,9 @@ class Freed(NamedTuple):
 
     @classmethod
     def told(cls, agent: Agent, answer: Mapping[str, Any]) -> Freed:
-        return cls(str(agent.host), tuple(answer["removed"]), tuple(answer["forgotten"]), answer["freed"])
+        return cls(
+            str(agent.host), tuple(answer["removed"]), tuple(answer["forgotten"]), answer["freed"]
+        )
 
 
 def gc(
@@ -201,7 +224,15 @@ def gc(
     """
     agent = agent_to_ask(host, **reach)
     told = {"older": in_seconds(older), "max_size": max_size, "dry": dry}
-    return Freed.told(agent, _ask(agent, "gc", {key: value for key, value in told.items() if value is not None}, spool=spool))
+    return Freed.told(
+        agent,
+        _ask(
+            agent,
+            "gc",
+            {key: value for key, value in told.items() if value is not None},
+            spool=spool,
+        ),
+    )
 
 
 class Run:
@@ -263,11 +294,15 @@ class Run:
             while left > 0:
                 data = link.read(DEAD_AFTER_S)
                 if not data:
-                    raise Unreachable("link lost", host=str(self.host), label=self.label, fate="NOT DONE")
+                    raise Unreachable(
+                        "link lost", host=str(self.host), label=self.label, fate="NOT DONE"
+                    )
                 parts.append(data)
                 left -= len(data)
         except (ConnectionError, TimeoutError) as error:
-            raise retold(_silent(error, self.host), verb="record", label=self.label, prog_id=self.id) from error
+            raise retold(
+                _silent(error, self.host), verb="record", label=self.label, prog_id=self.id
+            ) from error
         finally:
             link.close()
         return link.reply["record"], b"".join(parts)
@@ -283,9 +318,18 @@ class Run:
         try:
             return self.agent.visit(verb, request, timeout_s=ANSWER_S)
         except Refused as refusal:
-            raise refused(refusal.kind, refusal.facts, host=self.host, verb=verb, text=self.id, label=self.label) from refusal
+            raise refused(
+                refusal.kind,
+                refusal.facts,
+                host=self.host,
+                verb=verb,
+                text=self.id,
+                label=self.label,
+            ) from refusal
         except (ConnectionError, TimeoutError) as error:
-            raise retold(_silent(error, self.host), verb=verb, label=self.label, prog_id=self.id) from error
+            raise retold(
+                _silent(error, self.host), verb=verb, label=self.label, prog_id=self.id
+            ) from error
 
     def read(self, stream: str = "stdout", start: int = 0, end: int | None = None) -> bytes:
         """Return the bytes from `start` to `end` (default: all there are now) of a stream. A broken link is made again once.
@@ -297,8 +341,14 @@ class Run:
         tried = False
         while True:
             try:
-                with _Closing(self._stream("read", {"stream": stream, "start": at, "end": stop}, patient=tried)) as link:
-                    begin, until, length = (int(link.reply[name]) for name in ("start", "end", "length"))
+                with _Closing(
+                    self._stream(
+                        "read", {"stream": stream, "start": at, "end": stop}, patient=tried
+                    )
+                ) as link:
+                    begin, until, length = (
+                        int(link.reply[name]) for name in ("start", "end", "length")
+                    )
                     stop = min(length, length if stop is None else stop)
                     if begin > at:
                         parts.clear()
@@ -364,13 +414,24 @@ class Run:
             truncated = truncated or length > OUTPUT_KEPT or bool(facts.get("dropped"))
             data = self.read(stream, max(0, length - OUTPUT_KEPT), length) if length else b""
             texts["stderr" if stream == "stderr" else "stdout"] = data.decode("utf-8", "replace")
-        return _result(state, self.host, truncated=truncated, connection=self.connection, hide=("stdout", "stderr"), **texts)
+        return _result(
+            state,
+            self.host,
+            truncated=truncated,
+            connection=self.connection,
+            hide=("stdout", "stderr"),
+            **texts,
+        )
 
     def signal(self, name: str | int) -> State:
         """Send that one signal to the program, nothing after it, and return the State. Raises CorraError with fate NOT SENT."""
-        return self.heard(State.from_json(self._ask("signal", {"signal": signal_name(name), "by": by()})["state"]))
+        return self.heard(
+            State.from_json(self._ask("signal", {"signal": signal_name(name), "by": by()})["state"])
+        )
 
-    def send(self, data: bytes | str, *, eof: bool = False, timeout: float | str | None = None) -> None:
+    def send(
+        self, data: bytes | str, *, eof: bool = False, timeout: float | str | None = None
+    ) -> None:
         """Have the program read `data`, and with `eof` its end behind that; return when the host has it, which the program may read later.
 
         Raises NotSent where it has no stdin to send to, has ended or has closed it; some of the bytes may have been sent then, never any twice.
@@ -386,7 +447,9 @@ class Run:
         """End the program's stdin; on a terminal, type what means that there."""
         self.send(b"", eof=True)
 
-    def pass_on(self, feed: Feed, *, timeout_s: float | None = None, watch: Watch | None = None, **how: Any) -> None:
+    def pass_on(
+        self, feed: Feed, *, timeout_s: float | None = None, watch: Watch | None = None, **how: Any
+    ) -> None:
         """Send what `feed` is given, until it is finished and the host has all of it. `how`: the rest Follow takes. Raises NotSent."""
         follow = self.follow(streams=[], feed=feed, timeout_s=timeout_s, tick_s=LOOK_S, **how)
         why = "it has ended"
@@ -404,7 +467,11 @@ class Run:
         if feed.done:
             return
         if feed.refused:
-            why = "the program has closed its stdin" if feed.closed_there else "its stdin was ended before"
+            why = (
+                "the program has closed its stdin"
+                if feed.closed_there
+                else "its stdin was ended before"
+            )
         some = f"; {feed.taken} bytes of {feed.given} were sent" if feed.taken else ""
         raise NotSent(why + some, host=str(self.host), prog_id=self.id, label=self.label)
 
@@ -421,7 +488,11 @@ class Run:
         {state, how, processes, signal, grace}, before the grace begins. Raises NotKilled when the order could not be given or its end not
         be seen.
         """
-        request = {"signal": None if signal is None else signal_name(signal), "grace": in_seconds(grace), "by": by()}
+        request = {
+            "signal": None if signal is None else signal_name(signal),
+            "grace": in_seconds(grace),
+            "by": by(),
+        }
         for last in (False, True):
             try:
                 with _Closing(self._stream("stop", request, patient=last)) as link:
@@ -429,7 +500,9 @@ class Run:
                     if told is not None:
                         told(link.reply)
                         told = None
-                    return self._killed(_last_word(link, float(link.reply.get("grace") or 0.0) + STOP_MARGIN_S))
+                    return self._killed(
+                        _last_word(link, float(link.reply.get("grace") or 0.0) + STOP_MARGIN_S)
+                    )
             except (ConnectionError, TimeoutError) as error:
                 self._relink(error, "stop", last=last)
         raise AssertionError
@@ -438,24 +511,50 @@ class Run:
         """Remove its output, once it has ended; its record stays. See `gc`."""
         state = self.state()
         request = {"ids": [state.prog_id], "dry": dry}
-        return Freed.told(self.agent, _ask(self.agent, "gc", request, text=self.id, label=self.label, spool=self._spool))
+        return Freed.told(
+            self.agent,
+            _ask(self.agent, "gc", request, text=self.id, label=self.label, spool=self._spool),
+        )
 
     def deliver(
-        self, *, callback: Mapping[str, Any] | None = None, start: int | None = None, seconds: float = 60.0, route: str | None = None
+        self,
+        *,
+        callback: Mapping[str, Any] | None = None,
+        start: int | None = None,
+        seconds: float = 60.0,
+        route: str | None = None,
     ) -> Mapping[str, Any]:
         """Have its output and end sent to its collector once more, or to the one of `callback`; return {state, delivered}.
 
         `start`: from this byte of each stream. `route`: where its courier is to connect to from now on. `seconds=0` sends nothing.
         """
-        request = {"callback": dict(callback) if callback else None, "from": start, "seconds": seconds, "route": route}
-        sent = {**{key: value for key, value in request.items() if value is not None}, "prog_id": self.id, "courier": courier_source()}
+        request = {
+            "callback": dict(callback) if callback else None,
+            "from": start,
+            "seconds": seconds,
+            "route": route,
+        }
+        sent = {
+            **{key: value for key, value in request.items() if value is not None},
+            "prog_id": self.id,
+            "courier": courier_source(),
+        }
         try:
             whole = {**sent, **({"spool": self._spool} if self._spool else {})}
             return self.agent.call("deliver", whole, timeout_s=seconds + STOP_MARGIN_S)
         except Refused as refusal:
-            raise refused(refusal.kind, refusal.facts, host=self.host, verb="deliver", text=self.id, label=self.label) from refusal
+            raise refused(
+                refusal.kind,
+                refusal.facts,
+                host=self.host,
+                verb="deliver",
+                text=self.id,
+                label=self.label,
+            ) from refusal
         except (ConnectionError, TimeoutError) as error:
-            raise retold(_silent(error, self.host), verb="deliver", label=self.label, prog_id=self.id) from error
+            raise retold(
+                _silent(error, self.host), verb="deliver", label=self.label, prog_id=self.id
+            ) from error
 
     def _killed(self, answer: Mapping[str, Any]) -> Killed:
         state = self.heard(State.from_json(answer["state"]))
@@ -477,14 +576,32 @@ class Run:
             self.heard(state)
 
     def _ask(self, verb: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        return _ask(self.agent, verb, {"prog_id": self.id, **(request or {})}, text=self.id, label=self.label, spool=self._spool)
+        return _ask(
+            self.agent,
+            verb,
+            {"prog_id": self.id, **(request or {})},
+            text=self.id,
+            label=self.label,
+            spool=self._spool,
+        )
 
     def _stream(self, verb: str, request: Mapping[str, Any], *, patient: bool) -> Link:
         whole = {"prog_id": self.id, "spool": self._spool, **request}
         try:
-            return self.agent.stream(verb, {k: v for k, v in whole.items() if v is not None}, timeout_s=_patience_s(patient))
+            return self.agent.stream(
+                verb,
+                {k: v for k, v in whole.items() if v is not None},
+                timeout_s=_patience_s(patient),
+            )
         except Refused as refusal:
-            raise refused(refusal.kind, refusal.facts, host=self.host, verb=verb, text=self.id, label=self.label) from refusal
+            raise refused(
+                refusal.kind,
+                refusal.facts,
+                host=self.host,
+                verb=verb,
+                text=self.id,
+                label=self.label,
+            ) from refusal
         except CorraError as error:
             raise retold(error, verb=verb, label=self.label, prog_id=self.id) from error
 
@@ -493,7 +610,9 @@ class Run:
         self.agent.close()
         if last:
             kind = NotKilled if verb == "stop" else Unreachable
-            raise retold(_silent(error, self.host, kind), verb=verb, label=self.label, prog_id=self.id) from error
+            raise retold(
+                _silent(error, self.host, kind), verb=verb, label=self.label, prog_id=self.id
+            ) from error
 
 
 def _result(state: State, host: Host, **facts: Any) -> Result:
@@ -535,12 +654,22 @@ def _last_word(link: Link, timeout_s: float) -> Mapping[str, Any]:
 
 
 def _silent(error: Exception, host: Host, kind: type[CorraError] = Unreachable) -> CorraError:
-    why = f"no answer in {duration(ANSWER_S)}" if isinstance(error, TimeoutError) else str(error) or "link lost"
+    why = (
+        f"no answer in {duration(ANSWER_S)}"
+        if isinstance(error, TimeoutError)
+        else str(error) or "link lost"
+    )
     return kind(why, host=str(host))
 
 
 def _ask(
-    agent: Agent, verb: str, request: Mapping[str, Any], *, text: str = "", label: str = "", spool: str | None = None
+    agent: Agent,
+    verb: str,
+    request: Mapping[str, Any],
+    *,
+    text: str = "",
+    label: str = "",
+    spool: str | None = None,
 ) -> dict[str, Any]:
     """Return the host's answer. A call that goes silent is made once more, over a new link; a signal isn't, as it could arrive twice."""
     whole = {**request, **({"spool": spool} if spool else {})}
@@ -548,9 +677,13 @@ def _ask(
         try:
             return agent.call(verb, whole, timeout_s=_patience_s(last and verb != "signal"))
         except Refused as refusal:
-            raise refused(refusal.kind, refusal.facts, host=agent.host, verb=verb, text=text, label=label) from refusal
+            raise refused(
+                refusal.kind, refusal.facts, host=agent.host, verb=verb, text=text, label=label
+            ) from refusal
         except CorraError as error:
-            raise retold(error, verb=verb, label=label or text, prog_id=text if ids.is_valid(text) else "") from error
+            raise retold(
+                error, verb=verb, label=label or text, prog_id=text if ids.is_valid(text) else ""
+            ) from error
         except (ConnectionError, TimeoutError) as error:
             agent.close()
             if last:

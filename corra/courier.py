@@ -49,7 +49,9 @@ NAME = "corra-courier"
 PAGE = 4096
 CHUNK_MAX, CHUNK_MIN = 1 << 20, 4096
 REPLY_MAX = 65536
-REQUEST_S = 60.0  # for the whole of a request, from the name's look-up to the last byte of the answer
+REQUEST_S = (
+    60.0  # for the whole of a request, from the name's look-up to the last byte of the answer
+)
 CONNECT_S = 15.0
 STATE_S = 60.0  # for the agent beside us to answer
 BACKOFF_MAX_S = 300.0
@@ -74,14 +76,25 @@ class Answer:
     """What to do after an answer: `do` is "ok", "seek" (go on from `offset`), "smaller", "later" or "never"; `error` is for people."""
 
     def __init__(self, do, offset=None, pause_s=None, slow=False, error=None, body=b""):
-        self.do, self.offset, self.pause_s, self.slow, self.error, self.body = do, offset, pause_s, slow, error, body
+        self.do, self.offset, self.pause_s, self.slow, self.error, self.body = (
+            do,
+            offset,
+            pause_s,
+            slow,
+            error,
+            body,
+        )
 
 
 def read_answer(status, headers, body, now):
     """Return the Answer for an HTTP answer: a pure function. `headers` has a .get, `now` is the time for a Retry-After that is a date."""
     offset = whole(headers.get("Upload-Offset"))
     said = words_of(body)
-    error = "%d %s%s" % (status, http.client.responses.get(status, "?"), ": " + said if said else "")
+    error = "%d %s%s" % (
+        status,
+        http.client.responses.get(status, "?"),
+        ": " + said if said else "",
+    )
     if 200 <= status < 300:
         return Answer("ok", offset=offset, body=body)
     if status == 409:
@@ -90,7 +103,11 @@ def read_answer(status, headers, body, now):
     if status == 413:
         return Answer("smaller", error=error)
     if 300 <= status < 400:
-        return Answer("later", slow=True, error="%d: a redirect, not followed: the token is for this address alone" % status)
+        return Answer(
+            "later",
+            slow=True,
+            error="%d: a redirect, not followed: the token is for this address alone" % status,
+        )
     if status in HOPELESS:
         return Answer("never", error=error)
     if status in (429, 503, 507):
@@ -153,7 +170,9 @@ def step(view, now):
     if view["state_at"] is not None and final is None and now >= view["state_at"]:
         return "state", None, None
     waiting = []
-    for name, (acked, available, since) in sorted(streams.items(), key=lambda each: each[1][2] or 0):
+    for name, (acked, available, since) in sorted(
+        streams.items(), key=lambda each: each[1][2] or 0
+    ):
         if available > acked:
             due = since + view["latency"]
             if final is not None or available - acked >= view["buffer"] or now >= due:
@@ -242,7 +261,9 @@ class Link:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.tls:
             context = self.context = self.context or trust(self.ca)
-            made = self.socket = context.wrap_socket(made, server_hostname=self.address[0], do_handshake_on_connect=False)
+            made = self.socket = context.wrap_socket(
+                made, server_hostname=self.address[0], do_handshake_on_connect=False
+            )
             made.do_handshake()
         self.connection = http.client.HTTPConnection(self.address[0], self.address[1])
         self.connection.sock = made
@@ -311,9 +332,21 @@ class Spool:
         request = json.loads(self.text("program.json"))
         self.prog_id = request["prog_id"]
         self.callback = request.get("callback") or {}
-        self.config = {key: DEFAULTS[key] if (request.get("config") or {}).get(key) is None else request["config"][key] for key in DEFAULTS}
-        self.streams = ["output"] if request["program"].get("merge") or request["program"].get("pty") else ["stdout", "stderr"]
-        self.files = {name: os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.directory) for name in self.streams}
+        self.config = {
+            key: DEFAULTS[key]
+            if (request.get("config") or {}).get(key) is None
+            else request["config"][key]
+            for key in DEFAULTS
+        }
+        self.streams = (
+            ["output"]
+            if request["program"].get("merge") or request["program"].get("pty")
+            else ["stdout", "stderr"]
+        )
+        self.files = {
+            name: os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.directory)
+            for name in self.streams
+        }
 
     def text(self, name):
         """Return a file's text, "" where there is none."""
@@ -332,7 +365,9 @@ class Spool:
             except FileNotFoundError:
                 return 0
             with open(fd, "rb") as file:
-                head, check = struct.unpack_from("<QQ", file.read(PAGE), 16 * self.streams.index(name))
+                head, check = struct.unpack_from(
+                    "<QQ", file.read(PAGE), 16 * self.streams.index(name)
+                )
             if head ^ check == (1 << 64) - 1:
                 return head
         return 0
@@ -370,7 +405,9 @@ class Spool:
         """Return the run's State: what the agent says. Raises OSError, ValueError."""
         root = os.path.dirname(os.path.dirname(os.path.abspath(self.path)))
         request = json.dumps({"prog_id": self.prog_id, "spool": root}).encode()
-        kept = [int(self.agent.rpartition("/")[2])] if self.agent.startswith("/proc/self/fd/") else []
+        kept = (
+            [int(self.agent.rpartition("/")[2])] if self.agent.startswith("/proc/self/fd/") else []
+        )
         try:
             done = subprocess.run(
                 [sys.executable, "-ISE", self.agent, "status"],
@@ -407,7 +444,12 @@ class Memory:
     """courier.json: what the collector has acknowledged. A cache of the collector's own knowledge, in place, one page."""
 
     def __init__(self, spool):
-        self.file = os.open("courier.json", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=spool.directory)
+        self.file = os.open(
+            "courier.json",
+            os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
+            0o600,
+            dir_fd=spool.directory,
+        )
         self.acked = dict.fromkeys(spool.streams, 0)
         self.completed = self.error = self.failing_since = None
         self.over, self.pid = False, 0
@@ -424,8 +466,14 @@ class Memory:
     def load(self):
         try:
             found = json.loads(os.pread(self.file, PAGE, 0).decode("ascii"))
-            self.acked.update({name: int(found["acked"][name]) for name in self.acked if name in found["acked"]})
-            self.completed, self.over, self.error = found.get("completed"), bool(found.get("over")), found.get("error")
+            self.acked.update(
+                {name: int(found["acked"][name]) for name in self.acked if name in found["acked"]}
+            )
+            self.completed, self.over, self.error = (
+                found.get("completed"),
+                bool(found.get("over")),
+                found.get("error"),
+            )
             self.failing_since, self.pid = found.get("since"), int(found["pid"])
         except (ValueError, KeyError, TypeError, AttributeError):
             pass  # empty, torn or a stranger's: the collector tells us where to go on
@@ -479,7 +527,9 @@ class Courier:
     def run(self):
         """Deliver until nothing is left to be done."""
         base = "/proc/self/fd/%d/" % self.spool.directory
-        changes = Inotify(*((base + name, 0x2) for name in [*self.spool.streams, "exit"]))  # IN_MODIFY
+        changes = Inotify(
+            *((base + name, 0x2) for name in [*self.spool.streams, "exit"])
+        )  # IN_MODIFY
         orders = Inotify((base + ".", 0x8 | 0x80))  # IN_CLOSE_WRITE | IN_MOVED_TO: a token, a route
         wake, poke = os.pipe()
         os.set_blocking(poke, False)
@@ -495,7 +545,9 @@ class Courier:
             if act:
                 self.act(act, stream)
                 continue
-            until = min([now + LOOK_S] + [at for at in (look_at, self.give_up_at) if at is not None])
+            until = min(
+                [now + LOOK_S] + [at for at in (look_at, self.give_up_at) if at is not None]
+            )
             waiting = [wake, orders.fd] if now < self.retry_at else [wake, orders.fd, changes.fd]
             if look_at is not None and now >= self.retry_at and look_at - now <= GATHER_S:
                 waiting = [wake]  # bytes gather: what else happens waits as long as they do
@@ -519,10 +571,15 @@ class Courier:
             elif self.since[name] is None:
                 self.since[name] = now
             streams[name] = (acked, size, self.since[name])
-        final = self.final and {name: facts["length"] for name, facts in (self.final.get("streams") or {}).items()}
+        final = self.final and {
+            name: facts["length"] for name, facts in (self.final.get("streams") or {}).items()
+        }
         if final is not None:
             # What comes later than the end is nobody's part of the run.
-            streams = {name: (acked, min(size, max(final.get(name, size), acked)), since) for name, (acked, size, since) in streams.items()}
+            streams = {
+                name: (acked, min(size, max(final.get(name, size), acked)), since)
+                for name, (acked, size, since) in streams.items()
+            }
         return {
             "streams": streams, "final": final, "retry_at": self.retry_at, "give_up_at": self.give_up_at, "state_at": self.state_at,
             "buffer": self.config["output_buffer"], "latency": 0 if self.by_hand else self.config["output_latency"],
@@ -534,10 +591,19 @@ class Courier:
         if self.final is not None or now < self.retry_at:
             return
         slot = self.spool.slot()
-        if slot == self.seen and now - self.looked_at < LOOK_S and not (self.by_hand and not self.looked_at):
+        if (
+            slot == self.seen
+            and now - self.looked_at < LOOK_S
+            and not (self.by_hand and not self.looked_at)
+        ):
             return
         self.seen, self.looked_at = slot, now
-        if slot is not None and b"\nphase final\n" not in slot[:PAGE] and not slot[PAGE:].strip() and self.spool.guarded():
+        if (
+            slot is not None
+            and b"\nphase final\n" not in slot[:PAGE]
+            and not slot[PAGE:].strip()
+            and self.spool.guarded()
+        ):
             return
         try:
             state = self.spool.state()
@@ -548,7 +614,11 @@ class Courier:
         if state["state"] in ("exited", "not_started", "lost"):
             self.final, self.state_at = state, None
             if not self.by_hand:
-                left_s = seconds_of(state.get("end_time") or state.get("last_output_time")) + self.config["timeout"] - time.time()
+                left_s = (
+                    seconds_of(state.get("end_time") or state.get("last_output_time"))
+                    + self.config["timeout"]
+                    - time.time()
+                )
                 self.give_up_at = now + min(left_s, self.config["timeout"])
 
     def new_orders(self):
@@ -559,7 +629,10 @@ class Courier:
             self.forget_link()
 
     def read_keys(self):
-        return (self.callback.get("token") or self.spool.text("token").strip(), self.spool.text("route").strip())
+        return (
+            self.callback.get("token") or self.spool.text("token").strip(),
+            self.spool.text("route").strip(),
+        )
 
     def forget_link(self):
         if self.link is not None:
@@ -571,7 +644,11 @@ class Courier:
     def act(self, act, stream):
         if act == "give up":
             last = self.memory.error or "no answer in time"
-            self.stop(last if self.by_hand else "given up %g s after the end: %s" % (self.config["timeout"], last))
+            self.stop(
+                last
+                if self.by_hand
+                else "given up %g s after the end: %s" % (self.config["timeout"], last)
+            )
         elif act == "send":
             self.send(stream)
         elif act == "gap":
@@ -596,7 +673,9 @@ class Courier:
         """The collector lacks what isn't here any more: say so, rather than wait for ever."""
         acked = self.memory.acked[name]
         end = end if self.final is None else min(end, self.final["streams"][name]["length"])
-        answer = self.post("/output/" + name, b"", {"Upload-Offset": str(end), "Upload-Gap": str(acked)})
+        answer = self.post(
+            "/output/" + name, b"", {"Upload-Offset": str(end), "Upload-Gap": str(acked)}
+        )
         self.took(name, answer, acked, end)
 
     def took(self, name, answer, begin, end):
@@ -608,10 +687,17 @@ class Courier:
         offset = end if answer.offset is None else answer.offset
         if answer.do == "ok" and offset > begin:
             self.seeks = 0
-        elif answer.do == "seek" and answer.offset is not None and offset != begin and self.seeks < 3:
+        elif (
+            answer.do == "seek" and answer.offset is not None and offset != begin and self.seeks < 3
+        ):
             self.seeks += 1
         elif answer.do in ("ok", "seek"):
-            self.fail(Answer("later", error=answer.error or "it acknowledged nothing of %d bytes" % (end - begin)))
+            self.fail(
+                Answer(
+                    "later",
+                    error=answer.error or "it acknowledged nothing of %d bytes" % (end - begin),
+                )
+            )
             return False
         else:
             self.fail(answer)
@@ -627,7 +713,9 @@ class Courier:
         except (OSError, ValueError):
             self.state_at = time.monotonic() + LOOK_S
             return
-        answer = self.post("/state", json.dumps(state).encode(), {"Content-Type": "application/json"})
+        answer = self.post(
+            "/state", json.dumps(state).encode(), {"Content-Type": "application/json"}
+        )
         self.state_at = time.monotonic() + BEAT_S
         if answer.do in ("ok", "seek"):
             self.well()
@@ -638,7 +726,9 @@ class Courier:
             self.fail(answer)
 
     def post_completed(self):
-        answer = self.post("/completed", json.dumps(self.final).encode(), {"Content-Type": "application/json"})
+        answer = self.post(
+            "/completed", json.dumps(self.final).encode(), {"Content-Type": "application/json"}
+        )
         if answer.do == "ok":
             self.memory.completed = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
             self.memory.over = self.done = True
@@ -664,7 +754,9 @@ class Courier:
         self.keys = keys = self.read_keys()
         if self.link is not None and self.link.route != keys[1]:
             self.forget_link()
-        headers = dict(headers, **{"Content-Length": str(len(body)), "User-Agent": "corra-courier/" + VERSION})
+        headers = dict(
+            headers, **{"Content-Length": str(len(body)), "User-Agent": "corra-courier/" + VERSION}
+        )
         headers.setdefault("Content-Type", "application/octet-stream")
         if keys[0]:
             headers["Authorization"] = "Bearer " + keys[0]
@@ -678,7 +770,10 @@ class Courier:
             return Answer("never", error=str(error))
         except (ssl.SSLError, ssl.CertificateError) as error:
             return Answer(
-                "later", slow=True, error="TLS: %s" % (getattr(error, "verify_message", "") or getattr(error, "reason", "") or error)
+                "later",
+                slow=True,
+                error="TLS: %s"
+                % (getattr(error, "verify_message", "") or getattr(error, "reason", "") or error),
             )
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             # A line too slow for a whole chunk within the deadline gets there with smaller ones.
@@ -699,7 +794,9 @@ class Courier:
             return
         self.tries += 1
         self.memory.error = answer.error
-        self.memory.failing_since = self.memory.failing_since or time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+        self.memory.failing_since = self.memory.failing_since or time.strftime(
+            "%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()
+        )
         if answer.do in ("never", "smaller") or (self.by_hand and answer.slow):
             self.stop(answer.error)
             return
@@ -722,7 +819,11 @@ def lacking(answer, acked):
     """Return {stream: offset} of what the collector still needs before it takes the end."""
     try:
         expected = json.loads(answer.body.decode("utf-8")).get("expected") or {}
-        return {name: offset for name, offset in expected.items() if name in acked and type(offset) is int and 0 <= offset != acked[name]}
+        return {
+            name: offset
+            for name, offset in expected.items()
+            if name in acked and type(offset) is int and 0 <= offset != acked[name]
+        }
     except (ValueError, AttributeError):
         return {}
 
@@ -755,7 +856,10 @@ def deliver_now(path, agent, order):
     """Deliver the run at `path` once more and report: {"acked", "completed", "error"}."""
     spool = Spool(path, agent)
     callback, start = order.get("callback"), order.get("from")
-    elsewhere = callback is not None and callback.get("url") not in (None, spool.callback.get("url"))
+    elsewhere = callback is not None and callback.get("url") not in (
+        None,
+        spool.callback.get("url"),
+    )
     memory = (NoMemory if elsewhere or start is not None else Memory)(spool)
     seconds = order.get("seconds") or REQUEST_S
     if not isinstance(memory, NoMemory):
@@ -804,7 +908,11 @@ def main(argv):
     if not 1 <= len(words) <= 2:
         sys.stderr.write("usage: courier.py [now] RUN-DIRECTORY [AGENT]\n")
         return 2
-    agent = words[1] if len(words) == 2 else os.path.join(os.path.dirname(os.path.abspath(__file__)), "agent.py")
+    agent = (
+        words[1]
+        if len(words) == 2
+        else os.path.join(os.path.dirname(os.path.abspath(__file__)), "agent.py")
+    )
     os.umask(0o077)
     try:
         with open("/proc/self/comm", "w") as file:

@@ -20,7 +20,14 @@ _LOOK_S = 1.0
 class Crew(Generic[T, R]):
     """`do` for each of `whom`, at most `at_once` at a time. Nothing new is begun once `enough(results)` says so."""
 
-    def __init__(self, do: Callable[[T], R], whom: Sequence[T], *, at_once: int, enough: Callable[[Sequence[R]], bool]) -> None:
+    def __init__(
+        self,
+        do: Callable[[T], R],
+        whom: Sequence[T],
+        *,
+        at_once: int,
+        enough: Callable[[Sequence[R]], bool],
+    ) -> None:
         self._do = do
         self._waiting = list(enumerate(whom))
         self._at_once = max(1, at_once)
@@ -33,7 +40,12 @@ class Crew(Generic[T, R]):
         """Return the result for each that was begun, by its place in `whom`. What `do` raises is raised here, once all have ended."""
         failure: BaseException | None = None
         while True:
-            while self._waiting and self._running < self._at_once and failure is None and not self._enough(list(self.results.values())):
+            while (
+                self._waiting
+                and self._running < self._at_once
+                and failure is None
+                and not self._enough(list(self.results.values()))
+            ):
                 at, each = self._waiting.pop(0)
                 self._running += 1
                 threading.Thread(target=self._one, args=(at, each), daemon=True).start()

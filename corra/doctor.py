@@ -30,7 +30,13 @@ def main(verb, request, nonce, out):
     except agent.Refusal as refusal:
         value, more = refusal.facts, b""
     except OSError as error:
-        value, more = {"error": "failed", "message": "%s: %s" % (error.filename or "", error.strerror or error)}, b""
+        value, more = (
+            {
+                "error": "failed",
+                "message": "%s: %s" % (error.filename or "", error.strerror or error),
+            },
+            b"",
+        )
     # Last, so that it is as near to its arrival as can be.
     reply.send(dict(value, time=time.time()))
     reply.write(more)
@@ -43,7 +49,11 @@ def main(verb, request, nonce, out):
 def record(request):
     """Return what was asked of a run, and what it was given to read."""
     run = agent.find(request)
-    given = agent.read_file(run.directory, "stdin") if run.request["program"].get("stdin") is not None else None
+    given = (
+        agent.read_file(run.directory, "stdin")
+        if run.request["program"].get("stdin") is not None
+        else None
+    )
     return {"record": run.request, "stdin": len(given or b"")}, given or b""
 
 
@@ -66,7 +76,9 @@ def tree(request):
                 "parent": parent,
                 "name": name,
                 "state": state,
-                "argv": [os.fsdecode(word) for word in looked("/proc/%d/cmdline" % pid).split(b"\0")[:-1]],
+                "argv": [
+                    os.fsdecode(word) for word in looked("/proc/%d/cmdline" % pid).split(b"\0")[:-1]
+                ],
                 "cpu_s": cpu_s,
                 "cpus": max(0.0, cpu_s - (before.get(pid) or 0.0)) / took if pid in before else 0.0,
                 "memory": memory(pid),
@@ -124,7 +136,10 @@ def caches():
     """Return where the agent may be kept, as the loader has it."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     home = os.environ.get("HOME", "") or agent.home() or "/nonexistent"
-    return [os.path.join(base if os.path.isabs(base) else os.path.join(home, ".cache"), "corra"), "/var/tmp/corra-%d/cache" % os.geteuid()]
+    return [
+        os.path.join(base if os.path.isabs(base) else os.path.join(home, ".cache"), "corra"),
+        "/var/tmp/corra-%d/cache" % os.geteuid(),
+    ]
 
 
 def cache(path, digest):
@@ -132,7 +147,9 @@ def cache(path, digest):
     source = os.path.join(path, str(digest), "agent.py")
     above = existing(path)
     problem = unsafe(path if os.path.lexists(path) else above) or unwritable(above)
-    return dict(room(above), dir=path, problem=problem, agent=not problem and os.path.isfile(source))
+    return dict(
+        room(above), dir=path, problem=problem, agent=not problem and os.path.isfile(source)
+    )
 
 
 def spool(root):
@@ -221,7 +238,13 @@ def processes():
     while path != "/":
         most = looked("/sys/fs/cgroup%s/pids.max" % path).strip()
         if most.isdigit():
-            found.append({"of": "cgroup " + path, "now": int(looked("/sys/fs/cgroup%s/pids.current" % path) or 0), "most": int(most)})
+            found.append(
+                {
+                    "of": "cgroup " + path,
+                    "now": int(looked("/sys/fs/cgroup%s/pids.current" % path) or 0),
+                    "most": int(most),
+                }
+            )
         path = os.path.dirname(path)
     return found
 

@@ -55,7 +55,15 @@ _SHELL = 'exec "${SHELL:-/bin/sh}" -c "$0"'
 class Result(CorraResult):
     """A Result as Invoke and Fabric make it, with `prog_id` and what else corra knows; `state` is None after a dry run."""
 
-    def __init__(self, *, state: State | None, host: Host, prog_id: str, truncated: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        state: State | None,
+        host: Host,
+        prog_id: str,
+        truncated: bool = False,
+        **kwargs: Any,
+    ) -> None:
         fabric.runners.Result.__init__(self, **kwargs)
         self.prog_id = prog_id
         self.host = host
@@ -118,7 +126,9 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
             result = self.generate_result(**self.result_kwargs, stdout="", stderr="", exited=None)
         return result
 
-    def start(self, command: str, shell: str, env: dict[str, Any], timeout: float | None = None) -> None:
+    def start(
+        self, command: str, shell: str, env: dict[str, Any], timeout: float | None = None
+    ) -> None:
         """Start `command` and return when the host has confirmed it. Raises NotStarted, Unreachable, MaybeStarted."""
         interactive = self._choose_stdin()
         launch = starting.launch(
@@ -134,11 +144,17 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         )
         self.run_, self.prog_id = launch.run, launch.run.id
         self._feed = Feed() if (interactive or self.using_pty) and not self._disowned else None
-        self._follow = launch.follow(stay=not self._disowned, reconnect_timeout_s=self._setting("reconnect_timeout"), feed=self._feed)
+        self._follow = launch.follow(
+            stay=not self._disowned,
+            reconnect_timeout_s=self._setting("reconnect_timeout"),
+            feed=self._feed,
+        )
         if self.using_pty and self._feed is not None:
             self._resize()
             self._watch_window()
-        self._thread = threading.Thread(target=self._pump, args=(launch,), name="durable", daemon=True)
+        self._thread = threading.Thread(
+            target=self._pump, args=(launch,), name="durable", daemon=True
+        )
         self._thread.start()
         _wait(self._confirmed)
         if not self._confirmed_well and self._error is not None:
@@ -216,7 +232,9 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         if text := decoder.decode(b"", True):
             yield text
 
-    def _handle_output(self, buffer_: list[str], hide: bool, output: IO[str], reader: Callable[[int], bytes]) -> None:
+    def _handle_output(
+        self, buffer_: list[str], hide: bool, output: IO[str], reader: Callable[[int], bytes]
+    ) -> None:
         """Show, keep and answer what comes, as Invoke does, at a cost that doesn't grow with what came before."""
         limit = self._setting("output_limit")
         kept, window = 0, _Window(self.watchers)
@@ -297,7 +315,11 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         if self.run_ is not None and not (self._state is not None and self._state.ended):
             host = str(self.run_.host)
             told = line(self.run_.label, host, StillRunning.fate, "you have detached")
-            print(f"{told}\n       watch: {typed()} attach {ids.short(self.run_.id)}", file=sys.stderr, flush=True)
+            print(
+                f"{told}\n       watch: {typed()} attach {ids.short(self.run_.id)}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def start_timer(self, timeout: float | None) -> None:
         """The host keeps the time: it ends the program also where no link is left to say so."""
@@ -316,7 +338,9 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
             self._follow.close()
         if self._feed is not None:
             self._feed.close()
-        if self._thread is not None:  # what it still does with the connection must not meet the end of that
+        if (
+            self._thread is not None
+        ):  # what it still does with the connection must not meet the end of that
             self._thread.join(LEAVE_S)
         super().stop()
 
@@ -332,7 +356,12 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         assert state is not None
         if not state.ended:
             assert self.run_ is not None
-            raise StillRunning("we stopped watching", host=str(self.run_.host), prog_id=self.prog_id, label=self.run_.label)
+            raise StillRunning(
+                "we stopped watching",
+                host=str(self.run_.host),
+                prog_id=self.prog_id,
+                label=self.run_.label,
+            )
         if state.state == "lost" and not self.opts["warn"]:
             # Not an UnexpectedExit: who catches that to go on in spite of a bad end has not said so for an unknown one.
             error = ended(state, str(self._follow.host) if self._follow else state.host)
@@ -343,7 +372,9 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
     def generate_result(self, **kwargs: Any) -> Result:
         kwargs["connection"] = self.context
         host = self.run_.host if self.run_ is not None else Host.parse("local")
-        return Result(state=self._state, host=host, prog_id=self.prog_id, truncated=self._truncated, **kwargs)
+        return Result(
+            state=self._state, host=host, prog_id=self.prog_id, truncated=self._truncated, **kwargs
+        )
 
 
 class Pipe:
@@ -446,6 +477,10 @@ def _rest(stream: Any) -> bytes:
 
 def _name(command: str) -> str | None:
     """Return a name to find a command by: its first word that is a program's, as people would say it."""
-    words = [word for word in re.split(r"[\s;&|()]+", command) if word and "=" not in word and word not in ("sudo", "cd", "exec", "export")]
+    words = [
+        word
+        for word in re.split(r"[\s;&|()]+", command)
+        if word and "=" not in word and word not in ("sudo", "cd", "exec", "export")
+    ]
     name = os.path.basename(words[0]) if words else ""
     return name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}", name) else None

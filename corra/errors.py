@@ -44,7 +44,10 @@ def plain(text: str) -> str:
     """Return `text` as one line that does nothing to a terminal: what a host, ssh or sudo said is quoted, never obeyed."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode()
+        for c in text
+    )
 
 
 def typed() -> str:

@@ -40,7 +40,9 @@ class Feed:
         self._finished = False
         self.refused = False  # the host takes no more: somebody else has ended it, or the program has closed it
         self.closed_there = False
-        self._sent: int | None = None  # over the link that is open, once the host has said what it has
+        self._sent: int | None = (
+            None  # over the link that is open, once the host has said what it has
+        )
         self._end_sent = False
         self._size: tuple[int, int] | None = None
         self._size_sent = False
@@ -69,7 +71,12 @@ class Feed:
     @property
     def done(self) -> bool:
         """Whether nothing more will be given and the host has all of it, the end too if there was one."""
-        return self._finished and not self.refused and not self.waiting and (self._end is None or self._over)
+        return (
+            self._finished
+            and not self.refused
+            and not self.waiting
+            and (self._end is None or self._over)
+        )
 
     def write(self, data: bytes) -> None:
         """Send `data`; behind an end nothing more goes out."""
@@ -125,7 +132,9 @@ class Feed:
     def wait(self, most: int, timeout_s: float | None = None) -> bool:
         """Wait until at most `most` bytes are waiting for the host; return whether that is so and there is any use in sending more."""
         with self._changed:
-            self._changed.wait_for(lambda: self.waiting <= most or self.refused or self._closed, timeout_s)
+            self._changed.wait_for(
+                lambda: self.waiting <= most or self.refused or self._closed, timeout_s
+            )
             return self.waiting <= most and not self.refused and not self._closed
 
     def close(self) -> None:
@@ -159,14 +168,20 @@ class Feed:
                 self._drop(fresh)
             self._over = self._over or (self._end is not None and taken.ended)
             self.closed_there = self.closed_there or taken.closed
-            self.refused = self.refused or taken.closed or (taken.ended and (self._end is None or bool(self.waiting)))
+            self.refused = (
+                self.refused
+                or taken.closed
+                or (taken.ended and (self._end is None or bool(self.waiting)))
+            )
             self._sent = self._taken if self._sent is None else self._sent
             self._changed.notify_all()
 
     def _send_all(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or (self._link is not None and self._is_due))
+                self._changed.wait_for(
+                    lambda: self._closed or (self._link is not None and self._is_due)
+                )
                 if self._closed:
                     return
                 link, frames = self._link, self._next()

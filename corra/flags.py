@@ -93,12 +93,18 @@ def moment(text: str) -> int:
 
     with contextlib.suppress(Misuse):
         return int((time.time() - seconds(text)) * 1e9)
-    today = f"{datetime.now().astimezone():%Y-%m-%d}T" if ":" in text and "-" not in text.partition(":")[0] else ""
+    today = (
+        f"{datetime.now().astimezone():%Y-%m-%d}T"
+        if ":" in text and "-" not in text.partition(":")[0]
+        else ""
+    )
     try:
         # Python 3.10 reads no Z.
         when = datetime.fromisoformat(today + text.strip().replace("Z", "+00:00"))
     except ValueError:
-        raise Misuse(f"not a time: {text!r} (say 10m for 10 minutes ago, 14:30, or 2026-11-24T14:30)") from None
+        raise Misuse(
+            f"not a time: {text!r} (say 10m for 10 minutes ago, 14:30, or 2026-11-24T14:30)"
+        ) from None
     return int((when if when.tzinfo else when.astimezone()).timestamp() * 1e9)
 
 
@@ -142,14 +148,34 @@ def transport(text: str) -> str:
 # As in program.Mode, which `inv --list` has no need of.
 AS_MODES = ("ssh-then-sudo", "ssh-as", "sudo-then-ssh", "sudo-then-ssh-then-sudo")
 
-HOST = listing("host", "H", "hosts", help="Where: HOST, user@host:port or local; db1,web[1-3] are several. Default: what history says.")
-TARGET = listing("host", "H", "hosts", help="Where: HOST, user@host:port, or local for this machine. Default: $CORRA_HOST.")
+HOST = listing(
+    "host",
+    "H",
+    "hosts",
+    help="Where: HOST, user@host:port or local; db1,web[1-3] are several. Default: what history says.",
+)
+TARGET = listing(
+    "host",
+    "H",
+    "hosts",
+    help="Where: HOST, user@host:port, or local for this machine. Default: $CORRA_HOST.",
+)
 REACH = (
     option("user", "u", help="Log in as this user."),
     option("as", help="Run as this user there, by sudo."),
-    option("mode", read=one_of(*AS_MODES), help="What --as means: ssh-then-sudo, ssh-as, sudo-then-ssh .. (docs/sudo.md)."),
-    option("via", read=transport, help="fabric, openssh (the ssh program), chaperone (kept by this machine), chaperone@HOST (by HOST)."),
-    option("connect-timeout", read=seconds, help="How long a host may take to answer (15s; 5s for ps)."),
+    option(
+        "mode",
+        read=one_of(*AS_MODES),
+        help="What --as means: ssh-then-sudo, ssh-as, sudo-then-ssh .. (docs/sudo.md).",
+    ),
+    option(
+        "via",
+        read=transport,
+        help="fabric, openssh (the ssh program), chaperone (kept by this machine), chaperone@HOST (by HOST).",
+    ),
+    option(
+        "connect-timeout", read=seconds, help="How long a host may take to answer (15s; 5s for ps)."
+    ),
     option("spool", help="Directory on the host instead of the usual one."),
 )
 SHOWN = (
@@ -162,15 +188,33 @@ SIFTED = (
     option("grep", "g", read=pattern, help="Only lines in which this regular expression is found."),
     option("since", read=moment, help="Only what came since: 10m (ago), 14:30, 2026-11-24T14:30."),
     option("until", read=moment, help="Only what came until then."),
-    option("bytes", read=span, help="Only the bytes A:B of a stream (stdout's), B not included: 0:4096, 1M:, :64K."),
+    option(
+        "bytes",
+        read=span,
+        help="Only the bytes A:B of a stream (stdout's), B not included: 0:4096, 1M:, :64K.",
+    ),
     switch("late", help="Also what was written after its end by processes that it left behind."),
 )
 LINK = (
     option("reconnect-timeout", read=seconds, help="Give a lost link up after this long (never)."),
-    option("dead-after", read=patience, help="Call a link dead that is silent for this long (15s)."),
+    option(
+        "dead-after", read=patience, help="Call a link dead that is silent for this long (15s)."
+    ),
 )
-TYPED = (option("detach-keys", read=keys, default=b"\x1d", help="What leaves its terminal: ctrl-p,ctrl-q and the like, or none (ctrl-])."),)
+TYPED = (
+    option(
+        "detach-keys",
+        read=keys,
+        default=b"\x1d",
+        help="What leaves its terminal: ctrl-p,ctrl-q and the like, or none (ctrl-]).",
+    ),
+)
 WATCHED = (
-    option("timeout", "T", read=seconds, help="Stop watching after this long; the program goes on (none)."),
+    option(
+        "timeout",
+        "T",
+        read=seconds,
+        help="Stop watching after this long; the program goes on (none).",
+    ),
     *LINK,
 )

@@ -67,7 +67,9 @@ class Agent(Protocol):
 
     @property
     def host(self) -> Host: ...
-    def call(self, verb: str, request: Mapping[str, Any], *, timeout_s: float = ...) -> dict[str, Any]: ...
+    def call(
+        self, verb: str, request: Mapping[str, Any], *, timeout_s: float = ...
+    ) -> dict[str, Any]: ...
     def stream(
         self,
         verb: str,
@@ -88,7 +90,11 @@ class Clock:
 
     def with_sleep(self) -> float:
         """Return a clock that runs on while the machine is suspended, which `now` doesn't."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
+        return (
+            time.clock_gettime(time.CLOCK_BOOTTIME)
+            if hasattr(time, "CLOCK_BOOTTIME")
+            else time.time()
+        )
 
     def wait(self, event: threading.Event, timeout_s: float) -> None:
         event.wait(timeout_s)
@@ -196,7 +202,9 @@ class Follow:
         self._cursor = Cursor(cursor)
         self._tail = tail
         self._since_ns = since_ns
-        self._within = tail is not None or since_ns is not None  # the first byte shown needn't be the first there is
+        self._within = (
+            tail is not None or since_ns is not None
+        )  # the first byte shown needn't be the first there is
         self._streams = None if streams is None else tuple(streams)
         self._live = live
         self._late = late
@@ -350,8 +358,15 @@ class Follow:
                 if starting:
                     self._told(None)
                 if self._begun and self._over:
-                    raise self._left(f"not seen to end in {duration(self._timeout_s or 0)}: {error.why}") from error
-                raise retold(error, verb=verb, label=self._label if self.confirmed else "", prog_id=self.prog_id) from error
+                    raise self._left(
+                        f"not seen to end in {duration(self._timeout_s or 0)}: {error.why}"
+                    ) from error
+                raise retold(
+                    error,
+                    verb=verb,
+                    label=self._label if self.confirmed else "",
+                    prog_id=self.prog_id,
+                ) from error
             # Any of these may heal: a host key that changes in mid-run is shown and never accepted.
             raise _Cut(error.why) from error
         except NoAnswer as error:
@@ -382,7 +397,9 @@ class Follow:
             raise self._stranger(error) from error
         if (self.state is not None or self._start is not None) and state.prog_id != self.prog_id:
             raise self._stranger(ValueError(f"it answers for {state.prog_id}"))
-        self.prog_id = state.prog_id  # until now it may have been a name, which can come to mean another run
+        self.prog_id = (
+            state.prog_id
+        )  # until now it may have been a name, which can come to mean another run
         if self.state is None and self._within:
             self._begin_tail(link.reply, state)
         self.state = state
@@ -392,7 +409,11 @@ class Follow:
     def _patience_s(self) -> float:
         """Return how long the host may take to answer."""
         patience_s = ANSWER_S * (1 << min(self._silences, PATIENCE_DOUBLED_MAX))
-        return patience_s if self._deadline is None else max(0.1, min(patience_s, self._deadline - self._clock.now()))
+        return (
+            patience_s
+            if self._deadline is None
+            else max(0.1, min(patience_s, self._deadline - self._clock.now()))
+        )
 
     def _sending(self) -> None:
         """Note that a request is about to go out; once we are closed, none does."""
@@ -411,7 +432,9 @@ class Follow:
             for stream, offset in begins.items():
                 self._cursor.offsets.setdefault(str(stream), int(offset))
         self.switched = str(reply.get("switched") or "").encode("latin-1", "replace")
-        self._before = {stream: facts.get("length", 0) for stream, facts in (state.streams or {}).items()}
+        self._before = {
+            stream: facts.get("length", 0) for stream, facts in (state.streams or {}).items()
+        }
 
     def _request(self, starting: bool) -> dict[str, Any]:
         offsets = dict(self._cursor.offsets)
@@ -431,7 +454,11 @@ class Follow:
         if starting:
             assert self._start is not None
             whole = self._start.to_json()
-            return {**whole, **{k: v for k, v in follow.items() if v is not None}} if self._stay else whole
+            return (
+                {**whole, **{k: v for k, v in follow.items() if v is not None}}
+                if self._stay
+                else whole
+            )
         follow |= {"prog_id": self.prog_id, "live": self._live, "spool": self._spool}
         return {k: v for k, v in follow.items() if v is not None}
 
@@ -456,7 +483,9 @@ class Follow:
         if self.state is None and self._start is not None:
             return MaybeStarted(
                 why,
-                hint=[f"safe to repeat, it starts at most once: the same command, --id {self.prog_id}"],
+                hint=[
+                    f"safe to repeat, it starts at most once: the same command, --id {self.prog_id}"
+                ],
                 **self._facts,
             )
         if self.state is None and not self._begun:
@@ -466,7 +495,9 @@ class Follow:
     def _pause(self, fruitless: int) -> Iterator[Event]:
         """Wait before the next try, each time twice as long; an order, a wake-up of this machine or `close` cuts it short."""
         # Half of it by chance: a hundred followers of a host that comes back must not knock in the same moment.
-        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(fruitless - 1, 10)) * (0.5 + self._clock.random() / 2)
+        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(fruitless - 1, 10)) * (
+            0.5 + self._clock.random() / 2
+        )
         until, slept_s = self._clock.now() + pause_s, self._sleep_so_far()
         while not (self._wake.is_set() or self._closed.is_set()):
             yield from self._clockwork()
@@ -523,7 +554,9 @@ class Follow:
                             self.feed.told(frame)
                         yield frame
                     else:
-                        raise self._explained(str(frame.error.get("error")), frame.error, verb="follow")
+                        raise self._explained(
+                            str(frame.error.get("error")), frame.error, verb="follow"
+                        )
             except ValueError as error:
                 raise self._stranger(error) from error
 
@@ -551,7 +584,10 @@ class Follow:
             self._send(b"P\n")
         # Silence counts only behind a ping: whoever was stopped for a minute must first ask and read before it calls the other side dead.
         asked_s = 0.0 if self._asked_at is None else now - self._asked_at
-        if now - self._heard_at >= self._dead_after_s and asked_s >= self._dead_after_s - self._ping_every_s:
+        if (
+            now - self._heard_at >= self._dead_after_s
+            and asked_s >= self._dead_after_s - self._ping_every_s
+        ):
             raise _Cut(f"silent for {duration(now - self._heard_at)}", quiet=self._away, dead=True)
 
     def _send(self, data: bytes) -> None:
@@ -615,7 +651,11 @@ class Follow:
         now = self._clock.now()
         if self._over:
             limit = duration(self._timeout_s or 0)
-            raise self._left(f"not over after {limit}" if self.confirmed or self._begun else f"no answer in {limit}")
+            raise self._left(
+                f"not over after {limit}"
+                if self.confirmed or self._begun
+                else f"no answer in {limit}"
+            )
         if self._tick_s and now >= self._tick_at:
             self._tick_at = now + self._tick_s
             yield Tick()
@@ -624,14 +664,26 @@ class Follow:
 
     @property
     def _label(self) -> str:
-        return self.state.label if self.state else ids.label(self.prog_id, self._start.name if self._start else None)
+        return (
+            self.state.label
+            if self.state
+            else ids.label(self.prog_id, self._start.name if self._start else None)
+        )
 
     @property
     def _facts(self) -> dict[str, Any]:
         return {"host": str(self.host), "prog_id": self.prog_id, "label": self._label}
 
     def _explained(self, kind: str, facts: Mapping[str, Any], *, verb: str) -> CorraError:
-        return refused(kind, facts, host=self.host, verb=verb, text=self.prog_id, label=self._label, start=self._start)
+        return refused(
+            kind,
+            facts,
+            host=self.host,
+            verb=verb,
+            text=self.prog_id,
+            label=self._label,
+            start=self._start,
+        )
 
     def _stranger(self, error: ValueError) -> CorraError:
         why = f"{self.host} doesn't speak corra's protocol: {error}"
@@ -648,4 +700,6 @@ def signal_name(name: str | int) -> str:
             return signals.Signals(int(name)).name.removeprefix("SIG")
         return signals.Signals["SIG" + name.upper().removeprefix("SIG")].name.removeprefix("SIG")
     except (KeyError, ValueError):
-        raise Misuse(f"not a signal: {name!r} (say HUP, INT, TERM, USR1 or a number)", fate="NOT SENT") from None
+        raise Misuse(
+            f"not a signal: {name!r} (say HUP, INT, TERM, USR1 or a number)", fate="NOT SENT"
+        ) from None

@@ -27,7 +27,9 @@ def led(run: Run, url: str, runner: Any) -> Iterator[None]:
     """Lead `run`'s courier to `url` for the length of the `with`. Raises Misuse where it can't be done safely, or at all."""
     parts = urlsplit(url)
     if parts.scheme != "https":
-        raise Misuse("--callback-through-ssh needs an https URL: anybody on the host may listen at a port after us")
+        raise Misuse(
+            "--callback-through-ssh needs an https URL: anybody on the host may listen at a port after us"
+        )
     if not isinstance(runner, Fabric):
         raise Misuse("--callback-through-ssh needs a host that is reached by ssh, --via fabric")
     assert parts.hostname is not None

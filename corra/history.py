@@ -97,7 +97,15 @@ def remember(entry: Entry) -> None:
 def _insert(entry: Entry, otherwise: str) -> bool:
     now = time.time()
     values = (
-        *(entry.prog_id, ids.tail(entry.prog_id), entry.name, entry.host, entry.as_user, entry.via, entry.spool),
+        *(
+            entry.prog_id,
+            ids.tail(entry.prog_id),
+            entry.name,
+            entry.host,
+            entry.as_user,
+            entry.via,
+            entry.spool,
+        ),
         *(json.dumps(entry.argv), entry.started or now, entry.state, entry.seen or now),
     )
     marks = ", ".join("?" * len(values))
@@ -110,14 +118,29 @@ def _insert(entry: Entry, otherwise: str) -> bool:
 
 def saw(host: Host, state: State, *, via: str | None = None, spool: str | None = None) -> None:
     """Remember `state`, which `host` has just told."""
-    remember(Entry(state.prog_id, str(host), state.name, host.as_user, via, spool, state.argv, _seconds(state.start_time), state.state))
+    remember(
+        Entry(
+            state.prog_id,
+            str(host),
+            state.name,
+            host.as_user,
+            via,
+            spool,
+            state.argv,
+            _seconds(state.start_time),
+            state.state,
+        )
+    )
 
 
 def note(prog_id: str, state: str) -> None:
     """Remember the state of a run that is known already."""
     with _opened(write=True) as database:
         if database is not None:
-            database.execute("UPDATE runs SET state = ?, seen = ? WHERE prog_id = ?", (state, time.time(), prog_id))
+            database.execute(
+                "UPDATE runs SET state = ?, seen = ? WHERE prog_id = ?",
+                (state, time.time(), prog_id),
+            )
 
 
 def forget(prog_id: str) -> None:
@@ -132,7 +155,9 @@ def forget_older(seconds: float = FORGET_AFTER_S) -> int:
     with _opened(write=True) as database:
         if database is None:
             return 0
-        return database.execute("DELETE FROM runs WHERE seen < ?", (time.time() - seconds,)).rowcount
+        return database.execute(
+            "DELETE FROM runs WHERE seen < ?", (time.time() - seconds,)
+        ).rowcount
 
 
 def find(text: str) -> list[Entry]:
@@ -162,7 +187,9 @@ def _one_per_host(named: Sequence[Entry]) -> list[Entry]:
 
 def newest(*, host: str | None = None, name: str | None = None) -> Entry | None:
     """Return the run that was started last, of one host or name where given."""
-    found = _select("(? IS NULL OR host = ?) AND (? IS NULL OR name = ?) LIMIT 1", host, host, name, name)
+    found = _select(
+        "(? IS NULL OR host = ?) AND (? IS NULL OR name = ?) LIMIT 1", host, host, name, name
+    )
     return found[0] if found else None
 
 
@@ -191,7 +218,18 @@ def _entry(row: Sequence[object]) -> Entry:
     words = tuple(json.loads(str(argv)))
     fields = (None if each is None else str(each) for each in (name, as_user, via, spool))
     name_, as_user_, via_, spool_ = fields
-    return Entry(str(prog_id), str(host), name_, as_user_, via_, spool_, words, float(str(started)), str(state), float(str(seen)))
+    return Entry(
+        str(prog_id),
+        str(host),
+        name_,
+        as_user_,
+        via_,
+        spool_,
+        words,
+        float(str(started)),
+        str(state),
+        float(str(seen)),
+    )
 
 
 def _seconds(iso: str | None) -> float:

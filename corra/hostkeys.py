@@ -32,7 +32,11 @@ class Key(NamedTuple):
 
     @classmethod
     def of(cls, key_type: str, blob: bytes) -> Key:
-        return cls(key_type, "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("="), blob)
+        return cls(
+            key_type,
+            "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("="),
+            blob,
+        )
 
     def __str__(self) -> str:
         kind = _KINDS.get(self.type) or ("ECDSA" if self.type.startswith("ecdsa-") else self.type)
@@ -81,10 +85,14 @@ def _matches(name: str, patterns: str) -> bool:
     if patterns.startswith("|1|"):
         try:
             _, _, salt, digest = patterns.split("|")
-            return hmac.compare_digest(hmac.digest(base64.b64decode(salt), name.encode(), "sha1"), base64.b64decode(digest))
+            return hmac.compare_digest(
+                hmac.digest(base64.b64decode(salt), name.encode(), "sha1"), base64.b64decode(digest)
+            )
         except (ValueError, binascii.Error):
             return False
-    hits = [pattern for pattern in patterns.lower().split(",") if _like(name, pattern.removeprefix("!"))]
+    hits = [
+        pattern for pattern in patterns.lower().split(",") if _like(name, pattern.removeprefix("!"))
+    ]
     return bool(hits) and not any(pattern.startswith("!") for pattern in hits)
 
 
@@ -93,7 +101,14 @@ def _like(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern.replace("[", "[[]"))
 
 
-def check(offered: Key, host: Host, settings: Settings, *, accept_new: bool = False, config: str | None = None) -> None:
+def check(
+    offered: Key,
+    host: Host,
+    settings: Settings,
+    *,
+    accept_new: bool = False,
+    config: str | None = None,
+) -> None:
     """Return when `offered` is what `host` is known by, or when it is a new host's that may be remembered, and was. Raises HostKey.
 
     `config` is the ssh_config in use, for the commands in the hints.
@@ -108,13 +123,30 @@ def check(offered: Key, host: Host, settings: Settings, *, accept_new: bool = Fa
         remember(offered, settings)
 
 
-def verdict(offered: Key, entries: Sequence[Known], host: Host, settings: Settings, *, config: str | None = None) -> HostKey | None:
+def verdict(
+    offered: Key,
+    entries: Sequence[Known],
+    host: Host,
+    settings: Settings,
+    *,
+    config: str | None = None,
+) -> HostKey | None:
     """Return what is wrong with `offered`, going by the lines of known_hosts about `host`, or None."""
-    ssh = " ".join(["ssh", *(["-F", shlex.quote(config)] if config else []), *(["-p", str(host.port)] if host.port else [])])
+    ssh = " ".join(
+        [
+            "ssh",
+            *(["-F", shlex.quote(config)] if config else []),
+            *(["-p", str(host.port)] if host.port else []),
+        ]
+    )
     ssh += f" {host.login}@{host.name} true" if host.login else f" {host.name} true"
     same = [entry for entry in entries if entry.key.fingerprint == offered.fingerprint]
     if any(entry.revoked for entry in same):
-        return HostKey(f"host key REVOKED: {offered}", host=host.name, hint=["known_hosts has it marked @revoked: stop, report it"])
+        return HostKey(
+            f"host key REVOKED: {offered}",
+            host=host.name,
+            hint=["known_hosts has it marked @revoked: stop, report it"],
+        )
     others = [entry for entry in entries if not entry.revoked]
     if same or (others and settings.strict == "no"):
         return None
@@ -122,7 +154,10 @@ def verdict(offered: Key, entries: Sequence[Known], host: Host, settings: Settin
         return HostKey(
             f"host key unknown: {offered.short}",
             host=host.name,
-            hint=[f"whole: {offered}", f"compare it, then  {ssh}  (asks, remembers), or --accept-new-key"],
+            hint=[
+                f"whole: {offered}",
+                f"compare it, then  {ssh}  (asks, remembers), or --accept-new-key",
+            ],
         )
     # The line that contradicts: one of the same type if there is one.
     entry = next((each for each in others if each.key.type == offered.type), others[0])
@@ -178,5 +213,9 @@ def types_first(types: Iterable[str], entries: Iterable[Known]) -> list[str]:
     """Return the host key algorithms `types` with those first that a known key can answer, so that a host isn't asked for another."""
     wanted = set()
     for entry in entries:
-        wanted |= {"rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"} if entry.key.type == "ssh-rsa" else {entry.key.type}
+        wanted |= (
+            {"rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"}
+            if entry.key.type == "ssh-rsa"
+            else {entry.key.type}
+        )
     return sorted(types, key=lambda each: each not in wanted)

@@ -99,7 +99,9 @@ def waves(hosts: Iterable[str], *sizes: int | str) -> list[Hosts]:
 
 def _count(size: int | str, total: int) -> int:
     share = re.fullmatch(r"(\d{1,3})%", size) if isinstance(size, str) else None
-    count = max(1, total * int(share.group(1)) // 100) if share else size if type(size) is int else 0
+    count = (
+        max(1, total * int(share.group(1)) // 100) if share else size if type(size) is int else 0
+    )
     if count < 1:
         raise Misuse(f'not the size of a wave: {size!r} (say 2, or "25%")')
     return count

@@ -25,7 +25,9 @@ _READ = 256 * 1024
 def stdin(given: Given) -> tuple[Any, contextlib.AbstractContextManager[Any]]:
     """Return what the program reads, and what is to be closed afterwards. Raises Misuse for a file that nobody would read."""
     if given.stdin is not None and (given.interactive or given.pty):
-        raise Misuse(f"{'-i' if given.interactive else '--pty'} and --stdin exclude each other: with -i it is read all along")
+        raise Misuse(
+            f"{'-i' if given.interactive else '--pty'} and --stdin exclude each other: with -i it is read all along"
+        )
     if given.interactive:
         from .program import OPEN
 
@@ -61,13 +63,18 @@ def sent(given: Given) -> tuple[Feed, threading.Thread | None]:
     if not given.ids:
         raise Misuse("send needs an id", fate="NOT SENT")
     if len(given.ids) > 2:
-        raise Misuse(f"one TEXT at a time; in quotes, if that is one: {' '.join(given.ids[1:])!r}", fate="NOT SENT")
+        raise Misuse(
+            f"one TEXT at a time; in quotes, if that is one: {' '.join(given.ids[1:])!r}",
+            fate="NOT SENT",
+        )
     feed = Feed()
     piped = len(given.ids) == 1 and not given.line and _is_piped(0)
     if len(given.ids) == 1 and not (given.eof or given.line or piped):
         raise Misuse("nothing to send: say TEXT or --eof, or pipe it in", fate="NOT SENT")
     if piped:
-        return feed, threading.Thread(target=_pour, args=(feed, given.eof), name="stdin", daemon=True)
+        return feed, threading.Thread(
+            target=_pour, args=(feed, given.eof), name="stdin", daemon=True
+        )
     feed.write(b"".join(os.fsencode(text) for text in given.ids[1:]) + b"\n" * given.line)
     _finish(feed, eof=given.eof)
     return feed, None
@@ -100,7 +107,9 @@ def _unread_file(fd: int) -> bool:
     """Return whether `fd` is a regular file at its beginning, with bytes to read: `while read h; do inv run ..; done < hosts` isn't."""
     try:
         facts = os.fstat(fd)
-        return stat.S_ISREG(facts.st_mode) and facts.st_size > 0 and os.lseek(fd, 0, os.SEEK_CUR) == 0
+        return (
+            stat.S_ISREG(facts.st_mode) and facts.st_size > 0 and os.lseek(fd, 0, os.SEEK_CUR) == 0
+        )
     except OSError:
         return False
 

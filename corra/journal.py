@@ -108,7 +108,13 @@ class Journal:
     """The journal of one runbook. `write` may be called from any thread."""
 
     def __init__(
-        self, where: Ledger, book: str, key: str, *, said: Callable[[str], None] | None = None, patience_s: float | None = None
+        self,
+        where: Ledger,
+        book: str,
+        key: str,
+        *,
+        said: Callable[[str], None] | None = None,
+        patience_s: float | None = None,
     ) -> None:
         """`said` hears of a link that is lost and back; after `patience_s` without one, writing gives up (never)."""
         self.book = Book()
@@ -143,7 +149,9 @@ class Journal:
             self._count += 1
             mine = self._count
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-            event = Event(f"{self.pass_id}-{mine}", now, f"{origin['user']}@{origin['host']}", what, facts)
+            event = Event(
+                f"{self.pass_id}-{mine}", now, f"{origin['user']}@{origin['host']}", what, facts
+            )
             self._pending.append(event.to_line())
         with self._writing:
             if self._written >= mine:  # somebody else's append took it along
@@ -171,8 +179,12 @@ class Journal:
             except (LinkLost, TimeoutError, Unreachable) as error:
                 if not waited_s:
                     self._said("link lost, nothing new is begun meanwhile; trying on")
-                if self._stop.is_set() or (self._patience_s is not None and waited_s >= self._patience_s):
-                    raise Unreachable(f"{self}: {_said(error)}", host=str(self.where.host), fate="STOPPED") from error
+                if self._stop.is_set() or (
+                    self._patience_s is not None and waited_s >= self._patience_s
+                ):
+                    raise Unreachable(
+                        f"{self}: {_said(error)}", host=str(self.where.host), fate="STOPPED"
+                    ) from error
                 self._stop.wait(pause_s)
                 waited_s, pause_s = waited_s + pause_s, min(_LONGEST_PAUSE_S, pause_s * 2)
             else:
@@ -205,4 +217,7 @@ def file_name(text: str) -> str:
 def catalogue(where: Ledger) -> list[tuple[str, str, float]]:
     """Return (book, key, time of the last event) of every journal there, the latest first."""
     found = where.call("list", {})[0]["books"]
-    return sorted(((unquote(each["book"]), unquote(each["key"]), float(each["time"])) for each in found), key=lambda row: -row[2])
+    return sorted(
+        ((unquote(each["book"]), unquote(each["key"]), float(each["time"])) for each in found),
+        key=lambda row: -row[2],
+    )

@@ -44,7 +44,9 @@ def detach_keys(text: str) -> bytes:
     for each in text.split(","):
         found = _KEY.fullmatch(each)
         if found is None:
-            raise Misuse(f"not keys: {text!r} (say ctrl-], or several with commas: ctrl-p,ctrl-q; or none)")
+            raise Misuse(
+                f"not keys: {text!r} (say ctrl-], or several with commas: ctrl-p,ctrl-q; or none)"
+            )
         keys += bytes([ord(found[1].upper()) & 0x1F]) if found[1] else found[2].encode()
     return keys
 
@@ -70,7 +72,11 @@ def _typed(key: int) -> bytes:
         re.escape(bytes([key])),
         modifiers,
         code,
-    ) + rb"|\x1b\[(?:[0-9]+:)?%d(?::[0-9]*)*(?:;(?:%b)(?::[12]?)?(?:;[0-9:]*)?)%bu)" % (code, modifiers, given)
+    ) + rb"|\x1b\[(?:[0-9]+:)?%d(?::[0-9]*)*(?:;(?:%b)(?::[12]?)?(?:;[0-9:]*)?)%bu)" % (
+        code,
+        modifiers,
+        given,
+    )
 
 
 # A key that is let go, or one that only modifies others.
@@ -116,7 +122,14 @@ class Keyboard:
         self._over = False
         self._stop, self._stopped = os.pipe()
 
-    def begin(self, state: State, put: Callable[[Any], None], say: Callable[[str], None], *, switched: bytes = b"") -> None:
+    def begin(
+        self,
+        state: State,
+        put: Callable[[Any], None],
+        say: Callable[[str], None],
+        *,
+        switched: bytes = b"",
+    ) -> None:
         """Take hold of the terminal, if both have one, say once how to leave it, and read from now on.
 
         `switched`: what the program has switched on in its terminal so far.
@@ -132,7 +145,11 @@ class Keyboard:
                 self._screen.lend(switched)
                 self.raw = True
                 tty.setraw(self._fd, termios.TCSADRAIN)
-            say(f"this is its terminal now; {self._leave} leaves it running" if self._leave else "this is its terminal now")
+            say(
+                f"this is its terminal now; {self._leave} leaves it running"
+                if self._leave
+                else "this is its terminal now"
+            )
             self._screen.switch_on()
             self.resize()
         threading.Thread(target=self._read, args=(put,), name="keyboard", daemon=True).start()
@@ -165,7 +182,11 @@ class Keyboard:
                 self._screen.take_back()
                 # What was typed ahead was meant for the program. TCSADRAIN would wait for a terminal that is stopped or gone.
                 with contextlib.suppress(termios.error, OSError):
-                    termios.tcsetattr(self._fd, termios.TCSAFLUSH if os.isatty(self._fd) else termios.TCSANOW, saved)
+                    termios.tcsetattr(
+                        self._fd,
+                        termios.TCSAFLUSH if os.isatty(self._fd) else termios.TCSANOW,
+                        saved,
+                    )
                 atexit.unregister(self.restore)
 
     def _read(self, put: Callable[[Any], None]) -> None:

@@ -82,7 +82,13 @@ def roots():
 def named(book, key):
     """Return the path of a journal below a root. Raises Refusal for what is no file name."""
     for name in (book, key):
-        if not isinstance(name, str) or not name or name.startswith(".") or "/" in name or "\0" in name:
+        if (
+            not isinstance(name, str)
+            or not name
+            or name.startswith(".")
+            or "/" in name
+            or "\0" in name
+        ):
             raise Refusal("bad_request", "not a file name: %r" % (name,))
     return os.path.join(book, key + SUFFIX)
 
@@ -96,7 +102,12 @@ def there(name):
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:
-            raise Refusal("unreadable", "%s can't be read: %s" % (root, error.strerror), dir=root, errno=error.errno) from None
+            raise Refusal(
+                "unreadable",
+                "%s can't be read: %s" % (root, error.strerror),
+                dir=root,
+                errno=error.errno,
+            ) from None
     return None
 
 
@@ -129,7 +140,9 @@ def opened(name):
             return os.open(path, flags, 0o600), path
         except OSError as error:
             tried.append({"dir": root, "errno": error.errno, "message": error.strerror})
-    raise Refusal("no_room", "no room for a journal: %s" % tried[0]["message"], what="journal", tried=tried)
+    raise Refusal(
+        "no_room", "no room for a journal: %s" % tried[0]["message"], what="journal", tried=tried
+    )
 
 
 # Verbs: request -> (reply, the bytes that follow it)
@@ -153,7 +166,9 @@ def append(request):
         except OSError as error:
             # Part of a line would be nobody's event: take it back, which needs no room.
             os.ftruncate(fd, size)
-            raise Refusal("no_room", "journal %s: %s" % (path, error.strerror), errno=error.errno, tried=[]) from None
+            raise Refusal(
+                "no_room", "journal %s: %s" % (path, error.strerror), errno=error.errno, tried=[]
+            ) from None
         return part(fd, request.get("at", 0))
     finally:
         os.close(fd)
@@ -206,7 +221,12 @@ def catalogue(request):
                 facts = os.lstat(os.path.join(root, book, file))
                 if file.endswith(SUFFIX) and stat.S_ISREG(facts.st_mode):
                     key = file[: -len(SUFFIX)]
-                    found[book, key] = {"book": book, "key": key, "size": facts.st_size, "time": facts.st_mtime}
+                    found[book, key] = {
+                        "book": book,
+                        "key": key,
+                        "size": facts.st_size,
+                        "time": facts.st_mtime,
+                    }
     return {"books": [found[each] for each in sorted(found)]}, b""
 
 
@@ -216,7 +236,12 @@ def listed(path):
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise Refusal("unreadable", "%s can't be read: %s" % (path, error.strerror), dir=path, errno=error.errno) from None
+        raise Refusal(
+            "unreadable",
+            "%s can't be read: %s" % (path, error.strerror),
+            dir=path,
+            errno=error.errno,
+        ) from None
 
 
 def boot(request):
@@ -247,7 +272,9 @@ def main(argv, stdin, stdout):
         code, reply = 1, refusal.facts
     except (OSError, KeyError, TypeError, ValueError) as error:
         code, reply = 1, {"error": "failed", "message": "%s: %s" % (type(error).__name__, error)}
-    stdout.write(b"corra 1 %s\n%s\n" % (str(request.get("nonce", "")).encode(), json.dumps(reply).encode()))
+    stdout.write(
+        b"corra 1 %s\n%s\n" % (str(request.get("nonce", "")).encode(), json.dumps(reply).encode())
+    )
     stdout.write(more)
     stdout.flush()
     return code

@@ -14,7 +14,31 @@ from collections.abc import Iterable
 # the cursor blinks; 1007, whether a wheel sends arrows.
 _MODES = {
     **dict.fromkeys(
-        (1, 5, 6, 9, 47, 66, 69, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 1016, 1047, 1049, 2004, 2026, 2031, 2048), False
+        (
+            1,
+            5,
+            6,
+            9,
+            47,
+            66,
+            69,
+            1000,
+            1001,
+            1002,
+            1003,
+            1004,
+            1005,
+            1006,
+            1015,
+            1016,
+            1047,
+            1049,
+            2004,
+            2026,
+            2031,
+            2048,
+        ),
+        False,
     ),
     **dict.fromkeys((7, 25), True),
 }
@@ -59,7 +83,10 @@ class Modes:
     def __init__(self) -> None:
         self._held = b""
         self._on: dict[int | str, bytes] = {}  # what switched it, in the order of time
-        self._pushed: dict[bool, list[bytes]] = {False: [], True: []}  # of the keyboard's flags: each of the two screens has a stack
+        self._pushed: dict[bool, list[bytes]] = {
+            False: [],
+            True: [],
+        }  # of the keyboard's flags: each of the two screens has a stack
 
     def see(self, data: bytes) -> None:
         """Take note of what `data` switches, which the program has written; a sequence may be cut in two by its end."""
@@ -69,7 +96,11 @@ class Modes:
             if kind == "modes":
                 for number in value[:-1].split(b";"):
                     if number and (mode := int(number)) in _MODES:
-                        self._note(mode, (value[-1:] == b"h") != _MODES[mode], b"\x1b[?%d%b" % (mode, value[-1:]))
+                        self._note(
+                            mode,
+                            (value[-1:] == b"h") != _MODES[mode],
+                            b"\x1b[?%d%b" % (mode, value[-1:]),
+                        )
             elif kind == "flags":
                 self._note_flags(found.group(), value)
             elif kind == "reset":
@@ -114,7 +145,10 @@ class Modes:
         def off(keys: Iterable[int | str]) -> bytes:
             return b"".join(_undone(key) for key in keys if key in self._on)
 
-        popped = {there: b"\x1b[<%du" % len(pushed) if pushed else b"" for there, pushed in self._pushed.items()}
+        popped = {
+            there: b"\x1b[<%du" % len(pushed) if pushed else b""
+            for there, pushed in self._pushed.items()
+        }
         modes = sorted(mode for mode in _MODES if mode not in _SCREENS)
         back = popped[True] + off(_SCREENS) if self._elsewhere else b""
         return (
@@ -130,7 +164,9 @@ class Modes:
         """Return what has another terminal, or this one after `undo`, as the program takes it to be."""
         lasting = [key for key in self._on if key not in _PASSING]
         lasting.sort(key=lambda key: key not in _SCREENS)
-        return b"".join(self._on[key] for key in lasting) + b"".join(self._pushed[self._elsewhere][-1:])
+        return b"".join(self._on[key] for key in lasting) + b"".join(
+            self._pushed[self._elsewhere][-1:]
+        )
 
 
 def _undone(key: int | str) -> bytes:

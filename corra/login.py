@@ -35,8 +35,14 @@ class Login:
         self._passphrase = kwargs.pop("passphrase", None) or self._password
         self._pkey = kwargs.pop("pkey", None)
         files = kwargs.pop("key_filename", None) or []
-        self._files = [os.path.expanduser(each) for each in ([files] if isinstance(files, str) else files)]
-        self._files += [each for each in known.identity_files if each not in self._files] if kwargs.pop("look_for_keys", True) else []
+        self._files = [
+            os.path.expanduser(each) for each in ([files] if isinstance(files, str) else files)
+        ]
+        self._files += (
+            [each for each in known.identity_files if each not in self._files]
+            if kwargs.pop("look_for_keys", True)
+            else []
+        )
         self._allow_agent = kwargs.pop("allow_agent", True)
         self._agent = contextlib.ExitStack()
         self._tried: list[str] = []
@@ -61,7 +67,9 @@ class Login:
                     break
                 except AuthenticationException:
                     continue
-                except TimeoutError as error:  # of the agent's socket: paramiko itself waits on events
+                except (
+                    TimeoutError
+                ) as error:  # of the agent's socket: paramiko itself waits on events
                     raise self._refused([f"the ssh-agent didn't sign in {SIGN_S:g} s"]) from error
                 if not more:
                     return
@@ -86,7 +94,9 @@ class Login:
         if self._locked:
             hint.append(f"a passphrase is in the way:  ssh-add {_short(self._locked[0])}")
         hint.append(f"does  ssh {self._host} true  let you in?  then  --via openssh")
-        return Auth(f"{self._user} may not log in ({', '.join(methods)})", host=self._host.name, hint=hint)
+        return Auth(
+            f"{self._user} may not log in ({', '.join(methods)})", host=self._host.name, hint=hint
+        )
 
     def _keys(self) -> Iterator[tuple[str, Any]]:
         if self._pkey is not None:

@@ -45,7 +45,13 @@ class Data:
         """Yield the packets as they are sealed."""
         for piece in self.pieces():
             pad = _pad(_DATA.size - 1 + len(piece))
-            yield b"".join((_DATA.pack(pad, _MSG_CHANNEL_DATA, self._channel, len(piece)), piece, padding[:pad]))
+            yield b"".join(
+                (
+                    _DATA.pack(pad, _MSG_CHANNEL_DATA, self._channel, len(piece)),
+                    piece,
+                    padding[:pad],
+                )
+            )
 
     def messages(self) -> Iterator[Any]:
         """Yield the packets as paramiko's own messages."""
@@ -113,7 +119,9 @@ class Packets(Packetizer):  # type: ignore[misc] # paramiko has no hints
     def _count(self, keys: _Keys, size: int) -> None:
         keys.bytes += size
         keys.packets += 1
-        if (keys.bytes >= self.REKEY_BYTES or keys.packets >= self.REKEY_PACKETS) and not self.need_rekey():
+        if (
+            keys.bytes >= self.REKEY_BYTES or keys.packets >= self.REKEY_PACKETS
+        ) and not self.need_rekey():
             self._trigger_rekey()
 
     # To the host
@@ -129,8 +137,12 @@ class Packets(Packetizer):  # type: ignore[misc] # paramiko has no hints
                 packed = data.packed(os.urandom(_PAD_MAX))
             else:
                 payload = data.asbytes()
-                packed = iter((b"%c%b%b" % (_pad(len(payload)), payload, os.urandom(_pad(len(payload)))),))
-            self.write_all(b"".join(part for plain in packed for part in self._sealed(self._out, plain)))
+                packed = iter(
+                    (b"%c%b%b" % (_pad(len(payload)), payload, os.urandom(_pad(len(payload)))),)
+                )
+            self.write_all(
+                b"".join(part for plain in packed for part in self._sealed(self._out, plain))
+            )
 
     def _sealed(self, keys: _Keys, plain: bytes) -> tuple[bytes, bytes]:
         length = _LENGTH.pack(len(plain))
@@ -171,7 +183,9 @@ class Packets(Packetizer):  # type: ignore[misc] # paramiko has no hints
         self._fill(4 + size + _TAG)
         at, end = self._at, self._at + 4 + size + _TAG
         try:
-            plain = keys.cipher.decrypt(keys.next_iv(), self._view[at + 4 : end], self._view[at : at + 4])
+            plain = keys.cipher.decrypt(
+                keys.next_iv(), self._view[at + 4 : end], self._view[at : at + 4]
+            )
         except InvalidTag as error:
             raise SSHException("a packet that was changed on its way") from error
         self._at = end

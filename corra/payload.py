@@ -10,7 +10,9 @@ import tempfile
 from typing import IO, Any, BinaryIO, cast
 
 
-def payload_of(stdin: str | bytes | IO[bytes] | IO[str] | None, *, named: bool) -> tuple[dict[str, Any] | None, BinaryIO | None]:
+def payload_of(
+    stdin: str | bytes | IO[bytes] | IO[str] | None, *, named: bool
+) -> tuple[dict[str, Any] | None, BinaryIO | None]:
     """Return what Program says of `stdin`, and the bytes as a file that can be read again if the start has to be repeated.
 
     `named`: the run's id is somebody else's idea, who may give it again: then the bytes are part of what is compared, by their hash. It takes a

@@ -36,7 +36,11 @@ REPLY_MAX = STATE_MAX
 # Written in one go; the host's pipe and ssh's window take this much without a pause.
 PAYLOAD_STEP = 256 * 1024
 
-PYTHONS = ("python3", "/usr/libexec/platform-python", *(f"python3.{minor}" for minor in range(14, 5, -1)))
+PYTHONS = (
+    "python3",
+    "/usr/libexec/platform-python",
+    *(f"python3.{minor}" for minor in range(14, 5, -1)),
+)
 
 # Runs on Python 3.6 and later, before anything is known about the host. What the command's `stdin` has read too far it takes over, and hands
 # what it has read too far itself to the agent. `_sha256` and `_sha2`: hashlib alone would cost 5 ms at each call.
@@ -278,7 +282,9 @@ def command(*first: str) -> str:
 
 def with_python(words: str, *first: str) -> str:
     """Return shell text that becomes a Python which executes `words`, code and what that is given; what stands behind it runs where none is."""
-    names = " ".join([*(path for path in first if re.fullmatch(r"[A-Za-z0-9/._+-]+", path)), *PYTHONS])
+    names = " ".join(
+        [*(path for path in first if re.fullmatch(r"[A-Za-z0-9/._+-]+", path)), *PYTHONS]
+    )
     # No `!`, no backslash, no newline, no quote inside quotes: sh, bash, zsh, fish and tcsh read it alike.
     return (
         f"""for p in {names}; do case $("$p" -V 2>/dev/null) in "Python 3."[6-9]*|"Python 3."[1-9][0-9]*) """
@@ -381,7 +387,9 @@ class Agent:
         """Start connecting, beside what the caller still has to do before the first verb."""
         self._runner.begin()
 
-    def call(self, verb: str, request: Mapping[str, Any], *, timeout_s: float = 15.0) -> dict[str, Any]:
+    def call(
+        self, verb: str, request: Mapping[str, Any], *, timeout_s: float = 15.0
+    ) -> dict[str, Any]:
         """Return the reply of a verb that has nothing more to say. Raises Refused, CorraError, LinkLost."""
         link = self.stream(verb, request, timeout_s=timeout_s)
         link.close()
@@ -401,13 +409,26 @@ class Agent:
         `timeout_s` is how long the host may be silent before the reply. `sending` is called before the first byte goes out; what it raises
         keeps that byte back. Raises Refused, CorraError, LinkLost.
         """
-        return self._ask(lambda exchange: exchange.reply_to(request, self._digest, self._source, payload), verb, timeout_s, sending)
+        return self._ask(
+            lambda exchange: exchange.reply_to(request, self._digest, self._source, payload),
+            verb,
+            timeout_s,
+            sending,
+        )
 
     def visit(self, verb: str, request: Mapping[str, Any], *, timeout_s: float = 15.0) -> Link:
         """Return the Link of a verb of doctor.py, of which nothing stays there. Raises what `stream` does."""
-        return self._ask(lambda exchange: exchange.reply_to_visit(request, _visitors()), verb, timeout_s)
+        return self._ask(
+            lambda exchange: exchange.reply_to_visit(request, _visitors()), verb, timeout_s
+        )
 
-    def _ask(self, ask: Callable[[_Exchange], Link], verb: str, timeout_s: float, sending: Callable[[], None] | None = None) -> Link:
+    def _ask(
+        self,
+        ask: Callable[[_Exchange], Link],
+        verb: str,
+        timeout_s: float,
+        sending: Callable[[], None] | None = None,
+    ) -> Link:
         channel = self._runner.open(self._command)
         try:
             if sending is not None:
@@ -447,7 +468,9 @@ class _Exchange:
         self._held = bytearray()
         self._spoke = False
 
-    def reply_to(self, request: Mapping[str, Any], digest: str, source: bytes, payload: BinaryIO | None) -> Link:
+    def reply_to(
+        self, request: Mapping[str, Any], digest: str, source: bytes, payload: BinaryIO | None
+    ) -> Link:
         nonce = secrets.token_hex(8)
         body = json.dumps({**request, "nonce": nonce}).encode()
         placed = 0
@@ -464,10 +487,17 @@ class _Exchange:
                 raise BadReply(f"{self._runner.host.name} asked for {word[:20]!r}")
         return Link(self._channel, self._object(), bytes(self._held), placed)
 
-    def reply_to_visit(self, request: Mapping[str, Any], modules: Sequence[tuple[str, bytes]]) -> Link:
+    def reply_to_visit(
+        self, request: Mapping[str, Any], modules: Sequence[tuple[str, bytes]]
+    ) -> Link:
         nonce, body = secrets.token_hex(8), json.dumps(request).encode()
         sizes = " ".join(f"{name}:{len(data)}" for name, data in modules)
-        self._send(_VISIT + f"{nonce} {self._verb} {len(body)} {sizes}\n".encode() + body + b"".join(data for _, data in modules))
+        self._send(
+            _VISIT
+            + f"{nonce} {self._verb} {len(body)} {sizes}\n".encode()
+            + body
+            + b"".join(data for _, data in modules)
+        )
         if word := self._answer(PROTOCOL + nonce.encode()):
             raise BadReply(f"{self._runner.host.name} asked for {word[:20]!r}")
         return Link(self._channel, self._object(), bytes(self._held), 0)
@@ -505,7 +535,9 @@ class _Exchange:
                     ],
                 )
             if len(self._held) > NOISE_MAX:
-                raise BadReply(f"{self._runner.host.name} printed {NOISE_MAX} bytes before any reply: {first_line(bytes(self._held))!r}")
+                raise BadReply(
+                    f"{self._runner.host.name} printed {NOISE_MAX} bytes before any reply: {first_line(bytes(self._held))!r}"
+                )
             self._more()
 
     def _object(self) -> dict[str, Any]:
@@ -513,23 +545,31 @@ class _Exchange:
         while (end := self._held.find(b"\n", searched)) < 0:
             searched = len(self._held)
             if searched > REPLY_MAX:
-                raise BadReply(f"{self._runner.host.name} sent a reply of more than {REPLY_MAX} bytes")
+                raise BadReply(
+                    f"{self._runner.host.name} sent a reply of more than {REPLY_MAX} bytes"
+                )
             self._more()
         text = bytes(self._held[:end])
         del self._held[: end + 1]
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise BadReply(f"{self._runner.host.name} sent a reply that isn't JSON: {text[:80]!r}") from error
+            raise BadReply(
+                f"{self._runner.host.name} sent a reply that isn't JSON: {text[:80]!r}"
+            ) from error
         if not isinstance(value, dict):
-            raise BadReply(f"{self._runner.host.name} sent a reply that isn't an object: {text[:80]!r}")
+            raise BadReply(
+                f"{self._runner.host.name} sent a reply that isn't an object: {text[:80]!r}"
+            )
         return value
 
     def _more(self) -> None:
         try:
             data = self._channel.read(self._timeout_s)
         except TimeoutError:
-            raise Silent(f"{self._runner.host.name} gave no answer in {self._timeout_s:g} s") from None
+            raise Silent(
+                f"{self._runner.host.name} gave no answer in {self._timeout_s:g} s"
+            ) from None
         if not data:
             raise self._no_reply()
         self._held += data
@@ -539,7 +579,9 @@ class _Exchange:
         status = self._channel.exit_status()
         said = self._channel.stderr()
         name = self._runner.host.name
-        if refusal := sudo.refusal(said.decode(errors="replace"), self._runner.host, lambda: self._runner.login):
+        if refusal := sudo.refusal(
+            said.decode(errors="replace"), self._runner.host, lambda: self._runner.login
+        ):
             return refusal
         if b"Traceback (most recent call last)" in said:
             # The agent broke down while it worked, so what it had done by then is anybody's guess.
@@ -550,5 +592,7 @@ class _Exchange:
             return LinkLost(f"{name} closed the channel: {quoted}")
         if self._spoke or status > 128:
             # Whatever was killed may have been killed behind the start.
-            return NoAnswer(f"the command on {name} ended with exit {status} before it answered: {quoted}")
+            return NoAnswer(
+                f"the command on {name} ended with exit {status} before it answered: {quoted}"
+            )
         return errors.NotStarted(f"the login there ended with exit {status}: {quoted}", host=name)

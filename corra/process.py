@@ -32,9 +32,14 @@ class Process:
 
     def _start(self, argv: Sequence[str]) -> None:
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, start_new_session=True)
+        self._process = subprocess.Popen(
+            argv, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, start_new_session=True
+        )
         process = self._process
-        self._in, self._out, self._err = cast("tuple[IO[bytes], IO[bytes], IO[bytes]]", (process.stdin, process.stdout, process.stderr))
+        self._in, self._out, self._err = cast(
+            "tuple[IO[bytes], IO[bytes], IO[bytes]]",
+            (process.stdin, process.stdout, process.stderr),
+        )
         os.set_blocking(self._in.fileno(), False)
         # EPERM: an ordinary user's allowance of pipe pages is used up, and the default serves as well.
         with contextlib.suppress(PermissionError):

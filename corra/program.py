@@ -63,12 +63,16 @@ class Host:
             if user is not None and not _USER_NAME.fullmatch(user):
                 raise Misuse(f"not a user name: {user!r}")
         if self.caller and self.is_local:
-            raise Misuse(f"local has no ssh that {self.caller} could call: --as {self.user or self.caller} is enough")
+            raise Misuse(
+                f"local has no ssh that {self.caller} could call: --as {self.user or self.caller} is enough"
+            )
         if self.port is not None and not 0 < self.port < 65536:
             raise Misuse(f"not a port: {self.port}")
         if self.is_local and (self.login or self.port):
             as_them = f"; to run as {self.login}, say --as {self.login}" if self.login else ""
-            raise Misuse(f"local is this machine without ssh, so it has neither login nor port{as_them}")
+            raise Misuse(
+                f"local is this machine without ssh, so it has neither login nor port{as_them}"
+            )
 
     @classmethod
     def parse(cls, text: str, *, login: str | None = None, user: str | None = None) -> Host:
@@ -93,7 +97,9 @@ class Host:
 
     def run_as(self, text: str | None) -> Host:
         """Return this host with `text` said of it: `THERE`, `HERE,THERE` or `HERE,`; what it says already stays."""
-        caller, _, user = ("," + text if "," not in text else text).partition(",") if text else ("", "", "")
+        caller, _, user = (
+            ("," + text if "," not in text else text).partition(",") if text else ("", "", "")
+        )
         return replace(self, user=self.user or user or None, caller=self.caller or caller or None)
 
     @property
@@ -116,7 +122,9 @@ class Host:
     def __str__(self) -> str:
         """The text that `parse` reads back, apart from `as_user`."""
         name = f"[{self.name}]" if ":" in self.name else self.name
-        return (f"{self.login}@" if self.login else "") + name + (f":{self.port}" if self.port else "")
+        return (
+            (f"{self.login}@" if self.login else "") + name + (f":{self.port}" if self.port else "")
+        )
 
 
 def said(user: str | None, mode: Mode | None) -> tuple[str | None, str | None]:
@@ -132,7 +140,9 @@ def said(user: str | None, mode: Mode | None) -> tuple[str | None, str | None]:
     return None, user
 
 
-def meant(host: Host | str, user: str | None, mode: Mode | None = None, *, port: int | None = None) -> Host:
+def meant(
+    host: Host | str, user: str | None, mode: Mode | None = None, *, port: int | None = None
+) -> Host:
     """Return `host` with what it doesn't say itself: its user, as `mode` has it, and its port. Raises Misuse, also where the mode is another."""
     found = Host.parse(host) if isinstance(host, str) else host
     login, user = said(user, mode)
@@ -160,17 +170,29 @@ class Program:
         if not self.argv or not self.argv[0]:
             raise Misuse("no command given")
         if any("\0" in word for word in self.argv):
-            raise Misuse("a word of the command has a NUL byte in it, which no program can be given")
+            raise Misuse(
+                "a word of the command has a NUL byte in it, which no program can be given"
+            )
         if not all(map(_is_bytes, self.argv)):
-            raise Misuse("a word of the command has a lone surrogate in it, which stands for no byte")
+            raise Misuse(
+                "a word of the command has a lone surrogate in it, which stands for no byte"
+            )
         if self.cwd is not None and ("\0" in self.cwd or not _is_bytes(self.cwd)):
             raise Misuse(f"not a directory: {self.cwd!r}")
         for name, value in self.env.items():
             text = value or ""
-            if not name or "=" in name or "\0" in name or "\0" in text or not _is_bytes(name + text):
+            if (
+                not name
+                or "=" in name
+                or "\0" in name
+                or "\0" in text
+                or not _is_bytes(name + text)
+            ):
                 raise Misuse(f"not an environment variable: {name!r}")
         if self.pty and (self.stdin is not None or self.merge):
-            raise Misuse("on a terminal of its own there is no other stdin, and stdout and stderr are one stream anyway")
+            raise Misuse(
+                "on a terminal of its own there is no other stdin, and stdout and stderr are one stream anyway"
+            )
 
     @property
     def takes_more(self) -> bool:
@@ -182,15 +204,29 @@ class Program:
         everything: dict[str, Any] = {
             "cwd": self.cwd,
             "env": dict(self.env),
-            "env_inherit": list(self.env_inherit) if isinstance(self.env_inherit, tuple) else self.env_inherit,
+            "env_inherit": list(self.env_inherit)
+            if isinstance(self.env_inherit, tuple)
+            else self.env_inherit,
             "stdin": self.stdin,
             "umask": self.umask,
             "merge": self.merge,
-            "limits": {name: list(value) if isinstance(value, Sequence) else value for name, value in self.limits.items()},
+            "limits": {
+                name: list(value) if isinstance(value, Sequence) else value
+                for name, value in self.limits.items()
+            },
             "pty": self.pty,
         }
-        defaults: dict[str, Any] = {"env": {}, "env_inherit": True, "merge": False, "limits": {}, "pty": False}
-        return {"argv": list(self.argv), **{k: v for k, v in everything.items() if v != defaults.get(k)}}
+        defaults: dict[str, Any] = {
+            "env": {},
+            "env_inherit": True,
+            "merge": False,
+            "limits": {},
+            "pty": False,
+        }
+        return {
+            "argv": list(self.argv),
+            **{k: v for k, v in everything.items() if v != defaults.get(k)},
+        }
 
 
 @dataclass(frozen=True)
@@ -209,12 +245,18 @@ class Request:
     wait_children: bool = False
     force: bool = False
     forget_stdin: bool = False
-    terminal: Mapping[str, Any] = field(default_factory=dict)  # of a program with a pty: rows, columns, term
-    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # a traceback may show what it holds
+    terminal: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of a program with a pty: rows, columns, term
+    secrets: Mapping[str, str] = field(
+        default_factory=dict, repr=False
+    )  # a traceback may show what it holds
     spool: str | None = None
     callback: Mapping[str, Any] = field(default_factory=dict, repr=False)  # has a token in it
     config: Mapping[str, float] = field(default_factory=dict)
-    courier: str | None = field(default=None, repr=False)  # the source of courier.py, where there is a callback
+    courier: str | None = field(
+        default=None, repr=False
+    )  # the source of courier.py, where there is a callback
 
     def to_json(self) -> dict[str, Any]:
         """Return the request that the agent's `start` and `run` read."""
@@ -233,7 +275,10 @@ class Request:
             "prog_id": self.prog_id,
             "name": self.name,
             # Their names alone, so that whoever starts it again can be told what is missing.
-            "origin": {**self.origin, **({"secrets": ",".join(sorted(self.secrets))} if self.secrets else {})},
+            "origin": {
+                **self.origin,
+                **({"secrets": ",".join(sorted(self.secrets))} if self.secrets else {}),
+            },
             "program": self.program.to_json(),
             "run": {k: v for k, v in run.items() if v is not None},
             "secrets": {"env": dict(self.secrets)} if self.secrets else {},
@@ -245,20 +290,29 @@ class Request:
         return {k: v for k, v in whole.items() if v}
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], prog_id: str, *, origin: Mapping[str, str], **more: Any) -> Request:
+    def from_record(
+        cls, record: Mapping[str, Any], prog_id: str, *, origin: Mapping[str, str], **more: Any
+    ) -> Request:
         """Return the request that asks for the same once more, from the program.json of a run; `more` are fields it doesn't hold.
 
         Where it was kept, by what, and whom it reported to is left behind. Raises Misuse for what a newer corra has written.
         """
         program = {k: v for k, v in record["program"].items() if k != "host" and v is not None}
-        run = {k: v for k, v in (record.get("run") or {}).items() if k != "carrier" and v is not None}
+        run = {
+            k: v for k, v in (record.get("run") or {}).items() if k != "carrier" and v is not None
+        }
         known = {f.name for f in fields(cls)}
         told = {f"{name}_s" if f"{name}_s" in known else name: value for name, value in run.items()}
         unknown = [*(set(program) - {f.name for f in fields(Program)}), *(set(told) - known)]
         if unknown:
             raise Misuse(f"its record says {min(unknown)}, which this corra doesn't know")
-        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in program.items()}
-        return cls(prog_id, Program(**values), name=record.get("name"), origin=origin, **told, **more)
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in program.items()
+        }
+        return cls(
+            prog_id, Program(**values), name=record.get("name"), origin=origin, **told, **more
+        )
 
 
 def _is_bytes(text: str) -> bool:
@@ -332,7 +386,12 @@ LIMITS: dict[str, tuple[Callable[[str], int], int, int, str]] = {
     "cpu": (_cpu, 0, 1 << 62, "seconds of CPU"),
     "memory": (size, 0, 1 << 62, "address space of each process"),
     "nice": (_number, -20, 19, "from -20 (first) to 19 (last)"),
-    "oom_score_adj": (_number, -1000, 1000, "-1000 (never) to 1000: whom the kernel takes when memory runs out"),
+    "oom_score_adj": (
+        _number,
+        -1000,
+        1000,
+        "-1000 (never) to 1000: whom the kernel takes when memory runs out",
+    ),
     "memory_max": (size, 1, 1 << 62, "memory of all its processes, by systemd"),
     "cpu_quota": (_percent, 1, 10**6, "CPU of all its processes, by systemd, such as 150%"),
 }
@@ -358,20 +417,36 @@ def _limit(name: str, value: int | str | Sequence[int]) -> int | list[int]:
     from .agent import RLIMITS
 
     pairs = name in RLIMITS
-    parts: list[Any] = list(value.split(":")) if isinstance(value, str) else list(value) if isinstance(value, Sequence) else [value]
+    parts: list[Any] = (
+        list(value.split(":"))
+        if isinstance(value, str)
+        else list(value)
+        if isinstance(value, Sequence)
+        else [value]
+    )
     found: list[int] = []
     for part in parts:
         try:
-            number = -1 if pairs and part in (-1, *_UNLIMITED) else read(part.strip()) if isinstance(part, str) else part
+            number = (
+                -1
+                if pairs and part in (-1, *_UNLIMITED)
+                else read(part.strip())
+                if isinstance(part, str)
+                else part
+            )
         except Misuse as error:
             raise Misuse(f"limit {name}: {error.why}") from None
         if type(number) is not int or not (least <= number <= most or (number == -1 and pairs)):
             raise Misuse(
-                f"limit {name}: not from {least} to {most}: {part!r}" if most < 1 << 62 else f"limit {name}: not a number: {part!r}"
+                f"limit {name}: not from {least} to {most}: {part!r}"
+                if most < 1 << 62
+                else f"limit {name}: not a number: {part!r}"
             )
         found.append(number)
     if len(found) > (2 if pairs else 1) or not found:
-        raise Misuse(f"limit {name}: " + ("SOFT:HARD at most" if pairs else "one number") + f": {value!r}")
+        raise Misuse(
+            f"limit {name}: " + ("SOFT:HARD at most" if pairs else "one number") + f": {value!r}"
+        )
     if len(found) == 2 and found[0] % (1 << 64) > found[1] % (1 << 64):
         raise Misuse(f"limit {name}: its soft limit is above its hard one: {value!r}")
     return found[0] if len(found) == 1 else found

@@ -41,13 +41,23 @@ def agent_for(
     """Return the agent of `target`; nothing is connected before its first call. Raises TypeError for what is no target."""
     if isinstance(target, Agent):
         return target
-    limits: dict[str, Any] = {"connect_timeout_s": connect_timeout, "accept_new_key": accept_new_key}
+    limits: dict[str, Any] = {
+        "connect_timeout_s": connect_timeout,
+        "accept_new_key": accept_new_key,
+    }
     if is_a(target, "fabric.connection", "Connection"):
         config = config or target.config
         host = host_of(target).run_as(as_user)
         if host.caller:
-            raise Misuse(f"an open connection is nobody's to call anew: {host.caller} needs the host's name as target", host=host.name)
-        return place(Fabric(host, config=config, connection=target, password=_sudo_password(config), **limits))
+            raise Misuse(
+                f"an open connection is nobody's to call anew: {host.caller} needs the host's name as target",
+                host=host.name,
+            )
+        return place(
+            Fabric(
+                host, config=config, connection=target, password=_sudo_password(config), **limits
+            )
+        )
     if is_a(target, "invoke.context", "Context"):
         raise TypeError(
             "a Context is no target: it means this machine under inv and the other one under fab; "
@@ -58,7 +68,9 @@ def agent_for(
     elif isinstance(target, Host):
         host = replace(target, login=target.login or user).run_as(as_user)
     else:
-        raise TypeError(f"not a target: {target!r} (a host name, a corra.Host or a fabric Connection)")
+        raise TypeError(
+            f"not a target: {target!r} (a host name, a corra.Host or a fabric Connection)"
+        )
     limits["password"] = _sudo_password(config)
     by, _, keeper = (via or "fabric").partition("@")
     if by == "chaperone":
@@ -85,7 +97,11 @@ def agent_to_ask(target: Any, **reach: Unpack[Reach]) -> Agent:
 
 def is_one(target: object) -> bool:
     """Return whether `target` is one host and not several. A Connection can be iterated over as well: over the keys of its configuration."""
-    return isinstance(target, (str, Host, Agent)) or is_a(target, "invoke.context", "Context") or not isinstance(target, Iterable)
+    return (
+        isinstance(target, (str, Host, Agent))
+        or is_a(target, "invoke.context", "Context")
+        or not isinstance(target, Iterable)
+    )
 
 
 def is_a(value: object, module: str, name: str) -> bool:

@@ -51,7 +51,11 @@ def clock(seconds: float) -> str:
     """Return `0:02` or `0:41:07`, for a figure that moves."""
     whole = int(max(0.0, seconds))
     hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if whole >= 600 else f"{whole // 60}:{whole % 60:02}"
+    return (
+        f"{hours}:{minutes:02}:{whole % 60:02}"
+        if whole >= 600
+        else f"{whole // 60}:{whole % 60:02}"
+    )
 
 
 def size(count: int) -> str:
@@ -59,7 +63,13 @@ def size(count: int) -> str:
     amount = float(count)
     for unit in _SIZES:
         if amount < 999.5 or unit == _SIZES[-1]:
-            return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}" if amount < 9.95 else f"{amount:.0f} {unit}"
+            return (
+                f"{count} B"
+                if unit == "B"
+                else f"{amount:.1f} {unit}"
+                if amount < 9.95
+                else f"{amount:.0f} {unit}"
+            )
         amount /= 1000
     return f"{count} B"
 
@@ -71,7 +81,11 @@ def moment(text: str | None, now: datetime) -> str:
         return "an unknown time"
     if then.date() == now.astimezone().date():
         return f"{then:%H:%M}"
-    return f"{then:%a %H:%M}" if timedelta() <= now - then < timedelta(days=7) else f"{then.day} {then:%b}"
+    return (
+        f"{then:%a %H:%M}"
+        if timedelta() <= now - then < timedelta(days=7)
+        else f"{then.day} {then:%b}"
+    )
 
 
 def since(text: str | None, now: datetime) -> float | None:
@@ -91,7 +105,11 @@ def ended_at(state: State) -> str | None:
 def host_now(state: State, now: datetime) -> datetime:
     """Return what the host's clock said when it sent `state` of an open run: its clock may differ from ours, and ages must not."""
     started = when(state.start_time)
-    return now if started is None or state.elapsed is None or state.ended else started + timedelta(seconds=state.elapsed)
+    return (
+        now
+        if started is None or state.elapsed is None or state.ended
+        else started + timedelta(seconds=state.elapsed)
+    )
 
 
 # -- What became of it
@@ -114,7 +132,11 @@ def word(state: State) -> str:
     if not state.ended:
         return state.state
     told = fate(state)[0]
-    return f"{told} {state.return_code}" if told == "FAILED" and state.return_code is not None else told
+    return (
+        f"{told} {state.return_code}"
+        if told == "FAILED" and state.return_code is not None
+        else told
+    )
 
 
 def went_well(state: State) -> bool:
@@ -128,7 +150,11 @@ HEAD = ("ID", "NAME", "HOST", "STATE", "FOR", "OUTPUT", "BY", "COMMAND")
 
 def order(states: Sequence[State]) -> list[State]:
     """Return what runs first, the newest of each on top."""
-    return sorted(states, key=lambda state: (not state.ended, state.start_time or "", state.prog_id), reverse=True)
+    return sorted(
+        states,
+        key=lambda state: (not state.ended, state.start_time or "", state.prog_id),
+        reverse=True,
+    )
 
 
 def row(state: State, now: datetime, host: str = "") -> tuple[str, ...]:
@@ -151,7 +177,11 @@ def row(state: State, now: datetime, host: str = "") -> tuple[str, ...]:
 
 def formatted(layout: str, state: State, cells: Sequence[str]) -> str:
     """Return `layout` with each {name} replaced: a column of the table, or a key of the State. Raises KeyError with what is neither."""
-    values = {**state.to_json(), "command": shlex.join(state.argv), **dict(zip(map(str.lower, HEAD), cells, strict=False))}
+    values = {
+        **state.to_json(),
+        "command": shlex.join(state.argv),
+        **dict(zip(map(str.lower, HEAD), cells, strict=False)),
+    }
     values.update(name=state.name or "", command=visible(shlex.join(state.argv)))
     text = layout.replace("\\t", "\t").replace("\\n", "\n")
     return _FIELD.sub(lambda match: _field(values[match.group(1)]), text)
@@ -166,13 +196,17 @@ def _short(seconds: float) -> str:
     return f"{int(seconds)} s" if seconds < 60 else duration(seconds).replace("min", "m")
 
 
-def table(rows: Sequence[Sequence[str]], width: int | None = None, head: Sequence[str] = HEAD) -> list[str]:
+def table(
+    rows: Sequence[Sequence[str]], width: int | None = None, head: Sequence[str] = HEAD
+) -> list[str]:
     """Return the lines of a table whose last column is cut with `..` where it passes `width`."""
     everything = [head, *rows]
     widths = [max(_width(line[i]) for line in everything) for i in range(len(head) - 1)]
     lines = []
     for line in everything:
-        start = "".join(cell + " " * (most - _width(cell) + 2) for cell, most in zip(line, widths, strict=False))
+        start = "".join(
+            cell + " " * (most - _width(cell) + 2) for cell, most in zip(line, widths, strict=False)
+        )
         lines.append(cut(start + line[-1], width))
     return lines
 
@@ -181,7 +215,10 @@ def _width(text: str) -> int:
     """Return how many columns `text` takes on a terminal."""
     if text.isascii():
         return len(text)
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
 
 
 def cut(text: str, width: int | None) -> str:
@@ -200,29 +237,55 @@ def status(state: State, now: datetime, looked: Mapping[str, Any] | None = None)
     """Return the lines of `status`: what, since when, how much it said, what it is made of; `looked` is what its processes are (Run.processes)."""
     there = host_now(state, now)
     who = f" as {state.user}" if state.user else ""
-    told, why = ("running", f"for {duration(state.elapsed or 0.0)}") if not state.ended else fate(state, now=now)
+    told, why = (
+        ("running", f"for {duration(state.elapsed or 0.0)}")
+        if not state.ended
+        else fate(state, now=now)
+    )
     joint = " " if not state.ended else ": "
     lines = [visible(f"{state.label} on {state.host}{who}: ") + f"{told}{joint}{why}"]
-    facts: list[tuple[str, str]] = [("command", shlex.join(state.argv) + (f"   in {state.cwd}" if state.cwd else ""))]
+    facts: list[tuple[str, str]] = [
+        ("command", shlex.join(state.argv) + (f"   in {state.cwd}" if state.cwd else ""))
+    ]
     if started := when(state.start_time):
-        facts.append(("started", f"{started:%Y-%m-%d %H:%M:%S} {_offset(started)}{_by(state.origin)}"))
+        facts.append(
+            ("started", f"{started:%Y-%m-%d %H:%M:%S} {_offset(started)}{_by(state.origin)}")
+        )
     if over := when(state.end_time):
         facts.append(("ended", f"{over:%Y-%m-%d %H:%M:%S} {_offset(over)}"))
     facts.append(("output", _output(state, there)))
     if state.stdin is not None:
         facts.append(("input", _input(state)))
     if state.blocked:
-        facts.append(("blocked", str(state.blocked.get("reason") or state.blocked.get("message") or "held back: no room on the disk")))
+        facts.append(
+            (
+                "blocked",
+                str(
+                    state.blocked.get("reason")
+                    or state.blocked.get("message")
+                    or "held back: no room on the disk"
+                ),
+            )
+        )
     if looked and looked["processes"]:
         facts += _together(looked["processes"], looked["spool"])
     if not state.ended:
         facts.append(("process", _process(state)))
     if state.stragglers:
-        named = ", ".join(f"{each.get('pid')} {each.get('name', '')}".strip() for each in state.stragglers[:3])
-        facts.append(("left over", f"{len(state.stragglers)} processes hold its output open: {named}"))
+        named = ", ".join(
+            f"{each.get('pid')} {each.get('name', '')}".strip() for each in state.stragglers[:3]
+        )
+        facts.append(
+            ("left over", f"{len(state.stragglers)} processes hold its output open: {named}")
+        )
     for sent in state.signals_sent[-3:]:
         sender = f" by {sent['by']}" if sent.get("by") else ""
-        facts.append(("signal", f"{_plain(str(sent.get('signal')))} at {moment(sent.get('time'), now)}{sender}"))
+        facts.append(
+            (
+                "signal",
+                f"{_plain(str(sent.get('signal')))} at {moment(sent.get('time'), now)}{sender}",
+            )
+        )
     if state.ended and (usage := state.rusage):
         facts.append(("used", _used(usage)))
     facts.append(("id", state.prog_id))
@@ -234,20 +297,33 @@ def status(state: State, now: datetime, looked: Mapping[str, Any] | None = None)
 def _input(state: State) -> str:
     """Return what has been sent to a stdin that is held open, and what the program hasn't taken of it."""
     told = state.stdin or {}
-    sent, moved = (number if type(number := told.get(name)) is int else 0 for name in ("length", "moved"))
+    sent, moved = (
+        number if type(number := told.get(name)) is int else 0 for name in ("length", "moved")
+    )
     waiting = f", {size(sent - moved)} wait for the program" if sent > moved else ""
     how = "terminal" if state.pty else "stdin"
-    return f"{how} {size(sent)} sent{waiting}" + (", ended" if told.get("ended") else ", open" if not state.ended else "")
+    return f"{how} {size(sent)} sent{waiting}" + (
+        ", ended" if told.get("ended") else ", open" if not state.ended else ""
+    )
 
 
-def _together(processes: Sequence[Mapping[str, Any]], disk: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _together(
+    processes: Sequence[Mapping[str, Any]], disk: Mapping[str, Any]
+) -> list[tuple[str, str]]:
     """Return what the processes of a run use together and wait for, and what is left of the disk."""
     count = len(processes)
     used = f"{count} process{'es' * (count != 1)}, {sum(each['cpus'] for each in processes):.1f} CPUs, {size(sum(each['memory'] for each in processes))}"
-    stuck = [f"{each['pid']} {each['name']} waits for {_awaited(each)}" for each in processes if each["state"] == "D"]
+    stuck = [
+        f"{each['pid']} {each['name']} waits for {_awaited(each)}"
+        for each in processes
+        if each["state"] == "D"
+    ]
     more = f" and {len(stuck) - 2} more" if len(stuck) > 2 else ""
     low = ", LOW" if disk["free"] < 2 * disk["floor"] else ""
-    return [("disk", f"{size(disk['free'])} left{low}"), ("tree", "; ".join([used, *([", ".join(stuck[:2]) + more] if stuck else [])]))]
+    return [
+        ("disk", f"{size(disk['free'])} left{low}"),
+        ("tree", "; ".join([used, *([", ".join(stuck[:2]) + more] if stuck else [])])),
+    ]
 
 
 def tree(processes: Sequence[Mapping[str, Any]], width: int | None = None) -> list[str]:
@@ -262,7 +338,12 @@ def tree(processes: Sequence[Mapping[str, Any]], width: int | None = None) -> li
         each, depth = todo.pop()
         command = shlex.join(each["argv"]) if each["argv"] else f"[{each['name']}]"
         used = f"{each['cpus']:4.1f} CPUs  {size(each['memory']):>6}"
-        lines.append(cut(visible(f"  {each['pid']:>9}  {each['state']}  {used}  {'  ' * depth}{command}"), width))
+        lines.append(
+            cut(
+                visible(f"  {each['pid']:>9}  {each['state']}  {used}  {'  ' * depth}{command}"),
+                width,
+            )
+        )
         todo += [(child, depth + 1) for child in reversed(below.get(each["pid"], []))]
     return lines
 
@@ -285,11 +366,18 @@ def _by(origin: Mapping[str, Any] | None) -> str:
     if not origin or not origin.get("user"):
         return ""
     ticket = origin.get("ticket") or origin.get("runbook")
-    return f" by {origin['user']}" + (f"@{origin['host']}" if origin.get("host") else "") + (f", {ticket}" if ticket else "")
+    return (
+        f" by {origin['user']}"
+        + (f"@{origin['host']}" if origin.get("host") else "")
+        + (f", {ticket}" if ticket else "")
+    )
 
 
 def _output(state: State, there: datetime) -> str:
-    amounts = [f"{name} {size(facts.get('length', 0))}" for name, facts in sorted((state.streams or {}).items(), reverse=True)]
+    amounts = [
+        f"{name} {size(facts.get('length', 0))}"
+        for name, facts in sorted((state.streams or {}).items(), reverse=True)
+    ]
     dropped = sum(facts.get("dropped", 0) for facts in (state.streams or {}).values())
     if dropped:
         amounts.append(f"{size(dropped)} dropped")
@@ -300,30 +388,53 @@ def _output(state: State, there: datetime) -> str:
 
 
 def _process(state: State) -> str:
-    guards = {"ok": "guards ok", "stopped": "its guards are STOPPED", "gone": "its guards are GONE"}.get(state.supervisor, state.supervisor)
+    guards = {
+        "ok": "guards ok",
+        "stopped": "its guards are STOPPED",
+        "gone": "its guards are GONE",
+    }.get(state.supervisor, state.supervisor)
     return (f"pid {state.pid}, " if state.pid else "") + guards
 
 
 def _used(usage: Mapping[str, Any]) -> str:
     seconds = float(usage.get("utime") or 0) + float(usage.get("stime") or 0)
     memory = usage.get("maxrss_kb")
-    return f"{duration(seconds)} of CPU" + (f", {size(int(memory) * 1024)} at most" if memory else "")
+    return f"{duration(seconds)} of CPU" + (
+        f", {size(int(memory) * 1024)} at most" if memory else ""
+    )
 
 
 # -- The live line
 
 
-def live(label: str, host: str, *, elapsed: float, amount: int, silent: float | None, width: int, held: bool = False) -> str:
+def live(
+    label: str,
+    host: str,
+    *,
+    elapsed: float,
+    amount: int,
+    silent: float | None,
+    width: int,
+    held: bool = False,
+) -> str:
     """Return the line that is redrawn while a run is watched."""
     said = "no output yet" if silent is None else f"output {_short(silent)} ago"
     if held:
         said = HELD_BACK
-    return _spread(f"{label} {host}  running  {clock(elapsed)}  {size(amount)}  {said}", "Ctrl-C: detach", width)
+    return _spread(
+        f"{label} {host}  running  {clock(elapsed)}  {size(amount)}  {said}",
+        "Ctrl-C: detach",
+        width,
+    )
 
 
 def live_without_link(label: str, host: str, *, since_s: float, tries: int, width: int) -> str:
     """Return the live line while the link is down."""
-    return _spread(f"{label} {host}  LINK LOST {duration(since_s)} ago, program unaffected; connecting (try {tries})", "", width)
+    return _spread(
+        f"{label} {host}  LINK LOST {duration(since_s)} ago, program unaffected; connecting (try {tries})",
+        "",
+        width,
+    )
 
 
 def _spread(left: str, right: str, width: int) -> str:

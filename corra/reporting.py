@@ -48,7 +48,9 @@ def attach(c: Context, given: Given, tail: int | None) -> int:
     if len(given.ids) > 1:
         raise Misuse(f"one id at a time: {' '.join(given.ids)}", fate="NOT DONE")
     if given.host or given.sig_proxy:
-        raise Misuse("--collector excludes --host and --sig-proxy: a collector only listens", fate="NOT DONE")
+        raise Misuse(
+            "--collector excludes --host and --sig-proxy: a collector only listens", fate="NOT DONE"
+        )
     found: Any = named(c, given.collector).find(given.ids[0] if given.ids else None)
     streams = None if given.stream in (None, "both") else [given.stream]
     follow: Any = found.follow(tail=tail, timeout_s=given.timeout, streams=streams)
@@ -65,6 +67,8 @@ def states(c: Context, given: Given) -> list[State]:
     import time
 
     collector = named(c, given.collector)
-    hosts: list[str | None] = [name for each in given.host for name in each.split(",") if name] or [None]
+    hosts: list[str | None] = [name for each in given.host for name in each.split(",") if name] or [
+        None
+    ]
     since = None if given.all else time.time() - given.since
     return [state for host in hosts for state in collector.runs(host=host, since=since)]

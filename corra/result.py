@@ -73,13 +73,20 @@ class Result(fabric.runners.Result):  # type: ignore[misc] # fabric has no hints
         return self.state.elapsed
 
     def __repr__(self) -> str:
-        return f"<Result {self.state.label} on {self.host}: {self.state.state} exited={self.exited}>"
+        return (
+            f"<Result {self.state.label} on {self.host}: {self.state.state} exited={self.exited}>"
+        )
 
 
 class Results(dict[Host, Result]):
     """What a step came to on several hosts, in their order. `unreached`: the hosts that have no result, and why."""
 
-    def __init__(self, results: Mapping[Host, Result] | None = None, *, unreached: Mapping[Host, CorraError] | None = None) -> None:
+    def __init__(
+        self,
+        results: Mapping[Host, Result] | None = None,
+        *,
+        unreached: Mapping[Host, CorraError] | None = None,
+    ) -> None:
         super().__init__(results or {})
         self.unreached: dict[Host, CorraError] = dict(unreached or {})
 

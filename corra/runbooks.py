@@ -128,7 +128,9 @@ class Runbook:
         self.label = f"{name} {key}"
         self._params = _plain(dict(params or {}), "params must be JSON")
         if unknown := [each for each in how if each not in starting.What.__annotations__]:
-            raise TypeError(f"runbook() got an unexpected keyword argument {unknown[0]!r}")  # at once, and not at its first step
+            raise TypeError(
+                f"runbook() got an unexpected keyword argument {unknown[0]!r}"
+            )  # at once, and not at its first step
         self._how: dict[str, Any] = dict(how)
         self._at_once = at_once
         self._patience_s = in_seconds(reconnect_timeout)
@@ -137,7 +139,11 @@ class Runbook:
         # Who logs in and how goes for the journal's host too; whom sudo makes of us there doesn't: it is no program of the runbook's.
         reach = {each: self._how[each] for each in _REACH if each in self._how}
         self._journal = journals.Journal(
-            journals.ledger_on(where, **reach), name, key, said=self._about_journal, patience_s=self._patience_s
+            journals.ledger_on(where, **reach),
+            name,
+            key,
+            said=self._about_journal,
+            patience_s=self._patience_s,
         )
         self._kept_elsewhere = where if isinstance(where, str) else None
         self._book = self._journal.book
@@ -162,7 +168,11 @@ class Runbook:
         if book.begun is not None and (found := differences(book.params, self._params)):
             was = ", ".join(f"{name}={_shown(old)}" for name, old, _ in found)
             now = ", ".join(f"{name}={_shown(new)}" for name, _, new in found)
-            raise Changed(f"begun with {was}, now {now}", label=self.label, hint=["another --ticket or key starts it anew"])
+            raise Changed(
+                f"begun with {was}, now {now}",
+                label=self.label,
+                hint=["another --ticket or key starts it anew"],
+            )
         if book.done is not None:
             self._replay = True
             self._teller.already_done(book.done)
@@ -180,10 +190,17 @@ class Runbook:
         known = here.read().kept_at
         if known is None or known.facts.get("journal") != self._kept_elsewhere:
             here.write(
-                "kept", journal=self._kept_elsewhere, **{name: self._how.get(name) for name in ("user", "via") if self._how.get(name)}
+                "kept",
+                journal=self._kept_elsewhere,
+                **{name: self._how.get(name) for name in ("user", "via") if self._how.get(name)},
             )
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._left.set()
         try:
             if error is None:
@@ -205,10 +222,17 @@ class Runbook:
         tries = {f"{n} {step}": self._tries(step) for n, step in enumerate(steps, 1)}
         again = repeated(tries)
         count = f"{len(steps)} step{'' if len(steps) == 1 else 's'}"
-        self._teller.say("done", f"{count} in {took(self._book.begun, self._book.done.at)}" + (f" ({again})" if again else ""))
+        self._teller.say(
+            "done",
+            f"{count} in {took(self._book.begun, self._book.done.at)}"
+            + (f" ({again})" if again else ""),
+        )
 
     def _tries(self, step: str) -> int:
-        return max((len(part.attempts) for (name, _), part in self._book.parts.items() if name == step), default=0)
+        return max(
+            (len(part.attempts) for (name, _), part in self._book.parts.items() if name == step),
+            default=0,
+        )
 
     def _stop(self, error: BaseException) -> None:
         self._teller.flush()
@@ -216,11 +240,19 @@ class Runbook:
             error.label = error.label or self.label
             why, code = f"{error.fate}: {error.why}", error.code
         elif isinstance(error, KeyboardInterrupt):
-            open_ = [(part, part.current) for part in self._book.parts.values() if part.open and part.host != HERE]
+            open_ = [
+                (part, part.current)
+                for part in self._book.parts.values()
+                if part.open and part.host != HERE
+            ]
             what = ", ".join(f"{part.step} on {part.host}" for part, _ in open_)
             why, code = "interrupted", 130
-            runs = " ".join(ids.short(attempt.prog_id) for _, attempt in open_ if attempt is not None)
-            hint = ["go on: the same command" + (f"     stop: {typed()} kill {runs}" if runs else "")]
+            runs = " ".join(
+                ids.short(attempt.prog_id) for _, attempt in open_ if attempt is not None
+            )
+            hint = [
+                "go on: the same command" + (f"     stop: {typed()} kill {runs}" if runs else "")
+            ]
             self._teller.say("STILL RUNNING" if open_ else "STOPPED", what or "by Ctrl-C", hint)
         else:
             why, code = f"{type(error).__name__}: {error}", 1
@@ -286,7 +318,14 @@ class Runbook:
         work = _Work(named, argv, given, accepts, shown)
         for place in places:
             self._check(work, place)
-        outcomes = self._together(named, places, lambda place: self._one(work, place), accepts, at_once=at_once, max_fail=max_fail)
+        outcomes = self._together(
+            named,
+            places,
+            lambda place: self._one(work, place),
+            accepts,
+            at_once=at_once,
+            max_fail=max_fail,
+        )
         results = self._results(outcomes, max_fail, named, len(places))
         return next(iter(results.values())) if alone else results
 
@@ -301,15 +340,26 @@ class Runbook:
         """Return the hosts that `target` means, and whether it is just the one."""
         alone = is_one(target)
         if isinstance(target, str) and len(several := hosts(target)) > 1:
-            raise Misuse(f"a text is one host, and {target!r} names {len(several)}", label=self.label, hint=[f"corra.hosts({target!r})"])
+            raise Misuse(
+                f"a text is one host, and {target!r} names {len(several)}",
+                label=self.label,
+                hint=[f"corra.hosts({target!r})"],
+            )
         reach = {name: how[name] for name in (*_REACH, "as_user") if name in how}
-        return [_Place(self._agent(each, reach), _typed(each)) for each in ([target] if alone else target)], alone
+        return [
+            _Place(self._agent(each, reach), _typed(each))
+            for each in ([target] if alone else target)
+        ], alone
 
     def _agent(self, target: Any, reach: Mapping[str, Any]) -> Agent:
         """Return the agent of `target`, the same for all steps: one connection a host."""
         if not isinstance(target, (str, Host)):
             return agent_for(target, **reach)
-        key = (str(target), getattr(target, "as_user", None), *(str(reach.get(name)) for name in (*_REACH[:2], *_REACH[3:], "as_user")))
+        key = (
+            str(target),
+            getattr(target, "as_user", None),
+            *(str(reach.get(name)) for name in (*_REACH[:2], *_REACH[3:], "as_user")),
+        )
         with self._lock:
             if key not in self._agents:
                 self._agents[key] = agent_for(target, **reach)
@@ -318,14 +368,21 @@ class Runbook:
     def _claim(self, step: str, places: Sequence[_Place]) -> Step:
         """Return the step with its number, and take it for these hosts."""
         if not STEP.fullmatch(step):
-            raise Misuse(f"not the name of a step: {step!r} (letters, digits, '.', '_', '-')", label=self.label)
+            raise Misuse(
+                f"not the name of a step: {step!r} (letters, digits, '.', '_', '-')",
+                label=self.label,
+            )
         with self._lock:
             for key in [place.key for place in places] or [HERE]:
                 if (step, key) in self._seen:
                     where = f" on {key}" if key != HERE else ""
-                    raise ValueError(f"step {step!r}{where} comes twice in one pass: its run could not be told from the first")
+                    raise ValueError(
+                        f"step {step!r}{where} comes twice in one pass: its run could not be told from the first"
+                    )
                 self._seen.add((step, key))
-            return Step(self.name, self.key, self._numbers.setdefault(step, len(self._numbers) + 1), step)
+            return Step(
+                self.name, self.key, self._numbers.setdefault(step, len(self._numbers) + 1), step
+            )
 
     def _check(self, work: _Work, place: _Place) -> None:
         """Refuse what isn't as it was begun, before anything of the step is begun. Raises Changed."""
@@ -344,7 +401,11 @@ class Runbook:
             raise self._changed(step, place.key, [("user", part.current.user, place.agent.user)])
 
     def _new_since(self, step: str) -> Changed:
-        return Changed(f"it was done without a step {step}", label=self.label, hint=["nothing was started; a new key starts it anew"])
+        return Changed(
+            f"it was done without a step {step}",
+            label=self.label,
+            hint=["nothing was started; a new key starts it anew"],
+        )
 
     def _changed(self, step: Step, host: str, found: Sequence[tuple[str, Any, Any]]) -> Changed:
         names = ", ".join(dict.fromkeys(name for name, _, _ in found))
@@ -361,9 +422,16 @@ class Runbook:
             # Not the directory somebody happens to stand in: the step must be the same the next time.
             how["cwd"] = os.path.expanduser("~")
         step = work.step
-        origin = {"runbook": self.label, "step": step.name, "attempt": str(number), "pass": self._journal.pass_id}
+        origin = {
+            "runbook": self.label,
+            "step": step.name,
+            "attempt": str(number),
+            "pass": self._journal.pass_id,
+        }
         prog_id = ids.derived("runbook", self.name, self.key, step.name, place.key, number)
-        return starting.launch(place.agent, work.argv, id=prog_id, name=step.name, origin=origin, **how)
+        return starting.launch(
+            place.agent, work.argv, id=prog_id, name=step.name, origin=origin, **how
+        )
 
     def _facts(self, launch: starting.Launch, how: Mapping[str, Any]) -> dict[str, Any]:
         return program_facts(launch.request.program, how.get("stdin") or b"")
@@ -384,12 +452,16 @@ class Runbook:
             bad = [each for each in so_far if each.error is not None]
             return len(bad) > max_fail or any(isinstance(each.error, Lost) for each in bad)
 
-        todo = {decide(self._book.part(step.name, place.key), accepts=accepts)[0] for place in places}
+        todo = {
+            decide(self._book.part(step.name, place.key), accepts=accepts)[0] for place in places
+        }
         if todo & {Do.RESUME, Do.BEGIN}:
             self._teller.flush()
             self._teller.live(step.number, step.name, len(places))
         try:
-            outcomes = list(Crew(one, places, at_once=at_once or self._at_once, enough=enough).go().values())
+            outcomes = list(
+                Crew(one, places, at_once=at_once or self._at_once, enough=enough).go().values()
+            )
         except BaseException:
             self._let_go()
             raise
@@ -400,7 +472,11 @@ class Runbook:
         if all(each.before and each.error is None for each in outcomes):
             self._teller.done_before(step.number, step.name, [each.before for each in outcomes])
         else:
-            self._teller.rows(step.number, step.name, [Row(each.place.key, each.word, each.took_s, each.prog_id) for each in outcomes])
+            self._teller.rows(
+                step.number,
+                step.name,
+                [Row(each.place.key, each.word, each.took_s, each.prog_id) for each in outcomes],
+            )
         return outcomes
 
     def _let_go(self) -> None:
@@ -418,10 +494,16 @@ class Runbook:
         errors = {each.place.host: each.error for each in outcomes if each.error is not None}
         results = Results(
             {each.place.host: each.result for each in outcomes if each.result is not None},
-            unreached={each.place.host: each.error for each in outcomes if each.result is None and each.error is not None},
+            unreached={
+                each.place.host: each.error
+                for each in outcomes
+                if each.result is None and each.error is not None
+            },
         )
         if len(errors) > max_fail or any(isinstance(error, Lost) for error in errors.values()):
-            said = next((last_line(r.stderr, r.stdout) for host, r in results.items() if host in errors), "")
+            said = next(
+                (last_line(r.stderr, r.stdout) for host, r in results.items() if host in errors), ""
+            )
             error = stopped(step, errors, of=of, said=said)
             error.results = results
             raise error
@@ -444,14 +526,21 @@ class Runbook:
                 seen = self._attempt(work, place, current, number)
                 self._write_end(step, place, number, seen)
                 # What failed while nobody looked is repeated, as what failed before our eyes is by the next pass.
-                if not seen.was_over or exit_code(seen.state) == 0 or seen.state.state == "lost" or work.accepts:
+                if (
+                    not seen.was_over
+                    or exit_code(seen.state) == 0
+                    or seen.state.state == "lost"
+                    or work.accepts
+                ):
                     return self._outcome(work, place, seen, held=do is Do.RESUME or seen.was_over)
         except CorraError as error:
             return _Outcome(place, error.fate or "NOT REACHED", error=error)
         finally:
             self._teller.over(place.key)
 
-    def _attempt(self, work: _Work, place: _Place, current: Attempt | None, number: int) -> attempts.Seen:
+    def _attempt(
+        self, work: _Work, place: _Place, current: Attempt | None, number: int
+    ) -> attempts.Seen:
         launch = self._launch(work, place, number)
         if current is None or current.number != number:
             self._journal.write(
@@ -467,7 +556,13 @@ class Runbook:
         watcher = _Watcher(self, work, place, number, confirmed=confirmed)
         try:
             with contextlib.closing(launch):
-                return attempts.watch(launch, watcher, confirmed=confirmed, patience_s=self._patience_s, pass_id=self._journal.pass_id)
+                return attempts.watch(
+                    launch,
+                    watcher,
+                    confirmed=confirmed,
+                    patience_s=self._patience_s,
+                    pass_id=self._journal.pass_id,
+                )
         except Conflict as error:
             why = f"{work.step.number} {work.step.name} was begun on {place.key} as another command"
             raise Changed(why, label=self.label, hint=error.hint) from error
@@ -478,7 +573,9 @@ class Runbook:
         out, out_cut = attempts.end_of(seen.stdout, OUTPUT_IN_JOURNAL)
         err, err_cut = attempts.end_of(seen.stderr, OUTPUT_IN_JOURNAL)
         texts = {"stdout": out, "stderr": err, "truncated": out_cut or err_cut or seen.truncated}
-        self._journal.write("end", step=step, host=place.key, attempt=number, state=seen.state.to_json(), **texts)
+        self._journal.write(
+            "end", step=step, host=place.key, attempt=number, state=seen.state.to_json(), **texts
+        )
 
     def _recorded(self, work: _Work, place: _Place, attempt: Attempt) -> _Outcome:
         """Return what the journal says an attempt came to; of long output, what the host still has."""
@@ -486,27 +583,58 @@ class Runbook:
         seen = attempts.Seen(attempt.state, attempt.stdout, attempt.stderr, attempt.truncated)
         if attempt.truncated and attempt.state.state == "exited":
             with contextlib.suppress(CorraError):
-                whole = control.Run(place.agent, attempt.prog_id, spool=work.how.get("spool")).wait()
+                whole = control.Run(
+                    place.agent, attempt.prog_id, spool=work.how.get("spool")
+                ).wait()
                 seen = attempts.Seen(attempt.state, whole.stdout, whole.stderr, whole.truncated)
         return self._outcome(work, place, seen, before=attempt.ended_at)
 
-    def _skipped(self, work: _Work, place: _Place, attempt: Attempt | None, number: int) -> _Outcome:
+    def _skipped(
+        self, work: _Work, place: _Place, attempt: Attempt | None, number: int
+    ) -> _Outcome:
         from .result import Result
 
         state = attempt.state if attempt is not None else None
         if state is None:
-            state = State(self._launch(work, place, number or 1).request.prog_id, "not_started", name=work.step.name)
+            state = State(
+                self._launch(work, place, number or 1).request.prog_id,
+                "not_started",
+                name=work.step.name,
+            )
         out, err = (attempt.stdout, attempt.stderr) if attempt is not None else ("", "")
-        result = Result(state, place.host, stdout=out, stderr=err, hide=("stdout", "stderr"), skipped=True)
+        result = Result(
+            state, place.host, stdout=out, stderr=err, hide=("stdout", "stderr"), skipped=True
+        )
         return _Outcome(place, "skipped", result)
 
-    def _outcome(self, work: _Work, place: _Place, seen: attempts.Seen, *, held: bool = False, before: str = "") -> _Outcome:
+    def _outcome(
+        self,
+        work: _Work,
+        place: _Place,
+        seen: attempts.Seen,
+        *,
+        held: bool = False,
+        before: str = "",
+    ) -> _Outcome:
         from .result import Result
 
         state = seen.state
-        result = Result(state, place.host, stdout=seen.stdout, stderr=seen.stderr, hide=("stdout", "stderr"), truncated=seen.truncated)
+        result = Result(
+            state,
+            place.host,
+            stdout=seen.stdout,
+            stderr=seen.stderr,
+            hide=("stdout", "stderr"),
+            truncated=seen.truncated,
+        )
         error = ended(state, str(place.host), result)
-        word = "done" if error is None else f"FAILED exit {state.return_code}" if error.fate == "FAILED" else error.fate
+        word = (
+            "done"
+            if error is None
+            else f"FAILED exit {state.return_code}"
+            if error.fate == "FAILED"
+            else error.fate
+        )
         if work.accepts and not isinstance(error, Lost):
             error = None
         if held:
@@ -558,7 +686,13 @@ class Runbook:
         work = _Work(named, argv, given, accepts=False)
         for place in places:
             self._check(work, place)
-        outcomes = self._together(named, places, lambda place: self._reboot_one(work, place, limit_s), accepts=False, at_once=at_once)
+        outcomes = self._together(
+            named,
+            places,
+            lambda place: self._reboot_one(work, place, limit_s),
+            accepts=False,
+            at_once=at_once,
+        )
         if errors := {each.place.host: each.error for each in outcomes if each.error is not None}:
             raise stopped(named, errors, of=len(places))
         found = {each.place.host: cast("Reboot", each.result) for each in outcomes}
@@ -574,15 +708,35 @@ class Runbook:
                 assert current is not None
                 return self._rebooted(place, current, before=current.ended_at)
             if do is Do.SKIP:
-                return _Outcome(place, "skipped", Reboot(current.old_boot if current else "", "", 0.0))
+                return _Outcome(
+                    place, "skipped", Reboot(current.old_boot if current else "", "", 0.0)
+                )
             if do is Do.BEGIN:
                 launch = self._launch(work, place, number)
-                facts = {"prog_id": launch.request.prog_id, "program": self._facts(launch, work.how), "user": place.agent.user}
-                self._journal.write("begin", step=step, host=place.key, attempt=number, old_boot=self._boot(place), **facts)
+                facts = {
+                    "prog_id": launch.request.prog_id,
+                    "program": self._facts(launch, work.how),
+                    "user": place.agent.user,
+                }
+                self._journal.write(
+                    "begin",
+                    step=step,
+                    host=place.key,
+                    attempt=number,
+                    old_boot=self._boot(place),
+                    **facts,
+                )
             attempt = self._book.part(step, place.key).current
             assert attempt is not None
             if new := self._await_boot(work, place, attempt, number, limit_s):
-                self._journal.write("rebooted", step=step, host=place.key, attempt=number, old_boot=attempt.old_boot, **new)
+                self._journal.write(
+                    "rebooted",
+                    step=step,
+                    host=place.key,
+                    attempt=number,
+                    old_boot=attempt.old_boot,
+                    **new,
+                )
             attempt = self._book.part(step, place.key).current
             assert attempt is not None
             return self._rebooted(place, attempt)
@@ -597,7 +751,9 @@ class Runbook:
         except (LinkLost, TimeoutError) as error:
             raise Unreachable(str(error) or "no answer", host=str(place.host)) from error
 
-    def _await_boot(self, work: _Work, place: _Place, attempt: Attempt, number: int, limit_s: float) -> dict[str, Any]:
+    def _await_boot(
+        self, work: _Work, place: _Place, attempt: Attempt, number: int, limit_s: float
+    ) -> dict[str, Any]:
         """Give the order, once, and wait for another boot id. Raises TimedOut, and Failed when the order itself failed."""
         began, ordered = time.monotonic(), False
         run = self._launch(work, place, number).run
@@ -612,7 +768,12 @@ class Runbook:
                     ordered = True
                 else:
                     state = run.state()
-                if state.ended and exit_code(state) != 0 and state.state != "lost" and state.signal is None:
+                if (
+                    state.ended
+                    and exit_code(state) != 0
+                    and state.state != "lost"
+                    and state.signal is None
+                ):
                     seen = attempts.Seen(state, "", run.read("stderr").decode("utf-8", "replace"))
                     self._write_end(work.step.name, place, number, seen)
                     error = ended(state, str(place.host), self._outcome(work, place, seen).result)
@@ -621,7 +782,12 @@ class Runbook:
             except (LinkLost, TimeoutError, Unreachable):
                 place.agent.close()
             self._left.wait(REBOOT_LOOK_S)
-        raise TimedOut(f"not rebooted in {duration(limit_s)}", result=None, host=str(place.host), fate="NOT REBOOTED")
+        raise TimedOut(
+            f"not rebooted in {duration(limit_s)}",
+            result=None,
+            host=str(place.host),
+            fate="NOT REBOOTED",
+        )
 
     def _order(self, work: _Work, place: _Place, number: int) -> State:
         with contextlib.closing(self._launch(work, place, number)) as launch:
@@ -634,8 +800,12 @@ class Runbook:
 
     def _rebooted(self, place: _Place, attempt: Attempt, *, before: str = "") -> _Outcome:
         facts = attempt.reboot or {}
-        found = Reboot(attempt.old_boot, str(facts.get("new_boot", "")), float(facts.get("down_s", 0.0)))
-        return _Outcome(place, "rebooted", found, took_s=found.down_s, prog_id=attempt.prog_id, before=before)
+        found = Reboot(
+            attempt.old_boot, str(facts.get("new_boot", "")), float(facts.get("down_s", 0.0))
+        )
+        return _Outcome(
+            place, "rebooted", found, took_s=found.down_s, prog_id=attempt.prog_id, before=before
+        )
 
     # -- Steps here
     def do(self, step: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -650,7 +820,14 @@ class Runbook:
         if part.value is not None:
             was = {name: part.value.facts.get(name, new) for name, new in given.items()}
             if found := differences(was, given):
-                raise self._changed(named, HERE, [({"args": "list of arguments"}.get(name, name), old, new) for name, old, new in found])
+                raise self._changed(
+                    named,
+                    HERE,
+                    [
+                        ({"args": "list of arguments"}.get(name, name), old, new)
+                        for name, old, new in found
+                    ],
+                )
             if not self._replay:
                 self._teller.done_before(named.number, step, [part.value.at])
             return cast("T", part.value.facts.get("result"))
@@ -687,14 +864,30 @@ class Runbook:
         place = f"{named.number} {step}"
         if not (os.isatty(0) and self._teller.screen.err_is_terminal):
             hint = [f"a yes, from anywhere: {named.command('skip')}    then the same command"]
-            raise Stop(f"{question}: nobody here to say yes", label=self.label, fate=f"STOPPED at {place}", hint=hint)
+            raise Stop(
+                f"{question}: nobody here to say yes",
+                label=self.label,
+                fate=f"STOPPED at {place}",
+                hint=hint,
+            )
         if not self._teller.screen.ask(self.label, "", f"{question} [y/N] "):
-            raise Stop(f"{question}: you said no", label=self.label, fate=f"STOPPED at {place}", hint=["asked again by the same command"])
+            raise Stop(
+                f"{question}: you said no",
+                label=self.label,
+                fate=f"STOPPED at {place}",
+                hint=["asked again by the same command"],
+            )
         self._journal.write("confirmed", step=step, question=question)
 
     def note(self, text: str) -> None:
         """Write `text` into the journal and on stderr, once however often the runbook is run."""
-        if any(event.what == "note" and event.facts.get("text") == text for event in self._book.events) or self._replay:
+        if (
+            any(
+                event.what == "note" and event.facts.get("text") == text
+                for event in self._book.events
+            )
+            or self._replay
+        ):
             return
         self._journal.write("note", text=text)
         self._teller.say("", text)
@@ -703,7 +896,9 @@ class Runbook:
 class _Watcher:
     """Passes on what is heard of one attempt: to the journal, to the live line, to whoever interrupts."""
 
-    def __init__(self, book: Runbook, work: _Work, place: _Place, number: int, *, confirmed: bool) -> None:
+    def __init__(
+        self, book: Runbook, work: _Work, place: _Place, number: int, *, confirmed: bool
+    ) -> None:
         self._book, self._step, self._place, self._number = book, work.step.name, place, number
         self._confirmed = confirmed
         self._lines = work.shown(place.key) if work.shown is not None else None
@@ -719,12 +914,23 @@ class _Watcher:
     def began(self, state: State) -> None:
         self._book._teller.begun(self._place.key, state)  # noqa: SLF001
         if not self._confirmed and state.state != "not_started":
-            facts = {"boot_id": state.boot_id, "start_time": state.start_time, "user": state.user, "spool": state.spool}
-            self._book._journal.write("started", step=self._step, host=self._place.key, attempt=self._number, **facts)  # noqa: SLF001
+            facts = {
+                "boot_id": state.boot_id,
+                "start_time": state.start_time,
+                "user": state.user,
+                "spool": state.spool,
+            }
+            self._book._journal.write(  # noqa: SLF001
+                "started", step=self._step, host=self._place.key, attempt=self._number, **facts
+            )
 
     def link(self, event: LinkDown | LinkUp) -> None:
         up = isinstance(event, LinkUp)
-        self._book._teller.link(self._place.key, up=up, for_s=event.down_s if isinstance(event, LinkUp) else event.since_s)  # noqa: SLF001
+        self._book._teller.link(  # noqa: SLF001
+            self._place.key,
+            up=up,
+            for_s=event.down_s if isinstance(event, LinkUp) else event.since_s,
+        )
 
     def output(self, stream: str, data: bytes) -> None:
         if self._lines is not None:
@@ -754,7 +960,16 @@ def runbook(
     `params` are what it was begun with: with others it isn't continued. `journal` is the host that keeps its journal: this machine, or
     one that a second machine can read too. `how` goes for every step that doesn't say otherwise: as_user, via, env, timeout ..
     """
-    return Runbook(name, key=key, params=params, journal=journal, quiet=quiet, at_once=at_once, reconnect_timeout=reconnect_timeout, **how)
+    return Runbook(
+        name,
+        key=key,
+        params=params,
+        journal=journal,
+        quiet=quiet,
+        at_once=at_once,
+        reconnect_timeout=reconnect_timeout,
+        **how,
+    )
 
 
 def _typed(target: Any) -> str:
@@ -765,7 +980,9 @@ def _typed(target: Any) -> str:
 def _bytes(stdin: Any) -> bytes | None:
     """Return what a program is to read as bytes: a step may have to be started more than once."""
     if stdin is OPEN:
-        raise Misuse("a step's stdin can't be held open: what is sent later is not there when the step is repeated; give it whole")
+        raise Misuse(
+            "a step's stdin can't be held open: what is sent later is not there when the step is repeated; give it whole"
+        )
     if stdin is None or isinstance(stdin, bytes):
         return stdin
     data = stdin if isinstance(stdin, str) else getattr(stdin, "buffer", stdin).read()

@@ -48,11 +48,17 @@ class Local:
     def open(self, command: str) -> Channel:
         password = self._password
         options = Options(password=password is not None)
-        argv = build_command(command if password is None else sudo.gated(command), self.host, options=options)
+        argv = build_command(
+            command if password is None else sudo.gated(command), self.host, options=options
+        )
         if not shutil.which(argv[0]):
             raise Misuse(f"no {argv[0]} on this machine", host=self.host.name)
         channel = Process(argv)
-        return channel if password is None else sudo.enter(channel, password, self.host, lambda: self.login)
+        return (
+            channel
+            if password is None
+            else sudo.enter(channel, password, self.host, lambda: self.login)
+        )
 
     def close(self) -> None:
         """There is no connection to let go of."""
@@ -119,7 +125,13 @@ class OpenSSH:
         accept = self._accept_new_key and self.settings.strict in {"ask", "yes"}
         # A master that doesn't go into the background would be ours to end, with all that goes through it; and one that is silent (its
         # machine slept, its line is cut) would be silent to each new command as well.
-        master = ["-oControlPath=none"] if self._apart else [] if self.settings.control_persist else ["-oControlMaster=no"]
+        master = (
+            ["-oControlPath=none"]
+            if self._apart
+            else []
+            if self.settings.control_persist
+            else ["-oControlMaster=no"]
+        )
         how = Options(
             config=self._config_path,
             connect_timeout_s=self.connect_timeout_s,
@@ -132,12 +144,25 @@ class OpenSSH:
 
     def failure(self, said: str) -> Exception:
         """Return the error that ssh's words mean: a CorraError, or LinkLost where they don't say whether it was let in."""
-        return failure(said, self.host, self.settings, self.connect_timeout_s, self._config_path, self.argv("true"))
+        return failure(
+            said,
+            self.host,
+            self.settings,
+            self.connect_timeout_s,
+            self._config_path,
+            self.argv("true"),
+        )
 
     def open(self, command: str) -> Channel:
         argv = self.argv(command if self.password is None else sudo.gated(command))
-        channel = SshProcess(argv, self.host, self.settings, self.connect_timeout_s, self._config_path)
-        return channel if self.password is None else sudo.enter(channel, self.password, self.host, lambda: self.login)
+        channel = SshProcess(
+            argv, self.host, self.settings, self.connect_timeout_s, self._config_path
+        )
+        return (
+            channel
+            if self.password is None
+            else sudo.enter(channel, self.password, self.host, lambda: self.login)
+        )
 
     def close(self) -> None:
         """Let later commands connect anew: each has an ssh of its own, but it may have gone through a ControlMaster, which lives on."""
@@ -162,7 +187,9 @@ class Elsewhere(OpenSSH):
     @property
     def settings(self) -> Settings:
         if self._settings is None:
-            self._settings = Settings(self.host.name, self.host.port or SSH_PORT, self.host.login or self._me)
+            self._settings = Settings(
+                self.host.name, self.host.port or SSH_PORT, self.host.login or self._me
+            )
         return self._settings
 
     def failure(self, said: str) -> Exception:
@@ -172,8 +199,14 @@ class Elsewhere(OpenSSH):
         return error
 
     def open(self, command: str) -> Channel:
-        channel = self._keeper.open(build_program(self.argv(command if self.password is None else sudo.gated(command))))
-        return channel if self.password is None else sudo.enter(channel, self.password, self.host, lambda: self.login)
+        channel = self._keeper.open(
+            build_program(self.argv(command if self.password is None else sudo.gated(command)))
+        )
+        return (
+            channel
+            if self.password is None
+            else sudo.enter(channel, self.password, self.host, lambda: self.login)
+        )
 
 
 def runner(
@@ -201,7 +234,12 @@ def runner(
         )
     if target.is_local:
         return Local(target, password=password)
-    how: dict[str, Any] = {"config": config, "connect_timeout_s": connect_timeout_s, "accept_new_key": accept_new_key, "password": password}
+    how: dict[str, Any] = {
+        "config": config,
+        "connect_timeout_s": connect_timeout_s,
+        "accept_new_key": accept_new_key,
+        "password": password,
+    }
     match via:
         case "fabric" if target.caller is None:
             return Fabric(target, **how)

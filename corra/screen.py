@@ -35,7 +35,12 @@ _TICK_S = 1.0
 _ACTIVE = re.compile(r"\x1b\[[0-9;:]{0,64}m|\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # What may be the beginning of one of those two.
 _HELD = re.compile(r"(?:\x1b(?:\[[0-9;:]{0,64})?|\r)\Z")
-_COLOURS = {"done": "green", "started": "green", "STILL RUNNING": "yellow", "MAYBE STARTED": "yellow"}
+_COLOURS = {
+    "done": "green",
+    "started": "green",
+    "STILL RUNNING": "yellow",
+    "MAYBE STARTED": "yellow",
+}
 
 
 class Gone(Exception):
@@ -64,21 +69,37 @@ class Sanitiser:
         if len(found) == 1:
             return render.visible(found)
         # A reset forgets what was set; the cap keeps a stream of nothing but colours from growing this for ever.
-        self.colour = "" if found in ("\x1b[m", "\x1b[0m") else (self.colour + found)[-256:] if len(self.colour) < 256 else found
+        self.colour = (
+            ""
+            if found in ("\x1b[m", "\x1b[0m")
+            else (self.colour + found)[-256:]
+            if len(self.colour) < 256
+            else found
+        )
         return found
 
 
 class Screen:
     """Owns descriptors 1 and 2. All methods may be called from any thread."""
 
-    def __init__(self, *, json: bool = False, quiet: bool = False, raw: bool = False, out: int = OUT, err: int = ERR) -> None:
+    def __init__(
+        self,
+        *,
+        json: bool = False,
+        quiet: bool = False,
+        raw: bool = False,
+        out: int = OUT,
+        err: int = ERR,
+    ) -> None:
         self.json = json
         self.quiet = quiet
         self._fds = {OUT: out, ERR: err}
         self._terminal = {OUT: _isatty(out), ERR: _isatty(err)}
         self._lock = threading.RLock()
         self._sanitisers = {fd: Sanitiser() for fd in (OUT, ERR) if self._terminal[fd] and not raw}
-        self._mid_line = False  # the terminal's cursor stands behind a part of a line of the program's
+        self._mid_line = (
+            False  # the terminal's cursor stands behind a part of a line of the program's
+        )
         self._ours = True  # the last thing on the terminal was ours, so the program's colour must be set again
         self._live: Callable[[int], str] | None = None
         self._drawn = False
@@ -217,16 +238,24 @@ class Screen:
         """Write the answer of a looking verb to stdout."""
         with self._lock:
             self._erase()
-            self._write(OUT, "".join(each + "\n" for each in lines).encode("utf-8", "backslashreplace"))
+            self._write(
+                OUT, "".join(each + "\n" for each in lines).encode("utf-8", "backslashreplace")
+            )
 
-    def say(self, label: str, host: str, fate: str, why: str = "", hint: Sequence[str] = ()) -> None:
+    def say(
+        self, label: str, host: str, fate: str, why: str = "", hint: Sequence[str] = ()
+    ) -> None:
         """Write a line of corra's grammar, and on a terminal what is to be known and typed next."""
         if fate in render.QUIET and not self.err_is_terminal:
             return
         if self.json or (self.quiet and (not fate or fate in render.QUIET)):
             return
         text = render.visible(line(render.visible(label), render.visible(host), fate, why))
-        hints = [_INDENT + render.visible(each) for each in hint] if self.err_is_terminal and not self.quiet else []
+        hints = (
+            [_INDENT + render.visible(each) for each in hint]
+            if self.err_is_terminal and not self.quiet
+            else []
+        )
         self._words(text, fate, hints)
 
     def row(self, text: str) -> None:
@@ -248,7 +277,10 @@ class Screen:
 
     def ask(self, label: str, host: str, question: str) -> bool:
         """Put a question to the person at the terminal; only y and yes are a yes, and only if they were typed after it."""
-        text = render.visible(line(render.visible(label), render.visible(host), "", question.strip())) + " "
+        text = (
+            render.visible(line(render.visible(label), render.visible(host), "", question.strip()))
+            + " "
+        )
         with self._lock:
             self._erase()
             with contextlib.suppress(termios.error):  # stdin is no terminal
@@ -269,7 +301,9 @@ class Screen:
                 whole = "\x1b[0m" + whole
             self._ours = True
             whole = whole.replace("\n", "\r\n") if self._lent is not None else whole
-            with contextlib.suppress(OSError, Gone):  # the terminal may be gone, and then nobody is there to be told
+            with contextlib.suppress(
+                OSError, Gone
+            ):  # the terminal may be gone, and then nobody is there to be told
                 self._write(ERR, whole.encode("utf-8", "backslashreplace"))
             self._dirty.set()
         finally:
@@ -277,15 +311,25 @@ class Screen:
                 self._lock.release()
 
     def _coloured(self, text: str, fate: str) -> str:
-        if not fate or not self.err_is_terminal or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        if (
+            not fate
+            or not self.err_is_terminal
+            or os.environ.get("NO_COLOR")
+            or os.environ.get("TERM") == "dumb"
+        ):
             return text
         from rich.console import Console
         from rich.text import Text
 
-        console = Console(force_terminal=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        console = Console(
+            force_terminal=True, highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
         before, _, after = text.partition(f": {fate}")
         with console.capture() as captured:
-            console.print(Text.assemble(before, ": ", (fate, f"bold {_COLOURS.get(fate, 'red')}"), after), end="")
+            console.print(
+                Text.assemble(before, ": ", (fate, f"bold {_COLOURS.get(fate, 'red')}"), after),
+                end="",
+            )
         return captured.get()
 
     @contextlib.contextmanager
@@ -309,7 +353,13 @@ class Screen:
     # -- The live line
     def live(self, words: Callable[[int], str] | None) -> None:
         """Show `words(width)` below everything, each second anew, until told None. Nowhere but on a terminal of our own."""
-        if self.quiet or self.json or not self.err_is_terminal or _passes_on(self._fds[OUT]) or self._lent is not None:
+        if (
+            self.quiet
+            or self.json
+            or not self.err_is_terminal
+            or _passes_on(self._fds[OUT])
+            or self._lent is not None
+        ):
             return
         with self._lock:
             if self._live is None and words is not None:

@@ -37,8 +37,13 @@ def reach(c: Context, given: Given) -> dict[str, Any]:
         "connect_timeout": given.connect_timeout,
         "accept_new_key": getattr(given, "accept_new_key", None) or None,
     }
-    told = {name: setting(c.config, name) if value is None else value for name, value in flags.items()}
-    return {"config": c.config, **{name: value for name, value in told.items() if value is not None}}
+    told = {
+        name: setting(c.config, name) if value is None else value for name, value in flags.items()
+    }
+    return {
+        "config": c.config,
+        **{name: value for name, value in told.items() if value is not None},
+    }
 
 
 def link(c: Context, given: Given) -> dict[str, Any]:
@@ -79,7 +84,10 @@ def fabrics_host(c: Context) -> str:
 
 def told_hosts(c: Context, given: Given) -> list[str]:
     """Return the hosts given by flag, `fab -H`, $CORRA_HOST or the configuration, in this order; none is an answer too."""
-    return _hosts(given.host or [fabrics_host(c) or os.environ.get("CORRA_HOST") or setting(c.config, "host") or ""])
+    return _hosts(
+        given.host
+        or [fabrics_host(c) or os.environ.get("CORRA_HOST") or setting(c.config, "host") or ""]
+    )
 
 
 def _hosts(texts: Sequence[str]) -> list[str]:
@@ -123,7 +131,11 @@ def begin(c: Context, given: Given) -> Agent | None:
     from .reach import agent_for
 
     try:
-        agent = None if given.dry else agent_for(one_host(c, given, fate="NOT STARTED"), **reach(c, given))
+        agent = (
+            None
+            if given.dry
+            else agent_for(one_host(c, given, fate="NOT STARTED"), **reach(c, given))
+        )
     except CorraError:
         return None
     if agent is not None:
@@ -182,16 +194,32 @@ def to_kill(c: Context, given: Given) -> list[tuple[Run, State | None]]:
     else:
         open_ = [entry.as_state() for entry in history.recent(50) if entry.open]
     if not given.all:
-        where = f" on {', '.join(sorted({each.host for each in open_}) or hosts)}" if open_ or hosts else ""
+        where = (
+            f" on {', '.join(sorted({each.host for each in open_}) or hosts)}"
+            if open_ or hosts
+            else ""
+        )
         labels = [f"{ids.short(each.prog_id)} ({each.name or '-'})" for each in open_]
         choices = (_choice(labels, shown) + where for shown in range(min(5, len(labels)), 0, -1))
         raise Misuse(
-            next((each for each in choices if len(each) <= _CHOICE_WIDTH), _choice(labels, min(1, len(labels))) + where), fate="NOT KILLED"
+            next(
+                (each for each in choices if len(each) <= _CHOICE_WIDTH),
+                _choice(labels, min(1, len(labels))) + where,
+            ),
+            fate="NOT KILLED",
         )
     if not open_:
         given.screen.note("", ",".join(hosts), "nothing runs there")
     how = reach(c, given)
-    return [(control.Run(agent_for(each.host, **how), each.prog_id, name=each.name, spool=given.spool), each) for each in open_]
+    return [
+        (
+            control.Run(
+                agent_for(each.host, **how), each.prog_id, name=each.name, spool=given.spool
+            ),
+            each,
+        )
+        for each in open_
+    ]
 
 
 def _choice(labels: Sequence[str], shown: int) -> str:
@@ -231,7 +259,11 @@ def ask_first(given: Given, runs: Sequence[tuple[Run, State | None]]) -> None:
     if given.yes or given.dry:
         return
     mine = me()["user"]
-    others = [(run, state) for run, state in runs if state and (state.origin or {}).get("user") not in (None, mine) and not state.ended]
+    others = [
+        (run, state)
+        for run, state in runs
+        if state and (state.origin or {}).get("user") not in (None, mine) and not state.ended
+    ]
     hosts = {str(found.host) for found, _ in runs}
     if others:
         found, state = others[0]
@@ -256,7 +288,11 @@ def to_list(c: Context, given: Given) -> tuple[list[State], list[CorraError]]:
 
     known = places(c, given, "ps", max(given.since, 7 * 86400.0))
     with ThreadPoolExecutor(min(_HISTORY_HOSTS, len(known))) as pool:
-        answers = [answer for found in pool.map(lambda each: control.ps([each[0]], **each[1]), known) for answer in found]
+        answers = [
+            answer
+            for found in pool.map(lambda each: control.ps([each[0]], **each[1]), known)
+            for answer in found
+        ]
     states = [each for each in answers if not isinstance(each, CorraError)]
     return states, [_last_seen(each) for each in answers if isinstance(each, CorraError)]
 
@@ -274,10 +310,18 @@ def places(c: Context, given: Given, verb: str, since_s: float) -> list[tuple[st
     known: dict[tuple[str, str | None, str | None], tuple[str, dict[str, Any]]] = {}
     for entry in history.recent(500):
         if entry.open or entry.started > time.time() - since_s:
-            there = {"as_user": _said(given)[1] or entry.as_user, "via": how.get("via") or entry.via, "spool": given.spool or entry.spool}
-            known.setdefault((entry.host, entry.as_user, entry.spool), (entry.host, {**how, **there}))
+            there = {
+                "as_user": _said(given)[1] or entry.as_user,
+                "via": how.get("via") or entry.via,
+                "spool": given.spool or entry.spool,
+            }
+            known.setdefault(
+                (entry.host, entry.as_user, entry.spool), (entry.host, {**how, **there})
+            )
     if not known:
-        raise Misuse(f"no host, and no history of any:  {typed()} {verb} --host HOST", fate="NOT DONE")
+        raise Misuse(
+            f"no host, and no history of any:  {typed()} {verb} --host HOST", fate="NOT DONE"
+        )
     return list(known.values())[:_HISTORY_HOSTS]
 
 
@@ -287,7 +331,9 @@ def ended(c: Context, given: Given) -> list[Run]:
     for each in found:
         state = each.state()
         if not state.ended:
-            raise CorraError("it is still running", label=state.label, host=str(each.host), fate="NOT DONE")
+            raise CorraError(
+                "it is still running", label=state.label, host=str(each.host), fate="NOT DONE"
+            )
     return found
 
 
@@ -301,9 +347,15 @@ def _last_seen(error: CorraError) -> CorraError:
     entries = [entry for entry in history.recent(500) if entry.host == error.host]
     if entries:
         latest = max(entry.seen for entry in entries)
-        running = [f"{ids.short(entry.prog_id)}{' ' + entry.name if entry.name else ''}" for entry in entries if entry.open]
+        running = [
+            f"{ids.short(entry.prog_id)}{' ' + entry.name if entry.name else ''}"
+            for entry in entries
+            if entry.open
+        ]
         when = render.moment(datetime.fromtimestamp(latest).astimezone().isoformat(), now())
-        error.why += f"; last seen {when}" + (f" with {len(running)} running ({', '.join(running[:3])})" if running else "")
+        error.why += f"; last seen {when}" + (
+            f" with {len(running)} running ({', '.join(running[:3])})" if running else ""
+        )
     return error
 
 

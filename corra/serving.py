@@ -15,7 +15,15 @@ from .verb import Given, listing, option, switch, verb
 if TYPE_CHECKING:
     from .collector.serve import Settings
 
-_NEEDED = ("alembic", "httptools", "prometheus_client", "sqlalchemy", "starlette", "uvicorn", "uvloop")
+_NEEDED = (
+    "alembic",
+    "httptools",
+    "prometheus_client",
+    "sqlalchemy",
+    "starlette",
+    "uvicorn",
+    "uvloop",
+)
 
 
 def _offset(text: str) -> int:
@@ -26,17 +34,32 @@ def _offset(text: str) -> int:
 
 @verb(
     option("listen", default="127.0.0.1:8050", help="HOST:PORT (127.0.0.1:8050)."),
-    option("database", help="Where the data is: a path (collector.sqlite3 beside this machine's history)."),
-    option("tls-cert", help="The certificate, in PEM, with what stands between it and its authority."),
+    option(
+        "database",
+        help="Where the data is: a path (collector.sqlite3 beside this machine's history).",
+    ),
+    option(
+        "tls-cert", help="The certificate, in PEM, with what stands between it and its authority."
+    ),
     option("tls-key", help="Its key."),
-    switch("insecure", help="Leave this machine without TLS, where something in front of it does that."),
+    switch(
+        "insecure", help="Leave this machine without TLS, where something in front of it does that."
+    ),
     option("keep", read=seconds, help="How long an ended run is kept (90d)."),
     option("max-size", help="Then the oldest, until no more than this is kept (no limit)."),
-    option("limits", default="", help="What one token may cost: body=4M,rate=1000,runs=10000,disk=64G."),
+    option(
+        "limits", default="", help="What one token may cost: body=4M,rate=1000,runs=10000,disk=64G."
+    ),
     listing("webhook", help="URL, or slack=URL, that is told of each end; repeatable."),
     switch("log-requests", help="A line for each request."),
-    option("new-token", help="Make a token and leave: NAME=read,write, or NAME=read:host=db* for a part of it."),
-    option("revoke-token", help="Take back the tokens of this NAME, and those of the runs registered with them."),
+    option(
+        "new-token",
+        help="Make a token and leave: NAME=read,write, or NAME=read:host=db* for a part of it.",
+    ),
+    option(
+        "revoke-token",
+        help="Take back the tokens of this NAME, and those of the runs registered with them.",
+    ),
     fate="NOT SERVED",
 )
 def serve(c: Context, given: Given) -> int:
@@ -50,7 +73,11 @@ def serve(c: Context, given: Given) -> int:
     database = given.database or collector.default_database()
     if given.new_token:
         given.screen.lines([collector.new_token(database, given.new_token)])
-        given.screen.note("", "", "shown this once; it goes into corra.collectors of ~/.invoke.yaml, or $CORRA_COLLECTOR_TOKEN")
+        given.screen.note(
+            "",
+            "",
+            "shown this once; it goes into corra.collectors of ~/.invoke.yaml, or $CORRA_COLLECTOR_TOKEN",
+        )
         return 0
     if given.revoke_token:
         count = collector.revoke(database, given.revoke_token)
@@ -94,14 +121,25 @@ def _needed() -> None:
     command = "pip install 'corra[collector]'"
     if (root / "constraints.txt").exists():
         command = f"{root}/.venv/bin/pip install -c {root}/constraints.txt -e '{root}[collector]'"
-    raise CorraError(f"the collector's own packages are missing: {', '.join(missing)}", fate="NOT SERVED", hint=[command])
+    raise CorraError(
+        f"the collector's own packages are missing: {', '.join(missing)}",
+        fate="NOT SERVED",
+        hint=[command],
+    )
 
 
 @verb(
     HOST,
     *REACH,
-    option("to", help="Another collector: its name in the configuration, or its URL with $CORRA_COLLECTOR_TOKEN."),
-    option("from", read=_offset, help="Send again from this byte of each stream (what is acknowledged)."),
+    option(
+        "to",
+        help="Another collector: its name in the configuration, or its URL with $CORRA_COLLECTOR_TOKEN.",
+    ),
+    option(
+        "from",
+        read=_offset,
+        help="Send again from this byte of each stream (what is acknowledged).",
+    ),
     option("timeout", "T", read=seconds, default=60.0, help="How long it may take (60s)."),
     ids=True,
     fate="NOT DELIVERED",
@@ -132,7 +170,11 @@ def _deliver(c: Context, given: Given, text: str) -> None:
         callback = collector.callback(found.id, made)
     begin = vars(given)["from"]  # a word of Python's
     if given.dry:
-        given.screen.note(found.label, str(found.host), f"would be delivered{' to ' + given.to if given.to else ''}")
+        given.screen.note(
+            found.label,
+            str(found.host),
+            f"would be delivered{' to ' + given.to if given.to else ''}",
+        )
         return
     answer = found.deliver(callback=callback, start=begin, seconds=given.timeout)
     report = answer.get("delivered") or {}
@@ -146,6 +188,8 @@ def _deliver(c: Context, given: Given, text: str) -> None:
         return
     from . import render
 
-    amount = " and ".join(f"{name} {render.size(size)}" for name, size in sorted((report.get("acked") or {}).items()))
+    amount = " and ".join(
+        f"{name} {render.size(size)}" for name, size in sorted((report.get("acked") or {}).items())
+    )
     end = "and its end" if report.get("completed") else "so far; it goes on"
     given.screen.note(found.label, str(found.host), f"delivered: {amount} {end}")

@@ -108,13 +108,19 @@ class Session:
         try:
             self._take_stderr()
             data: bytes = self._session.recv(READ_MAX)
-        except (SSHException, EOFError, OSError) as error:  # reading also tells the host that there is room again
+        except (
+            SSHException,
+            EOFError,
+            OSError,
+        ) as error:  # reading also tells the host that there is room again
             raise LinkLost(str(error) or self._why()) from error
         return data
 
     def _host_ended(self) -> bool:
         """Whether the host said that this is the end, and not just nothing more."""
-        return not self._closed and (self._session.eof_received or self._session.transport.is_active())
+        return not self._closed and (
+            self._session.eof_received or self._session.transport.is_active()
+        )
 
     def _why(self) -> str:
         return str(self._session.transport.get_exception() or "the connection was closed")
@@ -155,7 +161,9 @@ class Session:
         session = self._session
         sent = Data(session.remote_chanid, data, min(session.out_max_packet_size, _PACKET_MAX))
         # A connection that somebody gave us open is paramiko's own.
-        for message in (sent,) if isinstance(session.transport.packetizer, Packets) else sent.messages():
+        for message in (
+            (sent,) if isinstance(session.transport.packetizer, Packets) else sent.messages()
+        ):
             session.transport._send_user_message(message)  # noqa: SLF001 - as send does
 
     def close_write(self) -> None:

@@ -14,11 +14,24 @@ from typing import Any
 from .errors import Misuse
 from .program import output_kept, seconds
 
-_YES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_YES = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
 
 
 def _seconds(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else seconds(str(value))
+    return (
+        float(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+        else seconds(str(value))
+    )
 
 
 def _patience(value: Any) -> float:
@@ -49,7 +62,8 @@ def _size(value: Any) -> int:
 def _collectors(value: Any) -> dict[str, dict[str, Any]]:
     known = {"url", "token", "token_file", "ca"}
     if not isinstance(value, Mapping) or not all(
-        isinstance(each, Mapping) and each.get("url") and set(each) <= known for each in value.values()
+        isinstance(each, Mapping) and each.get("url") and set(each) <= known
+        for each in value.values()
     ):
         raise Misuse("not {NAME: {url: URL, token: TOKEN or token_file: FILE, ca: FILE}}")
     return {str(name): dict(each) for name, each in value.items()}
@@ -82,11 +96,22 @@ def setting(config: Any, name: str) -> Any:
     for key in section:
         if key not in SETTINGS:
             near = difflib.get_close_matches(str(key), SETTINGS, 1)
-            raise Misuse(f"corra.{key} in the configuration means nothing" + (f": {near[0]}?" if near else ""), hint=[_known()])
+            raise Misuse(
+                f"corra.{key} in the configuration means nothing"
+                + (f": {near[0]}?" if near else ""),
+                hint=[_known()],
+            )
     value = section.get(name)
     where = f"corra.{name} in the configuration"
     if value is None:
-        variable = next((each for each in (f"INVOKE_CORRA_{name.upper()}", f"FABRIC_CORRA_{name.upper()}") if os.environ.get(each)), "")
+        variable = next(
+            (
+                each
+                for each in (f"INVOKE_CORRA_{name.upper()}", f"FABRIC_CORRA_{name.upper()}")
+                if os.environ.get(each)
+            ),
+            "",
+        )
         value, where = os.environ.get(variable), f"${variable}"
     if value is None or value == "":
         return None

@@ -24,7 +24,11 @@ def ledger(c: Context, given: Given) -> Ledger:
 
     if len(given.host) > 1 or "," in "".join(given.host):
         raise Misuse("one host at a time: a journal is in one place")
-    told = given.host[0] if given.host else os.environ.get("CORRA_JOURNAL") or setting(c.config, "journal")
+    told = (
+        given.host[0]
+        if given.host
+        else os.environ.get("CORRA_JOURNAL") or setting(c.config, "journal")
+    )
     return ledger_on(told, **_reach(c, given))
 
 
@@ -33,7 +37,9 @@ def _reach(c: Context, given: Given) -> dict[str, Any]:
     return reach(c, given)
 
 
-def journals(c: Context, given: Given, *, name: str | None = None) -> list[tuple[Journal | None, str, str, CorraError | None]]:
+def journals(
+    c: Context, given: Given, *, name: str | None = None
+) -> list[tuple[Journal | None, str, str, CorraError | None]]:
     """Return (journal, name, key, what kept us from reading it) of every runbook to be found, the latest first."""
     from .journal import catalogue
 
@@ -52,8 +58,14 @@ def journal(c: Context, given: Given, name: str, key: str) -> Journal:
     """Return the journal of that runbook, read. Raises NotFound."""
     opened = _opened(c, given, ledger(c, given), name, key)
     if opened.book.begun is None:
-        look = "" if given.host else f"on another host?  {typed()} book --host HOST {shlex.quote(name)} {shlex.quote(key)}"
-        raise NotFound(f"no journal of it {_place(opened)}", label=f"{name} {key}", hint=[look] if look else [])
+        look = (
+            ""
+            if given.host
+            else f"on another host?  {typed()} book --host HOST {shlex.quote(name)} {shlex.quote(key)}"
+        )
+        raise NotFound(
+            f"no journal of it {_place(opened)}", label=f"{name} {key}", hint=[look] if look else []
+        )
     return opened
 
 
@@ -64,7 +76,10 @@ def _opened(c: Context, given: Given, where: Ledger, name: str, key: str) -> Jou
     book = found.read()
     if book.begun is None and book.kept_at is not None and isinstance(where, Here):
         facts = book.kept_at.facts
-        how = {**{each: facts[each] for each in ("user", "via") if facts.get(each)}, **_reach(c, given)}
+        how = {
+            **{each: facts[each] for each in ("user", "via") if facts.get(each)},
+            **_reach(c, given),
+        }
         found = Journal(ledger_on(str(facts["journal"]), **how), name, key, patience_s=0.0)
         found.read()
     return found

@@ -26,7 +26,12 @@ class Range:
             return
         self.over = True
         if output.offset < self.end:
-            yield Output(output.stream, output.offset, output.data[: self.end - output.offset], output.time_ns)
+            yield Output(
+                output.stream,
+                output.offset,
+                output.data[: self.end - output.offset],
+                output.time_ns,
+            )
 
     def rest(self) -> Iterator[Output]:
         """Yield nothing: nothing is kept."""
@@ -47,8 +52,12 @@ class Sieve:
     grep: re.Pattern[bytes] | None = None
     since_ns: int | None = None
     until_ns: int | None = None
-    over: bool = field(default=False, init=False)  # all that is still to come is later than `until_ns`
-    _begun: dict[str, tuple[int, int, bytearray]] = field(default_factory=dict, init=False)  # stream: time and offset of an open line
+    over: bool = field(
+        default=False, init=False
+    )  # all that is still to come is later than `until_ns`
+    _begun: dict[str, tuple[int, int, bytearray]] = field(
+        default_factory=dict, init=False
+    )  # stream: time and offset of an open line
 
     @property
     def idle(self) -> bool:
@@ -61,7 +70,9 @@ class Sieve:
             self.over = True
         at = 0
         while at < len(output.data):
-            time_ns, offset, line = self._begun.setdefault(output.stream, (output.time_ns, output.offset + at, bytearray()))
+            time_ns, offset, line = self._begun.setdefault(
+                output.stream, (output.time_ns, output.offset + at, bytearray())
+            )
             newline = output.data.find(b"\n", at, at + LINE_MAX - len(line))
             end = newline + 1 if newline >= 0 else min(len(output.data), at + LINE_MAX - len(line))
             line += output.data[at:end]

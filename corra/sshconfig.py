@@ -21,7 +21,15 @@ from .program import Host
 
 SSH_PORT = 22
 
-_STRICT = {"true": "yes", "yes": "yes", "ask": "ask", "accept-new": "accept-new", "false": "no", "no": "no", "off": "no"}
+_STRICT = {
+    "true": "yes",
+    "yes": "yes",
+    "ask": "ask",
+    "accept-new": "accept-new",
+    "false": "no",
+    "no": "no",
+    "off": "no",
+}
 _TOKEN = re.compile(r"%(.)|\$\{(\w+)\}")
 
 
@@ -80,7 +88,12 @@ class Question:
         self._ssh: subprocess.Popen[bytes] | None = None
         self._failed: OSError | None = None
         try:
-            self._ssh = subprocess.Popen([*argv, "--", host.name], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            self._ssh = subprocess.Popen(
+                [*argv, "--", host.name],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
         except (FileNotFoundError, PermissionError):
             pass  # no ssh on this machine
         except OSError as error:
@@ -89,8 +102,14 @@ class Question:
     def answer(self) -> Settings:
         """Return the Settings, once. Raises NotStarted when ssh can't read its configuration, or can't be started."""
         if self._failed is not None:
-            raise NotStarted(f"ssh -G {self.host.name}: {self._failed.strerror}", host=self.host.name)
-        found = _by_paramiko(self.host, self.path) if self._ssh is None else _by_ssh(self._ssh, self.host)
+            raise NotStarted(
+                f"ssh -G {self.host.name}: {self._failed.strerror}", host=self.host.name
+            )
+        found = (
+            _by_paramiko(self.host, self.path)
+            if self._ssh is None
+            else _by_ssh(self._ssh, self.host)
+        )
         return _read(self.host, found)
 
 
@@ -120,13 +139,18 @@ def _by_paramiko(host: Host, path: str | None) -> dict[str, list[str]]:
                 config.parse(file)
         except FileNotFoundError:
             continue
-    found = {key: value if isinstance(value, list) else [value] for key, value in config.lookup(host.name).items()}
+    found = {
+        key: value if isinstance(value, list) else [value]
+        for key, value in config.lookup(host.name).items()
+    }
     if host.port:
         found["port"] = [str(host.port)]
     if host.login:
         found["user"] = [host.login]
     home = _home()
-    found.setdefault("identityfile", [f"{home}/.ssh/id_{kind}" for kind in ("rsa", "ecdsa", "ed25519")])
+    found.setdefault(
+        "identityfile", [f"{home}/.ssh/id_{kind}" for kind in ("rsa", "ecdsa", "ed25519")]
+    )
     found.setdefault("userknownhostsfile", [f"{home}/.ssh/known_hosts {home}/.ssh/known_hosts2"])
     found.setdefault("globalknownhostsfile", ["/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"])
     return found
@@ -141,7 +165,11 @@ def _read(host: Host, found: Mapping[str, Sequence[str]]) -> Settings:
         return None if value.lower() in {"", "none"} else value
 
     me = pwd.getpwuid(os.getuid()).pw_name
-    hostname, port, user = one("hostname", host.name), int(one("port", str(SSH_PORT))), one("user", me)
+    hostname, port, user = (
+        one("hostname", host.name),
+        int(one("port", str(SSH_PORT))),
+        one("user", me),
+    )
     alias = set_or_none("hostkeyalias")
     tokens = {
         "%": "%",
@@ -166,10 +194,14 @@ def _read(host: Host, found: Mapping[str, Sequence[str]]) -> Settings:
         hostname=hostname,
         port=port,
         user=user,
-        address_family={"inet": socket.AF_INET, "inet6": socket.AF_INET6}.get(one("addressfamily"), socket.AF_UNSPEC),
+        address_family={"inet": socket.AF_INET, "inet6": socket.AF_INET6}.get(
+            one("addressfamily"), socket.AF_UNSPEC
+        ),
         identity_files=paths(found.get("identityfile", ())),
         identities_only=one("identitiesonly") == "yes",
-        identity_agent=os.environ.get("SSH_AUTH_SOCK") if agent == "SSH_AUTH_SOCK" else next(iter(paths([agent])), None),
+        identity_agent=os.environ.get("SSH_AUTH_SOCK")
+        if agent == "SSH_AUTH_SOCK"
+        else next(iter(paths([agent])), None),
         user_known_hosts=paths(shlex.split(one("userknownhostsfile"))),
         global_known_hosts=paths(shlex.split(one("globalknownhostsfile"))),
         hash_known_hosts=one("hashknownhosts") == "yes",
@@ -188,7 +220,9 @@ def expand(text: str, tokens: Mapping[str, str]) -> str:
 
     def value(match: re.Match[str]) -> str:
         token, variable = match.groups()
-        return tokens.get(token, match.group()) if token else os.environ.get(variable, match.group())
+        return (
+            tokens.get(token, match.group()) if token else os.environ.get(variable, match.group())
+        )
 
     return _TOKEN.sub(value, text)
 

@@ -19,7 +19,16 @@ from .errors import Misuse, NotStarted, typed
 from .follow import Follow, signal_name
 from .payload import payload_of
 from .place import Agent, courier_source
-from .program import OPEN, Open, Program, Request, in_seconds, limits as read_limits, output_kept, words
+from .program import (
+    OPEN,
+    Open,
+    Program,
+    Request,
+    in_seconds,
+    limits as read_limits,
+    output_kept,
+    words,
+)
 from .reach import Reach, agent_for, is_a
 from .state import State
 from .stream import Gap, Output
@@ -80,7 +89,15 @@ class Launch(NamedTuple):
         host, request = self.agent.host, self.request
         # Before the first byte is sent: whoever is killed in the middle finds the id here and may repeat the start with it.
         fresh = history.begin(
-            history.Entry(request.prog_id, str(host), request.name, host.as_user, self.via, request.spool, request.program.argv)
+            history.Entry(
+                request.prog_id,
+                str(host),
+                request.name,
+                host.as_user,
+                self.via,
+                request.spool,
+                request.program.argv,
+            )
         )
         follow = Follow(
             self.agent,
@@ -164,7 +181,9 @@ def launch(
     agent = agent_for(target, **reach)
     if cwd is None and agent.host.is_local:
         cwd = os.getcwd()
-    described, payload = ({"open": True}, None) if stdin is OPEN else payload_of(stdin, named=id is not None)
+    described, payload = (
+        ({"open": True}, None) if stdin is OPEN else payload_of(stdin, named=id is not None)
+    )
     if pty and stdin is OPEN:
         described = None
     program = Program(
@@ -204,7 +223,9 @@ def launch(
 
 def _new_id(given: str | None) -> str:
     if given is not None and not ids.is_valid(given):
-        raise Misuse(f"not an id: {given!r} (a-z, 0-9, '.', '_', '-', at most 64, the first a letter or digit)")
+        raise Misuse(
+            f"not an id: {given!r} (a-z, 0-9, '.', '_', '-', at most 64, the first a letter or digit)"
+        )
     return given or ids.new_id()
 
 
@@ -224,25 +245,37 @@ def again(
     state = run.state()
     facts: dict[str, Any] = {"label": state.label, "host": str(run.host), "prog_id": state.prog_id}
     if not state.ended:
-        raise NotStarted("it is still running", hint=[f"watch: {typed()} attach {ids.short(state.prog_id)}"], **facts)
+        raise NotStarted(
+            "it is still running",
+            hint=[f"watch: {typed()} attach {ids.short(state.prog_id)}"],
+            **facts,
+        )
     record, given = run.record()
     stdin = record["program"].get("stdin")
-    missing = sorted(set(filter(None, (state.origin or {}).get("secrets", "").split(","))) - set(secrets or {}))
+    missing = sorted(
+        set(filter(None, (state.origin or {}).get("secrets", "").split(","))) - set(secrets or {})
+    )
     if missing:
         flags = " ".join(f"--secret {name}" for name in missing)
         raise NotStarted(
             f"nobody has kept its secret{'s' * (len(missing) != 1)} {', '.join(missing)}",
-            hint=[f"give it again:  {typed()} again {flags} {ids.short(state.prog_id)}      (or --secret NAME=FILE)"],
+            hint=[
+                f"give it again:  {typed()} again {flags} {ids.short(state.prog_id)}      (or --secret NAME=FILE)"
+            ],
             **facts,
         )
     if isinstance(stdin, Mapping) and "bytes" in stdin and len(given) != stdin["bytes"]:
         raise NotStarted("what it read is gone from the host: use run", **facts)
     try:
-        request = Request.from_record(record, prog_id, origin=me(), secrets=dict(secrets or {}), spool=run.spool)
+        request = Request.from_record(
+            record, prog_id, origin=me(), secrets=dict(secrets or {}), spool=run.spool
+        )
     except Misuse as error:
         raise NotStarted(error.why, **facts) from error
     payload = io.BytesIO(given) if isinstance(stdin, Mapping) and "bytes" in stdin else None
-    return Launch(run.agent, request, payload, run.via, run.connection), (record.get("callback") or {}).get("url")
+    return Launch(run.agent, request, payload, run.via, run.connection), (
+        record.get("callback") or {}
+    ).get("url")
 
 
 def _terminal(size: bool | Sequence[Any]) -> dict[str, Any]:
@@ -250,7 +283,9 @@ def _terminal(size: bool | Sequence[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"term": os.environ.get("TERM") or "xterm"}
     if not isinstance(size, bool):
         if len(size) != 2 or not all(isinstance(each, int) and 0 < each < 1 << 16 for each in size):
-            raise Misuse(f"pty={size!r} is no size (say pty=True, or rows and columns: pty=(24, 80))")
+            raise Misuse(
+                f"pty={size!r} is no size (say pty=True, or rows and columns: pty=(24, 80))"
+            )
         return {**found, "rows": size[0], "columns": size[1]}
     for fd in (0, 1, 2):
         with contextlib.suppress(OSError):
@@ -313,8 +348,12 @@ def run(
     kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
     truncated = False
     sinks = {
-        "stdout": None if "stdout" in hidden else _Sink(out_stream if out_stream is not None else sys.stdout),
-        "stderr": None if "stderr" in hidden else _Sink(err_stream if err_stream is not None else sys.stderr),
+        "stdout": None
+        if "stdout" in hidden
+        else _Sink(out_stream if out_stream is not None else sys.stdout),
+        "stderr": None
+        if "stderr" in hidden
+        else _Sink(err_stream if err_stream is not None else sys.stderr),
     }
     with contextlib.closing(starting):
         for event in follow:
@@ -333,8 +372,16 @@ def run(
     assert follow.state is not None
     if follow.state.state == "not_started":
         raise not_started(follow.state, str(follow.host))
-    out, err = (b"".join(kept[stream]).decode("utf-8", "replace") for stream in ("stdout", "stderr"))
-    told: dict[str, Any] = {"stdout": out, "stderr": err, "hide": hidden, "truncated": truncated, "connection": starting.connection}
+    out, err = (
+        b"".join(kept[stream]).decode("utf-8", "replace") for stream in ("stdout", "stderr")
+    )
+    told: dict[str, Any] = {
+        "stdout": out,
+        "stderr": err,
+        "hide": hidden,
+        "truncated": truncated,
+        "connection": starting.connection,
+    }
     result = Result(follow.state, follow.host, **told)
     error = ended(follow.state, str(follow.host), result)
     if error is not None and not warn:
@@ -344,7 +391,16 @@ def run(
 
 def _hidden(hide: bool | str | None) -> tuple[str, ...]:
     both = ("stdout", "stderr")
-    known = {None: (), False: (), True: both, "both": both, "out": both[:1], "stdout": both[:1], "err": both[1:], "stderr": both[1:]}
+    known = {
+        None: (),
+        False: (),
+        True: both,
+        "both": both,
+        "out": both[:1],
+        "stdout": both[:1],
+        "err": both[1:],
+        "stderr": both[1:],
+    }
     if hide not in known:
         raise Misuse(f"not a stream to hide: {hide!r} (out, err or both)")
     return known[hide]
@@ -357,7 +413,11 @@ class _Sink:
         import codecs
 
         self._stream = stream
-        self._binary = getattr(stream, "buffer", stream if isinstance(stream, (io.RawIOBase, io.BufferedIOBase)) else None)
+        self._binary = getattr(
+            stream,
+            "buffer",
+            stream if isinstance(stream, (io.RawIOBase, io.BufferedIOBase)) else None,
+        )
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         if self._binary is not None and self._binary is not stream:
             stream.flush()

@@ -65,7 +65,11 @@ class State:
         """Read the agent's object; a key of a newer agent is left aside. Raises ValueError when it isn't a State."""
         if not isinstance(value, Mapping):
             raise ValueError("a State that isn't an object")
-        given = {f.name: _checked(f.name, f.type, value[f.name]) for f in fields(cls) if value.get(f.name) is not None}
+        given = {
+            f.name: _checked(f.name, f.type, value[f.name])
+            for f in fields(cls)
+            if value.get(f.name) is not None
+        }
         if not ids.is_valid(given.get("prog_id", "")):
             raise ValueError("a State without a prog_id")
         if given.get("state") not in TRANSITIONS:
@@ -77,7 +81,10 @@ class State:
     def to_json(self) -> dict[str, Any]:
         """Return all fields, and `proc_id`, the seed's name for `prog_id`."""
         whole = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {"proc_id": self.prog_id, **{k: list(v) if isinstance(v, tuple) else v for k, v in whole.items()}}
+        return {
+            "proc_id": self.prog_id,
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in whole.items()},
+        }
 
     @property
     def ended(self) -> bool:

@@ -27,12 +27,19 @@ class Step:
         return f"{self.book} {self.key}"
 
     def command(self, what: str) -> str:
-        return f"{typed()} book {shlex.quote(self.book)} {shlex.quote(self.key)} --{what} {self.name}"
+        return (
+            f"{typed()} book {shlex.quote(self.book)} {shlex.quote(self.key)} --{what} {self.name}"
+        )
 
 
-def stopped(step: Step, errors: Mapping[Host, CorraError], *, of: int, said: str = "") -> CorraError:
+def stopped(
+    step: Step, errors: Mapping[Host, CorraError], *, of: int, said: str = ""
+) -> CorraError:
     """Return the error for a step that some hosts stopped. `of`: how many hosts it had. `said`: a last line of what the program wrote."""
-    worst = max(errors.values(), key=lambda error: (isinstance(error, Lost), isinstance(error, Failed), error.code))
+    worst = max(
+        errors.values(),
+        key=lambda error: (isinstance(error, Lost), isinstance(error, Failed), error.code),
+    )
     facts: dict[str, Any] = {
         "label": step.label,
         "fate": f"STOPPED at {step.number} {step.name}",
@@ -44,12 +51,20 @@ def stopped(step: Step, errors: Mapping[Host, CorraError], *, of: int, said: str
         why += f" ({len(errors)} of {of} hosts)"
     if isinstance(worst, Lost):
         look = f"look whether it finished (its output: {typed()} logs {ids.short(worst.prog_id)}), then say so:"
-        return Lost(why, hint=[look, f"{step.command('redo')}    (or --skip {step.name})"], **{**facts, "code": worst.code})
+        return Lost(
+            why,
+            hint=[look, f"{step.command('redo')}    (or --skip {step.name})"],
+            **{**facts, "code": worst.code},
+        )
     if isinstance(worst, Misuse):  # the same command would come to the same
         return Misuse(why, hint=worst.hint, **facts)
     again = f"repeat {step.number} and go on: the same command."
     if worst.prog_id and isinstance(worst, (Failed, NotStarted)):
-        again += f"   All output: {typed()} logs {ids.short(worst.prog_id)}" if isinstance(worst, Failed) else ""
+        again += (
+            f"   All output: {typed()} logs {ids.short(worst.prog_id)}"
+            if isinstance(worst, Failed)
+            else ""
+        )
     hint = [said, again, f"leave {step.number} out: {step.command('skip')}"]
     hint = [each for each in hint if each]
     if isinstance(worst, Failed):
@@ -63,5 +78,11 @@ def _groups(errors: Mapping[Host, CorraError]) -> Sequence[str]:
     alike: dict[tuple[str, str], list[Host]] = {}
     for host, error in errors.items():
         # How long it took differs from host to host and stands in its row.
-        alike.setdefault((error.fate, error.why.split(" after ")[0] if isinstance(error, Failed) else error.why), []).append(host)
-    return [f"{fold(hosts)} {fate}{': ' if fate and why else ''}{why}" for (fate, why), hosts in alike.items()]
+        alike.setdefault(
+            (error.fate, error.why.split(" after ")[0] if isinstance(error, Failed) else error.why),
+            [],
+        ).append(host)
+    return [
+        f"{fold(hosts)} {fate}{': ' if fate and why else ''}{why}"
+        for (fate, why), hosts in alike.items()
+    ]

@@ -117,7 +117,10 @@ class Parser:
                     return
                 kind, fields, size = _header(_cut(source, at, newline))
                 if kind == "O" and size:
-                    at, self._open = newline + 1, (_stream(fields[0]), _number(fields[1]), size, _number(fields[3]))
+                    at, self._open = (
+                        newline + 1,
+                        (_stream(fields[0]), _number(fields[1]), size, _number(fields[3])),
+                    )
                     continue
                 end = newline + 1 + size
                 if len(source) < end:
@@ -126,12 +129,16 @@ class Parser:
                 at = end
                 yield _frame(kind, fields, _cut(source, newline + 1, end))
         finally:
-            self._held = bytearray() if at == len(source) else bytearray(_cut(source, at, len(source)))
+            self._held = (
+                bytearray() if at == len(source) else bytearray(_cut(source, at, len(source)))
+            )
 
     def _piece(self, data: bytes) -> Output:
         assert self._open is not None
         stream, offset, left, time_ns = self._open
-        self._open = (stream, offset + len(data), left - len(data), time_ns) if left > len(data) else None
+        self._open = (
+            (stream, offset + len(data), left - len(data), time_ns) if left > len(data) else None
+        )
         return Output(stream, offset, data, time_ns)
 
     @property
@@ -156,7 +163,9 @@ def _header(text: bytes) -> tuple[str, list[str], int]:
         kind, *fields = text.decode("ascii").split(" ")
     except UnicodeDecodeError as error:
         raise BadFrame(f"a header that isn't ASCII: {text[:40]!r}") from error
-    if _FIELDS.get(kind) != len(fields) and not (kind == "A" and len(fields) == 2 and fields[0] in ("I", "E", "C")):
+    if _FIELDS.get(kind) != len(fields) and not (
+        kind == "A" and len(fields) == 2 and fields[0] in ("I", "E", "C")
+    ):
         raise BadFrame(f"not a frame: {text[:40]!r}")
     size = _number(fields[2]) if kind == "O" else _number(fields[0]) if kind in "SX" else 0
     if size > (PAYLOAD_MAX if kind == "O" else STATE_MAX):

@@ -83,16 +83,36 @@ def refusal(said: str, host: Host, login: Callable[[], str]) -> Auth | None:
     line = f"a line that is enough:  {who} ALL=({user}) NOPASSWD: ALL"
     narrow = "a narrower one can't name the agent: its path is its own hash"
     for pattern, why, hint in (
-        (r"is not in the sudoers|is not allowed to|may not run sudo", f"{who} is not in sudoers {where} (sudo -n said so)", [line, narrow]),
+        (
+            r"is not in the sudoers|is not allowed to|may not run sudo",
+            f"{who} is not in sudoers {where} (sudo -n said so)",
+            [line, narrow],
+        ),
         (
             r"a password is required|a terminal is required|no password was provided",
             f"sudo asks for {who}'s password",
-            ["give it once:  inv --prompt-for-sudo-password ..  (or set sudo.password)", line, narrow],
+            [
+                "give it once:  inv --prompt-for-sudo-password ..  (or set sudo.password)",
+                line,
+                narrow,
+            ],
         ),
-        (r"incorrect password attempt|Sorry, try again", f"sudo doesn't take that password of {who}", []),
-        (r"must have a tty|no tty present", f"sudo {where} wants a terminal", [f"in sudoers:  Defaults:{who} !requiretty"]),
+        (
+            r"incorrect password attempt|Sorry, try again",
+            f"sudo doesn't take that password of {who}",
+            [],
+        ),
+        (
+            r"must have a tty|no tty present",
+            f"sudo {where} wants a terminal",
+            [f"in sudoers:  Defaults:{who} !requiretty"],
+        ),
         (r"unknown user", f"no user {user} {where}", []),
-        (r"sudo: .*not found|not found: sudo|sudo: unknown command|Unknown command: sudo", f"no sudo {where}", []),
+        (
+            r"sudo: .*not found|not found: sudo|sudo: unknown command|Unknown command: sudo",
+            f"no sudo {where}",
+            [],
+        ),
     ):
         if re.search(pattern, said):
             return Auth(why, host=host.name, hint=hint)

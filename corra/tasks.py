@@ -17,7 +17,23 @@ from invoke.context import Context
 
 from . import inputs, reporting, selection
 from .errors import EPIPE_CODE, NOTHING_DONE, STILL_RUNNING, CorraError, Misuse, typed
-from .flags import COLLECTED, HOST, LINK, REACH, SHOWN, SIFTED, TARGET, TYPED, WATCHED, limit, lines, output_kept, seconds, signal, size
+from .flags import (
+    COLLECTED,
+    HOST,
+    LINK,
+    REACH,
+    SHOWN,
+    SIFTED,
+    TARGET,
+    TYPED,
+    WATCHED,
+    limit,
+    lines,
+    output_kept,
+    seconds,
+    signal,
+    size,
+)
 from .settings import setting
 from .verb import Given, listing, option, switch, verb
 
@@ -40,17 +56,31 @@ _RUN = (
     option("cwd", "C", help="Directory there (the home; on local: this one)."),
     listing("env", "E", help="K=V, or K for my own value of it; repeatable."),
     option("env-file", help="A file of K=V lines."),
-    listing("secret", help="K=FILE, or K for my own value: in the program's environment, never on disk; repeatable."),
-    option("stdin", help="FILE, - for my own stdin, or none (none): all there is before it starts."),
+    listing(
+        "secret",
+        help="K=FILE, or K for my own value: in the program's environment, never on disk; repeatable.",
+    ),
+    option(
+        "stdin", help="FILE, - for my own stdin, or none (none): all there is before it starts."
+    ),
     switch("interactive", "i", help="Hold its stdin open and send mine, or later inv send's."),
     switch("pty", "p", help="Give it a terminal; with -i it is this one (docs/interactive.md)."),
     *TYPED,
     switch("merge", help="stdout and stderr as one stream, in order."),
-    option("timeout", "T", read=seconds, help="End it after this long, on the host's own clock (never)."),
+    option(
+        "timeout",
+        "T",
+        read=seconds,
+        help="End it after this long, on the host's own clock (never).",
+    ),
     option("grace", read=seconds, help="From its stop signal to KILL (10s)."),
     option("stop-signal", read=signal, help="What asks it to stop (TERM)."),
     option("keep", read=seconds, help="How long the host keeps its output (14d)."),
-    option("keep-output", read=output_kept, help="Keep only the last SIZE of each stream, however much it writes (all)."),
+    option(
+        "keep-output",
+        read=output_kept,
+        help="Keep only the last SIZE of each stream, however much it writes (all).",
+    ),
     listing(
         "limit",
         read=limit,
@@ -61,8 +91,14 @@ _RUN = (
     switch("accept-new-key", help="Remember the key of a host never seen before."),
     *LINK,
     switch("raw", help="Let escape sequences through to this terminal."),
-    option("collector", help="Have it report its output and its end to this collector of the configuration."),
-    switch("callback-through-ssh", help="Lead it there through this connection, while somebody watches: the host has no route of its own."),
+    option(
+        "collector",
+        help="Have it report its output and its end to this collector of the configuration.",
+    ),
+    switch(
+        "callback-through-ssh",
+        help="Lead it there through this connection, while somebody watches: the host has no route of its own.",
+    ),
 )
 
 
@@ -104,7 +140,9 @@ def run(c: Context, given: Given) -> int:
             grace=setting(c.config, "grace") if given.grace is None else given.grace,
             stop_signal=given.stop_signal,
             keep=setting(c.config, "keep") if given.keep is None else given.keep,
-            keep_output=setting(c.config, "keep_output") if given.keep_output is None else given.keep_output,
+            keep_output=setting(c.config, "keep_output")
+            if given.keep_output is None
+            else given.keep_output,
             limits=dict(each.split("=", 1) for each in given.limit),
             wait_children=given.wait_children,
             force=given.force,
@@ -119,15 +157,26 @@ def run(c: Context, given: Given) -> int:
     HOST,
     *REACH,
     switch("detach", "d", help="Print the new id and leave as soon as it is started."),
-    switch("interactive", "i", help="Send it what is typed or piped in here, if the run took that."),
+    switch(
+        "interactive", "i", help="Send it what is typed or piped in here, if the run took that."
+    ),
     *TYPED,
     option("id", help="The new run's id: the same id with the same command is the same run."),
-    listing("secret", help="K=FILE, or K for my own value: what the run had as a secret no host has kept; repeatable."),
+    listing(
+        "secret",
+        help="K=FILE, or K for my own value: what the run had as a secret no host has kept; repeatable.",
+    ),
     switch("accept-new-key", help="Remember the key of a host never seen before."),
     *LINK,
     switch("raw", help="Let escape sequences through to this terminal."),
-    option("collector", help="Have it report its output and its end to this collector of the configuration."),
-    switch("callback-through-ssh", help="Lead it there through this connection, while somebody watches."),
+    option(
+        "collector",
+        help="Have it report its output and its end to this collector of the configuration.",
+    ),
+    switch(
+        "callback-through-ssh",
+        help="Lead it there through this connection, while somebody watches.",
+    ),
     ids=True,
     fate="NOT STARTED",
 )
@@ -140,13 +189,20 @@ def again(c: Context, given: Given) -> int:
     from . import starting
 
     if len(given.ids) != 1:
-        raise Misuse("again needs an id" if not given.ids else f"one id at a time: {' '.join(given.ids)}", fate="NOT STARTED")
+        raise Misuse(
+            "again needs an id" if not given.ids else f"one id at a time: {' '.join(given.ids)}",
+            fate="NOT STARTED",
+        )
     found = selection.find_one(c, given)
     with contextlib.ExitStack() as opened:
         launch, reported = starting.again(found, id=given.id, secrets=inputs.secrets(given))
         opened.callback(launch.close)
         if reported and not given.collector:
-            given.screen.note(found.label, str(found.host), f"reported to {reported}, the new run won't: add --collector NAME")
+            given.screen.note(
+                found.label,
+                str(found.host),
+                f"reported to {reported}, the new run won't: add --collector NAME",
+            )
         given.argv = list(launch.request.program.argv)
         return _launched(c, given, launch, opened, str(found.host))
 
@@ -154,14 +210,27 @@ def again(c: Context, given: Given) -> int:
 @verb(
     HOST,
     *REACH,
-    switch("interactive", "i", help="Send it what is typed or piped in here; its terminal becomes this one."),
+    switch(
+        "interactive",
+        "i",
+        help="Send it what is typed or piped in here; its terminal becomes this one.",
+    ),
     *TYPED,
-    option("tail", "n", read=lines, default="", help="Begin with the last N lines, or all (200 on a terminal, else all; 0: from now)."),
+    option(
+        "tail",
+        "n",
+        read=lines,
+        default="",
+        help="Begin with the last N lines, or all (200 on a terminal, else all; 0: from now).",
+    ),
     *SHOWN,
     *WATCHED,
     switch("sig-proxy", help="Pass INT and TERM on to the program."),
     *COLLECTED,
-    switch("callback-through-ssh", help="Lead the run's reports to --collector through this connection, while somebody watches."),
+    switch(
+        "callback-through-ssh",
+        help="Lead the run's reports to --collector through this connection, while somebody watches.",
+    ),
     ids=True,
 )
 def attach(c: Context, given: Given) -> int:
@@ -171,9 +240,17 @@ def attach(c: Context, given: Given) -> int:
     """
     from .watch import Gone, Watch
 
-    tail = given.tail if given.tail != "" else TAIL_ON_A_TERMINAL if given.screen.out_is_terminal else None
+    tail = (
+        given.tail
+        if given.tail != ""
+        else TAIL_ON_A_TERMINAL
+        if given.screen.out_is_terminal
+        else None
+    )
     if given.collector and given.interactive:
-        raise Misuse("-i and --collector exclude each other: a collector only listens", fate="NOT DONE")
+        raise Misuse(
+            "-i and --collector exclude each other: a collector only listens", fate="NOT DONE"
+        )
     if given.collector and not given.callback_through_ssh:
         return reporting.attach(c, given, tail)
     found = selection.find_one(c, given)
@@ -181,9 +258,17 @@ def attach(c: Context, given: Given) -> int:
     if keyboard is not None and tail is not None and given.tail == "":
         tail = given.screen.height  # a screenful: on a terminal it is drawn over
     feed = keyboard.feed if keyboard is not None else None
-    follow = _follow(given, found, tail=tail, feed=feed, timeout_s=given.timeout, **selection.link(c, given))
+    follow = _follow(
+        given, found, tail=tail, feed=feed, timeout_s=given.timeout, **selection.link(c, given)
+    )
     relay = frozenset({signals.SIGINT, signals.SIGTERM}) if given.sig_proxy else frozenset[int]()
-    how: dict[str, Any] = {"relay": relay, "hide": given.hide, "stamps": given.timestamps, "tail": tail, "keyboard": keyboard}
+    how: dict[str, Any] = {
+        "relay": relay,
+        "hide": given.hide,
+        "stamps": given.timestamps,
+        "tail": tail,
+        "keyboard": keyboard,
+    }
     watch = Watch(follow, found, given.screen, **how)
     with reporting.led(c, given, found):
         try:
@@ -211,11 +296,20 @@ def send(c: Context, given: Given) -> int:
     feed, source = inputs.sent(given)
     found = selection.find(c, given, given.ids[0])
     if given.dry:
-        given.screen.note(found.label, str(found.host), "would be sent " + ("what is piped in here" if source else repr(given.ids[1:])))
+        given.screen.note(
+            found.label,
+            str(found.host),
+            "would be sent " + ("what is piped in here" if source else repr(given.ids[1:])),
+        )
         return 0
     if source:
         source.start()
-    found.pass_on(feed, timeout_s=given.timeout, watch=partial(_said_of_link, given, found), **selection.link(c, given))
+    found.pass_on(
+        feed,
+        timeout_s=given.timeout,
+        watch=partial(_said_of_link, given, found),
+        **selection.link(c, given),
+    )
     if given.json:
         given.screen.event("sent", host=str(found.host), prog_id=found.id, bytes=feed.taken)
     return 0
@@ -241,19 +335,30 @@ def logs(c: Context, given: Given) -> int:
     # A time read off our own screen has milliseconds, and means all of that one.
     sieve = Sieve(given.grep, given.since, None if given.until is None else given.until + 999_999)
     if given.bytes is not None and (given.tail is not None or not sieve.idle):
-        raise Misuse("--bytes and --tail, --grep, --since or --until exclude each other", fate="NOT DONE")
+        raise Misuse(
+            "--bytes and --tail, --grep, --since or --until exclude each other", fate="NOT DONE"
+        )
     found = selection.find_one(c, given)
     timed = given.since is not None or given.until is not None
-    how: dict[str, Any] = {"live": given.follow, "late": given.late, "times": timed, **selection.link(c, given)}
+    how: dict[str, Any] = {
+        "live": given.follow,
+        "late": given.late,
+        "times": timed,
+        **selection.link(c, given),
+    }
     if given.bytes is not None:
         begin, end = given.bytes
         stream = "stderr" if given.stream == "stderr" else "stdout"
-        follow = _follow(given, found, streams=[stream], cursor=dict.fromkeys((stream, MERGED), begin), **how)
+        follow = _follow(
+            given, found, streams=[stream], cursor=dict.fromkeys((stream, MERGED), begin), **how
+        )
         sifted: Sieve | Range | None = Range(end)
     else:
         follow = _follow(given, found, tail=given.tail, since_ns=given.since, **how)
         sifted = None if sieve.idle else sieve
-    watch = Watch(follow, found, given.screen, hide=given.hide, stamps=given.timestamps, sieve=sifted)
+    watch = Watch(
+        follow, found, given.screen, hide=given.hide, stamps=given.timestamps, sieve=sifted
+    )
     try:
         watch.stay(live=given.follow)
     except Gone:
@@ -265,7 +370,10 @@ def logs(c: Context, given: Given) -> int:
     HOST,
     *REACH,
     option(
-        "signal", "s", read=signal, help="Send just this one, no KILL after it (its stop signal, the grace, then KILL to the whole tree)."
+        "signal",
+        "s",
+        read=signal,
+        help="Send just this one, no KILL after it (its stop signal, the grace, then KILL to the whole tree).",
     ),
     switch("kill-now", "9", help="KILL to the whole tree now."),
     option("grace", read=seconds, help="From there to KILL (what run was given, 10s)."),
@@ -300,9 +408,18 @@ def kill(c: Context, given: Given) -> int:
             if given.signal:
                 after = found.signal(given.signal)
                 over = before.ended if before else after.ended and not after.signals_sent
-                given.screen.note(after.label, str(found.host), "had ended already" if over else f"{given.signal} sent")
+                given.screen.note(
+                    after.label,
+                    str(found.host),
+                    "had ended already" if over else f"{given.signal} sent",
+                )
             else:
-                stop(given.screen, found, grace_s=0.0 if given.kill_now else given.grace, wait=not given.no_wait)
+                stop(
+                    given.screen,
+                    found,
+                    grace_s=0.0 if given.kill_now else given.grace,
+                    wait=not given.no_wait,
+                )
             if given.json:
                 given.screen.event("state", **_at(found.known or found.state(), found).to_json())
         return code[0]
@@ -315,11 +432,16 @@ def kill(c: Context, given: Given) -> int:
     *REACH,
     switch("all", "a", help="Those that ended well or long ago, too."),
     switch("quiet", "q", help="Full ids only."),
-    option("state", help="Only these, by the word in the table: running, done, FAILED, KILLED, TIMEOUT, LOST .."),
+    option(
+        "state",
+        help="Only these, by the word in the table: running, done, FAILED, KILLED, TIMEOUT, LOST ..",
+    ),
     option("grep", help="Only those with this in their name, id or command."),
     option("since", read=seconds, default=86400.0, help="How far back an end still counts (24h)."),
     switch("mine", help="Only those I started."),
-    option("format", help="A line of my own: '{id} {state} {command}', any column or key of --json."),
+    option(
+        "format", help="A line of my own: '{id} {state} {command}', any column or key of --json."
+    ),
     switch("no-trunc", help="Don't cut commands off."),
     *COLLECTED,
 )
@@ -333,10 +455,14 @@ def ps(c: Context, given: Given) -> int:
 
     if given.connect_timeout is None:
         given.connect_timeout = setting(c.config, "connect_timeout") or LOOK_TIMEOUT_S
-    states, errors = (reporting.states(c, given), []) if given.collector else selection.to_list(c, given)
+    states, errors = (
+        (reporting.states(c, given), []) if given.collector else selection.to_list(c, given)
+    )
     moment = now()
     kept = [state for state in render.order(states) if selection.listed(state, given)]
-    shown = [state for state in kept if given.all or given.state or selection.matters(state, given.since)]
+    shown = [
+        state for state in kept if given.all or given.state or selection.matters(state, given.since)
+    ]
     if given.json:
         for state in shown:
             given.screen.event("state", **state.to_json())
@@ -344,11 +470,18 @@ def ps(c: Context, given: Given) -> int:
         given.screen.lines([state.prog_id for state in shown])
     elif given.format:
         try:
-            given.screen.lines([render.formatted(given.format, state, render.row(state, moment)) for state in shown])
+            given.screen.lines(
+                [
+                    render.formatted(given.format, state, render.row(state, moment))
+                    for state in shown
+                ]
+            )
         except KeyError as unknown:
             known = ", ".join(column.lower() for column in render.HEAD)
             hint = [f"there are {known}, and --json's keys"]
-            raise Misuse(f"--format has no {{{unknown.args[0]}}}", fate="NOT DONE", hint=hint) from unknown
+            raise Misuse(
+                f"--format has no {{{unknown.args[0]}}}", fate="NOT DONE", hint=hint
+            ) from unknown
     elif shown:
         width = given.screen.width if given.screen.out_is_terminal and not given.no_trunc else None
         given.screen.lines(render.table([render.row(state, moment) for state in shown], width))
@@ -356,9 +489,13 @@ def ps(c: Context, given: Given) -> int:
         given.screen.error(error)
     left = [state for state in kept if state not in shown]
     if given.screen.err_is_terminal and not (given.quiet or given.json or given.format):
-        well = sum(render.went_well(state) and selection.recent(state, given.since) for state in left)
+        well = sum(
+            render.went_well(state) and selection.recent(state, given.since) for state in left
+        )
         if well:
-            given.screen.note("", "", f"{well} more ended well in the last {_hours(given.since)}: add -a")
+            given.screen.note(
+                "", "", f"{well} more ended well in the last {_hours(given.since)}: add -a"
+            )
         elif left:
             given.screen.note("", "", f"{len(left)} more ended before that: add -a")
         elif not shown and not errors:
@@ -466,7 +603,11 @@ def wait(c: Context, given: Given) -> int:
 @verb(
     HOST,
     *REACH,
-    option("older", read=seconds, help="What ended longer ago than this (14d after a good end, else 30d)."),
+    option(
+        "older",
+        read=seconds,
+        help="What ended longer ago than this (14d after a good end, else 30d).",
+    ),
     option("max-size", read=size, help="Then the oldest, until a host has no more than this (2G)."),
     switch("yes", "y", help="Don't ask."),
     ids=True,
@@ -496,13 +637,17 @@ def gc(c: Context, given: Given) -> int:
         with _said(given) as code:
             freed = free(dry=True)
             if not given.dry and (freed.emptied or freed.forgotten):
-                if not given.yes and not given.screen.ask(label, host, _freed(freed, "would free") + ": free it? [y/N] "):
+                if not given.yes and not given.screen.ask(
+                    label, host, _freed(freed, "would free") + ": free it? [y/N] "
+                ):
                     return 0
                 freed = free()
             if given.json:
                 given.screen.event("freed", **freed._asdict(), dry=given.dry)
             else:
-                given.screen.note(label, host, _freed(freed, "would free" if given.dry else "freed"))
+                given.screen.note(
+                    label, host, _freed(freed, "would free" if given.dry else "freed")
+                )
         return code[0]
 
     # One question at a time.
@@ -531,9 +676,16 @@ def doctor(c: Context, given: Given) -> int:
             checks = checkup.examine(host, place=given.place, **how)
             good = checkup.passed(checks)
             if given.json:
-                given.screen.event("doctor", host=host, ready=good, checks=[check.to_json() for check in checks])
+                given.screen.event(
+                    "doctor", host=host, ready=good, checks=[check.to_json() for check in checks]
+                )
             else:
-                given.screen.lines([render.visible(line) for line in checkup.lines(host, checks, bad_only=given.quiet)])
+                given.screen.lines(
+                    [
+                        render.visible(line)
+                        for line in checkup.lines(host, checks, bad_only=given.quiet)
+                    ]
+                )
             code[0] = 0 if good else 1
         return code[0]
 
@@ -551,8 +703,16 @@ def _freed(freed: Freed, begin: str) -> str:
 
     if not (freed.emptied or freed.forgotten):
         return "nothing to free"
-    parts = [f"the output of {len(freed.emptied)} run{'s' * (len(freed.emptied) != 1)}"] if freed.emptied else []
-    parts += [f"{len(freed.forgotten)} old record{'s' * (len(freed.forgotten) != 1)}"] if freed.forgotten else []
+    parts = (
+        [f"the output of {len(freed.emptied)} run{'s' * (len(freed.emptied) != 1)}"]
+        if freed.emptied
+        else []
+    )
+    parts += (
+        [f"{len(freed.forgotten)} old record{'s' * (len(freed.forgotten) != 1)}"]
+        if freed.forgotten
+        else []
+    )
     return f"{begin} {render.size(freed.bytes)}: {' and '.join(parts)}"
 
 
@@ -566,10 +726,21 @@ def _said_of_link(given: Given, found: Run, event: Any) -> None:
         given.screen.note("", str(found.host), f"link back after {duration(event.down_s)}")
 
 
-def _follow(given: Given, found: Run, *, times: bool = False, streams: Sequence[str] | None = None, **how: Any) -> Follow:
+def _follow(
+    given: Given,
+    found: Run,
+    *,
+    times: bool = False,
+    streams: Sequence[str] | None = None,
+    **how: Any,
+) -> Follow:
     wanted = streams or (None if given.stream in (None, "both") else [given.stream])
     # A merged run has one stream, which is shown whole.
-    return found.follow(streams=None if wanted is None else [*wanted, MERGED], times=times or given.timestamps, **how)
+    return found.follow(
+        streams=None if wanted is None else [*wanted, MERGED],
+        times=times or given.timestamps,
+        **how,
+    )
 
 
 @contextlib.contextmanager
@@ -600,20 +771,33 @@ def _at(state: State, found: Run) -> State:
     return replace(state, host=str(found.host))
 
 
-def _launched(c: Context, given: Given, launch: Launch, opened: contextlib.ExitStack, target: str) -> int:
+def _launched(
+    c: Context, given: Given, launch: Launch, opened: contextlib.ExitStack, target: str
+) -> int:
     """Start it, show it unless --detach, and return the exit code."""
     from .watch import Gone, Watch
 
     if given.echo or given.dry:
-        given.screen.note("", target, ("would start: " if given.dry else "") + shlex.join(given.argv))
+        given.screen.note(
+            "", target, ("would start: " if given.dry else "") + shlex.join(given.argv)
+        )
     if given.dry:
         return 0
     if given.collector:
         launch = reporting.register(c, given, launch)
-    keyboard = inputs.keyboard(given) if launch.request.program.takes_more and given.interactive and not given.detach else None
+    keyboard = (
+        inputs.keyboard(given)
+        if launch.request.program.takes_more and given.interactive and not given.detach
+        else None
+    )
     feed = keyboard.feed if keyboard is not None else None
     follow = launch.follow(stay=not given.detach, feed=feed, **selection.link(c, given))
-    how: dict[str, Any] = {"relay": frozenset({signals.SIGTERM}), "hide": given.hide, "announce": not given.detach, "keyboard": keyboard}
+    how: dict[str, Any] = {
+        "relay": frozenset({signals.SIGTERM}),
+        "hide": given.hide,
+        "announce": not given.detach,
+        "keyboard": keyboard,
+    }
     watch = Watch(follow, launch.run, given.screen, **how)
     opened.enter_context(reporting.led(c, given, launch.run))
     try:
@@ -649,7 +833,11 @@ def _detached(given: Given, watch: Watch, state: State, target: str, keeper: str
 
 
 def _refuse_contradictions(given: Given) -> None:
-    given_flags = [name for name, value in (("-s", given.signal), ("-9", given.kill_now), ("--grace", given.grace)) if value]
+    given_flags = [
+        name
+        for name, value in (("-s", given.signal), ("-9", given.kill_now), ("--grace", given.grace))
+        if value
+    ]
     if len(given_flags) > 1:
         raise Misuse(f"{given_flags[0]} and {given_flags[1]} exclude each other", fate="NOT KILLED")
     if given.all and given.ids:
@@ -663,9 +851,17 @@ def _hours(since_s: float) -> str:
 
 
 @verb(
-    listing("host", "H", "hosts", help="The host that keeps the journal. Default: where a runbook run from here keeps its own, or here."),
+    listing(
+        "host",
+        "H",
+        "hosts",
+        help="The host that keeps the journal. Default: where a runbook run from here keeps its own, or here.",
+    ),
     *REACH[:-1],
-    listing("redo", help="Have STEP or STEP@HOST done anew by the next pass; the only way for a LOST one. Repeatable."),
+    listing(
+        "redo",
+        help="Have STEP or STEP@HOST done anew by the next pass; the only way for a LOST one. Repeatable.",
+    ),
     listing("skip", help="Leave STEP or STEP@HOST out; of a question it is a yes. Repeatable."),
     switch("markdown", help="The audit trail as Markdown."),
     ids=True,
@@ -712,16 +908,35 @@ def _list_books(c: Context, given: Given) -> int:
 
     rows: list[tuple[str, ...]] = []
     code = 0
-    for found, name, key, error in shelf.journals(c, given, name=given.ids[0] if given.ids else None):
+    for found, name, key, error in shelf.journals(
+        c, given, name=given.ids[0] if given.ids else None
+    ):
         if error is not None or found is None:
             code = NOTHING_DONE
-            rows.append((render.visible(name), render.visible(key), "?", "-", "-", render.visible(error.why if error else "-")))
+            rows.append(
+                (
+                    render.visible(name),
+                    render.visible(key),
+                    "?",
+                    "-",
+                    "-",
+                    render.visible(error.why if error else "-"),
+                )
+            )
             continue
         begun, where = found.book.begun, str(found.where.host)
         if given.json:
             given.screen.event("book", **chronicle.as_json(name, key, found.book, where))
-        cells = (name, key, chronicle.state(found.book), render.moment(begun.at if begun else None, now()), begun.by if begun else "-")
-        rows.append(tuple(render.visible(cell) for cell in (*cells, "here" if where == "local" else where)))
+        cells = (
+            name,
+            key,
+            chronicle.state(found.book),
+            render.moment(begun.at if begun else None, now()),
+            begun.by if begun else "-",
+        )
+        rows.append(
+            tuple(render.visible(cell) for cell in (*cells, "here" if where == "local" else where))
+        )
     if rows and not given.json:
         width = given.screen.width if given.screen.out_is_terminal else None
         given.screen.lines(render.table(rows, width, chronicle.BOOKS))
@@ -732,4 +947,18 @@ def _list_books(c: Context, given: Given) -> int:
 
 ns = Collection(run, again, attach, logs, send, kill, ps, status, wait, gc, doctor, book)
 
-__all__ = ["again", "attach", "book", "doctor", "gc", "kill", "logs", "ns", "ps", "run", "send", "status", "wait"]
+__all__ = [
+    "again",
+    "attach",
+    "book",
+    "doctor",
+    "gc",
+    "kill",
+    "logs",
+    "ns",
+    "ps",
+    "run",
+    "send",
+    "status",
+    "wait",
+]

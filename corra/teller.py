@@ -59,12 +59,24 @@ class Teller:
         done = sum(all(part.done or part.skipped for part in of) for of in steps.values() if of)
         running = sum(any(part.running for part in of) for of in steps.values())
         bad = len(steps) - done - running
-        counts = [f"{count} {word}" for count, word in ((done, "done"), (running, "running"), (bad, "not done")) if count]
-        self.screen.note(self.label, "", f"begun {moment(begun.at)} by {begun.by}: {', '.join(counts) or 'nothing done yet'}")
+        counts = [
+            f"{count} {word}"
+            for count, word in ((done, "done"), (running, "running"), (bad, "not done"))
+            if count
+        ]
+        self.screen.note(
+            self.label,
+            "",
+            f"begun {moment(begun.at)} by {begun.by}: {', '.join(counts) or 'nothing done yet'}",
+        )
 
     def already_done(self, done: Event) -> None:
         self.screen.say(
-            self.label, "", f"ALREADY DONE at {moment(done.at)} by {done.by}", "", ["nothing was started; a new key starts it anew"]
+            self.label,
+            "",
+            f"ALREADY DONE at {moment(done.at)} by {done.by}",
+            "",
+            ["nothing was started; a new key starts it anew"],
         )
 
     # -- Rows
@@ -141,7 +153,10 @@ class Teller:
         if not hosts:
             return render.cut(f"{self._step}  connecting", width)
         lost = f"  LINK LOST to {fold(down)}" if down else ""
-        return render.cut(f"{self._step}  {where}{many}  running  {render.clock(longest)}{lost}   Ctrl-C: leave it running", width)
+        return render.cut(
+            f"{self._step}  {where}{many}  running  {render.clock(longest)}{lost}   Ctrl-C: leave it running",
+            width,
+        )
 
     # -- What programs write, where it is to be shown
     def lines(self, host: str, *, alone: bool) -> Lines:
@@ -197,4 +212,8 @@ def last_line(*texts: str) -> str:
 def repeated(counts: Mapping[str, int]) -> str:
     """Return `7 analyze twice` for the steps that took more than one attempt."""
     words = {2: "twice"}
-    return ", ".join(f"{step} {words.get(count, f'{count} times')}" for step, count in counts.items() if count > 1)
+    return ", ".join(
+        f"{step} {words.get(count, f'{count} times')}"
+        for step, count in counts.items()
+        if count > 1
+    )

@@ -37,7 +37,14 @@ PASSWORD = "CORRA_SUDO_PASSWORD"  # noqa: S105 - the name of a variable
 PREFIX = "CORRA_FAR_"
 # Signals 34 to 64 stand for 1 to 31, KILL and STOP among them, which nobody could pass on otherwise.
 STAND_IN = 33
-REAL = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+REAL = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
 PIECE = 1 << 16
 SAID_MAX = 1 << 14
 # The longest mark: a PATH in a refusal. What only begins as one, and goes on for ever, is not to be held.
@@ -134,10 +141,14 @@ exit "$corra_status"
 def program_text(argv, variables, before, merge):
     """Return the shell text that becomes `argv`, run by FAR: what `before` says, the variables, and what can be refused before exec."""
     lines = ['cd "$HOME" || cd /', before]
-    lines += ["export %s=%s" % (name, shlex.quote(value)) for name, value in sorted(variables.items())]
+    lines += [
+        "export %s=%s" % (name, shlex.quote(value)) for name, value in sorted(variables.items())
+    ]
     lines.append("find " + shlex.quote(argv[0]))
     # From here on the words of sh (why exec failed) are the program's own stderr.
-    lines.append('mark pid "$corra_pid"; exec 2>&4 4>&- 0<&5 5<&-' + ("; exec 2>&1" if merge else ""))
+    lines.append(
+        'mark pid "$corra_pid"; exec 2>&4 4>&- 0<&5 5<&-' + ("; exec 2>&1" if merge else "")
+    )
     words = " ".join(shlex.quote(word) for word in argv)
     # A first word with a dash would be an option of exec, or of setsid.
     lines.append("exec $corra_session " + ("env -- " if argv[0].startswith("-") else "") + words)
@@ -147,7 +158,9 @@ def program_text(argv, variables, before, merge):
 def octal(text):
     """Return `text` as one line of ASCII that `printf %b` gives back."""
     plain = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 +,-./:=@_"
-    return "".join(chr(byte) if byte in plain else "\\0%03o" % byte for byte in os.fsencode(text)).encode()
+    return "".join(
+        chr(byte) if byte in plain else "\\0%03o" % byte for byte in os.fsencode(text)
+    ).encode()
 
 
 class Marks:
@@ -173,7 +186,12 @@ class Marks:
         if at < 0:
             # The beginning of a mark may be the end of what has come so far.
             at = next(
-                (len(self.held) - size for size in range(len(self.head) - 1, 0, -1) if self.held.endswith(self.head[:size])), len(self.held)
+                (
+                    len(self.held) - size
+                    for size in range(len(self.head) - 1, 0, -1)
+                    if self.held.endswith(self.head[:size])
+                ),
+                len(self.held),
             )
         before, self.held = self.held[:at], self.held[at:]
         if before:
@@ -292,7 +310,11 @@ class Tether:
         left = None if self.greeted else max(0.0, self.deadline - time.monotonic()) * 1000 + 1
         ready = {fd for fd, _ in poll.poll(left)}
         if not ready and not self.greeted:
-            raise Failed("link", 110, said(self.said) or "no shell there said hello in %g s" % self.patience_s)
+            raise Failed(
+                "link",
+                110,
+                said(self.said) or "no shell there said hello in %g s" % self.patience_s,
+            )
         if self.wakeup in ready:
             for number in os.read(self.wakeup, 512):
                 self.order(number)
@@ -319,7 +341,10 @@ class Tether:
         except BlockingIOError:
             pass
         except BrokenPipeError:
-            self.rising, self.source = b"", None  # what ssh has to say about it comes by its other ends
+            self.rising, self.source = (
+                b"",
+                None,
+            )  # what ssh has to say about it comes by its other ends
 
     # ---- the beginning
 
@@ -331,7 +356,11 @@ class Tether:
             rest = self.said[self.said.index(HELLO) + len(HELLO) :]
             self.said = b""
             found = os.fstat(0)
-            size = b"%d" % (found.st_size - os.lseek(0, 0, os.SEEK_CUR)) if stat.S_ISREG(found.st_mode) else b"-"
+            size = (
+                b"%d" % (found.st_size - os.lseek(0, 0, os.SEEK_CUR))
+                if stat.S_ISREG(found.st_mode)
+                else b"-"
+            )
             self.rising = b"%s\n%s\n%s\n" % (self.nonce, size, octal(self.text))
             self.source = None if size == b"-" else 0
             self.heard(self.err.take(rest))
@@ -355,7 +384,9 @@ class Tether:
                 self.text = ""
                 self.report(b"")
             elif word == b"refused":
-                stage, number, words = (rest.decode("utf-8", "surrogateescape") + "  ").split(" ", 2)
+                stage, number, words = (rest.decode("utf-8", "surrogateescape") + "  ").split(
+                    " ", 2
+                )
                 raise Failed(stage, int(number), words.strip())
             elif word == b"exit":
                 self.status = int(rest)
@@ -401,7 +432,9 @@ class Tether:
 
 def said(text):
     """Return foreign text as one line, its lines told apart by " | "."""
-    return " | ".join(line.strip() for line in text.decode("utf-8", "replace").splitlines() if line.strip())
+    return " | ".join(
+        line.strip() for line in text.decode("utf-8", "replace").splitlines() if line.strip()
+    )
 
 
 def leave_with_parent():
@@ -441,7 +474,9 @@ def main(words):
             patience_s = float(words.pop(0))
     count = int(words.pop(0))
     ssh, argv = words[:count], words[count:]
-    given = {name[len(PREFIX) :]: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+    given = {
+        name[len(PREFIX) :]: value for name, value in os.environ.items() if name.startswith(PREFIX)
+    }
     if "CORRA_SECRETS" in os.environ:
         with open(int(os.environ["CORRA_SECRETS"]), "rb") as pipe:
             pairs = (os.fsdecode(each).partition("=") for each in pipe.read().split(b"\0")[:-1])
@@ -460,7 +495,11 @@ def main(words):
     try:
         status = tied.run()
     except Failed as failure:
-        report(("%s %d %s" % (failure.stage, failure.number, failure)).encode("utf-8", "surrogateescape"))
+        report(
+            ("%s %d %s" % (failure.stage, failure.number, failure)).encode(
+                "utf-8", "surrogateescape"
+            )
+        )
         tied.leave()
         return None
     if status is not None:
@@ -475,5 +514,7 @@ if __name__ == "__main__":
     except BaseException as error:
         os.write(2, ("corra tether: %r\n" % error).encode("utf-8", "replace"))
     if code is None:
-        os.kill(os.getpid(), signal.SIGKILL)  # there is no exit status of the program, so none may be made up
+        os.kill(
+            os.getpid(), signal.SIGKILL
+        )  # there is no exit status of the program, so none may be made up
     os._exit(code or 0)

@@ -28,7 +28,9 @@ class Transport(Plain):  # type: ignore[misc] # paramiko has no hints
     """A client's side of one ssh connection."""
 
     def __init__(self, carrier: Any, **kwargs: Any) -> None:
-        super().__init__(carrier, default_window_size=WINDOW, default_max_packet_size=PACKET, **kwargs)
+        super().__init__(
+            carrier, default_window_size=WINDOW, default_max_packet_size=PACKET, **kwargs
+        )
         self.local_version = GREETING
         self.packetizer = Packets(carrier, self._take)
         self.packetizer.set_log(self.logger)
@@ -39,9 +41,13 @@ class Transport(Plain):  # type: ignore[misc] # paramiko has no hints
         self.clear_to_send = _Gate(self)
         options = self.get_security_options()
         usual = options.ciphers
-        options.ciphers = [each for each in CIPHERS if each in usual] + [each for each in usual if each not in CIPHERS]
+        options.ciphers = [each for each in CIPHERS if each in usual] + [
+            each for each in usual if each not in CIPHERS
+        ]
 
-    def auth_publickey(self, username: str, key: Any, event: threading.Event | None = None) -> list[str]:
+    def auth_publickey(
+        self, username: str, key: Any, event: threading.Event | None = None
+    ) -> list[str]:
         """Log in by a key, and return what else is wanted. `event` is for paramiko's own callers, and there are none."""
         self.auth_handler = _Prompt(self)
         answered = threading.Event()

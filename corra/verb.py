@@ -34,10 +34,24 @@ from invoke.tasks import Task
 from .errors import CorraError, Misuse, typed
 
 # Core flags of Invoke that take the next word: to be stepped over before the verb, and refused with it after the verb.
-_CORE_WITH_VALUE = frozenset({"-T", "--command-timeout", "-f", "--config", "--hide", "-D", "--list-depth", "-F", "--list-format"})
+_CORE_WITH_VALUE = frozenset(
+    {
+        "-T",
+        "--command-timeout",
+        "-f",
+        "--config",
+        "--hide",
+        "-D",
+        "--list-depth",
+        "-F",
+        "--list-format",
+    }
+)
 _CORE_WITH_VALUE |= {"-c", "--collection", "-r", "--search-root", "--print-completion-script"}
 # With one of these before the verb, Invoke shows something and runs nothing.
-_CORE_SHOWS = frozenset({"-h", "--help", "-l", "--list", "-V", "--version", "--print-completion-script"})
+_CORE_SHOWS = frozenset(
+    {"-h", "--help", "-l", "--list", "-V", "--version", "--print-completion-script"}
+)
 
 # Python's own is 700 new objects; what a verb imports is 15,000.
 _RARELY = (100_000, 20, 20)
@@ -180,7 +194,14 @@ class Verb(Task):  # type: ignore[type-arg]
         if "--complete" in words[: _end(words)]:
             self._complete(words[_end(words) + 1 :])
         elif (start := self.starts_at(words)) is not None:
-            return [_Tokens(self.read(words[start : _end(words)], command=words[_end(words) + 1 :] if "--" in words else None))]
+            return [
+                _Tokens(
+                    self.read(
+                        words[start : _end(words)],
+                        command=words[_end(words) + 1 :] if "--" in words else None,
+                    )
+                )
+            ]
         elif any(verb.starts_at(words) is not None for verb in VERBS.values()):
             return []  # nobody asks for ours; Invoke would copy each of the 250 that there are, 15 ms of every start
         return [flag.argument() for flag in self.flags]
@@ -215,7 +236,12 @@ class Verb(Task):  # type: ignore[type-arg]
             name, value, rest = _cut(word, known)
             if name is None:
                 # A first word is an id even if a verb is called so; after it, a verb's name begins that verb's own line.
-                if word in VERBS and word != self.name and not self.command and (line.words or not self.ids):
+                if (
+                    word in VERBS
+                    and word != self.name
+                    and not self.command
+                    and (line.words or not self.ids)
+                ):
                     words, command = words[:at], None
                     break
                 line.words.append((at, word))
@@ -227,7 +253,9 @@ class Verb(Task):  # type: ignore[type-arg]
                 continue
             flag = known.get(name)
             if flag is None:
-                line.refuse(f"{self.name} has no {name};  {typed()} --help {self.name} lists its flags")
+                line.refuse(
+                    f"{self.name} has no {name};  {typed()} --help {self.name} lists its flags"
+                )
                 if name in _CORE_WITH_VALUE and value is None and todo:
                     todo.popleft()
             elif flag.read is None:
@@ -249,12 +277,16 @@ class Verb(Task):  # type: ignore[type-arg]
         """Refuse what is wrong with the line as a whole."""
         if not self.command:
             if line.words and not self.ids:
-                line.refuse(f"{self.name} takes no word: {line.words[0][1]!r};  a host is  {typed()} {self.name} --host HOST")
+                line.refuse(
+                    f"{self.name} takes no word: {line.words[0][1]!r};  a host is  {typed()} {self.name} --host HOST"
+                )
             if command is not None:
                 line.refuse(f"{self.name} takes no -- and no command")
         elif line.words and command is None:
             at = line.words[0][0]
-            line.refuse(f"no -- before the command:  {shlex.join([typed(), self.name, *words[:at], '--', *words[at:]])}")
+            line.refuse(
+                f"no -- before the command:  {shlex.join([typed(), self.name, *words[:at], '--', *words[at:]])}"
+            )
         elif line.words:
             line.refuse(f"{line.words[0][1]!r} stands before the --;  the command goes after it")
         elif not command and not line.given.help:
@@ -265,8 +297,14 @@ class Verb(Task):  # type: ignore[type-arg]
         """Run the verb: as Invoke does, with what was read of the command line, or as `kill(c, "k7m2qx", grace="0s")` from Python."""
         context = args[0] if args else None
         if not isinstance(context, Context):
-            raise TypeError(f"{self.name} is a task: its first argument is the Context, not {type(context).__name__}")
-        given = kwargs["given"] if isinstance(kwargs.get("given"), Given) else self._from_python(args[1:], kwargs)
+            raise TypeError(
+                f"{self.name} is a task: its first argument is the Context, not {type(context).__name__}"
+            )
+        given = (
+            kwargs["given"]
+            if isinstance(kwargs.get("given"), Given)
+            else self._from_python(args[1:], kwargs)
+        )
         if given.help:
             self.show_help()
             return None
@@ -285,7 +323,9 @@ class Verb(Task):  # type: ignore[type-arg]
         given.agent = None if self.begin is None or given.refusal else self.begin(context, given)
         from .screen import Screen
 
-        screen = given.screen = Screen(json=given.json, quiet=given.quiet, raw=bool(getattr(given, "raw", False)))
+        screen = given.screen = Screen(
+            json=given.json, quiet=given.quiet, raw=bool(getattr(given, "raw", False))
+        )
         code = 0
         try:
             if given.refusal:
@@ -317,7 +357,11 @@ class Verb(Task):  # type: ignore[type-arg]
             if name not in known:
                 raise TypeError(f"{self.name}() got an unexpected keyword argument {name!r}")
             read = known[name].read
-            setattr(line.given, name, read(value) if read and isinstance(value, str) and not known[name].many else value)
+            setattr(
+                line.given,
+                name,
+                read(value) if read and isinstance(value, str) and not known[name].many else value,
+            )
         line.given.refusal = ""
         return line.given
 

@@ -134,7 +134,9 @@ class Stamper:
         prefix = f"{when.isoformat(timespec='milliseconds')} ".encode() if when else b"- "
         lines = output.data.split(b"\n")
         last = lines.pop()
-        text = b"".join((prefix if self._at_start or i else b"") + line + b"\n" for i, line in enumerate(lines))
+        text = b"".join(
+            (prefix if self._at_start or i else b"") + line + b"\n" for i, line in enumerate(lines)
+        )
         if last:
             text += (prefix if lines or self._at_start else b"") + last
         self._at_start = not last
@@ -166,7 +168,13 @@ class Watch:
         self.screen = screen
         self.host = str(follow.host)
         self._relay = relay
-        self._hidden = {"out": {OUT}, "stdout": {OUT}, "err": {ERR}, "stderr": {ERR}, "both": {OUT, ERR}}.get(hide or "", set())
+        self._hidden = {
+            "out": {OUT},
+            "stdout": {OUT},
+            "err": {ERR},
+            "stderr": {ERR},
+            "both": {OUT, ERR},
+        }.get(hide or "", set())
         self._stampers: dict[str, Stamper] | None = {} if stamps else None
         self._tail = tail
         self._announce = announce
@@ -230,10 +238,14 @@ class Watch:
                 self._event("gap", stream=stream, start=start, end=end)
             case LinkDown(since_s, error, attempt):
                 self._show_link_down(event)
-                self._event("link", up=False, since_s=round(since_s, 3), error=error, attempt=attempt)
+                self._event(
+                    "link", up=False, since_s=round(since_s, 3), error=error, attempt=attempt
+                )
             case LinkUp(down_s):
                 self._down = None
-                self.screen.note("", self.host, f"link back after {duration(down_s)}, nothing missed")
+                self.screen.note(
+                    "", self.host, f"link back after {duration(down_s)}, nothing missed"
+                )
                 self._event("link", up=True, down_s=round(down_s, 3))
 
     def _show_gap(self, stream: str, start: int, end: int) -> None:
@@ -251,8 +263,16 @@ class Watch:
         self._gone[stream] = _Gone(said_at=time.monotonic())
 
     def _show_output(self, output: Output) -> None:
-        if self._tail is not None and output.offset > 0 and not (self._keyboard and self._keyboard.raw):
-            self.screen.note(self.label, self.host, f"showing the last {self._tail} lines;  all: {typed()} logs {self.short}")
+        if (
+            self._tail is not None
+            and output.offset > 0
+            and not (self._keyboard and self._keyboard.raw)
+        ):
+            self.screen.note(
+                self.label,
+                self.host,
+                f"showing the last {self._tail} lines;  all: {typed()} logs {self.short}",
+            )
         self._tail = None
         for piece in self._sieve.take(output) if self._sieve is not None else (output,):
             self._show_piece(piece)
@@ -263,9 +283,17 @@ class Watch:
             return
         if self.screen.json:
             data = base64.b64encode(output.data).decode()
-            self._event("output", stream=output.stream, offset=output.offset, data=data, time_ns=output.time_ns)
+            self._event(
+                "output",
+                stream=output.stream,
+                offset=output.offset,
+                data=data,
+                time_ns=output.time_ns,
+            )
         elif self._stampers is not None:
-            self.screen.output(fd, self._stampers.setdefault(output.stream, Stamper()).stamp(output))
+            self.screen.output(
+                fd, self._stampers.setdefault(output.stream, Stamper()).stamp(output)
+            )
         elif self._keyboard is not None and self._keyboard.raw:
             self.screen.output(fd, self._replay.take(output.offset, output.data))
         else:
@@ -275,12 +303,20 @@ class Watch:
         first, held_before = self._state is None, bool(self._state and self._state.blocked)
         self._state, self._state_at = state, time.monotonic()
         if bool(state.blocked) != held_before and not self.screen.live_line and not state.ended:
-            self.screen.note(self.label, self.host, render.HELD_BACK if state.blocked else "there is room again, it goes on")
+            self.screen.note(
+                self.label,
+                self.host,
+                render.HELD_BACK if state.blocked else "there is room again, it goes on",
+            )
         if first:
             self.run.name = state.name
             # What was written before we came is as old as the host says, however fresh it is to us.
-            self._old = {stream: facts.get("length", 0) for stream, facts in (state.streams or {}).items()}
-            self._output_at -= render.since(state.last_output_time, render.host_now(state, now())) or 0.0
+            self._old = {
+                stream: facts.get("length", 0) for stream, facts in (state.streams or {}).items()
+            }
+            self._output_at -= (
+                render.since(state.last_output_time, render.host_now(state, now())) or 0.0
+            )
             self.was_over = state.ended and state.state != "not_started"
             self._event("start", state=state.to_json(), placed=self.follow.placed)
             if self._announce and self.placed:
@@ -288,12 +324,17 @@ class Watch:
             if self._keyboard is not None:
                 self._replay = Replay(0 if self.follow.first else self._old.get("output", 0))
                 self._keyboard.begin(
-                    state, self._desk.put, lambda text: self.screen.note(self.label, self.host, text), switched=self.follow.switched
+                    state,
+                    self._desk.put,
+                    lambda text: self.screen.note(self.label, self.host, text),
+                    switched=self.follow.switched,
                 )
 
     def _show_link_down(self, down: LinkDown) -> None:
         if self._down is None and not self.screen.live_line:
-            self.screen.note("", self.host, "link lost, program unaffected as far as known; trying on")
+            self.screen.note(
+                "", self.host, "link lost, program unaffected as far as known; trying on"
+            )
         self._down, self._down_at = down, time.monotonic()
 
     def _event(self, name: str, **facts: Any) -> None:
@@ -304,7 +345,13 @@ class Watch:
         now = time.monotonic()
         name = self.short
         if (down := self._down) is not None:
-            return render.live_without_link(name, self.host, since_s=down.since_s + now - self._down_at, tries=down.attempt, width=width)
+            return render.live_without_link(
+                name,
+                self.host,
+                since_s=down.since_s + now - self._down_at,
+                tries=down.attempt,
+                width=width,
+            )
         state = self._state
         if state is None:
             return render.cut(f"{self.host}: connecting", width)
@@ -312,7 +359,9 @@ class Watch:
         amount = sum(self.follow.cursor.values())
         silent = now - self._output_at if amount else None
         held = bool(state.blocked)
-        return render.live(name, self.host, elapsed=elapsed, amount=amount, silent=silent, held=held, width=width)
+        return render.live(
+            name, self.host, elapsed=elapsed, amount=amount, silent=silent, held=held, width=width
+        )
 
     # -- The desk
     def stay(self, *, live: bool = True) -> State | None:
@@ -346,7 +395,11 @@ class Watch:
                 self._keyboard.resize()
             elif item == signals.SIGCONT and self._keyboard is not None:
                 self._keyboard.resume()
-            elif item in self._relay and self.follow.sent and not (item == signals.SIGTERM and self._session_ends()):
+            elif (
+                item in self._relay
+                and self.follow.sent
+                and not (item == signals.SIGTERM and self._session_ends())
+            ):
                 name = signals.Signals(item).name.removeprefix("SIG")
                 self.follow.signal(name)
                 self.screen.note(self.label, self.host, f"{name} passed on to it")
@@ -384,13 +437,19 @@ class Watch:
             return
         self._event("detach", why=why)
         again = " -i" if self._keyboard is not None else ""
-        hint = beside([f"watch: {typed()} attach{again} {self.short}", f"stop: {typed()} kill {self.short}"])
+        hint = beside(
+            [f"watch: {typed()} attach{again} {self.short}", f"stop: {typed()} kill {self.short}"]
+        )
         self.screen.say(self.label, self.host, render.STILL_RUNNING, why, [*hint, *more])
 
     def _unsent(self) -> list[str]:
         """Return what is to be said of keys that the host may not have."""
         feed = self._keyboard.feed if self._keyboard is not None else None
-        return [] if feed is None or feed.refused or not feed.waiting else [f"what you typed last may not be there: {feed.waiting} bytes"]
+        return (
+            []
+            if feed is None or feed.refused or not feed.waiting
+            else [f"what you typed last may not be there: {feed.waiting} bytes"]
+        )
 
     def _left_early(self) -> CorraError:
         facts: dict[str, Any] = {"label": self.label, "host": self.host, "prog_id": self.run.id}
@@ -406,7 +465,9 @@ class Watch:
             self._leave("SIGINT")
         state = self.follow.state
         how = f"{state.stop_signal}, KILL after {span(state.grace)}" if state else "TERM, then KILL"
-        self._detach("you have detached", f"Ctrl-C again within {SECOND_CTRL_C_S:g} s stops it now ({how})")
+        self._detach(
+            "you have detached", f"Ctrl-C again within {SECOND_CTRL_C_S:g} s stops it now ({how})"
+        )
         first = time.monotonic()
         while (left := first + SECOND_CTRL_C_S - time.monotonic()) > 0:
             try:
@@ -431,7 +492,9 @@ class Watch:
             item = self._desk.get()
             if isinstance(item, CorraError):
                 self.screen.error(item)
-            if not isinstance(item, _End):  # its end was asked for; what counts is whether the stop succeeded
+            if not isinstance(
+                item, _End
+            ):  # its end was asked for; what counts is whether the stop succeeded
                 return
 
     def _kill(self) -> None:
@@ -450,7 +513,11 @@ class Watch:
             return code
         error = ended(state, self.host, SimpleNamespace())
         if error is None:
-            self.screen.say(self.label, self.host, *render.fate(state, self.host, now=now() if self.was_over else None))
+            self.screen.say(
+                self.label,
+                self.host,
+                *render.fate(state, self.host, now=now() if self.was_over else None),
+            )
             return code
         if self.was_over:
             error.why = render.fate(state, self.host, now=now())[1]
@@ -460,7 +527,9 @@ class Watch:
     def gone(self) -> int:
         """Answer the end of whoever read our output."""
         if not (self._state and self._state.ended):
-            self.screen.say(self.label, self.host, render.STILL_RUNNING, "whoever read its output has gone")
+            self.screen.say(
+                self.label, self.host, render.STILL_RUNNING, "whoever read its output has gone"
+            )
         return EPIPE_CODE
 
 
@@ -470,11 +539,22 @@ def now() -> datetime:
 
 def shutting_down() -> bool:
     """Return whether logind says that this machine is going down."""
-    where = ("org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager", "PreparingForShutdown")
+    where = (
+        "org.freedesktop.login1",
+        "/org/freedesktop/login1",
+        "org.freedesktop.login1.Manager",
+        "PreparingForShutdown",
+    )
     if not os.path.exists("/run/systemd/system"):
         return False
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        said = subprocess.run(["busctl", "get-property", *where], capture_output=True, text=True, timeout=1, check=False)
+        said = subprocess.run(
+            ["busctl", "get-property", *where],
+            capture_output=True,
+            text=True,
+            timeout=1,
+            check=False,
+        )
         return said.stdout.strip() == "b true"
     return False
 
@@ -504,7 +584,11 @@ def stop(screen: Screen, run: Run, *, grace_s: float | None = None, wait: bool =
     state = killed.state
     count, among = len(killed.survivors), first.get("processes") or 0
     if count:
-        who = f"{count} of {among} processes" if among > count else f"{count} process{'' if count == 1 else 'es'}"
+        who = (
+            f"{count} of {among} processes"
+            if among > count
+            else f"{count} process{'' if count == 1 else 'es'}"
+        )
         raise NotDead(
             f"{who} {'outlives' if count == 1 else 'outlive'} KILL",
             host=host,
@@ -514,7 +598,11 @@ def stop(screen: Screen, run: Run, *, grace_s: float | None = None, wait: bool =
         )
     if not killed.ended:
         raise NotDead("its end was not seen", host=host, prog_id=state.prog_id, label=state.label)
-    if state.state == "lost" and first.get("how") != "ended" and (lost := ended(state, host)) is not None:
+    if (
+        state.state == "lost"
+        and first.get("how") != "ended"
+        and (lost := ended(state, host)) is not None
+    ):
         raise lost  # the link to it is gone: nobody can say that nothing is left
     if first.get("how") != "ended":
         screen.say(state.label, host, *render.fate(state, host))
@@ -531,14 +619,20 @@ def _say_sent(screen: Screen, run: Run, answer: Mapping[str, Any]) -> None:
     whom = "it" if not count else "its 1 process" if count == 1 else f"all {count} processes"
     direct = " (by pid: its keeper didn't answer)" if answer.get("how") == "direct" else ""
     grace_s = float(answer.get("grace") or 0.0)
-    text = f"KILL sent to {whom}" if grace_s <= 0 else f"{answer.get('signal')} sent; KILL to {whom} in {span(grace_s)}"
+    text = (
+        f"KILL sent to {whom}"
+        if grace_s <= 0
+        else f"{answer.get('signal')} sent; KILL to {whom} in {span(grace_s)}"
+    )
     screen.note(state.label, host, text + direct)
 
 
 def _survivor(facts: Any) -> str:
     where = f" in {facts['wchan']}" if facts.get("wchan") else ""
     when = ": ends when NFS answers" if "nfs" in str(facts.get("wchan", "")) else ""
-    return f"{facts.get('pid')} {facts.get('name', '')}, state {facts.get('state', '?')}{where}{when}"
+    return (
+        f"{facts.get('pid')} {facts.get('name', '')}, state {facts.get('state', '?')}{where}{when}"
+    )
 
 
 __all__ = ["Desk", "Gone", "Stamper", "Watch", "now", "stop"]

@@ -20,7 +20,13 @@ COMMANDS = {
 }
 
 
-@task(help={"hosts": "host set", "to": "directory to be made; its name names the incident", "timeout": "for each command (30s)"})
+@task(
+    help={
+        "hosts": "host set",
+        "to": "directory to be made; its name names the incident",
+        "timeout": "for each command (30s)",
+    }
+)
 def collect(c, hosts="", to="", timeout="30s"):
     """Collect evidence from many hosts: inv collect --hosts web[1-40] --to ./INC-77"""
     if not (hosts and to):
@@ -28,15 +34,24 @@ def collect(c, hosts="", to="", timeout="30s"):
     fleet = corra.hosts(hosts)
     os.makedirs(to, exist_ok=True)
     missing = {}
-    with corra.runbook("incident", key=os.path.basename(os.path.abspath(to)), connect_timeout=10) as book:
+    with corra.runbook(
+        "incident", key=os.path.basename(os.path.abspath(to)), connect_timeout=10
+    ) as book:
         for name, argv in COMMANDS.items():
-            found = book.run(fleet, argv, step=name, warn=True, max_fail=len(fleet), timeout=timeout)
+            found = book.run(
+                fleet, argv, step=name, warn=True, max_fail=len(fleet), timeout=timeout
+            )
             for host, result in found.items():
-                with open(os.path.join(to, f"{re.sub(r'[^A-Za-z0-9.-]', '_', str(host))}.{name}.txt"), "w") as file:
+                with open(
+                    os.path.join(to, f"{re.sub(r'[^A-Za-z0-9.-]', '_', str(host))}.{name}.txt"), "w"
+                ) as file:
                     file.write(result.stdout + result.stderr)
             missing.update({str(host): error.why for host, error in found.unreached.items()})
         if missing:
             for host, why in missing.items():
                 print(f"{host}: {why}")
-            raise corra.Stop(f"nothing from {corra.fold(missing)}", hint=["collect what is missing: the same command"])
+            raise corra.Stop(
+                f"nothing from {corra.fold(missing)}",
+                hint=["collect what is missing: the same command"],
+            )
     print(f"{len(fleet) * len(COMMANDS)} files in {to}")

@@ -31,11 +31,22 @@ def crunch(c, host="", data="", program="wc", notify="cat > /dev/null", wait=Fal
     if not (host and data):
         raise corra.Stop("say --host and --data; inv --help crunch has an example")
     prog_id = "crunch-" + hashlib.sha256(f"{program} {data}".encode()).hexdigest()[:16]
-    run = corra.start(host, ["sh", "-c", JOB, notify, data, program], id=prog_id, name="crunch", cwd="/", timeout="24h", keep="30d")
+    run = corra.start(
+        host,
+        ["sh", "-c", JOB, notify, data, program],
+        id=prog_id,
+        name="crunch",
+        cwd="/",
+        timeout="24h",
+        keep="30d",
+    )
     if not wait:
         print(run.id)
         return
     result = run.wait()
     print(result.stdout, end="")
     if result.failed:
-        raise corra.Stop(f"{data}: the job ended with {result.exited} after {result.elapsed:.0f} s", code=result.exited)
+        raise corra.Stop(
+            f"{data}: the job ended with {result.exited} after {result.elapsed:.0f} s",
+            code=result.exited,
+        )

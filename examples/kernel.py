@@ -23,12 +23,20 @@ HEALTHY = ["sh", "-c", "until curl -fsS http://127.0.0.1:8080/healthz; do sleep 
         "hosts": "host set (web[1-6])",
     }
 )
-def kernel(c, version="", ticket="", hosts="web[1-6]"):  # defaults, not positionals: else `inv kernel --help` is a version
+def kernel(
+    c, version="", ticket="", hosts="web[1-6]"
+):  # defaults, not positionals: else `inv kernel --help` is a version
     """Upgrade the kernel and reboot, in waves: inv kernel --version 6.1.0-28 --ticket OPS-812"""
     if not (version and ticket):
         raise corra.Stop("say --version and --ticket; inv --help kernel has an example")
     package, fleet = f"linux-image-{version}-amd64", corra.hosts(hosts)
-    with corra.runbook("kernel", key=ticket, params={"version": version, "hosts": hosts}, journal="ops1", as_user="root") as log:
+    with corra.runbook(
+        "kernel",
+        key=ticket,
+        params={"version": version, "hosts": hosts},
+        journal="ops1",
+        as_user="root",
+    ) as log:
         log.run(fleet, ["apt-get", "install", "--dry-run", package], step="preflight", timeout="5m")
         space = log.run(fleet, ["df", "--output=avail", "-m", "/boot"], step="space")
         if tight := [host for host, r in space.items() if int(r.stdout.split()[-1]) < 200]:
@@ -36,8 +44,16 @@ def kernel(c, version="", ticket="", hosts="web[1-6]"):  # defaults, not positio
         for n, wave in enumerate(corra.waves(fleet, 1, 2, "100%"), 1):  # a canary, two, the rest
             log.confirm(f"wave {n}: reboot {wave} into {version}?", step=f"go-{n}")
             log.run("lb1", ["lbctl", "drain", *wave], step=f"drain-{n}")
-            log.run(wave, ["apt-get", "-y", "install", package], step="install", env=QUIET, timeout="30m")
-            log.reboot(wave, step="reboot", timeout="15m")  # boot id before and after, not a LOST run
+            log.run(
+                wave,
+                ["apt-get", "-y", "install", package],
+                step="install",
+                env=QUIET,
+                timeout="30m",
+            )
+            log.reboot(
+                wave, step="reboot", timeout="15m"
+            )  # boot id before and after, not a LOST run
             log.run(wave, HEALTHY, step="healthy", timeout="5m")
             log.run("lb1", ["lbctl", "enable", *wave], step=f"enable-{n}")
         after = log.run(fleet, ["uname", "-r"], step="after")

@@ -15,7 +15,13 @@ import corra
 HEALTHY = ["sh", "-c", 'until grep -qx "$0" current; do sleep 1; done']
 
 
-@task(help={"host": "where: a name from ssh_config, or local", "release": "what to install", "root": "the service's directory there"})
+@task(
+    help={
+        "host": "where: a name from ssh_config, or local",
+        "release": "what to install",
+        "root": "the service's directory there",
+    }
+)
 def upgrade(c, host="local", release="", root="/tmp/corra-example"):
     """Install a release and wait until it is healthy: inv upgrade --host db1 --release 4.2"""
     if not release:
@@ -26,7 +32,12 @@ def upgrade(c, host="local", release="", root="/tmp/corra-example"):
     if int(space.stdout.split()[-1]) < 10:
         raise corra.Stop(f"less than 10 MB free in {root} on {host}")
 
-    saved = corra.start(host, ["sh", "-c", "tar -cf before.tar current 2>/dev/null || true; echo saved"], name="backup", cwd=root)
+    saved = corra.start(
+        host,
+        ["sh", "-c", "tar -cf before.tar current 2>/dev/null || true; echo saved"],
+        name="backup",
+        cwd=root,
+    )
     # While it is being saved: nothing waits for nothing.
     corra.run(host, ["sh", "-c", 'echo "$0" > next', release], cwd=root, hide="out")
     if saved.wait(timeout="10m").failed:
@@ -37,8 +48,15 @@ def upgrade(c, host="local", release="", root="/tmp/corra-example"):
     print(f"{host} runs {release}")
 
 
-@task(help={"host": "where: a name from ssh_config, or local", "root": "the service's directory there"})
+@task(
+    help={
+        "host": "where: a name from ssh_config, or local",
+        "root": "the service's directory there",
+    }
+)
 def backup(c, host="local", root="/tmp/corra-example"):
     """Start a long backup and leave; prints the id to attach to."""
-    run = corra.start(host, ["tar", "-cf", "nightly.tar", "current"], name="backup", cwd=root, timeout="2h")
+    run = corra.start(
+        host, ["tar", "-cf", "nightly.tar", "current"], name="backup", cwd=root, timeout="2h"
+    )
     print(run.id)

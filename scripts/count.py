@@ -28,7 +28,9 @@ for name in sorted(sys.argv[1:], key=lambda each: "-again" in each):
         else:
             passed += 1
 failed -= mended
-print(f"scripts/test: {passed + len(mended)} passed, {len(failed)} failed, {sum(reasons.values())} skipped")
+print(
+    f"scripts/test: {passed + len(mended)} passed, {len(failed)} failed, {sum(reasons.values())} skipped"
+)
 for reason, count in sorted(reasons.items()):
     print(f"       skipped {count}: {reason}")
 for which in sorted(mended):

@@ -31,7 +31,14 @@ def say(text: str, *, end: str = "\n") -> None:
 
 def quiet(*argv: str | Path, **env: str) -> None:
     """Run `argv`; what it says is shown only where it fails."""
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, cwd=ROOT, env={**os.environ, **env}, check=False)
+    done = subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=ROOT,
+        env={**os.environ, **env},
+        check=False,
+    )
     if done.returncode:
         said = (done.stdout + done.stderr).decode(errors="replace").strip().splitlines()
         say(f"\ncorra: set-up FAILED: {' '.join(map(str, argv))}")
@@ -60,13 +67,21 @@ class Environment:
 
     def expected(self) -> str:
         """What the stamp says when all is well. scripts/inv composes the same words, since starting a Python costs more than `cksum`."""
-        files = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
-        check = subprocess.run(["cksum"], input=files, stdout=subprocess.PIPE, check=True).stdout.decode().strip()
+        files = b"".join(
+            (ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")
+        )
+        check = (
+            subprocess.run(["cksum"], input=files, stdout=subprocess.PIPE, check=True)
+            .stdout.decode()
+            .strip()
+        )
         return f"{check} {ROOT} {self.python.resolve() if self.python.exists() else ''}"
 
     def up_to_date(self) -> bool:
         enough = ("run", "dev") if self.kind == "run" else (self.kind,)
-        return self.python.exists() and self.read() in [f"{kind} {self.expected()}" for kind in enough]
+        return self.python.exists() and self.read() in [
+            f"{kind} {self.expected()}" for kind in enough
+        ]
 
     def make(self) -> None:
         """Create the directory with its mark in it, so that it is ours to delete from the first moment on."""
@@ -88,14 +103,37 @@ class Environment:
         if pip and pip.origin:
             quiet(sys.executable, "-m", "venv", "--without-pip", self.path)
             installed = str(Path(pip.origin).parent.parent)
-            quiet(self.python, "-m", "pip", "install", "-q", "--ignore-installed", "pip", PYTHONPATH=installed)
-        elif os.geteuid() == 0 and shutil.which("apt-get") and sys.executable.startswith("/usr/bin/"):
+            quiet(
+                self.python,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--ignore-installed",
+                "pip",
+                PYTHONPATH=installed,
+            )
+        elif (
+            os.geteuid() == 0 and shutil.which("apt-get") and sys.executable.startswith("/usr/bin/")
+        ):
             quiet("apt-get", "-qq", "update")
-            quiet("apt-get", "-qq", "install", "-y", "--no-install-recommends", "python3-venv", DEBIAN_FRONTEND="noninteractive")
+            quiet(
+                "apt-get",
+                "-qq",
+                "install",
+                "-y",
+                "--no-install-recommends",
+                "python3-venv",
+                DEBIAN_FRONTEND="noninteractive",
+            )
             quiet(sys.executable, "-m", "venv", self.path)
         else:
-            say(f"\ncorra: {sys.executable} has neither ensurepip nor pip, so nothing can be installed")
-            say("       Debian, Ubuntu: apt-get install python3-venv      elsewhere: install pip for that Python")
+            say(
+                f"\ncorra: {sys.executable} has neither ensurepip nor pip, so nothing can be installed"
+            )
+            say(
+                "       Debian, Ubuntu: apt-get install python3-venv      elsewhere: install pip for that Python"
+            )
             sys.exit(125)
 
     def install(self) -> None:
@@ -105,12 +143,41 @@ class Environment:
             # What is found here first is ours; all else is the first environment's.
             behind = self.library() / "behind.pth"
             behind.unlink(missing_ok=True)
-            quiet(dev.python, "-m", "pip", "--python", self.python, *how, "--no-deps", INVOKE3, "-e", self.packages)
+            quiet(
+                dev.python,
+                "-m",
+                "pip",
+                "--python",
+                self.python,
+                *how,
+                "--no-deps",
+                INVOKE3,
+                "-e",
+                self.packages,
+            )
             behind.write_text(f"import site; site.addsitedir({str(dev.library())!r})\n")
         else:
             # pip compiles one file after the other.
-            quiet(self.python, "-m", "pip", *how, "--no-compile", "-c", CONSTRAINTS, "-e", self.packages)
-            compiled: list[str | Path] = [self.python, "-m", "compileall", "-q", "-j", "0", self.library()]
+            quiet(
+                self.python,
+                "-m",
+                "pip",
+                *how,
+                "--no-compile",
+                "-c",
+                CONSTRAINTS,
+                "-e",
+                self.packages,
+            )
+            compiled: list[str | Path] = [
+                self.python,
+                "-m",
+                "compileall",
+                "-q",
+                "-j",
+                "0",
+                self.library(),
+            ]
             subprocess.run(compiled, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         # Invoke turns the writing of .pyc files off, so each call would compile the package anew.
         quiet(self.python, "-m", "compileall", "-q", ROOT / "corra")
@@ -118,11 +185,18 @@ class Environment:
     def library(self) -> Path:
         """Return the directory where its packages are."""
         ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-        return Path(subprocess.run([self.python, "-c", ask], stdout=subprocess.PIPE, check=True, text=True).stdout.strip())
+        return Path(
+            subprocess.run(
+                [self.python, "-c", ask], stdout=subprocess.PIPE, check=True, text=True
+            ).stdout.strip()
+        )
 
     def bring_up(self) -> None:
         was = self.read()
-        ours, moved = bool(was), was not in (MAKING, UPDATING) and not was.endswith(f" {self.python.resolve()}")
+        ours, moved = (
+            bool(was),
+            was not in (MAKING, UPDATING) and not was.endswith(f" {self.python.resolve()}"),
+        )
         if ours and (was == MAKING or moved):
             shutil.rmtree(self.path)
         if self.path.exists():
@@ -130,7 +204,10 @@ class Environment:
             self.write(UPDATING)
         else:
             version = f"{sys.version_info.major}.{sys.version_info.minor}"
-            say(f"corra: first use: making {self.path.name} with Python {version} (once, about 20 s) .. ", end="")
+            say(
+                f"corra: first use: making {self.path.name} with Python {version} (once, about 20 s) .. ",
+                end="",
+            )
             self.make()
         self.install()
         self.write(f"{self.kind} {self.expected()}")
@@ -157,14 +234,27 @@ def ensure(kind: str) -> None:
 
 def relock() -> None:
     """Write what is installed in .venv (made with Python 3.11 or later) into constraints.txt; the lines for 3.10 are kept as they are."""
-    kept = [line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("#") or OLDER in line]
+    kept = [
+        line
+        for line in CONSTRAINTS.read_text().splitlines()
+        if line.startswith("#") or OLDER in line
+    ]
     differ = {line.partition("==")[0] for line in kept}
     freeze = [str(Environment("dev").python), "-m", "pip", "freeze", "--exclude-editable"]
-    pins = [pin for pin in subprocess.run(freeze, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines() if "==" in pin]
+    pins = [
+        pin
+        for pin in subprocess.run(
+            freeze, stdout=subprocess.PIPE, check=True, text=True
+        ).stdout.splitlines()
+        if "==" in pin
+    ]
     lines = [f"{pin} ; {NEWER}" if pin.partition("==")[0] in differ else pin for pin in pins]
     head = [line for line in kept if line.startswith("#")]
     lines += [line for line in kept if OLDER in line]
-    CONSTRAINTS.write_text("\n".join([*head, *sorted(lines, key=lambda line: line.lower().partition("==")[::2])]) + "\n")
+    CONSTRAINTS.write_text(
+        "\n".join([*head, *sorted(lines, key=lambda line: line.lower().partition("==")[::2])])
+        + "\n"
+    )
 
 
 def main(argv: list[str]) -> None:

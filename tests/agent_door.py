@@ -54,7 +54,9 @@ def copy_of_the_agent() -> str:
 def compile_the_agent(python: str) -> None:
     """Have a .pyc of the copy for `python`, as a host has from its first start on: who isn't root could leave none there."""
     if (os.getpid(), python) not in _compiled:
-        subprocess.run([python, "-ISE", "-c", LOADER.format(copy_of_the_agent(), "sys.exit(); ")], check=True)
+        subprocess.run(
+            [python, "-ISE", "-c", LOADER.format(copy_of_the_agent(), "sys.exit(); ")], check=True
+        )
         _compiled.add((os.getpid(), python))
 
 
@@ -82,7 +84,9 @@ class Door:
         constants: str = "",
     ) -> None:
         self.base, self.python, self.prefix, self.user = base, python, list(prefix), user
-        self.constants = constants  # such as "agent.PING_DEADLINE_S = 1; ": a test can't wait for a minute
+        self.constants = (
+            constants  # such as "agent.PING_DEADLINE_S = 1; ": a test can't wait for a minute
+        )
         self.home = base / "home"
         self.home.mkdir(exist_ok=True, parents=True)
         compile_the_agent(python)
@@ -99,17 +103,37 @@ class Door:
     # ---- the process
 
     def argv(self, verb: str) -> list[str]:
-        return [*self.prefix, self.python, "-ISE", "-c", LOADER.format(copy_of_the_agent(), self.constants), verb]
+        return [
+            *self.prefix,
+            self.python,
+            "-ISE",
+            "-c",
+            LOADER.format(copy_of_the_agent(), self.constants),
+            verb,
+        ]
 
     def popen(self, verb: str, **how: Any) -> subprocess.Popen[bytes]:
-        who = {} if self.user is None else {"user": self.user, "group": self.user, "extra_groups": []}
+        who = (
+            {} if self.user is None else {"user": self.user, "group": self.user, "extra_groups": []}
+        )
         pipe = subprocess.PIPE
-        return subprocess.Popen(self.argv(verb), bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, env=self.env, cwd="/", **{**who, **how})
+        return subprocess.Popen(
+            self.argv(verb),
+            bufsize=0,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env=self.env,
+            cwd="/",
+            **{**who, **how},
+        )
 
     def encode(self, request: Mapping[str, Any], payload: bytes = b"") -> bytes:
         """Return a request as it goes over the wire; `"spool": None` asks for the default directories."""
         full = {"spool": str(self.spool), **request}
-        data = json.dumps({key: value for key, value in full.items() if not (key == "spool" and value is None)}).encode()
+        data = json.dumps(
+            {key: value for key, value in full.items() if not (key == "spool" and value is None)}
+        ).encode()
         return b"%d\n" % len(data) + data + payload
 
     def raw(self, verb: str, stdin: bytes) -> tuple[int, bytes, bytes]:
@@ -132,7 +156,12 @@ class Door:
     # ---- the verbs
 
     def start(
-        self, argv: Sequence[str], *, run: Mapping[str, Any] | None = None, prog_id: str | None = None, **program: Any
+        self,
+        argv: Sequence[str],
+        *,
+        run: Mapping[str, Any] | None = None,
+        prog_id: str | None = None,
+        **program: Any,
     ) -> dict[str, Any]:
         return self.call("start", self.program(argv, run=run, prog_id=prog_id, **program))
 
@@ -143,7 +172,9 @@ class Door:
             follow.until_output(b"ready")
         return state
 
-    def program(self, argv: Sequence[str], *, run: Any = None, prog_id: str | None = None, **program: Any) -> dict[str, Any]:
+    def program(
+        self, argv: Sequence[str], *, run: Any = None, prog_id: str | None = None, **program: Any
+    ) -> dict[str, Any]:
         whole = {"prog_id": prog_id, "program": {"argv": list(argv), **program}, "run": run}
         return {key: value for key, value in whole.items() if value is not None}
 
@@ -152,7 +183,9 @@ class Door:
 
     def stop(self, prog_id: str, grace: float | None = None, **more: Any) -> dict[str, Any]:
         """Return the last frame of `stop`: state, ended, survivors; the first reply is its `first`."""
-        with self.open("stop", {"prog_id": prog_id, "grace": grace, "by": "a@test", **more}) as stream:
+        with self.open(
+            "stop", {"prog_id": prog_id, "grace": grace, "by": "a@test", **more}
+        ) as stream:
             stream.drain()
         return {**stream.states[-1], "first": stream.reply}
 
@@ -162,8 +195,12 @@ class Door:
             stream.drain()
         return stream.states[-1]
 
-    def read(self, prog_id: str, stream: str = "stdout", start: int = 0, end: int | None = None) -> bytes:
-        code, out, err = self.raw("read", self.encode({"prog_id": prog_id, "stream": stream, "start": start, "end": end}))
+    def read(
+        self, prog_id: str, stream: str = "stdout", start: int = 0, end: int | None = None
+    ) -> bytes:
+        code, out, err = self.raw(
+            "read", self.encode({"prog_id": prog_id, "stream": stream, "start": start, "end": end})
+        )
         assert (code, err) == (0, b""), (out, err)
         head, _, rest = out.partition(b"\n")
         reply = json.loads(head)
@@ -244,7 +281,9 @@ class Stream:
             self.frames.append(frame)
             if isinstance(frame, Output):
                 expected = self.at.get(frame.stream)
-                assert expected in {None, frame.offset}, f"{frame.stream}: {frame.offset} after {expected}"
+                assert expected in {None, frame.offset}, (
+                    f"{frame.stream}: {frame.offset} after {expected}"
+                )
                 self.out.setdefault(frame.stream, bytearray()).extend(frame.data)
                 self.at[frame.stream] = frame.end
             elif isinstance(frame, Status):
@@ -425,7 +464,11 @@ class Mount:
     def __init__(self, at: Path, options: str) -> None:
         self.at = at
         at.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(at)], check=True, capture_output=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "none", str(at)],
+            check=True,
+            capture_output=True,
+        )
 
     def free(self) -> int:
         disk = os.statvfs(self.at)

@@ -40,7 +40,14 @@ class Served:
 
     cold = False
 
-    def __init__(self, base: Path, *flags: str, tls: tuple[Path, Path] | None = None, ca: str | None = None, port: int = 0) -> None:
+    def __init__(
+        self,
+        base: Path,
+        *flags: str,
+        tls: tuple[Path, Path] | None = None,
+        ca: str | None = None,
+        port: int = 0,
+    ) -> None:
         self.base, self.flags, self.port, self.ca = base, list(flags), port, ca
         self.database: Path | str = base / "collector.sqlite3"
         if tls:
@@ -79,7 +86,11 @@ class Served:
             argv = self.argv("--listen", f"127.0.0.1:{self.port}", *self.flags)
             self.process = self.popen(argv, stdout=log, stderr=log)
         until = time.monotonic() + DEADLINE_S
-        while not (found := re.search(rb"listening at (https?://[0-9.]+:([0-9]+))", self.log.read_bytes()[at:])):
+        while not (
+            found := re.search(
+                rb"listening at (https?://[0-9.]+:([0-9]+))", self.log.read_bytes()[at:]
+            )
+        ):
             assert self.process.poll() is None and time.monotonic() < until, self.log.read_text()
             time.sleep(0.01)
         self.url, self.port = found[1].decode(), int(found[2])
@@ -96,7 +107,9 @@ class Served:
         return self.process.wait(DEADLINE_S)
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [
+            json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")
+        ]
 
 
 class Client:
@@ -105,26 +118,56 @@ class Client:
     def __init__(self, served: Served, token: str | None) -> None:
         self.served, self.token = served, token
 
-    def open(self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Any:
+    def open(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
         parts = urlsplit(self.served.url)
         kind: Any = http.client.HTTPConnection
         how: dict[str, Any] = {"timeout": DEADLINE_S}
         if parts.scheme == "https":
-            kind, how = http.client.HTTPSConnection, {**how, "context": ssl.create_default_context(cadata=self.served.ca)}
+            kind, how = (
+                http.client.HTTPSConnection,
+                {**how, "context": ssl.create_default_context(cadata=self.served.ca)},
+            )
         connection = kind(parts.netloc, **how)
-        sent = {**({"Authorization": f"Bearer {self.token}"} if self.token else {}), **(headers or {})}
+        sent = {
+            **({"Authorization": f"Bearer {self.token}"} if self.token else {}),
+            **(headers or {}),
+        }
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.request(method, path, body, sent)
         return connection, connection.getresponse()
 
-    def __call__(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
+    def __call__(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         connection, answer = self.open(method, path, data, headers)
         with contextlib.closing(connection):
-            return Answer(answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read())
+            return Answer(
+                answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read()
+            )
 
-    def append(self, prog_id: str, offset: int, data: bytes, name: str = "stdout", *, method: str = "POST", **headers: str) -> Answer:
-        return self(method, f"/api/v1/agent/{prog_id}/output/{name}", data, {"Upload-Offset": str(offset), **headers})
+    def append(
+        self,
+        prog_id: str,
+        offset: int,
+        data: bytes,
+        name: str = "stdout",
+        *,
+        method: str = "POST",
+        **headers: str,
+    ) -> Answer:
+        return self(
+            method,
+            f"/api/v1/agent/{prog_id}/output/{name}",
+            data,
+            {"Upload-Offset": str(offset), **headers},
+        )
 
     def complete(self, prog_id: str, **state: Any) -> Answer:
         return self("POST", f"/api/v1/agent/{prog_id}/completed", ended(prog_id, **state))
@@ -143,7 +186,9 @@ class Client:
 
     def events(self, prog_id: str, query: str = "", **headers: str) -> Iterator[dict[str, Any]]:
         """Yield {id, event, data} as they come."""
-        connection, answer = self.open("GET", f"/api/v1/runs/{prog_id}/events{query}", None, headers)
+        connection, answer = self.open(
+            "GET", f"/api/v1/runs/{prog_id}/events{query}", None, headers
+        )
         assert answer.status == 200
         found: dict[str, Any] = {}
         with contextlib.closing(connection):

@@ -20,7 +20,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))  # pytest's importlib mode leaves it out, and the tests share sshd.py and machine.py
+sys.path.insert(
+    0, str(ROOT / "tests")
+)  # pytest's importlib mode leaves it out, and the tests share sshd.py and machine.py
 
 import agent_door  # noqa: E402 - found by the line above
 import users  # noqa: E402
@@ -34,12 +36,26 @@ from warm import Warm  # noqa: E402
 # A shell that starts the tests in its background has these ignored, for each program they start as well: then no Ctrl-C would be one.
 for number in (signal.SIGINT, signal.SIGQUIT):
     if signal.getsignal(number) == signal.SIG_IGN:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(
+            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        )
 
 COLD = [sys.executable, "-m", "corra"]
 
 # What the person who runs the tests has set must not decide how they end.
-_FOREIGN = ("CORRA_", "INVOKE_", "FABRIC_", "SSH_", "XDG_", "PYTHON", "LC_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
+_FOREIGN = (
+    "CORRA_",
+    "INVOKE_",
+    "FABRIC_",
+    "SSH_",
+    "XDG_",
+    "PYTHON",
+    "LC_",
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "COLUMNS",
+    "LINES",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +70,11 @@ def same_umask() -> Iterator[None]:
 
 def _umask() -> int:
     # Asking the system call for it would set it, for every thread.
-    return next(int(line[6:], 8) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Umask:"))
+    return next(
+        int(line[6:], 8)
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("Umask:")
+    )
 
 
 @pytest.fixture
@@ -104,10 +124,18 @@ def new_sshd(home: Path) -> Iterator[Callable[..., Sshd]]:
     started: list[Sshd] = []
 
     def start(
-        alias: str = "h", *, environment: Mapping[str, str] | None = None, options: Mapping[str, str | int] | None = None, **how: Any
+        alias: str = "h",
+        *,
+        environment: Mapping[str, str] | None = None,
+        options: Mapping[str, str | int] | None = None,
+        **how: Any,
     ) -> Sshd:
         # PATH: sshd's own default has no ~/.pyenv in it, and a test's Python must not depend on who runs it.
-        given = {**home_environment(home), "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", **(environment or {})}
+        given = {
+            **home_environment(home),
+            "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            **(environment or {}),
+        }
         server = Sshd(
             home / f"sshd{len(started)}",
             alias=alias,
@@ -158,7 +186,11 @@ class Cli:
         self.program = list(COLD)
 
     def __call__(
-        self, *words: str | bytes, stdin: bytes | None = None, timeout: float = 60, env: Mapping[str, str] | None = None
+        self,
+        *words: str | bytes,
+        stdin: bytes | None = None,
+        timeout: float = 60,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run it to its end. Without `stdin` it is /dev/null."""
         feed = subprocess.DEVNULL if stdin is None else subprocess.PIPE
@@ -171,7 +203,11 @@ class Cli:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def popen(
-        self, *words: str | bytes, env: Mapping[str, str] | None = None, terminal: bool = False, **how: Any
+        self,
+        *words: str | bytes,
+        env: Mapping[str, str] | None = None,
+        terminal: bool = False,
+        **how: Any,
     ) -> subprocess.Popen[bytes]:
         """Start it with pipes for stdout and stderr, in a session of its own; the test must wait for it.
 
@@ -188,7 +224,9 @@ class Cli:
             return Warm(words, env=self.environment(env), cwd=self.home, terminal=terminal, **how)
         if terminal:
             how["preexec_fn"] = lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        return subprocess.Popen([*self.program, *words], env=self.environment(env), cwd=self.home, **how)
+        return subprocess.Popen(
+            [*self.program, *words], env=self.environment(env), cwd=self.home, **how
+        )
 
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(ROOT), **(more or {})}
@@ -231,7 +269,9 @@ NEXT_BOOT = "22222222-2222-2222-2222-222222222222"
 
 
 @pytest.fixture
-def new_machine(home: Path, as_root: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+def new_machine(
+    home: Path, as_root: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Path]]:
     """A function that starts a host whose boot id is a file of ours: its sshd lives in a mount namespace that shows it in /proc.
 
     `new_machine(alias="m", environment={..})` returns the file, which lies in a directory of the host's own.
@@ -250,7 +290,11 @@ def new_machine(home: Path, as_root: None, monkeypatch: pytest.MonkeyPatch) -> I
         wrapper.write_text(f"#!/bin/sh\nexec unshare -m sh -c '{script}' sshd \"$@\"\n")
         wrapper.chmod(0o755)
         monkeypatch.setattr("sshd.program", lambda: str(wrapper))
-        given = {**home_environment(home), "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", **(environment or {})}
+        given = {
+            **home_environment(home),
+            "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            **(environment or {}),
+        }
         server = Sshd(
             directory / "server",
             alias=alias,

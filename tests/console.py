@@ -124,4 +124,6 @@ def pattern(line: str) -> re.Pattern[str]:
 
 def alike(expected: Sequence[str], shown: Sequence[str]) -> bool:
     """Whether what was shown is what the page says."""
-    return len(expected) == len(shown) and all(pattern(e).fullmatch(_AT.sub("", s)) for e, s in zip(expected, shown, strict=True))
+    return len(expected) == len(shown) and all(
+        pattern(e).fullmatch(_AT.sub("", s)) for e, s in zip(expected, shown, strict=True)
+    )

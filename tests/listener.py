@@ -54,7 +54,13 @@ Odd = tuple[int, Mapping[str, str], bytes] | Callable[["Listener", socket.socket
 class Listener:
     """`odd` holds what the next requests get, first to last; `odd_for(path, answer)` what each one of that path gets."""
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None, token: str | None = "secret-token", port: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        tls: ssl.SSLContext | None = None,
+        token: str | None = "secret-token",
+        port: int = 0,
+    ) -> None:
         self.tls, self.token = tls, token
         self.held = Held()
         self.seen: list[Seen] = []
@@ -80,7 +86,9 @@ class Listener:
         until = time.monotonic() + DEADLINE_S
         with self.changed:
             while not (found := what(self)):
-                assert self.changed.wait(max(0.0, until - time.monotonic())), why or [(each.path, each.status) for each in self.seen[-8:]]
+                assert self.changed.wait(max(0.0, until - time.monotonic())), why or [
+                    (each.path, each.status) for each in self.seen[-8:]
+                ]
         return found
 
     def statuses(self) -> list[int]:
@@ -122,7 +130,11 @@ class Listener:
             return False
         status, more, text = odd or self.answer(words[1], headers, body)
         self.note(Seen(words[0], words[1], headers, body, status, time.monotonic()))
-        lines = [f"HTTP/1.1 {status} x", f"Content-Length: {len(text)}", *(f"{name}: {value}" for name, value in more.items())]
+        lines = [
+            f"HTTP/1.1 {status} x",
+            f"Content-Length: {len(text)}",
+            *(f"{name}: {value}" for name, value in more.items()),
+        ]
         connection.sendall("\r\n".join([*lines, "", ""]).encode() + text)
         return True
 
@@ -131,7 +143,9 @@ class Listener:
             self.seen.append(seen)
             self.changed.notify_all()
 
-    def answer(self, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, Mapping[str, str], bytes]:
+    def answer(
+        self, path: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, Mapping[str, str], bytes]:
         if self.token is not None and headers.get("Authorization") != f"Bearer {self.token}":
             return 401, {}, b""
         if len(body) > self.body_max:
@@ -143,13 +157,19 @@ class Listener:
         if verb == "state":
             self.held.states.append(value)
             return 200, {}, b""
-        lacks = {each: len(self.output(each)) for each, facts in value["streams"].items() if len(self.output(each)) < facts["length"]}
+        lacks = {
+            each: len(self.output(each))
+            for each, facts in value["streams"].items()
+            if len(self.output(each)) < facts["length"]
+        }
         if lacks:
             return 409, {}, json.dumps({"expected": lacks}).encode()
         self.held.completed.append(value)
         return 200, {}, b""
 
-    def append(self, name: str, offset: int, body: bytes, gap: str | None) -> tuple[int, Mapping[str, str], bytes]:
+    def append(
+        self, name: str, offset: int, body: bytes, gap: str | None
+    ) -> tuple[int, Mapping[str, str], bytes]:
         held = self.held.streams.setdefault(name, bytearray())
         if gap is not None and int(gap) == len(held):
             self.held.gaps.append((name, int(gap), offset))
@@ -213,8 +233,12 @@ class Authority:
             digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False, key_encipherment=False,
             data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
         )  # fmt: skip
-        builder = self.builder(self.name, self.key.public_key(), days=10).add_extension(x509.BasicConstraints(True, 0), critical=True)
-        self.certificate = builder.add_extension(usage, critical=True).sign(self.key, hashes.SHA256())
+        builder = self.builder(self.name, self.key.public_key(), days=10).add_extension(
+            x509.BasicConstraints(True, 0), critical=True
+        )
+        self.certificate = builder.add_extension(usage, critical=True).sign(
+            self.key, hashes.SHA256()
+        )
         self.pem = self.certificate.public_bytes(serialization.Encoding.PEM).decode()
         self.file = directory / f"{name.replace(' ', '-')}.pem"
         self.file.write_text(self.pem)
@@ -222,7 +246,9 @@ class Authority:
     def builder(self, subject: x509.Name, key: Any, *, days: int) -> x509.CertificateBuilder:
         now = dt.datetime.now(dt.timezone.utc)
         builder = x509.CertificateBuilder(self.name, subject, key, x509.random_serial_number())
-        return builder.not_valid_before(now - dt.timedelta(days=20)).not_valid_after(now + dt.timedelta(days=days))
+        return builder.not_valid_before(now - dt.timedelta(days=20)).not_valid_after(
+            now + dt.timedelta(days=days)
+        )
 
     def server(self, host: str = "127.0.0.1", *, days: int = 9) -> tuple[Path, Path]:
         """Return the files of a certificate for `host` and of its key."""
@@ -236,10 +262,18 @@ class Authority:
             x509.SubjectAlternativeName([alternative]), critical=False
         )
         identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
-        certificate = builder.add_extension(identifier, critical=False).sign(self.key, hashes.SHA256())
+        certificate = builder.add_extension(identifier, critical=False).sign(
+            self.key, hashes.SHA256()
+        )
         paths = self.directory / f"{host}-{days}.crt", self.directory / f"{host}-{days}.key"
         paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+        paths[1].write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
         return paths
 
     def context(self, host: str = "127.0.0.1", *, days: int = 9) -> ssl.SSLContext:

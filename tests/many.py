@@ -22,8 +22,12 @@ SETTLED_S = 120.0
 def start(agent: Path, spool: Path, number: int, gate: Path, python: str) -> dict[str, object]:
     """Start one run and return its State."""
     program = {"argv": ["sh", "-c", PROGRAM, str(gate), str(number)], "cwd": "/"}
-    request = json.dumps({"prog_id": f"many-{number}", "spool": str(spool), "program": program}).encode()
-    done = subprocess.run([python, "-ISE", str(agent), "start"], input=request, stdout=subprocess.PIPE, check=True)
+    request = json.dumps(
+        {"prog_id": f"many-{number}", "spool": str(spool), "program": program}
+    ).encode()
+    done = subprocess.run(
+        [python, "-ISE", str(agent), "start"], input=request, stdout=subprocess.PIPE, check=True
+    )
     state: dict[str, object] = json.loads(done.stdout)
     return state
 
@@ -33,18 +37,31 @@ def guards(spool: Path) -> list[int]:
     found = []
     for path in (spool / "runs").iterdir():
         record = host_agent.Record.read((path / "exit").read_bytes()[: host_agent.PAGE])
-        found += [pid for pid, began in record.guards if (process := host_agent.process(pid)) and process[2] == began and process[0] != "Z"]
+        found += [
+            pid
+            for pid, began in record.guards
+            if (process := host_agent.process(pid)) and process[2] == began and process[0] != "Z"
+        ]
     return found
 
 
 def pss_kb(pid: int) -> int:
     """Return the memory of one process, what it shares divided by those it shares it with. Raises OSError when it is gone."""
-    return int(re.findall(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[0])
+    return int(
+        re.findall(
+            r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE
+        )[0]
+    )
 
 
 def switches(pids: list[int]) -> int:
     """Return how often the processes have been given a processor."""
-    return sum(sum(map(int, re.findall(r"ctxt_switches:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()))) for pid in pids)
+    return sum(
+        sum(
+            map(int, re.findall(r"ctxt_switches:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()))
+        )
+        for pid in pids
+    )
 
 
 def at_once(count: int, root: Path, agent: Path, python: str = sys.executable) -> dict[str, object]:
@@ -56,9 +73,13 @@ def at_once(count: int, root: Path, agent: Path, python: str = sys.executable) -
     violations = []
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        states = list(pool.map(lambda number: start(agent, spool, number, gate, python), range(count)))
+        states = list(
+            pool.map(lambda number: start(agent, spool, number, gate, python), range(count))
+        )
     took_s = time.monotonic() - began
-    violations += [f"{state['prog_id']} {state['state']}" for state in states if state["state"] != "running"]
+    violations += [
+        f"{state['prog_id']} {state['state']}" for state in states if state["state"] != "running"
+    ]
     keepers = guards(spool)
     if len(keepers) != 3 * count:
         violations.append(f"{len(keepers)} guards of {count} runs")
@@ -85,9 +106,18 @@ def at_once(count: int, root: Path, agent: Path, python: str = sys.executable) -
     for number in range(count):
         run = host_agent.Run(str(spool), f"many-{number}")
         state = run.state()
-        out, err = ((spool / "runs" / f"many-{number}" / name).read_bytes() for name in ("stdout", "stderr"))
-        if (state["state"], state["return_code"], out, err) != ("exited", number % 256, b"%d go\n" % number, b"%d\n" % number):
-            violations.append(f"many-{number}: {state['state']} {state['return_code']} {out!r} {err!r}")
+        out, err = (
+            (spool / "runs" / f"many-{number}" / name).read_bytes() for name in ("stdout", "stderr")
+        )
+        if (state["state"], state["return_code"], out, err) != (
+            "exited",
+            number % 256,
+            b"%d go\n" % number,
+            b"%d\n" % number,
+        ):
+            violations.append(
+                f"many-{number}: {state['state']} {state['return_code']} {out!r} {err!r}"
+            )
         if run.alive():
             violations.append(f"many-{number}: the lock is held")
         run.close()
@@ -126,8 +156,12 @@ def in_turn(count: int, root: Path, agent: Path, python: str = sys.executable) -
         return {
             "descriptors": len(os.listdir("/proc/self/fd")),
             "processes": len(tree),
-            "locks": sum(str(os.getpid()) in line for line in Path("/proc/locks").read_text().splitlines()),
-            "files beside the runs": len([each for each in os.listdir(spool / "runs") if not each.startswith("many-")]),
+            "locks": sum(
+                str(os.getpid()) in line for line in Path("/proc/locks").read_text().splitlines()
+            ),
+            "files beside the runs": len(
+                [each for each in os.listdir(spool / "runs") if not each.startswith("many-")]
+            ),
             "files a run": len(os.listdir(spool / "runs" / f"many-{number}")),
         }
 
@@ -143,6 +177,8 @@ def in_turn(count: int, root: Path, agent: Path, python: str = sys.executable) -
         if number == 0:
             before = held()
     took_s = time.monotonic() - began
-    violations += [f"{name}: {value} more" for name, value in held().items() if value > before[name]]
+    violations += [
+        f"{name}: {value} more" for name, value in held().items() if value > before[name]
+    ]
     os.close(word)
     return {"runs": count, "ms_a_run": round(took_s * 1000 / count, 1), "said": violations}

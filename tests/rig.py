@@ -50,27 +50,62 @@ class Rig:
     def root(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """Run a command in it as root, outside any session."""
         return subprocess.run(
-            ["nsenter", f"--target={self.leader}", "--all", "--", *argv], capture_output=True, text=True, check=False, timeout=BOOT_S
+            ["nsenter", f"--target={self.leader}", "--all", "--", *argv],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=BOOT_S,
         )
 
     def user(self, *argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command in it as the user, outside any session."""
-        who = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "env", "-i", f"HOME=/home/{USER}", "PATH=/usr/bin:/bin"]
+        who = [
+            "setpriv",
+            f"--reuid={USER}",
+            f"--regid={USER}",
+            "--clear-groups",
+            "env",
+            "-i",
+            f"HOME=/home/{USER}",
+            "PATH=/usr/bin:/bin",
+        ]
         enter = ["nsenter", f"--target={self.leader}", "--all", "--"]
-        return subprocess.run([*enter, *who, *argv], input=stdin, capture_output=True, text=True, check=False, timeout=BOOT_S)
+        return subprocess.run(
+            [*enter, *who, *argv],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=BOOT_S,
+        )
 
     def ssh(self, command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Log in over ssh, run a command, log out."""
-        options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "BatchMode=yes"]
+        options = [
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+            "-o",
+            "LogLevel=ERROR",
+            "-o",
+            "BatchMode=yes",
+        ]
         key = f"/home/{USER}/.ssh/id"
         return self.user("ssh", "-i", key, *options, f"{USER}@127.0.0.1", command, stdin=stdin)
 
     def sessions(self) -> list[str]:
         """Return the user's sessions that nobody has logged out of."""
         listed = self.root("loginctl", "--no-legend", "list-sessions").stdout.splitlines()
-        states = {line.split()[0]: self.root("loginctl", "show-session", "-P", "State", line.split()[0]) for line in listed if USER in line}
+        states = {
+            line.split()[0]: self.root("loginctl", "show-session", "-P", "State", line.split()[0])
+            for line in listed
+            if USER in line
+        }
         # One with processes left in it stays, closing.
-        return [each for each, shown in states.items() if shown.stdout.strip() not in ("closing", "")]
+        return [
+            each for each, shown in states.items() if shown.stdout.strip() not in ("closing", "")
+        ]
 
 
 def _ready(told: socket.socket, nspawn: subprocess.Popen[bytes]) -> bool:
@@ -93,7 +128,16 @@ def booted(files: Sequence[tuple[str, str]] = ()) -> Iterator[Rig]:
     for each in ("up", "work"):
         (base / each).mkdir()
     subprocess.run(
-        ["mount", "-t", "overlay", "corra-rig", "-o", f"lowerdir=/,upperdir={base}/up,workdir={base}/work", str(root)], check=True
+        [
+            "mount",
+            "-t",
+            "overlay",
+            "corra-rig",
+            "-o",
+            f"lowerdir=/,upperdir={base}/up,workdir={base}/work",
+            str(root),
+        ],
+        check=True,
     )
     ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     log = (base / "log").open("wb")
@@ -106,21 +150,40 @@ def booted(files: Sequence[tuple[str, str]] = ()) -> Iterator[Rig]:
         ready.bind(str(base / "ready"))
         # Not the directory's name: it may have a "_" in it, and a host name may not.
         machine = f"corra-rig-{os.getpid()}"
-        boot = ["--boot", "--private-network", "--notify-ready=yes", "--register=no", "--keep-unit", f"--machine={machine}"]
+        boot = [
+            "--boot",
+            "--private-network",
+            "--notify-ready=yes",
+            "--register=no",
+            "--keep-unit",
+            f"--machine={machine}",
+        ]
         nspawn = subprocess.Popen(
-            ["systemd-nspawn", "--quiet", f"--directory={root}", *boot, "systemd.unit=corra-rig.target"],
+            [
+                "systemd-nspawn",
+                "--quiet",
+                f"--directory={root}",
+                *boot,
+                "systemd.unit=corra-rig.target",
+            ],
             env={**os.environ, "NOTIFY_SOCKET": str(base / "ready")},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
         )
         if not _ready(ready, nspawn):
-            pytest.fail(f"the machine didn't come up, and said:\n{(base / 'log').read_text(errors='replace')}")
+            pytest.fail(
+                f"the machine didn't come up, and said:\n{(base / 'log').read_text(errors='replace')}"
+            )
         leader = int(Path(f"/proc/{nspawn.pid}/task/{nspawn.pid}/children").read_text().split()[0])
         rig = Rig(leader)
         made = rig.root("useradd", "--create-home", "--shell", "/bin/sh", USER)
         assert made.returncode == 0, made.stderr
-        keys = rig.user("sh", "-c", "cd; mkdir -m 700 .ssh; ssh-keygen -q -t ed25519 -N '' -f .ssh/id; cp .ssh/id.pub .ssh/authorized_keys")
+        keys = rig.user(
+            "sh",
+            "-c",
+            "cd; mkdir -m 700 .ssh; ssh-keygen -q -t ed25519 -N '' -f .ssh/id; cp .ssh/id.pub .ssh/authorized_keys",
+        )
         assert keys.returncode == 0, keys.stderr
         yield rig
     finally:

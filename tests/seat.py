@@ -20,7 +20,14 @@ class Terminal:
     def __init__(self, cli: Cli, *words: str) -> None:
         self.master, slave = pty.openpty()
         with open(slave, "r+b", 0) as own:
-            self.process = cli.popen(*words, env={"TERM": "xterm", "NO_COLOR": "1"}, terminal=True, stdin=own, stdout=own, stderr=own)
+            self.process = cli.popen(
+                *words,
+                env={"TERM": "xterm", "NO_COLOR": "1"},
+                terminal=True,
+                stdin=own,
+                stdout=own,
+                stderr=own,
+            )
         self.seen = b""
 
     def until(self, *texts: str) -> str:

@@ -39,7 +39,11 @@ def free_port() -> int:
 
 def new_key(path: Path, kind: str = "ed25519") -> Path:
     """Make a key pair without a passphrase at `path` and `path`.pub."""
-    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", path.name, "-f", path], check=True, timeout=60)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", path.name, "-f", path],
+        check=True,
+        timeout=60,
+    )
     return path
 
 
@@ -67,7 +71,9 @@ def public(key: Path) -> str:
 
 def _children(pid: int) -> list[int]:
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     except (FileNotFoundError, ProcessLookupError):
         return []
 
@@ -125,7 +131,13 @@ class Sshd:
     @property
     def fingerprint(self) -> str:
         """`SHA256:...` of the host key, as ssh-keygen says it."""
-        said = subprocess.run(["ssh-keygen", "-lf", self.host_key], capture_output=True, text=True, check=True, timeout=20)
+        said = subprocess.run(
+            ["ssh-keygen", "-lf", self.host_key],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
         return said.stdout.split()[1]
 
     def start(self) -> Sshd:
@@ -145,22 +157,32 @@ class Sshd:
     def _listen(self, port: int) -> bool:
         path = program()
         assert path, "no sshd"
-        if os.getuid() == 0:  # privilege separation wants it, and only the system's own unit would make it
+        if (
+            os.getuid() == 0
+        ):  # privilege separation wants it, and only the system's own unit would make it
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         config = self.directory / "sshd_config"
         config.write_text("".join(f"{name} {value}\n" for name, value in self._config(port)))
         self._process = subprocess.Popen(
-            [path, "-D", "-e", "-f", config], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [path, "-D", "-e", "-f", config],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         ready = threading.Event()
         listening: list[bool] = []
-        threading.Thread(target=self._read_log, args=(self._process, ready, listening), daemon=True).start()
+        threading.Thread(
+            target=self._read_log, args=(self._process, ready, listening), daemon=True
+        ).start()
         if not ready.wait(_START_S) or not listening:
             self.stop()
             return False
         return True
 
-    def _read_log(self, process: subprocess.Popen[str], ready: threading.Event, listening: list[bool]) -> None:
+    def _read_log(
+        self, process: subprocess.Popen[str], ready: threading.Event, listening: list[bool]
+    ) -> None:
         assert process.stderr is not None
         with process.stderr as lines, contextlib.suppress(ValueError):
             for line in lines:
@@ -196,7 +218,12 @@ class Sshd:
         }
         settings += [(name, value) for name, value in defaults.items() if name.lower() not in given]
         if self.environment and "setenv" not in given:
-            settings.append(("SetEnv", " ".join(f'{name}="{value}"' for name, value in self.environment.items())))
+            settings.append(
+                (
+                    "SetEnv",
+                    " ".join(f'{name}="{value}"' for name, value in self.environment.items()),
+                )
+            )
         return settings
 
     def trust(self, key: str, name: str | None = None) -> None:
@@ -220,7 +247,9 @@ class Sshd:
         lower = {name.lower() for name in options}
         lines = [f"Host {alias}"]
         lines += [f"  {name} {value}" for name, value in options.items()]
-        lines += [f"  {name} {value}" for name, value in settings.items() if name.lower() not in lower]
+        lines += [
+            f"  {name} {value}" for name, value in settings.items() if name.lower() not in lower
+        ]
         with self.ssh_config.open("a") as file:
             file.write("\n".join(lines) + "\n")
         self.ssh_config.chmod(0o600)

@@ -16,7 +16,14 @@ from pathlib import Path
 from corra import agent as host_agent
 from torture import agent_argv
 
-PTRACE_TRACEME, PTRACE_CONT, PTRACE_DETACH, PTRACE_SETOPTIONS, PTRACE_SYSCALL, PTRACE_GETEVENTMSG = 0, 7, 17, 0x4200, 24, 0x4201
+(
+    PTRACE_TRACEME,
+    PTRACE_CONT,
+    PTRACE_DETACH,
+    PTRACE_SETOPTIONS,
+    PTRACE_SYSCALL,
+    PTRACE_GETEVENTMSG,
+) = 0, 7, 17, 0x4200, 24, 0x4201
 FORK, VFORK, CLONE, EXEC = 1, 2, 3, 4
 OPTIONS = 1 | 1 << FORK | 1 << VFORK | 1 << CLONE | 1 << EXEC  # TRACESYSGOOD with the four events
 WALL = 0x40000000
@@ -28,7 +35,11 @@ _libc.ptrace.restype = ctypes.c_long
 
 
 def _ptrace(request: int, pid: int, data: int | ctypes.c_ulong = 0) -> int:
-    pointer = ctypes.cast(ctypes.byref(data), ctypes.c_void_p) if isinstance(data, ctypes.c_ulong) else ctypes.c_void_p(data)
+    pointer = (
+        ctypes.cast(ctypes.byref(data), ctypes.c_void_p)
+        if isinstance(data, ctypes.c_ulong)
+        else ctypes.c_void_p(data)
+    )
     return int(_libc.ptrace(request, pid, None, pointer))
 
 
@@ -39,8 +50,16 @@ class Tracer:
     on; the count begins there, so that every instruction of a guard's life is within reach.
     """
 
-    def __init__(self, argv: list[str], request: bytes, role: str | None, point: int, *, by_hand: bool) -> None:
-        self.argv, self.request, self.role, self.point, self.by_hand = argv, request, role, point, by_hand
+    def __init__(
+        self, argv: list[str], request: bytes, role: str | None, point: int, *, by_hand: bool
+    ) -> None:
+        self.argv, self.request, self.role, self.point, self.by_hand = (
+            argv,
+            request,
+            role,
+            point,
+            by_hand,
+        )
         self.parent: dict[int, int] = {}
         self.roles: dict[int, str] = {}
         self.calls: dict[str, int] = dict.fromkeys(ROLES, 0)
@@ -163,21 +182,37 @@ os.write(1, came)
 os._exit(42)
 """
 EXPECTED = {
-    "stdout": b"".join(b"out%d" % n * 3000 for n in range(3)) + b"".join(b"in%d" % n * 3000 for n in range(3)),
+    "stdout": b"".join(b"out%d" % n * 3000 for n in range(3))
+    + b"".join(b"in%d" % n * 3000 for n in range(3)),
     "stderr": b"".join(b"err%d" % n * 10 for n in range(3)),
 }
 
 
 def one(
-    agent: Path, root: Path, role: str | None, point: int, python: str = sys.executable, by_hand: bool = False
+    agent: Path,
+    root: Path,
+    role: str | None,
+    point: int,
+    python: str = sys.executable,
+    by_hand: bool = False,
 ) -> tuple[dict[str, int], bool, list[str]]:
     """Do one start with `role` killed at `point`; return how many stops each guard made, whether it was killed, and what was violated."""
     prog_id, violations = f"sweep-{role or 'none'}-{point}", []
     executed = root / f"x-{prog_id}"
-    program = {"argv": [python, "-ISE", "-c", PROGRAM, str(executed), str(agent), str(root), prog_id], "cwd": "/", "stdin": {"open": True}}
+    program = {
+        "argv": [python, "-ISE", "-c", PROGRAM, str(executed), str(agent), str(root), prog_id],
+        "cwd": "/",
+        "stdin": {"open": True},
+    }
     request = json.dumps({"prog_id": prog_id, "spool": str(root), "program": program}).encode()
     (root / "gc").touch()  # else the first start's clean-up is a grandchild, too
-    tracer = Tracer([*agent_argv(python, agent, by_hand=by_hand), "start"], request, role, point, by_hand=by_hand)
+    tracer = Tracer(
+        [*agent_argv(python, agent, by_hand=by_hand), "start"],
+        request,
+        role,
+        point,
+        by_hand=by_hand,
+    )
     first = json.loads(tracer.run())
     run = host_agent.Run(str(root), prog_id)
     state = run.state()

@@ -22,7 +22,9 @@ PATIENCE_S = 60.0
 class Terminal:
     """What `start` starts, on a terminal of its own, as the leader of a session. The terminal outlives it, so that what it left behind can be looked at."""
 
-    def __init__(self, start: Callable[..., subprocess.Popen[bytes]], *, rows: int = 24, columns: int = 80) -> None:
+    def __init__(
+        self, start: Callable[..., subprocess.Popen[bytes]], *, rows: int = 24, columns: int = 80
+    ) -> None:
         self.master, self.slave = pty.openpty()
         self.resize(rows, columns, tell=False)
         self.before = self.modes()
@@ -34,7 +36,12 @@ class Terminal:
     def __enter__(self) -> Terminal:  # noqa: PYI034 - Self needs Python 3.11
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(PATIENCE_S)

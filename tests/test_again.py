@@ -35,10 +35,18 @@ def again(run: corra.Run, **how: Any) -> corra.Result:
     return launch.run.wait()
 
 
-def test_words_directory_variables_stdin_limits_and_name_are_those_of_the_first(target: Agent, home: Path) -> None:
+def test_words_directory_variables_stdin_limits_and_name_are_those_of_the_first(
+    target: Agent, home: Path
+) -> None:
     script = 'cat; echo "$PWD" "$ONE" "[$2]"; umask; exit 7'
     words = ["sh", "-c", script, "-", "--x", "two  words\n\udcff"]
-    how: dict[str, Any] = {"cwd": str(home), "env": {"ONE": "ü 1"}, "stdin": b"\0in\xff\n", "umask": 0o027, "name": "nightly"}
+    how: dict[str, Any] = {
+        "cwd": str(home),
+        "env": {"ONE": "ü 1"},
+        "stdin": b"\0in\xff\n",
+        "umask": 0o027,
+        "name": "nightly",
+    }
     first = corra.start(target, words, timeout=60, grace=3, stop_signal="INT", **how)
     before = first.wait()
     after = again(first)
@@ -46,7 +54,13 @@ def test_words_directory_variables_stdin_limits_and_name_are_those_of_the_first(
     assert "ü 1" in after.stdout
     assert after.prog_id != before.prog_id
     old, new = first.state(), corra.attach(after.prog_id).state()
-    assert (new.name, new.argv, new.timeout, new.grace, new.stop_signal) == ("nightly", old.argv, 60, 3, old.stop_signal)
+    assert (new.name, new.argv, new.timeout, new.grace, new.stop_signal) == (
+        "nightly",
+        old.argv,
+        60,
+        3,
+        old.stop_signal,
+    )
 
 
 def test_what_still_runs_is_not_started_again(home: Path) -> None:
@@ -96,10 +110,26 @@ def test_what_a_newer_corra_has_asked_for_is_not_left_out_in_silence() -> None:
 
 def test_a_record_means_the_request_it_was_written_from() -> None:
     program = Program(
-        ("a", "\udcff"), "/x", {"A": "1", "B": None}, ("PATH",), {"bytes": 3, "sha256": "x"}, 0o77, merge=True, limits={"core": 0}
+        ("a", "\udcff"),
+        "/x",
+        {"A": "1", "B": None},
+        ("PATH",),
+        {"bytes": 3, "sha256": "x"},
+        0o77,
+        merge=True,
+        limits={"core": 0},
     )
     asked = Request(
-        "one", program, name="n", timeout_s=1.5, grace_s=2, stop_signal="HUP", keep_s=3, keep_output=1 << 20, wait_children=True, force=True
+        "one",
+        program,
+        name="n",
+        timeout_s=1.5,
+        grace_s=2,
+        stop_signal="HUP",
+        keep_s=3,
+        keep_output=1 << 20,
+        wait_children=True,
+        force=True,
     )
     record = json.loads(json.dumps(asked.to_json()))
     assert Request.from_record(record, "one", origin={}) == asked
@@ -121,9 +151,22 @@ def test_the_verb_shows_it_as_run_does_and_takes_nothing_for_granted(cli: Cli) -
 def test_whoever_reported_to_a_collector_is_told_that_the_new_run_does_not(cli: Cli) -> None:
     run = cli.home / "program.json"
     callback = {"url": "http://127.0.0.1:9/", "token": "t0ken"}
-    run.write_text(json.dumps({"prog_id": "reported", "program": {"argv": ["true"]}, "callback": callback, "config": {"timeout": 1}}))
-    control_ = corra.start("local", ["true"], id="reported", callback=callback, callback_config={"timeout": 1})
+    run.write_text(
+        json.dumps(
+            {
+                "prog_id": "reported",
+                "program": {"argv": ["true"]},
+                "callback": callback,
+                "config": {"timeout": 1},
+            }
+        )
+    )
+    control_ = corra.start(
+        "local", ["true"], id="reported", callback=callback, callback_config={"timeout": 1}
+    )
     control_.wait()
     done = cli("again", *LOCAL, "reported")
     assert done.returncode == 0
-    assert b"reported to http://127.0.0.1:9/, the new run won't: add --collector NAME" in done.stderr
+    assert (
+        b"reported to http://127.0.0.1:9/, the new run won't: add --collector NAME" in done.stderr
+    )

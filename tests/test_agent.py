@@ -20,7 +20,21 @@ from typing import Any
 import pytest
 
 import machine
-from agent_door import SOURCE, Door, Gate, Refused, alive, children, eventually, fresh, gone, guards, kill, lines_of, reap
+from agent_door import (
+    SOURCE,
+    Door,
+    Gate,
+    Refused,
+    alive,
+    children,
+    eventually,
+    fresh,
+    gone,
+    guards,
+    kill,
+    lines_of,
+    reap,
+)
 from corra import agent
 
 SEED_KEYS = {
@@ -48,7 +62,13 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 
 def by_hand(door: Door, request: object, python: str = sys.executable) -> tuple[int, bytes, bytes]:
     done = subprocess.run(
-        [python, str(SOURCE)], input=json.dumps(request).encode(), env=door.env, capture_output=True, check=False, timeout=30, cwd="/"
+        [python, str(SOURCE)],
+        input=json.dumps(request).encode(),
+        env=door.env,
+        capture_output=True,
+        check=False,
+        timeout=30,
+        cwd="/",
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -56,9 +76,23 @@ def by_hand(door: Door, request: object, python: str = sys.executable) -> tuple[
 @pytest.mark.parametrize("python", machine.pythons(), ids=machine.name)
 def test_by_hand_the_seeds_program_starts_and_its_agents_pid_takes_sigterm_for_it(door, python):
     request = {
-        "program": {"argv": ["sh", "-c", COUNTS_TERM], "cwd": str(door.home), "env": {"VAR1": "value1"}, "stdin": None},
-        "callback": {"url": "https://agenthost:8050/api/v1/agent/PROG-ID", "method": "GET", "token": "very-secret-token"},
-        "config": {"retry_frequency": 10, "timeout": 86400, "output_buffer": 65536, "output_latency": 1},
+        "program": {
+            "argv": ["sh", "-c", COUNTS_TERM],
+            "cwd": str(door.home),
+            "env": {"VAR1": "value1"},
+            "stdin": None,
+        },
+        "callback": {
+            "url": "https://agenthost:8050/api/v1/agent/PROG-ID",
+            "method": "GET",
+            "token": "very-secret-token",
+        },
+        "config": {
+            "retry_frequency": 10,
+            "timeout": 86400,
+            "output_buffer": 65536,
+            "output_latency": 1,
+        },
     }
     code, out, err = by_hand(door, request, python)
     assert (code, err) == (0, b"")
@@ -70,19 +104,30 @@ def test_by_hand_the_seeds_program_starts_and_its_agents_pid_takes_sigterm_for_i
         follow.until_output(b"ready\n")
         kill(state["agent_pid"], number=signal.SIGTERM)
         follow.until_output(b"term\n")
-        assert door.call("signal", {"prog_id": state["prog_id"], "signal": "USR1", "by": "a@test"})["how"] == "keeper"
+        assert (
+            door.call("signal", {"prog_id": state["prog_id"], "signal": "USR1", "by": "a@test"})[
+                "how"
+            ]
+            == "keeper"
+        )
         follow.drain()
     final = follow.states[-1]
     assert follow.stdout() == b"ready\nterm\n"
     assert (final["state"], final["reason"], final["return_code"]) == ("exited", "exited", 3)
     assert [each["signal"] for each in final["signals_sent"]] == ["SIGTERM", "SIGUSR1"]
     for path in door.directory(state["prog_id"]).glob("*"):
-        assert path.name == "token" or not path.is_file() or b"very-secret-token" not in path.read_bytes()
+        assert (
+            path.name == "token"
+            or not path.is_file()
+            or b"very-secret-token" not in path.read_bytes()
+        )
     assert (door.directory(state["prog_id"]) / "token").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("python", machine.pythons(), ids=machine.name)
-def test_every_python_starts_follows_stops_refuses_and_survives_a_keepers_death(tmp_path, gate, python):
+def test_every_python_starts_follows_stops_refuses_and_survives_a_keepers_death(
+    tmp_path, gate, python
+):
     for door in fresh(tmp_path, python=python, env={"LANG": "C"}):
         words = ["", "--x", "$HOME 'a\"", "two\nlines", "é", os.fsdecode(b"\xff\x80"), "☃"]
         state = door.start(["printf", "%s\\0", *words], env={"LC_ALL": "C"})
@@ -91,7 +136,11 @@ def test_every_python_starts_follows_stops_refuses_and_survives_a_keepers_death(
         assert follow.stdout() == b"".join(os.fsencode(word) + b"\0" for word in words)
 
         failed = door.start(["/nowhere/at/all"])
-        assert (failed["state"], failed["exception"]["errno"], failed["exception"]["stage"]) == ("not_started", errno.ENOENT, "exec")
+        assert (failed["state"], failed["exception"]["errno"], failed["exception"]["stage"]) == (
+            "not_started",
+            errno.ENOENT,
+            "exec",
+        )
 
         state = door.start(["sh", "-c", IGNORES_TERM])
         with door.follow(state["prog_id"]) as follow:
@@ -105,12 +154,25 @@ def test_every_python_starts_follows_stops_refuses_and_survives_a_keepers_death(
         gate.open()
         final = door.wait(state["prog_id"])
         assert (final["state"], final["return_code"]) == ("exited", 5)
-        assert door.file(state["prog_id"]) == b"".join(b"%d\n" % number for number in range(1, 20001))
+        assert door.file(state["prog_id"]) == b"".join(
+            b"%d\n" % number for number in range(1, 20001)
+        )
 
 
 @pytest.mark.parametrize(
     "stdin",
-    [b"", b"hello\n", b"12\n{}", b"-1\n", b"2\n[]", b"{", b"9" * 40, b"3\n{\xff}", b"7\n" + b"[" * 7, b"[1]"],
+    [
+        b"",
+        b"hello\n",
+        b"12\n{}",
+        b"-1\n",
+        b"2\n[]",
+        b"{",
+        b"9" * 40,
+        b"3\n{\xff}",
+        b"7\n" + b"[" * 7,
+        b"[1]",
+    ],
 )
 def test_a_request_that_cant_be_read_exits_with_2_and_says_so(door, stdin):
     code, out, err = door.raw("start", stdin)
@@ -120,7 +182,9 @@ def test_a_request_that_cant_be_read_exits_with_2_and_says_so(door, stdin):
 
 def test_unknown_keys_are_refused_by_name_and_every_complaint_is_listed(door):
     with pytest.raises(Refused) as refused:
-        door.call("start", {"progam": {}, "program": {"argv": "ls", "shell": True}, "run": {"timout": 3}})
+        door.call(
+            "start", {"progam": {}, "program": {"argv": "ls", "shell": True}, "run": {"timout": 3}}
+        )
     assert refused.value.reply["complaints"] == [
         "unknown key: progam",
         "program.argv must be list or tuple",
@@ -152,14 +216,19 @@ def test_unknown_keys_are_refused_by_name_and_every_complaint_is_listed(door):
         ({"program": {"argv": ["a"]}, "prog_id": "../x"}, ["prog_id"]),
         ({"program": {"argv": ["a"]}, "secrets": {"env": {"": "x"}}}, ["secrets.env"]),
         ({}, ["no program"]),
-        ({"program": {"argv": ["", "b\0"], "cwd": "\0"}, "run": {"timeout": -1}}, ["cwd", "timeout"]),
+        (
+            {"program": {"argv": ["", "b\0"], "cwd": "\0"}, "run": {"timeout": -1}},
+            ["cwd", "timeout"],
+        ),
     ],
 )
 def test_what_the_kernel_would_not_take_is_refused_before_anything_is_made(door, request_, words):
     with pytest.raises(Refused) as refused:
         door.call("start", request_)
     assert refused.value.kind == "bad_request"
-    assert all(any(word in complaint for complaint in refused.value.reply["complaints"]) for word in words)
+    assert all(
+        any(word in complaint for complaint in refused.value.reply["complaints"]) for word in words
+    )
     assert not door.spool.exists()
 
 
@@ -175,7 +244,11 @@ def test_null_is_as_good_as_left_out(door):
 
 
 def test_a_verb_that_isnt_and_a_run_that_isnt_are_refused(door):
-    for verb, request, kind in [("dance", {}, "bad_request"), ("status", {"prog_id": "nobody"}, "not_found"), ("follow", {}, "not_found")]:
+    for verb, request, kind in [
+        ("dance", {}, "bad_request"),
+        ("status", {"prog_id": "nobody"}, "not_found"),
+        ("follow", {}, "not_found"),
+    ]:
         with pytest.raises(Refused) as refused:
             door.call(verb, request)
         assert refused.value.kind == kind
@@ -187,7 +260,11 @@ def test_a_verb_that_isnt_and_a_run_that_isnt_are_refused(door):
 @machine.DEAR
 def test_twenty_starts_of_one_id_at_once_execute_it_once(door):
     mark = door.base / "mark"
-    request = door.encode(door.program(["sh", "-c", 'echo "$$" >> "$0"; read a', str(mark)], prog_id="once", stdin=None))
+    request = door.encode(
+        door.program(
+            ["sh", "-c", 'echo "$$" >> "$0"; read a', str(mark)], prog_id="once", stdin=None
+        )
+    )
     starters = [door.popen("start") for _ in range(20)]
     for each in starters:
         each.stdin.write(request)
@@ -196,7 +273,9 @@ def test_twenty_starts_of_one_id_at_once_execute_it_once(door):
     states = [json.loads(each.communicate(timeout=60)[0]) for each in starters]
     final = door.wait("once")
     assert lines_of(mark) == [str(final["pid"])]
-    assert {(each["pid"], each["pid_start"]) for each in states} == {(final["pid"], final["pid_start"])}
+    assert {(each["pid"], each["pid_start"]) for each in states} == {
+        (final["pid"], final["pid_start"])
+    }
 
 
 def test_the_same_id_with_another_program_is_a_conflict_and_starts_nothing(door):
@@ -215,7 +294,9 @@ def test_a_starter_killed_at_any_moment_and_repeated_executes_once(door):
     chance = random.Random(seed)
     for number in range(15):
         name, mark = f"run{number}", door.base / f"mark{number}"
-        request = door.program(["sh", "-c", 'echo x >> "$0"; echo out; exit 4', str(mark)], prog_id=name)
+        request = door.program(
+            ["sh", "-c", 'echo x >> "$0"; echo out; exit 4', str(mark)], prog_id=name
+        )
         starter = door.popen("start")
         starter.stdin.write(door.encode(request))
         select.select([starter.stdout], [], [], chance.uniform(0.02, 0.15))
@@ -223,9 +304,15 @@ def test_a_starter_killed_at_any_moment_and_repeated_executes_once(door):
         starter.communicate()
         assert door.call("start", request)["state"] in {"running", "exited"}
         final = door.wait(name)
-        assert (final["state"], final["return_code"], lines_of(mark), door.file(name)) == ("exited", 4, ["x"], b"out\n"), (seed, number)
+        assert (final["state"], final["return_code"], lines_of(mark), door.file(name)) == (
+            "exited",
+            4,
+            ["x"],
+            b"out\n",
+        ), (seed, number)
     assert sorted(os.listdir(door.spool / "runs")) == sorted(
-        [f"run{number}" for number in range(15)] + [name for name in os.listdir(door.spool / "runs") if name.startswith(".new-")]
+        [f"run{number}" for number in range(15)]
+        + [name for name in os.listdir(door.spool / "runs") if name.startswith(".new-")]
     )
 
 
@@ -233,7 +320,11 @@ def test_a_start_repeated_after_a_failed_exec_tells_the_same_and_tries_no_more(d
     first = door.start(["./late"], prog_id="late", cwd=str(door.base))
     shutil.copy("/bin/true", door.base / "late")
     again = door.start(["./late"], prog_id="late", cwd=str(door.base))
-    assert (first["state"], again["state"], again["exception"]) == ("not_started", "not_started", first["exception"])
+    assert (first["state"], again["state"], again["exception"]) == (
+        "not_started",
+        "not_started",
+        first["exception"],
+    )
 
 
 # ---------------------------------------------------------------- what the program is given
@@ -248,24 +339,52 @@ def environment_of(door: Door, request: dict[str, object]) -> dict[bytes, bytes]
 
 @machine.EVERYWHERE
 def test_the_environment_is_inherited_set_removed_and_stripped_as_asked(tmp_path, python):
-    given = {"KEEP": "k", "DROP": "d", "CORRA_HOST": "x", "LANG": None, "BYTES": os.fsdecode(b"\xff\n=")}
+    given = {
+        "KEEP": "k",
+        "DROP": "d",
+        "CORRA_HOST": "x",
+        "LANG": None,
+        "BYTES": os.fsdecode(b"\xff\n="),
+    }
     for door in fresh(tmp_path, python=python, env=given):
-        base = {key.encode(): os.fsencode(value) for key, value in door.env.items() if not key.startswith("CORRA_")}
+        base = {
+            key.encode(): os.fsencode(value)
+            for key, value in door.env.items()
+            if not key.startswith("CORRA_")
+        }
         added = {"NEW": "two\nlines", "ODD": os.fsdecode(b"\xfe="), "DROP": None, "EMPTY": ""}
         program = door.program(["env", "-0"], prog_id="all", env=added)
-        expected = {**base, b"NEW": b"two\nlines", b"ODD": b"\xfe=", b"EMPTY": b"", b"CORRA_PROG_ID": b"all"}
+        expected = {
+            **base,
+            b"NEW": b"two\nlines",
+            b"ODD": b"\xfe=",
+            b"EMPTY": b"",
+            b"CORRA_PROG_ID": b"all",
+        }
         del expected[b"DROP"]
         assert environment_of(door, program) == expected
-        nothing = door.program(["/usr/bin/env", "-0"], prog_id="none", env={"A": "1"}, env_inherit=False)
+        nothing = door.program(
+            ["/usr/bin/env", "-0"], prog_id="none", env={"A": "1"}, env_inherit=False
+        )
         assert environment_of(door, nothing) == {b"A": b"1", b"CORRA_PROG_ID": b"none"}
-        some = door.program(["env", "-0"], prog_id="some", env_inherit=["KEEP", "PATH", "CORRA_HOST", "ABSENT"])
-        assert environment_of(door, some) == {b"KEEP": b"k", b"PATH": base[b"PATH"], b"CORRA_PROG_ID": b"some"}
+        some = door.program(
+            ["env", "-0"], prog_id="some", env_inherit=["KEEP", "PATH", "CORRA_HOST", "ABSENT"]
+        )
+        assert environment_of(door, some) == {
+            b"KEEP": b"k",
+            b"PATH": base[b"PATH"],
+            b"CORRA_PROG_ID": b"some",
+        }
 
 
 @machine.EVERYWHERE
 def test_secrets_are_in_the_programs_environment_and_nowhere_else(door):
-    request = door.program(["sh", "-c", 'test "${#S}" = 11 && echo yes; exec sleep 1000'], prog_id="s")
-    state = door.call("start", {**request, "secrets": {"env": {"S": "very-secret"}, "token": "very-secret"}})
+    request = door.program(
+        ["sh", "-c", 'test "${#S}" = 11 && echo yes; exec sleep 1000'], prog_id="s"
+    )
+    state = door.call(
+        "start", {**request, "secrets": {"env": {"S": "very-secret"}, "token": "very-secret"}}
+    )
     with door.follow("s") as follow:
         follow.until_output(b"yes\n")
     for path in door.spool.rglob("*"):
@@ -276,11 +395,15 @@ def test_secrets_are_in_the_programs_environment_and_nowhere_else(door):
             assert b"very-secret" not in Path(f"/proc/{pid}/{name}").read_bytes()
     assert b"S=very-secret" in Path(f"/proc/{state['pid']}/environ").read_bytes()
     # Another secret is no conflict: it isn't known any more.
-    assert door.call("start", {**request, "secrets": {"env": {"S": "other"}}})["pid"] == state["pid"]
+    assert (
+        door.call("start", {**request, "secrets": {"env": {"S": "other"}}})["pid"] == state["pid"]
+    )
 
 
 @machine.EVERYWHERE
-def test_the_program_has_a_session_of_its_own_default_signals_no_mask_and_three_descriptors(tmp_path, python):
+def test_the_program_has_a_session_of_its_own_default_signals_no_mask_and_three_descriptors(
+    tmp_path, python
+):
     ignoring = ["sh", "-c", 'trap "" HUP INT QUIT PIPE USR1 TERM CHLD; exec 7< /; exec "$@"', "sh"]
     blocking = [
         sys.executable,
@@ -290,13 +413,22 @@ def test_the_program_has_a_session_of_its_own_default_signals_no_mask_and_three_
     for door in fresh(tmp_path, python=python, prefix=ignoring + blocking):
         state = door.start(["cat", "/proc/self/status"], umask=0o027)
         door.wait(state["prog_id"])
-        facts = dict(line.split(":\t", 1) for line in door.file(state["prog_id"]).decode().splitlines() if ":\t" in line)
+        facts = dict(
+            line.split(":\t", 1)
+            for line in door.file(state["prog_id"]).decode().splitlines()
+            if ":\t" in line
+        )
         assert [facts[key] for key in ("SigBlk", "SigIgn", "SigCgt")] == ["0" * 16] * 3
         assert facts["Umask"] == "0027"
         assert facts["NSsid"] == facts["NSpgid"] == facts["Pid"] == str(state["pid"])
         state = door.start(["ls", "/proc/self/fd"])
         door.wait(state["prog_id"])
-        assert door.file(state["prog_id"]).split() == [b"0", b"1", b"2", b"3"]  # 3 is the directory that ls reads
+        assert door.file(state["prog_id"]).split() == [
+            b"0",
+            b"1",
+            b"2",
+            b"3",
+        ]  # 3 is the directory that ls reads
 
 
 def test_stdin_is_nothing_a_text_or_the_bytes_that_were_sent(door):
@@ -319,10 +451,14 @@ def test_stdin_that_ends_too_early_starts_nothing(door):
     assert os.listdir(door.spool / "runs") == []
 
 
-def test_stdin_that_isnt_what_was_announced_starts_nothing_and_other_bytes_of_the_same_id_are_a_conflict(door):
+def test_stdin_that_isnt_what_was_announced_starts_nothing_and_other_bytes_of_the_same_id_are_a_conflict(
+    door,
+):
     def request(announced: bytes) -> dict[str, Any]:
         source = {"bytes": 5, "sha256": hashlib.sha256(announced).hexdigest()}
-        made: dict[str, Any] = door.program(["touch", str(door.base / "mark")], prog_id="same", stdin=source)
+        made: dict[str, Any] = door.program(
+            ["touch", str(door.base / "mark")], prog_id="same", stdin=source
+        )
         return made
 
     code, out, _ = door.raw("start", door.encode(request(b"12345"), b"54321"))
@@ -340,12 +476,16 @@ def test_merged_output_is_one_stream_in_the_order_it_was_written(door):
     state = door.start(["sh", "-c", lines], merge=True)
     with door.follow(state["prog_id"]) as follow:
         follow.drain()
-    assert follow.out == {"output": b"".join(b"out %d\nerr %d\n" % (number, number) for number in range(1, 501))}
+    assert follow.out == {
+        "output": b"".join(b"out %d\nerr %d\n" % (number, number) for number in range(1, 501))
+    }
 
 
 @machine.EVERYWHERE
 def test_reopening_stderr_by_name_wipes_nothing(door):
-    state = door.start(["sh", "-c", "echo a >&2; echo b > /dev/stderr; echo c > /dev/stderr; echo d >&2"])
+    state = door.start(
+        ["sh", "-c", "echo a >&2; echo b > /dev/stderr; echo c > /dev/stderr; echo d >&2"]
+    )
     door.wait(state["prog_id"])
     assert door.file(state["prog_id"], "stderr") == b"a\nb\nc\nd\n"
 
@@ -365,17 +505,57 @@ def failures(at: Path) -> dict[str, tuple[dict[str, object], int, str, str]]:
     return {
         "not in PATH": ({"argv": ["no-such-program"]}, errno.ENOENT, "exec", "No such file"),
         "not there": ({"argv": [str(at / "absent")]}, errno.ENOENT, "exec", "No such file"),
-        "not executable": ({"argv": [script("plain", "echo", 0o644)]}, errno.EACCES, "exec", "Permission denied"),
+        "not executable": (
+            {"argv": [script("plain", "echo", 0o644)]},
+            errno.EACCES,
+            "exec",
+            "Permission denied",
+        ),
         "a directory": ({"argv": [str(at)]}, errno.EACCES, "exec", "is a directory"),
-        "no #!": ({"argv": [script("bare", "echo hello\n")]}, errno.ENOEXEC, "exec", "run it as  sh FILE"),
-        "no interpreter": ({"argv": [script("odd", "#!/no/such/thing\n")]}, errno.ENOENT, "exec", "/no/such/thing"),
-        "CR LF": ({"argv": [script("crlf", "#!/bin/sh\r\necho\r\n")]}, errno.ENOENT, "exec", "CR LF"),
-        "too much in all": ({"argv": ["echo", *(["x" * 100_000] * 70)]}, errno.E2BIG, "exec", "all words and the environment 70"),
+        "no #!": (
+            {"argv": [script("bare", "echo hello\n")]},
+            errno.ENOEXEC,
+            "exec",
+            "run it as  sh FILE",
+        ),
+        "no interpreter": (
+            {"argv": [script("odd", "#!/no/such/thing\n")]},
+            errno.ENOENT,
+            "exec",
+            "/no/such/thing",
+        ),
+        "CR LF": (
+            {"argv": [script("crlf", "#!/bin/sh\r\necho\r\n")]},
+            errno.ENOENT,
+            "exec",
+            "CR LF",
+        ),
+        "too much in all": (
+            {"argv": ["echo", *(["x" * 100_000] * 70)]},
+            errno.E2BIG,
+            "exec",
+            "all words and the environment 70",
+        ),
         "too long a word": ({"argv": ["echo", "x" * 131072]}, errno.E2BIG, "exec", "131071"),
         "a loop of links": ({"argv": [str(at / "loop")]}, errno.ELOOP, "exec", "symbolic links"),
-        "cwd missing": ({"argv": ["true"], "cwd": str(at / "no")}, errno.ENOENT, "cwd", str(at / "no")),
-        "cwd no directory": ({"argv": ["true"], "cwd": str(at / "plain")}, errno.ENOTDIR, "cwd", str(at / "plain")),
-        "cwd relative": ({"argv": ["true"], "cwd": "below/home"}, errno.ENOENT, "cwd", "home/below/home"),
+        "cwd missing": (
+            {"argv": ["true"], "cwd": str(at / "no")},
+            errno.ENOENT,
+            "cwd",
+            str(at / "no"),
+        ),
+        "cwd no directory": (
+            {"argv": ["true"], "cwd": str(at / "plain")},
+            errno.ENOTDIR,
+            "cwd",
+            str(at / "plain"),
+        ),
+        "cwd relative": (
+            {"argv": ["true"], "cwd": "below/home"},
+            errno.ENOENT,
+            "cwd",
+            "home/below/home",
+        ),
     }
 
 
@@ -390,9 +570,16 @@ FAILURES = (
 def test_a_program_that_cant_be_started_says_why_before_start_answers(door, name):
     program, number, stage, word = failures(door.base)[name]
     state = door.call("start", {"program": program})
-    assert (state["state"], state["reason"]) == ("not_started", "exec" if stage == "exec" else "setup")
+    assert (state["state"], state["reason"]) == (
+        "not_started",
+        "exec" if stage == "exec" else "setup",
+    )
     exception = state["exception"]
-    assert (exception["errno"], exception["stage"], exception["type"]) == (number, stage, errno.errorcode[number])
+    assert (exception["errno"], exception["stage"], exception["type"]) == (
+        number,
+        stage,
+        errno.errorcode[number],
+    )
     assert word in exception["message"]
     assert exception["path"] == (door.env["PATH"] if name == "not in PATH" else None)
     with door.follow(state["prog_id"]) as follow:
@@ -415,7 +602,9 @@ def test_a_file_that_is_being_written_is_not_executed(door):
 
 
 @machine.EVERYWHERE
-def test_a_program_with_as_many_words_as_the_kernel_takes_is_started_and_its_state_can_be_read(door):
+def test_a_program_with_as_many_words_as_the_kernel_takes_is_started_and_its_state_can_be_read(
+    door,
+):
     state = door.start(["printf", "%.0s", *(["é" * 30_000] * 15)])
     with door.follow(state["prog_id"]) as follow:
         follow.drain()
@@ -452,9 +641,19 @@ def test_a_lookup_goes_on_past_what_may_not_be_run(door):
 def test_term_then_kill_after_the_grace_and_the_record_says_what_when_and_by_whom(door):
     state = door.ready(IGNORES_TERM)
     over = door.stop(state["prog_id"], 0.1)
-    assert over["ended"] and over["survivors"] == [] and over["first"]["how"] == "keeper" and over["first"]["processes"] == 2
+    assert (
+        over["ended"]
+        and over["survivors"] == []
+        and over["first"]["how"] == "keeper"
+        and over["first"]["processes"] == 2
+    )
     final = over["state"]
-    assert (final["state"], final["reason"], final["signal"], final["return_code"]) == ("exited", "killed", "SIGKILL", None)
+    assert (final["state"], final["reason"], final["signal"], final["return_code"]) == (
+        "exited",
+        "killed",
+        "SIGKILL",
+        None,
+    )
     assert [(each["signal"], each["to"], each["by"]) for each in final["signals_sent"]] == [
         ("SIGTERM", "group", "a@test"),
         ("SIGKILL", "tree", "corra, after the grace"),
@@ -524,12 +723,17 @@ def test_a_program_that_is_stopped_gets_its_term(door):
 
 @machine.EVERYWHERE
 def test_the_programs_orphans_are_reaped_by_its_keeper_and_by_the_next_one(door, gate):
-    state = door.ready('for i in $(seq 1 50); do (read a < "$0" &) ; done; echo ready; exec sleep 1000', gate.path)
+    state = door.ready(
+        'for i in $(seq 1 50); do (read a < "$0" &) ; done; echo ready; exec sleep 1000', gate.path
+    )
     first, second, third = guards(state)
 
     def zombies() -> int:
         found = [agent.process(int(entry)) for entry in os.listdir("/proc") if entry.isdigit()]
-        return sum(each is not None and each[0] == "Z" and each[1] in {first, second, third} for each in found)
+        return sum(
+            each is not None and each[0] == "Z" and each[1] in {first, second, third}
+            for each in found
+        )
 
     gate.open(25)
     eventually(lambda: len(agent.tree([third])) == 26)
@@ -544,7 +748,12 @@ def test_the_programs_orphans_are_reaped_by_its_keeper_and_by_the_next_one(door,
 def test_signal_reaches_the_program_and_escalates_nothing(door):
     state = door.ready(COUNTS_TERM)
     with door.follow(state["prog_id"]) as follow:
-        assert door.call("signal", {"prog_id": state["prog_id"], "signal": "SIGTERM", "by": "x y"})["how"] == "keeper"
+        assert (
+            door.call("signal", {"prog_id": state["prog_id"], "signal": "SIGTERM", "by": "x y"})[
+                "how"
+            ]
+            == "keeper"
+        )
         follow.until_output(b"term")
     now = door.status(state["prog_id"])
     assert now["state"] == "running" and now["signals_sent"][0]["by"] == "x_y"
@@ -582,7 +791,11 @@ def test_a_kill_raced_with_the_exit_hits_nobody_else(door):
             state = door.start(["sh", "-c", "read a < /dev/null; exit 0"], prog_id=f"r{number}")
             over = door.stop(state["prog_id"], 0)
             final = door.wait(state["prog_id"])
-            assert over["ended"] and final["state"] == "exited" and final["signal"] in {None, "SIGKILL"}
+            assert (
+                over["ended"]
+                and final["state"] == "exited"
+                and final["signal"] in {None, "SIGKILL"}
+            )
             assert (final["signal"] == "SIGKILL") <= (final["reason"] == "killed")
             assert bystander.poll() is None
     finally:
@@ -592,17 +805,26 @@ def test_a_kill_raced_with_the_exit_hits_nobody_else(door):
 
 @machine.EVERYWHERE
 def test_a_timeout_is_kept_on_the_host_without_any_client(door):
-    state = door.start(["sh", "-c", 'trap "exit 0" TERM; echo ready; sleep 1000 & wait'], run={"timeout": 0.3, "grace": 5})
+    state = door.start(
+        ["sh", "-c", 'trap "exit 0" TERM; echo ready; sleep 1000 & wait'],
+        run={"timeout": 0.3, "grace": 5},
+    )
     eventually(lambda: door.record(state["prog_id"]).outcome, "its end")
     final = door.wait(state["prog_id"])
-    assert (final["reason"], final["return_code"], final["signals_sent"][0]["by"]) == ("timeout", 0, "its own timeout")
+    assert (final["reason"], final["return_code"], final["signals_sent"][0]["by"]) == (
+        "timeout",
+        0,
+        "its own timeout",
+    )
     assert 0.3 <= final["elapsed"] < 3
 
 
 @machine.EVERYWHERE
 def test_a_timeout_uses_the_stop_signal_and_kills_after_the_grace(door):
     script = 'trap "echo int" INT; trap "" TERM; sleep 1000 & while kill -0 $!; do wait $!; done'
-    state = door.start(["sh", "-c", script], run={"timeout": 0.3, "grace": 0.2, "stop_signal": "INT"})
+    state = door.start(
+        ["sh", "-c", script], run={"timeout": 0.3, "grace": 0.2, "stop_signal": "INT"}
+    )
     final = door.wait(state["prog_id"])
     assert (final["reason"], final["signal"]) == ("timeout", "SIGKILL")
     assert door.file(state["prog_id"]) == b"int\n"
@@ -621,15 +843,25 @@ def test_a_stop_without_a_signal_of_its_own_uses_the_runs_and_says_which(door):
 
 
 @machine.EVERYWHERE
-def test_a_run_ends_with_its_program_and_what_outlives_it_is_a_straggler_whose_output_is_late(door, gate):
+def test_a_run_ends_with_its_program_and_what_outlives_it_is_a_straggler_whose_output_is_late(
+    door, gate
+):
     state = door.start(["sh", "-c", 'echo first; (read a < "$0"; echo late) & exit 0', gate.path])
     final = door.wait(state["prog_id"])
-    assert final["return_code"] == 0 and final["streams"]["stdout"] == {"length": 6, "dropped": 0, "late": 0}
+    assert final["return_code"] == 0 and final["streams"]["stdout"] == {
+        "length": 6,
+        "dropped": 0,
+        "late": 0,
+    }
     stragglers = door.status(state["prog_id"])["stragglers"]
     assert [each["name"] for each in stragglers] == ["sh"]
     gate.open()
     gone(state["agent_pid"])
-    assert door.status(state["prog_id"])["streams"]["stdout"] == {"length": 6, "dropped": 0, "late": 5}
+    assert door.status(state["prog_id"])["streams"]["stdout"] == {
+        "length": 6,
+        "dropped": 0,
+        "late": 5,
+    }
     with door.follow(state["prog_id"]) as follow:
         follow.drain()
     with door.follow(state["prog_id"], late=True) as late:
@@ -645,12 +877,17 @@ def test_wait_children_ends_with_the_last_descendant_and_the_programs_status(doo
     assert door.status(state["prog_id"])["state"] == "running"
     gate.open()
     final = door.wait(state["prog_id"])
-    assert (final["return_code"], final["streams"]["stdout"]) == (4, {"length": 5, "dropped": 0, "late": 0})
+    assert (final["return_code"], final["streams"]["stdout"]) == (
+        4,
+        {"length": 5, "dropped": 0, "late": 0},
+    )
 
 
 @machine.EVERYWHERE
 def test_the_timeout_holds_for_children_that_are_waited_for(door):
-    state = door.start(["sh", "-c", "sleep 1000 & exit 4"], run={"wait_children": True, "timeout": 0.3, "grace": 5})
+    state = door.start(
+        ["sh", "-c", "sleep 1000 & exit 4"], run={"wait_children": True, "timeout": 0.3, "grace": 5}
+    )
     final = door.wait(state["prog_id"])
     assert (final["state"], final["reason"], final["return_code"]) == ("exited", "timeout", 4)
 
@@ -662,7 +899,11 @@ def test_a_second_gentler_stop_doesnt_take_back_the_first(door):
         second = door.stop(state["prog_id"], 1000, by="second")
         first.drain()
     assert second["ended"] and first.states[-1]["ended"]
-    assert [each["by"] for each in second["state"]["signals_sent"]] == ["first", "second", "corra, after the grace"]
+    assert [each["by"] for each in second["state"]["signals_sent"]] == [
+        "first",
+        "second",
+        "corra, after the grace",
+    ]
 
 
 def cpu_ticks(pid: int) -> int:
@@ -690,7 +931,14 @@ def test_guards_leave_a_daemonised_child_that_has_closed_its_outputs(door):
     state = door.start(["setsid", "-f", "sh", "-c", "exec sleep 1000 >&- 2>&-"])
     assert door.wait(state["prog_id"])["return_code"] == 0
     gone(*guards(state))
-    assert len(eventually(lambda: [pid for pid in children() if (agent.process(pid) or "????")[3] == "sleep"])) == 1
+    assert (
+        len(
+            eventually(
+                lambda: [pid for pid in children() if (agent.process(pid) or "????")[3] == "sleep"]
+            )
+        )
+        == 1
+    )
 
 
 # ---------------------------------------------------------------- follow
@@ -729,11 +977,22 @@ def test_a_tail_counts_lines_over_both_streams_in_the_order_they_came(door, gate
     script = 'echo o1; echo o2; read a < "$0"; echo e1 >&2; read a < "$0"; echo o3; read a < "$0"; echo e2 >&2; read a < "$0"; printf o4'
     state = door.start(["sh", "-c", script, gate.path])
     with door.follow(state["prog_id"]) as follow:
-        for stream, part in (("stdout", b"o2"), ("stderr", b"e1"), ("stdout", b"o3"), ("stderr", b"e2")):
+        for stream, part in (
+            ("stdout", b"o2"),
+            ("stderr", b"e1"),
+            ("stdout", b"o3"),
+            ("stderr", b"e2"),
+        ):
             follow.until_output(part, stream)
             gate.open()
         follow.drain()
-    expected = {0: (b"", b""), 1: (b"o4", b""), 2: (b"o4", b"e2\n"), 3: (b"o3\no4", b"e2\n"), 4: (b"o3\no4", b"e1\ne2\n")}
+    expected = {
+        0: (b"", b""),
+        1: (b"o4", b""),
+        2: (b"o4", b"e2\n"),
+        3: (b"o3\no4", b"e2\n"),
+        4: (b"o3\no4", b"e1\ne2\n"),
+    }
     whole = (b"o1\no2\no3\no4", b"e1\ne2\n")
     for lines, parts in {**expected, 5: (b"o2\no3\no4", b"e1\ne2\n"), 6: whole, 100: whole}.items():
         with door.follow(state["prog_id"], tail=lines, live=False) as follow:
@@ -741,11 +1000,16 @@ def test_a_tail_counts_lines_over_both_streams_in_the_order_they_came(door, gate
             begins = follow.reply["cursor"]
             follow.drain()
         assert (follow.stdout(), bytes(follow.out.get("stderr", b""))) == parts, lines
-        assert begins == {"stdout": len(whole[0]) - len(parts[0]), "stderr": len(whole[1]) - len(parts[1])}
+        assert begins == {
+            "stdout": len(whole[0]) - len(parts[0]),
+            "stderr": len(whole[1]) - len(parts[1]),
+        }
 
 
 def test_with_times_each_arrival_has_its_own_frame_and_the_streams_are_in_order(door, gate):
-    state = door.start(["sh", "-c", 'echo a; read a < "$0"; echo b >&2; read a < "$0"; echo c', gate.path])
+    state = door.start(
+        ["sh", "-c", 'echo a; read a < "$0"; echo b >&2; read a < "$0"; echo c', gate.path]
+    )
     with door.follow(state["prog_id"]) as live:
         live.until_output(b"a\n")
         gate.open()
@@ -754,8 +1018,16 @@ def test_with_times_each_arrival_has_its_own_frame_and_the_streams_are_in_order(
         live.drain()
     with door.follow(state["prog_id"], times=True) as follow:
         follow.drain()
-    pieces = [(frame.stream, frame.data, frame.time_ns) for frame in follow.frames if hasattr(frame, "data")]
-    assert [piece[:2] for piece in pieces] == [("stdout", b"a\n"), ("stderr", b"b\n"), ("stdout", b"c\n")]
+    pieces = [
+        (frame.stream, frame.data, frame.time_ns)
+        for frame in follow.frames
+        if hasattr(frame, "data")
+    ]
+    assert [piece[:2] for piece in pieces] == [
+        ("stdout", b"a\n"),
+        ("stderr", b"b\n"),
+        ("stdout", b"c\n"),
+    ]
     times = [piece[2] for piece in pieces]
     assert times == sorted(times) and len(set(times)) == 3
 
@@ -797,7 +1069,9 @@ def test_a_follow_leaves_when_its_client_is_gone(door, which):
     assert door.status(state["prog_id"])["state"] == "running"
 
 
-def test_a_follow_whose_client_has_fallen_silent_leaves_by_itself_and_one_that_pings_stays(tmp_path):
+def test_a_follow_whose_client_has_fallen_silent_leaves_by_itself_and_one_that_pings_stays(
+    tmp_path,
+):
     for door in fresh(tmp_path, constants="agent.PING_DEADLINE_S = 0.5; "):
         state = door.ready("echo ready; exec sleep 1000")
         with door.follow(state["prog_id"]) as silent, door.follow(state["prog_id"]) as talking:
@@ -858,8 +1132,18 @@ def test_run_starts_and_follows_in_one_exec_and_says_why_it_didnt(door):
 def test_read_gives_any_range(door):
     state = door.start(["seq", "1", "40000"])
     door.wait(state["prog_id"])
-    for start, end in ((0, None), (0, 0), (7, 70000), (len(NUMBERS), None), (len(NUMBERS) + 5, None), (9, 3)):
-        assert door.read(state["prog_id"], start=start, end=end) == NUMBERS[start : len(NUMBERS) if end is None else max(end, start)]
+    for start, end in (
+        (0, None),
+        (0, 0),
+        (7, 70000),
+        (len(NUMBERS), None),
+        (len(NUMBERS) + 5, None),
+        (9, 3),
+    ):
+        assert (
+            door.read(state["prog_id"], start=start, end=end)
+            == NUMBERS[start : len(NUMBERS) if end is None else max(end, start)]
+        )
     with pytest.raises(Refused, match="no stream output"):
         door.call("read", {"prog_id": state["prog_id"], "stream": "output"})
 
@@ -870,7 +1154,9 @@ def test_a_run_is_found_by_id_name_and_the_beginning_of_its_tail(door):
     second = door.call("start", {**door.program(["sleep", "1000"]), "name": "nightly"})
     third = door.call("start", {**door.program(["true"]), "name": "nightly"})
     door.wait(third["prog_id"])
-    assert door.status("nightly")["prog_id"] == second["prog_id"]  # the open one, though not the newest
+    assert (
+        door.status("nightly")["prog_id"] == second["prog_id"]
+    )  # the open one, though not the newest
     door.stop("nightly", 0)
     assert door.status("nightly")["prog_id"] == third["prog_id"]
     assert door.status(first["prog_id"][-8:-2])["prog_id"] == first["prog_id"]
@@ -880,7 +1166,11 @@ def test_a_run_is_found_by_id_name_and_the_beginning_of_its_tail(door):
         door.status("k7m")
     assert refused.value.kind == "ambiguous" and len(refused.value.reply["runs"]) == 2
     listed = door.call("list", {})
-    assert [run["prog_id"] for run in listed["runs"]][:3] == [first["prog_id"], second["prog_id"], third["prog_id"]]
+    assert [run["prog_id"] for run in listed["runs"]][:3] == [
+        first["prog_id"],
+        second["prog_id"],
+        third["prog_id"],
+    ]
 
 
 def test_reading_changes_nothing(door):
@@ -889,7 +1179,10 @@ def test_reading_changes_nothing(door):
 
     def look() -> dict[str, tuple[int, int, bytes | None]]:
         found = {path: path.stat() for path in directory.rglob("*")}
-        return {str(path): (s.st_size, s.st_mtime_ns, path.read_bytes() if path.is_file() else None) for path, s in found.items()}
+        return {
+            str(path): (s.st_size, s.st_mtime_ns, path.read_bytes() if path.is_file() else None)
+            for path, s in found.items()
+        }
 
     before = look()
     door.status(state["prog_id"])
@@ -904,7 +1197,9 @@ def test_reading_changes_nothing(door):
 
 
 @machine.EVERYWHERE
-def test_guards_and_a_follow_that_nobody_reads_stay_small_while_a_program_writes_as_fast_as_it_can(door):
+def test_guards_and_a_follow_that_nobody_reads_stay_small_while_a_program_writes_as_fast_as_it_can(
+    door,
+):
     size = 256 << 20
     state = door.start(["sh", "-c", f"head -c {size} /dev/zero; echo done >&2; exec sleep 1000"])
     with door.follow(state["prog_id"]) as unread:  # its pipe is full
@@ -921,7 +1216,10 @@ def test_guards_of_an_idle_run_never_wake_up(door):
     state = door.ready("echo ready; exec sleep 1000")
 
     def switches() -> list[list[str]]:
-        return [re.findall(r"ctxt_switches:\s+\d+", Path(f"/proc/{pid}/status").read_text()) for pid in guards(state)]
+        return [
+            re.findall(r"ctxt_switches:\s+\d+", Path(f"/proc/{pid}/status").read_text())
+            for pid in guards(state)
+        ]
 
     asleep = eventually(lambda: all(agent.process(pid)[0] == "S" for pid in guards(state)))
     assert asleep
@@ -937,7 +1235,9 @@ def test_runs_leave_nothing_behind_but_their_records(door):
     gone(*guards(first)) if first["agent_pid"] else None
     before_fds, before = len(os.listdir("/proc/self/fd")), children()
     for number in range(12):
-        with door.open("run", door.program(["sh", "-c", "echo out; exit 1"], prog_id=f"r{number}")) as run:
+        with door.open(
+            "run", door.program(["sh", "-c", "echo out; exit 1"], prog_id=f"r{number}")
+        ) as run:
             run.drain()
         assert run.states[-1]["return_code"] == 1
     eventually(lambda: children() == before, "the last guards to leave")
@@ -945,6 +1245,10 @@ def test_runs_leave_nothing_behind_but_their_records(door):
     assert len(os.listdir("/proc/self/fd")) == before_fds
     assert len(os.listdir(door.spool / "runs")) == 13
     expected = sorted(os.listdir(door.directory("first")))
-    assert "state.json" in expected and "state.json.tmp" not in expected and "launched.tmp" not in expected
+    assert (
+        "state.json" in expected
+        and "state.json.tmp" not in expected
+        and "launched.tmp" not in expected
+    )
     for number in range(12):
         assert sorted(os.listdir(door.directory(f"r{number}"))) == expected

@@ -29,7 +29,21 @@ from pathlib import Path
 import pytest
 
 import machine
-from agent_door import SOURCE, Door, Gate, Mount, Refused, Stream, alive, eventually, fresh, gone, guards, kill, lines_of
+from agent_door import (
+    SOURCE,
+    Door,
+    Gate,
+    Mount,
+    Refused,
+    Stream,
+    alive,
+    eventually,
+    fresh,
+    gone,
+    guards,
+    kill,
+    lines_of,
+)
 from corra import agent
 
 SIZE = 1_500_000  # numbers; 11 MB
@@ -63,33 +77,59 @@ def numbers() -> bytes:
 # ---------------------------------------------------------------- a machine that dies
 
 
-def test_the_claim_and_its_name_are_on_the_disk_before_the_program_is_executed(tmp_path: Path, python: str) -> None:
+def test_the_claim_and_its_name_are_on_the_disk_before_the_program_is_executed(
+    tmp_path: Path, python: str
+) -> None:
     if shutil.which("strace") is None:
         pytest.skip("no strace here, which sees in what order the kernel is asked")
     log, program = tmp_path / "calls", shutil.which("true")
     calls = "trace=fsync,linkat,execve"
-    for door in fresh(tmp_path, python=python, prefix=["strace", "-f", "-qq", "-o", str(log), "-e", calls]):
+    for door in fresh(
+        tmp_path, python=python, prefix=["strace", "-f", "-qq", "-o", str(log), "-e", calls]
+    ):
         door.start([str(program)])
     by_pid: dict[str, list[str]] = {}
     for line in log.read_text().splitlines():
         pid, call = line.split(None, 1)
         by_pid.setdefault(pid, []).append(call)
-    (own,) = [each for each in by_pid.values() if any(call.startswith(f'execve("{program}"') for call in each)]
+    (own,) = [
+        each
+        for each in by_pid.values()
+        if any(call.startswith(f'execve("{program}"') for call in each)
+    ]
     names = [call.partition("(")[0] for call in own]
-    assert names == ["fsync", "linkat", "fsync", "execve"] and '"launched"' in own[1] and all(call.endswith("= 0") for call in own)
+    assert (
+        names == ["fsync", "linkat", "fsync", "execve"]
+        and '"launched"' in own[1]
+        and all(call.endswith("= 0") for call in own)
+    )
 
 
-def test_a_program_killed_before_its_claim_is_started_by_whoever_tries_again(door: Door, tmp_path: Path, python: str) -> None:
+def test_a_program_killed_before_its_claim_is_started_by_whoever_tries_again(
+    door: Door, tmp_path: Path, python: str
+) -> None:
     """It is held just before the claim's name, by strace, and killed there; the start itself tries again."""
     if shutil.which("strace") is None:
         pytest.skip("no strace here, which holds a process at a system call")
     mark, log = tmp_path / "mark", tmp_path / "calls"
-    stop = ["strace", "-f", "-qq", "-o", str(log), "-e", "trace=fsync", "-e", "inject=fsync:signal=STOP"]
+    stop = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        str(log),
+        "-e",
+        "trace=fsync",
+        "-e",
+        "inject=fsync:signal=STOP",
+    ]
     tracing = Door(tmp_path, python=python, prefix=stop)
     claim = door.directory("x") / "launched.tmp"
     with tracing.popen("start") as starter:
         assert starter.stdin is not None
-        starter.stdin.write(tracing.encode(door.program(["sh", "-c", f"echo x >> {mark}; exit 5"], prog_id="x")))
+        starter.stdin.write(
+            tracing.encode(door.program(["sh", "-c", f"echo x >> {mark}; exit 5"], prog_id="x"))
+        )
         (claimant, *_) = eventually(lambda: claim.exists() and claim.read_text().split())
         eventually(lambda: re.search(rf"(?m)^{claimant} .*stopped by SIGSTOP", log.read_text()))
         starter.kill()  # the tracer: those that it traced go on untraced, and who is stopped stays so
@@ -107,7 +147,9 @@ SOME = [each for count in (1, 2) for each in itertools.combinations(range(3), co
 
 @pytest.mark.parametrize("which", SOME, ids=str)
 @pytest.mark.parametrize("when", ["at rest", "while output flows"])
-def test_any_one_or_two_guards_killed_lose_no_byte_and_no_status_and_run_nothing_twice(door, gate, numbers, which, when):
+def test_any_one_or_two_guards_killed_lose_no_byte_and_no_status_and_run_nothing_twice(
+    door, gate, numbers, which, when
+):
     mark = door.base / "mark"
     state = door.start(["sh", "-c", FLOW, gate.path, str(mark)])
     everyone = guards(state)
@@ -146,12 +188,17 @@ def test_a_client_that_never_stops_talking_hears_that_all_guards_are_dead(tmp_pa
                     follow.send(b"P\n")
                     follow.until(functools.partial(answered, pings))
                     assert time.monotonic() < deadline, "it was never told"
-            assert (follow.states[-1]["state"], follow.states[-1]["reason"]) == ("lost", "agent-gone")
+            assert (follow.states[-1]["state"], follow.states[-1]["reason"]) == (
+                "lost",
+                "agent-gone",
+            )
         os.kill(state["pid"], signal.SIGKILL)
 
 
 @machine.DEAR
-def test_random_kills_at_any_moment_leave_every_run_exact_or_with_all_guards_dead_honestly_lost(door):
+def test_random_kills_at_any_moment_leave_every_run_exact_or_with_all_guards_dead_honestly_lost(
+    door,
+):
     """$CORRA_TORTURE is how many runs; a seed repeats the schedule, though not always the race."""
     seed = int(os.environ.get("CORRA_SEED") or random.randrange(1 << 32))
     print("seed", seed)
@@ -160,7 +207,9 @@ def test_random_kills_at_any_moment_leave_every_run_exact_or_with_all_guards_dea
     for number in range(int(os.environ.get("CORRA_TORTURE", "10"))):
         name, mark = f"r{number}", door.base / f"mark{number}"
         starter = door.popen("start")
-        program = door.program(["sh", "-c", 'echo x >> "$0"; seq 1 200000; exit 7', str(mark)], prog_id=name)
+        program = door.program(
+            ["sh", "-c", 'echo x >> "$0"; seq 1 200000; exit 7', str(mark)], prog_id=name
+        )
         starter.stdin.write(door.encode(program))
         starter.stdin.close()
         starter.stdin = None
@@ -181,12 +230,19 @@ def test_random_kills_at_any_moment_leave_every_run_exact_or_with_all_guards_dea
             assert count == 3 and final["reason"] == "agent-gone" and final["status"] is None, where
             assert expected.startswith(door.file(name)), where
         else:
-            assert (final["state"], final["reason"], final["return_code"], lines_of(mark)) == ("exited", "exited", 7, ["x"]), where
+            assert (final["state"], final["reason"], final["return_code"], lines_of(mark)) == (
+                "exited",
+                "exited",
+                7,
+                ["x"],
+            ), where
             # The record comes before the last bytes: with all guards dead between the two, what is missing is said.
             missing = final["streams"]["stdout"]["dropped"]
             assert missing == 0 or count == 3, where
             assert door.file(name) == expected[: len(expected) - missing], where
-        assert (directory / "keeper").read_bytes() == b"", where  # where a guard writes of a defect of its own
+        assert (directory / "keeper").read_bytes() == b"", (
+            where
+        )  # where a guard writes of a defect of its own
 
 
 def guards_of(directory: Path) -> list[int]:
@@ -198,7 +254,9 @@ def guards_of(directory: Path) -> list[int]:
     return [pid for pid, _ in record.guards] if record and len(record.guards) == 3 else []
 
 
-def test_all_three_guards_killed_is_an_honest_loss_and_the_output_a_true_prefix(door, gate, numbers):
+def test_all_three_guards_killed_is_an_honest_loss_and_the_output_a_true_prefix(
+    door, gate, numbers
+):
     mark = door.base / "mark"
     state = door.start(["sh", "-c", FLOW, gate.path, str(mark)])
     with door.follow(state["prog_id"]) as follow:
@@ -207,8 +265,15 @@ def test_all_three_guards_killed_is_an_honest_loss_and_the_output_a_true_prefix(
         kill(*guards(state))
         follow.drain()
     final = follow.states[-1]
-    assert (final["state"], final["reason"], final["status"], final["return_code"]) == ("lost", "agent-gone", None, None)
-    assert final["supervisor"] == "gone" and final["agent_pid"] is None and final["standby_pids"] == []
+    assert (final["state"], final["reason"], final["status"], final["return_code"]) == (
+        "lost",
+        "agent-gone",
+        None,
+        None,
+    )
+    assert (
+        final["supervisor"] == "gone" and final["agent_pid"] is None and final["standby_pids"] == []
+    )
     kept = door.file(state["prog_id"])
     assert numbers.startswith(kept) and follow.stdout() == kept
     again = door.start(["sh", "-c", FLOW, gate.path, str(mark)], prog_id=state["prog_id"])
@@ -242,10 +307,14 @@ def test_bytes_that_died_with_all_guards_are_a_gap_and_not_silence(door):
 
 def test_a_stopped_keeper_is_seen_and_signals_and_stop_work_without_it(door):
     door.constants = "agent.ORDER_DEADLINE_S = 0.2; "
-    state = door.ready('trap "echo hup" HUP; setsid sleep 1000 & echo ready; while kill -0 $!; do wait $!; done')
+    state = door.ready(
+        'trap "echo hup" HUP; setsid sleep 1000 & echo ready; while kill -0 $!; do wait $!; done'
+    )
     keeper = state["agent_pid"]
     kill(keeper, number=signal.SIGSTOP)
-    now = eventually(lambda: [s for s in [door.status(state["prog_id"])] if s["supervisor"] == "stopped"])[0]
+    now = eventually(
+        lambda: [s for s in [door.status(state["prog_id"])] if s["supervisor"] == "stopped"]
+    )[0]
     assert (now["state"], now["agent_pid"]) == ("running", keeper)
     assert door.call("signal", {"prog_id": state["prog_id"], "signal": "HUP"})["how"] == "direct"
     over = door.stop(state["prog_id"], 0.1)
@@ -262,7 +331,10 @@ def test_a_stopped_standby_is_seen_once_the_run_is_its_own(door, gate):
     state = door.ready('echo ready; read a < "$0"; exit 7', gate.path)
     _, standby, keeper = guards(state)
     kill(standby, number=signal.SIGSTOP)
-    assert (door.status(state["prog_id"])["state"], door.status(state["prog_id"])["supervisor"]) == ("running", "ok")
+    assert (
+        door.status(state["prog_id"])["state"],
+        door.status(state["prog_id"])["supervisor"],
+    ) == ("running", "ok")
     kill(keeper)
     gone(keeper)
     now = door.status(state["prog_id"])
@@ -312,11 +384,28 @@ def test_a_timeout_is_kept_after_the_death_of_two_keepers(door):
     assert first != third
 
 
-def test_sigterm_to_all_three_guards_is_relayed_once_and_other_signals_are_nothing_to_them(door, gate):
-    state = door.ready('trap "echo term" TERM; echo ready; while ! read a < "$0"; do :; done; echo over; exit 2', gate.path)
+def test_sigterm_to_all_three_guards_is_relayed_once_and_other_signals_are_nothing_to_them(
+    door, gate
+):
+    state = door.ready(
+        'trap "echo term" TERM; echo ready; while ! read a < "$0"; do :; done; echo over; exit 2',
+        gate.path,
+    )
     everyone = guards(state)
     with door.follow(state["prog_id"]) as follow:
-        for name in ("HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "PIPE", "RTMIN", "WINCH", "TSTP", "TTIN"):
+        for name in (
+            "HUP",
+            "INT",
+            "QUIT",
+            "USR1",
+            "USR2",
+            "ALRM",
+            "PIPE",
+            "RTMIN",
+            "WINCH",
+            "TSTP",
+            "TTIN",
+        ):
             kill(*everyone, number=agent.SIGNALS[name])
         kill(*everyone, number=signal.SIGTERM)
         follow.until_output(b"term\n")
@@ -326,12 +415,19 @@ def test_sigterm_to_all_three_guards_is_relayed_once_and_other_signals_are_nothi
         follow.drain()
     assert follow.stdout() == b"ready\nterm\nover\n"
     final = follow.states[-1]
-    assert (final["return_code"], [each["by"] for each in final["signals_sent"]]) == (2, ["SIGTERM to the agent"])
+    assert (final["return_code"], [each["by"] for each in final["signals_sent"]]) == (
+        2,
+        ["SIGTERM to the agent"],
+    )
 
 
 def test_guards_are_named_so_that_killall_python3_misses_them(door):
     state = door.ready("echo ready; exec sleep 1000")
-    assert [agent.process(pid)[3] for pid in guards(state)] == ["corra-standby", "corra-standby", "corra-keeper"]
+    assert [agent.process(pid)[3] for pid in guards(state)] == [
+        "corra-standby",
+        "corra-standby",
+        "corra-keeper",
+    ]
 
 
 def test_a_guards_pid_that_came_to_mean_another_runs_guard_is_not_ours(door):
@@ -343,12 +439,16 @@ def test_a_guards_pid_that_came_to_mean_another_runs_guard_is_not_ours(door):
     path = door.directory("ours") / "exit"
     record = door.record("ours")
     starts = dict(record.guards)
-    record.guards = [(pid, start) for pid, start in zip(guards(other), starts.values(), strict=True)] + record.guards
+    record.guards = [
+        (pid, start) for pid, start in zip(guards(other), starts.values(), strict=True)
+    ] + record.guards
     with path.open("r+b") as slot:
         slot.write(record.page())
     assert set(guards(door.status("ours"))) == set(guards(ours))
     assert door.stop("ours", 0)["ended"]
-    assert door.status("other")["state"] == "running" and all(alive(pid) for pid in [other["pid"], *guards(other)])
+    assert door.status("other")["state"] == "running" and all(
+        alive(pid) for pid in [other["pid"], *guards(other)]
+    )
 
 
 # ---------------------------------------------------------------- reboot, pids, clocks
@@ -396,7 +496,9 @@ def test_a_pid_used_again_in_a_pid_namespace_is_never_signalled(tmp_path, python
     # Its first process reaps orphans: one child lives as long as the test.
     script = "import os, sys\npid = os.fork()\nif not pid:\n    sys.stdin.read(); os._exit(0)\nprint('up', flush=True)\nwhile os.wait()[0] != pid: pass"
     first = subprocess.Popen(
-        ["unshare", "-p", "-f", "--mount-proc", sys.executable, "-ISEc", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ["unshare", "-p", "-f", "--mount-proc", sys.executable, "-ISEc", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert first.stdout is not None
     if first.stdout.readline() != b"up\n":
@@ -413,12 +515,26 @@ def test_a_pid_used_again_in_a_pid_namespace_is_never_signalled(tmp_path, python
             eventually(lambda: subprocess.run(probe, check=False, capture_output=True).returncode)  # noqa: B023 - used in this turn only
             assert door.status(state["prog_id"])["state"] == "lost"
             # The same user's next process gets that pid.
-            again = f"echo {state['pid'] - 1} > /proc/sys/kernel/ns_last_pid; sleep 1000 2>&- & echo $!"
-            stranger = subprocess.run([*enter, "sh", "-c", again + " >&2"], check=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+            again = (
+                f"echo {state['pid'] - 1} > /proc/sys/kernel/ns_last_pid; sleep 1000 2>&- & echo $!"
+            )
+            stranger = subprocess.run(
+                [*enter, "sh", "-c", again + " >&2"],
+                check=True,
+                stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+            )
             assert int(stranger.stderr) == state["pid"]
             assert door.status(state["prog_id"])["state"] == "lost"
-            assert door.call("signal", {"prog_id": state["prog_id"], "signal": "KILL"})["how"] == "ended"
-            assert door.stop(state["prog_id"], 0)["first"] == {**door.stop(state["prog_id"], 0)["first"], "how": "ended", "processes": 0}
+            assert (
+                door.call("signal", {"prog_id": state["prog_id"], "signal": "KILL"})["how"]
+                == "ended"
+            )
+            assert door.stop(state["prog_id"], 0)["first"] == {
+                **door.stop(state["prog_id"], 0)["first"],
+                "how": "ended",
+                "processes": 0,
+            }
             subprocess.run([*enter, "kill", "-0", str(state["pid"])], check=True)
     finally:
         first.communicate(timeout=10)
@@ -455,14 +571,21 @@ def faked_clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.mark.usefixtures("faked_clock")
 @pytest.mark.parametrize("days", [-1, 1])
-def test_a_clock_set_a_day_off_fires_and_delays_no_timeout_and_every_duration_stays_right(tmp_path, gate, python, days):
+def test_a_clock_set_a_day_off_fires_and_delays_no_timeout_and_every_duration_stays_right(
+    tmp_path, gate, python, days
+):
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
     if library is None:
         pytest.skip("no libfaketime here (apt-get install faketime)")
     clock = tmp_path / "clock"
     clock.write_text("+0d\n")
     # Read anew at each look at the clock: it is set while the guards run.
-    env = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1"}
+    env = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
     for door in fresh(tmp_path, python=python, env=env):
         state = door.ready('echo ready; read a < "$0"; exit 4', gate.path, run={"timeout": 3600})
         short = door.start(["sleep", "1000"], run={"timeout": 0.3})
@@ -472,7 +595,11 @@ def test_a_clock_set_a_day_off_fires_and_delays_no_timeout_and_every_duration_st
         assert late["reason"] == "timeout" and 0.3 <= late["elapsed"] < 60
         gate.open()
         final = door.wait(state["prog_id"])
-        assert (final["state"], final["reason"], final["return_code"]) == ("exited", "exited", 4) and 0 <= final["elapsed"] < 60
+        assert (final["state"], final["reason"], final["return_code"]) == (
+            "exited",
+            "exited",
+            4,
+        ) and 0 <= final["elapsed"] < 60
         began, over = (datetime.fromisoformat(final[key]) for key in ("start_time", "end_time"))
         assert abs(over - began - timedelta(days=days)) < timedelta(minutes=1)  # the clock was set
 
@@ -482,7 +609,9 @@ def test_a_clock_set_a_day_off_fires_and_delays_no_timeout_and_every_duration_st
 
 def test_a_spool_deleted_under_a_run_leaves_the_program_alone_and_is_told_at_once(door, gate):
     mark = door.base / "mark"
-    state = door.ready('echo ready; read a < "$0"; echo more; echo end > "$1"', gate.path, str(mark))
+    state = door.ready(
+        'echo ready; read a < "$0"; echo more; echo end > "$1"', gate.path, str(mark)
+    )
     with door.follow(state["prog_id"]) as follow:
         follow.until_output(b"ready\n")
         shutil.rmtree(door.directory(state["prog_id"]))
@@ -538,7 +667,9 @@ def test_a_full_disk_holds_the_program_back_and_loses_nothing_once_there_is_room
     assert follow.states[-1]["blocked"] is None and follow.states[-1]["return_code"] == 0
 
 
-@pytest.mark.parametrize("count", [1, 5000], ids=["what fits in its last page", "what fits in the FIFO"])
+@pytest.mark.parametrize(
+    "count", [1, 5000], ids=["what fits in its last page", "what fits in the FIFO"]
+)
 def test_the_exit_status_is_recorded_on_a_disk_without_a_byte_left(door, small, gate, count):
     door.spool = small.at / "spool"
     state = door.ready(f'echo ready; read a < "$0"; seq 1 {count}; exit 9', gate.path)
@@ -547,13 +678,17 @@ def test_the_exit_status_is_recorded_on_a_disk_without_a_byte_left(door, small, 
             filler.write(b"x" * 4096)
     assert small.free() == 0
     gate.open()
-    record = eventually(lambda: [each for each in [door.record(state["prog_id"])] if each.outcome])[0]
+    record = eventually(lambda: [each for each in [door.record(state["prog_id"])] if each.outcome])[
+        0
+    ]
     assert record.outcome[0] == 9 << 8
     with door.follow(state["prog_id"]) as follow:
         assert follow.reply["state"] == "exited" and follow.reply["return_code"] == 9
         (small.at / "filler").unlink()
         follow.drain()
-    assert follow.stdout() == b"ready\n" + b"".join(b"%d\n" % number for number in range(1, count + 1))
+    assert follow.stdout() == b"ready\n" + b"".join(
+        b"%d\n" % number for number in range(1, count + 1)
+    )
     gone(*guards(state))
     copy = door.directory(state["prog_id"]) / "state.json"
     assert not copy.exists() or json.loads(copy.read_text())["return_code"] == 9
@@ -564,7 +699,18 @@ def test_a_quota_that_is_used_up_holds_the_program_back_until_it_is_raised(door,
     if shutil.which("strace") is None:
         pytest.skip("no strace here, which makes the kernel say EDQUOT")
     state = door.ready('echo ready; read a < "$0"; seq 1 20000; exit 5', gate.path)
-    inject = ["strace", "-qq", "-e", "trace=splice", "-e", "inject=splice:error=EDQUOT", "-o", "/dev/null", "-p", str(state["agent_pid"])]
+    inject = [
+        "strace",
+        "-qq",
+        "-e",
+        "trace=splice",
+        "-e",
+        "inject=splice:error=EDQUOT",
+        "-o",
+        "/dev/null",
+        "-p",
+        str(state["agent_pid"]),
+    ]
     tracer = subprocess.Popen(inject)
     traced = Path(f"/proc/{state['agent_pid']}/status")
     eventually(lambda: f"TracerPid:\t{tracer.pid}\n" in traced.read_text())
@@ -575,16 +721,34 @@ def test_a_quota_that_is_used_up_holds_the_program_back_until_it_is_raised(door,
     tracer.wait()
     final = door.wait(state["prog_id"])
     assert (final["return_code"], final["blocked"]) == (5, None)
-    assert door.file(state["prog_id"]) == b"ready\n" + b"".join(b"%d\n" % number for number in range(1, 20001))
+    assert door.file(state["prog_id"]) == b"ready\n" + b"".join(
+        b"%d\n" % number for number in range(1, 20001)
+    )
 
 
-def test_where_the_kernel_splices_nothing_the_bytes_are_read_and_written(door, gate, tmp_path, python):
+def test_where_the_kernel_splices_nothing_the_bytes_are_read_and_written(
+    door, gate, tmp_path, python
+):
     """As on a file system without splice: all guards are told EINVAL, through strace, for what goes in and for what comes out."""
     if shutil.which("strace") is None:
         pytest.skip("no strace here, which makes the kernel say EINVAL")
     sent = os.urandom(100_000)
-    inject = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=splice", "-e", "inject=splice:error=EINVAL"]
-    request = door.program(["sh", "-c", f"read a < {gate.path}; tee /dev/stderr | md5sum"], prog_id="x", stdin={"open": True})
+    inject = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=splice",
+        "-e",
+        "inject=splice:error=EINVAL",
+    ]
+    request = door.program(
+        ["sh", "-c", f"read a < {gate.path}; tee /dev/stderr | md5sum"],
+        prog_id="x",
+        stdin={"open": True},
+    )
     # The tracer stays as long as the guards do.
     with Door(tmp_path, python=python, prefix=inject).popen("start") as starter:
         assert starter.stdin is not None and starter.stdout is not None
@@ -609,7 +773,13 @@ def test_a_file_system_that_executes_nothing_will_do(tmp_path, python):
         shutil.copy(SOURCE, mount.at)
         for door in fresh(tmp_path, python=python, spool=mount.at / "spool"):
             request = door.encode(door.program(["sh", "-c", "echo out; exit 3"], prog_id="x"))
-            subprocess.run([python, "-ISE", mount.at / "agent.py", "start"], input=request, env=door.env, check=True, capture_output=True)
+            subprocess.run(
+                [python, "-ISE", mount.at / "agent.py", "start"],
+                input=request,
+                env=door.env,
+                check=True,
+                capture_output=True,
+            )
             assert (door.wait("x")["return_code"], door.file("x")) == (3, b"out\n")
     finally:
         mount.close()
@@ -621,7 +791,11 @@ def test_a_program_held_back_by_a_full_disk_can_be_stopped(door, small):
     eventually(lambda: door.status(state["prog_id"])["blocked"])
     over = door.stop(state["prog_id"], 5)
     assert over["ended"] and over["first"]["how"] == "keeper"
-    assert (over["state"]["state"], over["state"]["signal"], over["state"]["reason"]) == ("exited", "SIGTERM", "killed")
+    assert (over["state"]["state"], over["state"]["signal"], over["state"]["reason"]) == (
+        "exited",
+        "SIGTERM",
+        "killed",
+    )
 
 
 def test_a_spool_deleted_while_it_fills_the_disk_holds_nobody_back(door, small):
@@ -643,7 +817,15 @@ def test_keepers_killed_while_the_disk_is_full_change_nothing(door, small):
     eventually(lambda: door.status(state["prog_id"])["blocked"])
     _, second, third = guards(state)
     kill(third)
-    eventually(lambda: (door.status(state["prog_id"])["agent_pid"], bool(door.status(state["prog_id"])["blocked"])) == (second, True))
+    eventually(
+        lambda: (
+            (
+                door.status(state["prog_id"])["agent_pid"],
+                bool(door.status(state["prog_id"])["blocked"]),
+            )
+            == (second, True)
+        )
+    )
     kill(second)
     filler.unlink()
     final = door.wait(state["prog_id"])
@@ -651,7 +833,9 @@ def test_keepers_killed_while_the_disk_is_full_change_nothing(door, small):
     assert door.file(state["prog_id"]) == b"".join(b"%d\n" % number for number in range(1, 400001))
 
 
-def test_without_inodes_a_start_is_refused_and_a_running_run_still_records_its_end(tmp_path, gate, python):
+def test_without_inodes_a_start_is_refused_and_a_running_run_still_records_its_end(
+    tmp_path, gate, python
+):
     if os.getuid() != 0:
         pytest.skip("needs root: it mounts a tmpfs")
     mount = Mount(tmp_path / "small", "size=4m,nr_inodes=40,mode=0700")
@@ -664,7 +848,9 @@ def test_without_inodes_a_start_is_refused_and_a_running_run_still_records_its_e
             with pytest.raises(Refused) as refused:
                 door.start(["true"])
             assert refused.value.kind == "no_room"
-            assert [(each["dir"], each["errno"]) for each in refused.value.reply["tried"]] == [(str(door.spool), errno.ENOSPC)]
+            assert [(each["dir"], each["errno"]) for each in refused.value.reply["tried"]] == [
+                (str(door.spool), errno.ENOSPC)
+            ]
             assert os.listdir(door.spool / "runs") == [state["prog_id"]]
             gate.open()
             final = door.wait(state["prog_id"])
@@ -713,12 +899,19 @@ def as_user(base: Path, python: str, **env: str | None) -> Iterator[Door]:
 
 @pytest.mark.parametrize("kind", ["read-only", "missing", "unset", "another's", "not a directory"])
 def test_without_a_usable_home_the_spool_is_in_var_tmp(open_tmp, theirs, kind):
-    home = {"missing": str(open_tmp / "none"), "unset": None, "another's": "/root", "not a directory": "/etc/passwd"}
+    home = {
+        "missing": str(open_tmp / "none"),
+        "unset": None,
+        "another's": "/root",
+        "not a directory": "/etc/passwd",
+    }
     env = {"HOME": home[kind]} if kind in home else {}
     for door in as_user(open_tmp, theirs, **env):
         if kind == "read-only":
             door.home.chmod(0o555)
-        state = door.call("start", {"spool": None, **door.program(["sh", "-c", "echo out; exit 3"])})
+        state = door.call(
+            "start", {"spool": None, **door.program(["sh", "-c", "echo out; exit 3"])}
+        )
         assert state["spool"] == f"/var/tmp/corra-{USER}/runs/{state['prog_id']}"
         assert os.stat(f"/var/tmp/corra-{USER}").st_mode & 0o777 == 0o700
         door.spool = Path(f"/var/tmp/corra-{USER}")
@@ -732,11 +925,18 @@ def test_a_root_that_cant_be_read_is_an_error_and_no_reason_to_go_elsewhere(open
         hidden = door.home / ".local" / "state"
         hidden.mkdir(parents=True)
         hidden.chmod(0o700)  # and root's
-        for verb, request in (("start", door.program(["true"], prog_id="mine")), ("status", {"prog_id": "mine"}), ("list", {})):
+        for verb, request in (
+            ("start", door.program(["true"], prog_id="mine")),
+            ("status", {"prog_id": "mine"}),
+            ("list", {}),
+        ):
             with pytest.raises(Refused) as refused:
                 door.call(verb, {"spool": None, **request})
             assert refused.value.kind == "unreadable"
-            assert refused.value.reply["errno"] == errno.EACCES and str(hidden) in refused.value.reply["dir"]
+            assert (
+                refused.value.reply["errno"] == errno.EACCES
+                and str(hidden) in refused.value.reply["dir"]
+            )
         assert not Path(f"/var/tmp/corra-{USER}").exists()
 
 
@@ -745,12 +945,17 @@ def test_a_root_of_another_user_is_neither_used_nor_believed(open_tmp, theirs):
     run = trap / "runs" / "mine"
     for door in as_user(open_tmp, theirs, HOME=None):
         run.mkdir(parents=True)
-        (run / "program.json").write_text(json.dumps({"prog_id": "mine", "program": {"argv": ["true"]}}))
+        (run / "program.json").write_text(
+            json.dumps({"prog_id": "mine", "program": {"argv": ["true"]}})
+        )
         for path in (trap, trap / "runs", run, run / "program.json"):
             path.chmod(0o777)
         with pytest.raises(Refused) as refused:
             door.call("start", {"spool": None, **door.program(["true"], prog_id="mine")})
-        assert refused.value.kind == "no_room" and refused.value.reply["tried"][0]["errno"] == errno.EPERM
+        assert (
+            refused.value.kind == "no_room"
+            and refused.value.reply["tried"][0]["errno"] == errno.EPERM
+        )
         with pytest.raises(Refused) as refused:
             door.call("status", {"spool": None, "prog_id": "mine"})
         assert refused.value.kind == "not_found"
@@ -785,7 +990,11 @@ def test_a_forbidden_cwd_is_told_with_its_path(open_tmp, theirs):
     for door in as_user(open_tmp, theirs):
         door.spool = door.home / "spool"
         state = door.start(["true"], cwd=str(shut))
-    assert (state["state"], state["exception"]["stage"], state["exception"]["errno"]) == ("not_started", "cwd", errno.EACCES)
+    assert (state["state"], state["exception"]["stage"], state["exception"]["errno"]) == (
+        "not_started",
+        "cwd",
+        errno.EACCES,
+    )
     assert str(shut) in state["exception"]["message"]
 
 
@@ -809,18 +1018,25 @@ def test_what_cant_be_killed_is_reported_by_pid(open_tmp, theirs):
                 pid = int(re.findall(rb"\d+", follow.stdout())[0])
                 over = door.stop(state["prog_id"], 0.1)
                 assert not over["ended"]
-                assert [(each["pid"], each["name"]) for each in over["survivors"]] == [(pid, "mighty")]
+                assert [(each["pid"], each["name"]) for each in over["survivors"]] == [
+                    (pid, "mighty")
+                ]
                 assert over["survivors"][0]["state"] in "SR"
                 assert alive(pid)
                 follow.drain()
-            assert (follow.states[-1]["state"], follow.states[-1]["signal"]) == ("exited", "SIGTERM")
+            assert (follow.states[-1]["state"], follow.states[-1]["signal"]) == (
+                "exited",
+                "SIGTERM",
+            )
             kill(pid)
     finally:
         mighty.unlink()
 
 
 @machine.DEAR
-def test_a_user_with_hardly_any_process_left_gets_fewer_guards_or_a_clear_no_and_never_half_a_run(open_tmp, theirs):
+def test_a_user_with_hardly_any_process_left_gets_fewer_guards_or_a_clear_no_and_never_half_a_run(
+    open_tmp, theirs
+):
     seen: set[int | str] = set()
     for limit in range(1, 9):
         base = open_tmp / str(limit)
@@ -833,12 +1049,17 @@ def test_a_user_with_hardly_any_process_left_gets_fewer_guards_or_a_clear_no_and
             try:
                 state = door.start(["sleep", "1000"], prog_id="tight")
             except Refused as refused:
-                assert refused.kind == "no_room" and refused.reply["tried"][0]["errno"] == errno.EAGAIN
+                assert (
+                    refused.kind == "no_room" and refused.reply["tried"][0]["errno"] == errno.EAGAIN
+                )
                 seen.add("refused")
                 continue
             door.prefix, door.constants = [], ""
             if state["state"] == "not_started":
-                assert (state["exception"]["stage"], state["exception"]["errno"]) == ("setup", errno.EAGAIN)
+                assert (state["exception"]["stage"], state["exception"]["errno"]) == (
+                    "setup",
+                    errno.EAGAIN,
+                )
                 seen.add("not started")
                 continue
             assert state["state"] == "running"
@@ -848,7 +1069,9 @@ def test_a_user_with_hardly_any_process_left_gets_fewer_guards_or_a_clear_no_and
     assert seen & {1, 2, "not started"}
 
 
-def test_a_follower_that_gets_no_inotify_has_every_byte_all_the_same(open_tmp: Path, theirs: str) -> None:
+def test_a_follower_that_gets_no_inotify_has_every_byte_all_the_same(
+    open_tmp: Path, theirs: str
+) -> None:
     hoard = (
         "import ctypes, sys\nlibc = ctypes.CDLL(None)\nfor _ in range(100000):\n if libc.inotify_init1(0) < 0: break\n"
         "print('none left', flush=True)\nsys.stdin.read()"
@@ -857,12 +1080,21 @@ def test_a_follower_that_gets_no_inotify_has_every_byte_all_the_same(open_tmp: P
         door.spool = door.home / "spool"
         pipe = subprocess.PIPE
         hoarder = subprocess.Popen(
-            [theirs, "-c", hoard], stdin=pipe, stdout=pipe, env=door.env, user=door.user, group=door.user, extra_groups=[]
+            [theirs, "-c", hoard],
+            stdin=pipe,
+            stdout=pipe,
+            env=door.env,
+            user=door.user,
+            group=door.user,
+            extra_groups=[],
         )
         try:
             assert hoarder.stdout
             assert hoarder.stdout.readline() == b"none left\n"
-            with door.open("run", door.program(["sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.05; done; exit 7"])) as run:
+            with door.open(
+                "run",
+                door.program(["sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.05; done; exit 7"]),
+            ) as run:
                 run.drain()
             assert (run.stdout(), run.states[-1]["return_code"]) == (b"1\n2\n3\n", 7)
             assert run.states[-1]["state"] == "exited"
@@ -876,7 +1108,10 @@ def test_a_follower_that_gets_no_inotify_has_every_byte_all_the_same(open_tmp: P
 @pytest.fixture
 def little_memory() -> Iterator[Path]:
     """A memory cgroup of 64 MiB, of whichever kind this machine has."""
-    for base, limit in (("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")):
+    for base, limit in (
+        ("/sys/fs/cgroup", "memory.max"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+    ):
         at = Path(base) / f"corra-{os.getpid()}"
         with contextlib.suppress(OSError):
             at.mkdir()
@@ -890,17 +1125,24 @@ def little_memory() -> Iterator[Path]:
     pytest.skip("no memory cgroup may be made here")
 
 
-def test_when_memory_runs_out_the_program_is_killed_and_its_guards_live_to_say_why(tmp_path, little_memory, python):
+def test_when_memory_runs_out_the_program_is_killed_and_its_guards_live_to_say_why(
+    tmp_path, little_memory, python
+):
     enter = ["sh", "-c", f'echo $$ > {little_memory}/cgroup.procs; exec "$@"', "sh"]
     for door in fresh(tmp_path, python=python):
         door.prefix = enter
-        state = door.start([sys.executable, "-ISEc", "import os; os.write(1, b'ready'); x = bytearray(200 << 20)"])
+        state = door.start(
+            [sys.executable, "-ISEc", "import os; os.write(1, b'ready'); x = bytearray(200 << 20)"]
+        )
         door.prefix = []
         final = door.wait(state["prog_id"])
         assert (final["state"], final["reason"], final["signal"]) == ("exited", "oom", "SIGKILL")
         assert door.file(state["prog_id"]) == b"ready"
         other = door.ready("echo ready; exec sleep 1000")
-        scores = [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (other["pid"], *guards(other))]
+        scores = [
+            int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+            for pid in (other["pid"], *guards(other))
+        ]
         assert all(scores[0] > each for each in scores[1:])
 
 
@@ -914,7 +1156,13 @@ def test_a_user_whose_pipes_may_hold_hardly_anything_any_more_loses_nothing(open
         door.spool = door.home / "spool"
         pipe = subprocess.PIPE
         hoarder = subprocess.Popen(
-            [theirs, "-c", hoard], stdin=pipe, stdout=pipe, env=door.env, user=door.user, group=door.user, extra_groups=[]
+            [theirs, "-c", hoard],
+            stdin=pipe,
+            stdout=pipe,
+            env=door.env,
+            user=door.user,
+            group=door.user,
+            extra_groups=[],
         )
         try:
             assert hoarder.stdout

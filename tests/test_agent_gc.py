@@ -49,8 +49,15 @@ def lengths(door: Door, *ids: str) -> list[int]:
     return [len(door.file(each)) for each in ids]
 
 
-def test_output_goes_14_days_after_a_good_end_and_30_after_a_bad_one_and_the_state_stays(door: Door) -> None:
-    young, well, bad, worse = ended(door, 13), ended(door, 15), ended(door, 29, code=1), ended(door, 31, code=1)
+def test_output_goes_14_days_after_a_good_end_and_30_after_a_bad_one_and_the_state_stays(
+    door: Door,
+) -> None:
+    young, well, bad, worse = (
+        ended(door, 13),
+        ended(door, 15),
+        ended(door, 29, code=1),
+        ended(door, 31, code=1),
+    )
     before = door.status(well)
     assert door.call("gc", {"dry": True})["removed"] == sorted([well, worse])
     assert lengths(door, young, well, bad, worse) == [10_000] * 4
@@ -106,7 +113,9 @@ def test_what_runs_is_watched_or_is_owed_to_a_collector_is_never_touched(door: D
     runs = door.ready("echo ready; exec sleep 1000")["prog_id"]
     owed, watched = ended(door, 100), ended(door, 100)
     path = door.directory(owed) / "program.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "callback": {"url": "https://collector.test/"}}))
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "callback": {"url": "https://collector.test/"}})
+    )
     with open(door.directory(watched) / "index", "rb") as index:
         fcntl.flock(index, fcntl.LOCK_SH)
         for request in ({}, {"older": 0, "max_size": 0}, {"ids": [runs, owed, watched]}):
@@ -151,7 +160,9 @@ def test_a_start_cleans_up_once_a_day_by_itself(door: Door) -> None:
     assert lengths(door, again) == [10_000]
 
 
-def test_agents_that_nobody_has_started_for_a_month_go_and_ours_stays(tmp_path: Path, door: Door) -> None:
+def test_agents_that_nobody_has_started_for_a_month_go_and_ours_stays(
+    tmp_path: Path, door: Door
+) -> None:
     source = Path(agent.__file__).read_bytes()
     cache = tmp_path / "cache"
     own = cache / hashlib.sha256(source).hexdigest()
@@ -162,7 +173,12 @@ def test_agents_that_nobody_has_started_for_a_month_go_and_ours_stays(tmp_path: 
     (stale / "__pycache__").mkdir()
     (stale / "__pycache__" / "agent.pyc").write_bytes(b"x")
     os.utime(stale / "agent.py", (time.time() - 31 * 86400,) * 2)
-    done = subprocess.run([door.python, "-ISE", own / "agent.py", "gc"], input=door.encode({}), capture_output=True, check=True)
+    done = subprocess.run(
+        [door.python, "-ISE", own / "agent.py", "gc"],
+        input=door.encode({}),
+        capture_output=True,
+        check=True,
+    )
     assert json.loads(done.stdout)["removed"] == []
     assert sorted(each.name for each in cache.iterdir()) == sorted([own.name, fresh.name])
 

@@ -40,13 +40,25 @@ def view(**facts: Any) -> dict[str, Any]:
         ({"timeout_at": 101}, (None, 101)),
         ({"timeout_at": 100}, ("timeout", None)),
         ({"timeout_at": 100, "stop": ["n", "killed", 200, "grace"]}, (None, 200)),
-        ({"timeout_at": 100, "timed": False, "ended": True, "recorded": True, "wait_children": True}, (None, None)),
+        (
+            {
+                "timeout_at": 100,
+                "timed": False,
+                "ended": True,
+                "recorded": True,
+                "wait_children": True,
+            },
+            (None, None),
+        ),
         ({"stop": ["n", "killed", 150, "grace"]}, (None, 150)),
         ({"stop": ["n", "killed", 100, "grace"]}, ("kill", None)),
         ({"stop": ["n", "killed", 150, "grace"], "alone": True, "ended": True}, ("stopped", None)),
         ({"stop": ["n", "killed", 100, "killing"], "again_at": 120}, (None, 120)),
         ({"stop": ["n", "killed", 90, "killing"], "again_at": 100}, ("kill", None)),
-        ({"stop": ["n", "killed", 100 - agent.KILL_DEADLINE_NS, "killing"], "again_at": 120}, ("stopped", None)),
+        (
+            {"stop": ["n", "killed", 100 - agent.KILL_DEADLINE_NS, "killing"], "again_at": 120},
+            ("stopped", None),
+        ),
         ({"stop": ["n", "killed", 90, "done"]}, (None, None)),
         ({"ended": True}, ("record", None)),
         ({"ended": True, "retry_at": 130}, (None, 130)),
@@ -55,10 +67,33 @@ def view(**facts: Any) -> dict[str, Any]:
         ({"ended": True, "recorded": True, "wait_children": True, "alone": True}, ("finish", None)),
         ({"ended": True, "recorded": True, "final": True}, ("tell", None)),
         ({"ended": True, "recorded": True, "final": True, "due": True}, (None, None)),
-        ({"ended": True, "recorded": True, "final": True, "due": True, "blocked": True, "room_at": 105}, (None, 105)),
+        (
+            {
+                "ended": True,
+                "recorded": True,
+                "final": True,
+                "due": True,
+                "blocked": True,
+                "room_at": 105,
+            },
+            (None, 105),
+        ),
         ({"ended": True, "recorded": True, "final": True, "told": True}, ("reap", None)),
-        ({"ended": True, "recorded": True, "final": True, "told": True, "reaped": True}, (None, None)),
-        ({"ended": True, "recorded": True, "final": True, "told": True, "reaped": True, "open": False}, ("leave", None)),
+        (
+            {"ended": True, "recorded": True, "final": True, "told": True, "reaped": True},
+            (None, None),
+        ),
+        (
+            {
+                "ended": True,
+                "recorded": True,
+                "final": True,
+                "told": True,
+                "reaped": True,
+                "open": False,
+            },
+            ("leave", None),
+        ),
         ({**OVER, "open": False, "courier": True}, (None, None)),
         ({**OVER, "open": False, "courier": True, "courier_at": 130}, (None, 130)),
         ({"courier": True, "courier_at": 100}, ("courier", None)),
@@ -98,13 +133,18 @@ def test_a_keeper_that_has_nothing_to_do_sleeps_until_a_time_to_come_or_for_ever
 @given(views, times)
 def test_nobody_leaves_before_the_end_is_recorded_told_and_reaped_and_all_output_moved(seen, now):
     if agent.step(seen, now)[0] == "leave":
-        assert seen["ended"] and seen["recorded"] and seen["final"] and seen["told"] and seen["reaped"]
+        assert (
+            seen["ended"] and seen["recorded"] and seen["final"] and seen["told"] and seen["reaped"]
+        )
         assert not seen["due"] and not seen["open"]
 
 
 # ---------------------------------------------------------------- the State
 
-REQUEST = {"prog_id": "20261123t014409z-k7m2qxwp", "program": {"argv": ["true"], "env": {"B": "secret", "A": None}}}
+REQUEST = {
+    "prog_id": "20261123t014409z-k7m2qxwp",
+    "program": {"argv": ["true"], "env": {"B": "secret", "A": None}},
+}
 HERE, START = "this-boot", 50 * 10**9
 
 
@@ -116,9 +156,15 @@ def facts(**more: Any) -> dict[str, Any]:
     return {**base, **more}
 
 
-def ended(status: int, reason: str = "exited", phase: str = "final", **lengths: int) -> agent.Record:
+def ended(
+    status: int, reason: str = "exited", phase: str = "final", **lengths: int
+) -> agent.Record:
     record = agent.Record()
-    record.outcome, record.phase, record.lengths = (status, 1_700_000_001 * 10**9, 10**9, reason), phase, lengths
+    record.outcome, record.phase, record.lengths = (
+        (status, 1_700_000_001 * 10**9, 10**9, reason),
+        phase,
+        lengths,
+    )
     return record
 
 
@@ -136,8 +182,23 @@ def ended(status: int, reason: str = "exited", phase: str = "final", **lengths: 
         ({"record": ended(0), "boot_id": "another", "alive": False}, "exited", "exited"),
         ({"record": ended(0, phase="ended")}, "running", None),
         ({"record": ended(0, phase="ended"), "alive": False}, "exited", "exited"),
-        ({"failure": [["stage", "exec"], ["errno", "2"], ["type", "ENOENT"], ["message", "no", "such"]]}, "not_started", "exec"),
-        ({"failure": [["stage", "cwd"], ["errno", "13"], ["type", "EACCES"], ["message", "x"]]}, "not_started", "setup"),
+        (
+            {
+                "failure": [
+                    ["stage", "exec"],
+                    ["errno", "2"],
+                    ["type", "ENOENT"],
+                    ["message", "no", "such"],
+                ]
+            },
+            "not_started",
+            "exec",
+        ),
+        (
+            {"failure": [["stage", "cwd"], ["errno", "13"], ["type", "EACCES"], ["message", "x"]]},
+            "not_started",
+            "setup",
+        ),
     ],
 )
 def test_a_state_is_computed_from_the_files_and_the_lock_alone(changes, state, reason):
@@ -156,11 +217,22 @@ def test_durations_are_the_monotonic_clocks_whatever_the_wall_clock_does(offset_
 
 
 @pytest.mark.parametrize(
-    "status, code, name, core", [(0, 0, None, False), (7 << 8, 7, None, False), (9, None, "SIGKILL", False), (0x8B, None, "SIGSEGV", True)]
+    "status, code, name, core",
+    [
+        (0, 0, None, False),
+        (7 << 8, 7, None, False),
+        (9, None, "SIGKILL", False),
+        (0x8B, None, "SIGSEGV", True),
+    ],
 )
 def test_a_wait_status_is_told_as_code_signal_and_core(status, code, name, core):
     found = agent.state_of(REQUEST, facts(record=ended(status)))
-    assert (found["return_code"], found["signal"], found["core_dumped"], found["status"]) == (code, name, core, status)
+    assert (found["return_code"], found["signal"], found["core_dumped"], found["status"]) == (
+        code,
+        name,
+        core,
+        status,
+    )
 
 
 def test_what_the_end_covers_what_came_later_and_what_is_missing_are_told_apart():
@@ -174,7 +246,9 @@ def test_what_the_end_covers_what_came_later_and_what_is_missing_are_told_apart(
 
 # ---------------------------------------------------------------- records
 
-word = st.text(st.characters(exclude_characters=" \n", exclude_categories=["Cs"]), min_size=1, max_size=20)
+word = st.text(
+    st.characters(exclude_characters=" \n", exclude_categories=["Cs"]), min_size=1, max_size=20
+)
 whole = st.integers(0, 1 << 62)
 
 
@@ -199,12 +273,20 @@ def test_a_torn_or_foreign_page_is_none_and_never_an_error(data, at, value):
 
 
 @PROPERTY
-@given(st.lists(st.tuples(whole, word, word, word, word), max_size=200), st.none() | st.tuples(whole, whole, whole, word))
+@given(
+    st.lists(st.tuples(whole, word, word, word, word), max_size=200),
+    st.none() | st.tuples(whole, whole, whole, word),
+)
 def test_a_record_reads_back_and_when_it_is_full_the_oldest_signals_go(sent, outcome):
     record = agent.Record()
     record.phase, record.agent, record.guards = "final", 7, [(1, 2), (3, 4)]
     record.sent, record.outcome, record.stop = sent, outcome, ["n", "killed", 5, "done"]
-    record.survivors, record.blocked, record.lengths, record.usage = [(1, 2)], (3, 28), {"stdout": 4}, (1, 2, 3)
+    record.survivors, record.blocked, record.lengths, record.usage = (
+        [(1, 2)],
+        (3, 28),
+        {"stdout": 4},
+        (1, 2, 3),
+    )
     again = agent.Record.read(record.page())
     kept = again.sent
     assert kept == sent[len(sent) - len(kept) :]
@@ -222,8 +304,14 @@ def test_a_message_too_long_for_its_page_is_cut_and_not_lost():
 
 
 finite = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=10,
 )
 
@@ -244,7 +332,10 @@ def test_bytes_that_are_no_utf_8_go_through_json_unchanged(data):
 
 
 @PROPERTY
-@given(st.binary(max_size=40) | st.text('{}[]",:0123456789.eE+-\\untrfals NI', max_size=30).map(str.encode))
+@given(
+    st.binary(max_size=40)
+    | st.text('{}[]",:0123456789.eE+-\\untrfals NI', max_size=30).map(str.encode)
+)
 def test_what_is_no_json_is_a_value_error(data):
     try:
         expected = json.loads(data.decode())
@@ -262,7 +353,13 @@ def test_what_is_no_json_is_a_value_error(data):
 @given(st.text("abcxyz0189._-/ A\0é", max_size=70))
 def test_an_id_that_is_accepted_is_a_plain_file_name(text):
     if agent.valid_id(text):
-        assert text not in {".", ".."} and "/" not in text and "\0" not in text and len(text) <= 64 and text.isascii()
+        assert (
+            text not in {".", ".."}
+            and "/" not in text
+            and "\0" not in text
+            and len(text) <= 64
+            and text.isascii()
+        )
 
 
 def test_ids_made_here_and_by_the_client_have_the_same_tail():
@@ -271,7 +368,14 @@ def test_ids_made_here_and_by_the_client_have_the_same_tail():
 
 
 @pytest.mark.parametrize(
-    "text", ["nightly", "nightly-k7m2qxwp", "20261123t014409z-K7m2qxwp", "20261123t014409z-aaaaaaaa", "20261123-k7m2qxwp"]
+    "text",
+    [
+        "nightly",
+        "nightly-k7m2qxwp",
+        "20261123t014409z-K7m2qxwp",
+        "20261123t014409z-aaaaaaaa",
+        "20261123-k7m2qxwp",
+    ],
 )
 def test_an_id_that_somebody_gave_is_its_own_tail(text):
     assert agent.tail_of(text) == text
@@ -287,7 +391,8 @@ KEYS: Any = agent.KEYS
 requests: st.SearchStrategy[Any] = st.fixed_dictionaries(
     {
         "program": st.fixed_dictionaries(
-            {"argv": st.just(["a"]) | json_values}, optional={key: json_values for key in KEYS["program"] if key != "argv"}
+            {"argv": st.just(["a"]) | json_values},
+            optional={key: json_values for key in KEYS["program"] if key != "argv"},
         )
     },
     optional={
@@ -301,7 +406,9 @@ requests: st.SearchStrategy[Any] = st.fixed_dictionaries(
 
 @PROPERTY
 @given(requests)
-def test_whatever_is_wrong_in_a_request_is_a_complaint_and_what_passes_can_be_given_to_the_kernel(request):
+def test_whatever_is_wrong_in_a_request_is_a_complaint_and_what_passes_can_be_given_to_the_kernel(
+    request,
+):
     if agent.start_complaints(request):
         return
     program = request["program"]
@@ -331,7 +438,11 @@ class Directory:
         if self.latest != name or self.clock - self.stamps[name] >= agent.INDEX_EVERY_NS:
             self.latest, self.stamps[name] = name, self.clock
             with (self.at / "index").open("ab") as index:
-                index.write(agent.INDEX_RECORD.pack(self.clock, number << agent.STREAM_SHIFT | self.size(name)))
+                index.write(
+                    agent.INDEX_RECORD.pack(
+                        self.clock, number << agent.STREAM_SHIFT | self.size(name)
+                    )
+                )
         with (self.at / name).open("ab") as file:
             file.write(data)
         self.written.append((name, data))
@@ -343,7 +454,9 @@ class Directory:
         return {name: self.size(name) for name in ("stdout", "stderr")}
 
 
-def plan(times: agent.Times, sizes: dict[str, int], cursor: dict[str, int]) -> list[tuple[str, int, int, int]]:
+def plan(
+    times: agent.Times, sizes: dict[str, int], cursor: dict[str, int]
+) -> list[tuple[str, int, int, int]]:
     """What a follower takes of the spans, as Follow.plan does."""
     taken = []
     while True:
@@ -356,13 +469,21 @@ def plan(times: agent.Times, sizes: dict[str, int], cursor: dict[str, int]) -> l
 
 
 writes = st.lists(
-    st.tuples(st.sampled_from(["stdout", "stderr"]), st.integers(1, 9), st.sampled_from([0, 1, 9, 10, 50]), st.booleans()), max_size=30
+    st.tuples(
+        st.sampled_from(["stdout", "stderr"]),
+        st.integers(1, 9),
+        st.sampled_from([0, 1, 9, 10, 50]),
+        st.booleans(),
+    ),
+    max_size=30,
 )
 
 
 @PROPERTY
 @given(writes)
-def test_a_follower_gets_each_byte_once_in_the_order_of_the_index_however_often_it_looks(tmp_path_factory, steps):
+def test_a_follower_gets_each_byte_once_in_the_order_of_the_index_however_often_it_looks(
+    tmp_path_factory, steps
+):
     directory = Directory(tmp_path_factory.mktemp("run"))
     times, cursor = agent.Times(directory.run), {"stdout": 0, "stderr": 0}
     spans = []
@@ -416,7 +537,10 @@ def test_a_damaged_index_loses_times_and_never_a_byte(tmp_path, damage):
 def test_a_tail_is_exact_however_long_the_index_is(tmp_path, records):
     """Each of the last lines alternates between the streams; 65,536 records are one read of the index."""
     names = ("stdout", "stderr")
-    packed = [agent.INDEX_RECORD.pack(10**18 + at, at % 2 << agent.STREAM_SHIFT | at // 2 * 2) for at in range(records)]
+    packed = [
+        agent.INDEX_RECORD.pack(10**18 + at, at % 2 << agent.STREAM_SHIFT | at // 2 * 2)
+        for at in range(records)
+    ]
     (tmp_path / "index").write_bytes(b"".join(packed))
     for number, name in enumerate(names):
         (tmp_path / name).write_bytes(b"x\n" * ((records + 1 - number) // 2))
@@ -444,7 +568,9 @@ def stream_into(at: Path, flags: int) -> tuple[agent.Stream, int]:
     os.mkfifo(at / "fifo")
     fifo = os.open(at / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     writer = os.open(at / "fifo", os.O_WRONLY)
-    return agent.Stream(0, "stdout", fifo, os.open(at / "stdout", os.O_WRONLY | os.O_CREAT | flags), None), writer
+    return agent.Stream(
+        0, "stdout", fifo, os.open(at / "stdout", os.O_WRONLY | os.O_CREAT | flags), None
+    ), writer
 
 
 @pytest.mark.parametrize("flags", [0, os.O_APPEND], ids=["by splice", "where splice says EINVAL"])
@@ -519,5 +645,8 @@ def test_the_end_of_a_child_is_seen_without_reaping_it(status):
 def test_a_name_is_looked_for_where_exec_would_look(path):
     variables = {} if path is None else {b"PATH": path}
     found = agent.candidates(["tool"], variables)
-    assert found == [os.path.join(each or b".", b"tool") for each in variables.get(b"PATH", b"/usr/local/bin:/usr/bin:/bin").split(b":")]
+    assert found == [
+        os.path.join(each or b".", b"tool")
+        for each in variables.get(b"PATH", b"/usr/local/bin:/usr/bin:/bin").split(b":")
+    ]
     assert agent.candidates(["./tool"], variables) == [b"./tool"]

@@ -44,7 +44,12 @@ def append(path: Path) -> list[str]:
 
 def test_run_returns_what_the_program_wrote_and_how_it_ended(target: Agent) -> None:
     result = corra.run(target, ["sh", "-c", "echo out; echo err >&2; exit 7"], warn=True, hide=True)
-    assert (result.stdout, result.stderr, result.exited, result.failed) == ("out\n", "err\n", 7, True)
+    assert (result.stdout, result.stderr, result.exited, result.failed) == (
+        "out\n",
+        "err\n",
+        7,
+        True,
+    )
     assert (result.reason, result.signal, result.truncated) == ("exited", None, False)
     assert result.state.state == "exited" and ids.is_valid(result.prog_id)
     assert result.elapsed is not None and result.elapsed < 10
@@ -58,15 +63,24 @@ def test_words_reach_the_program_as_they_are(target: Agent) -> None:
     assert run.read() == b"\0".join(map(os.fsencode, words))
 
 
-def test_run_shows_the_bytes_themselves(target: Agent, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_run_shows_the_bytes_themselves(
+    target: Agent, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
     corra.run(target, ["sh", "-c", r"printf '\377\000\303'; printf 'e\033' >&2"])
     shown = capfdbinary.readouterr()
     assert (shown.out, shown.err) == (b"\xff\x00\xc3", b"e\x1b")
 
 
-def test_hide_hides_what_it_names_and_the_result_has_it(home: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_hide_hides_what_it_names_and_the_result_has_it(
+    home: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
     both = ["sh", "-c", "echo out; echo err >&2"]
-    for hide, left in ((True, (b"", b"")), ("out", (b"", b"err\n")), ("stderr", (b"out\n", b"")), (None, (b"out\n", b"err\n"))):
+    for hide, left in (
+        (True, (b"", b"")),
+        ("out", (b"", b"err\n")),
+        ("stderr", (b"out\n", b"")),
+        (None, (b"out\n", b"err\n")),
+    ):
         result = corra.run("local", both, hide=hide)
         shown = capfdbinary.readouterr()
         assert (shown.out, shown.err) == left
@@ -78,7 +92,12 @@ def test_hide_hides_what_it_names_and_the_result_has_it(home: Path, capfdbinary:
 def test_streams_may_take_text_or_bytes(home: Path) -> None:
     text, raw = io.StringIO(), io.BytesIO()
     # A character is cut in two by the pause: it must arrive whole where text is wanted.
-    corra.run("local", ["sh", "-c", r"printf '\303'; sleep 0.2; printf '\244'; printf '\377' >&2"], out_stream=text, err_stream=raw)
+    corra.run(
+        "local",
+        ["sh", "-c", r"printf '\303'; sleep 0.2; printf '\244'; printf '\377' >&2"],
+        out_stream=text,
+        err_stream=raw,
+    )
     assert (text.getvalue(), raw.getvalue()) == ("ä", b"\xff")
 
 
@@ -99,7 +118,9 @@ def test_a_bad_end_is_an_error_that_invokes_own_handlers_know(target: Agent) -> 
         (["true"], {"cwd": "/no/such"}, 125, "cwd /no/such: no such directory (ENOENT)"),
     ],
 )
-def test_a_program_that_cant_be_started_says_why(target: Agent, argv: list[str], how: Any, code: int, why: str) -> None:
+def test_a_program_that_cant_be_started_says_why(
+    target: Agent, argv: list[str], how: Any, code: int, why: str
+) -> None:
     for call in (corra.run, corra.start):
         with pytest.raises(corra.NotStarted) as caught:
             call(target, argv, **how)
@@ -134,7 +155,9 @@ def test_a_run_whose_guards_were_all_killed_is_lost_and_never_a_success(home: Pa
 
     ids_seen = [ids.new_id()]
     with pytest.raises(corra.Lost) as caught:
-        corra.run("local", ["sh", "-c", "echo here; exec sleep 30"], id=ids_seen[0], out_stream=Kills())
+        corra.run(
+            "local", ["sh", "-c", "echo here; exec sleep 30"], id=ids_seen[0], out_stream=Kills()
+        )
     assert caught.value.code == 123
     state = corra.attach(ids_seen[0], "local").state()
     assert (state.state, state.reason) == ("lost", "agent-gone")
@@ -210,15 +233,26 @@ def test_as_many_words_as_linux_takes_come_back_in_the_state(home: Path) -> None
 def test_the_environment_and_cwd_are_as_asked(target: Agent, home: Path) -> None:
     (home / "d").mkdir()
     env = {"A": "x y; echo INJECTED", "LANG": None}
-    result = corra.run(target, ["sh", "-c", 'echo "$A/${LANG-unset}/$PWD"'], env=env, cwd=str(home / "d"), hide=True)
+    result = corra.run(
+        target,
+        ["sh", "-c", 'echo "$A/${LANG-unset}/$PWD"'],
+        env=env,
+        cwd=str(home / "d"),
+        hide=True,
+    )
     assert result.stdout == f"x y; echo INJECTED/unset/{home}/d\n"
 
 
 def test_a_secret_is_in_the_program_and_nowhere_on_disk(target: Agent, home: Path) -> None:
-    run = corra.start(target, ["sh", "-c", "echo $TOKEN | sha256sum"], secrets={"TOKEN": "hunter2hunter2"})
+    run = corra.start(
+        target, ["sh", "-c", "echo $TOKEN | sha256sum"], secrets={"TOKEN": "hunter2hunter2"}
+    )
     result = run.wait(20)
     assert result.stdout.split()[0] == hashlib.sha256(b"hunter2hunter2\n").hexdigest()
-    assert subprocess.run(["grep", "-r", "hunter2", home], capture_output=True, check=False).stdout == b""
+    assert (
+        subprocess.run(["grep", "-r", "hunter2", home], capture_output=True, check=False).stdout
+        == b""
+    )
 
 
 # -- start, attach, wait, read
@@ -262,7 +296,10 @@ def test_an_id_nobody_knows_is_not_found(target: Agent) -> None:
     corra.start(target, ["true"]).wait(20)
     with pytest.raises(corra.NotFound) as caught:
         corra.attach("zz9", target)
-    assert f"corra: zz9 on {target.host}: NOT FOUND" in caught.value.line and "1 run" in caught.value.line
+    assert (
+        f"corra: zz9 on {target.host}: NOT FOUND" in caught.value.line
+        and "1 run" in caught.value.line
+    )
     assert caught.value.code == 125
     with pytest.raises(corra.NotFound, match="say where it runs"):
         corra.attach("zz9")
@@ -274,13 +311,18 @@ def test_a_prefix_of_two_runs_is_ambiguous_and_shows_them(target: Agent) -> None
     with pytest.raises(corra.Ambiguous) as caught:
         corra.attach("k7", target)
     assert caught.value.line == f"corra: k7 on {target.host}: AMBIGUOUS: 2 runs, nothing done"
-    assert [line.split()[:2] for line in caught.value.hint] == [["k7m2qx", "migrate"], ["k7w4dn", "-"]]
+    assert [line.split()[:2] for line in caught.value.hint] == [
+        ["k7m2qx", "migrate"],
+        ["k7w4dn", "-"],
+    ]
     with pytest.raises(corra.Ambiguous):
         corra.attach("k7")
     assert corra.attach("k7m", target).name == "migrate"
 
 
-def test_the_same_id_is_the_same_run_and_another_command_a_conflict(target: Agent, home: Path) -> None:
+def test_the_same_id_is_the_same_run_and_another_command_a_conflict(
+    target: Agent, home: Path
+) -> None:
     marks = home / "marks"
     first = corra.start(target, append(marks), id="pay-20261123")
     again = corra.start(target, append(marks), id="pay-20261123")
@@ -290,8 +332,13 @@ def test_the_same_id_is_the_same_run_and_another_command_a_conflict(target: Agen
     assert marks.read_text() == "ran\n"
     with pytest.raises(corra.Conflict) as caught:
         corra.start(target, ["./pay", "--twice"], id="pay-20261123", cwd="/")
-    assert caught.value.line == f"corra: pay-20261123 on {target.host}: NOT STARTED: this id already names another command"
-    assert caught.value.hint[0].startswith("there: sh -c 'echo ran") and caught.value.hint[0].endswith("here: ./pay --twice")
+    assert (
+        caught.value.line
+        == f"corra: pay-20261123 on {target.host}: NOT STARTED: this id already names another command"
+    )
+    assert caught.value.hint[0].startswith("there: sh -c 'echo ran") and caught.value.hint[
+        0
+    ].endswith("here: ./pay --twice")
     assert caught.value.started == "no" and caught.value.code == 125
 
 
@@ -306,7 +353,9 @@ def test_wait_gives_the_whole_result_and_has_a_limit(target: Agent) -> None:
     assert slow.wait(20).signal == "SIGKILL"
 
 
-def test_wait_keeps_the_end_of_much_output_and_read_has_the_rest(target: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_keeps_the_end_of_much_output_and_read_has_the_rest(
+    target: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(control, "OUTPUT_KEPT", 1000)
     run = corra.start(target, ["seq", "1", "100000"])
     whole = "".join(f"{n}\n" for n in range(1, 100001))
@@ -327,7 +376,9 @@ def test_a_bounded_run_gives_what_it_has_and_says_that_it_isnt_all(target: Agent
     assert len(whole) - (1 << 20) - (1 << 17) - (1 << 18) <= gone <= len(whole) - (1 << 20)
     assert (result.stderr, result.truncated, result.stdout.encode()) == ("77\n", True, whole[gone:])
     assert run.read(end=gone + 5) == whole[gone : gone + 5]
-    assert [event for event in run.follow(cursor={"stdout": 3}) if isinstance(event, Gap)] == [Gap("stdout", 3, gone)]
+    assert [event for event in run.follow(cursor={"stdout": 3}) if isinstance(event, Gap)] == [
+        Gap("stdout", 3, gone)
+    ]
 
 
 def test_a_result_of_a_run_that_was_watched_is_truncated_where_there_was_a_gap(home: Path) -> None:
@@ -343,7 +394,10 @@ def test_follow_gives_output_from_a_cursor_or_a_tail(target: Agent) -> None:
     events = list(run.follow())
     assert b"".join(e.data for e in events if isinstance(e, Output)) == whole
     assert isinstance(events[-1], Status)
-    assert b"".join(e.data for e in run.follow({"stdout": 100}) if isinstance(e, Output)) == whole[100:]
+    assert (
+        b"".join(e.data for e in run.follow({"stdout": 100}) if isinstance(e, Output))
+        == whole[100:]
+    )
     tail = list(run.follow(tail=3))
     assert b"".join(e.data for e in tail if isinstance(e, Output)) == b"998\n999\n1000\n"
     assert not any(isinstance(e, Gap) for e in tail)
@@ -351,7 +405,10 @@ def test_follow_gives_output_from_a_cursor_or_a_tail(target: Agent) -> None:
 
 
 def test_a_signal_goes_over_the_open_follow_from_another_thread(target: Agent) -> None:
-    run = corra.start(target, ["sh", "-c", "trap 'echo got; exit 5' USR1; echo ready; while :; do sleep 0.05; done"])
+    run = corra.start(
+        target,
+        ["sh", "-c", "trap 'echo got; exit 5' USR1; echo ready; while :; do sleep 0.05; done"],
+    )
     follow, seen = run.follow(), b""
     for event in follow:
         if isinstance(event, Output) and event.stream == "stdout":
@@ -369,7 +426,9 @@ def test_a_signal_goes_over_the_open_follow_from_another_thread(target: Agent) -
 
 
 def test_kill_ends_the_tree_and_says_what_it_told_the_host(target: Agent) -> None:
-    run = corra.start(target, ["sh", "-c", "(trap '' TERM; sleep 61) & (setsid sleep 62) & echo up; wait"])
+    run = corra.start(
+        target, ["sh", "-c", "(trap '' TERM; sleep 61) & (setsid sleep 62) & echo up; wait"]
+    )
     wait_for(run.read)
     told: list[Any] = []
     started = time.monotonic()
@@ -393,7 +452,9 @@ def test_kill_of_what_has_ended_finds_nothing_left(target: Agent) -> None:
 
 
 def test_one_signal_is_one_signal(target: Agent) -> None:
-    run = corra.start(target, ["sh", "-c", "trap 'echo hup' HUP; echo up; while :; do sleep 0.05; done"])
+    run = corra.start(
+        target, ["sh", "-c", "trap 'echo hup' HUP; echo up; while :; do sleep 0.05; done"]
+    )
     wait_for(run.read)
     assert not run.signal("HUP").ended
     wait_for(lambda: run.read() == b"up\nhup\n")
@@ -411,7 +472,9 @@ def test_ps_asks_every_host_and_has_an_error_in_place_of_a_dead_one(target: Agen
     found = corra.ps([target, "127.0.0.1:1"], connect_timeout=5)
     assert [each.prog_id for each in found if isinstance(each, corra.State)] == [run.id]
     assert [each.host for each in found if isinstance(each, corra.State)] == [str(target.host)]
-    assert [type(each) for each in found if not isinstance(each, corra.State)] == [corra.Unreachable]
+    assert [type(each) for each in found if not isinstance(each, corra.State)] == [
+        corra.Unreachable
+    ]
     assert corra.ps([]) == []
 
 
@@ -431,7 +494,12 @@ def test_ps_takes_a_set_of_hosts(new_sshd: Callable[..., Sshd], home: Path) -> N
 def test_many_threads_share_one_agent(target: Agent) -> None:
     """More at once than sshd allows sessions on one connection."""
     with ThreadPoolExecutor(14) as pool:
-        results = list(pool.map(lambda n: corra.run(target, ["sh", "-c", f"echo {n}; sleep 0.3"], hide=True).stdout, range(14)))
+        results = list(
+            pool.map(
+                lambda n: corra.run(target, ["sh", "-c", f"echo {n}; sleep 0.3"], hide=True).stdout,
+                range(14),
+            )
+        )
     assert results == [f"{n}\n" for n in range(14)]
 
 
@@ -449,7 +517,11 @@ def test_a_fabric_connection_is_a_target_and_stays_open(sshd: Sshd, home: Path) 
 def test_nothing_listening_is_unreachable_at_once_and_forgotten(home: Path) -> None:
     with pytest.raises(corra.Unreachable) as caught:
         corra.start("127.0.0.1:1", ["true"], connect_timeout=5)
-    assert caught.value.code == 125 and caught.value.started == "no" and "NOT STARTED" in caught.value.line
+    assert (
+        caught.value.code == 125
+        and caught.value.started == "no"
+        and "NOT STARTED" in caught.value.line
+    )
     assert history.recent() == []
     with pytest.raises(corra.Unreachable) as caught:
         corra.attach("abcd", "127.0.0.1:1", connect_timeout=5)
@@ -466,7 +538,9 @@ corra.start(sys.argv[1], sys.argv[3:], id=sys.argv[2], cwd="/")
 """
 
 
-def test_a_client_killed_in_mid_start_and_run_again_executes_once(target: Agent, home: Path) -> None:
+def test_a_client_killed_in_mid_start_and_run_again_executes_once(
+    target: Agent, home: Path
+) -> None:
     corra.run(target, ["true"])
     random.seed(7)
     for n in range(4):
@@ -493,7 +567,14 @@ def test_a_client_killed_in_mid_start_and_run_again_executes_once(target: Agent,
 
 def test_importing_corra_imports_nothing_else() -> None:
     code = "import sys, corra; print([m for m in sys.modules if m.startswith(('corra.', 'fabric', 'invoke', 'rich', 'paramiko'))])"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=30)
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        timeout=30,
+    )
     assert said.stdout == "[]\n"
 
 
@@ -511,7 +592,11 @@ def test_a_result_is_fabrics_and_prints_as_theirs(home: Path) -> None:
 
     result = corra.run("local", ["sh", "-c", "echo hi"], hide=True)
     assert isinstance(result, fabric.runners.Result) and result.ok and bool(result)
-    assert "hi" in str(result) and result.command == "sh -c 'echo hi'" and result.tail("stdout").strip() == "hi"
+    assert (
+        "hi" in str(result)
+        and result.command == "sh -c 'echo hi'"
+        and result.tail("stdout").strip() == "hi"
+    )
 
 
 def test_an_error_in_somebodys_task_prints_one_line_and_sets_the_code(home: Path) -> None:

@@ -19,18 +19,36 @@ ID = "00001234t123456z-k7m2qxwp"
 
 
 def state(code: int | None = 0, **more: Any) -> dict[str, Any]:
-    given = {"prog_id": ID, "state": "exited", "return_code": code, "status": (code or 0) << 8, "argv": ["x"], "elapsed": 3.0}
+    given = {
+        "prog_id": ID,
+        "state": "exited",
+        "return_code": code,
+        "status": (code or 0) << 8,
+        "argv": ["x"],
+        "elapsed": 3.0,
+    }
     return {**given, **more}
 
 
 LOST = state(None, state="lost", reason="reboot", status=None)
-BEGIN: tuple[str, dict[str, Any]] = ("begin", {"prog_id": ID, "program": {"argv": ["x"]}, "user": "ops"})
+BEGIN: tuple[str, dict[str, Any]] = (
+    "begin",
+    {"prog_id": ID, "program": {"argv": ["x"]}, "user": "ops"},
+)
 
 
 def book(*told: tuple[str, dict[str, Any]], step: str = "s", host: str = "h") -> Book:
     made = Book()
     for n, (what, facts) in enumerate(told):
-        made.add(Event(str(n), f"2026-11-24T10:{n:02}:00+00:00", "ops@laptop", what, {"step": step, "host": host, "attempt": 1, **facts}))
+        made.add(
+            Event(
+                str(n),
+                f"2026-11-24T10:{n:02}:00+00:00",
+                "ops@laptop",
+                what,
+                {"step": step, "host": host, "attempt": 1, **facts},
+            )
+        )
     return made
 
 
@@ -80,28 +98,59 @@ def test_two_passes_that_begin_the_same_attempt_mean_the_same_run():
     assert [each.number for each in made.part("s", "h").attempts] == [1]
 
 
-WHATS = ["open", "begin", "started", "end", "did", "confirmed", "skip", "redo", "stop", "done", "note", "kept", "rebooted", "of the future"]
+WHATS = [
+    "open",
+    "begin",
+    "started",
+    "end",
+    "did",
+    "confirmed",
+    "skip",
+    "redo",
+    "stop",
+    "done",
+    "note",
+    "kept",
+    "rebooted",
+    "of the future",
+]
 
 
 @given(
     strategies.lists(
-        strategies.tuples(strategies.sampled_from(WHATS), strategies.integers(1, 3), strategies.sampled_from(["", "h", "*"])), max_size=12
+        strategies.tuples(
+            strategies.sampled_from(WHATS),
+            strategies.integers(1, 3),
+            strategies.sampled_from(["", "h", "*"]),
+        ),
+        max_size=12,
     )
 )
 @PROPERTY
 def test_any_sequence_of_events_adds_up_and_twice_is_once(sequence):
     once, twice = Book(), Book()
     for n, (what, attempt, host) in enumerate(sequence):
-        facts = {"step": "s", "host": host, "attempt": attempt, "prog_id": ID, "state": state(), "hosts": [host], "params": {}, "why": "w"}
+        facts = {
+            "step": "s",
+            "host": host,
+            "attempt": attempt,
+            "prog_id": ID,
+            "state": state(),
+            "hosts": [host],
+            "params": {},
+            "why": "w",
+        }
         event = Event(str(n), "2026-11-24T10:00:00+00:00", "o@l", what, facts)
         again = next(iter(events(event.to_line())))
-        assert again == Event(event.id, event.at, event.by, event.what, json.loads(json.dumps(facts)))
+        assert again == Event(
+            event.id, event.at, event.by, event.what, json.loads(json.dumps(facts))
+        )
         once.add(event)
         twice.add(again)
         twice.add(again)
-    assert once.parts == twice.parts and [decide(p, accepts=False) for p in once.parts.values()] == [
-        decide(p, accepts=False) for p in twice.parts.values()
-    ]
+    assert once.parts == twice.parts and [
+        decide(p, accepts=False) for p in once.parts.values()
+    ] == [decide(p, accepts=False) for p in twice.parts.values()]
     chronicle.screen("n", "k", once, NOW, "here", 80)
     chronicle.markdown("n", "k", once)
     json.dumps(chronicle.as_json("n", "k", once, "here"))
@@ -124,7 +173,16 @@ def test_the_difference_between_two_programs_names_no_value_of_the_environment()
 
 
 def test_markdown_shows_what_was_done_and_nothing_of_it_is_markup():
-    made = book(("open", {"params": {"v": "1"}}), BEGIN, end(2), ("note", {"text": "<b> | `x` *"}), ("stop", {"why": "STOPPED at 1 s"}))
+    made = book(
+        ("open", {"params": {"v": "1"}}),
+        BEGIN,
+        end(2),
+        ("note", {"text": "<b> | `x` *"}),
+        ("stop", {"why": "STOPPED at 1 s"}),
+    )
     text = "\n".join(chronicle.markdown("k", "OPS-1", made))
-    assert "| 1 | s | h | 1 | 2026-11-24T10:01:00+00:00 | ops@laptop | x |" in text and "FAILED 2" in text
+    assert (
+        "| 1 | s | h | 1 | 2026-11-24T10:01:00+00:00 | ops@laptop | x |" in text
+        and "FAILED 2" in text
+    )
     assert "note: \\<b\\> \\| \\`x\\` \\*" in text

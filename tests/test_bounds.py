@@ -71,7 +71,9 @@ def exact(whole: bytes, follow: Any, stream: str = "stdout") -> int:
 
 def ruled(begin: int, end: int) -> bytes:
     """Return a part of endless lines that tell their own offsets, never a NUL as in a hole: `seq -f %07.0f 0 9999999`."""
-    return b"".join(b"%07d\n" % number for number in range(begin // 8, end // 8 + 1))[begin % 8 :][: end - begin]
+    return b"".join(b"%07d\n" % number for number in range(begin // 8, end // 8 + 1))[begin % 8 :][
+        : end - begin
+    ]
 
 
 # ---------------------------------------------------------------- keep_output
@@ -91,14 +93,21 @@ def test_only_the_last_of_an_output_is_kept_and_its_offsets_stay_true(door):
     assert exact(NUMBERS, follow) == dropped
     assert follow.gaps == [Gap("stdout", 0, dropped)]
     assert door.read(state["prog_id"]) == NUMBERS[dropped:]
-    assert door.read(state["prog_id"], start=dropped + 5, end=dropped + 9) == NUMBERS[dropped + 5 : dropped + 9]
+    assert (
+        door.read(state["prog_id"], start=dropped + 5, end=dropped + 9)
+        == NUMBERS[dropped + 5 : dropped + 9]
+    )
     assert door.read(state["prog_id"], start=5, end=9) == b""
 
 
 def test_a_tail_and_what_came_since_a_time_begin_where_there_is_something(door):
     state = door.start(["seq", "1", str(COUNT)], run={"keep_output": KEEP})
     dropped = door.wait(state["prog_id"])["streams"]["stdout"]["dropped"]
-    for ask, begin in (({"tail": 2}, NUMBERS.index(b"399999\n")), ({"tail": COUNT}, dropped), ({"since": 1}, dropped)):
+    for ask, begin in (
+        ({"tail": 2}, NUMBERS.index(b"399999\n")),
+        ({"tail": COUNT}, dropped),
+        ({"since": 1}, dropped),
+    ):
         with door.follow(state["prog_id"], **ask) as follow:
             follow.drain()
         assert follow.reply["cursor"]["stdout"] == begin
@@ -111,7 +120,9 @@ def dropped(door: Door, prog_id: str) -> int:
 
 def test_a_follower_that_lags_is_told_of_each_gap_and_never_shown_a_hole(door):
     """It reads a little, and each time more is cut than it has read; the program never waits for it."""
-    prog_id = door.start(["seq", "-f", "%07.0f", "0", "9999999"], run={"keep_output": agent.BOUND_MIN})["prog_id"]
+    prog_id = door.start(
+        ["seq", "-f", "%07.0f", "0", "9999999"], run={"keep_output": agent.BOUND_MIN}
+    )["prog_id"]
     with door.follow(prog_id) as follow:
         for size in (1, 100, 5000, 70_000):
             follow._take(os.read(follow.process.stdout.fileno(), size))
@@ -145,7 +156,9 @@ def test_a_writer_that_never_ends_costs_constant_disk_while_it_is_watched(door):
 
 
 def test_keepers_killed_while_a_stream_is_cut_lose_nothing_that_is_kept(door):
-    prog_id = door.start(["seq", "-f", "%07.0f", "0", "9999999"], run={"keep_output": KEEP})["prog_id"]
+    prog_id = door.start(["seq", "-f", "%07.0f", "0", "9999999"], run={"keep_output": KEEP})[
+        "prog_id"
+    ]
     for _ in range(2):
         keeper = door.status(prog_id)["agent_pid"]
         eventually(lambda: dropped(door, prog_id))
@@ -165,7 +178,11 @@ def test_keepers_killed_while_a_stream_is_cut_lose_nothing_that_is_kept(door):
 
 @pytest.mark.parametrize("kind", ["merge", "pty"])
 def test_one_stream_of_both_is_bounded_as_well(door, kind):
-    state = door.start(["sh", "-c", "seq -f %06.0f 0 99999; echo end >&2"], run={"keep_output": KEEP}, **{kind: True})
+    state = door.start(
+        ["sh", "-c", "seq -f %06.0f 0 99999; echo end >&2"],
+        run={"keep_output": KEEP},
+        **{kind: True},
+    )
     final = door.wait(state["prog_id"])
     end = b"\r\n" if kind == "pty" else b"\n"
     whole = b"".join(b"%06d%s" % (number, end) for number in range(100_000)) + b"end" + end
@@ -210,12 +227,18 @@ def test_a_disk_that_is_full_holds_no_stream_back_that_has_reached_its_bound(doo
         script = f'seq 1 {COUNT}; echo ready; read a < "$0"; exec seq 1 {COUNT}'
         state = door.start(["sh", "-c", script, gate.path], run={"keep_output": 1 << 20})
         eventually(lambda: door.read(state["prog_id"], start=len(NUMBERS)) == b"ready\n")
-        with (small.at / "filler").open("wb", 0) as filler, pytest.raises(OSError, match="No space"):
+        with (
+            (small.at / "filler").open("wb", 0) as filler,
+            pytest.raises(OSError, match="No space"),
+        ):
             while True:
                 filler.write(b"x" * 4096)
         gate.open()
         final = door.wait(state["prog_id"])
-        assert (final["return_code"], final["streams"]["stdout"]["length"]) == (0, 2 * len(NUMBERS) + 6)
+        assert (final["return_code"], final["streams"]["stdout"]["length"]) == (
+            0,
+            2 * len(NUMBERS) + 6,
+        )
         with door.follow(state["prog_id"]) as follow:
             follow.drain()
         exact(NUMBERS + b"ready\n" + NUMBERS, follow)
@@ -262,7 +285,9 @@ class Small:
         agent.claim(runs, "x", self.request, None, None)
         os.close(runs)
         at = base / "runs" / "x"
-        self.files = {name: os.open(at / name, os.O_RDWR) for name in ("stdout", "stderr", "index", "heads")}
+        self.files = {
+            name: os.open(at / name, os.O_RDWR) for name in ("stdout", "stderr", "index", "heads")
+        }
         self.ends = {}
         for name in ("stdout", "stderr"):
             self.files["fifo/" + name], self.ends[name] = os.pipe()
@@ -271,7 +296,10 @@ class Small:
         for bound in (*(stream.bound for stream in self.pump.streams), self.pump.index_bound):
             assert bound is not None
             bound.spare = agent.PAGE
-        self.came: dict[str, list[tuple[int, int]]] = {"stdout": [], "stderr": []}  # offset, time of each write
+        self.came: dict[str, list[tuple[int, int]]] = {
+            "stdout": [],
+            "stderr": [],
+        }  # offset, time of each write
         self.written: dict[str, bytes] = {"stdout": b"", "stderr": b""}
         self.out, theirs = os.pipe()
         os.set_blocking(theirs, False)
@@ -300,7 +328,14 @@ class Small:
 
     def pread(self, fd: int, size: int, offset: int) -> bytes:
         """Read as ever, but with the keeper at work just before and just after it."""
-        stream = next((number for number, name in enumerate(("stdout", "stderr")) if self.follow.files[name] == fd), None)
+        stream = next(
+            (
+                number
+                for number, name in enumerate(("stdout", "stderr"))
+                if self.follow.files[name] == fd
+            ),
+            None,
+        )
         if stream is None or not self.meanwhile:
             return PREAD(fd, size, offset)
         self.write(stream, self.meanwhile.pop())
@@ -315,7 +350,13 @@ class Small:
 
     def close(self) -> None:
         files = (*self.files.values(), *self.ends.values(), *self.follow.files.values())
-        for fd in (*files, self.out, self.follow.times.file, self.follow.watch.fd, self.run.directory):
+        for fd in (
+            *files,
+            self.out,
+            self.follow.times.file,
+            self.follow.watch.fd,
+            self.run.directory,
+        ):
             os.close(fd)
         self.theirs.close()
 
@@ -331,8 +372,16 @@ acts = st.lists(
 
 
 # An example is a run's whole directory: 30 ms of it, so there are fewer, with more in each.
-@settings(PROPERTY, max_examples=PROPERTY.max_examples // 5, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(acts=acts, meanwhile=st.lists(st.integers(1, 30_000), max_size=20), keep=st.sampled_from([1, 4096, 8192, 30_000, 1 << 20]))
+@settings(
+    PROPERTY,
+    max_examples=PROPERTY.max_examples // 5,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    acts=acts,
+    meanwhile=st.lists(st.integers(1, 30_000), max_size=20),
+    keep=st.sampled_from([1, 4096, 8192, 30_000, 1 << 20]),
+)
 def test_whatever_is_written_cut_and_read_in_whatever_order_a_reader_has_bytes_or_a_gap(
     tmp_path_factory, monkeypatch, acts, meanwhile, keep
 ):
@@ -357,7 +406,9 @@ def test_whatever_is_written_cut_and_read_in_whatever_order_a_reader_has_bytes_o
                 assert frame.offset == at[frame.stream]
                 assert frame.data == small.written[frame.stream][frame.offset : frame.end]
                 # A byte is never said to have come later than it did, nor more than the index's 10 ms earlier.
-                latest = max(when for offset, when in small.came[frame.stream] if offset <= frame.offset)
+                latest = max(
+                    when for offset, when in small.came[frame.stream] if offset <= frame.offset
+                )
                 assert not frame.time_ns or latest - 20 * MS <= frame.time_ns <= latest
                 at[frame.stream] = frame.end
             elif isinstance(frame, Gap):
@@ -387,12 +438,20 @@ def test_the_index_is_cut_as_well_and_what_is_left_of_it_is_true(tmp_path, monke
         small.write(number % 2, 2)
         clock[0] += MS
     index = tmp_path / "runs" / "x" / "index"
-    assert index.stat().st_size == 4000 * agent.INDEX_RECORD.size and disk(index) <= 8192 + 3 * agent.PAGE
+    assert (
+        index.stat().st_size == 4000 * agent.INDEX_RECORD.size
+        and disk(index) <= 8192 + 3 * agent.PAGE
+    )
     small.rest()
     outputs = [frame for frame in small.frames if isinstance(frame, Output)]
     timed = [frame for frame in outputs if frame.time_ns]
-    assert 400 < len(timed) < 1000 and [frame.time_ns for frame in timed] == sorted(frame.time_ns for frame in timed)
-    assert b"".join(frame.data for frame in outputs if frame.stream == "stdout") == small.written["stdout"]
+    assert 400 < len(timed) < 1000 and [frame.time_ns for frame in timed] == sorted(
+        frame.time_ns for frame in timed
+    )
+    assert (
+        b"".join(frame.data for frame in outputs if frame.stream == "stdout")
+        == small.written["stdout"]
+    )
     small.close()
 
 
@@ -407,19 +466,35 @@ def limited(door: Door, script: str, limits: Mapping[str, Any]) -> dict[str, Any
 
 @machine.EVERYWHERE
 def test_each_limit_holds_in_the_program_and_not_for_its_guards(door):
-    given = {"files": 100, "core": [0, 4096], "cpu": 90, "memory": 1 << 30, "nice": 5, "oom_score_adj": 500}
-    script = (
-        "ulimit -Sn; ulimit -Sc; ulimit -Hc; ulimit -St; ulimit -Ht; ulimit -Sv; nice; cat /proc/self/oom_score_adj; cat /proc/$PPID/limits"
-    )
+    given = {
+        "files": 100,
+        "core": [0, 4096],
+        "cpu": 90,
+        "memory": 1 << 30,
+        "nice": 5,
+        "oom_score_adj": 500,
+    }
+    script = "ulimit -Sn; ulimit -Sc; ulimit -Hc; ulimit -St; ulimit -Ht; ulimit -Sv; nice; cat /proc/self/oom_score_adj; cat /proc/$PPID/limits"
     final = limited(door, script, given)
-    assert final["said"][:8] == ["100", "0", "8", "90", str(90 + agent.CPU_GRACE_S), str(1 << 20), "5", "500"]
+    assert final["said"][:8] == [
+        "100",
+        "0",
+        "8",
+        "90",
+        str(90 + agent.CPU_GRACE_S),
+        str(1 << 20),
+        "5",
+        "500",
+    ]
     assert "100" not in final["said"][8:]
     assert final["program"]["limits"] == given
 
 
 def test_unlimited_and_what_is_left_out_change_nothing(door):
     here = subprocess.check_output(["sh", "-c", "ulimit -Sn; ulimit -Hn"]).decode().split()
-    assert limited(door, "ulimit -Sn; ulimit -Hn; ulimit -Sc", {"core": -1, "files": None})["said"] == [*here, "unlimited"]
+    assert limited(door, "ulimit -Sn; ulimit -Hn; ulimit -Sc", {"core": -1, "files": None})[
+        "said"
+    ] == [*here, "unlimited"]
 
 
 @pytest.mark.parametrize(
@@ -429,7 +504,9 @@ def test_unlimited_and_what_is_left_out_change_nothing(door):
         ({"files": [1, 1 << 40], "nice": 3}, errno.EPERM, "limit files=1:1099511627776: "),
     ],
 )
-def test_a_limit_that_cant_be_set_is_why_nothing_was_started_and_is_named(door, limits, number, words):
+def test_a_limit_that_cant_be_set_is_why_nothing_was_started_and_is_named(
+    door, limits, number, words
+):
     state = door.start(["true"], limits=limits)
     assert (state["state"], state["reason"], state["pid"]) == ("not_started", "setup", None)
     assert (state["exception"]["stage"], state["exception"]["errno"]) == ("setup", number)
@@ -439,15 +516,25 @@ def test_a_limit_that_cant_be_set_is_why_nothing_was_started_and_is_named(door, 
 def test_an_ordinary_user_is_told_what_is_the_most_there_is():
     python = "/usr/bin/python3"
     if os.getuid() != 0 or not os.access(python, os.X_OK):
-        pytest.skip("needs root, which becomes somebody else, and a Python that anybody may execute")
+        pytest.skip(
+            "needs root, which becomes somebody else, and a Python that anybody may execute"
+        )
     base = Path(tempfile.mkdtemp(prefix="corra-", dir="/tmp"))
     base.chmod(0o755)
     try:
-        for door in fresh(base, user=NOBODY, python=python, prefix=["sh", "-c", 'ulimit -Sn 400; ulimit -Hn 500; exec "$@"', "sh"]):
+        for door in fresh(
+            base,
+            user=NOBODY,
+            python=python,
+            prefix=["sh", "-c", 'ulimit -Sn 400; ulimit -Hn 500; exec "$@"', "sh"],
+        ):
             os.chown(door.home, NOBODY, NOBODY)
             door.spool = door.home / "spool"
             state = door.start(["true"], limits={"files": 501})
-            assert state["exception"]["message"] == "limit files=501: Operation not permitted (at most 500 here)"
+            assert (
+                state["exception"]["message"]
+                == "limit files=501: Operation not permitted (at most 500 here)"
+            )
             state = door.start(["true"], limits={"nice": -5})
             assert state["exception"]["message"].startswith("limit nice=-5: ")
             state = door.start(["sh", "-c", "ulimit -n"], limits={"files": 500})
@@ -505,7 +592,9 @@ def test_without_a_systemd_a_limit_on_the_whole_tree_is_a_clear_no(door):
     for limits in ({"memory_max": 1 << 30}, {"cpu_quota": 50, "memory_max": 1 << 30}):
         with pytest.raises(Refused) as refused:
             door.start(["true"], limits=limits)
-        assert refused.value.kind == "no_scope" and str(refused.value).startswith(" and ".join(sorted(limits)))
+        assert refused.value.kind == "no_scope" and str(refused.value).startswith(
+            " and ".join(sorted(limits))
+        )
     assert not door.spool.exists()
 
 
@@ -530,7 +619,9 @@ def test_many_gaps_are_said_once_and_summed_up_at_the_end(home: Path, tmp_path: 
         watch.show(Gap("stderr", 0, 2_000_000))
         watch.stay(live=False)
         said.seek(0)
-        first, second, third = (line.partition("local: ")[2] for line in said.read().decode().splitlines())
+        first, second, third = (
+            line.partition("local: ")[2] for line in said.read().decode().splitlines()
+        )
     assert first == "stdout from byte 0 to 5 is gone: 5 B"
     assert second == "stderr from byte 0 to 2000000 is gone: 2.0 MB"
     assert third == "stdout has 99 more gaps: 495 B"

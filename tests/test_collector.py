@@ -82,7 +82,9 @@ def test_each_of_the_seeds_methods_appends(member, prog_id, method):
     assert member.output(prog_id).body == b"hello\n"
 
 
-def test_an_append_again_changes_nothing_an_overlap_is_trimmed_and_a_hole_is_a_409_that_says_where(member, prog_id):
+def test_an_append_again_changes_nothing_an_overlap_is_trimmed_and_a_hole_is_a_409_that_says_where(
+    member, prog_id
+):
     for offset, data, status, length in (
         (0, b"abcdef", 200, 6), (0, b"abcdef", 200, 6), (2, b"cd", 200, 6), (4, b"efgh", 200, 8), (9, b"x", 409, 8), (8, b"", 200, 8),
     ):  # fmt: skip
@@ -113,14 +115,21 @@ def test_a_gap_is_kept_as_one_and_said(member, prog_id):
     answer = member.output(prog_id)
     assert (answer.body, answer.headers["corra-gaps"]) == (b"abc\0\0\0g", "3-6")
     assert member.run(prog_id)["collector"]["gaps"] == [{"stream": "stdout", "from": 3, "to": 6}]
-    assert [each["event"] for each in member.events(prog_id, "?live=false")] == ["output", "gap", "output", "state"]
+    assert [each["event"] for each in member.events(prog_id, "?live=false")] == [
+        "output",
+        "gap",
+        "output",
+        "state",
+    ]
 
 
 def test_a_gap_is_read_in_pieces_however_long_it_is(served, member, prog_id):
     member.append(prog_id, 0, b"a")
     assert member.append(prog_id, 1 << 50, b"z", **{"Upload-Gap": "1"}).status == 200
     assert member.output(prog_id, Range=f"bytes={(1 << 50) - 3}-").body == b"\0\0\0z"
-    connection, answer = member.open("GET", f"/api/v1/runs/{prog_id}/output/stdout", None, {"Range": f"bytes=0-{1 << 50}"})
+    connection, answer = member.open(
+        "GET", f"/api/v1/runs/{prog_id}/output/stdout", None, {"Range": f"bytes=0-{1 << 50}"}
+    )
     with contextlib.closing(connection):
         assert answer.status == 206 and answer.read(5 << 20) == b"a" + bytes((5 << 20) - 1)
 
@@ -136,7 +145,10 @@ def test_an_offset_that_is_none_is_a_400(member, prog_id, offset):
 
 
 def test_the_end_waits_for_all_output_and_is_taken_once(member, prog_id):
-    streams = {"stdout": {"length": 4, "dropped": 0, "late": 0}, "stderr": {"length": 2, "dropped": 0, "late": 0}}
+    streams = {
+        "stdout": {"length": 4, "dropped": 0, "late": 0},
+        "stderr": {"length": 2, "dropped": 0, "late": 0},
+    }
     member.append(prog_id, 0, b"ab")
     answer = member.complete(prog_id, streams=streams)
     assert (answer.status, answer.json["expected"]) == (409, {"stdout": 2, "stderr": 0})
@@ -153,7 +165,14 @@ def test_the_end_waits_for_all_output_and_is_taken_once(member, prog_id):
 
 @pytest.mark.parametrize(
     "state",
-    [{"state": "running"}, {"state": "asleep"}, {"prog_id": "another"}, {"return_code": "0"}, {"streams": {"stdout": 3}}, {"state": None}],
+    [
+        {"state": "running"},
+        {"state": "asleep"},
+        {"prog_id": "another"},
+        {"return_code": "0"},
+        {"streams": {"stdout": 3}},
+        {"state": None},
+    ],
 )
 def test_what_is_no_end_of_this_run_is_a_422(member, prog_id, state):
     answer = member("POST", f"/api/v1/agent/{prog_id}/completed", {**ended(prog_id), **state})
@@ -169,9 +188,21 @@ NOT_UTF8 = "caf\udce9"  # as Python has the byte E9 of an argument
 
 
 def test_what_isnt_utf_8_is_kept_and_told_and_costs_nobody_the_list(member, prog_id):
-    about = {"name": NOT_UTF8, "cwd": NOT_UTF8, "argv": ["cat", NOT_UTF8, "a\0b"], "origin": {"fleet": NOT_UTF8, "user": "o\0ps"}}
+    about = {
+        "name": NOT_UTF8,
+        "cwd": NOT_UTF8,
+        "argv": ["cat", NOT_UTF8, "a\0b"],
+        "origin": {"fleet": NOT_UTF8, "user": "o\0ps"},
+    }
     own = member.register(prog_id, target=NOT_UTF8, **about)
-    assert own("POST", f"/api/v1/agent/{prog_id}/state", ended(prog_id, state="running", reason=None, **about)).status == 200
+    assert (
+        own(
+            "POST",
+            f"/api/v1/agent/{prog_id}/state",
+            ended(prog_id, state="running", reason=None, **about),
+        ).status
+        == 200
+    )
     assert own.complete(prog_id, **about).json == {"new": True}
     assert member.run(prog_id)["argv"] == about["argv"]
     assert prog_id in known(member)
@@ -185,7 +216,12 @@ def test_a_runs_own_token_reports_that_run_and_does_nothing_else(member, prog_id
     own = member.register(prog_id, host="db1", argv=["./migrate", "--all"], origin=ORIGIN)
     assert own.append(prog_id, 0, b"x").status == 200
     assert own.append("another-run", 0, b"x").status == 403
-    for path in ("/api/v1/runs", f"/api/v1/runs/{prog_id}", f"/api/v1/runs/{prog_id}/output/stdout", f"/api/v1/runs/{prog_id}/events"):
+    for path in (
+        "/api/v1/runs",
+        f"/api/v1/runs/{prog_id}",
+        f"/api/v1/runs/{prog_id}/output/stdout",
+        f"/api/v1/runs/{prog_id}/events",
+    ):
         assert own("GET", path).status == 403, path
     assert own("POST", "/api/v1/runs", {"prog_id": "x"}).status == 403
 
@@ -193,7 +229,11 @@ def test_a_runs_own_token_reports_that_run_and_does_nothing_else(member, prog_id
 @pytest.mark.parametrize("token", [None, "", "x", "corra_aaaaaaaaaaaa_" + "A" * 43, "corra__", "é"])
 def test_without_a_token_of_ours_nothing_is_told(served, prog_id, token):
     stranger = Client(served, token and token.encode().decode("latin-1"))
-    for method, path in (("GET", "/api/v1/runs"), ("GET", f"/api/v1/runs/{prog_id}"), ("POST", f"/api/v1/agent/{prog_id}/completed")):
+    for method, path in (
+        ("GET", "/api/v1/runs"),
+        ("GET", f"/api/v1/runs/{prog_id}"),
+        ("POST", f"/api/v1/agent/{prog_id}/completed"),
+    ):
         answer = stranger(method, path)
         assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
 
@@ -205,13 +245,22 @@ def test_a_right_key_with_a_wrong_secret_opens_nothing(served, member):
 
 def test_who_asks_is_checked_before_the_body_is_read(served, prog_id):
     with socket.create_connection(("127.0.0.1", served.port), DEADLINE_S) as connection:
-        connection.sendall(f"POST /api/v1/agent/{prog_id}/output/stdout HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n".encode())
+        connection.sendall(
+            f"POST /api/v1/agent/{prog_id}/output/stdout HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n".encode()
+        )
         assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
 
 
-@pytest.mark.parametrize(("who", "length", "status"), [("nobody", 100_000, 401), ("another run's", 100_000, 403), ("member", 8 << 20, 413)])
+@pytest.mark.parametrize(
+    ("who", "length", "status"),
+    [("nobody", 100_000, 401), ("another run's", 100_000, 403), ("member", 8 << 20, 413)],
+)
 def test_a_refusal_doesnt_wait_for_the_body(served, member, prog_id, who, length, status):
-    token = {"nobody": "x", "another run's": member.register("refused").token, "member": member.token}[who]
+    token = {
+        "nobody": "x",
+        "another run's": member.register("refused").token,
+        "member": member.token,
+    }[who]
     with socket.create_connection(("127.0.0.1", served.port), 3.0) as connection:
         connection.sendall(
             f"POST /api/v1/agent/{prog_id}/output/stdout HTTP/1.1\r\nHost: x\r\nUpload-Offset: 0\r\n"
@@ -234,7 +283,9 @@ def test_a_reader_sees_what_its_scope_says_and_the_rest_isnt_there(served, membe
     member.register(f"{prog_id}-a", host="db1", origin=ORIGIN)
     member.register(f"{prog_id}-b", host="web1", origin=ORIGIN)
     reader = Client(served, served.token("dba=read:host=db*"))
-    assert {each["host"] for each in reader("GET", "/api/v1/runs?limit=1000").json["runs"]} == {"db1"}
+    assert {each["host"] for each in reader("GET", "/api/v1/runs?limit=1000").json["runs"]} == {
+        "db1"
+    }
     assert reader("GET", f"/api/v1/runs/{prog_id}-a").status == 200
     assert reader("GET", f"/api/v1/runs/{prog_id}-b").status == 404
     assert reader("GET", f"/api/v1/runs/{prog_id}-b/events").status == 404
@@ -269,9 +320,17 @@ def test_a_body_that_is_too_large_is_413_whether_or_not_it_says_so(new):
     _, member = new("--limits", "body=1000")
     assert member.append("r", 0, b"x" * 1000).status == 200
     assert member.append("r", 1000, b"x" * 1001).status == 413
-    with contextlib.closing(socket.create_connection(("127.0.0.1", member.served.port), DEADLINE_S)) as connection:
+    with contextlib.closing(
+        socket.create_connection(("127.0.0.1", member.served.port), DEADLINE_S)
+    ) as connection:
         head = f"POST /api/v1/agent/r/output/stdout HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {member.token}\r\nUpload-Offset: 0\r\n"
-        connection.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + b"400\r\n" + b"x" * 1024 + b"\r\n0\r\n\r\n")
+        connection.sendall(
+            head.encode()
+            + b"Transfer-Encoding: chunked\r\n\r\n"
+            + b"400\r\n"
+            + b"x" * 1024
+            + b"\r\n0\r\n\r\n"
+        )
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
@@ -284,7 +343,11 @@ def test_too_often_is_429_and_says_when(new):
 
 def test_too_many_open_runs_are_403_and_too_much_output_is_507(new):
     _, member = new("--limits", "runs=2,disk=100")
-    assert [member("POST", "/api/v1/runs", {"prog_id": f"r{n}"}).status for n in range(3)] == [201, 201, 403]
+    assert [member("POST", "/api/v1/runs", {"prog_id": f"r{n}"}).status for n in range(3)] == [
+        201,
+        201,
+        403,
+    ]
     assert member("POST", "/api/v1/runs", {"prog_id": "r0"}).status == 201  # known already
     assert member.append("r0", 0, b"x" * 100).status == 200
     answer = member.append("r1", 0, b"x")
@@ -299,10 +362,22 @@ def test_runs_are_found_by_what_is_known_of_them_and_come_in_pages(new):
     _, member = new()
     for n in range(5):
         member.register(
-            f"r{n}", host=f"db{n % 2}", name=f"job{n}", user="app", argv=["./run", f"--part={n}%"], origin={**ORIGIN, "fleet": "f1"}
+            f"r{n}",
+            host=f"db{n % 2}",
+            name=f"job{n}",
+            user="app",
+            argv=["./run", f"--part={n}%"],
+            origin={**ORIGIN, "fleet": "f1"},
         )
     member.append("r1", 0, b"x")
-    member.complete("r2", host="x", argv=["./run", "--part=2%"], origin={**ORIGIN, "fleet": "f1"}, user="app", name="job2")
+    member.complete(
+        "r2",
+        host="x",
+        argv=["./run", "--part=2%"],
+        origin={**ORIGIN, "fleet": "f1"},
+        user="app",
+        name="job2",
+    )
 
     def found(query: str) -> list[str]:
         return [each["prog_id"] for each in member("GET", f"/api/v1/runs?{query}").json["runs"]]
@@ -331,7 +406,18 @@ def test_runs_are_found_by_what_is_known_of_them_and_come_in_pages(new):
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=x", "limit=99999", "since=x", "since=nan", "open=yes", "page=x", "page=1e400,1", "name=%00"]
+    "query",
+    [
+        "limit=0",
+        "limit=x",
+        "limit=99999",
+        "since=x",
+        "since=nan",
+        "open=yes",
+        "page=x",
+        "page=1e400,1",
+        "name=%00",
+    ],
 )
 def test_a_question_that_makes_no_sense_is_a_400(member, query):
     assert member("GET", f"/api/v1/runs?{query}").status == 400
@@ -368,7 +454,12 @@ def test_output_is_sent_gzipped_to_who_takes_it(member, prog_id):
 
 
 def test_what_isnt_there_is_a_404(member, prog_id):
-    for path in (f"/api/v1/runs/{prog_id}", f"/api/v1/runs/{prog_id}/output/stdout", "/api/v1/runs/..%2f..", "/nothing"):
+    for path in (
+        f"/api/v1/runs/{prog_id}",
+        f"/api/v1/runs/{prog_id}/output/stdout",
+        "/api/v1/runs/..%2f..",
+        "/nothing",
+    ):
         assert member("GET", path).status == 404, path
     member.append(prog_id, 0, b"x")
     assert member.output(prog_id, "stderr").status == 404
@@ -379,7 +470,11 @@ def test_events_come_as_they_happen_and_go_on_from_the_last_one_that_was_seen(me
     member.append(prog_id, 0, b"one\n")
     events = member.events(prog_id)
     first = next(events)
-    assert (first["event"], base64.b64decode(first["data"]["data"]), first["id"]) == ("output", b"one\n", "stdout:4")
+    assert (first["event"], base64.b64decode(first["data"]["data"]), first["id"]) == (
+        "output",
+        b"one\n",
+        "stdout:4",
+    )
     assert next(events)["event"] == "state"
     member.append(prog_id, 4, b"two\n")
     member.append(prog_id, 0, b"err\n", "stderr")
@@ -390,7 +485,11 @@ def test_events_come_as_they_happen_and_go_on_from_the_last_one_that_was_seen(me
     member.complete(prog_id, streams={"stdout": {"length": 8}, "stderr": {"length": 4}})
     assert [each["event"] for each in again][-1] == "end"
     assert [each["event"] for each in events][-1] == "end"
-    tail = [base64.b64decode(each["data"]["data"]) for each in member.events(prog_id, "?tail=1") if each["event"] == "output"]
+    tail = [
+        base64.b64decode(each["data"]["data"])
+        for each in member.events(prog_id, "?tail=1")
+        if each["event"] == "output"
+    ]
     assert tail == [b"two\n", b"err\n"]
 
 
@@ -458,7 +557,10 @@ def test_a_request_that_is_half_there_at_a_term_is_finished(new):
         assert connection.recv(100).startswith(b"HTTP/1.1 100 ")  # it has begun to read
         served.process.send_signal(signal.SIGTERM)
         until = time.monotonic() + DEADLINE_S
-        while "stopping" not in [each["event"] for each in served.lines()] and time.monotonic() < until:
+        while (
+            "stopping" not in [each["event"] for each in served.lines()]
+            and time.monotonic() < until
+        ):
             time.sleep(0.01)
         connection.sendall(b"0123456789")
         assert connection.recv(400).startswith(b"HTTP/1.1 200 ")
@@ -467,11 +569,15 @@ def test_a_request_that_is_half_there_at_a_term_is_finished(new):
     assert member.output("r").body == b"0123456789"
 
 
-def test_it_starts_with_nothing_and_says_where_it_listens_where_its_data_is_and_how_to_get_a_token(tmp_path, monkeypatch):
+def test_it_starts_with_nothing_and_says_where_it_listens_where_its_data_is_and_how_to_get_a_token(
+    tmp_path, monkeypatch
+):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     served = Served(tmp_path)
     served.cold = True
-    monkeypatch.setattr(served, "argv", lambda *words: [sys.executable, "-m", "corra", "serve", *words])
+    monkeypatch.setattr(
+        served, "argv", lambda *words: [sys.executable, "-m", "corra", "serve", *words]
+    )
     served.start()
     try:
         data = tmp_path / "state" / "corra" / "collector.sqlite3"
@@ -480,7 +586,10 @@ def test_it_starts_with_nothing_and_says_where_it_listens_where_its_data_is_and_
         ]  # fmt: skip
         assert (data.stat().st_mode & 0o777, data.parent.stat().st_mode & 0o777) == (0o600, 0o700)
         done = served.corra("--new-token", "me=read")
-        assert Client(served, done.stdout.decode().strip())("GET", "/api/v1/runs").json == {"runs": [], "next": None}
+        assert Client(served, done.stdout.decode().strip())("GET", "/api/v1/runs").json == {
+            "runs": [],
+            "next": None,
+        }
     finally:
         assert served.stop() == 0
 
@@ -604,7 +713,9 @@ def test_what_is_committed_is_moved_out_of_the_log_beside_the_writer(tmp_path):
         for number in range(2 * MOVE_BYTES // len(data)):
             store.append(token, "r1", "stdout", number * len(data), data).result()
         eventually(lambda: store.file.stat().st_size > MOVE_BYTES)
-        assert b"".join(store.output("r1", "stdout", 0, 2 * MOVE_BYTES)) == data * (2 * MOVE_BYTES // len(data))
+        assert b"".join(store.output("r1", "stdout", 0, 2 * MOVE_BYTES)) == data * (
+            2 * MOVE_BYTES // len(data)
+        )
     finally:
         store.close()
 
@@ -741,12 +852,17 @@ def test_each_end_is_told_to_every_webhook_once_it_takes_it(tmp_path, monkeypatc
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hooked)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
-    store = Store(str(tmp_path / "c.sqlite3"), hooks=[webhooks.parse(f"{url}/plain"), webhooks.parse(f"slack={url}/slack")])
+    store = Store(
+        str(tmp_path / "c.sqlite3"),
+        hooks=[webhooks.parse(f"{url}/plain"), webhooks.parse(f"slack={url}/slack")],
+    )
     try:
         key, secret = split("Bearer " + store.new_token("t", ["write"]))
         token = checked(store.token(key), secret)
         for _ in range(2):  # the second one isn't new
-            store.complete(token, "r1", ended("r1", return_code=3, status=768, argv=["./migrate", "a b"])).result()
+            store.complete(
+                token, "r1", ended("r1", return_code=3, status=768, argv=["./migrate", "a b"])
+            ).result()
         until = time.monotonic() + DEADLINE_S
         while len(Hooked.taken) < 2 and time.monotonic() < until:
             webhooks.send_due(store)
@@ -798,7 +914,9 @@ def test_an_end_that_was_taken_is_told_by_the_server_that_comes_after_a_kill(new
         served.kill()
         Hook.status = 200
         with sqlite3.connect(served.database) as database:
-            database.execute("UPDATE notices SET due = 0")  # rather than wait for the pause after a failure
+            database.execute(
+                "UPDATE notices SET due = 0"
+            )  # rather than wait for the pause after a failure
         served.start()
         assert told() == ["/plain", "/slack"]
         eventually(lambda: [each["event"] for each in served.lines()].count("webhook") == 2)
@@ -858,7 +976,9 @@ def test_who_says_nothing_is_not_kept_for_ever(tmp_path):
             raise AssertionError
 
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            server = uvicorn.Server(uvicorn.Config(app, http=Hasty, lifespan="off", log_config=None))
+            server = uvicorn.Server(
+                uvicorn.Config(app, http=Hasty, lifespan="off", log_config=None)
+            )
             running = asyncio.create_task(server.serve(sockets=[listener]))
             reader, writer = await asyncio.open_connection(*listener.getsockname())
             writer.write(b"GET / HTTP/1.1\r\nX: ")

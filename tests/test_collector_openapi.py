@@ -17,14 +17,20 @@ pytest.importorskip("schemathesis")
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from collector import Client, Served, ended
 from corra.collector import pages
 from corra.collector.limits import Limits
 
 # schemathesis leaves the sockets of its own client to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+)
 
 CASES = int(os.environ.get("CORRA_API_CASES", "15"))
 schema = schemathesis.openapi.from_dict(pages.openapi(Limits()))
@@ -46,12 +52,23 @@ def served(tmp_path_factory) -> Iterator[tuple[Served, Client]]:
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda each: f"{each.method} {each.path}")
 def test_no_question_makes_it_fail_and_each_answer_is_as_documented(served, operation):
     server, member = served
-    checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+    checks = [
+        not_a_server_error,
+        status_code_conformance,
+        content_type_conformance,
+        response_schema_conformance,
+    ]
 
-    @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(
+        max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    )
     @given(case=operation.as_strategy())
     def ask(case) -> None:
-        if case.path_parameters and case.path_parameters.get("prog_id") and hash(str(case.path_parameters)) % 2:
+        if (
+            case.path_parameters
+            and case.path_parameters.get("prog_id")
+            and hash(str(case.path_parameters)) % 2
+        ):
             case.path_parameters["prog_id"] = "known"
         query = {**(case.query or {})}
         if case.path.endswith("/events"):

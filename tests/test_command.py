@@ -9,14 +9,27 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from corra import tether
-from corra.command import ASK_HERE, ASK_THERE, Options, build_command, build_program, by_ssh, login_command, portable, shell, sudo
+from corra.command import (
+    ASK_HERE,
+    ASK_THERE,
+    Options,
+    build_command,
+    build_program,
+    by_ssh,
+    login_command,
+    portable,
+    shell,
+    sudo,
+)
 from corra.errors import Misuse
 from corra.program import Host, Mode
 
 LOGIN_SHELLS = ["sh", "bash", "dash", "zsh", "fish", "tcsh"]
 
 # Prints its words with their lengths, so that no separator can be mistaken for a part of a word.
-SHOW = "import os, sys; [os.write(1, b'%d:%s' % (len(w), w)) for w in map(os.fsencode, sys.argv[1:])]"
+SHOW = (
+    "import os, sys; [os.write(1, b'%d:%s' % (len(w), w)) for w in map(os.fsencode, sys.argv[1:])]"
+)
 
 words = st.binary(max_size=40).map(lambda b: os.fsdecode(b.replace(b"\0", b"")))
 nasty = st.text("ab01 '\"\\$`!*?~#&|;<>()[]{}=%^,-\t\r\n\x07é", max_size=12)
@@ -43,10 +56,32 @@ def test_a_real_sh_gives_every_argv_back(argv: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "login_shell", [pytest.param(s, marks=pytest.mark.skipif(not shutil.which(s), reason=f"no {s}")) for s in LOGIN_SHELLS]
+    "login_shell",
+    [
+        pytest.param(s, marks=pytest.mark.skipif(not shutil.which(s), reason=f"no {s}"))
+        for s in LOGIN_SHELLS
+    ],
 )
 @settings(max_examples=25, deadline=None)
-@example(argv=["", " ", "it's", "--x", "$HOME", "a\nb", "\udcff", "!!", "!1", "\\\\'\\", "\\0101", "=ls", "%1", "~", "\n"])
+@example(
+    argv=[
+        "",
+        " ",
+        "it's",
+        "--x",
+        "$HOME",
+        "a\nb",
+        "\udcff",
+        "!!",
+        "!1",
+        "\\\\'\\",
+        "\\0101",
+        "=ls",
+        "%1",
+        "~",
+        "\n",
+    ]
+)
 @given(argv=argvs)
 def test_every_login_shell_gives_every_argv_back(login_shell: str, argv: list[str]) -> None:
     assert output([login_shell, "-c", login_command(show(argv), Host("h"))]) == shown(argv)
@@ -54,10 +89,14 @@ def test_every_login_shell_gives_every_argv_back(login_shell: str, argv: list[st
 
 @pytest.mark.parametrize("login_shell", LOGIN_SHELLS)
 @pytest.mark.parametrize("argv", [["it's", "a b"], ["!!", "\\", "a\nb", "\udcff"]])
-def test_sudo_behind_any_login_shell_gets_argv_exactly(login_shell: str, argv: list[str], as_root: None) -> None:
+def test_sudo_behind_any_login_shell_gets_argv_exactly(
+    login_shell: str, argv: list[str], as_root: None
+) -> None:
     if not (shutil.which(login_shell) and shutil.which("sudo")):
         pytest.skip(f"no {login_shell} or no sudo on this machine")
-    assert output([login_shell, "-c", login_command(show(argv), Host("h", user="root"))]) == shown(argv)
+    assert output([login_shell, "-c", login_command(show(argv), Host("h", user="root"))]) == shown(
+        argv
+    )
 
 
 @given(text=st.text(max_size=60))
@@ -79,9 +118,13 @@ def test_each_mode_is_a_composition() -> None:
     there = "exec sudo -n -H -u u -- /bin/sh -c true"
     assert build_command("true") == shell("true")
     assert build_command("true", "local", "u") == sudo("u", shell("true"))
-    assert build_command("true", "ops@h:2222", None, how) == by_ssh(Host("h", 2222, "ops"), portable("true"), how)
+    assert build_command("true", "ops@h:2222", None, how) == by_ssh(
+        Host("h", 2222, "ops"), portable("true"), how
+    )
     assert build_command("true", "h", "u", how) == by_ssh(Host("h"), there, how)
-    assert build_command("true", "h", "c,", how) == sudo("c", by_ssh(Host("h"), "exec /bin/sh -c 'true'", how))
+    assert build_command("true", "h", "c,", how) == sudo(
+        "c", by_ssh(Host("h"), "exec /bin/sh -c 'true'", how)
+    )
     assert build_command("true", "h", "c,u", how) == sudo("c", by_ssh(Host("h"), there, how))
 
 
@@ -102,7 +145,10 @@ def test_the_mode_says_what_the_user_means(mode: Mode, user: str | None, plain: 
     assert build_command("true", plain.name, user, how) == build_command("true", plain)
 
 
-@pytest.mark.parametrize(("mode", "host", "user"), [(Mode.SSH_AS, "h", "c,u"), (Mode.SUDO_THEN_SSH, "h", None), (Mode.LOCAL, "h", None)])
+@pytest.mark.parametrize(
+    ("mode", "host", "user"),
+    [(Mode.SSH_AS, "h", "c,u"), (Mode.SUDO_THEN_SSH, "h", None), (Mode.LOCAL, "h", None)],
+)
 def test_a_mode_that_it_cant_be_is_refused(mode: Mode, host: str, user: str | None) -> None:
     with pytest.raises(Misuse):
         build_command("true", host, user, Options(mode=mode))
@@ -123,9 +169,12 @@ def test_a_terminal_and_questions_are_there_for_who_asks_for_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "caller", "user"), [("u", None, "u"), ("c,", "c", None), ("c,u", "c", "u"), (",u", None, "u"), ("", None, None)]
+    ("text", "caller", "user"),
+    [("u", None, "u"), ("c,", "c", None), ("c,u", "c", "u"), (",u", None, "u"), ("", None, None)],
 )
-def test_who_runs_it_is_read_from_a_text_and_written_back(text: str, caller: str | None, user: str | None) -> None:
+def test_who_runs_it_is_read_from_a_text_and_written_back(
+    text: str, caller: str | None, user: str | None
+) -> None:
     host = Host("h").run_as(text)
     assert (host.caller, host.user) == (caller, user)
     assert Host("h").run_as(host.as_user) == host
@@ -137,7 +186,9 @@ def test_the_host_stands_behind_a_double_dash_with_the_command_as_one_word() -> 
     assert argv[argv.index("--") :] == ["--", "h", "exec /bin/sh -c 'id -u'"]
 
 
-@pytest.mark.parametrize("name", ["-oProxyCommand=touch /tmp/x", "h\nProxyCommand x", "h;id", "$(id)", "", "h h"])
+@pytest.mark.parametrize(
+    "name", ["-oProxyCommand=touch /tmp/x", "h\nProxyCommand x", "h;id", "$(id)", "", "h h"]
+)
 def test_a_host_that_ssh_or_a_shell_could_misread_is_refused(name: str) -> None:
     with pytest.raises(Misuse):
         Host(name)
@@ -152,6 +203,8 @@ def test_a_user_that_sudo_or_a_shell_could_misread_is_refused(user: str) -> None
 
 
 def test_a_program_whose_name_begins_with_a_dash_is_no_option_of_exec() -> None:
-    said = subprocess.run(shell(build_program(["-a", "x"])), capture_output=True, text=True, check=False, timeout=20)
+    said = subprocess.run(
+        shell(build_program(["-a", "x"])), capture_output=True, text=True, check=False, timeout=20
+    )
     assert said.returncode == 127
     assert "-a" in said.stderr

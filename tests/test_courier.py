@@ -23,7 +23,17 @@ import pytest
 from hypothesis import given, strategies as st
 
 import machine
-from agent_door import LOADER, SOURCE, Gate, alive, compile_the_agent, copy_of_the_agent, eventually, nothing_left, reap
+from agent_door import (
+    LOADER,
+    SOURCE,
+    Gate,
+    alive,
+    compile_the_agent,
+    copy_of_the_agent,
+    eventually,
+    nothing_left,
+    reap,
+)
 from corra import agent, courier
 from listener import Authority, Listener, drip, drop, flood, garbage, keep_and_drop, listening
 from properties import PROPERTY
@@ -37,7 +47,9 @@ TEXT = "".join(f"{number}\n" for number in range(20_000))
 class Home:
     """A directory with the agent and the courier in it, and a spool: the agent is imported, as on a host, or run `by_hand`."""
 
-    def __init__(self, base: Path, python: str = sys.executable, *, by_hand: bool = False, **constants: float) -> None:
+    def __init__(
+        self, base: Path, python: str = sys.executable, *, by_hand: bool = False, **constants: float
+    ) -> None:
         self.base, self.python = base, python
         if by_hand:
             shutil.copy(SOURCE, base)
@@ -47,8 +59,15 @@ class Home:
         self.argv = [str(base / "agent.py")] if by_hand else ["-c", LOADER.format(str(base), "")]
         text = COURIER.read_text()
         # A test can't wait for a minute.
-        for name, value in {"REFUSED_S": 0.3, "BACKOFF_MAX_S": 0.4, "GATHER_S": 0.02, **constants}.items():
-            text, count = re.subn(rf"(?m)^(((?:\w+, )*){name}\b[^=\n]*= .*)$", rf"\1\n{name} = {value!r}", text)
+        for name, value in {
+            "REFUSED_S": 0.3,
+            "BACKOFF_MAX_S": 0.4,
+            "GATHER_S": 0.02,
+            **constants,
+        }.items():
+            text, count = re.subn(
+                rf"(?m)^(((?:\w+, )*){name}\b[^=\n]*= .*)$", rf"\1\n{name} = {value!r}", text
+            )
             assert count == 1, name
         (base / "courier.py").write_text(text)
         self.spool = base / "spool"
@@ -57,7 +76,9 @@ class Home:
     def ask(self, verb: str, **request: Any) -> dict[str, Any]:
         text = json.dumps({"spool": str(self.spool), **request}).encode()
         argv = [self.python, "-ISE", *self.argv, verb]
-        done = subprocess.run(argv, input=text, stdout=subprocess.PIPE, env=self.env, cwd="/", check=False, timeout=90)
+        done = subprocess.run(
+            argv, input=text, stdout=subprocess.PIPE, env=self.env, cwd="/", check=False, timeout=90
+        )
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[0])
         return found
 
@@ -75,7 +96,10 @@ class Home:
         url = listener if isinstance(listener, str) else listener.url
         state = self.ask(
             "start",
-            program={"argv": ["sh", "-c", script], **{key: True for key, on in (("merge", merge), ("pty", pty)) if on}},
+            program={
+                "argv": ["sh", "-c", script],
+                **{key: True for key, on in (("merge", merge), ("pty", pty)) if on},
+            },
             callback={"url": url, "method": "POST", "token": TOKEN, **callback},
             config={**FAST, **(config or {})},
             run=run,
@@ -217,11 +241,17 @@ VIEW: dict[str, Any] = {
         ({"streams": {"stdout": (0, 1, 9.0)}}, ("send", "stdout", None)),
         ({"streams": {"stderr": (0, 1, 8.0), "stdout": (0, 1, 9.0)}}, ("send", "stderr", None)),
         ({"streams": {"stdout": (0, 100, 9.0)}, "retry_at": 11.0}, (None, None, 11.0)),
-        ({"streams": {"stdout": (0, 100, 9.0)}, "retry_at": 11.0, "give_up_at": 10.0}, ("give up", None, None)),
+        (
+            {"streams": {"stdout": (0, 100, 9.0)}, "retry_at": 11.0, "give_up_at": 10.0},
+            ("give up", None, None),
+        ),
         ({"streams": {"stdout": (4, 5, 10.0)}, "final": {"stdout": 5}}, ("send", "stdout", None)),
         ({"streams": {"stdout": (4, 4, None)}, "final": {"stdout": 5}}, ("gap", "stdout", None)),
         ({"streams": {"stdout": (5, 5, None)}, "final": {"stdout": 5}}, ("completed", None, None)),
-        ({"streams": {"stdout": (5, 5, None)}, "final": {"stdout": 5}, "done": True}, ("leave", None, None)),
+        (
+            {"streams": {"stdout": (5, 5, None)}, "final": {"stdout": 5}, "done": True},
+            ("leave", None, None),
+        ),
         ({"state_at": 10.0}, ("state", None, None)),
         ({"state_at": 12.0}, (None, None, 12.0)),
         ({"state_at": 10.0, "final": {}}, ("completed", None, None)),
@@ -250,10 +280,20 @@ def test_a_run_by_hand_reports_its_output_and_its_end(new_home, listener, python
 def test_the_callback_in_the_documentation_works_with_the_agent_and_nothing_else(home, listener):
     page = (SOURCE.parent.parent / "docs" / "callbacks.md").read_text()
     program = next(block for block in page.split("```") if block.startswith('\n{"program"')).strip()
-    program = program.replace("./migrate", "/bin/hostname").replace("https://collect.example:8050/api/v1/agent/PROG-ID", listener.url)
+    program = program.replace("./migrate", "/bin/hostname").replace(
+        "https://collect.example:8050/api/v1/agent/PROG-ID", listener.url
+    )
     program = program.replace('"token": "..."', f'"token": "{TOKEN}"')
     argv = [home.python, str(home.base / "agent.py")]
-    done = subprocess.run(argv, input=program.encode(), capture_output=True, env=home.env, cwd=home.base, check=True, timeout=60)
+    done = subprocess.run(
+        argv,
+        input=program.encode(),
+        capture_output=True,
+        env=home.env,
+        cwd=home.base,
+        check=True,
+        timeout=60,
+    )
     assert completed(listener)["prog_id"] == json.loads(done.stdout)["prog_id"]
     assert listener.output() == subprocess.run(["hostname"], capture_output=True, check=True).stdout
     assert TOKEN.encode() not in done.stdout
@@ -273,7 +313,11 @@ def test_what_a_program_writes_on_its_terminal_is_one_stream_too(home, listener)
 
 
 def test_output_goes_when_it_is_old_enough_or_enough(home, listener, gate):
-    home.start(listener, "echo one; read a < $HOME/gate; seq 1 20000; read a < $HOME/gate", config={"output_buffer": 50_000})
+    home.start(
+        listener,
+        "echo one; read a < $HOME/gate; seq 1 20000; read a < $HOME/gate",
+        config={"output_buffer": 50_000},
+    )
     listener.wait(lambda each: each.output() == b"one\n")
     assert not listener.held.completed
     gate.open()
@@ -286,7 +330,12 @@ def test_output_goes_when_it_is_old_enough_or_enough(home, listener, gate):
 
 
 def test_a_program_that_could_not_be_started_is_reported_too(home, listener):
-    state = home.ask("start", program={"argv": ["/nonexistent"]}, callback={"url": listener.url, "token": TOKEN}, config=FAST)
+    state = home.ask(
+        "start",
+        program={"argv": ["/nonexistent"]},
+        callback={"url": listener.url, "token": TOKEN},
+        config=FAST,
+    )
     assert state["state"] == "not_started"
     assert completed(listener)["exception"]["errno"] == 2
 
@@ -303,14 +352,27 @@ def test_without_a_callback_there_is_no_courier_and_none_is_needed(home):
 # ---------------------------------------------------------------- collectors that misbehave
 
 
-ODD = [(500, {}, b""), (502, {}, b"<html>"), (503, {}, b""), (507, {}, b"disk full"), (408, {}, b""), drop, keep_and_drop, garbage, flood]
+ODD = [
+    (500, {}, b""),
+    (502, {}, b"<html>"),
+    (503, {}, b""),
+    (507, {}, b"disk full"),
+    (408, {}, b""),
+    drop,
+    keep_and_drop,
+    garbage,
+    flood,
+]
 
 
 @pytest.mark.parametrize("first", [0, 5], ids=["answers", "what is no answer"])
 def test_what_may_heal_is_tried_again_and_nothing_comes_twice(new_home, listener, first):
     home = new_home(BACKOFF_MAX_S=0.05)
     # Each of them thrice, and what keeps the bytes without saying so before a good answer, too.
-    listener.odd = [*(odd for odd in ODD[first : 5 if first == 0 else None] for _ in range(3)), keep_and_drop]
+    listener.odd = [
+        *(odd for odd in ODD[first : 5 if first == 0 else None] for _ in range(3)),
+        keep_and_drop,
+    ]
     home.start(listener, "seq 0 19999")
     delivered_exactly(listener, TEXT.encode())
     assert listener.odd == []
@@ -351,11 +413,15 @@ def test_a_wrong_token_isnt_hammered_with_and_is_said_and_another_one_helps_at_o
 
 def said(home: Home, prog_id: str, end: str) -> str:
     """Return what is in the courier's way, once it ends so."""
-    found: str = eventually(lambda: (error := home.callback(prog_id)["error"] or "").endswith(end) and error)
+    found: str = eventually(
+        lambda: (error := home.callback(prog_id)["error"] or "").endswith(end) and error
+    )
     return found
 
 
-def test_who_is_turned_away_asks_again_after_a_minute_at_the_earliest_and_says_why(new_home, listener):
+def test_who_is_turned_away_asks_again_after_a_minute_at_the_earliest_and_says_why(
+    new_home, listener
+):
     assert courier.REFUSED_S >= 60
     home = new_home(REFUSED_S=0.5)
     refusals = (401, 403, 404)
@@ -365,14 +431,20 @@ def test_who_is_turned_away_asks_again_after_a_minute_at_the_earliest_and_says_w
         error = said(home, prog_id, f": not you, {status}")
         assert error.startswith(f"{status} ")
     delivered_exactly(listener, b"x\n")
-    assert all(later.at - earlier.at >= 0.5 for earlier, later in itertools.pairwise(listener.seen[:4]))
+    assert all(
+        later.at - earlier.at >= 0.5 for earlier, later in itertools.pairwise(listener.seen[:4])
+    )
 
 
 def test_a_body_that_is_too_large_is_halved_down_to_4_kib(home, listener):
     listener.body_max = 5000
     home.start(listener, "seq 0 19999")
     delivered_exactly(listener, TEXT.encode())
-    sizes = [len(each.body) for each in listener.seen if each.path.endswith("stdout") and each.status == 200]
+    sizes = [
+        len(each.body)
+        for each in listener.seen
+        if each.path.endswith("stdout") and each.status == 200
+    ]
     assert max(sizes) <= 5000
 
 
@@ -408,7 +480,10 @@ def test_a_redirect_is_not_followed_and_the_token_goes_nowhere(home, listener):
 
 def test_a_proxy_in_the_environment_is_not_asked(home, listener):
     with listening() as proxy:
-        home.env.update(http_proxy=f"http://127.0.0.1:{proxy.port}", https_proxy=f"http://127.0.0.1:{proxy.port}")
+        home.env.update(
+            http_proxy=f"http://127.0.0.1:{proxy.port}",
+            https_proxy=f"http://127.0.0.1:{proxy.port}",
+        )
         home.start(listener, "echo x")
         delivered_exactly(listener, b"x\n")
         assert proxy.seen == []
@@ -422,11 +497,14 @@ def test_an_answer_that_drips_in_ends_with_the_deadline_of_the_whole_request(new
     assert 0.5 <= listener.seen[1].at - listener.seen[0].at < 10
 
 
-def test_a_name_server_that_never_answers_costs_a_courier_and_the_next_one_tries_again(new_home, listener):
+def test_a_name_server_that_never_answers_costs_a_courier_and_the_next_one_tries_again(
+    new_home, listener
+):
     home = new_home(REQUEST_S=0.3)
     # The library's own call hangs as it would in a resolver; nothing in Python can end it.
-    hang = 'import os as _os\nif not _os.path.exists("%s"):\n    socket.create_connection = lambda *_: time.sleep(60)\n' % (
-        home.base / "dns"
+    hang = (
+        'import os as _os\nif not _os.path.exists("%s"):\n    socket.create_connection = lambda *_: time.sleep(60)\n'
+        % (home.base / "dns")
     )
     text = (home.base / "courier.py").read_text()
     (home.base / "courier.py").write_text(text.replace("# ==", hang + "\n# ==", 1))
@@ -437,7 +515,9 @@ def test_a_name_server_that_never_answers_costs_a_courier_and_the_next_one_tries
 
 
 def test_a_collector_that_acknowledges_nothing_is_not_hammered(home, listener):
-    listener.odd = [(200, {"Upload-Offset": "0"}, b"")] * 4 + [(409, {"Upload-Offset": "0"}, b"")] * 4
+    listener.odd = [(200, {"Upload-Offset": "0"}, b"")] * 4 + [
+        (409, {"Upload-Offset": "0"}, b"")
+    ] * 4
     home.start(listener, "echo x")
     delivered_exactly(listener, b"x\n")
     assert listener.seen[8].at - listener.seen[0].at >= 0.05 + 0.1 + 0.2
@@ -514,7 +594,9 @@ def test_deliver_sends_all_of_it_again_to_another_collector(home, listener):
     prog_id = home.start(listener, "seq 0 19999")
     delivered_exactly(listener, TEXT.encode())
     with listening(token="other") as other:
-        found = home.ask("deliver", prog_id=prog_id, callback={"url": other.url, "token": "other"}, **{"from": 0})
+        found = home.ask(
+            "deliver", prog_id=prog_id, callback={"url": other.url, "token": "other"}, **{"from": 0}
+        )
         assert found["delivered"]["error"] is None
         delivered_exactly(other, TEXT.encode())
 
@@ -543,17 +625,25 @@ def test_what_gc_has_removed_is_a_gap_and_not_silence(home, listener):
     eventually(lambda: home.status(prog_id)["supervisor"] == "gone")
     assert home.ask("gc", older=0)["removed"] == [prog_id]
     with listening() as other:
-        home.ask("deliver", prog_id=prog_id, callback={"url": other.url, "token": TOKEN}, **{"from": 0})
+        home.ask(
+            "deliver", prog_id=prog_id, callback={"url": other.url, "token": TOKEN}, **{"from": 0}
+        )
         assert other.held.gaps == [("stdout", 0, len(TEXT))]
         assert other.held.completed
 
 
 @pytest.mark.parametrize("gone", ["before a byte was sent", "while it was being sent"])
-def test_what_a_bound_has_taken_before_it_was_acknowledged_is_a_gap_and_holds_nobody_up(home, gate, gone):
+def test_what_a_bound_has_taken_before_it_was_acknowledged_is_a_gap_and_holds_nobody_up(
+    home, gate, gone
+):
     with listening() as listener:
         port, url = listener.port, listener.url
         sent = gone != "before a byte was sent"
-        prog_id = home.start(url, "echo 0; read a < $HOME/gate; seq 1 99999; read a < $HOME/gate; echo end", run={"keep_output": 65536})
+        prog_id = home.start(
+            url,
+            "echo 0; read a < $HOME/gate; seq 1 99999; read a < $HOME/gate; echo end",
+            run={"keep_output": 65536},
+        )
         if sent:
             listener.wait(lambda each: each.output() == b"0\n")
     gate.open()
@@ -582,14 +672,24 @@ def authority(tmp_path_factory) -> Authority:
 def test_a_private_authority_is_trusted_where_it_is_named(new_home, authority, how, python):
     home = new_home(python)
     with listening(tls=authority.context()) as listener:
-        home.start(listener, "seq 0 19999", ca=str(authority.file) if how == "file" else authority.pem)
+        home.start(
+            listener, "seq 0 19999", ca=str(authority.file) if how == "file" else authority.pem
+        )
         delivered_exactly(listener, TEXT.encode())
 
 
-@pytest.mark.parametrize("wrong", ["unknown authority", "another authority", "another name", "expired"])
-def test_a_certificate_that_proves_nothing_gets_neither_output_nor_token(home, authority, tmp_path, wrong):
+@pytest.mark.parametrize(
+    "wrong", ["unknown authority", "another authority", "another name", "expired"]
+)
+def test_a_certificate_that_proves_nothing_gets_neither_output_nor_token(
+    home, authority, tmp_path, wrong
+):
     other = Authority(tmp_path, "another authority")
-    host, days = ("elsewhere.example", 9) if wrong == "another name" else ("127.0.0.1", -1 if wrong == "expired" else 9)
+    host, days = (
+        ("elsewhere.example", 9)
+        if wrong == "another name"
+        else ("127.0.0.1", -1 if wrong == "expired" else 9)
+    )
     ca = {"unknown authority": None, "another authority": other.pem}.get(wrong, authority.pem)
     with listening(tls=authority.context(host, days=days)) as listener:
         prog_id = home.start(listener, "echo x", **({"ca": ca} if ca else {}))
@@ -598,7 +698,9 @@ def test_a_certificate_that_proves_nothing_gets_neither_output_nor_token(home, a
         assert listener.seen == []
 
 
-def test_the_token_is_in_no_argv_no_environment_no_state_and_goes_when_all_is_delivered(home, listener, gate):
+def test_the_token_is_in_no_argv_no_environment_no_state_and_goes_when_all_is_delivered(
+    home, listener, gate
+):
     prog_id = home.start(listener, "env; read a < $HOME/gate")
     listener.wait(lambda each: each.output())
     pid = eventually(lambda: home.courier(prog_id))
@@ -606,7 +708,11 @@ def test_the_token_is_in_no_argv_no_environment_no_state_and_goes_when_all_is_de
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             assert TOKEN.encode() not in Path(f"/proc/{each}/cmdline").read_bytes()
             assert TOKEN.encode() not in Path(f"/proc/{each}/environ").read_bytes()
-    holders = [path.name for path in home.directory(prog_id).iterdir() if path.is_file() and TOKEN in path.read_text(errors="replace")]
+    holders = [
+        path.name
+        for path in home.directory(prog_id).iterdir()
+        if path.is_file() and TOKEN in path.read_text(errors="replace")
+    ]
     assert holders == ["token"]
     assert (home.directory(prog_id) / "token").stat().st_mode & 0o777 == 0o600
     gate.open()
@@ -619,7 +725,9 @@ def test_the_token_is_in_no_argv_no_environment_no_state_and_goes_when_all_is_de
 
 
 def test_a_killed_courier_is_followed_by_another_that_goes_on_where_it_was(home, listener, gate):
-    prog_id = home.start(listener, "seq 0 9999; read a < $HOME/gate; seq 10000 19999; read a < $HOME/gate")
+    prog_id = home.start(
+        listener, "seq 0 9999; read a < $HOME/gate; seq 10000 19999; read a < $HOME/gate"
+    )
     killed = set()
     for expected in (48_890, len(TEXT)):
         listener.wait(lambda each, expected=expected: len(each.output()) == expected)
@@ -633,7 +741,9 @@ def test_a_killed_courier_is_followed_by_another_that_goes_on_where_it_was(home,
 
 
 def test_a_new_keeper_takes_the_courier_over(home, listener, gate):
-    prog_id = home.start(listener, "echo one; read a < $HOME/gate; echo two; read a < $HOME/gate; echo three")
+    prog_id = home.start(
+        listener, "echo one; read a < $HOME/gate; echo two; read a < $HOME/gate; echo three"
+    )
     listener.wait(lambda each: each.output() == b"one\n")
     first = home.courier(prog_id)
     os.kill(home.status(prog_id)["agent_pid"], signal.SIGKILL)

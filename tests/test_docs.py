@@ -44,7 +44,13 @@ def reader(new_sshd, home: Path) -> dict[str, str]:
         path.chmod(0o755)
     for name in ("agent.py", "courier.py"):
         shutil.copy(ROOT / "corra" / name, home / name)
-    return {**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "TERM": "xterm", "LANG": "C.UTF-8", "SHELL": "/bin/sh"}
+    return {
+        **os.environ,
+        "PATH": f"{bin_}:{os.environ['PATH']}",
+        "TERM": "xterm",
+        "LANG": "C.UTF-8",
+        "SHELL": "/bin/sh",
+    }
 
 
 def told(line: str, home: Path) -> str:
@@ -69,11 +75,23 @@ def test_the_commands_of_a_page_do_what_it_says(page, reader, home):
     wrong, new = [], []
     for block in blocks(text):
         typed = commands(block)
-        shown = [[told(line, home) for line in lines] for lines in console.run(typed, cwd=home, env=reader)]
-        new.append("".join("\n".join([f"$ {command}", *lines]) + "\n" for command, lines in zip(typed, shown, strict=True)))
+        shown = [
+            [told(line, home) for line in lines]
+            for lines in console.run(typed, cwd=home, env=reader)
+        ]
+        new.append(
+            "".join(
+                "\n".join([f"$ {command}", *lines]) + "\n"
+                for command, lines in zip(typed, shown, strict=True)
+            )
+        )
         for command, expected, lines in zip(typed, outputs(block), shown, strict=True):
             if not alike(expected, lines):
-                wrong.append("\n".join([f"$ {command}", "  the page says:", *expected, "  it shows:", *lines]))
+                wrong.append(
+                    "\n".join(
+                        [f"$ {command}", "  the page says:", *expected, "  it shows:", *lines]
+                    )
+                )
     if WRITE:
         page.write_text(replaced(text, new))
     else:
@@ -107,17 +125,34 @@ def test_the_table_of_errors_names_what_can_be_raised():
     from corra import errors
 
     named = set(re.findall(r"`([A-Z][A-Za-z]+)`", (ROOT / "docs" / "python.md").read_text()))
-    tree = {name for name, each in vars(errors).items() if isinstance(each, type) and issubclass(each, errors.CorraError)}
+    tree = {
+        name
+        for name, each in vars(errors).items()
+        if isinstance(each, type) and issubclass(each, errors.CorraError)
+    }
     assert tree - named <= {"CorraError"}
 
 
 def test_the_page_about_python_names_every_keyword_and_every_method():
     import corra
 
-    named = set(re.findall(r"[A-Za-z_]+", " ".join(re.findall(r"`([^`\n]+)`", (ROOT / "docs" / "python.md").read_text()))))
+    named = set(
+        re.findall(
+            r"[A-Za-z_]+",
+            " ".join(re.findall(r"`([^`\n]+)`", (ROOT / "docs" / "python.md").read_text())),
+        )
+    )
     from corra import starting
 
-    there = {*starting.How.__annotations__, "reconnect_timeout", "watch", "warn", "hide", "out_stream", "err_stream"}
+    there = {
+        *starting.How.__annotations__,
+        "reconnect_timeout",
+        "watch",
+        "warn",
+        "hide",
+        "out_stream",
+        "err_stream",
+    }
     for kind in (corra.Run, corra.Results):
         there |= {name for name in vars(kind) if not name.startswith("_")}
     there |= set(corra.Result.__annotations__) | {"reason", "signal", "elapsed"}
@@ -131,7 +166,16 @@ def test_design_names_every_frame_and_every_file_of_the_spool():
     text = (ROOT / "DESIGN.md").read_text()
     for kind in stream._FIELDS:
         assert f"| `{kind}" in text
-    for word in (*agent.TRANSITIONS, *agent.REASONS, "program.json", "launched", "index", "control", "keeper", "state.json"):
+    for word in (
+        *agent.TRANSITIONS,
+        *agent.REASONS,
+        "program.json",
+        "launched",
+        "index",
+        "control",
+        "keeper",
+        "state.json",
+    ):
         assert word in text
 
 
@@ -143,8 +187,16 @@ def test_the_page_about_the_agent_names_every_verb():
 
 
 def test_every_fault_in_the_table_has_tests_that_exist():
-    there = {name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)}
-    rows = [line.split(" | ") for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if re.match(r"\| \d", line)]
+    there = {
+        name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    rows = [
+        line.split(" | ")
+        for line in (ROOT / "docs" / "faults.md").read_text().splitlines()
+        if re.match(r"\| \d", line)
+    ]
     assert len(rows) > 30
     for row in rows:
         named = re.findall(r"`(test_\w+)`", row[2])
@@ -157,11 +209,18 @@ def test_every_flag_that_a_page_names_exists():
 
     from corra.main import ns
 
-    flags = {flag for task in ns.tasks.values() for argument in task.get_arguments() for flag in argument.names}
+    flags = {
+        flag
+        for task in ns.tasks.values()
+        for argument in task.get_arguments()
+        for flag in argument.names
+    }
     flags |= {name for argument in Program().core_args() for name in argument.names}
     for page in PAGES:
         named = set(re.findall(r"`[^`\n]*?--([a-z][a-z-]+)", page.read_text()))
-        assert {name for name in named if name.replace("-", "_") not in flags and name not in flags} == set(), page.name
+        assert {
+            name for name in named if name.replace("-", "_") not in flags and name not in flags
+        } == set(), page.name
 
 
 def test_a_terminal_shows_what_was_not_overwritten_or_erased():

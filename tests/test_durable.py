@@ -33,7 +33,10 @@ pytestmark = pytest.mark.invoke
 
 def connection(sshd: Sshd, host: str = "h", **overrides: Any) -> Any:
     run = {"in_stream": False, **overrides.pop("run", {})}
-    config = Config(runtime_ssh_path=str(sshd.ssh_config), overrides={"runners": {"remote": Durable}, "run": run, **overrides})
+    config = Config(
+        runtime_ssh_path=str(sshd.ssh_config),
+        overrides={"runners": {"remote": Durable}, "run": run, **overrides},
+    )
     return Connection(host, config=config)
 
 
@@ -48,10 +51,24 @@ def c(sshd: Sshd) -> Iterator[Any]:
 
 def test_run_returns_a_result_of_fabrics_with_what_corra_knows(c: Any) -> None:
     result = c.run("echo out; echo err >&2", hide=True)
-    assert (result.stdout, result.stderr, result.exited, result.ok, result.command) == ("out\n", "err\n", 0, True, "echo out; echo err >&2")
-    assert result.connection is c and isinstance(result, corra.Result) and result.tail("stdout") == "\n\nout"
+    assert (result.stdout, result.stderr, result.exited, result.ok, result.command) == (
+        "out\n",
+        "err\n",
+        0,
+        True,
+        "echo out; echo err >&2",
+    )
+    assert (
+        result.connection is c
+        and isinstance(result, corra.Result)
+        and result.tail("stdout") == "\n\nout"
+    )
     assert corra.attach(result.prog_id, c).wait(20).stdout == "out\n"
-    assert (result.reason, result.signal, result.truncated) == ("exited", None, False) and result.elapsed is not None
+    assert (result.reason, result.signal, result.truncated) == (
+        "exited",
+        None,
+        False,
+    ) and result.elapsed is not None
 
 
 def test_a_bad_end_raises_and_warn_returns_it(c: Any) -> None:
@@ -63,18 +80,34 @@ def test_a_bad_end_raises_and_warn_returns_it(c: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hide", "out", "err"), [(None, "o\n", "e\n"), (True, "", ""), ("both", "", ""), ("out", "", "e\n"), ("stderr", "o\n", "")]
+    ("hide", "out", "err"),
+    [
+        (None, "o\n", "e\n"),
+        (True, "", ""),
+        ("both", "", ""),
+        ("out", "", "e\n"),
+        ("stderr", "o\n", ""),
+    ],
 )
-def test_hide_hides_what_it_names(c: Any, capsys: pytest.CaptureFixture[str], hide: Any, out: str, err: str) -> None:
+def test_hide_hides_what_it_names(
+    c: Any, capsys: pytest.CaptureFixture[str], hide: Any, out: str, err: str
+) -> None:
     c.run("echo o; echo e >&2", hide=hide)
     assert capsys.readouterr() == (out, err)
 
 
-def test_echo_and_dry_say_what_is_run_and_dry_runs_nothing(c: Any, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_echo_and_dry_say_what_is_run_and_dry_runs_nothing(
+    c: Any, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     c.run("true", echo=True, echo_format="> {command}")
     assert capsys.readouterr().out == "> true\n"
     result = c.run(f"touch {home}/x", dry=True)
-    assert result.ok and result.prog_id == "" and not (home / "x").exists() and "touch" in capsys.readouterr().out
+    assert (
+        result.ok
+        and result.prog_id == ""
+        and not (home / "x").exists()
+        and "touch" in capsys.readouterr().out
+    )
 
 
 def test_out_stream_and_err_stream_get_what_comes(c: Any) -> None:
@@ -93,7 +126,10 @@ def test_a_stream_that_fails_is_a_thread_exception_and_no_hang(c: Any) -> None:
 
 
 def test_a_character_cut_in_two_arrives_whole_and_encoding_is_obeyed(c: Any) -> None:
-    assert c.run(r"printf '\303'; sleep 0.3; printf '\244\377'", hide=True, encoding="utf-8").stdout == "ä\ufffd"
+    assert (
+        c.run(r"printf '\303'; sleep 0.3; printf '\244\377'", hide=True, encoding="utf-8").stdout
+        == "ä\ufffd"
+    )
     assert c.run(r"printf '\344'", hide=True, encoding="latin-1").stdout == "ä"
 
 
@@ -115,7 +151,9 @@ def test_cd_and_prefix_and_the_users_own_shell(c: Any, home: Path) -> None:
     (home / "a b").mkdir()
     with c.cd(str(home)), c.cd("a b"), c.prefix("export X=1"):
         assert c.run("echo $PWD $X", hide=True).stdout == f"{home}/a b 1\n"
-    assert c.run("echo ${0##*/}", hide=True).stdout.strip() == os.path.basename(c.run("echo $SHELL", hide=True).stdout.strip())
+    assert c.run("echo ${0##*/}", hide=True).stdout.strip() == os.path.basename(
+        c.run("echo $SHELL", hide=True).stdout.strip()
+    )
 
 
 def test_without_in_stream_a_command_reads_an_end_at_once(c: Any) -> None:
@@ -146,7 +184,11 @@ def test_a_pipe_is_forwarded_as_it_comes_fast_and_to_its_end(c: Any) -> None:
 
 
 def test_a_watcher_answers_a_question(c: Any) -> None:
-    result = c.run("printf 'name? '; read x; echo hello $x", watchers=[Responder(r"name\? ", "corra\n")], hide=True)
+    result = c.run(
+        "printf 'name? '; read x; echo hello $x",
+        watchers=[Responder(r"name\? ", "corra\n")],
+        hide=True,
+    )
     assert result.stdout == "name? hello corra\n"
 
 
@@ -192,7 +234,9 @@ exit 1
 """
 
 
-def test_sudo_gives_its_password_and_it_is_nowhere_on_the_disk(new_sshd: Callable[..., Sshd], home: Path) -> None:
+def test_sudo_gives_its_password_and_it_is_nowhere_on_the_disk(
+    new_sshd: Callable[..., Sshd], home: Path
+) -> None:
     (home / "bin").mkdir()
     (home / "bin/sudo").write_text(SUDO)
     (home / "bin/sudo").chmod(0o755)
@@ -202,24 +246,42 @@ def test_sudo_gives_its_password_and_it_is_nowhere_on_the_disk(new_sshd: Callabl
         assert c.sudo("sh -c 'echo $SUDO_TO'", user="db", hide=True).stdout == "db\n"
         with pytest.raises(AuthFailure):
             c.sudo("true", password="wr0ng-one", hide=True)
-    found = subprocess.run(["grep", "-r", "-l", "wr0ng-one", home / ".local"], capture_output=True, check=False)
+    found = subprocess.run(
+        ["grep", "-r", "-l", "wr0ng-one", home / ".local"], capture_output=True, check=False
+    )
     assert found.stdout == b""
 
 
 def test_a_pty_is_a_terminal_of_our_size_with_one_stream(c: Any) -> None:
-    result = c.run("test -t 0 && test -t 1 && test -t 2 && stty size; echo err >&2; exit 4", pty=True, warn=True, hide=True)
-    assert result.stdout.replace("\r\n", "\n") == "24 80\nerr\n" and result.stderr == "" and result.exited == 4
+    result = c.run(
+        "test -t 0 && test -t 1 && test -t 2 && stty size; echo err >&2; exit 4",
+        pty=True,
+        warn=True,
+        hide=True,
+    )
+    assert (
+        result.stdout.replace("\r\n", "\n") == "24 80\nerr\n"
+        and result.stderr == ""
+        and result.exited == 4
+    )
     assert c.run("kill -TERM $$", pty=True, warn=True, hide=True).signal == "SIGTERM"
 
 
 def test_a_watcher_answers_on_a_pty_too(c: Any) -> None:
-    result = c.run("printf 'name? '; read x; echo hello $x", pty=True, watchers=[Responder(r"name\? ", "corra\n")], hide=True)
+    result = c.run(
+        "printf 'name? '; read x; echo hello $x",
+        pty=True,
+        watchers=[Responder(r"name\? ", "corra\n")],
+        hide=True,
+    )
     assert "hello corra" in result.stdout
 
 
 def test_all_that_a_pty_program_says_before_its_end_is_there(c: Any) -> None:
     for _ in range(5):
-        assert c.run("seq 1 20000", pty=True, hide=True).stdout.replace("\r\n", "\n") == "".join(f"{n}\n" for n in range(1, 20001))
+        assert c.run("seq 1 20000", pty=True, hide=True).stdout.replace("\r\n", "\n") == "".join(
+            f"{n}\n" for n in range(1, 20001)
+        )
 
 
 def test_a_left_over_child_keeps_neither_a_pty_nor_a_fed_command_waiting(c: Any) -> None:
@@ -258,9 +320,14 @@ def test_disown_leaves_it_running_and_says_its_id(c: Any, home: Path) -> None:
 
 
 def test_a_group_runs_on_all(new_sshd: Callable[..., Sshd]) -> None:
-    group = ThreadingGroup.from_connections([connection(new_sshd(alias=name), name) for name in ("h", "h2")])
+    group = ThreadingGroup.from_connections(
+        [connection(new_sshd(alias=name), name) for name in ("h", "h2")]
+    )
     try:
-        assert sorted(result.stdout for result in group.run("echo hi", hide=True).values()) == ["hi\n", "hi\n"]
+        assert sorted(result.stdout for result in group.run("echo hi", hide=True).values()) == [
+            "hi\n",
+            "hi\n",
+        ]
     finally:
         group.close()
 
@@ -268,7 +335,9 @@ def test_a_group_runs_on_all(new_sshd: Callable[..., Sshd]) -> None:
 # -- What they can't do
 
 
-def test_a_broken_link_is_no_end_and_costs_no_byte(sshd: Sshd, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_link_is_no_end_and_costs_no_byte(
+    sshd: Sshd, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Proxy(sshd.port) as proxy:
         sshd.add_host("p", Port=proxy.port, HostKeyAlias=f"[127.0.0.1]:{sshd.port}")
         with connection(sshd, "p") as c:
@@ -285,7 +354,9 @@ def test_a_broken_link_is_no_end_and_costs_no_byte(sshd: Sshd, capsys: pytest.Ca
                         due = next(breaks, 10**9)
                     return written
 
-            result = c.run("for i in $(seq 1 150); do echo $i; sleep 0.02; done", out_stream=Cutting())
+            result = c.run(
+                "for i in $(seq 1 150); do echo $i; sleep 0.02; done", out_stream=Cutting()
+            )
     assert result.stdout == "".join(f"{n}\n" for n in range(1, 151))
     assert "link lost, program unaffected" in capsys.readouterr().err
 
@@ -311,13 +382,17 @@ def test_what_was_typed_arrives_once_over_links_that_break(sshd: Sshd) -> None:
                 assert c.run("cat", in_stream=source, hide=True).stdout == "".join(lines)
 
 
-def test_a_reconnect_trusts_the_host_of_the_first_connection_and_no_other(new_sshd: Callable[..., Sshd], home: Path) -> None:
+def test_a_reconnect_trusts_the_host_of_the_first_connection_and_no_other(
+    new_sshd: Callable[..., Sshd], home: Path
+) -> None:
     """Fabric checks no key: a host that known_hosts doesn't have stays usable after a break, and another one doesn't get in its place."""
     sshd, other = new_sshd(), new_sshd(alias="other")
     with Proxy(sshd.port) as proxy:
         sshd.add_host("p", Port=proxy.port, UserKnownHostsFile="/dev/null")
         with connection(sshd, "p", corra={"reconnect_timeout": "20s"}) as c:
-            promise = c.run(f"while [ ! -e {home}/go ]; do sleep 0.05; done; echo ended", asynchronous=True)
+            promise = c.run(
+                f"while [ ! -e {home}/go ]; do sleep 0.05; done; echo ended", asynchronous=True
+            )
             proxy.reset()
             (home / "go").touch()
             assert promise.join().stdout == "ended\n"
@@ -382,7 +457,9 @@ def fab(sshd: Sshd, home: Path) -> Callable[..., subprocess.Popen[str]]:
     if metadata.version("invoke") >= "3":
         pytest.skip("fab of Fabric 3.2 doesn't run on Invoke 3")
     (home / "fabfile.py").write_text(FABFILE.replace("from corra.runners import Durable\n", ""))
-    (home / ".fabric.py").write_text("from corra.runners import Durable\nrunners = {'remote': Durable}\n")
+    (home / ".fabric.py").write_text(
+        "from corra.runners import Durable\nrunners = {'remote': Durable}\n"
+    )
 
     def start(*words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -399,14 +476,20 @@ def fab(sshd: Sshd, home: Path) -> Callable[..., subprocess.Popen[str]]:
     return start
 
 
-def test_ctrl_c_leaves_at_once_and_the_program_goes_on(fab: Callable[..., subprocess.Popen[str]], home: Path) -> None:
+def test_ctrl_c_leaves_at_once_and_the_program_goes_on(
+    fab: Callable[..., subprocess.Popen[str]], home: Path
+) -> None:
     process = fab("go")
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    assert time.monotonic() - began < 10 and "STILL RUNNING: you have detached" in err and "Traceback" not in err
+    assert (
+        time.monotonic() - began < 10
+        and "STILL RUNNING: you have detached" in err
+        and "Traceback" not in err
+    )
     assert Path(f"/proc/{(home / 'pid').read_text().strip()}").exists()
     assert corra.attach("echo", "h").kill(grace=0).ended
 

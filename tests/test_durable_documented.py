@@ -18,7 +18,13 @@ from typing import Any
 import pytest
 from fabric import Config, Connection, SerialGroup
 from fabric.exceptions import GroupException
-from invoke.exceptions import CommandTimedOut, Failure, ThreadException, UnexpectedExit, WatcherError
+from invoke.exceptions import (
+    CommandTimedOut,
+    Failure,
+    ThreadException,
+    UnexpectedExit,
+    WatcherError,
+)
 from invoke.watchers import FailingResponder
 
 import corra
@@ -32,7 +38,10 @@ pytestmark = pytest.mark.invoke
 
 def connection(sshd: Sshd, host: str = "h", **overrides: Any) -> Any:
     run = {"in_stream": False, **overrides.pop("run", {})}
-    config = Config(runtime_ssh_path=str(sshd.ssh_config), overrides={"runners": {"remote": Durable}, "run": run, **overrides})
+    config = Config(
+        runtime_ssh_path=str(sshd.ssh_config),
+        overrides={"runners": {"remote": Durable}, "run": run, **overrides},
+    )
     return Connection(host, config=config)
 
 
@@ -42,17 +51,26 @@ def c(sshd: Sshd) -> Iterator[Any]:
         yield opened
 
 
-def test_all_keywords_default_to_the_configurations_run_section(sshd: Sshd, capsys: pytest.CaptureFixture[str]) -> None:
-    with connection(sshd, run={"warn": True, "hide": True, "pty": True}, timeouts={"command": 1}) as c:
+def test_all_keywords_default_to_the_configurations_run_section(
+    sshd: Sshd, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with connection(
+        sshd, run={"warn": True, "hide": True, "pty": True}, timeouts={"command": 1}
+    ) as c:
         assert c.run("tty > /dev/null && exit 3").exited == 3
         with pytest.raises(CommandTimedOut):
             c.run("exec sleep 60")
     assert capsys.readouterr() == ("", "")
 
 
-def test_asynchronous_hides_what_is_written_but_honours_a_stream_that_was_given(c: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_asynchronous_hides_what_is_written_but_honours_a_stream_that_was_given(
+    c: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = io.StringIO()
-    promises = [c.run("echo o; echo e >&2", asynchronous=True), c.run("echo o; echo e >&2", asynchronous=True, out_stream=out)]
+    promises = [
+        c.run("echo o; echo e >&2", asynchronous=True),
+        c.run("echo o; echo e >&2", asynchronous=True, out_stream=out),
+    ]
     assert [(each.join().stdout, each.join().stderr) for each in promises] == [("o\n", "e\n")] * 2
     assert out.getvalue() == "o\n" and capsys.readouterr() == ("", "")
 
@@ -75,7 +93,9 @@ def test_disown_checks_no_exit_code_ignores_streams_and_excludes_asynchronous(c:
         c.run("true", disown=True, asynchronous=True)
 
 
-def test_hide_overrides_echo_and_is_a_value_error_where_it_means_nothing(c: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hide_overrides_echo_and_is_a_value_error_where_it_means_nothing(
+    c: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert c.run("echo o", hide=True, echo=True).stdout == "o\n"
     assert capsys.readouterr() == ("", "")
     with pytest.raises(ValueError, match="nope"):
@@ -91,15 +111,24 @@ def test_hide_has_no_effect_on_a_stream_that_was_given(c: Any) -> None:
 def test_echo_stdin_writes_what_is_read_to_what_is_written(c: Any) -> None:
     for echoes, shown in ((None, "got typed\n"), (False, "got typed\n")):
         out = io.StringIO()
-        c.run("read x; echo got $x", in_stream=io.StringIO("typed\n"), out_stream=out, echo_stdin=echoes)
+        c.run(
+            "read x; echo got $x",
+            in_stream=io.StringIO("typed\n"),
+            out_stream=out,
+            echo_stdin=echoes,
+        )
         assert out.getvalue() == shown
 
 
-def test_the_environment_there_is_the_hosts_own_and_what_was_given(c: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_there_is_the_hosts_own_and_what_was_given(
+    c: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Fabric's default, unlike Invoke's: `replace_env`, or each laptop's PATH would be sent to the hosts."""
     monkeypatch.setenv("HERE_ONLY", "1")
     result = c.run("echo ${HERE_ONLY-none} $A; command -v sh", env={"A": "a"}, hide=True)
-    assert result.stdout.splitlines()[0] == "none a" and result.stdout.splitlines()[1].startswith("/")
+    assert result.stdout.splitlines()[0] == "none a" and result.stdout.splitlines()[1].startswith(
+        "/"
+    )
 
 
 def test_nothing_that_keeps_a_command_from_exiting_is_a_matter_of_warn(c: Any) -> None:
@@ -108,7 +137,12 @@ def test_nothing_that_keeps_a_command_from_exiting_is_a_matter_of_warn(c: Any) -
     assert "Command did not complete within 1 seconds" in str(timed.value)
     watcher = FailingResponder(pattern="Pass:", response="wrong\n", sentinel="Sorry")
     with pytest.raises(Failure) as failed:
-        c.run("printf Pass:; read x; echo Sorry; exec sleep 60", warn=True, watchers=[watcher], hide=True)
+        c.run(
+            "printf Pass:; read x; echo Sorry; exec sleep 60",
+            warn=True,
+            watchers=[watcher],
+            hide=True,
+        )
     assert isinstance(failed.value.reason, WatcherError)
 
     class Broken(io.StringIO):
@@ -129,7 +163,12 @@ def test_what_was_hidden_is_in_the_text_of_an_unexpected_exit(c: Any) -> None:
 def test_a_result_is_true_when_it_is_ok_and_prints_as_invokes_own(c: Any) -> None:
     good, bad = c.run("echo o", hide=True, env={"A": "a"}), c.run("exit 8", hide=True, warn=True)
     assert good and good.ok and not good.failed and not bad and bad.failed
-    assert (good.encoding.lower(), good.env["A"], good.pty, good.hide) == ("utf-8", "a", False, ("stdout", "stderr"))
+    assert (good.encoding.lower(), good.env["A"], good.pty, good.hide) == (
+        "utf-8",
+        "a",
+        False,
+        ("stdout", "stderr"),
+    )
     assert str(good).startswith("Command exited with status 0.\n=== stdout ===\no\n")
     assert c.run("seq 1 50", hide=True).tail("stdout", 3) == "\n\n48\n49\n50"
 
@@ -149,7 +188,9 @@ def test_sudo_preserves_what_env_names(c: Any) -> None:
 
 
 def test_a_group_says_which_hosts_failed(new_sshd: Callable[..., Sshd], home: Path) -> None:
-    group = SerialGroup.from_connections([connection(new_sshd(alias=name), name) for name in ("h", "h2")])
+    group = SerialGroup.from_connections(
+        [connection(new_sshd(alias=name), name) for name in ("h", "h2")]
+    )
     try:
         with pytest.raises(GroupException) as caught:
             group.run(f"mkdir {home}/only-once", hide=True)
@@ -161,7 +202,10 @@ def test_a_group_says_which_hosts_failed(new_sshd: Callable[..., Sshd], home: Pa
 def test_a_gateway_is_gone_through(new_sshd: Callable[..., Sshd]) -> None:
     near, far = new_sshd(alias="near"), new_sshd(alias="far")
     with connection(near, "near") as gateway:
-        config = Config(runtime_ssh_path=str(far.ssh_config), overrides={"runners": {"remote": Durable}, "run": {"in_stream": False}})
+        config = Config(
+            runtime_ssh_path=str(far.ssh_config),
+            overrides={"runners": {"remote": Durable}, "run": {"in_stream": False}},
+        )
         with Connection("far", config=config, gateway=gateway) as c:
             assert c.run("echo through", hide=True).stdout == "through\n"
     assert any("Accepted publickey" in line for line in near.log)
@@ -231,7 +275,9 @@ ns.configure({"runners": {"remote": Durable}})
 @pytest.mark.parametrize("how", ["", ", asynchronous=True, out_stream=sys.stdout).join("])
 def test_ctrl_c_is_answered_at_once_under_inv_too(sshd: Sshd, home: Path, how: str) -> None:
     """Fabric alone hears of it when the command has ended."""
-    (home / "tasks.py").write_text("import sys\n" + TASKS.replace(", in_stream=False", f", in_stream=False{how}"))
+    (home / "tasks.py").write_text(
+        "import sys\n" + TASKS.replace(", in_stream=False", f", in_stream=False{how}")
+    )
     process = subprocess.Popen(
         [sys.executable, "-m", "invoke", "go"],
         env={
@@ -252,6 +298,10 @@ def test_ctrl_c_is_answered_at_once_under_inv_too(sshd: Sshd, home: Path, how: s
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert time.monotonic() - began < 30 and "STILL RUNNING: you have detached" in err and "Traceback" not in err
+    assert (
+        time.monotonic() - began < 30
+        and "STILL RUNNING: you have detached" in err
+        and "Traceback" not in err
+    )
     assert Path(f"/proc/{(home / 'pid').read_text().strip()}").exists()
     assert corra.attach("echo", "h").kill(grace=0).ended

@@ -21,21 +21,32 @@ from corra.program import Host
 from corra.verdict import refused
 from properties import PROPERTY
 
-TREE = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.CorraError)]
+TREE = [
+    each
+    for each in vars(errors).values()
+    if isinstance(each, type) and issubclass(each, errors.CorraError)
+]
 PLAIN = [each for each in TREE if not issubclass(each, errors.Failed)]
 ENDS = [each for each in TREE if issubclass(each, errors.Failed)]
 
 
 def test_the_first_line_says_which_run_where_what_became_of_it_and_why():
-    assert errors.line("migrate (k7m2qx)", "db1", "LOST", "db1 rebooted") == "corra: migrate (k7m2qx) on db1: LOST: db1 rebooted"
-    assert errors.line("", "db9", "NOT STARTED", "no answer") == "corra: db9: NOT STARTED: no answer"
+    assert (
+        errors.line("migrate (k7m2qx)", "db1", "LOST", "db1 rebooted")
+        == "corra: migrate (k7m2qx) on db1: LOST: db1 rebooted"
+    )
+    assert (
+        errors.line("", "db9", "NOT STARTED", "no answer") == "corra: db9: NOT STARTED: no answer"
+    )
     assert errors.line("k7", "", "NOT FOUND") == "corra: k7: NOT FOUND"
     assert errors.line("", "", "NOT STARTED", "no host") == "corra: NOT STARTED: no host"
 
 
 @PROPERTY
 @given(st.text(), st.text(), st.text(), st.lists(st.text(), max_size=3))
-def test_whatever_a_host_says_stays_one_line_that_does_nothing_to_a_terminal(label, host, why, hint):
+def test_whatever_a_host_says_stays_one_line_that_does_nothing_to_a_terminal(
+    label, host, why, hint
+):
     error = errors.NotStarted(why, host=host, label=label, hint=hint)
     assert error.line.isprintable()
     assert len(str(error).split("\n")) == 1 + len(hint)
@@ -44,7 +55,10 @@ def test_whatever_a_host_says_stays_one_line_that_does_nothing_to_a_terminal(lab
 
 
 def test_what_was_quoted_can_still_be_read():
-    assert errors.plain("sudo: a password\nis required\x1b[31m\t\udcff é") == "sudo: a password is required\\x1b[31m \\udcff é"
+    assert (
+        errors.plain("sudo: a password\nis required\x1b[31m\t\udcff é")
+        == "sudo: a password is required\\x1b[31m \\udcff é"
+    )
 
 
 def test_hints_stand_below_the_line_and_are_indented_like_it():
@@ -66,7 +80,13 @@ def test_the_codes_are_those_the_shell_sees():
     assert errors.Misuse().code == 2
     assert errors.StillRunning().code == 122
     assert errors.Lost().code == errors.MaybeStarted().code == 123
-    assert errors.Unreachable().code == errors.HostKey().code == errors.NotFound().code == errors.Conflict().code == 125
+    assert (
+        errors.Unreachable().code
+        == errors.HostKey().code
+        == errors.NotFound().code
+        == errors.Conflict().code
+        == 125
+    )
     assert errors.NotStarted(code=127).code == 127
     assert errors.NotDead().code == 1
 
@@ -93,7 +113,11 @@ def test_each_passes_through_a_process_pool_whole(kind):
     facts = {"host": "h", "label": "x", "hint": ["one"], "code": 7}
     error = kind("why", **facts, **({"result": Result(stdout="out")} if kind in ENDS else {}))
     again = pickle.loads(pickle.dumps(error))
-    assert type(again) is kind and str(again) == str(error) and (again.code, again.hint, again.to_json()) == (7, ("one",), error.to_json())
+    assert (
+        type(again) is kind
+        and str(again) == str(error)
+        and (again.code, again.hint, again.to_json()) == (7, ("one",), error.to_json())
+    )
     assert kind in PLAIN or again.result.stdout == "out"
 
 
@@ -146,11 +170,19 @@ TASKS = """
 def inv(tmp_path: Path) -> list[str]:
     """Somebody's own tasks.py, and `inv` for it."""
     (tmp_path / "tasks.py").write_text(textwrap.dedent(TASKS))
-    return [sys.executable, "-c", "from invoke.main import program; program.run()", "--search-root", str(tmp_path)]
+    return [
+        sys.executable,
+        "-c",
+        "from invoke.main import program; program.run()",
+        "--search-root",
+        str(tmp_path),
+    ]
 
 
 def call(*argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False)
+    return subprocess.run(
+        argv, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False
+    )
 
 
 @pytest.mark.invoke
@@ -178,7 +210,9 @@ def test_a_task_may_catch_it_as_invokes_unexpected_exit(inv):
 def test_hints_are_for_people_at_a_terminal(inv):
     terminal, end = pty.openpty()
     try:
-        code = subprocess.run([*inv, "away"], stdin=end, stdout=end, stderr=end, timeout=60, check=False).returncode
+        code = subprocess.run(
+            [*inv, "away"], stdin=end, stdout=end, stderr=end, timeout=60, check=False
+        ).returncode
         said = os.read(terminal, 4096).decode()
     finally:
         os.close(terminal)
@@ -188,6 +222,9 @@ def test_hints_are_for_people_at_a_terminal(inv):
 
 def test_a_host_that_kills_programs_at_logout_is_said_with_the_line_that_helps() -> None:
     error = refused("no_linger", {"user": "ops"}, host=Host.parse("web9"), verb="run")
-    assert error.line == "corra: web9: NOT STARTED: logind there kills programs at logout, linger is off"
+    assert (
+        error.line
+        == "corra: web9: NOT STARTED: logind there kills programs at logout, linger is off"
+    )
     assert error.hint[0].endswith(" run --host web9 --as root -- loginctl enable-linger ops")
     assert (error.code, error.started) == (125, "no")

@@ -37,7 +37,9 @@ def host(request: pytest.FixtureRequest, home: Path) -> str:
 
 def test_the_upgrade_installs_and_may_be_repeated(home: Path, host: str) -> None:
     for release in ("4.1", "4.2"):
-        said = inv(home, "upgrade", "--host", host, "--release", release, "--root", str(home / "service"))
+        said = inv(
+            home, "upgrade", "--host", host, "--release", release, "--root", str(home / "service")
+        )
         assert (said.returncode, said.stdout, said.stderr) == (0, f"{host} runs {release}\n", "")
         assert (home / "service" / "current").read_text() == f"{release}\n"
     assert corra.attach("backup", host).wait(20).stdout == "saved\n"
@@ -74,7 +76,9 @@ def fleet(new_sshd: Callable[..., Sshd], home: Path) -> list[str]:
     return ["web1", "web2", "web3"]
 
 
-def test_the_deploy_goes_in_waves_and_a_canary_that_fails_keeps_the_others_as_they_were(fleet: list[str], home: Path) -> None:
+def test_the_deploy_goes_in_waves_and_a_canary_that_fails_keeps_the_others_as_they_were(
+    fleet: list[str], home: Path
+) -> None:
     def deploy(release: str, ticket: str) -> subprocess.CompletedProcess[str]:
         words = ["--hosts", "web[1-3]", "--release", release, "--ticket", ticket, "--root", "srv"]
         return inv(home, "deploy", *words, collection="deploy")
@@ -84,13 +88,21 @@ def test_the_deploy_goes_in_waves_and_a_canary_that_fails_keeps_the_others_as_th
     # The canary's directory can't be switched.
     (home / "web1/srv/new").mkdir()
     stopped = deploy("4.2", "OPS-2")
-    assert stopped.returncode != 0 and "STOPPED at 2 switch: web1 FAILED" in stopped.stderr and "Traceback" not in stopped.stderr
+    assert (
+        stopped.returncode != 0
+        and "STOPPED at 2 switch: web1 FAILED" in stopped.stderr
+        and "Traceback" not in stopped.stderr
+    )
     assert [(home / name / "srv/current/release").read_text() for name in fleet] == ["4.1\n"] * 3
     for left in (home / "web1/srv/new").iterdir():
         left.unlink()
     (home / "web1/srv/new").rmdir()
     done = deploy("4.2", "OPS-2")
-    assert done.returncode == 0 and "done before" in done.stderr and "wave 2: web[2-3] runs 4.2" in done.stderr, done.stderr
+    assert (
+        done.returncode == 0
+        and "done before" in done.stderr
+        and "wave 2: web[2-3] runs 4.2" in done.stderr
+    ), done.stderr
     assert [(home / name / "srv/current/release").read_text() for name in fleet] == ["4.2\n"] * 3
     assert "ALREADY DONE" in deploy("4.2", "OPS-2").stderr
 
@@ -147,9 +159,30 @@ def site(new_sshd: Callable[..., Sshd], new_machine: Callable[..., Path], home: 
 def kernel(home: Path, *, until: Callable[[], bool] | None = None) -> tuple[int, str]:
     """Run the upgrade at a terminal, where somebody says yes to each question; kill it as soon as `until` is true. Return its code and words."""
     terminal, end = pty.openpty()
-    words = ["-r", str(ROOT / "examples"), "-c", "kernel", "kernel", "--version", "6.1.0-28", "--ticket", "OPS-812", "--hosts", "web[1-3]"]
+    words = [
+        "-r",
+        str(ROOT / "examples"),
+        "-c",
+        "kernel",
+        "kernel",
+        "--version",
+        "6.1.0-28",
+        "--ticket",
+        "OPS-812",
+        "--hosts",
+        "web[1-3]",
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
-    process = Warm(words, program="inv", env=env, cwd=home, stdin=end, stdout=end, stderr=end, start_new_session=True)
+    process = Warm(
+        words,
+        program="inv",
+        env=env,
+        cwd=home,
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        start_new_session=True,
+    )
     os.close(end)
     said, answered, deadline = b"", 0, time.monotonic() + 80
     with contextlib.suppress(OSError):  # EIO: the last one has closed it
@@ -167,7 +200,9 @@ def kernel(home: Path, *, until: Callable[[], bool] | None = None) -> tuple[int,
     return process.wait(), said.decode()
 
 
-def test_the_kernel_upgrade_goes_on_where_it_was_killed_and_reboots_each_host_once(site: Path, home: Path) -> None:
+def test_the_kernel_upgrade_goes_on_where_it_was_killed_and_reboots_each_host_once(
+    site: Path, home: Path
+) -> None:
     (site / "web1/healthy").touch()
     # The canary is done and the second wave is up again, though not healthy, when the laptop's battery is empty.
     second = [site / name / ".local/state/corra/runs" for name in ("web2", "web3")]
@@ -180,41 +215,82 @@ def test_the_kernel_upgrade_goes_on_where_it_was_killed_and_reboots_each_host_on
     installed = "apt-get noninteractive -y install linux-image-6.1.0-28-amd64"
     for name in ("web1", "web2", "web3"):
         called = (site / name / "log").read_text().splitlines()
-        assert called == ["apt-get  install --dry-run linux-image-6.1.0-28-amd64", installed, "systemctl reboot"]
+        assert called == [
+            "apt-get  install --dry-run linux-image-6.1.0-28-amd64",
+            installed,
+            "systemctl reboot",
+        ]
     balanced = [f"{what} {wave}" for wave in ("web1", "web2 web3") for what in ("drain", "enable")]
     assert (site / "lb1/log").read_text().splitlines() == balanced
     code, said = kernel(home)
     assert code == 0 and "ALREADY DONE" in said and "[y/N]" not in said
     text = warm.run("book", "kernel", "OPS-812", "--markdown", program="corra", cwd=home).stdout
-    assert text.count("| rebooted |") == 3 and "said yes: wave 1: reboot web1 into 6.1.0-28?" in text
+    assert (
+        text.count("| rebooted |") == 3 and "said yes: wave 1: reboot web1 into 6.1.0-28?" in text
+    )
 
 
 def names(runs: Path) -> set[str]:
     """Return what the runs in a spool are called that have been launched."""
-    return {json.loads((each.parent / "program.json").read_text()).get("name") for each in runs.glob("*/launched")}
+    return {
+        json.loads((each.parent / "program.json").read_text()).get("name")
+        for each in runs.glob("*/launched")
+    }
 
 
 @pytest.mark.parametrize("host", ["h"], indirect=True)
-def test_the_job_is_one_job_whoever_starts_it_and_its_message_comes_without_a_watcher(home: Path, host: str) -> None:
+def test_the_job_is_one_job_whoever_starts_it_and_its_message_comes_without_a_watcher(
+    home: Path, host: str
+) -> None:
     (home / "input").write_text("one\ntwo\n")
     program = home / "count"
-    program.write_text(f'#!/bin/sh\necho ran >> {home}/runs\nwhile [ ! -e {home}/go ]; do sleep 0.05; done\nwc -l < "$1"\nexit 3\n')
+    program.write_text(
+        f'#!/bin/sh\necho ran >> {home}/runs\nwhile [ ! -e {home}/go ]; do sleep 0.05; done\nwc -l < "$1"\nexit 3\n'
+    )
     program.chmod(0o755)
-    words = ["crunch", "--host", host, "--data", str(home / "input"), "--program", str(program), "--notify", f"cat > {home}/message"]
+    words = [
+        "crunch",
+        "--host",
+        host,
+        "--data",
+        str(home / "input"),
+        "--program",
+        str(program),
+        "--notify",
+        f"cat > {home}/message",
+    ]
     first = inv(home, *words, collection="job")
     assert first.returncode == 0 and inv(home, *words, collection="job").stdout == first.stdout
     (home / "go").touch()
     wait_for((home / "message").exists)
     over = inv(home, *words, "--wait", collection="job")
     assert (over.returncode, over.stdout) == (3, "2\n") and "the job ended with 3" in over.stderr
-    assert (home / "message").read_text() == f"{home}/input ended with 3\n" and (home / "runs").read_text() == "ran\n"
+    assert (home / "message").read_text() == f"{home}/input ended with 3\n" and (
+        home / "runs"
+    ).read_text() == "ran\n"
 
 
-def test_the_incident_bundle_has_what_could_be_had_and_names_what_is_missing(fleet: list[str], home: Path) -> None:
-    said = inv(home, "collect", "--hosts", "web[1-3],127.0.0.1:1", "--to", str(home / "INC-77"), collection="incident")
-    assert said.returncode == 125 and "nothing from 127.0.0.1:1" in said.stderr and "127.0.0.1:1: connection refused" in said.stdout
+def test_the_incident_bundle_has_what_could_be_had_and_names_what_is_missing(
+    fleet: list[str], home: Path
+) -> None:
+    said = inv(
+        home,
+        "collect",
+        "--hosts",
+        "web[1-3],127.0.0.1:1",
+        "--to",
+        str(home / "INC-77"),
+        collection="incident",
+    )
+    assert (
+        said.returncode == 125
+        and "nothing from 127.0.0.1:1" in said.stderr
+        and "127.0.0.1:1: connection refused" in said.stdout
+    )
     assert len(list((home / "INC-77").iterdir())) == 12
     assert "MemTotal" in (home / "INC-77/web2.memory.txt").read_text()
-    said = inv(home, "collect", "--hosts", "web[1-3]", "--to", str(home / "INC-77"), collection="incident")
+    said = inv(
+        home, "collect", "--hosts", "web[1-3]", "--to", str(home / "INC-77"), collection="incident"
+    )
     assert (said.returncode, said.stdout) == (0, f"12 files in {home}/INC-77\n"), said.stderr
     assert "done before" in said.stderr

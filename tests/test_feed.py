@@ -40,7 +40,9 @@ class Nowhere:
     def send(self, data: bytes) -> None: ...
 
 
-pieces = st.binary(max_size=9) | st.integers(1, 3000).map(lambda size: bytes(number % 251 for number in range(size)))
+pieces = st.binary(max_size=9) | st.integers(1, 3000).map(
+    lambda size: bytes(number % 251 for number in range(size))
+)
 steps = st.one_of(
     st.tuples(st.just("write"), pieces),
     st.tuples(st.just("send"), st.booleans()),

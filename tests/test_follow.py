@@ -11,12 +11,38 @@ from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import HealthCheck, settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from corra import follow
 from corra.channel import LinkLost, NoAnswer, Silent
-from corra.errors import Auth, CorraError, HostKey, MaybeStarted, Misuse, NotFound, StillRunning, Unreachable
-from corra.follow import ANSWER_S, AWAY_S, SKIPS_MAX, Event, Follow, LinkDown, LinkUp, Tick, signal_name
+from corra.errors import (
+    Auth,
+    CorraError,
+    HostKey,
+    MaybeStarted,
+    Misuse,
+    NotFound,
+    StillRunning,
+    Unreachable,
+)
+from corra.follow import (
+    ANSWER_S,
+    AWAY_S,
+    SKIPS_MAX,
+    Event,
+    Follow,
+    LinkDown,
+    LinkUp,
+    Tick,
+    signal_name,
+)
 from corra.place import Refused
 from corra.program import Host, Program, Request
 from corra.state import State
@@ -90,7 +116,13 @@ class Agent:
         self.closed = 0
 
     def stream(
-        self, verb: str, request: Mapping[str, Any], *, payload: BinaryIO | None = None, timeout_s: float = 15.0, sending: Any = None
+        self,
+        verb: str,
+        request: Mapping[str, Any],
+        *,
+        payload: BinaryIO | None = None,
+        timeout_s: float = 15.0,
+        sending: Any = None,
     ) -> Link:
         if sending is not None:
             sending()
@@ -106,7 +138,9 @@ class Agent:
         assert isinstance(answer, Link)
         return answer
 
-    def call(self, verb: str, request: Mapping[str, Any], *, timeout_s: float = 15.0) -> dict[str, Any]:
+    def call(
+        self, verb: str, request: Mapping[str, Any], *, timeout_s: float = 15.0
+    ) -> dict[str, Any]:
         self.asked.append((verb, dict(request)))
         return {}
 
@@ -155,7 +189,9 @@ def kinds(events: list[Event]) -> list[str]:
 
 
 def test_a_run_is_shown_to_its_final_state_and_its_link_is_closed(clock: Clock) -> None:
-    only = link(clock, out("stdout", 0, b"one\n"), out("stderr", 0, b"two\n") + said(stdout=4, stderr=4))
+    only = link(
+        clock, out("stdout", 0, b"one\n"), out("stderr", 0, b"two\n") + said(stdout=4, stderr=4)
+    )
     follow = Follow(Agent(only), ID, clock=clock)
     events = list(follow)
     assert kinds(events) == ["Status", "Output", "Output", "Status"]
@@ -179,7 +215,9 @@ def test_after_a_cut_it_goes_on_from_the_cursor_and_trims_what_comes_twice(clock
 @pytest.mark.parametrize("cut", range(1, 40))
 def test_a_frame_torn_at_any_byte_is_shown_once(clock: Clock, cut: int) -> None:
     whole = out("stdout", 0, b"hello ") + out("stdout", 6, b"world")
-    agent = Agent(link(clock, whole[:cut], b""), lambda _, r: link(clock, *_from(whole, r), said(stdout=11)))
+    agent = Agent(
+        link(clock, whole[:cut], b""), lambda _, r: link(clock, *_from(whole, r), said(stdout=11))
+    )
     assert shown(list(Follow(agent, ID, clock=clock))) == b"hello world"
 
 
@@ -190,20 +228,34 @@ def _from(whole: bytes, asked: Mapping[str, Any]) -> list[bytes]:
 
 
 def test_a_hole_is_an_explicit_gap(clock: Clock) -> None:
-    agent = Agent(link(clock, out("stdout", 0, b"ab"), b"G stdout 2 9\n", out("stdout", 9, b"z"), said(stdout=10)))
+    agent = Agent(
+        link(
+            clock,
+            out("stdout", 0, b"ab"),
+            b"G stdout 2 9\n",
+            out("stdout", 9, b"z"),
+            said(stdout=10),
+        )
+    )
     events = list(Follow(agent, ID, clock=clock))
     assert [e for e in events if isinstance(e, Gap)] == [Gap("stdout", 2, 9)]
 
 
 def test_a_hole_that_nobody_announced_is_asked_for_again_without_a_word(clock: Clock) -> None:
-    agent = Agent(link(clock, out("stdout", 0, b"ab"), out("stdout", 4, b"ef")), link(clock, out("stdout", 2, b"cdef"), said(stdout=6)))
+    agent = Agent(
+        link(clock, out("stdout", 0, b"ab"), out("stdout", 4, b"ef")),
+        link(clock, out("stdout", 2, b"cdef"), said(stdout=6)),
+    )
     events = list(Follow(agent, ID, clock=clock))
     assert agent.asked[1][1]["cursor"] == {"stdout": 2}
     assert shown(events) == b"abcdef" and set(kinds(events)) == {"Status", "Output"}
 
 
 def test_what_the_final_state_counts_and_nobody_sent_is_asked_for_again(clock: Clock) -> None:
-    agent = Agent(link(clock, out("stdout", 0, b"ab"), said(stdout=4)), link(clock, out("stdout", 2, b"cd"), said(stdout=4)))
+    agent = Agent(
+        link(clock, out("stdout", 0, b"ab"), said(stdout=4)),
+        link(clock, out("stdout", 2, b"cd"), said(stdout=4)),
+    )
     events = list(Follow(agent, ID, clock=clock))
     assert shown(events) == b"abcd" and set(kinds(events)) == {"Status", "Output"}
     assert isinstance(events[-1], Status)
@@ -227,17 +279,33 @@ def test_a_first_connection_that_fails_is_an_error_at_once(clock: Clock) -> None
 
 
 def test_what_fails_while_reconnecting_is_shown_and_tried_again(clock: Clock) -> None:
-    agent = Agent(link(clock, b""), HostKey("HOST KEY CHANGED"), Auth("denied"), Unreachable("refused"), link(clock, said()))
+    agent = Agent(
+        link(clock, b""),
+        HostKey("HOST KEY CHANGED"),
+        Auth("denied"),
+        Unreachable("refused"),
+        link(clock, said()),
+    )
     events = list(Follow(agent, ID, clock=clock))
     downs = [e for e in events if isinstance(e, LinkDown)]
-    assert [d.error for d in downs] == ["the link was closed", "HOST KEY CHANGED", "denied", "refused"]
+    assert [d.error for d in downs] == [
+        "the link was closed",
+        "HOST KEY CHANGED",
+        "denied",
+        "refused",
+    ]
     assert [d.attempt for d in downs] == [1, 2, 3, 4]
     assert [d.since_s for d in downs] == sorted(d.since_s for d in downs)
     assert kinds(events).count("LinkUp") == 1
 
 
 def test_pauses_double_up_to_a_limit_and_begin_anew_after_a_good_link(clock: Clock) -> None:
-    agent = Agent(link(clock, b""), *[Unreachable("no")] * 12, link(clock, out("stdout", 0, b"x"), b""), link(clock, said(stdout=1)))
+    agent = Agent(
+        link(clock, b""),
+        *[Unreachable("no")] * 12,
+        link(clock, out("stdout", 0, b"x"), b""),
+        link(clock, said(stdout=1)),
+    )
     downs = [e for e in Follow(agent, ID, clock=clock) if isinstance(e, LinkDown)]
     pauses = [b.since_s - a.since_s for a, b in itertools.pairwise(downs[:13])]
     assert pauses[:4] == pytest.approx([0.1875, 0.375, 0.75, 1.5])
@@ -247,7 +315,9 @@ def test_pauses_double_up_to_a_limit_and_begin_anew_after_a_good_link(clock: Clo
 
 def test_a_start_is_repeated_with_the_same_request_until_it_is_confirmed(clock: Clock) -> None:
     payload = io.BytesIO(b"stdin")
-    agent = Agent(ConnectionError("reset"), TimeoutError(), Unreachable("refused"), link(clock, said()))
+    agent = Agent(
+        ConnectionError("reset"), TimeoutError(), Unreachable("refused"), link(clock, said())
+    )
     follow = Follow(agent, ID, start=request(), payload=payload, clock=clock)
     list(follow)
     assert [verb for verb, _ in agent.asked] == ["run"] * 4
@@ -266,29 +336,48 @@ def test_a_start_that_isnt_confirmed_in_time_may_have_started(clock: Clock) -> N
     agent = Agent(*[ConnectionError("reset")] * 50)
     with pytest.raises(MaybeStarted) as caught:
         list(Follow(agent, ID, start=request(), reconnect_timeout_s=30, clock=clock))
-    assert caught.value.started == "unknown" and caught.value.code == 123 and f"--id {ID}" in caught.value.hint[0]
+    assert (
+        caught.value.started == "unknown"
+        and caught.value.code == 123
+        and f"--id {ID}" in caught.value.hint[0]
+    )
     assert 30 <= clock.at - 1000 < 60
 
 
-def test_a_command_that_ends_unanswered_time_and_again_is_given_up_and_may_have_started(clock: Clock) -> None:
+def test_a_command_that_ends_unanswered_time_and_again_is_given_up_and_may_have_started(
+    clock: Clock,
+) -> None:
     once = Agent(NoAnswer("exit 137"), NoAnswer("exit 137"), link(clock, said()))
-    assert kinds(list(Follow(once, ID, start=request(), clock=clock))) == ["LinkDown", "LinkDown", "LinkUp", "Status", "Status"]
+    assert kinds(list(Follow(once, ID, start=request(), clock=clock))) == [
+        "LinkDown",
+        "LinkDown",
+        "LinkUp",
+        "Status",
+        "Status",
+    ]
     always = Agent(*[NoAnswer("the command on db1 ended with exit 137")] * 3)
     with pytest.raises(MaybeStarted) as caught:
         list(Follow(always, ID, start=request(), clock=clock))
-    assert caught.value.why == "the command on db1 ended with exit 137" and f"--id {ID}" in caught.value.hint[0]
+    assert (
+        caught.value.why == "the command on db1 ended with exit 137"
+        and f"--id {ID}" in caught.value.hint[0]
+    )
     with pytest.raises(Unreachable):
         list(Follow(Agent(*[NoAnswer("exit 137")] * 3), ID, clock=clock))
 
 
-def test_a_host_that_says_nothing_is_asked_over_a_new_connection_and_given_more_time(clock: Clock) -> None:
+def test_a_host_that_says_nothing_is_asked_over_a_new_connection_and_given_more_time(
+    clock: Clock,
+) -> None:
     agent = Agent(*[Silent("no answer")] * 6, link(clock, b""), link(clock, said()))
     list(Follow(agent, ID, start=request(), clock=clock))
     assert [patience / ANSWER_S for patience in agent.patience_s] == [1, 2, 4, 8, 8, 8, 8, 1]
     assert agent.closed == 6
 
 
-def test_once_closed_nothing_is_sent_any_more_and_it_is_known_whether_anything_was(clock: Clock) -> None:
+def test_once_closed_nothing_is_sent_any_more_and_it_is_known_whether_anything_was(
+    clock: Clock,
+) -> None:
     early = Agent(link(clock, said()))
     closed = Follow(early, ID, start=request(), clock=clock)
 
@@ -314,18 +403,30 @@ def test_a_link_given_up_after_a_confirmed_start_leaves_the_program_running(cloc
     agent = Agent(link(clock, b""), *[Unreachable("refused")] * 50)
     with pytest.raises(StillRunning) as caught:
         list(Follow(agent, ID, start=request(), reconnect_timeout_s=30, clock=clock))
-    assert "refused" in caught.value.why and caught.value.code == 122 and caught.value.label == "migrate (k7m2qx)"
+    assert (
+        "refused" in caught.value.why
+        and caught.value.code == 122
+        and caught.value.label == "migrate (k7m2qx)"
+    )
 
 
 def test_start_without_staying_ends_with_the_confirmation(clock: Clock) -> None:
     agent = Agent(link(clock))
-    assert kinds(list(Follow(agent, ID, start=request(spool="/s"), stay=False, clock=clock))) == ["Status"]
+    assert kinds(list(Follow(agent, ID, start=request(spool="/s"), stay=False, clock=clock))) == [
+        "Status"
+    ]
     assert agent.asked[0][0] == "start"
 
 
 def test_a_refusal_becomes_its_error(clock: Clock) -> None:
     with pytest.raises(NotFound) as caught:
-        list(Follow(Agent(Refused({"error": "not_found", "count": 14, "user": "ops"})), "zz9", clock=clock))
+        list(
+            Follow(
+                Agent(Refused({"error": "not_found", "count": 14, "user": "ops"})),
+                "zz9",
+                clock=clock,
+            )
+        )
     assert caught.value.line == "corra: zz9 on db1: NOT FOUND among the 14 runs of ops"
 
 
@@ -341,7 +442,9 @@ def test_a_peer_that_speaks_no_frames_is_left(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(("limit", "every"), [(15.0, 5.0), (3.0, 1.0)])
-def test_a_silent_link_is_pinged_and_then_called_dead(clock: Clock, limit: float, every: float) -> None:
+def test_a_silent_link_is_pinged_and_then_called_dead(
+    clock: Clock, limit: float, every: float
+) -> None:
     silent, good = link(clock), link(clock, said())
     events = list(Follow(Agent(silent, good), ID, dead_after_s=limit, clock=clock))
     assert silent.sent == [b"P\n"] * round(limit / every)
@@ -387,7 +490,10 @@ def test_a_wake_up_cuts_a_pause_short(clock: Clock) -> None:
 
 def test_whoever_was_away_too_long_comes_back_without_a_word(clock: Clock) -> None:
     """A pager that wasn't scrolled for a minute: the host's follow has left, and nothing is wrong."""
-    first, second = link(clock, out("stdout", 0, b"a"), b""), link(clock, out("stdout", 1, b"b"), said(stdout=2))
+    first, second = (
+        link(clock, out("stdout", 0, b"a"), b""),
+        link(clock, out("stdout", 1, b"b"), said(stdout=2)),
+    )
     events: list[Event] = []
     for event in Follow(Agent(first, second), ID, clock=clock):
         events.append(event)
@@ -428,11 +534,15 @@ def test_its_own_time_is_a_limit_while_linked_and_while_not(clock: Clock) -> Non
         list(Follow(Agent(link(clock)), ID, timeout_s=4, clock=clock))
     assert "4.0 s" in caught.value.why and clock.at == pytest.approx(1004)
     with pytest.raises(StillRunning):
-        list(Follow(Agent(link(clock, b""), *[Unreachable("no")] * 20), ID, timeout_s=4, clock=clock))
+        list(
+            Follow(Agent(link(clock, b""), *[Unreachable("no")] * 20), ID, timeout_s=4, clock=clock)
+        )
     assert clock.at == pytest.approx(1008)
 
 
-@pytest.mark.parametrize(("begun", "kind", "why"), [(True, StillRunning, "not "), (False, Unreachable, "no answer")])
+@pytest.mark.parametrize(
+    ("begun", "kind", "why"), [(True, StillRunning, "not "), (False, Unreachable, "no answer")]
+)
 def test_a_limit_that_ends_a_first_try_says_still_running_only_of_what_is_known_to_have_begun(
     clock: Clock, begun: bool, kind: type[CorraError], why: str
 ) -> None:
@@ -440,16 +550,25 @@ def test_a_limit_that_ends_a_first_try_says_still_running_only_of_what_is_known_
         clock.at += 4
         return error
 
-    for first in (Unreachable("no answer from db1 port 22 in 4 s"), LinkLost("db1 gave no answer in 4 s")):
+    for first in (
+        Unreachable("no answer from db1 port 22 in 4 s"),
+        LinkLost("db1 gave no answer in 4 s"),
+    ):
         with pytest.raises(kind) as caught:
             list(Follow(Agent(partial(late, first)), ID, timeout_s=4, begun=begun, clock=clock))
         assert caught.value.why.startswith(why) and "4" in caught.value.why
         assert caught.value.code == (122 if begun else 125)
     with pytest.raises(Unreachable):  # its time isn't over, so it is no answer to how long
-        list(Follow(Agent(Unreachable("connection refused")), ID, timeout_s=4, begun=begun, clock=clock))
+        list(
+            Follow(
+                Agent(Unreachable("connection refused")), ID, timeout_s=4, begun=begun, clock=clock
+            )
+        )
 
 
-def test_a_signal_goes_over_the_open_link_and_again_only_if_nobody_acknowledged_it(clock: Clock) -> None:
+def test_a_signal_goes_over_the_open_link_and_again_only_if_nobody_acknowledged_it(
+    clock: Clock,
+) -> None:
     first, second = link(clock), link(clock)
     follow = Follow(Agent(first, second), ID, clock=clock)
     events = iter(follow)
@@ -463,9 +582,13 @@ def test_a_signal_goes_over_the_open_link_and_again_only_if_nobody_acknowledged_
     assert second.sent == [b"K USR1 2\n"]
 
 
-def test_a_signal_while_there_is_no_link_hurries_the_next_one_and_goes_with_it(clock: Clock) -> None:
+def test_a_signal_while_there_is_no_link_hurries_the_next_one_and_goes_with_it(
+    clock: Clock,
+) -> None:
     second = link(clock, said())
-    follow = Follow(Agent(link(clock, b""), Unreachable("no"), Unreachable("no"), second), ID, clock=clock)
+    follow = Follow(
+        Agent(link(clock, b""), Unreachable("no"), Unreachable("no"), second), ID, clock=clock
+    )
     for event in follow:
         if isinstance(event, LinkDown) and event.attempt == 3:
             before = clock.at
@@ -486,7 +609,9 @@ def test_what_is_no_signal_is_refused(name: str | int) -> None:
         signal_name(name)
 
 
-def test_ctrl_c_leaves_at_once_and_iterating_again_goes_on_without_a_lost_byte(clock: Clock) -> None:
+def test_ctrl_c_leaves_at_once_and_iterating_again_goes_on_without_a_lost_byte(
+    clock: Clock,
+) -> None:
     first = link(clock, out("stdout", 0, b"ab"), KeyboardInterrupt())
     agent = Agent(first, link(clock, out("stdout", 2, b"cd"), said(stdout=4)))
     follow = Follow(agent, ID, clock=clock)
@@ -529,7 +654,10 @@ def test_what_is_there_now_and_no_more_ends_with_the_link(clock: Clock) -> None:
 
 
 def test_what_is_there_now_is_asked_for_again_if_it_was_cut_short(clock: Clock) -> None:
-    agent = Agent(link(clock, out("stdout", 0, b"a"), b""), link(clock, out("stdout", 1, b"b"), said("running", stdout=2), b""))
+    agent = Agent(
+        link(clock, out("stdout", 0, b"a"), b""),
+        link(clock, out("stdout", 1, b"b"), said("running", stdout=2), b""),
+    )
     assert shown(list(Follow(agent, ID, live=False, clock=clock))) == b"ab"
 
 
@@ -577,7 +705,13 @@ class Spool:
         self.link: _Pinged | None = None
 
     def stream(
-        self, verb: str, asked: Mapping[str, Any], *, payload: BinaryIO | None = None, timeout_s: float = 15.0, sending: Any = None
+        self,
+        verb: str,
+        asked: Mapping[str, Any],
+        *,
+        payload: BinaryIO | None = None,
+        timeout_s: float = 15.0,
+        sending: Any = None,
     ) -> Link:
         if self.refusals:
             raise self.refusals.pop()
@@ -589,7 +723,9 @@ class Spool:
         self.flush()
         return self.link
 
-    def call(self, verb: str, asked: Mapping[str, Any], *, timeout_s: float = 15.0) -> dict[str, Any]:
+    def call(
+        self, verb: str, asked: Mapping[str, Any], *, timeout_s: float = 15.0
+    ) -> dict[str, Any]:
         return {}
 
     def close(self) -> None:
@@ -608,7 +744,9 @@ class Spool:
                 self.link.coming.append(out(name, at, bytes(data[at:])))
             self.sent[name] = len(data)
         if self.ended:
-            self.link.coming.append(said("exited", **{name: len(data) for name, data in self.bytes.items()}))
+            self.link.coming.append(
+                said("exited", **{name: len(data) for name, data in self.bytes.items()})
+            )
 
 
 class _Pinged(Link):
@@ -634,7 +772,13 @@ class AnyNetwork(RuleBasedStateMachine):
         self.over = False
         self.pull()
 
-    @rule(pieces=st.lists(st.tuples(st.sampled_from(STREAMS), st.binary(min_size=1, max_size=80)), min_size=1, max_size=5))
+    @rule(
+        pieces=st.lists(
+            st.tuples(st.sampled_from(STREAMS), st.binary(min_size=1, max_size=80)),
+            min_size=1,
+            max_size=5,
+        )
+    )
     def write(self, pieces: list[tuple[str, bytes]]) -> None:
         for name, data in pieces:
             self.spool.bytes[name] += data
@@ -659,7 +803,9 @@ class AnyNetwork(RuleBasedStateMachine):
         frame = link.coming[at]
         assert isinstance(frame, bytes)
         places = [
-            (name, self.next[name]) for name in STREAMS if frame.startswith((b"O %s " % name.encode(), b"G %s " % name.encode(), b"S "))
+            (name, self.next[name])
+            for name in STREAMS
+            if frame.startswith((b"O %s " % name.encode(), b"G %s " % name.encode(), b"S "))
         ]
         if any(self.reordered.get(place, 0) >= SKIPS_MAX - 1 for place in places):
             return
@@ -681,7 +827,10 @@ class AnyNetwork(RuleBasedStateMachine):
             link.coming.append(ConnectionError("reset") if how == "reset" else b"")
             self.spool.link = None
 
-    @rule(count=st.integers(1, 4), error=st.sampled_from([Unreachable("refused"), ConnectionError("reset"), TimeoutError()]))
+    @rule(
+        count=st.integers(1, 4),
+        error=st.sampled_from([Unreachable("refused"), ConnectionError("reset"), TimeoutError()]),
+    )
     def refuse(self, count: int, error: BaseException) -> None:
         if self.next["stdout"] or self.next["stderr"]:  # the first try isn't repeated
             self.spool.refusals = [error] * count
@@ -741,7 +890,9 @@ class AnyNetwork(RuleBasedStateMachine):
 def test_each_byte_comes_once_through_any_network() -> None:
     run_state_machine_as_test(
         AnyNetwork,
-        settings=settings(EXACTLY_ONCE, stateful_step_count=25, suppress_health_check=list(HealthCheck)),
+        settings=settings(
+            EXACTLY_ONCE, stateful_step_count=25, suppress_health_check=list(HealthCheck)
+        ),
     )
 
 
@@ -756,7 +907,9 @@ def test_large_frames_are_handed_on_as_they_come(clock: Clock) -> None:
     payload = bytes(range(256)) * 1024
     frames = b"".join(out("stdout", i * len(payload), payload) for i in range(8))
     pieces = [frames[i : i + 65536] for i in range(0, len(frames), 65536)]
-    events = list(Follow(Agent(link(clock, *pieces, said(stdout=8 * len(payload)))), ID, clock=clock))
+    events = list(
+        Follow(Agent(link(clock, *pieces, said(stdout=8 * len(payload)))), ID, clock=clock)
+    )
     sizes = [len(e.data) for e in events if isinstance(e, Output)]
     assert max(sizes) <= 65536
     assert len(sizes) <= len(pieces) + 8
@@ -768,7 +921,8 @@ def test_what_came_of_a_torn_frame_needs_not_come_again(clock: Clock) -> None:
     payload = bytes(range(256)) * 1024
     torn = out("stdout", 0, payload)[:100_000]
     agent = Agent(
-        link(clock, torn, ConnectionError("reset")), lambda _, asked: link(clock, *_rest(payload, asked), said(stdout=len(payload)))
+        link(clock, torn, ConnectionError("reset")),
+        lambda _, asked: link(clock, *_rest(payload, asked), said(stdout=len(payload))),
     )
     assert shown(list(Follow(agent, ID, clock=clock))) == payload
     assert agent.asked[1][1]["cursor"]["stdout"] > 99_000
@@ -780,7 +934,9 @@ def _rest(payload: bytes, asked: Mapping[str, Any]) -> list[bytes]:
 
 
 def test_final_status_is_the_last_event(clock: Clock) -> None:
-    events = list(Follow(Agent(link(clock, said(stdout=0) + out("stdout", 0, b"never"))), ID, clock=clock))
+    events = list(
+        Follow(Agent(link(clock, said(stdout=0) + out("stdout", 0, b"never"))), ID, clock=clock)
+    )
     assert isinstance(events[-1], Status) and shown(events) == b""
 
 
@@ -790,11 +946,21 @@ def test_link_up_says_how_long_it_was_down(clock: Clock) -> None:
     assert up.down_s == pytest.approx(clock.at - 1000)
 
 
-def test_from_a_time_on_begins_where_the_host_says_and_stays_there_when_the_link_breaks(clock: Clock) -> None:
+def test_from_a_time_on_begins_where_the_host_says_and_stays_there_when_the_link_breaks(
+    clock: Clock,
+) -> None:
     first = Link({**state(stdout=500, stderr=70), "cursor": {"stdout": 400, "stderr": 70}}, clock)
     first.coming += [out("stdout", 400, b"late"), b""]
-    agent = Agent(first, link(clock, out("stdout", 404, b"r"), out("stderr", 70, b"e"), said(stdout=405, stderr=71)))
+    agent = Agent(
+        first,
+        link(clock, out("stdout", 404, b"r"), out("stderr", 70, b"e"), said(stdout=405, stderr=71)),
+    )
     events = list(Follow(agent, ID, since_ns=5_000_000, clock=clock))
     assert (agent.asked[0][1]["since"], "cursor" in agent.asked[0][1]) == (5000, False)
-    assert agent.asked[1][1]["cursor"] == {"stdout": 404, "stderr": 70} and "since" not in agent.asked[1][1]
-    assert (shown(events), shown(events, "stderr")) == (b"later", b"e") and not any(isinstance(e, Gap) for e in events)
+    assert (
+        agent.asked[1][1]["cursor"] == {"stdout": 404, "stderr": 70}
+        and "since" not in agent.asked[1][1]
+    )
+    assert (shown(events), shown(events, "stderr")) == (b"later", b"e") and not any(
+        isinstance(e, Gap) for e in events
+    )

@@ -98,10 +98,18 @@ def test_a_start_changes_nothing_that_is_known_already(home: Path) -> None:
 def test_what_is_seen_later_goes_over_what_was_known_but_for_the_start(home: Path) -> None:
     remembered("pay", state="starting", started=5.0)
     history.saw(
-        Host("db1", user="root"), State("pay", "exited", name="n", argv=("a",), start_time="2026-11-23T01:44:09+00:00"), via="openssh"
+        Host("db1", user="root"),
+        State("pay", "exited", name="n", argv=("a",), start_time="2026-11-23T01:44:09+00:00"),
+        via="openssh",
     )
     (entry,) = history.find("pay")
-    assert (entry.state, entry.name, entry.as_user, entry.via, entry.started) == ("exited", "n", "root", "openssh", 5.0)
+    assert (entry.state, entry.name, entry.as_user, entry.via, entry.started) == (
+        "exited",
+        "n",
+        "root",
+        "openssh",
+        5.0,
+    )
     assert not entry.open and entry.label == "n (pay)" and entry.as_state().argv == ("a",)
 
 
@@ -129,7 +137,9 @@ def test_old_entries_are_forgotten_by_age(home: Path) -> None:
 
 @given(argv=st.lists(words, min_size=1, max_size=4))
 @PROPERTY
-def test_any_words_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, argv: list[str]) -> None:
+def test_any_words_come_back_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, argv: list[str]
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "words"))
         remembered("run", argv=tuple(argv))
@@ -162,7 +172,9 @@ def test_a_damaged_file_is_set_aside_and_said(home: Path, caplog: pytest.LogCapt
     assert history.path().with_name("history.sqlite3.damaged").exists()
 
 
-def test_a_place_that_cant_be_written_is_no_error(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_place_that_cant_be_written_is_no_error(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     history.path().parent.parent.mkdir(parents=True, exist_ok=True)
     history.path().parent.write_text("a file where the directory should be")
     with caplog.at_level(logging.WARNING):
@@ -172,7 +184,9 @@ def test_a_place_that_cant_be_written_is_no_error(home: Path, caplog: pytest.Log
     assert "not used" in caplog.text
 
 
-def test_a_file_of_a_table_we_dont_know_is_no_error(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_of_a_table_we_dont_know_is_no_error(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     import sqlite3
 
     history.path().parent.mkdir(parents=True)
@@ -213,7 +227,9 @@ def test_many_processes_write_at_once_and_none_loses_a_row(home: Path) -> None:
     assert len(entries) == 150 and {entry.state for entry in entries} == {"exited"}
 
 
-def test_a_relative_state_home_is_ignored_as_xdg_says(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_state_home_is_ignored_as_xdg_says(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     assert history.path() == home / ".local/state/corra/history.sqlite3"
 

@@ -29,7 +29,9 @@ def test_a_set_is_read_in_the_order_it_was_written(text, names):
     assert list(corra.hosts(text)) == names
 
 
-@pytest.mark.parametrize("text", ["", ",", "web[1-", "web[1-3]!web[1-3]", "-oProxyCommand=x", "web[1-3] x"])
+@pytest.mark.parametrize(
+    "text", ["", ",", "web[1-", "web[1-3]!web[1-3]", "-oProxyCommand=x", "web[1-3] x"]
+)
 def test_what_is_no_set_of_hosts_is_misuse(text):
     with pytest.raises(corra.Misuse):
         corra.hosts(text)

@@ -47,7 +47,10 @@ def test_a_valid_id_is_one_plain_file_name(text):
         assert not text.startswith(("-", "."))
 
 
-@pytest.mark.parametrize("text", ["", ".", "..", "-x", "_x", "a/b", "../a", "A", "a b", "a\n", "a\0", "é", "a" * 65, "a$b", "٣"])
+@pytest.mark.parametrize(
+    "text",
+    ["", ".", "..", "-x", "_x", "a/b", "../a", "A", "a b", "a\n", "a\0", "é", "a" * 65, "a$b", "٣"],
+)
 def test_what_could_be_a_path_an_option_or_shell_syntax_is_no_id(text):
     assert not ids.is_valid(text)
 

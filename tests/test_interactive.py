@@ -45,9 +45,25 @@ def terminal(cli: Cli, home: Path) -> Iterator[Callable[..., Terminal]]:
         each.__exit__(None, None, None)
 
 
-def shell(terminal: Callable[..., Terminal], *more: str, host: str = "local", **how: Any) -> Terminal:
+def shell(
+    terminal: Callable[..., Terminal], *more: str, host: str = "local", **how: Any
+) -> Terminal:
     """A shell on the program's terminal, at its prompt."""
-    opened = terminal("run", "-i", "--pty", "--name", "shell", "--host", host, *more, "--", "bash", "--norc", "-i", **how)
+    opened = terminal(
+        "run",
+        "-i",
+        "--pty",
+        "--name",
+        "shell",
+        "--host",
+        host,
+        *more,
+        "--",
+        "bash",
+        "--norc",
+        "-i",
+        **how,
+    )
     opened.expect(r"this is its terminal now; Ctrl-\] leaves it running\r\n")
     opened.expect(r"bash-.*[$#] ")
     return opened
@@ -56,7 +72,9 @@ def shell(terminal: Callable[..., Terminal], *more: str, host: str = "local", **
 # ---------------------------------------------------------------- a terminal
 
 
-def test_a_programs_terminal_is_ours_of_our_size_and_we_exit_as_it_does(terminal: Callable[..., Terminal]) -> None:
+def test_a_programs_terminal_is_ours_of_our_size_and_we_exit_as_it_does(
+    terminal: Callable[..., Terminal],
+) -> None:
     opened = shell(terminal, rows=30, columns=101)
     assert opened.is_raw
     opened.type("stty size; tty; echo $TERM\r")
@@ -73,7 +91,9 @@ def test_a_programs_terminal_is_ours_of_our_size_and_we_exit_as_it_does(terminal
     assert opened.end() == 7 and opened.modes() == opened.before
 
 
-def test_the_keys_leave_it_running_and_attach_takes_it_up_where_it_was(terminal: Callable[..., Terminal]) -> None:
+def test_the_keys_leave_it_running_and_attach_takes_it_up_where_it_was(
+    terminal: Callable[..., Terminal],
+) -> None:
     opened = shell(terminal)
     opened.type("X=kept\r")
     opened.type("\x1d")
@@ -94,7 +114,11 @@ def test_the_keys_wait_until_the_host_has_what_was_typed_before_them() -> None:
     feed, left = Feed(), threading.Event()
     keyboard = Keyboard(feed, Screen(out=theirs, err=theirs), fd=theirs)
     try:
-        keyboard.begin(State("20261123t014409z-k7m2qxwp", "running", pty=True), lambda _: left.set(), lambda _: None)
+        keyboard.begin(
+            State("20261123t014409z-k7m2qxwp", "running", pty=True),
+            lambda _: left.set(),
+            lambda _: None,
+        )
         os.write(ours, b"abc\x1d")
         wait_for(lambda: feed.given == 3)
         assert not left.wait(0.2)
@@ -113,7 +137,11 @@ def test_a_window_that_is_closed_is_no_end_of_what_the_program_reads(has_pty: bo
         ours, theirs = pty.openpty()
         feed = Feed()
         keyboard = Keyboard(feed, Screen(out=theirs, err=theirs), fd=theirs)
-        keyboard.begin(State("20261123t014409z-k7m2qxwp", "running", pty=has_pty), lambda _: None, lambda _: None)
+        keyboard.begin(
+            State("20261123t014409z-k7m2qxwp", "running", pty=has_pty),
+            lambda _: None,
+            lambda _: None,
+        )
         assert keyboard.raw == has_pty
         os.close(ours)
         wait_for(lambda: not any(each.name == "keyboard" for each in threading.enumerate()))
@@ -145,7 +173,9 @@ def test_who_comes_later_has_what_is_switched_on_there_is_asked_nothing_old_and_
 ) -> None:
     """A full-screen program, as seen by who started it and by who comes later: it has asked what the terminal is, and for keys as kitty sends them."""
     asks = r"printf '\033[?1049h\033[?1h\033[?2004h\033[>1u\033[6n\033]11;?\007first\n'; sed -u 's/^/said: /'"
-    opened = terminal("run", "-i", "--pty", "--name", "full", "--host", "local", "--", "sh", "-c", asks)
+    opened = terminal(
+        "run", "-i", "--pty", "--name", "full", "--host", "local", "--", "sh", "-c", asks
+    )
     opened.expect("first")
     assert b"\x1b[6n\x1b]11;?\x07" in opened.seen
     opened.type("\x1b[93;5u")
@@ -180,7 +210,9 @@ def test_a_stop_from_outside_is_no_end_of_it(terminal: Callable[..., Terminal]) 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_that_ends_us_puts_the_terminal_back(terminal: Callable[..., Terminal], number: int) -> None:
+def test_a_signal_that_ends_us_puts_the_terminal_back(
+    terminal: Callable[..., Terminal], number: int
+) -> None:
     opened = shell(terminal)
     opened.type("printf '\\033[?1049h\\033[?25l'; echo full'screen'\r")
     opened.expect("fullscreen")
@@ -195,7 +227,9 @@ def test_a_signal_that_ends_us_puts_the_terminal_back(terminal: Callable[..., Te
     assert corra.attach("shell").kill(grace=0).ended
 
 
-def test_an_error_of_our_own_puts_the_terminal_back(cli: Cli, terminal: Callable[..., Terminal], home: Path) -> None:
+def test_an_error_of_our_own_puts_the_terminal_back(
+    cli: Cli, terminal: Callable[..., Terminal], home: Path
+) -> None:
     """A pump that fails in the middle: here because the host's answer is no State any more."""
     (home / "broken.py").write_text(
         "import sys, corra.watch as w\n"
@@ -207,7 +241,9 @@ def test_an_error_of_our_own_puts_the_terminal_back(cli: Cli, terminal: Callable
         "from corra.main import main\nmain()\n"
     )
     cli.program = [sys.executable, str(home / "broken.py")]
-    opened = terminal("run", "-i", "--pty", "--host", "local", "--", "sh", "-c", "read x; echo BR''OKEN; sleep 60")
+    opened = terminal(
+        "run", "-i", "--pty", "--host", "local", "--", "sh", "-c", "read x; echo BR''OKEN; sleep 60"
+    )
     opened.expect("leaves it running")
     assert opened.is_raw
     opened.type("\r")
@@ -215,7 +251,9 @@ def test_an_error_of_our_own_puts_the_terminal_back(cli: Cli, terminal: Callable
     assert opened.end() != 0 and opened.modes() == opened.before
 
 
-def test_without_a_pty_lines_go_as_they_are_typed_and_ctrl_d_is_the_end(terminal: Callable[..., Terminal]) -> None:
+def test_without_a_pty_lines_go_as_they_are_typed_and_ctrl_d_is_the_end(
+    terminal: Callable[..., Terminal],
+) -> None:
     opened = terminal("run", "-i", "--host", "local", "--", "sh", "-c", "echo ready; cat; echo end")
     opened.expect("ready")
     assert not opened.is_raw

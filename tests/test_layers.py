@@ -44,7 +44,19 @@ LAYERS = [
     ["checkup"],
     ["book", "journal", "attempt", "crew", "stopped", "teller", "chronicle", "runbooks"],
     ["durable", "__init__"],
-    ["verb", "sieve", "keyboard", "watch", "flags", "inputs", "selection", "reporting", "shelf", "tasks", "serving"],
+    [
+        "verb",
+        "sieve",
+        "keyboard",
+        "watch",
+        "flags",
+        "inputs",
+        "selection",
+        "reporting",
+        "shelf",
+        "tasks",
+        "serving",
+    ],
     ["main", "__main__"],
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
@@ -68,7 +80,12 @@ FORBIDDEN_TO_VALUES = {
 VISITS = {"doctor": {"agent"}}
 # `inv --list` at Invoke's own speed: these stay inside what needs them.
 HEAVY = {"fabric", "paramiko", "rich", "asyncio", "yaml"}
-MAY_BE_HEAVY = {"result", "durable", "packets", "transport"}  # imported themselves only where a connection is made
+MAY_BE_HEAVY = {
+    "result",
+    "durable",
+    "packets",
+    "transport",
+}  # imported themselves only where a connection is made
 
 
 def tree(module: str) -> ast.Module:
@@ -120,7 +137,9 @@ def test_neighbours_import_each_other_without_a_circle():
 def test_what_runs_on_the_host_imports_nothing_of_ours(module):
     if module in MODULES:
         assert ours(module) == set()
-        assert {name.split(".")[0] for name in imports(module)} <= set(sys.stdlib_module_names) | VISITS.get(module, set())
+        assert {name.split(".")[0] for name in imports(module)} <= set(
+            sys.stdlib_module_names
+        ) | VISITS.get(module, set())
 
 
 @pytest.mark.parametrize("module", LAYERS[1])
@@ -131,4 +150,6 @@ def test_values_do_no_io(module):
 @pytest.mark.parametrize("module", [module for module in MODULES if module not in MAY_BE_HEAVY])
 def test_fabric_and_rich_are_imported_only_where_they_are_used(module):
     assert not {name.split(".")[0] for name in imports(module, top_level=True)} & HEAVY
-    assert not {name.removeprefix("corra.") for name in imports(module, top_level=True)} & MAY_BE_HEAVY
+    assert (
+        not {name.removeprefix("corra.") for name in imports(module, top_level=True)} & MAY_BE_HEAVY
+    )

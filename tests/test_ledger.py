@@ -82,7 +82,9 @@ def test_a_line_without_an_end_is_refused(home):
 
 
 def test_many_writers_at_once_lose_nothing(home):
-    threads = [threading.Thread(target=lambda n=n: [add(f"{n}-{i}") for i in range(20)]) for n in range(5)]
+    threads = [
+        threading.Thread(target=lambda n=n: [add(f"{n}-{i}") for i in range(20)]) for n in range(5)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -122,7 +124,10 @@ def test_all_journals_are_listed(home):
     assert ledger.catalogue({})[0] == {"books": []}
     add("one")
     ledger.append({"book": "a", "key": "b", "lines": "x\n"})
-    assert [(each["book"], each["key"]) for each in ledger.catalogue({})[0]["books"]] == [("a", "b"), ("kernel", "OPS-1")]
+    assert [(each["book"], each["key"]) for each in ledger.catalogue({})[0]["books"]] == [
+        ("a", "b"),
+        ("kernel", "OPS-1"),
+    ]
 
 
 @pytest.mark.parametrize("python", machine.pythons(), ids=machine.name)
@@ -130,20 +135,34 @@ def test_each_python_on_this_machine_speaks_it_over_pipes(home, python):
     request = json.dumps({**BOOK, "at": 0, "lines": "über\n", "nonce": "n1"}).encode()
     script = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); import ledger; sys.exit(ledger.main(sys.argv[1:], ledger.Input(0), sys.stdout.buffer))"
     said = subprocess.run(
-        [python, "-ISE", "-c", script, "append"], input=b"%d\n%s" % (len(request), request), capture_output=True, timeout=30, check=False
+        [python, "-ISE", "-c", script, "append"],
+        input=b"%d\n%s" % (len(request), request),
+        capture_output=True,
+        timeout=30,
+        check=False,
     )
     assert said.returncode == 0, said.stderr
     first, reply, rest = said.stdout.split(b"\n", 2)
-    assert first == b"corra 1 n1" and json.loads(reply) == {"start": 0, "end": 6} and rest.decode() == "über\n"
+    assert (
+        first == b"corra 1 n1"
+        and json.loads(reply) == {"start": 0, "end": 6}
+        and rest.decode() == "über\n"
+    )
 
 
 @pytest.mark.parametrize(
-    ("verb", "request_", "code"), [("nope", b"2\n{}", 2), ("read", b"nonsense", 2), ("read", b"2\n{}", 1), ("boot", b"2\n{}", 0)]
+    ("verb", "request_", "code"),
+    [("nope", b"2\n{}", 2), ("read", b"nonsense", 2), ("read", b"2\n{}", 1), ("boot", b"2\n{}", 0)],
 )
 def test_it_answers_what_it_cant_do_and_never_with_a_traceback(home, verb, request_, code):
     script = "import sys; from corra import ledger; sys.exit(ledger.main(sys.argv[1:], ledger.Input(0), sys.stdout.buffer))"
     said = subprocess.run(
-        [sys.executable, "-c", script, verb], input=request_, capture_output=True, timeout=30, check=False, cwd=SOURCE.parent.parent
+        [sys.executable, "-c", script, verb],
+        input=request_,
+        capture_output=True,
+        timeout=30,
+        check=False,
+        cwd=SOURCE.parent.parent,
     )
     assert (said.returncode, said.stderr) == (code, b"")
 

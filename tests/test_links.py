@@ -82,7 +82,12 @@ def follows(home: Path) -> list[int]:
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             ours = f"HOME={home}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if ours and b"-ISE" in words and any(b"closefd=0" in word for word in words) and b"-c" in words[1:4]:
+            if (
+                ours
+                and b"-ISE" in words
+                and any(b"closefd=0" in word for word in words)
+                and b"-c" in words[1:4]
+            ):
                 found.append(pid)
     return found
 
@@ -90,8 +95,13 @@ def follows(home: Path) -> list[int]:
 # -- In the middle of the output
 
 
-@pytest.mark.parametrize(("via", "how"), [("fabric", "cut"), ("fabric", "reset"), ("fabric", "freeze"), ("openssh", "freeze")])
-def test_megabytes_come_exactly_once_over_links_that_break(proxied: Proxy, via: str, how: str) -> None:
+@pytest.mark.parametrize(
+    ("via", "how"),
+    [("fabric", "cut"), ("fabric", "reset"), ("fabric", "freeze"), ("openssh", "freeze")],
+)
+def test_megabytes_come_exactly_once_over_links_that_break(
+    proxied: Proxy, via: str, how: str
+) -> None:
     run = corra.start("p", COUNT, via=via)
     # A handshake of the ssh program costs four times as much.
     size, times = (1_700_000, 4) if via == "fabric" else (3_500_000, 2)
@@ -115,7 +125,9 @@ def test_megabytes_come_exactly_once_over_links_that_break(proxied: Proxy, via: 
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_follow_that_is_killed_or_stands_still_on_its_host_is_replaced(target: Agent, home: Path, sent: signal.Signals) -> None:
+def test_a_follow_that_is_killed_or_stands_still_on_its_host_is_replaced(
+    target: Agent, home: Path, sent: signal.Signals
+) -> None:
     run = corra.start(target, waiting(home / "go", "seq 1 50000"))
     got, downs, hurt = b"", 0, []
     for event in run.follow(dead_after_s=1.0):
@@ -136,7 +148,9 @@ def test_a_follow_that_is_killed_or_stands_still_on_its_host_is_replaced(target:
 
 
 def test_a_server_whose_sessions_are_killed_is_followed_all_the_same(sshd: Sshd, via: str) -> None:
-    run = corra.start("h", ["sh", "-c", "for i in $(seq 1 200); do echo $i; sleep 0.01; done"], via=via)
+    run = corra.start(
+        "h", ["sh", "-c", "for i in $(seq 1 200); do echo $i; sleep 0.01; done"], via=via
+    )
     seen = b""
     for event in run.follow():
         if isinstance(event, Output):
@@ -171,7 +185,16 @@ def test_a_link_given_up_leaves_the_program_running(proxied: Proxy, via: str) ->
             proxied.reset()
 
     with pytest.raises(corra.StillRunning) as caught:
-        corra.run("p", ["sleep", "60"], via=via, reconnect_timeout=0.5, connect_timeout=0.5, watch=gone, out_stream=out, id="given-up")
+        corra.run(
+            "p",
+            ["sleep", "60"],
+            via=via,
+            reconnect_timeout=0.5,
+            connect_timeout=0.5,
+            watch=gone,
+            out_stream=out,
+            id="given-up",
+        )
     assert caught.value.code == 122
     proxied.refuse(False)
     assert corra.attach("given-up", "p").kill(grace=0).ended
@@ -201,10 +224,22 @@ def test_a_lost_link_is_one_quiet_line_on_a_terminal_and_two_in_a_pipe(
     assert "link back after" in lasting[1] and ": done: " in lasting[3]
 
 
-def test_the_command_line_gives_a_lost_link_up_when_it_was_told_to(proxied: Proxy, cli: Cli, home: Path) -> None:
+def test_the_command_line_gives_a_lost_link_up_when_it_was_told_to(
+    proxied: Proxy, cli: Cli, home: Path
+) -> None:
     corra.run("p", ["true"])
     watcher = cli.popen(
-        "run", "--reconnect-timeout", "1s", "--connect-timeout", "1s", "--name", "it", "--host", "p", "--", *waiting(home / "go", ":")
+        "run",
+        "--reconnect-timeout",
+        "1s",
+        "--connect-timeout",
+        "1s",
+        "--name",
+        "it",
+        "--host",
+        "p",
+        "--",
+        *waiting(home / "go", ":"),
     )
     assert watcher.stdout is not None and watcher.stdout.readline() == b"a\n"
     proxied.refuse()
@@ -223,7 +258,9 @@ def test_a_start_whose_answer_is_lost_is_repeated_and_runs_once(
     proxied: Proxy, via: str, agent: Callable[[str], Agent], home: Path
 ) -> None:
     """The connection ends after so many bytes, wherever in the start that is."""
-    corra.run("p", ["true"], via=via)  # the agent is placed, so that every later start says the same
+    corra.run(
+        "p", ["true"], via=via
+    )  # the agent is placed, so that every later start says the same
     with contextlib.closing(agent("p").runner.open("true")) as channel:
         assert channel.read(20) == b""
     logged_in = proxied.carried()
@@ -240,7 +277,9 @@ def test_a_start_whose_answer_is_lost_is_repeated_and_runs_once(
                 proxied.limit(None)
 
         with contextlib.suppress(corra.Unreachable):  # cut while it logged in: nothing was asked
-            corra.start("p", append(marks), id=f"once-{n}", connect_timeout=0.5, via=via, watch=heal)
+            corra.start(
+                "p", append(marks), id=f"once-{n}", connect_timeout=0.5, via=via, watch=heal
+            )
         proxied.limit(None)
         corra.start("p", append(marks), id=f"once-{n}", via=via)
         assert corra.attach(f"once-{n}", "p").wait(20).ok
@@ -258,7 +297,9 @@ def test_a_start_nobody_confirms_may_have_started(proxied: Proxy) -> None:
     assert caught.value.code == 123 and caught.value.started == "unknown"
 
 
-def test_a_burst_of_starts_that_sshd_refuses_in_part_executes_each_once(new_sshd: Callable[..., Sshd], via: str, home: Path) -> None:
+def test_a_burst_of_starts_that_sshd_refuses_in_part_executes_each_once(
+    new_sshd: Callable[..., Sshd], via: str, home: Path
+) -> None:
     """sshd's own default is 10:30:100; CORRA_BURST=60 is more than the suite has time for."""
     begin = BURST // 6
     server = new_sshd(options={"MaxStartups": f"{begin}:30:{begin * 10}"})
@@ -269,15 +310,21 @@ def test_a_burst_of_starts_that_sshd_refuses_in_part_executes_each_once(new_sshd
 
     def one(n: int) -> corra.Run:
         together.wait(60)
-        return corra.start("h", append(marks / str(n)), id=f"burst-{n}", via=via, connect_timeout=60)
+        return corra.start(
+            "h", append(marks / str(n)), id=f"burst-{n}", via=via, connect_timeout=60
+        )
 
     with ThreadPoolExecutor(BURST) as pool:
         runs = list(pool.map(one, range(BURST)))
     agent = agent_for("h")
-    wait_for(lambda: all(state.ended for state in corra.ps(agent) if isinstance(state, corra.State)))
+    wait_for(
+        lambda: all(state.ended for state in corra.ps(agent) if isinstance(state, corra.State))
+    )
     agent.close()
     assert len(runs) == BURST
-    assert {path.read_text() for path in marks.iterdir()} == {"ran\n"} and len(list(marks.iterdir())) == BURST
+    assert {path.read_text() for path in marks.iterdir()} == {"ran\n"} and len(
+        list(marks.iterdir())
+    ) == BURST
     assert any("drop connection" in line or "MaxStartups" in line for line in server.log)
 
 
@@ -302,7 +349,9 @@ def test_status_and_kill_over_a_connection_that_has_gone_silent_are_asked_once_m
         stands = via == "fabric"
         proxied.limit(proxied.carried() if stands else proxied.carried() - 400, "freeze")
         before = proxied.accepted
-        threading.Thread(target=_heal_after, args=(proxied, before + (0 if stands else 1)), daemon=True).start()
+        threading.Thread(
+            target=_heal_after, args=(proxied, before + (0 if stands else 1)), daemon=True
+        ).start()
         assert ask()
         assert proxied.accepted >= before + (1 if stands else 2)
 
@@ -312,7 +361,9 @@ def _heal_after(proxy: Proxy, accepted: int) -> None:
     proxy.limit(None)
 
 
-def test_a_status_that_stays_silent_has_an_end(proxied: Proxy, via: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_status_that_stays_silent_has_an_end(
+    proxied: Proxy, via: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(control, "ANSWER_S", 0.3)
     run = corra.start("p", ["true"], via=via, connect_timeout=1)
     proxied.freeze()
@@ -322,7 +373,9 @@ def test_a_status_that_stays_silent_has_an_end(proxied: Proxy, via: str, monkeyp
     proxied.thaw()
 
 
-def test_on_wake_the_link_is_made_again_at_once_though_the_old_one_says_nothing(proxied: Proxy, via: str, home: Path) -> None:
+def test_on_wake_the_link_is_made_again_at_once_though_the_old_one_says_nothing(
+    proxied: Proxy, via: str, home: Path
+) -> None:
     class Laptop(Clock):
         slept_s = 0.0
 
@@ -345,10 +398,14 @@ def test_on_wake_the_link_is_made_again_at_once_though_the_old_one_says_nothing(
             ups.append(clock.now() - slept_at)
             (home / "go").touch()
     assert (seen, downs) == (b"a\nb\n", ["this machine slept"])
-    assert len(ups) == 1 and ups[0] < 8  # a second to notice, a handshake, and what a busy machine adds
+    assert (
+        len(ups) == 1 and ups[0] < 8
+    )  # a second to notice, a handshake, and what a busy machine adds
 
 
-def test_a_login_that_takes_longer_than_an_answer_may_is_given_more_time(sshd: Sshd, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_login_that_takes_longer_than_an_answer_may_is_given_more_time(
+    sshd: Sshd, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corra.run("h", ["true"])
     monkeypatch.setattr(follow, "ANSWER_S", 0.3)
     (home / ".bashrc").write_text("echo welcome; sleep 0.8\n")
@@ -360,8 +417,12 @@ def test_a_login_that_takes_longer_than_an_answer_may_is_given_more_time(sshd: S
 # -- Through another host
 
 
-@pytest.mark.parametrize(("via", "way"), [("fabric", "ProxyJump"), ("fabric", "ProxyCommand"), ("openssh", "ProxyJump")])
-def test_a_run_behind_a_second_host_outlives_the_way_there(new_sshd: Callable[..., Sshd], via: str, way: str, home: Path) -> None:
+@pytest.mark.parametrize(
+    ("via", "way"), [("fabric", "ProxyJump"), ("fabric", "ProxyCommand"), ("openssh", "ProxyJump")]
+)
+def test_a_run_behind_a_second_host_outlives_the_way_there(
+    new_sshd: Callable[..., Sshd], via: str, way: str, home: Path
+) -> None:
     jump, behind = new_sshd("jump"), new_sshd("target")
     command = f"ssh -F {shlex.quote(str(jump.ssh_config))} -W %h:%p jump"
     behind.add_host("behind", **{way: "jump" if way == "ProxyJump" else command})
@@ -390,12 +451,18 @@ class Master:
         self.proxy = proxy
         self.path = home / "cm"
         port = server.port if proxy is None else proxy.port
-        options = {"ControlMaster": "auto", "ControlPath": str(self.path), "ControlPersist": persist}
+        options = {
+            "ControlMaster": "auto",
+            "ControlPath": str(self.path),
+            "ControlPersist": persist,
+        }
         server.add_host("m", Port=port, HostKeyAlias=f"[127.0.0.1]:{server.port}", **options)
 
     def ssh(self, *words: str) -> int:
         argv = ["ssh", "-F", str(self.server.ssh_config), *words]
-        return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=30).returncode
+        return subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=30
+        ).returncode
 
     def is_up(self) -> bool:
         return self.ssh("-O", "check", "m") == 0
@@ -410,9 +477,13 @@ def master(new_sshd: Callable[..., Sshd], home: Path) -> Iterator[Callable[..., 
     """A function that describes one: `master(persist="30", MaxSessions=3)`."""
     made: list[Master] = []
 
-    def make(persist: str = "60", through: Callable[[int], Proxy] | None = None, **options: Any) -> Master:
+    def make(
+        persist: str = "60", through: Callable[[int], Proxy] | None = None, **options: Any
+    ) -> Master:
         server = new_sshd(options=options)
-        made.append(Master(server, home, None if through is None else through(server.port), persist=persist))
+        made.append(
+            Master(server, home, None if through is None else through(server.port), persist=persist)
+        )
         return made[0]
 
     yield make
@@ -420,7 +491,9 @@ def master(new_sshd: Callable[..., Sshd], home: Path) -> Iterator[Callable[..., 
         each.ssh("-O", "exit", "m")
 
 
-def test_runs_go_through_a_control_master_and_there_may_be_more_of_them_than_it_takes(master: Callable[..., Master]) -> None:
+def test_runs_go_through_a_control_master_and_there_may_be_more_of_them_than_it_takes(
+    master: Callable[..., Master],
+) -> None:
     it = master(MaxSessions=3)
     assert corra.run("m", ["echo", "in"], via="openssh", hide=True).stdout == "in\n"
     assert it.is_up()
@@ -430,7 +503,11 @@ def test_runs_go_through_a_control_master_and_there_may_be_more_of_them_than_it_
     agent = agent_for("m", via="openssh")
 
     def one(n: int) -> bytes:
-        return b"".join(event.data for event in corra.start(agent, waiting(gate, f"echo {n}")).follow() if isinstance(event, Output))
+        return b"".join(
+            event.data
+            for event in corra.start(agent, waiting(gate, f"echo {n}")).follow()
+            if isinstance(event, Output)
+        )
 
     with ThreadPoolExecutor(6) as pool:
         done = [pool.submit(one, n) for n in range(6)]
@@ -467,7 +544,9 @@ def test_a_control_master_that_has_gone_silent_is_left_aside(
         assert it.is_up()
 
 
-def test_a_command_of_ours_is_never_a_control_master_that_others_depend_on(master: Callable[..., Master], home: Path) -> None:
+def test_a_command_of_ours_is_never_a_control_master_that_others_depend_on(
+    master: Callable[..., Master], home: Path
+) -> None:
     it = master(persist="no")
     agent = agent_for("m", via="openssh")
     run = corra.start(agent, waiting(home / "go", ":"))
@@ -477,7 +556,9 @@ def test_a_command_of_ours_is_never_a_control_master_that_others_depend_on(maste
     (home / "go").touch()
     assert all(True for _ in watching)
     # One that stands is used.
-    with subprocess.Popen(["ssh", "-F", str(it.server.ssh_config), "-N", "m"], stdin=subprocess.DEVNULL) as theirs:
+    with subprocess.Popen(
+        ["ssh", "-F", str(it.server.ssh_config), "-N", "m"], stdin=subprocess.DEVNULL
+    ) as theirs:
         wait_for(it.is_up)
         before = it.logins
         assert corra.run("m", ["echo", "in"], via="openssh", hide=True).stdout == "in\n"

@@ -34,12 +34,20 @@ def linger(machine: rig.Rig, on: bool) -> None:
     done = machine.root("loginctl", "enable-linger" if on else "disable-linger", rig.USER)
     assert done.returncode == 0, done.stderr
     uid = machine.root("id", "-u", rig.USER).stdout.strip()
-    eventually(lambda: (machine.root("test", "-e", f"/run/user/{uid}/systemd/private").returncode == 0) == on or not on)
+    eventually(
+        lambda: (
+            (machine.root("test", "-e", f"/run/user/{uid}/systemd/private").returncode == 0) == on
+            or not on
+        )
+    )
 
 
 def start(machine: rig.Rig, *argv: str, limits: Any = None, **run: Any) -> dict[str, Any]:
     """Log in, start a program (one that goes on for long), log out; return what the agent said."""
-    request = {"program": {"argv": argv or ["sleep", "1000"], "cwd": "/", "limits": limits}, "run": run}
+    request = {
+        "program": {"argv": argv or ["sleep", "1000"], "cwd": "/", "limits": limits},
+        "run": run,
+    }
     done = machine.ssh(f"/usr/bin/python3 -ISE {AGENT} start", json.dumps(request))
     assert done.stdout, done.stderr
     eventually(lambda: not machine.sessions(), timeout_s=60)
@@ -48,7 +56,9 @@ def start(machine: rig.Rig, *argv: str, limits: Any = None, **run: Any) -> dict[
 
 
 def ask(machine: rig.Rig, verb: str, prog_id: str) -> dict[str, Any]:
-    done = machine.user("/usr/bin/python3", "-ISE", AGENT, verb, stdin=json.dumps({"prog_id": prog_id, "grace": 5}))
+    done = machine.user(
+        "/usr/bin/python3", "-ISE", AGENT, verb, stdin=json.dumps({"prog_id": prog_id, "grace": 5})
+    )
     reply: dict[str, Any] = json.loads(done.stdout.splitlines()[0])
     return reply
 
@@ -57,7 +67,9 @@ def cgroup(machine: rig.Rig, pid: int) -> str:
     return machine.root("cat", f"/proc/{pid}/cgroup").stdout
 
 
-def test_where_logind_kills_nothing_a_run_stays_plain_and_outlives_the_session(machine: rig.Rig) -> None:
+def test_where_logind_kills_nothing_a_run_stays_plain_and_outlives_the_session(
+    machine: rig.Rig,
+) -> None:
     kill_user_processes(machine, "no")
     state = start(machine)
     assert state["state"] == "running"
@@ -67,13 +79,17 @@ def test_where_logind_kills_nothing_a_run_stays_plain_and_outlives_the_session(m
     ask(machine, "stop", state["prog_id"])
 
 
-def test_where_it_kills_and_the_user_doesnt_linger_a_start_is_refused_and_leaves_nothing(machine: rig.Rig) -> None:
+def test_where_it_kills_and_the_user_doesnt_linger_a_start_is_refused_and_leaves_nothing(
+    machine: rig.Rig,
+) -> None:
     linger(machine, False)
     kill_user_processes(machine, "yes")
     reply = start(machine)
     assert (reply["error"], reply["user"]) == ("no_linger", rig.USER)
     listed = machine.user("/usr/bin/python3", "-ISE", AGENT, "list", stdin="{}")
-    assert [each["state"] for each in json.loads(listed.stdout)["runs"] if each["state"] == "starting"] == []
+    assert [
+        each["state"] for each in json.loads(listed.stdout)["runs"] if each["state"] == "starting"
+    ] == []
 
 
 def test_a_start_that_was_forced_dies_with_the_session_and_says_so(machine: rig.Rig) -> None:
@@ -96,7 +112,9 @@ def test_a_start_that_was_forced_dies_with_the_session_and_says_so(machine: rig.
     }
 
 
-def test_where_it_kills_and_the_user_lingers_a_run_is_in_a_scope_of_its_own_and_outlives_the_session(machine: rig.Rig) -> None:
+def test_where_it_kills_and_the_user_lingers_a_run_is_in_a_scope_of_its_own_and_outlives_the_session(
+    machine: rig.Rig,
+) -> None:
     kill_user_processes(machine, "yes")
     linger(machine, True)
     state = start(machine)
@@ -120,46 +138,72 @@ def scope_of(machine: rig.Rig, pid: int) -> str:
 
 def holds(machine: rig.Rig, pid: int) -> tuple[str, str]:
     at = scope_of(machine, pid)
-    return machine.root("cat", at + "/memory.max").stdout.strip(), machine.root("cat", at + "/cpu.max").stdout.split()[0]
+    return machine.root("cat", at + "/memory.max").stdout.strip(), machine.root(
+        "cat", at + "/cpu.max"
+    ).stdout.split()[0]
 
 
 def has_controllers(machine: rig.Rig) -> bool:
-    return {"cpu", "memory"} <= set(machine.root("cat", "/sys/fs/cgroup/cgroup.controllers").stdout.split())
+    return {"cpu", "memory"} <= set(
+        machine.root("cat", "/sys/fs/cgroup/cgroup.controllers").stdout.split()
+    )
 
 
 def start_as_root(machine: rig.Rig) -> dict[str, Any]:
     request = {"program": {"argv": ["sleep", "1000"], "cwd": "/", "limits": LIMITS}}
-    done = machine.root("sh", "-c", f"/usr/bin/python3 -ISE {AGENT} start <<'E'\n{json.dumps(request)}\nE")
+    done = machine.root(
+        "sh", "-c", f"/usr/bin/python3 -ISE {AGENT} start <<'E'\n{json.dumps(request)}\nE"
+    )
     reply: dict[str, Any] = json.loads(done.stdout)
     return reply
 
 
-def test_limits_of_a_whole_tree_are_a_clear_no_where_nothing_would_hold_them(machine: rig.Rig) -> None:
+def test_limits_of_a_whole_tree_are_a_clear_no_where_nothing_would_hold_them(
+    machine: rig.Rig,
+) -> None:
     kill_user_processes(machine, "no")
     linger(machine, False)
     reply = start(machine, limits=LIMITS)
     assert (reply["error"], reply["user"]) == ("no_scope", rig.USER)
-    assert reply["message"] == f"cpu_quota and memory_max: only a systemd of {rig.USER}'s own can set that, and linger is off"
+    assert (
+        reply["message"]
+        == f"cpu_quota and memory_max: only a systemd of {rig.USER}'s own can set that, and linger is off"
+    )
     linger(machine, True)
     if has_controllers(machine):
         return
-    for reply, user in ((start(machine, limits=LIMITS), rig.USER), (start_as_root(machine), "root")):
+    for reply, user in (
+        (start(machine, limits=LIMITS), rig.USER),
+        (start_as_root(machine), "root"),
+    ):
         assert reply["error"] == "no_scope"
-        assert reply["message"] == f"cpu_quota and memory_max: the systemd of {user} has no cgroup v2 controller: cpu memory"
+        assert (
+            reply["message"]
+            == f"cpu_quota and memory_max: the systemd of {user} has no cgroup v2 controller: cpu memory"
+        )
 
 
-def test_limits_of_a_whole_tree_are_a_scope_of_a_lingering_users_and_of_roots(machine: rig.Rig) -> None:
+def test_limits_of_a_whole_tree_are_a_scope_of_a_lingering_users_and_of_roots(
+    machine: rig.Rig,
+) -> None:
     if not has_controllers(machine):
         pytest.skip("this kernel's cgroup v2 has no controllers: cgroup v1 has them")
     linger(machine, True)
-    for state, place in ((start(machine, limits=LIMITS), "/user@"), (start_as_root(machine), "/system.slice/")):
+    for state, place in (
+        (start(machine, limits=LIMITS), "/user@"),
+        (start_as_root(machine), "/system.slice/"),
+    ):
         assert state["state"] == "running", state
-        assert place in scope_of(machine, state["pid"]) and scope_of(machine, state["pid"]) == scope_of(machine, state["agent_pid"])
+        assert place in scope_of(machine, state["pid"]) and scope_of(
+            machine, state["pid"]
+        ) == scope_of(machine, state["agent_pid"])
         assert holds(machine, state["pid"]) == (str(64 << 20), "50000")
         machine.root("kill", str(state["pid"]))
 
 
-def test_a_tree_that_outgrows_its_memory_is_killed_and_its_guards_live_to_say_why(machine: rig.Rig) -> None:
+def test_a_tree_that_outgrows_its_memory_is_killed_and_its_guards_live_to_say_why(
+    machine: rig.Rig,
+) -> None:
     if not has_controllers(machine):
         pytest.skip("this kernel's cgroup v2 has no controllers: cgroup v1 has them")
     linger(machine, True)

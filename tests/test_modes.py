@@ -96,7 +96,9 @@ SOME = {"chaperone-ssh-then-sudo", "local-sudo", "sudo-then-ssh"}
 
 def each(modes: list[Mode], *more: str) -> Any:
     """Parametrize a test by `modes`, or by the few that stand for them, and `more`."""
-    return pytest.mark.parametrize("mode", [mode for mode in modes if ALL or str(mode) in SOME | set(more)], ids=str)
+    return pytest.mark.parametrize(
+        "mode", [mode for mode in modes if ALL or str(mode) in SOME | set(more)], ids=str
+    )
 
 
 @dataclass
@@ -111,7 +113,9 @@ class World:
     runs: list[Run] = field(default_factory=list)
 
     def start(self, mode: Mode, argv: list[str], **how: Any) -> Run:
-        as_user = mode.as_user and mode.as_user.replace("OPS", self.ops.name).replace("DEPLOY", self.deploy.name)
+        as_user = mode.as_user and mode.as_user.replace("OPS", self.ops.name).replace(
+            "DEPLOY", self.deploy.name
+        )
         self.runs.append(starting.start(mode.target, argv, as_user=as_user, via=mode.via, **how))
         return self.runs[-1]
 
@@ -138,10 +142,19 @@ def built() -> Iterator[World]:
         deploy = stack.enter_context(users.made(f"corradep{me}", password))
         base.mkdir(mode=0o755)
         stack.callback(shutil.rmtree, base)
-        rules = [f"{ops.name} ALL=({deploy.name}) NOPASSWD: ALL", f"{deploy.name} ALL=({ops.name}) PASSWD: ALL"]
+        rules = [
+            f"{ops.name} ALL=({deploy.name}) NOPASSWD: ALL",
+            f"{deploy.name} ALL=({ops.name}) PASSWD: ALL",
+        ]
         stack.enter_context(users.sudoers(f"corra-modes-{me}", *rules))
         path = "/usr/local/bin:/usr/bin:/bin"
-        server = Sshd(base / "sshd", alias="ops", environment={"PATH": path}, options=QUICKLY, ssh_config=base / "ssh_config")
+        server = Sshd(
+            base / "sshd",
+            alias="ops",
+            environment={"PATH": path},
+            options=QUICKLY,
+            ssh_config=base / "ssh_config",
+        )
         for directory in (base, server.directory):  # sshd reads the keys as the user who wants in
             directory.chmod(0o755)
         server.start()
@@ -155,7 +168,11 @@ def built() -> Iterator[World]:
         shutil.copy(server.user_key, own / "key")
         shutil.copy(server.known_hosts, own / "known_hosts")
         text = server.ssh_config.read_text().replace("Host ops", "Host far")
-        (own / "config").write_text(text.replace(str(server.user_key), "~/.ssh/key").replace(str(server.known_hosts), "~/.ssh/known_hosts"))
+        (own / "config").write_text(
+            text.replace(str(server.user_key), "~/.ssh/key").replace(
+                str(server.known_hosts), "~/.ssh/known_hosts"
+            )
+        )
         ops.give(own)
         yield World(base, ops, deploy, server, password)
 
@@ -204,12 +221,21 @@ def test_a_death_by_signal_is_told(world: World, mode: Mode) -> None:
     state = ended(world.start(mode, ["sh", "-c", "kill -9 $$"]))
     assert exit_code(state) == 137
     # A POSIX shell can't tell it from `exit 137`.
-    assert (state.signal, state.return_code) == ((None, 137) if mode.kept_here else ("SIGKILL", None))
+    assert (state.signal, state.return_code) == (
+        (None, 137) if mode.kept_here else ("SIGKILL", None)
+    )
 
 
-@each(AGENT + CHAPERONE, "chaperone-sudo-then-ssh-then-sudo", "chaperone@ops-ssh-then-sudo", "ssh-then-sudo")
+@each(
+    AGENT + CHAPERONE,
+    "chaperone-sudo-then-ssh-then-sudo",
+    "chaperone@ops-ssh-then-sudo",
+    "ssh-then-sudo",
+)
 def test_term_reaches_the_program(world: World, mode: Mode) -> None:
-    run = world.start(mode, ["sh", "-c", "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done"])
+    run = world.start(
+        mode, ["sh", "-c", "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done"]
+    )
     says(run, b"ready")
     run.signal("TERM")
     assert ended(run).return_code == 3
@@ -225,7 +251,11 @@ def test_a_kill_leaves_nothing_of_the_tree(world: World, mode: Mode) -> None:
     assert all(map(alive, pids))
     killed = run.kill(grace=0.2)
     assert killed.ended
-    assert (killed.state.state, killed.state.reason, exit_code(killed.state)) == ("exited", "killed", 137)
+    assert (killed.state.state, killed.state.reason, exit_code(killed.state)) == (
+        "exited",
+        "killed",
+        137,
+    )
     gone(*pids)
 
 
@@ -268,12 +298,19 @@ def test_a_cut_link_is_made_again_and_nothing_is_missed(world: World, mode: Mode
 
 
 @each(CHAPERONE)
-def test_a_cut_link_leaves_the_chaperones_run_lost_and_the_program_be(world: World, mode: Mode) -> None:
+def test_a_cut_link_leaves_the_chaperones_run_lost_and_the_program_be(
+    world: World, mode: Mode
+) -> None:
     run = world.start(mode, ["sh", "-c", "echo $$; exec sleep 1000"])
     pid = int(says(run, b"\n"))
     world.server.cut()
     state = wait_for(lambda: found if (found := run.state()).ended else None)
-    assert (state.state, state.reason, state.status, state.end_time is None) == ("lost", "link", None, False)
+    assert (state.state, state.reason, state.status, state.end_time is None) == (
+        "lost",
+        "link",
+        None,
+        False,
+    )
     assert run.read() == b"%d\n" % pid
     assert alive(pid)
     os.kill(pid, 9)
@@ -314,14 +351,18 @@ def test_the_carrier_killed_is_a_link_lost(world: World, mode: Mode) -> None:
 # ---- another machine that keeps it
 
 
-def test_a_run_that_another_machine_keeps_is_found_and_stopped_from_anywhere(world: World, cli: Cli, home: Path) -> None:
+def test_a_run_that_another_machine_keeps_is_found_and_stopped_from_anywhere(
+    world: World, cli: Cli, home: Path
+) -> None:
     via = ("--via", "chaperone@ops", "--host", "far")
     begun = cli("run", "-d", "--name", "fw", *via, "--", "sleep", "1000")
     assert begun.returncode == 0, begun.stderr
     assert re.fullmatch(rb"corra: fw \(\w{6}\) on far: started, kept by ops\n", begun.stderr)
     prog_id = begun.stdout.decode().strip()
     assert (world.ops.home / ".local/state/corra/runs" / prog_id).is_dir()
-    assert prog_id in cli("ps", "-q", *via).stdout.decode().split()  # beside what other tests have there
+    assert (
+        prog_id in cli("ps", "-q", *via).stdout.decode().split()
+    )  # beside what other tests have there
     assert b"running" in cli("status", "fw").stdout  # by this machine's history
     shutil.rmtree(home / ".local")
     killed = cli("kill", "-9", *via, "fw")
@@ -339,7 +380,9 @@ def test_what_the_keepers_ssh_has_to_say_is_said_as_the_keepers(world: World) ->
 def test_a_keeper_that_isnt_reached_is_named(world: World, cli: Cli) -> None:
     done = cli("run", "--via", "chaperone@nowhere.invalid", "--host", "far", "--", "true")
     assert done.returncode == 125
-    assert done.stderr.decode().startswith("corra: nowhere.invalid: NOT STARTED: host name not found\n")
+    assert done.stderr.decode().startswith(
+        "corra: nowhere.invalid: NOT STARTED: host name not found\n"
+    )
 
 
 # ---- passwords
@@ -359,7 +402,9 @@ def words_and_variables_of_all() -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("via", ["fabric", "openssh", "chaperone"])
-def test_a_password_is_given_to_the_sudo_that_asks_and_to_nobody_else(world: World, via: str, home: Path) -> None:
+def test_a_password_is_given_to_the_sudo_that_asks_and_to_nobody_else(
+    world: World, via: str, home: Path
+) -> None:
     mode = Mode("ssh-then-sudo", "deploy", "OPS", via)
     seen: list[bytes] = []
     looking = threading.Event()
@@ -372,7 +417,11 @@ def test_a_password_is_given_to_the_sudo_that_asks_and_to_nobody_else(world: Wor
     watcher.start()
     try:
         gate = world.gate()
-        run = world.start(mode, ["sh", "-c", 'id -un; env; read a <"$0"', gate.path], config=with_password(world.password))
+        run = world.start(
+            mode,
+            ["sh", "-c", 'id -un; env; read a <"$0"', gate.path],
+            config=with_password(world.password),
+        )
         says(run, b"PATH=")
         seen.extend(words_and_variables_of_all())  # with everything that stays in place
         gate.open()
@@ -387,19 +436,30 @@ def test_a_password_is_given_to_the_sudo_that_asks_and_to_nobody_else(world: Wor
     assert secret not in out
     assert seen
     assert not any(secret in each_ for each_ in seen)
-    assert not any(secret in path.read_bytes() for base in (home, world.ops.home) for path in base.rglob("*") if path.is_file())
+    assert not any(
+        secret in path.read_bytes()
+        for base in (home, world.ops.home)
+        for path in base.rglob("*")
+        if path.is_file()
+    )
     assert not any(world.password in line for line in world.server.log)
 
 
 @pytest.mark.parametrize("via", ["fabric", "openssh", "chaperone"])
 def test_a_wrong_password_is_said_and_nothing_is_started(world: World, via: str) -> None:
     with pytest.raises(Auth, match="sudo doesn't take that password"):
-        world.start(Mode("ssh-then-sudo", "deploy", "OPS", via), ["true"], config=with_password("wrong"))
+        world.start(
+            Mode("ssh-then-sudo", "deploy", "OPS", via), ["true"], config=with_password("wrong")
+        )
 
 
 @pytest.mark.parametrize("via", ["fabric", "chaperone"])
 def test_a_password_that_nobody_asks_for_is_no_harm(world: World, via: str) -> None:
-    run = world.start(Mode("ssh-then-sudo", "ops", "DEPLOY", via), ["id", "-un"], config=with_password(world.password))
+    run = world.start(
+        Mode("ssh-then-sudo", "ops", "DEPLOY", via),
+        ["id", "-un"],
+        config=with_password(world.password),
+    )
     assert ended(run).return_code == 0
     assert run.read() == world.deploy.name.encode() + b"\n"
 

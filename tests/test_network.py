@@ -61,7 +61,9 @@ def collect(run: corra.Run, **how: Any) -> tuple[bytes, list[Any]]:
     return bytes(out), rest
 
 
-def test_a_narrow_line_of_long_delay_that_breaks_carries_every_byte_once(through: Callable[..., Proxy]) -> None:
+def test_a_narrow_line_of_long_delay_that_breaks_carries_every_byte_once(
+    through: Callable[..., Proxy],
+) -> None:
     """56 kbit/s and 100 ms there and back; less than one frame has come when it is cut, and that much isn't sent again."""
     corra.run("p", ["true"], hide=True)
     proxy = through(delay_s=0.05, rate=7000)
@@ -78,10 +80,14 @@ def test_a_narrow_line_of_long_delay_that_breaks_carries_every_byte_once(through
             proxy.limit(None)
             proxy.rate = None  # it was shown by then that a part of a frame counts
     assert got == lines_of(8000)
-    assert sum(isinstance(event, LinkUp) for event in rest) == 1 and not any(isinstance(event, Gap) for event in rest)
+    assert sum(isinstance(event, LinkUp) for event in rest) == 1 and not any(
+        isinstance(event, Gap) for event in rest
+    )
 
 
-def test_much_that_was_written_while_the_link_was_down_is_caught_up(through: Callable[..., Proxy], home: Path) -> None:
+def test_much_that_was_written_while_the_link_was_down_is_caught_up(
+    through: Callable[..., Proxy], home: Path
+) -> None:
     proxy = through()
     size = CATCH_UP_MB << 20
     go = home / "go"
@@ -121,16 +127,23 @@ def test_a_client_that_stood_still_goes_on_where_it_was(cli: Cli, sshd: Sshd, ho
     assert (watcher.returncode, err) == (0, b"")
 
 
-def test_ten_watchers_see_the_same_and_one_that_stands_still_holds_nobody_up(cli: Cli, sshd: Sshd, home: Path) -> None:
+def test_ten_watchers_see_the_same_and_one_that_stands_still_holds_nobody_up(
+    cli: Cli, sshd: Sshd, home: Path
+) -> None:
     script = f"while [ ! -e {home}/go ]; do sleep 0.05; done; seq 1 300000; seq 1 1000 >&2"
     prog_id = cli("run", "-d", "--host", "h", "--", "sh", "-c", script).stdout.decode().strip()
     stuck = cli.popen("attach", "--host", "h", prog_id)
-    watchers = [cli.popen("attach", "--host", "h", "--via", via, prog_id) for via in (*["fabric"] * 6, *["openssh"] * 3)]
+    watchers = [
+        cli.popen("attach", "--host", "h", "--via", via, prog_id)
+        for via in (*["fabric"] * 6, *["openssh"] * 3)
+    ]
     # Each watcher of the host has an open follow there before the program begins to write.
     wait_for(lambda: len(sshd.sessions()) >= 10, deadline_s=60)
     (home / "go").touch()
     seen = [watcher.communicate(timeout=80) for watcher in watchers]
-    assert {hashlib.sha256(out).hexdigest() for out, _ in seen} == {hashlib.sha256(lines_of(300000)).hexdigest()}
+    assert {hashlib.sha256(out).hexdigest() for out, _ in seen} == {
+        hashlib.sha256(lines_of(300000)).hexdigest()
+    }
     assert {err for _, err in seen} == {lines_of(1000)}
     # Nobody has read a byte of the tenth's pipe so far; it still gets all of it.
     assert stuck.communicate(timeout=80)[0] == lines_of(300000)
@@ -143,17 +156,28 @@ def test_looking_changes_nothing(cli: Cli, home: Path) -> None:
 
     def facts() -> dict[str, tuple[int, int, bytes]]:
         files = [path for path in spool.rglob("*") if path.is_file()]
-        return {str(path): (path.stat().st_mtime_ns, path.stat().st_mode, path.read_bytes()) for path in files}
+        return {
+            str(path): (path.stat().st_mtime_ns, path.stat().st_mode, path.read_bytes())
+            for path in files
+        }
 
     before = facts()
     assert len(before) > 4
-    for words in (["attach", "still"], ["logs", "-t", "still"], ["status", "still"], ["ps", "--host", "local"], ["wait", "still"]):
+    for words in (
+        ["attach", "still"],
+        ["logs", "-t", "still"],
+        ["status", "still"],
+        ["ps", "--host", "local"],
+        ["wait", "still"],
+    ):
         assert cli(*words).returncode == 0
     assert facts() == before
 
 
 @pytest.mark.parametrize("where", ["h", "local"])
-def test_a_line_without_end_costs_the_client_little_memory(cli: Cli, sshd: Sshd, where: str) -> None:
+def test_a_line_without_end_costs_the_client_little_memory(
+    cli: Cli, sshd: Sshd, where: str
+) -> None:
     code = """
 import os, resource, subprocess, sys
 done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
@@ -162,7 +186,13 @@ print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
     size = str(LINE_MB * 1_000_000)
     argv = [*cli.program, "run", "--host", where, "--", "head", "-c", size, "/dev/zero"]
     said = subprocess.run(
-        [sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True, env=cli.environment(), cwd=cli.home, timeout=85
+        [sys.executable, "-c", code, *argv],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=cli.environment(),
+        cwd=cli.home,
+        timeout=85,
     )
     code_, kilobytes = map(int, said.stdout.split())
     assert code_ == 0
@@ -183,7 +213,19 @@ def island(server: Sshd, number: int) -> Iterator[tuple[str, list[str]]]:
 
     do("ip", "netns", "add", name)
     try:
-        do("ip", "link", "add", f"cv{number}", "type", "veth", "peer", "name", "eth0", "netns", name)
+        do(
+            "ip",
+            "link",
+            "add",
+            f"cv{number}",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            name,
+        )
         do("ip", "addr", "add", f"{net}.1/30", "dev", f"cv{number}")
         do("ip", "link", "set", f"cv{number}", "up")
         do(*inside, "ip", "addr", "add", f"{net}.2/30", "dev", "eth0")
@@ -192,12 +234,16 @@ def island(server: Sshd, number: int) -> Iterator[tuple[str, list[str]]]:
         yield f"{net}.2", inside
     finally:
         # By name and first: the end of the namespace takes it along too, but some time later.
-        subprocess.run(["ip", "link", "del", f"cv{number}"], check=False, capture_output=True, timeout=20)
+        subprocess.run(
+            ["ip", "link", "del", f"cv{number}"], check=False, capture_output=True, timeout=20
+        )
         do("ip", "netns", "del", name)
 
 
 @pytest.mark.parametrize("via", ["fabric", "openssh"])
-def test_a_black_hole_is_noticed_and_left_in_time(as_root: None, sshd: Sshd, home: Path, via: str) -> None:
+def test_a_black_hole_is_noticed_and_left_in_time(
+    as_root: None, sshd: Sshd, home: Path, via: str
+) -> None:
     """Packets vanish and nobody says so: no FIN, no RST, only silence."""
     try:
         subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, timeout=20)
@@ -206,10 +252,13 @@ def test_a_black_hole_is_noticed_and_left_in_time(as_root: None, sshd: Sshd, hom
         pytest.skip("no network namespaces or no iptables on this machine")
     with island(sshd, os.getpid() % 250) as (address, inside):
         config = (sshd.directory / "sshd_config").read_text()
-        config = re.sub(r"ListenAddress .*", f"ListenAddress {address}", config).replace("sshd.pid", "island.pid")
+        config = re.sub(r"ListenAddress .*", f"ListenAddress {address}", config).replace(
+            "sshd.pid", "island.pid"
+        )
         (sshd.directory / "island_config").write_text(config)
         server = subprocess.Popen(
-            [*inside, "/usr/sbin/sshd", "-D", "-e", "-f", sshd.directory / "island_config"], stderr=subprocess.DEVNULL
+            [*inside, "/usr/sbin/sshd", "-D", "-e", "-f", sshd.directory / "island_config"],
+            stderr=subprocess.DEVNULL,
         )
         try:
             wait_for((sshd.directory / "island.pid").exists)
@@ -227,7 +276,9 @@ def test_a_black_hole_is_noticed_and_left_in_time(as_root: None, sshd: Sshd, hom
                         (home / "go").touch()
                 elif isinstance(event, LinkDown) and not noticed:
                     noticed = time.monotonic()
-                    subprocess.run(["-D" if word == "-I" else word for word in drop], check=True, timeout=20)
+                    subprocess.run(
+                        ["-D" if word == "-I" else word for word in drop], check=True, timeout=20
+                    )
             assert got == b"a\n" + lines_of(50000)
             assert 1 < noticed - silent_from < 8  # 3 s, and what a busy machine adds
         finally:
@@ -253,11 +304,16 @@ def test_login_shells_of_other_kinds_and_a_slow_profile_disturb_nothing(
         (their / name).parent.mkdir(parents=True, exist_ok=True)
         (their / name).write_text(noise)
     subprocess.run(["chown", "-R", test_user, their], check=True, timeout=20)
-    server = new_sshd(environment={"PATH": "/usr/local/bin:/usr/bin:/bin"}, options={"SetEnv": 'PATH="/usr/local/bin:/usr/bin:/bin"'})
+    server = new_sshd(
+        environment={"PATH": "/usr/local/bin:/usr/bin:/bin"},
+        options={"SetEnv": 'PATH="/usr/local/bin:/usr/bin:/bin"'},
+    )
     server.directory.parent.chmod(0o755)
     server.directory.chmod(0o755)
     server.authorized_keys.write_text(public(server.user_key) + "\n")
     server.authorized_keys.chmod(0o644)
     server.add_host("theirs", User=test_user)
-    done = cli("run", "--host", "theirs", "--", "sh", "-c", 'echo "$0 $1"; exit 3', "it's", "$HOME !!")
+    done = cli(
+        "run", "--host", "theirs", "--", "sh", "-c", 'echo "$0 $1"; exit 3', "it's", "$HOME !!"
+    )
     assert (done.returncode, done.stdout) == (3, b"it's $HOME !!\n")

@@ -35,8 +35,20 @@ def pair(packets: type = Packets, deliver: Any = None) -> tuple[Any, Packetizer,
     ours = packets(Pieces(fileno=left.detach()), deliver or (lambda *_: False))
     theirs = Packetizer(right)
     for each in (ours, theirs):
-        for cipher, iv in ((each.set_outbound_cipher, "iv_out"), (each.set_inbound_cipher, "iv_in")):
-            cipher(block_engine=AESGCM(KEY), block_size=16, mac_engine=None, mac_size=16, mac_key=None, etm=False, aead=True, **{iv: IV})
+        for cipher, iv in (
+            (each.set_outbound_cipher, "iv_out"),
+            (each.set_inbound_cipher, "iv_in"),
+        ):
+            cipher(
+                block_engine=AESGCM(KEY),
+                block_size=16,
+                mac_engine=None,
+                mac_size=16,
+                mac_key=None,
+                etm=False,
+                aead=True,
+                **{iv: IV},
+            )
     return ours, theirs, right
 
 
@@ -55,7 +67,10 @@ bodies = st.binary(max_size=70) | st.integers(1, 40_000).map(os.urandom)
 
 
 @PROPERTY
-@given(st.lists(st.tuples(st.sampled_from([2, 80, 93, 94, 98]), bodies), max_size=6), st.lists(st.integers(1, 5000), max_size=40))
+@given(
+    st.lists(st.tuples(st.sampled_from([2, 80, 93, 94, 98]), bodies), max_size=6),
+    st.lists(st.integers(1, 5000), max_size=40),
+)
 def test_what_paramiko_sends_is_read_however_it_is_cut(sent, sizes):
     taken = bytearray()
 
@@ -164,7 +179,9 @@ def test_a_channels_length_that_is_more_than_the_packet_is_not_delivered():
     peer.close()
 
 
-def test_keys_are_asked_for_anew_after_so_many_bytes_and_a_host_that_exchanges_none_is_left(monkeypatch):
+def test_keys_are_asked_for_anew_after_so_many_bytes_and_a_host_that_exchanges_none_is_left(
+    monkeypatch,
+):
     monkeypatch.setattr(Packetizer, "REKEY_BYTES", 100_000)
     monkeypatch.setattr(Packetizer, "REKEY_BYTES_OVERFLOW_MAX", 100_000)
     ours, theirs, peer = pair(deliver=lambda *_: True)

@@ -124,7 +124,9 @@ class Wrapped:
 
 
 def version(python: str) -> str:
-    return subprocess.run([python, "-V"], capture_output=True, text=True, check=True, timeout=20).stdout.split()[1]
+    return subprocess.run(
+        [python, "-V"], capture_output=True, text=True, check=True, timeout=20
+    ).stdout.split()[1]
 
 
 def placed_bytes(agent: Agent, verb: str = "status", **request: Any) -> int:
@@ -137,10 +139,14 @@ def placed_bytes(agent: Agent, verb: str = "status", **request: Any) -> int:
 
 
 @pytest.mark.parametrize("via", ["fabric", "openssh", "local"])
-def test_the_agent_is_sent_once_and_found_ever_after(request: pytest.FixtureRequest, agent: New, placed: Path, via: str) -> None:
+def test_the_agent_is_sent_once_and_found_ever_after(
+    request: pytest.FixtureRequest, agent: New, placed: Path, via: str
+) -> None:
     if via != "local":
         request.getfixturevalue("sshd")
-    there = agent(runner(Host("local" if via == "local" else "h"), via="fabric" if via == "local" else via))
+    there = agent(
+        runner(Host("local" if via == "local" else "h"), via="fabric" if via == "local" else via)
+    )
     assert [placed_bytes(there) for _ in range(3)] == [len(STAND_IN), 0, 0]
     assert placed.read_bytes() == STAND_IN
     assert placed.stat().st_mode & 0o777 == 0o600
@@ -154,7 +160,12 @@ def test_a_request_arrives_exactly_and_the_mask_is_the_login_s_own(agent: New) -
     try:
         for _ in range(2):  # placed in the first, found in the second
             reply = agent().call("status", {"words": NASTY})
-            assert (reply["verb"], reply["echo"], reply["umask"], reply["flags"]) == ("status", NASTY, 0o27, [1, 1])
+            assert (reply["verb"], reply["echo"], reply["umask"], reply["flags"]) == (
+                "status",
+                NASTY,
+                0o27,
+                [1, 1],
+            )
     finally:
         os.umask(mask)
 
@@ -164,7 +175,11 @@ def test_a_large_request_and_a_payload_pass_through_a_placement(agent: New, plac
         if there:
             shutil.rmtree(placed.parent.parent, ignore_errors=True)
         words = ["x" * 1000] * 2000
-        link = agent().stream("start", {"words": words, "stdin": {"bytes": 3_000_000}}, payload=io.BytesIO(b"\0\n" * 1_500_000))
+        link = agent().stream(
+            "start",
+            {"words": words, "stdin": {"bytes": 3_000_000}},
+            payload=io.BytesIO(b"\0\n" * 1_500_000),
+        )
         link.close()
         assert link.reply["echo"] == words
         assert link.reply["got"] == 3_000_000
@@ -206,9 +221,13 @@ def test_any_login_shell_will_do_however_noisy(agent: New, home: Path, login_she
     assert there.call("status", {"words": NASTY})["echo"] == NASTY
 
 
-def test_a_login_that_prints_all_sorts_of_things_through_sshd(sshd: Sshd, agent: New, home: Path) -> None:
+def test_a_login_that_prints_all_sorts_of_things_through_sshd(
+    sshd: Sshd, agent: New, home: Path
+) -> None:
     # bash reads ~/.bashrc when sshd runs it, whatever else it is; other login shells have their own files.
-    (home / ".bashrc").write_text("echo 'corra 1 no'; printf 'motd\\0\\377 no newline'; echo err >&2\n")
+    (home / ".bashrc").write_text(
+        "echo 'corra 1 no'; printf 'motd\\0\\377 no newline'; echo err >&2\n"
+    )
     there = agent(runner(Host("h")))
     assert placed_bytes(there) == len(STAND_IN)
     assert there.call("status", {"words": NASTY})["echo"] == NASTY
@@ -250,14 +269,18 @@ def test_nothing_a_user_says_is_in_the_command(home: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [129, 137, 255])
-def test_a_command_that_was_killed_before_it_answered_may_have_acted(agent: New, status: int) -> None:
+def test_a_command_that_was_killed_before_it_answered_may_have_acted(
+    agent: New, status: int
+) -> None:
     with pytest.raises(NoAnswer, match=f"ended with exit {status}"):
         agent(Wrapped("/bin/sh", "-c", f"read line; exit {status}", "sh")).call("start", {})
 
 
 def test_once_the_host_has_answered_its_end_says_nothing_of_what_it_did(agent: New) -> None:
     script = "import os, sys\nline = b''\nwhile line.count(b'\\n') < 2: line += os.read(0, 1)\n"
-    script += "os.write(1, b'corra 1 ' + line.split(b'\\n')[1].split()[0] + b' need\\n'); sys.exit(2)"
+    script += (
+        "os.write(1, b'corra 1 ' + line.split(b'\\n')[1].split()[0] + b' need\\n'); sys.exit(2)"
+    )
     with pytest.raises(NoAnswer, match="ended with exit 2"):
         agent(Wrapped(sys.executable, "-c", script)).call("start", {})
 
@@ -289,7 +312,9 @@ def test_half_an_agent_is_replaced(agent: New, placed: Path) -> None:
     assert placed.read_bytes() == STAND_IN
 
 
-def test_a_link_in_the_agent_s_place_is_replaced_and_its_target_untouched(agent: New, placed: Path, home: Path) -> None:
+def test_a_link_in_the_agent_s_place_is_replaced_and_its_target_untouched(
+    agent: New, placed: Path, home: Path
+) -> None:
     placed_bytes(agent())
     (home / "elsewhere").write_bytes(STAND_IN)
     placed.unlink()
@@ -298,7 +323,9 @@ def test_a_link_in_the_agent_s_place_is_replaced_and_its_target_untouched(agent:
     assert not placed.is_symlink()
 
 
-def test_a_directory_that_others_may_write_is_not_used(agent: New, placed: Path, spare: Path) -> None:
+def test_a_directory_that_others_may_write_is_not_used(
+    agent: New, placed: Path, spare: Path
+) -> None:
     placed_bytes(agent())
     placed.parent.chmod(0o777)
     assert placed_bytes(agent()) == len(STAND_IN)
@@ -306,7 +333,9 @@ def test_a_directory_that_others_may_write_is_not_used(agent: New, placed: Path,
     assert placed_bytes(agent()) == 0
 
 
-def test_a_link_in_the_directory_s_place_is_not_followed(agent: New, placed: Path, home: Path, spare: Path) -> None:
+def test_a_link_in_the_directory_s_place_is_not_followed(
+    agent: New, placed: Path, home: Path, spare: Path
+) -> None:
     (home / "elsewhere").mkdir()
     placed.parent.parent.mkdir(parents=True)
     placed.parent.symlink_to(home / "elsewhere")
@@ -315,7 +344,9 @@ def test_a_link_in_the_directory_s_place_is_not_followed(agent: New, placed: Pat
     assert spare.exists()
 
 
-def test_an_agent_of_somebody_else_is_not_run(agent: New, placed: Path, spare: Path, as_root: None) -> None:
+def test_an_agent_of_somebody_else_is_not_run(
+    agent: New, placed: Path, spare: Path, as_root: None
+) -> None:
     placed_bytes(agent())
     os.chown(placed, 65534, 65534)
     assert placed_bytes(agent()) == len(STAND_IN)
@@ -332,7 +363,11 @@ def test_a_home_that_can_t_be_written_gives_way_to_var_tmp(agent: New, spare: Pa
 
 def test_nowhere_to_write_is_said_with_all_that_was_tried(agent: New) -> None:
     # A file where the directory should be: the spare root is taken out of the way in the loader's own text, whose length stays.
-    blocked = next(path for path in (Path(f"/tmp/{number:03}") for number in range(1000)) if not os.path.lexists(path))
+    blocked = next(
+        path
+        for path in (Path(f"/tmp/{number:03}") for number in range(1000))
+        if not os.path.lexists(path)
+    )
     blocked.touch(exist_ok=False)
     there = agent(Wrapped("/bin/sh", "-c", env={"HOME": str(blocked), "XDG_CACHE_HOME": ""}))
     original = module._FIRST
@@ -344,10 +379,15 @@ def test_nowhere_to_write_is_said_with_all_that_was_tried(agent: New) -> None:
         module._FIRST = original
         blocked.unlink()
     assert caught.value.kind == "no_room"
-    assert [each["dir"] for each in caught.value.facts["tried"]] == [f"{blocked}/.cache/corra", f"{blocked}/corra-{os.getuid()}/cache"]
+    assert [each["dir"] for each in caught.value.facts["tried"]] == [
+        f"{blocked}/.cache/corra",
+        f"{blocked}/corra-{os.getuid()}/cache",
+    ]
     assert all(each["message"] for each in caught.value.facts["tried"])
     error = refused(caught.value.kind, caught.value.facts, host=Host("h"), verb="run")
-    assert isinstance(error, NoRoom) and error.line.startswith("corra: h: NOT STARTED: no room for the agent: not a directory (ENOTDIR)")
+    assert isinstance(error, NoRoom) and error.line.startswith(
+        "corra: h: NOT STARTED: no room for the agent: not a directory (ENOTDIR)"
+    )
     looking = refused(caught.value.kind, caught.value.facts, host=Host("h"), verb="list")
     assert looking.line.startswith("corra: h: no room for the agent")
 
@@ -362,28 +402,40 @@ def test_a_source_that_is_not_the_one_announced_is_not_run(home: Path, placed: P
 
 def test_twenty_at_once_all_work(agent: New, placed: Path) -> None:
     replies: list[dict[str, Any]] = []
-    threads = [threading.Thread(target=lambda: replies.append(agent().call("status", {}))) for _ in range(20)]
+    threads = [
+        threading.Thread(target=lambda: replies.append(agent().call("status", {})))
+        for _ in range(20)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
     assert len(replies) == 20
-    assert [path.name for path in placed.parent.iterdir() if path.name != "__pycache__"] == ["agent.py"]
+    assert [path.name for path in placed.parent.iterdir() if path.name != "__pycache__"] == [
+        "agent.py"
+    ]
 
 
 # ---- who can't have one
 
 
 @pytest.mark.parametrize("via", ["fabric", "openssh"])
-def test_a_host_without_python_says_what_was_looked_for(new_sshd: Callable[..., Sshd], agent: New, via: str) -> None:
+def test_a_host_without_python_says_what_was_looked_for(
+    new_sshd: Callable[..., Sshd], agent: New, via: str
+) -> None:
     new_sshd(environment={"PATH": "/nonexistent"})
     with pytest.raises(NoPython) as caught:
         agent(runner(Host("h"), via=via)).call("status", {})
-    assert caught.value.line == "corra: h: NOT STARTED: no Python 3.6 or later (tried python3, python3.14 ..)"
+    assert (
+        caught.value.line
+        == "corra: h: NOT STARTED: no Python 3.6 or later (tried python3, python3.14 ..)"
+    )
 
 
 @pytest.mark.parametrize("python", machine.for_dear_faults(), ids=machine.name)
-def test_where_only_the_platforms_own_python_is_it_will_do(as_root: None, agent: New, home: Path, python: str) -> None:
+def test_where_only_the_platforms_own_python_is_it_will_do(
+    as_root: None, agent: New, home: Path, python: str
+) -> None:
     """In a mount namespace of its own, where /usr/libexec has nothing else in it and PATH no Python."""
     if not shutil.which("unshare") or not os.path.isdir("/usr/libexec"):
         pytest.skip("no unshare, or nowhere to show it")
@@ -405,8 +457,15 @@ def test_python_2_is_no_python(agent: New, tmp_path: Path) -> None:
 
 def test_a_login_that_ends_before_it_begins_is_quoted(agent: New) -> None:
     with pytest.raises(NotStarted) as caught:
-        agent(Wrapped("/bin/sh", "-c", "echo 'This account is currently not available.'; exit 1", "sh")).call("status", {})
-    assert caught.value.why == "the login there ended with exit 1: This account is currently not available."
+        agent(
+            Wrapped(
+                "/bin/sh", "-c", "echo 'This account is currently not available.'; exit 1", "sh"
+            )
+        ).call("status", {})
+    assert (
+        caught.value.why
+        == "the login there ended with exit 1: This account is currently not available."
+    )
 
 
 # ---- sudo
@@ -437,14 +496,23 @@ def test_sudo_behind_ssh_lets_in_whom_sudoers_names_and_says_why_not_else(
 ) -> None:
     import pwd
 
-    server = new_sshd(environment={"HOME": pwd.getpwnam(test_user).pw_dir, "XDG_CACHE_HOME": "", "XDG_STATE_HOME": ""})
+    server = new_sshd(
+        environment={
+            "HOME": pwd.getpwnam(test_user).pw_dir,
+            "XDG_CACHE_HOME": "",
+            "XDG_STATE_HOME": "",
+        }
+    )
     server.directory.parent.chmod(0o755)
     server.directory.chmod(0o755)
     server.add_host("them", User=test_user)
     there = agent(runner(Host("them", user="root")))
     with pytest.raises(Auth) as caught:
         there.call("status", {})
-    assert caught.value.why in {f"sudo asks for {test_user}'s password", f"{test_user} is not in sudoers there (sudo -n said so)"}
+    assert caught.value.why in {
+        f"sudo asks for {test_user}'s password",
+        f"{test_user} is not in sudoers there (sudo -n said so)",
+    }
     assert f"{test_user} ALL=(root) NOPASSWD: ALL" in "\n".join(caught.value.hint)
     line = sudoers(test_user, f"{test_user} ALL=(root) NOPASSWD: ALL")
     try:
@@ -465,10 +533,14 @@ def test_an_unknown_sudo_user_is_said_so(agent: New, as_root: None) -> None:
 
 
 @pytest.mark.parametrize("via", ["fabric", "openssh", "local"])
-def test_the_agent_of_this_version_answers(request: pytest.FixtureRequest, home: Path, via: str) -> None:
+def test_the_agent_of_this_version_answers(
+    request: pytest.FixtureRequest, home: Path, via: str
+) -> None:
     if via != "local":
         request.getfixturevalue("sshd")
-    there = place(runner(Host("local" if via == "local" else "h"), via="fabric" if via == "local" else via))
+    there = place(
+        runner(Host("local" if via == "local" else "h"), via="fabric" if via == "local" else via)
+    )
     assert there.call("list", {})["runs"] == []
     link = there.stream("run", {"prog_id": "one", "program": {"argv": ["echo", "hi"]}})
     came = bytearray()
@@ -492,5 +564,7 @@ def test_the_errors_of_a_link_that_never_came_are_corra_s(agent: New, home: Path
 
 def test_a_path_with_a_space_is_left_out_of_the_constant_command() -> None:
     assert module.command("/opt/my python") == COMMAND
-    assert module.command(sys.executable).startswith(f"exec /bin/sh -c 'for p in {sys.executable} python3 ")
+    assert module.command(sys.executable).startswith(
+        f"exec /bin/sh -c 'for p in {sys.executable} python3 "
+    )
     assert shell(build_program(["x"]))[0] == "/bin/sh"

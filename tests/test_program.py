@@ -15,7 +15,9 @@ from corra.errors import Misuse
 from corra.program import LIMITS, Host, Mode, Program, Request, limits, output_kept, seconds, words
 from properties import PROPERTY, words as any_word
 
-names = st.from_regex(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,20}", fullmatch=True).filter(lambda name: name != "local")
+names = st.from_regex(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,20}", fullmatch=True).filter(
+    lambda name: name != "local"
+)
 v6 = st.ip_addresses(v=6).map(str)
 logins = st.from_regex(r"[a-z_][a-z0-9_.@+-]{0,12}\$?", fullmatch=True)
 
@@ -98,7 +100,11 @@ def test_a_login_in_the_text_beats_the_one_given_for_all():
 
 
 def test_nobody_logs_in_where_there_is_no_ssh():
-    for make in (lambda: Host.parse("local", login="ops"), lambda: Host.parse("ops@local"), lambda: Host("local", login="ops")):
+    for make in (
+        lambda: Host.parse("local", login="ops"),
+        lambda: Host.parse("ops@local"),
+        lambda: Host("local", login="ops"),
+    ):
         with pytest.raises(Misuse, match=r"local is this machine without ssh.* --as ops"):
             make()
     with pytest.raises(Misuse, match="not a user name: '-x'"):
@@ -133,7 +139,9 @@ def test_any_bytes_reach_the_agent_unchanged(first, rest, env, cwd):
     program = Program((first, *rest), cwd=cwd, env=env)
     wire = json.dumps(program.to_json()).encode("ascii")
     back = json.loads(wire)
-    assert [os.fsencode(word) for word in back["argv"]] == [os.fsencode(word) for word in program.argv]
+    assert [os.fsencode(word) for word in back["argv"]] == [
+        os.fsencode(word) for word in program.argv
+    ]
     assert back.get("env", {}) == env
     assert back.get("cwd") == cwd
 
@@ -144,7 +152,9 @@ def test_what_no_program_can_be_given_is_refused(argv):
         Program(argv)
 
 
-@pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A\0": "x"}, {"A": "x\0"}, {"A": "\udfff"}, {"\ud800": None}])
+@pytest.mark.parametrize(
+    "env", [{"": "x"}, {"A=B": "x"}, {"A\0": "x"}, {"A": "x\0"}, {"A": "\udfff"}, {"\ud800": None}]
+)
 def test_what_no_environment_can_hold_is_refused(env):
     with pytest.raises(Misuse):
         Program(("true",), env=env)
@@ -157,12 +167,28 @@ def test_a_directory_is_refused_where_no_host_could_have_it():
 
 def test_only_what_was_asked_for_is_sent():
     assert Program(("true",)).to_json() == {"argv": ["true"]}
-    assert Program(("true",), umask=0, env_inherit=()).to_json() == {"argv": ["true"], "umask": 0, "env_inherit": []}
-    assert Request("x", Program(("true",))).to_json() == {"prog_id": "x", "program": {"argv": ["true"]}}
+    assert Program(("true",), umask=0, env_inherit=()).to_json() == {
+        "argv": ["true"],
+        "umask": 0,
+        "env_inherit": [],
+    }
+    assert Request("x", Program(("true",))).to_json() == {
+        "prog_id": "x",
+        "program": {"argv": ["true"]},
+    }
 
 
 def test_a_request_puts_each_thing_where_the_agent_looks_for_it():
-    request = Request("x", Program(("true",)), name="n", timeout_s=2.0, grace_s=0.0, secrets={"T": "s"}, wait_children=True, spool="/s")
+    request = Request(
+        "x",
+        Program(("true",)),
+        name="n",
+        timeout_s=2.0,
+        grace_s=0.0,
+        secrets={"T": "s"},
+        wait_children=True,
+        spool="/s",
+    )
     assert request.to_json() == {
         "prog_id": "x",
         "name": "n",
@@ -175,11 +201,21 @@ def test_a_request_puts_each_thing_where_the_agent_looks_for_it():
 
 
 def test_limits_are_read_as_they_are_typed_and_as_numbers():
-    typed = {"files": "1024:4096", "core": "unlimited", "CPU": "2h", "memory": "1.5G", "nice": "-5", "oom-score-adj": " 300 "}
+    typed = {
+        "files": "1024:4096",
+        "core": "unlimited",
+        "CPU": "2h",
+        "memory": "1.5G",
+        "nice": "-5",
+        "oom-score-adj": " 300 ",
+    }
     assert limits(typed) == {
         "files": [1024, 4096], "core": -1, "cpu": 7200, "memory": 3 << 29, "nice": -5, "oom_score_adj": 300,
     }  # fmt: skip
-    assert limits({"memory_max": "2G", "cpu_quota": "150%"}) == {"memory_max": 2 << 30, "cpu_quota": 150}
+    assert limits({"memory_max": "2G", "cpu_quota": "150%"}) == {
+        "memory_max": 2 << 30,
+        "cpu_quota": 150,
+    }
     given: Any = {"files": (5, -1), "core": 0, "cpu": 7, "cpu_quota": 50}
     assert limits(given) == {"files": [5, -1], "core": 0, "cpu": 7, "cpu_quota": 50}
     program = Program(("true",), limits=limits({"files": "1:2", "nice": 3}))
@@ -215,7 +251,12 @@ def test_a_limit_that_means_nothing_is_refused_and_named(name, value, words):
 
 
 @PROPERTY
-@given(st.dictionaries(st.sampled_from([*LIMITS, "x"]), st.text(max_size=8) | st.integers() | st.lists(st.integers(), max_size=3)))
+@given(
+    st.dictionaries(
+        st.sampled_from([*LIMITS, "x"]),
+        st.text(max_size=8) | st.integers() | st.lists(st.integers(), max_size=3),
+    )
+)
 def test_whatever_limits_are_let_through_the_agent_takes(given_limits):
     try:
         read = limits(given_limits)
@@ -225,7 +266,13 @@ def test_whatever_limits_are_let_through_the_agent_takes(given_limits):
 
 
 def test_what_is_kept_of_an_output_is_a_size_or_bytes():
-    assert [output_kept(each) for each in (None, "64k", 65536, "1.5M", "2GiB")] == [None, 65536, 65536, 3 << 19, 2 << 30]
+    assert [output_kept(each) for each in (None, "64k", 65536, "1.5M", "2GiB")] == [
+        None,
+        65536,
+        65536,
+        3 << 19,
+        2 << 30,
+    ]
     for each in (0, 65535, "1", "0"):
         with pytest.raises(Misuse, match="too little to keep"):
             output_kept(each)
@@ -259,7 +306,9 @@ def test_a_duration_is_a_finite_number_or_misuse(text):
     assert 0 <= value < 1e15
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1e3", "inf", "nan", "1 week", "٣", "1,5", "0x10", "2h30m", "1_000"])
+@pytest.mark.parametrize(
+    "text", ["", "-1", "1e3", "inf", "nan", "1 week", "٣", "1,5", "0x10", "2h30m", "1_000"]
+)
 def test_what_is_no_duration_is_refused_with_an_example(text):
     with pytest.raises(Misuse, match="14d"):
         seconds(text)
@@ -276,5 +325,7 @@ def test_words_are_taken_as_they_are_and_a_bare_string_is_not():
 
 
 def test_no_traceback_shows_a_secret() -> None:
-    request = Request("x", Program(("true",)), secrets={"TOKEN": "very-secret"}, callback={"token": "very-secret"})
+    request = Request(
+        "x", Program(("true",)), secrets={"TOKEN": "very-secret"}, callback={"token": "very-secret"}
+    )
     assert "very-secret" not in repr(request)

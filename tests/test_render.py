@@ -47,7 +47,13 @@ def running(**facts: Any) -> State:
 
 
 def ended(**facts: Any) -> State:
-    known: dict[str, Any] = {"state": "exited", "reason": "exited", "return_code": 0, "end_time": at(minutes=5), "elapsed": 8280.0}
+    known: dict[str, Any] = {
+        "state": "exited",
+        "reason": "exited",
+        "return_code": 0,
+        "end_time": at(minutes=5),
+        "elapsed": 8280.0,
+    }
     return replace(running(), **{**known, **facts})
 
 
@@ -68,7 +74,9 @@ def test_a_size_has_two_or_three_figures(count: int, text: str) -> None:
     assert render.size(count) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(2, "0:02"), (61, "1:01"), (2467, "0:41:07"), (7265, "2:01:05")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(2, "0:02"), (61, "1:01"), (2467, "0:41:07"), (7265, "2:01:05")]
+)
 def test_a_clock_that_moves_has_hours_once_they_matter(seconds: float, text: str) -> None:
     assert render.clock(seconds) == text
 
@@ -80,7 +88,10 @@ def test_a_good_end_says_how_and_after_how_long() -> None:
 def test_an_end_found_late_says_when_it_was() -> None:
     local = (NOW - timedelta(minutes=5)).astimezone()
     assert render.fate(ended(), now=NOW) == ("done", f"exit 0 at {local:%H:%M} after 2 h 18 min")
-    assert render.fate(ended(return_code=2), now=NOW) == ("FAILED", f"exit 2 after 2 h 18 min, at {local:%H:%M}")
+    assert render.fate(ended(return_code=2), now=NOW) == (
+        "FAILED",
+        f"exit 2 after 2 h 18 min, at {local:%H:%M}",
+    )
 
 
 def test_every_time_of_day_is_the_operators_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +108,10 @@ def test_every_time_of_day_is_the_operators_own(monkeypatch: pytest.MonkeyPatch)
         error = bad_end(rebooted, "db1")
         assert error is not None and error.why == "db1 rebooted at 09:01 while it ran"
         assert error.hint[0].startswith("exit status unknown; output to 09:00:58: ")
-        assert outcome(replace(rebooted, state="exited", reason="exited", return_code=0)) == "done: exit 0, 09:01"
+        assert (
+            outcome(replace(rebooted, state="exited", reason="exited", return_code=0))
+            == "done: exit 0, 09:01"
+        )
         # History knows that it ended and not how: that is no success.
         assert outcome(replace(rebooted, state="exited", reason=None, return_code=None)) == "ended"
     finally:
@@ -108,7 +122,15 @@ def test_every_time_of_day_is_the_operators_own(monkeypatch: pytest.MonkeyPatch)
 def test_a_kill_says_who_asked_and_what_ended_it() -> None:
     term = {"signal": "SIGTERM", "by": "ops@laptop"}
     kill = {"signal": "SIGKILL", "by": AFTER_GRACE}
-    state = State("20261123t014409z-k7m2qxwp", "exited", "killed", status=9, signal="SIGKILL", elapsed=1.8, signals_sent=(term, kill))
+    state = State(
+        "20261123t014409z-k7m2qxwp",
+        "exited",
+        "killed",
+        status=9,
+        signal="SIGKILL",
+        elapsed=1.8,
+        signals_sent=(term, kill),
+    )
 
     def why(state: State) -> str:
         error = bad_end(state, "db1")
@@ -116,9 +138,14 @@ def test_a_kill_says_who_asked_and_what_ended_it() -> None:
         return error.why
 
     assert why(state) == "TERM from ops@laptop; ended by KILL after 1.8 s"
-    assert why(replace(state, status=15, signal="SIGTERM", signals_sent=(term,))) == "TERM from ops@laptop after 1.8 s"
+    assert (
+        why(replace(state, status=15, signal="SIGTERM", signals_sent=(term,)))
+        == "TERM from ops@laptop after 1.8 s"
+    )
     # Somebody's HUP didn't end it: it crashed.
-    assert why(replace(state, status=11, signal="SIGSEGV", signals_sent=(term,))) == "SEGV after 1.8 s"
+    assert (
+        why(replace(state, status=11, signal="SIGSEGV", signals_sent=(term,))) == "SEGV after 1.8 s"
+    )
 
 
 def test_an_open_run_is_still_running() -> None:
@@ -152,18 +179,39 @@ def test_columns_stand_below_each_other_with_wide_characters() -> None:
 
 
 def test_running_comes_first_then_the_newest() -> None:
-    old, new, open_ = ended(start_time=at(hours=9)), ended(start_time=at(hours=1)), running(start_time=at(hours=20))
+    old, new, open_ = (
+        ended(start_time=at(hours=9)),
+        ended(start_time=at(hours=1)),
+        running(start_time=at(hours=20)),
+    )
     assert render.order([old, new, open_]) == [open_, new, old]
 
 
 def test_a_row_says_state_age_and_who() -> None:
-    row = render.row(running(origin={"user": "ops", "host": "laptop"}, last_output_time=at(seconds=4)), NOW)
-    assert row == ("k7m2qx", "migrate", "db1", "running", "2 h", "4 s ago", "ops", "./migrate --all")
-    assert render.row(ended(return_code=2, end_time=at(hours=5)), NOW)[3:6] == ("FAILED 2", "5 h ago", "-")
+    row = render.row(
+        running(origin={"user": "ops", "host": "laptop"}, last_output_time=at(seconds=4)), NOW
+    )
+    assert row == (
+        "k7m2qx",
+        "migrate",
+        "db1",
+        "running",
+        "2 h",
+        "4 s ago",
+        "ops",
+        "./migrate --all",
+    )
+    assert render.row(ended(return_code=2, end_time=at(hours=5)), NOW)[3:6] == (
+        "FAILED 2",
+        "5 h ago",
+        "-",
+    )
 
 
 def test_a_run_that_never_started_is_as_old_as_its_id() -> None:
-    never = replace(running(), state="not_started", reason="exec", start_time=None, elapsed=None, end_time=None)
+    never = replace(
+        running(), state="not_started", reason="exec", start_time=None, elapsed=None, end_time=None
+    )
     assert render.row(never, NOW)[3:5] == ("NOT STARTED", "2 h 15 m ago")
 
 
@@ -173,9 +221,12 @@ def test_ages_of_an_open_run_are_the_hosts_own_whatever_our_clock_says() -> None
 
 
 def test_no_cell_of_the_table_holds_a_control_character() -> None:
-    hostile = running(argv=("printf", "\x1b]0;x\x07\n"), name="a\x1b[2J", host="h\r", origin={"user": "o\x9b"})
+    hostile = running(
+        argv=("printf", "\x1b]0;x\x07\n"), name="a\x1b[2J", host="h\r", origin={"user": "o\x9b"}
+    )
     assert not any(
-        ACTIVE.search(line) or "\n" in line for line in [*render.table([render.row(hostile, NOW)]), *render.status(hostile, NOW)]
+        ACTIVE.search(line) or "\n" in line
+        for line in [*render.table([render.row(hostile, NOW)]), *render.status(hostile, NOW)]
     )
 
 
@@ -183,14 +234,26 @@ def test_no_cell_of_the_table_holds_a_control_character() -> None:
     ("facts", "said"),
     [
         ({"stdin": {"length": 5, "moved": 5, "ended": False}}, "stdin 5 B sent, open"),
-        ({"stdin": {"length": 3000, "moved": 1000, "ended": True}}, "stdin 3.0 kB sent, 2.0 kB wait for the program, ended"),
-        ({"stdin": {"length": 0, "moved": 0, "ended": False}, "pty": True}, "terminal 0 B sent, open"),
+        (
+            {"stdin": {"length": 3000, "moved": 1000, "ended": True}},
+            "stdin 3.0 kB sent, 2.0 kB wait for the program, ended",
+        ),
+        (
+            {"stdin": {"length": 0, "moved": 0, "ended": False}, "pty": True},
+            "terminal 0 B sent, open",
+        ),
     ],
 )
-def test_the_status_screen_says_what_was_sent_to_a_stdin_that_is_held_open(facts: dict[str, Any], said: str) -> None:
-    shown = "\n".join(render.status(State("20261123t014409z-k7m2qxwp", "running", argv=("cat",), **facts), NOW))
+def test_the_status_screen_says_what_was_sent_to_a_stdin_that_is_held_open(
+    facts: dict[str, Any], said: str
+) -> None:
+    shown = "\n".join(
+        render.status(State("20261123t014409z-k7m2qxwp", "running", argv=("cat",), **facts), NOW)
+    )
     assert f"  input    {said}\n" in shown
-    assert "input" not in "\n".join(render.status(State("20261123t014409z-k7m2qxwp", "running", argv=("cat",)), NOW))
+    assert "input" not in "\n".join(
+        render.status(State("20261123t014409z-k7m2qxwp", "running", argv=("cat",)), NOW)
+    )
 
 
 def test_the_status_screen_answers_what_a_person_asks_next() -> None:
@@ -201,7 +264,12 @@ def test_the_status_screen_answers_what_a_person_asks_next() -> None:
     lines = render.status(state, NOW)
     assert lines[0] == "migrate (k7m2qx) on db1 as ops: running for 2 h"
     text = "\n".join(lines)
-    for fact in ("./migrate --all   in /opt", "by ops@laptop", "stdout 3.1 GB, stderr 812 kB, last 4 s ago", "pid 8177, guards ok"):
+    for fact in (
+        "./migrate --all   in /opt",
+        "by ops@laptop",
+        "stdout 3.1 GB, stderr 812 kB, last 4 s ago",
+        "pid 8177, guards ok",
+    ):
         assert fact in text
 
 
@@ -235,10 +303,15 @@ def shown(*chunks: bytes) -> str:
 @settings(max_examples=500)
 @given(
     st.lists(
-        st.binary(max_size=40) | st.sampled_from([b"\x1b[31m", b"\x1b[", b"\x1b", b"\r", b"\n", b"\x9b2J", b"\xc2\x9b", "é漢".encode()])
+        st.binary(max_size=40)
+        | st.sampled_from(
+            [b"\x1b[31m", b"\x1b[", b"\x1b", b"\r", b"\n", b"\x9b2J", b"\xc2\x9b", "é漢".encode()]
+        )
     )
 )
-def test_nothing_a_terminal_acts_on_passes_but_line_ends_tabs_and_colours(chunks: list[bytes]) -> None:
+def test_nothing_a_terminal_acts_on_passes_but_line_ends_tabs_and_colours(
+    chunks: list[bytes],
+) -> None:
     assert not ACTIVE.search(COLOUR.sub("", shown(*chunks)))
 
 
@@ -290,7 +363,9 @@ class Terminal:
 
     def until(self, text: bytes, deadline_s: float = 10) -> bytes:
         while text not in self.seen:
-            assert select.select([self.master], [], [], deadline_s)[0], f"{text!r} never came: {self.seen!r}"
+            assert select.select([self.master], [], [], deadline_s)[0], (
+                f"{text!r} never came: {self.seen!r}"
+            )
             self.seen += os.read(self.master, 65536)
         return self.seen
 
@@ -357,7 +432,9 @@ def test_a_terminal_gets_hints_below_the_line_and_no_colour_where_none_is_wanted
     screen = Screen(out=terminal.slave, err=terminal.slave)
     screen.error(NotFound("in this machine's history", label="k7m2qx", hint=["look: corra ps"]))
     seen = terminal.until(b"ps\r\n")
-    assert seen == b"corra: k7m2qx: NOT FOUND: in this machine's history\r\n       look: corra ps\r\n"
+    assert (
+        seen == b"corra: k7m2qx: NOT FOUND: in this machine's history\r\n       look: corra ps\r\n"
+    )
 
 
 def test_program_output_is_never_read_as_markup(terminal: Terminal) -> None:
@@ -366,7 +443,9 @@ def test_program_output_is_never_read_as_markup(terminal: Terminal) -> None:
     assert terminal.until(b"\n") == b"[bold]x[/bold] :smile:\r\n"
 
 
-def test_a_colour_the_program_left_open_is_reset_before_our_words_and_at_the_end(terminal: Terminal) -> None:
+def test_a_colour_the_program_left_open_is_reset_before_our_words_and_at_the_end(
+    terminal: Terminal,
+) -> None:
     screen = Screen(out=terminal.slave, err=terminal.slave)
     screen.output(OUT, b"\x1b[31mred\n")
     screen.note("x", "h", "a fact")

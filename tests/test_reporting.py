@@ -40,7 +40,19 @@ def configure(home: Path, url: str, ca: Path) -> None:
 
 
 def test_a_run_reports_to_the_collector_and_can_be_listed_and_attached_to_there(cli, team):
-    done = cli("run", "--collector", "team", "--name", "job", "--host", "local", "--", "sh", "-c", "echo out; echo err >&2; exit 3")
+    done = cli(
+        "run",
+        "--collector",
+        "team",
+        "--name",
+        "job",
+        "--host",
+        "local",
+        "--",
+        "sh",
+        "-c",
+        "echo out; echo err >&2; exit 3",
+    )
     assert (done.returncode, done.stdout) == (3, b"out\n"), done.stderr
     (found,) = eventually(lambda: team("GET", "/api/v1/runs?name=job&open=false").json["runs"])
     assert (found["host"], found["return_code"], found["argv"][0]) == ("local", 3, "sh")
@@ -55,11 +67,19 @@ def test_a_run_reports_to_the_collector_and_can_be_listed_and_attached_to_there(
     assert not (spool / "token").exists()
 
 
-def test_the_runs_token_is_in_no_command_line_no_environment_and_nothing_that_is_said_or_remembered(cli, team, home):
+def test_the_runs_token_is_in_no_command_line_no_environment_and_nothing_that_is_said_or_remembered(
+    cli, team, home
+):
     token = re.compile(rb"corra_[0-9a-z]{12}_[0-9A-Za-z_-]{43}")
     running = cli.popen("run", "--collector", "team", "--name", "quiet", "--host", "local", "--", "sh", "-c",
         'env; until [ -e "$HOME/go" ]; do sleep 0.05; done')  # fmt: skip
-    eventually(lambda: [each for each in team("GET", "/api/v1/runs?name=quiet").json["runs"] if each["collector"]["received"]])
+    eventually(
+        lambda: [
+            each
+            for each in team("GET", "/api/v1/runs?name=quiet").json["runs"]
+            if each["collector"]["received"]
+        ]
+    )
     (held,) = home.rglob("runs/*/token")
     own = held.read_bytes().strip()
     assert token.fullmatch(own)
@@ -75,9 +95,23 @@ def test_the_runs_token_is_in_no_command_line_no_environment_and_nothing_that_is
     (home / "go").touch()
     out, err = running.communicate(timeout=60)
     assert running.returncode == 0, err
-    again = cli("run", "--collector", "team", "--dry", "--json", "-e", "--host", "local", "--", "true")
-    texts = [out, err, status.stdout, status.stderr, again.stdout, again.stderr, team.served.log.read_bytes()]
-    texts += [path.read_bytes() for path in home.rglob("*") if path.is_file() and path.name not in (".corra.token", "token")]
+    again = cli(
+        "run", "--collector", "team", "--dry", "--json", "-e", "--host", "local", "--", "true"
+    )
+    texts = [
+        out,
+        err,
+        status.stdout,
+        status.stderr,
+        again.stdout,
+        again.stderr,
+        team.served.log.read_bytes(),
+    ]
+    texts += [
+        path.read_bytes()
+        for path in home.rglob("*")
+        if path.is_file() and path.name not in (".corra.token", "token")
+    ]
     assert [text for text in texts if token.search(text)] == []
 
 
@@ -96,7 +130,9 @@ def test_a_long_list_is_read_to_its_end(cli, team, home, monkeypatch):
 def test_what_goes_on_is_followed_to_its_end_and_beyond_a_restart_of_the_collector(cli, team, home):
     cli("run", "-d", "--collector", "team", "--name", "slow", "--host", "local", "--", "sh", "-c",
         'echo one; until [ -e "$HOME/go" ]; do sleep 0.05; done; echo two')  # fmt: skip
-    eventually(lambda: team("GET", "/api/v1/runs?name=slow").json["runs"][0]["collector"]["received"])
+    eventually(
+        lambda: team("GET", "/api/v1/runs?name=slow").json["runs"][0]["collector"]["received"]
+    )
     watching = cli.popen("attach", "--collector", "team", "slow")
     assert watching.stdout.readline() == b"one\n"
     team.served.kill()
@@ -119,16 +155,26 @@ def test_nothing_is_started_where_the_collector_cant_be_told(cli, team, home):
         (["attach", "--collector", "team", "nobody"], 125, b"NOT FOUND"),
         (["ps", "--collector", "other"], 2, b"no collector 'other'"),
         (["attach", "--collector", "team", "--host", "x", "a"], 2, b"excludes --host"),
-        (["run", "--callback-through-ssh", "--host", "local", "--", "true"], 2, b"needs --collector"),
+        (
+            ["run", "--callback-through-ssh", "--host", "local", "--", "true"],
+            2,
+            b"needs --collector",
+        ),
         (["deliver"], 2, b"needs an id"),
-        (["run", "--collector", "http://203.0.113.1:8050", "--host", "local", "--", "true"], 2, b"NOT STARTED: http"),
+        (
+            ["run", "--collector", "http://203.0.113.1:8050", "--host", "local", "--", "true"],
+            2,
+            b"NOT STARTED: http",
+        ),
         (["ps", "--collector", "http://203.0.113.1:8050"], 2, b"in the clear"),
         (["attach", "--collector", "http://203.0.113.1:8050", "abc"], 2, b"in the clear"),
     ],
 )
 def test_what_cant_be_is_said_in_a_line(cli, team, words, code, said):
     done = cli(*words)
-    assert done.returncode == code and said in done.stderr and b"Traceback" not in done.stderr, done.stderr
+    assert done.returncode == code and said in done.stderr and b"Traceback" not in done.stderr, (
+        done.stderr
+    )
 
 
 def test_deliver_sends_again_and_elsewhere(cli, team, home):
@@ -155,28 +201,42 @@ while True:
 """
 
 
-def test_a_host_without_a_route_reports_through_the_connection_of_who_watches(cli, team, new_sshd, home, monkeypatch, as_root):
+def test_a_host_without_a_route_reports_through_the_connection_of_who_watches(
+    cli, team, new_sshd, home, monkeypatch, as_root
+):
     import sshd
 
     if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode:
         pytest.skip("needs a network namespace, for a host without a route")
     real = sshd.program()
     lonely = home / "sshd-alone"
-    lonely.write_text(f'#!/bin/sh\nexec unshare -n sh -c \'ip link set lo up; exec {real} "$@"\' sshd "$@"\n')
+    lonely.write_text(
+        f'#!/bin/sh\nexec unshare -n sh -c \'ip link set lo up; exec {real} "$@"\' sshd "$@"\n'
+    )
     lonely.chmod(0o755)
     monkeypatch.setattr(sshd, "program", lambda: str(lonely))
     server = new_sshd()
     (home / "relay.py").write_text(RELAY)
     with open(home / ".ssh" / "config", "a") as config:
-        config.write(f"\nHost h\n  ProxyCommand nsenter -n -t {server.pid} {sys.executable} {home}/relay.py %p\n")
+        config.write(
+            f"\nHost h\n  ProxyCommand nsenter -n -t {server.pid} {sys.executable} {home}/relay.py %p\n"
+        )
     run = ["run", "--collector", "team", "--host", "h", "--", "sh", "-c", "echo far; sleep 3"]
     alone = cli("run", "-d", *run[1:])
     assert alone.returncode == 0, alone.stderr
     through = cli("run", "--callback-through-ssh", "--name", "far", *run[1:])
     assert through.returncode == 0, through.stderr
-    (found,) = eventually(lambda: [each for each in team("GET", "/api/v1/runs?name=far").json["runs"] if each["collector"]["received"]])
+    (found,) = eventually(
+        lambda: [
+            each
+            for each in team("GET", "/api/v1/runs?name=far").json["runs"]
+            if each["collector"]["received"]
+        ]
+    )
     assert team.output(found["prog_id"]).body == b"far\n"
     # The one that nobody led there is still waiting, on a host that knows no way.
     (waiting,) = team("GET", "/api/v1/runs?state=starting").json["runs"]
-    error = json.loads(cli("status", "--json", "--host", "h", waiting["prog_id"]).stdout)["callback"]["error"]
+    error = json.loads(cli("status", "--json", "--host", "h", waiting["prog_id"]).stdout)[
+        "callback"
+    ]["error"]
     assert "refused" in error or "unreachable" in error

@@ -70,13 +70,22 @@ def book(key: str = "OPS-1", **how: Any) -> corra.Runbook:
 # -- Steps
 
 
-def test_what_was_done_gives_its_result_again_and_is_not_done_again(host: str, journal: str | None, home: Path) -> None:
+def test_what_was_done_gives_its_result_again_and_is_not_done_again(
+    host: str, journal: str | None, home: Path
+) -> None:
     marks = home / "marks"
     for _ in range(3):
         with book(journal=journal) as it:
             result = it.run(host, append(marks, "echo out; echo err >&2"), step="one")
-            assert (result.stdout, result.stderr, result.exited, result.ok) == ("out\n", "err\n", 0, True)
-            assert it.run(host, ["echo", result.prog_id], step="two").stdout == f"{result.prog_id}\n"
+            assert (result.stdout, result.stderr, result.exited, result.ok) == (
+                "out\n",
+                "err\n",
+                0,
+                True,
+            )
+            assert (
+                it.run(host, ["echo", result.prog_id], step="two").stdout == f"{result.prog_id}\n"
+            )
     assert lines(marks) == 1
 
 
@@ -100,10 +109,16 @@ def test_what_failed_is_repeated_and_what_was_before_it_is_not(host: str, home: 
     once()
     assert lines(marks) == 1
     read = journals.Journal(journals.Here(), "up", "OPS-1").read()
-    assert [each.number for each in read.part("two", host).attempts] == [1, 2, 3] and read.done is not None
+    assert [each.number for each in read.part("two", host).attempts] == [
+        1,
+        2,
+        3,
+    ] and read.done is not None
 
 
-def test_all_done_says_so_and_starts_nothing(host: str, home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_all_done_says_so_and_starts_nothing(
+    host: str, home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     marks = home / "marks"
     for _ in range(2):
         capfd.readouterr()
@@ -112,7 +127,11 @@ def test_all_done_says_so_and_starts_nothing(host: str, home: Path, capfd: pytes
             assert it.do("two", sorted, [1]) == [1]
             it.note("said once")
     said = capfd.readouterr().err
-    assert "corra: up OPS-1: ALREADY DONE at" in said and "said once" not in said and "done before" not in said
+    assert (
+        "corra: up OPS-1: ALREADY DONE at" in said
+        and "said once" not in said
+        and "done before" not in said
+    )
     assert lines(marks) == 1
     with pytest.raises(corra.Changed, match="without a step three"), book() as it:
         it.run(host, append(marks), step="three")
@@ -149,7 +168,11 @@ def test_what_cant_be_started_stops_with_why_and_is_tried_again(host: str, home:
 
     with pytest.raises(corra.NotStarted) as caught:
         once()
-    assert caught.value.code == 127 and "not found (ENOENT)" in caught.value.line and "STOPPED at 1 one" in caught.value.line
+    assert (
+        caught.value.code == 127
+        and "not found (ENOENT)" in caught.value.line
+        and "STOPPED at 1 one" in caught.value.line
+    )
     program.write_text("#!/bin/sh\necho now\n")
     program.chmod(0o755)
     assert once().stdout == "now\n"
@@ -184,7 +207,9 @@ def test_what_makes_no_sense_is_said_before_anything_is_begun(home: Path) -> Non
     with pytest.raises(corra.Misuse) as caught, book() as it:
         it.run("local", "echo a", step="one")
     assert "STOPPED at 1 one: local NOT STARTED: argv must be a list of words" in caught.value.line
-    assert caught.value.code == 2 and not caught.value.hint  # the same command would come to the same
+    assert (
+        caught.value.code == 2 and not caught.value.hint
+    )  # the same command would come to the same
 
 
 def test_a_key_may_be_any_text_a_ticket_has(home: Path) -> None:
@@ -216,7 +241,9 @@ def test_other_params_are_not_continued_and_the_difference_is_told(home: Path) -
         ({"stdin": "x"}, "stdin: was null, now"),
     ],
 )
-def test_another_command_under_a_step_that_is_done_stops_with_the_difference(home: Path, now: dict[str, Any], told: str) -> None:
+def test_another_command_under_a_step_that_is_done_stops_with_the_difference(
+    home: Path, now: dict[str, Any], told: str
+) -> None:
     first: dict[str, Any] = {"argv": ["echo", "a"], "env": {"A": "1"}}
 
     def once(argv: list[str], **how: Any) -> None:
@@ -239,7 +266,9 @@ def test_another_command_under_a_step_that_failed_is_how_it_is_mended(home: Path
         assert it.run("local", ["true"], step="one").ok
 
 
-def test_the_directory_one_stands_in_is_no_part_of_a_step(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_directory_one_stands_in_is_no_part_of_a_step(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (home / "d").mkdir()
     for place in (home, home / "d"):
         monkeypatch.chdir(place)
@@ -261,7 +290,10 @@ def test_a_connection_is_one_host_and_the_same_one_as_its_name(sshd: Sshd, home:
             assert it.run(connection, append(marks, "echo out"), step="one").stdout == "out\n"
             assert it.run([connection], ["true"], step="two").ok
             raise corra.Stop("on under inv")
-        assert [each.name for each in corra.ps(connection) if isinstance(each, corra.State)] in (["two", "one"], ["one", "two"])
+        assert [each.name for each in corra.ps(connection) if isinstance(each, corra.State)] in (
+            ["two", "one"],
+            ["one", "two"],
+        )
     with book() as it:
         assert it.run("h", append(marks, "echo out"), step="one").stdout == "out\n"
         assert it.run(["h"], ["true"], step="two").ok
@@ -278,7 +310,9 @@ def test_a_context_is_refused_and_not_taken_for_its_configurations_keys(home: Pa
 # -- Several hosts
 
 
-def test_a_step_on_several_hosts_is_done_once_on_each(two: list[str], journal: str | None, home: Path) -> None:
+def test_a_step_on_several_hosts_is_done_once_on_each(
+    two: list[str], journal: str | None, home: Path
+) -> None:
     def once() -> corra.Results:
         with book(journal=journal) as it:
             found = it.run(two, ["sh", "-c", "echo ran >> $HOME/marks; echo $HOME"], step="one")
@@ -288,7 +322,10 @@ def test_a_step_on_several_hosts_is_done_once_on_each(two: list[str], journal: s
     for _ in range(2):
         found = once()
         assert [str(each) for each in found] == two and found.ok
-        assert found["web2"].stdout == f"{home}/web2\n" and found[corra.Host("web1")].stdout == f"{home}/web1\n"
+        assert (
+            found["web2"].stdout == f"{home}/web2\n"
+            and found[corra.Host("web1")].stdout == f"{home}/web1\n"
+        )
     assert lines(home / "web1/marks") == lines(home / "web2/marks") == 1
 
 
@@ -302,7 +339,9 @@ def test_only_the_hosts_that_failed_are_repeated(two: list[str], home: Path) -> 
     with pytest.raises(corra.Failed) as caught:
         once()
     assert caught.value.why == "web2 FAILED: exit 1 (1 of 2 hosts)"
-    assert list(map(str, caught.value.results.failed)) == ["web2"] and list(map(str, caught.value.results.succeeded)) == ["web1"]
+    assert list(map(str, caught.value.results.failed)) == ["web2"] and list(
+        map(str, caught.value.results.succeeded)
+    ) == ["web1"]
     (home / "web2/bad").unlink()
     once()
     assert (lines(home / "web1/marks"), lines(home / "web2/marks")) == (1, 2)
@@ -311,7 +350,12 @@ def test_only_the_hosts_that_failed_are_repeated(two: list[str], home: Path) -> 
 def test_max_fail_lets_some_fail_and_they_are_not_repeated(two: list[str], home: Path) -> None:
     for _ in range(2):
         with pytest.raises(corra.Stop), book() as it:
-            found = it.run(two, ["sh", "-c", "echo ran >> $HOME/marks; test $HOME != " + str(home / "web1")], step="one", max_fail=1)
+            found = it.run(
+                two,
+                ["sh", "-c", "echo ran >> $HOME/marks; test $HOME != " + str(home / "web1")],
+                step="one",
+                max_fail=1,
+            )
             assert list(map(str, found.failed)) == ["web1"] and not found.ok
             raise corra.Stop("later")
     assert (lines(home / "web1/marks"), lines(home / "web2/marks")) == (1, 1)
@@ -324,25 +368,40 @@ def test_after_too_many_failures_nothing_new_is_begun(home: Path, two: list[str]
     assert (lines(home / "web1/marks"), lines(home / "web2/marks")) == (1, 0)
 
 
-def test_a_host_that_doesnt_answer_is_named_and_tried_again(two: list[str], home: Path, cli: Cli) -> None:
+def test_a_host_that_doesnt_answer_is_named_and_tried_again(
+    two: list[str], home: Path, cli: Cli
+) -> None:
     hosts = [*two, "127.0.0.1:1"]
     for _ in range(2):
         with pytest.raises(corra.Unreachable) as caught, book(connect_timeout=5) as it:
             it.run(hosts, ["sh", "-c", "echo ran >> $HOME/marks"], step="one")
-        assert caught.value.line.startswith("corra: up OPS-1: STOPPED at 1 one: 127.0.0.1:1 NOT STARTED: connection refused")
-        assert caught.value.code == 125 and list(map(str, caught.value.results.unreached)) == ["127.0.0.1:1"]
+        assert caught.value.line.startswith(
+            "corra: up OPS-1: STOPPED at 1 one: 127.0.0.1:1 NOT STARTED: connection refused"
+        )
+        assert caught.value.code == 125 and list(map(str, caught.value.results.unreached)) == [
+            "127.0.0.1:1"
+        ]
     assert lines(home / "web1/marks") == lines(home / "web2/marks") == 1
     shown = cli("book", "up", "OPS-1").stdout.decode().splitlines()
-    assert [line.split()[2:5] for line in shown if "127.0.0.1:1 " in line and " one " in line] == [["127.0.0.1:1", "not", "confirmed"]]
+    assert [line.split()[2:5] for line in shown if "127.0.0.1:1 " in line and " one " in line] == [
+        ["127.0.0.1:1", "not", "confirmed"]
+    ]
 
 
-def test_hide_false_shows_what_each_host_writes(two: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_hide_false_shows_what_each_host_writes(
+    two: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     with book() as it:
         it.run("web1", ["printf", "alone"], step="one", hide=False)
         it.run(two, ["sh", "-c", "echo a; printf b"], step="two", hide=False)
         it.run("web1", ["echo", "hidden"], step="three")
     out = capfd.readouterr().out
-    assert out.startswith("alone") and sorted(out.removeprefix("alone").splitlines()) == ["web1: a", "web1: b", "web2: a", "web2: b"]
+    assert out.startswith("alone") and sorted(out.removeprefix("alone").splitlines()) == [
+        "web1: a",
+        "web1: b",
+        "web2: a",
+        "web2: b",
+    ]
 
 
 # -- Passes that die, and others that go on
@@ -359,21 +418,32 @@ with corra.runbook("up", key="OPS-1", journal=sys.argv[2] or None) as book:
 def begin(home: Path, host: str, journal: str | None, argv: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", PASS, host, journal or "", *argv]
     return subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=home
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=home,
     )
 
 
 @pytest.mark.parametrize("host", ["h"], indirect=True)
-def test_what_runs_is_taken_hold_of_from_another_machine(host: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_runs_is_taken_hold_of_from_another_machine(
+    host: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first machine is killed in mid-step; the second knows only the journal's host."""
-    monkeypatch.setenv("XDG_STATE_HOME", "")  # both machines' programs live in the same home, where the host is this machine
+    monkeypatch.setenv(
+        "XDG_STATE_HOME", ""
+    )  # both machines' programs live in the same home, where the host is this machine
     marks, go = home / "marks", home / "go"
     argv = append(marks, f"while [ ! -e {go} ]; do sleep 0.05; done; echo ended")
     (home / "ops1").mkdir()
     first = begin(home, host, None, argv)
     try:
         wait_for(lambda: lines(marks))
-        wait_for(lambda: "started" in (home / ".local/state/corra/books/up/OPS-1.jsonl").read_text())
+        wait_for(
+            lambda: "started" in (home / ".local/state/corra/books/up/OPS-1.jsonl").read_text()
+        )
     finally:
         first.kill()
         first.communicate()
@@ -393,7 +463,10 @@ def test_a_second_machine_reads_the_journal_and_skips_what_the_first_has_done(
         for name, value in home_environment(home / machine).items():
             monkeypatch.setenv(name, value)
         with contextlib.suppress(corra.Stop), book(journal="web2") as it:
-            assert it.run("web1", ["sh", "-c", "echo ran >> $HOME/marks; echo out"], step="one").stdout == "out\n"
+            assert (
+                it.run("web1", ["sh", "-c", "echo ran >> $HOME/marks; echo out"], step="one").stdout
+                == "out\n"
+            )
             if machine == "laptop":
                 raise corra.Stop("the battery is empty")
     assert lines(home / "web1/marks") == 1
@@ -422,7 +495,10 @@ def test_without_its_journal_another_command_is_refused_by_the_host(home: Path) 
     with book() as it:
         it.run("local", ["echo", "a"], step="one")
     (home / ".local/state/corra/books/up/OPS-1.jsonl").unlink()
-    with pytest.raises(corra.Changed, match="was begun on local as another command") as caught, book() as it:
+    with (
+        pytest.raises(corra.Changed, match="was begun on local as another command") as caught,
+        book() as it,
+    ):
         it.run("local", ["echo", "b"], step="one")
     assert caught.value.hint[0].startswith("there: echo a")
 
@@ -432,7 +508,15 @@ def test_a_step_begun_by_another_user_is_not_begun_again(sshd: Sshd, home: Path)
     where = journals.Journal(journals.Here(), "up", "OPS-1")
     where.write("open", params={})
     prog_id = ids.derived("runbook", "up", "OPS-1", "one", "h", 1)
-    where.write("begin", step="one", host="h", attempt=1, prog_id=prog_id, program={"argv": ["true"]}, user="somebody")
+    where.write(
+        "begin",
+        step="one",
+        host="h",
+        attempt=1,
+        prog_id=prog_id,
+        program={"argv": ["true"]},
+        user="somebody",
+    )
     with pytest.raises(corra.Changed) as caught, book() as it:
         it.run("h", ["true"], step="one")
     assert caught.value.hint[0] == f"user: was somebody, now {user()}"
@@ -515,18 +599,28 @@ def lost_step(host: str, marks: Path) -> corra.Lost:
 
 
 @pytest.mark.parametrize("host", ["h"], indirect=True)
-def test_lost_is_never_repeated_by_itself_and_a_person_may_have_it_redone(host: str, home: Path, cli: Cli) -> None:
+def test_lost_is_never_repeated_by_itself_and_a_person_may_have_it_redone(
+    host: str, home: Path, cli: Cli
+) -> None:
     marks = home / "marks"
     error = lost_step(host, marks)
-    assert error.code == 123 and error.line.startswith(f"corra: up OPS-1: STOPPED at 1 one: {host} LOST:")
-    assert error.hint[0].startswith("look whether it finished (its output: corra logs ") and len(error.hint[0]) <= 73
+    assert error.code == 123 and error.line.startswith(
+        f"corra: up OPS-1: STOPPED at 1 one: {host} LOST:"
+    )
+    assert (
+        error.hint[0].startswith("look whether it finished (its output: corra logs ")
+        and len(error.hint[0]) <= 73
+    )
     assert error.hint[1] == "corra book up OPS-1 --redo one    (or --skip one)"
     for _ in range(2):
         with pytest.raises(corra.Lost), book() as it:
             it.run(host, append(marks, "exec sleep 30"), step="one", warn=True)
     assert lines(marks) == 1
     said = cli("book", "up", "OPS-1", "--redo", "one")
-    assert (said.returncode, said.stdout) == (0, b"") and f"one on {host}: to be done anew" in said.stderr.decode()
+    assert (said.returncode, said.stdout) == (
+        0,
+        b"",
+    ) and f"one on {host}: to be done anew" in said.stderr.decode()
     with book() as it:
         assert it.run(host, append(marks), step="one").ok
     assert lines(marks) == 2
@@ -574,16 +668,40 @@ def test_the_book_verb_lists_shows_and_exports(home: Path, cli: Cli) -> None:
         it.do("count", sorted, [2, 1])
         it.run("local", ["false"], step="two")
     listed = cli("book").stdout.decode().splitlines()
-    assert listed[0].split() == ["RUNBOOK", "KEY", "STATE", "BEGUN", "BY", "JOURNAL"] and "up       OPS-1  STOPPED at 3 two" in listed[1]
+    assert (
+        listed[0].split() == ["RUNBOOK", "KEY", "STATE", "BEGUN", "BY", "JOURNAL"]
+        and "up       OPS-1  STOPPED at 3 two" in listed[1]
+    )
     shown = cli("book", "up", "OPS-1").stdout.decode()
-    assert "to=17" in shown and "FAILED 1" in shown and "sorted([2, 1])" in shown and "note: half-way | there" in shown
+    assert (
+        "to=17" in shown
+        and "FAILED 1" in shown
+        and "sorted([2, 1])" in shown
+        and "note: half-way | there" in shown
+    )
     text = cli("book", "up", "OPS-1", "--markdown").stdout.decode()
-    assert "| 3 | two | local | 1 |" in text and "sorted(\\[2, 1\\])" in text and "half-way \\| there" in text
+    assert (
+        "| 3 | two | local | 1 |" in text
+        and "sorted(\\[2, 1\\])" in text
+        and "half-way \\| there" in text
+    )
     told = json.loads(cli("book", "up", "OPS-1", "--json").stdout)
-    assert told["event"] == "book" and [each["state"] for each in told["steps"]] == ["done", "done", "FAILED 1"]
+    assert told["event"] == "book" and [each["state"] for each in told["steps"]] == [
+        "done",
+        "done",
+        "FAILED 1",
+    ]
     here = told["steps"][1]
-    assert (here["function"], here["args"], here["result"]) == ("sorted", [[[2, 1]], {}], [1, 2]) and "@" in here["by"] and here["ended"]
-    assert told["params"] == {"to": 17} and told["steps"][0]["argv"] == ["echo", "hi"] and "hi\\n" not in json.dumps(told["events"])
+    assert (
+        (here["function"], here["args"], here["result"]) == ("sorted", [[[2, 1]], {}], [1, 2])
+        and "@" in here["by"]
+        and here["ended"]
+    )
+    assert (
+        told["params"] == {"to": 17}
+        and told["steps"][0]["argv"] == ["echo", "hi"]
+        and "hi\\n" not in json.dumps(told["events"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -596,14 +714,18 @@ def test_the_book_verb_lists_shows_and_exports(home: Path, cli: Cli) -> None:
         (["up", "--skip", "one"], 2, "--redo and --skip need NAME and KEY"),
     ],
 )
-def test_the_book_verb_refuses_what_makes_no_sense(home: Path, cli: Cli, words: list[str], code: int, said: str) -> None:
+def test_the_book_verb_refuses_what_makes_no_sense(
+    home: Path, cli: Cli, words: list[str], code: int, said: str
+) -> None:
     with book() as it:
         it.run("local", ["true"], step="one")
     done = cli("book", *words)
     assert done.returncode == code and said in done.stderr.decode()
 
 
-def test_the_book_verb_finds_a_journal_on_another_host(two: list[str], home: Path, cli: Cli) -> None:
+def test_the_book_verb_finds_a_journal_on_another_host(
+    two: list[str], home: Path, cli: Cli
+) -> None:
     with pytest.raises(corra.Failed), book(journal="web2") as it:
         it.run("web1", ["false"], step="one")
     # From here by the way the runbook went; from elsewhere by --host or the configuration.
@@ -614,7 +736,12 @@ def test_the_book_verb_finds_a_journal_on_another_host(two: list[str], home: Pat
     away = home_environment(elsewhere)
     assert cli("book", "up", "OPS-1", env=away).returncode == 125
     assert "FAILED 1" in cli("book", "--host", "web2", "up", "OPS-1", env=away).stdout.decode()
-    assert cli("book", "up", "OPS-1", "--skip", "one", env={**away, "CORRA_JOURNAL": "web2"}).returncode == 0
+    assert (
+        cli(
+            "book", "up", "OPS-1", "--skip", "one", env={**away, "CORRA_JOURNAL": "web2"}
+        ).returncode
+        == 0
+    )
     with book(journal="web2") as it:
         assert it.run("web1", ["false"], step="one").skipped
 
@@ -671,12 +798,17 @@ def test_a_question_without_a_person_stops_and_skip_is_a_yes(home: Path, cli: Cl
 
     with pytest.raises(corra.Stop) as caught:
         once()
-    assert caught.value.line == "corra: up OPS-1: STOPPED at 1 go-1: reboot web[1-2]?: nobody here to say yes"
+    assert (
+        caught.value.line
+        == "corra: up OPS-1: STOPPED at 1 go-1: reboot web[1-2]?: nobody here to say yes"
+    )
     assert cli("book", "up", "OPS-1", "--skip", "go-1").returncode == 0
     once()
 
 
-def test_a_yes_to_another_question_is_none_to_this_one(home: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+def test_a_yes_to_another_question_is_none_to_this_one(
+    home: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
     with contextlib.suppress(corra.Stop), book() as it:
         it._journal.write("confirmed", step="go", question="drop the copy?")
         raise corra.Stop("not yet")
@@ -686,7 +818,9 @@ def test_a_yes_to_another_question_is_none_to_this_one(home: Path, monkeypatch: 
             raise corra.Stop("not yet")
     with pytest.raises(corra.Changed) as caught, book() as it:
         it.confirm("drop the original?", step="go")
-    assert caught.value.line == "corra: up OPS-1: NOT CONTINUED: 1 go was begun with another question"
+    assert (
+        caught.value.line == "corra: up OPS-1: NOT CONTINUED: 1 go was begun with another question"
+    )
     assert caught.value.hint[0] == "question: was drop the copy?, now drop the original?"
     assert cli("book", "up", "OPS-1", "--redo", "go").returncode == 0
     with pytest.raises(corra.Stop, match="nobody here to say yes"), book() as it:
@@ -735,7 +869,9 @@ def test_a_journal_that_cant_be_reached_stops_before_anything_is_begun(home: Pat
     assert caught.value.code == 125 and "NOT STARTED: connection refused" in caught.value.line
 
 
-def test_a_journal_that_is_away_for_a_while_loses_nothing(sshd: Sshd, home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_journal_that_is_away_for_a_while_loses_nothing(
+    sshd: Sshd, home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with Proxy(sshd.port) as proxy:
         sshd.add_host("p", Port=proxy.port, HostKeyAlias=f"[127.0.0.1]:{sshd.port}")
         said: list[str] = []
@@ -765,9 +901,19 @@ def test_a_journal_that_is_away_for_a_while_loses_nothing(sshd: Sshd, home: Path
 
 def test_the_journal_holds_no_secret(host: str, home: Path) -> None:
     with book() as it:
-        it.run(host, ["sh", "-c", "echo ${#TOKEN}"], step="one", secrets={"TOKEN": "hunter2hunter2"}, env={"A": "hunter3hunter3"})
+        it.run(
+            host,
+            ["sh", "-c", "echo ${#TOKEN}"],
+            step="one",
+            secrets={"TOKEN": "hunter2hunter2"},
+            env={"A": "hunter3hunter3"},
+        )
     for secret in ("hunter2", "hunter3"):
-        found = subprocess.run(["grep", "-r", secret, home / ".local/state/corra/books"], capture_output=True, check=False)
+        found = subprocess.run(
+            ["grep", "-r", secret, home / ".local/state/corra/books"],
+            capture_output=True,
+            check=False,
+        )
         assert found.stdout == b""
 
 
@@ -779,7 +925,10 @@ def test_a_reboot_is_a_result_and_happens_once(machine: Path, home: Path) -> Non
     for _ in range(2):
         with contextlib.suppress(corra.Stop), book() as it:
             found = it.reboot("m", step="reboot", argv=reboot_order(machine, marks), timeout="20s")
-            assert (found.old_boot[:4], found.new_boot) == ("1111", NEXT_BOOT) and 0 < found.down_s < 20
+            assert (found.old_boot[:4], found.new_boot) == (
+                "1111",
+                NEXT_BOOT,
+            ) and 0 < found.down_s < 20
             raise corra.Stop("later")
     assert lines(marks) == 1
 
@@ -792,7 +941,9 @@ def test_a_pass_that_dies_in_a_reboot_finds_the_host_rebooted(machine: Path, hom
         "import sys, corra\nwith corra.runbook('up', key='OPS-1') as book:\n"
         "    book.reboot('m', step='reboot', argv=sys.argv[1:], timeout='60s')\n"
     )
-    first = subprocess.Popen([sys.executable, "-c", code, *order], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=home)
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, *order], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=home
+    )
     try:
         wait_for(lambda: lines(marks))
     finally:
@@ -808,7 +959,11 @@ def test_a_pass_that_dies_in_a_reboot_finds_the_host_rebooted(machine: Path, hom
 def test_a_host_that_doesnt_reboot_stops_the_runbook(machine: Path, home: Path) -> None:
     with pytest.raises(corra.TimedOut) as caught, book() as it:
         it.reboot("m", step="reboot", argv=["true"], timeout="1s")
-    assert caught.value.line == "corra: up OPS-1: STOPPED at 1 reboot: m NOT REBOOTED: not rebooted in 1.0 s" and caught.value.code == 124
+    assert (
+        caught.value.line
+        == "corra: up OPS-1: STOPPED at 1 reboot: m NOT REBOOTED: not rebooted in 1.0 s"
+        and caught.value.code == 124
+    )
     with pytest.raises(corra.Failed, match="exit 3"), book("K2") as it:
         it.reboot("m", step="reboot", argv=["sh", "-c", "exit 3"], timeout="20s")
 
@@ -819,13 +974,20 @@ def test_a_host_that_doesnt_reboot_stops_the_runbook(machine: Path, home: Path) 
 def test_steps_may_be_run_from_several_threads(home: Path) -> None:
     async def main() -> list[str]:
         with book() as it:
-            calls = [asyncio.to_thread(it.run, "local", ["sh", "-c", f"sleep 0.2; echo {n}"], step=f"s{n}") for n in range(6)]
+            calls = [
+                asyncio.to_thread(
+                    it.run, "local", ["sh", "-c", f"sleep 0.2; echo {n}"], step=f"s{n}"
+                )
+                for n in range(6)
+            ]
             return [result.stdout for result in await asyncio.gather(*calls)]
 
     assert asyncio.run(main()) == [f"{n}\n" for n in range(6)]
 
 
-def test_a_coroutine_that_is_cancelled_leaves_its_thread_and_the_program_runs_on(host: str, home: Path) -> None:
+def test_a_coroutine_that_is_cancelled_leaves_its_thread_and_the_program_runs_on(
+    host: str, home: Path
+) -> None:
     """What docs/python.md says to do: a thread can't be cancelled, a follow can be closed."""
 
     async def watch(run: corra.Run) -> None:
@@ -847,7 +1009,9 @@ def test_a_coroutine_that_is_cancelled_leaves_its_thread_and_the_program_runs_on
 
 def test_the_api_may_be_called_from_coroutines(host: str) -> None:
     async def main() -> list[str]:
-        results = await asyncio.gather(*(asyncio.to_thread(corra.run, host, ["echo", str(n)], hide=True) for n in range(6)))
+        results = await asyncio.gather(
+            *(asyncio.to_thread(corra.run, host, ["echo", str(n)], hide=True) for n in range(6))
+        )
         return [result.stdout for result in results]
 
     assert asyncio.run(main()) == [f"{n}\n" for n in range(6)]

@@ -63,9 +63,15 @@ def test_each_step_is_executed_exactly_once_however_often_the_runbook_is_killed(
     expected = {f"{key}/{step}" for key in keys for step in STEPS}
     for name in HOSTS:
         ran = (home / name / "marks").read_text().split()
-        due = expected if name == "n1" else {each for each in expected if not each.endswith(("-5", "-10"))}
+        due = (
+            expected
+            if name == "n1"
+            else {each for each in expected if not each.endswith(("-5", "-10"))}
+        )
         assert sorted(ran) == sorted(due), f"{name}, seed {SEED}"
-    print(f"storm: {len(keys)} runbooks, {kills} kills in {passes} passes, {len(expected)} steps; seed {SEED}")
+    print(
+        f"storm: {len(keys)} runbooks, {kills} kills in {passes} passes, {len(expected)} steps; seed {SEED}"
+    )
 
 
 def _pass(home: Path, machine: str, key: str, patience_s: float) -> bool:
@@ -75,7 +81,12 @@ def _pass(home: Path, machine: str, key: str, patience_s: float) -> bool:
     with (
         errors.open("wb") as err,
         subprocess.Popen(
-            [sys.executable, "-c", PASS, key, *STEPS], env=env, stdout=subprocess.PIPE, stderr=err, cwd=home, start_new_session=True
+            [sys.executable, "-c", PASS, key, *STEPS],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=err,
+            cwd=home,
+            start_new_session=True,
         ) as process,
     ):
         assert process.stdout is not None

@@ -76,7 +76,11 @@ def fails(target: Runner, command: str = "true") -> CorraError:
 
 
 def test_stdout_stderr_and_the_exit_status_come_back(any_runner: Runner) -> None:
-    assert everything(any_runner, "cat; echo no >&2; exit 7", b"yes\0\xff") == (b"yes\0\xff", b"no\n", 7)
+    assert everything(any_runner, "cat; echo no >&2; exit 7", b"yes\0\xff") == (
+        b"yes\0\xff",
+        b"no\n",
+        7,
+    )
 
 
 def test_ten_megabytes_pass_unchanged_both_ways(any_runner: Runner) -> None:
@@ -137,7 +141,10 @@ def test_writing_to_a_command_that_has_gone_is_a_lost_link(any_runner: Runner) -
 
 
 def test_a_ctrl_c_of_the_terminal_does_not_reach_a_local_command(open_runner: Open) -> None:
-    out, _, _ = everything(open_runner("local"), build_program([sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"]))
+    out, _, _ = everything(
+        open_runner("local"),
+        build_program([sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"]),
+    )
     assert out == b"True\n"
 
 
@@ -157,7 +164,9 @@ except KeyboardInterrupt:
     print("left", flush=True)
 """
     root = str(Path(__file__).parent.parent)
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root})
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}
+    )
     assert process.stdout is not None
     with process.stdout as out:
         assert out.readline() == b"b'ready\\n'\n"
@@ -172,7 +181,9 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("via", VIAS)
-def test_a_killed_session_is_a_lost_link_and_no_end_of_output(sshd: Sshd, open_runner: Open, via: str) -> None:
+def test_a_killed_session_is_a_lost_link_and_no_end_of_output(
+    sshd: Sshd, open_runner: Open, via: str
+) -> None:
     channel = open_runner("h", via=via).open("echo ready; exec sleep 1000")
     assert channel.read(30) == b"ready\n"
     sshd.cut()
@@ -182,7 +193,9 @@ def test_a_killed_session_is_a_lost_link_and_no_end_of_output(sshd: Sshd, open_r
 
 
 @pytest.mark.parametrize("via", VIAS)
-def test_the_next_open_after_a_broken_link_connects_anew(sshd: Sshd, open_runner: Open, via: str) -> None:
+def test_the_next_open_after_a_broken_link_connects_anew(
+    sshd: Sshd, open_runner: Open, via: str
+) -> None:
     target = open_runner("h", via=via)
     assert everything(target, "echo 1")[0] == b"1\n"
     sshd.stop()
@@ -190,7 +203,9 @@ def test_the_next_open_after_a_broken_link_connects_anew(sshd: Sshd, open_runner
     assert everything(target, "echo 2")[0] == b"2\n"
 
 
-def test_more_sessions_than_the_host_allows_on_one_connection_take_a_second_one(new_sshd: Callable[..., Sshd], open_runner: Open) -> None:
+def test_more_sessions_than_the_host_allows_on_one_connection_take_a_second_one(
+    new_sshd: Callable[..., Sshd], open_runner: Open
+) -> None:
     server = new_sshd(options={"MaxSessions": 2})
     target = open_runner("h")
     channels = [target.open("echo ready; cat") for _ in range(5)]
@@ -200,7 +215,9 @@ def test_more_sessions_than_the_host_allows_on_one_connection_take_a_second_one(
         channel.close()
 
 
-def test_a_host_that_lets_us_in_but_allows_no_session_is_given_up(new_sshd: Callable[..., Sshd], open_runner: Open) -> None:
+def test_a_host_that_lets_us_in_but_allows_no_session_is_given_up(
+    new_sshd: Callable[..., Sshd], open_runner: Open
+) -> None:
     server = new_sshd(options={"MaxSessions": 0})
     error = fails(open_runner("h"))
     assert isinstance(error, Unreachable)
@@ -231,7 +248,9 @@ def another_server(sshd: Sshd, made: Callable[[list[Any]], Any]) -> Iterator[lis
         thread.join(30)
 
 
-def test_a_host_that_lets_us_in_and_hangs_up_each_time_is_given_up(sshd: Sshd, open_runner: Open) -> None:
+def test_a_host_that_lets_us_in_and_hangs_up_each_time_is_given_up(
+    sshd: Sshd, open_runner: Open
+) -> None:
     import paramiko
 
     class HangsUp(paramiko.ServerInterface):  # type: ignore[misc] # paramiko has no hints
@@ -251,7 +270,9 @@ def test_a_host_that_lets_us_in_and_hangs_up_each_time_is_given_up(sshd: Sshd, o
         assert len(connections) == 3
 
 
-def test_a_host_that_says_openssh_and_counts_its_channels_otherwise_is_asked_again_slowly(sshd: Sshd, open_runner: Open) -> None:
+def test_a_host_that_says_openssh_and_counts_its_channels_otherwise_is_asked_again_slowly(
+    sshd: Sshd, open_runner: Open
+) -> None:
     import paramiko
 
     class Echoes(paramiko.ServerInterface):  # type: ignore[misc]
@@ -289,7 +310,10 @@ def test_a_host_that_says_openssh_and_counts_its_channels_otherwise_is_asked_aga
 def test_threads_share_one_runner(sshd: Sshd, open_runner: Open, via: str) -> None:
     target = open_runner("h", via=via)
     came: list[bytes] = []
-    threads = [threading.Thread(target=lambda n=n: came.append(everything(target, f"echo {n}")[0])) for n in range(8)]
+    threads = [
+        threading.Thread(target=lambda n=n: came.append(everything(target, f"echo {n}")[0]))
+        for n in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -300,15 +324,23 @@ def test_threads_share_one_runner(sshd: Sshd, open_runner: Open, via: str) -> No
 
 
 @pytest.mark.parametrize("via", VIAS)
-def test_a_burst_that_sshd_turns_away_gets_through_in_the_end(new_sshd: Callable[..., Sshd], open_runner: Open, via: str) -> None:
+def test_a_burst_that_sshd_turns_away_gets_through_in_the_end(
+    new_sshd: Callable[..., Sshd], open_runner: Open, via: str
+) -> None:
     # One unauthenticated connection at a time, and whoever comes meanwhile is sent away.
     server = new_sshd(options={"MaxStartups": "1:100:1"})
     with socket.create_connection(("127.0.0.1", server.port)) as idle:
         idle.recv(100)
         done: list[tuple[bytes, bytes, int | None]] = []
-        thread = threading.Thread(target=lambda: done.append(everything(open_runner("h", via=via, connect_timeout_s=30), "echo in")))
+        thread = threading.Thread(
+            target=lambda: done.append(
+                everything(open_runner("h", via=via, connect_timeout_s=30), "echo in")
+            )
+        )
         thread.start()
-        wait_for(lambda: any("MaxStartups" in line or "drop connection" in line for line in server.log))
+        wait_for(
+            lambda: any("MaxStartups" in line or "drop connection" in line for line in server.log)
+        )
     thread.join(60)
     assert done
     assert done[0][0] == b"in\n"
@@ -326,7 +358,9 @@ def wait_for(true: Callable[[], bool], deadline_s: float = 30) -> None:
 
 
 @pytest.mark.parametrize("via", VIAS)
-def test_an_unknown_host_key_is_refused_with_its_fingerprint(sshd: Sshd, open_runner: Open, via: str) -> None:
+def test_an_unknown_host_key_is_refused_with_its_fingerprint(
+    sshd: Sshd, open_runner: Open, via: str
+) -> None:
     sshd.known_hosts.write_text("")
     error = fails(open_runner("h", via=via))
     assert isinstance(error, HostKey)
@@ -338,12 +372,16 @@ def test_an_unknown_host_key_is_refused_with_its_fingerprint(sshd: Sshd, open_ru
 
 
 @pytest.mark.parametrize("via", VIAS)
-def test_a_changed_host_key_is_refused_with_both_fingerprints_and_the_line(sshd: Sshd, open_runner: Open, via: str, tmp_path: Path) -> None:
+def test_a_changed_host_key_is_refused_with_both_fingerprints_and_the_line(
+    sshd: Sshd, open_runner: Open, via: str, tmp_path: Path
+) -> None:
     other = new_key(tmp_path / "other")
     sshd.known_hosts.write_text("# mine\n")
     sshd.trust(public(other))
     error = fails(open_runner("h", via=via))
-    known = subprocess.run(["ssh-keygen", "-lf", other], capture_output=True, text=True, check=True, timeout=20).stdout.split()[1]
+    known = subprocess.run(
+        ["ssh-keygen", "-lf", other], capture_output=True, text=True, check=True, timeout=20
+    ).stdout.split()[1]
     assert isinstance(error, HostKey)
     assert error.why == "HOST KEY CHANGED: not the one in known_hosts line 2"
     assert error.hint[:2] == (f"known ED25519 {known}", f"offered ED25519 {sshd.fingerprint}")
@@ -351,7 +389,9 @@ def test_a_changed_host_key_is_refused_with_both_fingerprints_and_the_line(sshd:
 
 
 @pytest.mark.parametrize("via", VIAS)
-def test_accept_new_key_remembers_a_new_host_but_never_a_changed_one(sshd: Sshd, open_runner: Open, via: str, tmp_path: Path) -> None:
+def test_accept_new_key_remembers_a_new_host_but_never_a_changed_one(
+    sshd: Sshd, open_runner: Open, via: str, tmp_path: Path
+) -> None:
     sshd.known_hosts.write_text("")
     assert everything(open_runner("h", via=via, accept_new_key=True), "echo in")[0] == b"in\n"
     assert sshd.host_public in sshd.known_hosts.read_text()
@@ -362,7 +402,9 @@ def test_accept_new_key_remembers_a_new_host_but_never_a_changed_one(sshd: Sshd,
 
 
 @pytest.mark.parametrize("via", VIAS)
-def test_ssh_config_may_accept_new_hosts_and_have_them_hashed(sshd: Sshd, open_runner: Open, via: str) -> None:
+def test_ssh_config_may_accept_new_hosts_and_have_them_hashed(
+    sshd: Sshd, open_runner: Open, via: str
+) -> None:
     # ssh itself glues its line to one that has no end.
     sshd.known_hosts.write_text("no newline at the end" + ("" if via == "fabric" else "\n"))
     sshd.add_host("new", StrictHostKeyChecking="accept-new", HashKnownHosts="yes")
@@ -373,17 +415,23 @@ def test_ssh_config_may_accept_new_hosts_and_have_them_hashed(sshd: Sshd, open_r
 
 
 @pytest.mark.parametrize("via", VIAS)
-def test_a_revoked_key_and_a_host_key_alias_are_honoured(sshd: Sshd, open_runner: Open, via: str) -> None:
+def test_a_revoked_key_and_a_host_key_alias_are_honoured(
+    sshd: Sshd, open_runner: Open, via: str
+) -> None:
     sshd.known_hosts.write_text("")
     sshd.trust(sshd.host_public, "thehost")
     sshd.add_host("alias", HostKeyAlias="thehost")
     assert everything(open_runner("alias", via=via), "echo in")[0] == b"in\n"
     sshd.trust("@revoked thehost " + sshd.host_public, "# ")
-    sshd.known_hosts.write_text(f"@revoked thehost {sshd.host_public}\n" + sshd.known_hosts.read_text())
+    sshd.known_hosts.write_text(
+        f"@revoked thehost {sshd.host_public}\n" + sshd.known_hosts.read_text()
+    )
     assert isinstance(fails(open_runner("alias", via=via)), HostKey)
 
 
-def test_a_host_known_by_an_older_key_is_asked_for_that_one(new_sshd: Callable[..., Sshd], open_runner: Open, home: Path) -> None:
+def test_a_host_known_by_an_older_key_is_asked_for_that_one(
+    new_sshd: Callable[..., Sshd], open_runner: Open, home: Path
+) -> None:
     rsa = new_key(home / "rsa", "rsa")
     server = new_sshd(options={"HostKey": str(rsa)})
     server.known_hosts.write_text("")
@@ -401,10 +449,13 @@ def test_a_host_known_by_an_older_key_is_asked_for_that_one(new_sshd: Callable[.
 
 
 @pytest.mark.parametrize("via", VIAS)
-def test_include_match_and_what_the_host_itself_says(sshd: Sshd, open_runner: Open, via: str, home: Path) -> None:
+def test_include_match_and_what_the_host_itself_says(
+    sshd: Sshd, open_runner: Open, via: str, home: Path
+) -> None:
     main = sshd.ssh_config.read_text()
     (home / ".ssh" / "part").write_text(
-        "Match originalhost inc*\n  Port 1\n  User nobody-at-all\n" + main.replace("Host h\n", "Host inc\n")
+        "Match originalhost inc*\n  Port 1\n  User nobody-at-all\n"
+        + main.replace("Host h\n", "Host inc\n")
     )
     sshd.ssh_config.write_text(f"Include {home}/.ssh/part\n" + main)
     user = main.split("User ")[1].split()[0]
@@ -419,7 +470,9 @@ def test_a_missing_identity_file_is_no_error(sshd: Sshd, open_runner: Open, via:
 
 
 @pytest.mark.parametrize("via", VIAS)
-def test_proxy_jump_goes_through_another_host_and_checks_its_key_too(new_sshd: Callable[..., Sshd], open_runner: Open, via: str) -> None:
+def test_proxy_jump_goes_through_another_host_and_checks_its_key_too(
+    new_sshd: Callable[..., Sshd], open_runner: Open, via: str
+) -> None:
     jump, target = new_sshd("jump"), new_sshd("target")
     target.add_host("behind", ProxyJump="jump")
     target.add_host("far", ProxyJump="jump,behind")
@@ -464,7 +517,9 @@ def test_a_broken_ssh_config_is_said_in_one_line_each_time(sshd: Sshd, open_runn
 
 
 @pytest.mark.parametrize("via", VIAS)
-def test_a_refused_connection_names_address_and_port(sshd: Sshd, open_runner: Open, via: str) -> None:
+def test_a_refused_connection_names_address_and_port(
+    sshd: Sshd, open_runner: Open, via: str
+) -> None:
     port = free_port()
     error = fails(open_runner(f"h:{port}", via=via))
     assert isinstance(error, Unreachable)
@@ -479,7 +534,9 @@ def test_a_name_that_does_not_resolve_is_said_so(sshd: Sshd, open_runner: Open, 
 
 
 @pytest.mark.parametrize("via", VIAS)
-def test_a_host_that_says_nothing_is_given_up_in_time(sshd: Sshd, open_runner: Open, via: str) -> None:
+def test_a_host_that_says_nothing_is_given_up_in_time(
+    sshd: Sshd, open_runner: Open, via: str
+) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -492,7 +549,9 @@ def test_a_host_that_says_nothing_is_given_up_in_time(sshd: Sshd, open_runner: O
 
 
 @pytest.mark.parametrize("via", VIAS)
-def test_a_key_that_is_not_authorized_is_said_with_who_and_how(sshd: Sshd, open_runner: Open, via: str) -> None:
+def test_a_key_that_is_not_authorized_is_said_with_who_and_how(
+    sshd: Sshd, open_runner: Open, via: str
+) -> None:
     sshd.authorized_keys.write_text("")
     error = fails(open_runner("h", via=via))
     assert isinstance(error, Auth)
@@ -501,20 +560,32 @@ def test_a_key_that_is_not_authorized_is_said_with_who_and_how(sshd: Sshd, open_
         assert str(sshd.user_key).replace(str(Path.home()), "~") in error.hint[0]
 
 
-def test_a_locked_key_says_that_its_passphrase_is_in_the_way(sshd: Sshd, open_runner: Open, home: Path) -> None:
-    subprocess.run(["ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-f", sshd.user_key], check=True, capture_output=True, timeout=20)
+def test_a_locked_key_says_that_its_passphrase_is_in_the_way(
+    sshd: Sshd, open_runner: Open, home: Path
+) -> None:
+    subprocess.run(
+        ["ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-f", sshd.user_key],
+        check=True,
+        capture_output=True,
+        timeout=20,
+    )
     error = fails(open_runner("h"))
     assert isinstance(error, Auth)
     assert any("ssh-add" in line for line in error.hint)
 
 
-def test_an_agent_serves_a_locked_key_also_where_only_named_ones_may(sshd: Sshd, open_runner: Open, home: Path) -> None:
+def test_an_agent_serves_a_locked_key_also_where_only_named_ones_may(
+    sshd: Sshd, open_runner: Open, home: Path
+) -> None:
     with ssh_agent(home) as path:
         for n in range(8):  # more than MaxAuthTries: the right one must come first
             add_key(path, new_key(home / f"other{n}"))
         add_key(path, sshd.user_key)
         subprocess.run(
-            ["ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-f", sshd.user_key], check=True, capture_output=True, timeout=20
+            ["ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-f", sshd.user_key],
+            check=True,
+            capture_output=True,
+            timeout=20,
         )
         sshd.add_host("agent", IdentityAgent=path)
         assert everything(open_runner("agent"), "echo in")[0] == b"in\n"
@@ -535,7 +606,9 @@ def test_a_key_that_signs_slowly_is_asked_once(sshd: Sshd, open_runner: Open, ho
     assert asked == 1
 
 
-def test_an_agent_that_never_signs_is_given_up(sshd: Sshd, open_runner: Open, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_that_never_signs_is_given_up(
+    sshd: Sshd, open_runner: Open, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("corra.login.SIGN_S", 0.5)
     answered = threading.Event()
     with relayed_agent(sshd, home, lambda _: answered.wait(20) and False):
@@ -546,17 +619,25 @@ def test_an_agent_that_never_signs_is_given_up(sshd: Sshd, open_runner: Open, ho
 
 
 @contextlib.contextmanager
-def relayed_agent(sshd: Sshd, home: Path, may_sign: Callable[[socket.socket], bool]) -> Iterator[None]:
+def relayed_agent(
+    sshd: Sshd, home: Path, may_sign: Callable[[socket.socket], bool]
+) -> Iterator[None]:
     """`relayed` has its key in an ssh-agent that signs when `may_sign` allows it, which sees the connection to us."""
 
     def relay() -> None:
         near = listener.accept()[0]
         with near:
-            while (request := near.recv(1 << 16)) and (request[4] != SIGN_REQUEST or may_sign(near)):
+            while (request := near.recv(1 << 16)) and (
+                request[4] != SIGN_REQUEST or may_sign(near)
+            ):
                 far.sendall(request)
                 near.sendall(far.recv(1 << 16))
 
-    with ssh_agent(home) as path, socket.socket(socket.AF_UNIX) as far, socket.socket(socket.AF_UNIX) as listener:
+    with (
+        ssh_agent(home) as path,
+        socket.socket(socket.AF_UNIX) as far,
+        socket.socket(socket.AF_UNIX) as listener,
+    ):
         add_key(path, sshd.user_key)
         far.connect(path)
         listener.bind(str(home / "relay"))
@@ -584,7 +665,13 @@ def ssh_agent(home: Path) -> Iterator[str]:
 
 
 def add_key(path: str, key: Path) -> None:
-    subprocess.run(["ssh-add", "-q", key], env={**os.environ, "SSH_AUTH_SOCK": path}, check=True, capture_output=True, timeout=20)
+    subprocess.run(
+        ["ssh-add", "-q", key],
+        env={**os.environ, "SSH_AUTH_SOCK": path},
+        check=True,
+        capture_output=True,
+        timeout=20,
+    )
 
 
 @pytest.mark.parametrize("name", ["-oProxyCommand=touch x", "h -x", "h;id"])
@@ -601,7 +688,9 @@ def test_a_transport_that_does_not_exist_is_misuse() -> None:
 # ---- Fabric's own objects
 
 
-def test_an_open_connection_is_used_as_it_is_and_left_open(sshd: Sshd, open_runner: Open, home: Path) -> None:
+def test_an_open_connection_is_used_as_it_is_and_left_open(
+    sshd: Sshd, open_runner: Open, home: Path
+) -> None:
     import fabric
 
     config = fabric.Config(overrides={"ssh_config_path": str(sshd.ssh_config)})
@@ -615,32 +704,51 @@ def test_an_open_connection_is_used_as_it_is_and_left_open(sshd: Sshd, open_runn
     assert sum("Accepted publickey" in line for line in sshd.log) == 1
 
 
-def test_a_connection_that_is_not_open_yet_is_opened_with_its_own_arguments_and_checked(sshd: Sshd, open_runner: Open, home: Path) -> None:
+def test_a_connection_that_is_not_open_yet_is_opened_with_its_own_arguments_and_checked(
+    sshd: Sshd, open_runner: Open, home: Path
+) -> None:
     import fabric
 
     key = new_key(home / "second")
     sshd.authorized_keys.write_text(public(key) + "\n")
-    with fabric.Connection("127.0.0.1", port=sshd.port, connect_kwargs={"key_filename": str(key), "look_for_keys": False}) as connection:
+    with fabric.Connection(
+        "127.0.0.1",
+        port=sshd.port,
+        connect_kwargs={"key_filename": str(key), "look_for_keys": False},
+    ) as connection:
         sshd.ssh_config.write_text(f"Host *\n  UserKnownHostsFile {sshd.known_hosts}\n")
         assert everything(open_runner(connection), "echo in")[0] == b"in\n"
     sshd.known_hosts.write_text("")
-    with fabric.Connection("127.0.0.1", port=sshd.port, connect_kwargs={"key_filename": str(key)}) as connection:
+    with fabric.Connection(
+        "127.0.0.1", port=sshd.port, connect_kwargs={"key_filename": str(key)}
+    ) as connection:
         assert isinstance(fails(open_runner(connection)), HostKey)
 
 
-def test_an_invoke_config_serves_two_hosts_without_mixing_their_keys(new_sshd: Callable[..., Sshd], open_runner: Open) -> None:
+def test_an_invoke_config_serves_two_hosts_without_mixing_their_keys(
+    new_sshd: Callable[..., Sshd], open_runner: Open
+) -> None:
     from invoke.config import Config
 
     server = new_sshd()
-    config = Config(overrides={"ssh_config_path": str(server.ssh_config), "connect_kwargs": {"allow_agent": False}})
+    config = Config(
+        overrides={
+            "ssh_config_path": str(server.ssh_config),
+            "connect_kwargs": {"allow_agent": False},
+        }
+    )
     for name in (server.alias, server.add_host("again")):
         assert everything(open_runner(name, config=config), "echo in")[0] == b"in\n"
     assert "key_filename" not in config["connect_kwargs"]
 
 
 @pytest.mark.parametrize("via", ALL)
-def test_a_connection_may_be_begun_before_there_is_a_command(sshd: Sshd, open_runner: Open, via: str) -> None:
-    target = open_runner("local" if via == "local" else "h", via="fabric" if via == "local" else via)
+def test_a_connection_may_be_begun_before_there_is_a_command(
+    sshd: Sshd, open_runner: Open, via: str
+) -> None:
+    target = open_runner(
+        "local" if via == "local" else "h", via="fabric" if via == "local" else via
+    )
     target.begin()
     target.begin()
     assert everything(target, "echo in")[0] == b"in\n"
@@ -648,7 +756,9 @@ def test_a_connection_may_be_begun_before_there_is_a_command(sshd: Sshd, open_ru
 
 
 @pytest.mark.parametrize("via", VIAS)
-def test_what_goes_wrong_with_a_connection_begun_early_is_said_by_the_first_open(sshd: Sshd, open_runner: Open, via: str) -> None:
+def test_what_goes_wrong_with_a_connection_begun_early_is_said_by_the_first_open(
+    sshd: Sshd, open_runner: Open, via: str
+) -> None:
     port = free_port()
     target = open_runner(f"h:{port}", via=via)
     target.begin()
@@ -657,16 +767,23 @@ def test_what_goes_wrong_with_a_connection_begun_early_is_said_by_the_first_open
     assert error.why == f"connection refused by 127.0.0.1 port {port}"
 
 
-def test_an_rsa_key_waits_for_the_hashes_the_host_takes(sshd: Sshd, open_runner: Open, home: Path) -> None:
+def test_an_rsa_key_waits_for_the_hashes_the_host_takes(
+    sshd: Sshd, open_runner: Open, home: Path
+) -> None:
     key = new_key(home / "rsa", "rsa")
     sshd.authorized_keys.write_text(public(key) + "\n")
     sshd.add_host("byrsa", IdentityFile=str(key))
     assert everything(open_runner("byrsa"), "echo in")[0] == b"in\n"
 
 
-def test_a_key_refused_is_followed_by_the_next_one(sshd: Sshd, open_runner: Open, home: Path) -> None:
+def test_a_key_refused_is_followed_by_the_next_one(
+    sshd: Sshd, open_runner: Open, home: Path
+) -> None:
     wrong, also_wrong = new_key(home / "wrong"), new_key(home / "wrong_rsa", "rsa")
-    sshd.add_host("third", IdentityFile=f"{wrong}\n  IdentityFile {also_wrong}\n  IdentityFile {sshd.user_key}")
+    sshd.add_host(
+        "third",
+        IdentityFile=f"{wrong}\n  IdentityFile {also_wrong}\n  IdentityFile {sshd.user_key}",
+    )
     assert everything(open_runner("third"), "echo in")[0] == b"in\n"
 
 
@@ -679,7 +796,9 @@ def test_the_cipher_is_gcm_and_nagle_is_off(sshd: Sshd, open_runner: Open) -> No
     assert transport.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_a_stream_may_end_while_the_keys_are_exchanged_anew(sshd: Sshd, open_runner: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_may_end_while_the_keys_are_exchanged_anew(
+    sshd: Sshd, open_runner: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from paramiko.packet import Packetizer
 
     # Every MiB instead of every 512: among lengths around it some end just then, and paramiko alone stands still for 30 s.
@@ -692,7 +811,9 @@ def test_a_stream_may_end_while_the_keys_are_exchanged_anew(sshd: Sshd, open_run
     assert sum("Accepted publickey" in line for line in sshd.log) == 1
 
 
-def test_the_keys_are_exchanged_anew_while_we_send(sshd: Sshd, open_runner: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_keys_are_exchanged_anew_while_we_send(
+    sshd: Sshd, open_runner: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from paramiko.packet import Packetizer
 
     monkeypatch.setattr(Packetizer, "REKEY_BYTES", 1 << 20)
@@ -705,7 +826,12 @@ def test_the_keys_are_exchanged_anew_while_we_send(sshd: Sshd, open_runner: Open
 def test_importing_the_transport_imports_neither_fabric_nor_paramiko() -> None:
     code = "import sys, corra.runners, corra.place; print([m for m in ('fabric', 'paramiko', 'rich') if m in sys.modules])"
     said = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert said.stdout == "[]\n"
 
@@ -720,10 +846,15 @@ def test_importing_the_transport_imports_neither_fabric_nor_paramiko() -> None:
         ("a word that nobody knows", NoAnswer),
         ("kex_exchange_identification: read: Connection reset by peer", Unreachable),
         ("ssh: connect to host h port 22: Connection timed out", Unreachable),
-        ("Unable to negotiate with 10.0.0.1 port 22: no matching host key type found.", Unreachable),
+        (
+            "Unable to negotiate with 10.0.0.1 port 22: no matching host key type found.",
+            Unreachable,
+        ),
     ],
 )
-def test_only_what_ssh_says_before_a_session_means_that_nothing_was_asked(said: str, kind: type[Exception]) -> None:
+def test_only_what_ssh_says_before_a_session_means_that_nothing_was_asked(
+    said: str, kind: type[Exception]
+) -> None:
     host = Host("h")
     assert isinstance(failure(said, host, settings(host), 15, None, ["ssh", "--", "h", "x"]), kind)
 
@@ -739,11 +870,15 @@ with spared("importlib.metadata", version=lambda name: "none"):
 import importlib.metadata, paramiko
 print(version("paramiko"), entry_points is importlib.metadata.entry_points, paramiko.__version__ == importlib.metadata.version("paramiko"))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.splitlines() == ["[]", "none True True"]
 
 
-def test_an_ssh_program_that_cannot_be_executed_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ssh_program_that_cannot_be_executed_is_said(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = home / "ssh"
     broken.write_bytes(b"\x7fELF of another machine")
     broken.chmod(0o755)

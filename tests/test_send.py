@@ -56,18 +56,27 @@ def test_what_is_typed_to_a_terminal_is_sent_there(cli: Cli) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "why"),
-    [((), b"its stdin is /dev/null (run had no -i)"), (("--stdin", "f"), b"its stdin is what it was given at its start (run had no -i)")],
+    [
+        ((), b"its stdin is /dev/null (run had no -i)"),
+        (("--stdin", "f"), b"its stdin is what it was given at its start (run had no -i)"),
+    ],
 )
-def test_who_takes_nothing_is_sent_nothing(cli: Cli, home: Path, flags: tuple[str, ...], why: bytes) -> None:
+def test_who_takes_nothing_is_sent_nothing(
+    cli: Cli, home: Path, flags: tuple[str, ...], why: bytes
+) -> None:
     (home / "f").write_text("x")
     begun(cli, "sleep", "60", flags=flags)
     done = cli("send", "it", "yes")
     assert (
-        done.returncode == 125 and done.stderr.startswith(b"corra: it (") and done.stderr.endswith(b") on local: NOT SENT: " + why + b"\n")
+        done.returncode == 125
+        and done.stderr.startswith(b"corra: it (")
+        and done.stderr.endswith(b") on local: NOT SENT: " + why + b"\n")
     )
 
 
-def test_who_has_ended_or_closed_its_stdin_is_sent_nothing_and_it_is_said(cli: Cli, home: Path) -> None:
+def test_who_has_ended_or_closed_its_stdin_is_sent_nothing_and_it_is_said(
+    cli: Cli, home: Path
+) -> None:
     begun(cli, "sh", "-c", "exec < /dev/null; echo ready; sleep 60", name="deaf")
     while not cli("logs", "deaf").stdout:
         pass
@@ -75,7 +84,11 @@ def test_who_has_ended_or_closed_its_stdin_is_sent_nothing_and_it_is_said(cli: C
     assert cli("wait", "over").returncode == 0
     begun(cli, "sleep", "60", name="full")
     assert cli("send", "full", "--eof").returncode == 0
-    for name, why in (("deaf", b"the program has closed its stdin"), ("over", b"it has ended"), ("full", b"its stdin was ended before")):
+    for name, why in (
+        ("deaf", b"the program has closed its stdin"),
+        ("over", b"it has ended"),
+        ("full", b"its stdin was ended before"),
+    ):
         done = cli("send", name, "yes")
         assert done.returncode == 125 and b"on local: NOT SENT: " + why in done.stderr
 
@@ -92,7 +105,9 @@ def test_what_makes_no_sense_is_refused(cli: Cli, words: list[str], why: bytes) 
     assert done.returncode == 2 and done.stderr.startswith(b"corra: NOT SENT: " + why)
 
 
-@pytest.mark.parametrize("flags", [("-i", "--stdin", "-"), ("--pty", "--stdin", "-"), ("--pty", "--merge")])
+@pytest.mark.parametrize(
+    "flags", [("-i", "--stdin", "-"), ("--pty", "--stdin", "-"), ("--pty", "--merge")]
+)
 def test_two_kinds_of_stdin_are_a_misuse(cli: Cli, flags: tuple[str, ...]) -> None:
     assert cli("run", *flags, "--host", "local", "--", "cat").returncode == 2
 

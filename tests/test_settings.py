@@ -51,9 +51,17 @@ def test_a_setting_is_read_from_the_configuration_and_from_the_environment(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("connect_timeout", "soon"), ("output_limit", "much"), ("keep_output", "1k"), ("accept_new_key", "maybe")]
+    ("name", "value"),
+    [
+        ("connect_timeout", "soon"),
+        ("output_limit", "much"),
+        ("keep_output", "1k"),
+        ("accept_new_key", "maybe"),
+    ],
 )
-def test_what_cant_be_read_is_said_with_its_name(home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_what_cant_be_read_is_said_with_its_name(
+    home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     with pytest.raises(corra.Misuse, match=rf"corra\.{name} in the configuration: "):
         setting(config(**{name: value}), name)
     monkeypatch.setenv(f"INVOKE_CORRA_{name.upper()}", value)
@@ -62,7 +70,9 @@ def test_what_cant_be_read_is_said_with_its_name(home: Path, monkeypatch: pytest
 
 
 def test_a_key_that_means_nothing_is_said(home: Path) -> None:
-    with pytest.raises(corra.Misuse, match=r"corra\.hots in the configuration means nothing: host\?") as caught:
+    with pytest.raises(
+        corra.Misuse, match=r"corra\.hots in the configuration means nothing: host\?"
+    ) as caught:
         setting(config(hots="db1"), "via")
     assert all(name in caught.value.hint[0] for name in SETTINGS)
 
@@ -93,7 +103,9 @@ ns.add_collection(corra.tasks.ns, "corra")
 """
 
 
-def inv(home: Path, *words: str, program: str = "inv", **env: str) -> subprocess.CompletedProcess[str]:
+def inv(
+    home: Path, *words: str, program: str = "inv", **env: str
+) -> subprocess.CompletedProcess[str]:
     return warm.run(*words, program=program, cwd=home, env=env)
 
 
@@ -104,7 +116,10 @@ def test_the_verbs_work_beside_ones_own_tasks(home: Path) -> None:
     said = inv(home, "run", "--", "sh", "-c", "echo 'a  b'")
     assert (said.returncode, said.stdout) == (0, "a  b\n")
     listed = inv(home, "--list").stdout
-    assert all(f"  {name} " in listed for name in ("attach", "book", "kill", "run")) and "  mine" in listed
+    assert (
+        all(f"  {name} " in listed for name in ("attach", "book", "kill", "run"))
+        and "  mine" in listed
+    )
 
 
 def test_the_verbs_work_below_a_name_and_leave_ones_own_run_alone(home: Path) -> None:
@@ -128,7 +143,9 @@ def test_a_bad_configuration_is_one_line_and_misuse(home: Path) -> None:
     )
 
 
-def test_under_fab_the_verbs_take_fabs_hosts_and_tasks_hand_their_connection_on(sshd: Sshd, home: Path) -> None:
+def test_under_fab_the_verbs_take_fabs_hosts_and_tasks_hand_their_connection_on(
+    sshd: Sshd, home: Path
+) -> None:
     if metadata.version("invoke") >= "3":
         pytest.skip("fab of Fabric 3.2 doesn't run on Invoke 3")
     text = MINE.replace("from invoke import task", "from fabric import task").replace(
@@ -137,7 +154,11 @@ def test_under_fab_the_verbs_take_fabs_hosts_and_tasks_hand_their_connection_on(
     (home / "fabfile.py").write_text(text)
     flags = ["-S", str(sshd.ssh_config), "-H", "h"]
     said = inv(home, *flags, "mine", program="fab")
-    assert (said.returncode, said.stdout) == (4, "mine\n") and "FAILED: exit 4" in said.stderr and "Traceback" not in said.stderr
+    assert (
+        (said.returncode, said.stdout) == (4, "mine\n")
+        and "FAILED: exit 4" in said.stderr
+        and "Traceback" not in said.stderr
+    )
     assert "mine" in inv(home, *flags, "ps", program="fab").stdout
     assert inv(home, *flags, "logs", "mine", program="fab").stdout == "mine\n"
     # Without -H a verb has its own --host.

@@ -19,7 +19,9 @@ class Checkout:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        shutil.copytree(ROOT / "scripts", path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / "scripts", path / "scripts", ignore=shutil.ignore_patterns("__pycache__")
+        )
         for name in ("pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, path / name)
         bin_ = path / ".venv" / "bin"
@@ -34,15 +36,25 @@ class Checkout:
     def expected(self) -> str:
         """What setup.py says the stamp must be."""
         ask = "import sys; sys.path.insert(0, 'scripts'); import setup; print(setup.Environment('run').expected())"
-        return subprocess.check_output([sys.executable, "-c", ask], cwd=self.path, text=True).strip()
+        return subprocess.check_output(
+            [sys.executable, "-c", ask], cwd=self.path, text=True
+        ).strip()
 
     def stamp(self, text: str) -> None:
         (self.path / ".venv" / "corra-stamp").write_text(text + "\n")
 
-    def inv(self, *words: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    def inv(
+        self, *words: str, cwd: Path | None = None, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         argv = [str(self.path / "scripts" / "inv"), *words]
         return subprocess.run(
-            argv, cwd=cwd or self.path, capture_output=True, text=True, env={**os.environ, **env}, timeout=60, check=False
+            argv,
+            cwd=cwd or self.path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **env},
+            timeout=60,
+            check=False,
         )
 
 
@@ -64,7 +76,9 @@ def test_an_environment_that_is_up_to_date_is_used_at_once(checkout, kind):
 def test_it_works_from_any_directory_and_through_a_link(checkout, tmp_path):
     checkout.stamp(f"run {checkout.expected()}")
     (tmp_path / "link").symlink_to(checkout.path / "scripts" / "inv")
-    done = subprocess.run([tmp_path / "link", "ps"], cwd="/", capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [tmp_path / "link", "ps"], cwd="/", capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stdout) == (0, f"/ --search-root {checkout.path} ps\n")
 
 

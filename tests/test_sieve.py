@@ -24,25 +24,41 @@ def sift(sieve: Sieve, *outputs: Output) -> list[Output]:
 
 
 @PROPERTY
-@given(st.lists(st.sampled_from([b"a", b"b", b"\n"]), max_size=60), st.lists(st.integers(0, 60), max_size=8))
+@given(
+    st.lists(st.sampled_from([b"a", b"b", b"\n"]), max_size=60),
+    st.lists(st.integers(0, 60), max_size=8),
+)
 def test_wherever_the_output_is_cut_the_same_lines_match(letters, cuts):
     data = b"".join(letters)
     edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     pieces = [Output("stdout", a, data[a:b], 5) for a, b in itertools.pairwise(edges)]
     got = sift(Sieve(re.compile(b"ab")), *pieces)
-    assert [line.data for line in got] == [line for line in data.splitlines(keepends=True) if b"ab" in line]
+    assert [line.data for line in got] == [
+        line for line in data.splitlines(keepends=True) if b"ab" in line
+    ]
     assert all(data[line.offset : line.end] == line.data for line in got)
 
 
 def test_a_line_is_as_old_as_its_first_byte():
-    came = [Output("stdout", 0, b"on", 10), Output("stdout", 2, b"e\ntwo\n", 20), Output("stdout", 8, b"three\n", 30)]
+    came = [
+        Output("stdout", 0, b"on", 10),
+        Output("stdout", 2, b"e\ntwo\n", 20),
+        Output("stdout", 8, b"three\n", 30),
+    ]
     assert [line.data for line in sift(Sieve(since_ns=20), *came)] == [b"two\n", b"three\n"]
     assert [line.data for line in sift(Sieve(until_ns=20), *came)] == [b"one\n", b"two\n"]
 
 
 def test_streams_keep_their_lines_apart_and_output_without_a_time_is_shown():
-    came = [Output("stdout", 0, b"ou", 0), Output("stderr", 0, b"err\n", 0), Output("stdout", 2, b"t\n", 0)]
-    assert [(line.stream, line.data) for line in sift(Sieve(since_ns=5, until_ns=6), *came)] == [("stderr", b"err\n"), ("stdout", b"out\n")]
+    came = [
+        Output("stdout", 0, b"ou", 0),
+        Output("stderr", 0, b"err\n", 0),
+        Output("stdout", 2, b"t\n", 0),
+    ]
+    assert [(line.stream, line.data) for line in sift(Sieve(since_ns=5, until_ns=6), *came)] == [
+        ("stderr", b"err\n"),
+        ("stdout", b"out\n"),
+    ]
 
 
 def test_once_something_came_later_than_asked_for_it_is_over():
@@ -54,7 +70,10 @@ def test_once_something_came_later_than_asked_for_it_is_over():
 
 
 def test_a_line_without_end_is_judged_in_pieces():
-    lines = sift(Sieve(re.compile(b"x")), *(Output("stdout", n << 16, b"x" * (1 << 16), 1) for n in range(40)))
+    lines = sift(
+        Sieve(re.compile(b"x")),
+        *(Output("stdout", n << 16, b"x" * (1 << 16), 1) for n in range(40)),
+    )
     assert [len(line.data) for line in lines] == [LINE_MAX, LINE_MAX, (40 << 16) - 2 * LINE_MAX]
 
 

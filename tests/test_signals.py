@@ -89,7 +89,9 @@ RUN = ("run", *LOCAL, "--name", "it", "--", "sh", "-c", PROGRAM)
 # -- Ctrl-C
 
 
-def test_sigint_detaches_and_ends_us_as_sigint_does(cli: Cli, watch: Callable[..., Watcher]) -> None:
+def test_sigint_detaches_and_ends_us_as_sigint_does(
+    cli: Cli, watch: Callable[..., Watcher]
+) -> None:
     watcher = watch(*RUN)
     watcher.until(b"ready\n")
     watcher.send(signal.SIGINT)
@@ -100,7 +102,9 @@ def test_sigint_detaches_and_ends_us_as_sigint_does(cli: Cli, watch: Callable[..
     assert running(cli, "it")
 
 
-def test_a_shell_script_around_us_stops_at_ctrl_c_too(cli: Cli, terminal: Callable[..., Terminal]) -> None:
+def test_a_shell_script_around_us_stops_at_ctrl_c_too(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
     script = cli.home / "script"
     words = " ".join(["'" + word.replace("'", "'\\''") + "'" for word in (*cli.program, *RUN)])
     script.write_text(f"{words}\necho went on\n")
@@ -114,12 +118,17 @@ def test_a_shell_script_around_us_stops_at_ctrl_c_too(cli: Cli, terminal: Callab
     assert running(cli, "it")
 
 
-def test_ctrl_c_on_a_terminal_says_how_to_watch_and_stop_and_then_leaves(cli: Cli, terminal: Callable[..., Terminal]) -> None:
+def test_ctrl_c_on_a_terminal_says_how_to_watch_and_stop_and_then_leaves(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
     screen = terminal(*RUN)
     screen.until("ready")
     screen.type("\x03")
     screen.until(
-        "STILL RUNNING: you have detached", "watch: corra attach it", "stop: corra kill it", "Ctrl-C again within 2 s stops it now"
+        "STILL RUNNING: you have detached",
+        "watch: corra attach it",
+        "stop: corra kill it",
+        "Ctrl-C again within 2 s stops it now",
     )
     assert screen.end() == -signal.SIGINT
     assert running(cli, "it")
@@ -134,23 +143,32 @@ def test_a_second_ctrl_c_stops_the_program(cli: Cli, terminal: Callable[..., Ter
     while time.monotonic() < mashed_for:  # the 0.3 s in which it doesn't count, and some more
         select.select([], [], [], mashed_for - time.monotonic())
     screen.type("\x03")
-    screen.until("TERM sent; KILL to ", "KILLED: exit 5" if b"KILLED: exit" in screen.seen else "corra: it (")
+    screen.until(
+        "TERM sent; KILL to ", "KILLED: exit 5" if b"KILLED: exit" in screen.seen else "corra: it ("
+    )
     assert screen.end() == -signal.SIGINT
     assert cli("status", "--exit-code", "it").returncode == 5
 
 
-def test_ctrl_c_before_anything_was_sent_says_that_nothing_was_started(cli: Cli, terminal: Callable[..., Terminal]) -> None:
+def test_ctrl_c_before_anything_was_sent_says_that_nothing_was_started(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
         there = terminal("run", "--host", f"127.0.0.1:{silent.getsockname()[1]}", "--", "true")
         with silent.accept()[0]:
             there.until("connecting")
             there.type("\x03")
             assert there.end() == -signal.SIGINT
-    assert "NOT STARTED: you left before 127.0.0.1:" in there.seen.decode() and b"MAYBE" not in there.seen
+    assert (
+        "NOT STARTED: you left before 127.0.0.1:" in there.seen.decode()
+        and b"MAYBE" not in there.seen
+    )
     assert cli("attach").returncode == 125  # nor does history know of it
 
 
-def test_mashing_ctrl_c_does_not_stop_the_program(cli: Cli, terminal: Callable[..., Terminal]) -> None:
+def test_mashing_ctrl_c_does_not_stop_the_program(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
     screen = terminal(*RUN)
     screen.until("ready")
     screen.type("\x03")
@@ -161,7 +179,9 @@ def test_mashing_ctrl_c_does_not_stop_the_program(cli: Cli, terminal: Callable[.
     assert running(cli, "it")
 
 
-def test_ctrl_c_works_while_nobody_reads_our_output(cli: Cli, watch: Callable[..., Watcher]) -> None:
+def test_ctrl_c_works_while_nobody_reads_our_output(
+    cli: Cli, watch: Callable[..., Watcher]
+) -> None:
     watcher = watch("run", *LOCAL, "--name", "it", "--", "yes")
     watcher.until(b"y\n")
     assert watcher.process.stdout
@@ -171,9 +191,16 @@ def test_ctrl_c_works_while_nobody_reads_our_output(cli: Cli, watch: Callable[..
     assert running(cli, "it")
 
 
-def test_what_was_ignored_when_we_were_started_stays_ignored(cli: Cli, watch: Callable[..., Watcher]) -> None:
+def test_what_was_ignored_when_we_were_started_stays_ignored(
+    cli: Cli, watch: Callable[..., Watcher]
+) -> None:
     """As under `nohup`, and behind `&` in a script."""
-    watcher = watch(*RUN, preexec_fn=lambda: [signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGHUP)])
+    watcher = watch(
+        *RUN,
+        preexec_fn=lambda: [
+            signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGHUP)
+        ],
+    )
     watcher.until(b"ready\n")
     watcher.send(signal.SIGINT, signal.SIGHUP)
     assert cli("kill", "-s", "TERM", "it").returncode == 0
@@ -194,8 +221,12 @@ def test_term_to_run_is_term_for_the_program(watch: Callable[..., Watcher]) -> N
     assert "TERM passed on to it" in err
 
 
-@pytest.mark.parametrize("order", [(signal.SIGTERM, signal.SIGHUP), (signal.SIGHUP, signal.SIGTERM)])
-def test_a_session_that_ends_leaves_the_program_running(cli: Cli, watch: Callable[..., Watcher], order: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "order", [(signal.SIGTERM, signal.SIGHUP), (signal.SIGHUP, signal.SIGTERM)]
+)
+def test_a_session_that_ends_leaves_the_program_running(
+    cli: Cli, watch: Callable[..., Watcher], order: tuple[int, int]
+) -> None:
     watcher = watch(*RUN)
     watcher.until(b"ready\n")
     watcher.send(*order)
@@ -215,7 +246,9 @@ def test_hup_detaches(cli: Cli, watch: Callable[..., Watcher]) -> None:
     assert running(cli, "it")
 
 
-def test_a_terminal_that_is_closed_leaves_the_program_running(cli: Cli, terminal: Callable[..., Terminal]) -> None:
+def test_a_terminal_that_is_closed_leaves_the_program_running(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
     screen = terminal(*RUN)
     screen.until("ready")
     os.close(screen.master)
@@ -266,24 +299,46 @@ def _threads(pid: int) -> list[str]:
 # -- What a terminal shows
 
 
-def test_the_live_line_shows_what_runs_and_is_gone_at_the_end(cli: Cli, terminal: Callable[..., Terminal]) -> None:
+def test_the_live_line_shows_what_runs_and_is_gone_at_the_end(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
     go = cli.home / "go"
-    screen = terminal("run", *LOCAL, "--name", "it", "--", "sh", "-c", f"echo one; until [ -e {go} ]; do sleep 0.05; done; echo two")
+    screen = terminal(
+        "run",
+        *LOCAL,
+        "--name",
+        "it",
+        "--",
+        "sh",
+        "-c",
+        f"echo one; until [ -e {go} ]; do sleep 0.05; done; echo two",
+    )
     screen.until("one\r\n", "it local  running  0:0", "Ctrl-C: detach")
     go.touch()
     screen.until("two\r\n", "done: exit 0 after")
     assert screen.end() == 0
     last = screen.seen.decode().rpartition("two\r\n")[2]
     assert "running" not in last
-    assert "two\r\ncorra: it (" in screen.seen.decode() or "two\r\n\r\x1b[Kcorra: it (" in screen.seen.decode()
+    assert (
+        "two\r\ncorra: it (" in screen.seen.decode()
+        or "two\r\n\r\x1b[Kcorra: it (" in screen.seen.decode()
+    )
 
 
-def test_whoever_attaches_sees_how_long_a_program_has_been_silent(cli: Cli, terminal: Callable[..., Terminal]) -> None:
+def test_whoever_attaches_sees_how_long_a_program_has_been_silent(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
     """Not how long ago its last words reached this terminal: a program that hangs must look like one."""
-    prog_id = cli("run", "-d", *LOCAL, "--name", "it", "--", "sh", "-c", "echo one; exec sleep 600").stdout.decode().strip()
+    prog_id = (
+        cli("run", "-d", *LOCAL, "--name", "it", "--", "sh", "-c", "echo one; exec sleep 600")
+        .stdout.decode()
+        .strip()
+    )
     run = agent.Run(str(cli.home / ".local/state/corra"), prog_id)
     with contextlib.closing(run):
-        eventually(lambda: (state := run.state(details=True))["last_output_time"] and state["elapsed"] > 3)
+        eventually(
+            lambda: (state := run.state(details=True))["last_output_time"] and state["elapsed"] > 3
+        )
     screen = terminal("attach", "it")
     text = screen.until("one\r\n", " s ago")
     cli("kill", "-9", "-y", "it")
@@ -300,7 +355,9 @@ def test_a_program_can_not_drive_the_terminal_unless_raw(terminal: Callable[...,
     assert "\x1b]0;title\x07\x1b[31mred\r\n" in screen.until("done: exit 0")
 
 
-def test_attach_on_a_terminal_shows_the_last_200_lines(cli: Cli, terminal: Callable[..., Terminal]) -> None:
+def test_attach_on_a_terminal_shows_the_last_200_lines(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
     cli("run", *LOCAL, "--name", "it", "--", "seq", "1000")
     screen = terminal("attach", "it")
     text = screen.until("done: exit 0 at ")
@@ -310,7 +367,9 @@ def test_attach_on_a_terminal_shows_the_last_200_lines(cli: Cli, terminal: Calla
     assert "\r\n800\r\n" not in text
 
 
-def test_kill_asks_before_it_stops_another_persons_run(cli: Cli, terminal: Callable[..., Terminal]) -> None:
+def test_kill_asks_before_it_stops_another_persons_run(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
     cli("run", "-d", *LOCAL, "--name", "it", "--", "sleep", "60", env={"LOGNAME": "ops"})
     refused = cli("kill", "it")
     assert refused.returncode == 125
@@ -323,15 +382,21 @@ def test_kill_asks_before_it_stops_another_persons_run(cli: Cli, terminal: Calla
     assert not running(cli, "it")
 
 
-def test_a_detached_start_that_places_the_agent_says_started_once(cli: Cli, terminal: Callable[..., Terminal], sshd: Sshd) -> None:
+def test_a_detached_start_that_places_the_agent_says_started_once(
+    cli: Cli, terminal: Callable[..., Terminal], sshd: Sshd
+) -> None:
     shown = terminal("run", "-d", "--host", "h", "--name", "nap", "--", "sleep", "60")
     assert shown.end() == 0
     said = [line for line in shown.seen.decode().splitlines() if "started" in line]
-    assert len(said) == 1 and re.search(r"nap \(\w{6}\) on h: started \(agent \S+ placed, \d+ kB\)", said[0])
+    assert len(said) == 1 and re.search(
+        r"nap \(\w{6}\) on h: started \(agent \S+ placed, \d+ kB\)", said[0]
+    )
     cli("kill", "-9", "-y", "nap")
 
 
-def test_what_history_warns_of_is_said_once_in_our_own_words(cli: Cli, terminal: Callable[..., Terminal]) -> None:
+def test_what_history_warns_of_is_said_once_in_our_own_words(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
     (cli.home / ".local" / "state" / "corra").mkdir(parents=True)
     (cli.home / ".local" / "state" / "corra" / "history.sqlite3").mkdir()
     shown = terminal("run", *LOCAL, "--", "true")
@@ -339,8 +404,13 @@ def test_what_history_warns_of_is_said_once_in_our_own_words(cli: Cli, terminal:
     assert shown.seen.decode().count("corra: history ") == 1
 
 
-def test_a_detached_start_says_where_to_watch_on_a_terminal(cli: Cli, terminal: Callable[..., Terminal]) -> None:
+def test_a_detached_start_says_where_to_watch_on_a_terminal(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
     screen = terminal("run", "-d", *LOCAL, "--name", "it", "--", "true")
     text = screen.until("watch: corra attach it")
     assert screen.end() == 0
-    assert any(ids.is_valid(each) and ids.short(each) != each for each in text.replace("\x1b[K", " ").split())
+    assert any(
+        ids.is_valid(each) and ids.short(each) != each
+        for each in text.replace("\x1b[K", " ").split()
+    )

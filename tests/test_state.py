@@ -21,7 +21,9 @@ def ended(**facts: object) -> State:
 
 
 def not_started(stage: str, number: int) -> State:
-    return State.from_json({"prog_id": ID, "state": "not_started", "exception": {"stage": stage, "errno": number}})
+    return State.from_json(
+        {"prog_id": ID, "state": "not_started", "exception": {"stage": stage, "errno": number}}
+    )
 
 
 def test_the_table_of_moves_is_closed_and_final_means_final():
@@ -37,11 +39,17 @@ def test_a_program_that_exits_gives_its_own_code(code):
     assert exit_code(ended(reason="exited", return_code=code, status=code << 8)) == code
 
 
-@pytest.mark.parametrize("number, name", [(1, "SIGHUP"), (9, "SIGKILL"), (11, "SIGSEGV"), (15, "SIGTERM"), (34, "SIG34"), (64, "SIG64")])
+@pytest.mark.parametrize(
+    "number, name",
+    [(1, "SIGHUP"), (9, "SIGKILL"), (11, "SIGSEGV"), (15, "SIGTERM"), (34, "SIG34"), (64, "SIG64")],
+)
 @pytest.mark.parametrize("reason", ["signaled", "killed", "oom"])
 def test_a_program_that_a_signal_ended_gives_128_and_its_number(number, name, reason):
     assert exit_code(ended(reason=reason, signal=name, status=number)) == 128 + number
-    assert exit_code(ended(reason=reason, signal=name, status=number | 0x80, core_dumped=True)) == 128 + number
+    assert (
+        exit_code(ended(reason=reason, signal=name, status=number | 0x80, core_dumped=True))
+        == 128 + number
+    )
 
 
 def test_a_program_that_its_timeout_ended_gives_124_however_it_took_it():
@@ -124,10 +132,14 @@ def test_what_is_no_state_is_refused(value):
 
 
 def test_a_newer_agents_keys_are_left_aside_and_null_is_the_default():
-    assert State.from_json({"prog_id": ID, "state": "running", "mood": "fine", "host": None, "argv": None}) == State(ID, "running")
+    assert State.from_json(
+        {"prog_id": ID, "state": "running", "mood": "fine", "host": None, "argv": None}
+    ) == State(ID, "running")
 
 
 def test_the_seeds_name_for_the_id_is_kept():
-    state = State.from_json({"prog_id": ID, "state": "running", "argv": ["true"], "name": "migrate"})
+    state = State.from_json(
+        {"prog_id": ID, "state": "running", "argv": ["true"], "name": "migrate"}
+    )
     assert state.to_json()["proc_id"] == state.to_json()["prog_id"] == ID
     assert state.label == "migrate (k7m2qx)"

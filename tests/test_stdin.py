@@ -174,7 +174,10 @@ def test_no_guard_that_is_killed_is_an_end_and_no_byte_is_lost(door, victims):
             stream.until_output(b"a\n" + b"b\n" * (at // 2 - 1))
         stream.send(b"E %d\n" % at)
         stream.drain()
-    assert stream.stdout() == b"a\n" + b"b\n" * len(victims) + b"end\n" and stream.states[-1]["return_code"] == 0
+    assert (
+        stream.stdout() == b"a\n" + b"b\n" * len(victims) + b"end\n"
+        and stream.states[-1]["return_code"] == 0
+    )
 
 
 def test_an_end_holds_though_the_keeper_is_killed_before_all_is_read(door):
@@ -198,7 +201,9 @@ def test_a_sender_that_is_killed_is_told_what_came_of_its_bytes(door):
     for _ in range(4):
         with door.popen("follow") as process:
             process.stdin.write(
-                door.encode({"prog_id": "cat", "sender": 9}) + b"I %d %d\n" % (at, len(data) - at) + data[at : at + 150_000]
+                door.encode({"prog_id": "cat", "sender": 9})
+                + b"I %d %d\n" % (at, len(data) - at)
+                + data[at : at + 150_000]
             )
             process.stdout.readline()
             process.kill()
@@ -223,12 +228,16 @@ def close(each: agent.Sender) -> None:
     os.close(each.senders)
 
 
-sends = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40), st.integers(0, 40), st.booleans()), max_size=30)
+sends = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 40), st.integers(0, 40), st.booleans()), max_size=30
+)
 
 
 @PROPERTY
 @given(sends)
-def test_whatever_is_sent_again_torn_or_at_once_each_senders_bytes_are_there_once_and_in_order(steps):
+def test_whatever_is_sent_again_torn_or_at_once_each_senders_bytes_are_there_once_and_in_order(
+    steps,
+):
     """Each step: a sender gives its bytes from `back` before what it believes it has sent, `size` of them; sometimes it is a new process."""
     with tempfile.TemporaryDirectory() as at:
         for name, data in (("stdin", b""), ("senders", agent.SENDER_RECORD.pack(0, 0, 0))):
@@ -288,7 +297,9 @@ def test_its_stdin_is_closed_by_nobody_but_its_end(door):
         stream.send(b"I 0 2\na\n")
         stream.until_output(b"a\n")
     assert door.status("cat")["state"] == "running" and alive(state["pid"])
-    os.kill(state["standby_pids"][0], signal.SIGURG)  # anybody may send that: it means nothing before the end
+    os.kill(
+        state["standby_pids"][0], signal.SIGURG
+    )  # anybody may send that: it means nothing before the end
     with sender(door) as stream:
         stream.send(b"I 2 2\nb\nE 4\n")
         stream.drain()
@@ -300,7 +311,12 @@ def test_what_comes_over_a_socket_is_read_where_a_pipe_s_is_spliced(door):
     payload = os.urandom(300_000)
     ours, theirs = socket.socketpair()
     request = door.program(["md5sum"], prog_id="x", stdin={"bytes": len(payload)})
-    with theirs, subprocess.Popen(door.argv("start"), stdin=theirs.fileno(), stdout=subprocess.PIPE, env=door.env, cwd="/") as starter:
+    with (
+        theirs,
+        subprocess.Popen(
+            door.argv("start"), stdin=theirs.fileno(), stdout=subprocess.PIPE, env=door.env, cwd="/"
+        ) as starter,
+    ):
         with ours:
             ours.sendall(door.encode(request, payload))
         out, _ = starter.communicate(timeout=60)

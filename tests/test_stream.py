@@ -9,18 +9,40 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from corra.stream import HEADER_MAX, PAYLOAD_MAX, STATE_MAX, Ack, BadFrame, Beat, Cursor, Frame, Gap, Output, Parser, Refusal, Status, Taken
+from corra.stream import (
+    HEADER_MAX,
+    PAYLOAD_MAX,
+    STATE_MAX,
+    Ack,
+    BadFrame,
+    Beat,
+    Cursor,
+    Frame,
+    Gap,
+    Output,
+    Parser,
+    Refusal,
+    Status,
+    Taken,
+)
 from properties import PROPERTY, json_values
 
 NAMES = ("stdout", "stderr")
 numbers = st.integers(0, 10**18)
-objects = st.dictionaries(st.text(max_size=5), json_values.filter(lambda value: value == value), max_size=3)  # noqa: PLR0124 - no NaN
+not_nan = json_values.filter(lambda value: value == value)  # noqa: PLR0124
+objects = st.dictionaries(st.text(max_size=5), not_nan, max_size=3)
 frames = st.one_of(
     st.builds(Output, st.sampled_from(NAMES), numbers, st.binary(max_size=60), numbers),
-    st.builds(lambda name, a, b: Gap(name, min(a, b), max(a, b)), st.sampled_from(NAMES), numbers, numbers),
+    st.builds(
+        lambda name, a, b: Gap(name, min(a, b), max(a, b)), st.sampled_from(NAMES), numbers, numbers
+    ),
     st.builds(Status, objects),
     st.builds(Ack, numbers),
-    st.builds(lambda at, kind: Taken(at, ended=kind == "E", closed=kind == "C"), numbers, st.sampled_from("IEC")),
+    st.builds(
+        lambda at, kind: Taken(at, ended=kind == "E", closed=kind == "C"),
+        numbers,
+        st.sampled_from("IEC"),
+    ),
     st.builds(Refusal, objects),
     st.just(Beat()),
 )
@@ -40,7 +62,9 @@ def encode(frame: Frame) -> bytes:
             return b"H\n"
         case Status(value) | Refusal(value):
             payload = json.dumps(value).encode()
-            return f"{'S' if isinstance(frame, Status) else 'X'} {len(payload)}\n".encode() + payload
+            return (
+                f"{'S' if isinstance(frame, Status) else 'X'} {len(payload)}\n".encode() + payload
+            )
 
 
 def parse(*pieces: bytes) -> list[Frame]:
@@ -102,7 +126,10 @@ def test_random_bytes_give_frames_or_bad_frame_and_nothing_else(pieces):
 
 
 @PROPERTY
-@given(st.sampled_from("OGSAXH"), st.lists(st.text(st.characters(blacklist_characters="\n"), max_size=24), max_size=6))
+@given(
+    st.sampled_from("OGSAXH"),
+    st.lists(st.text(st.characters(blacklist_characters="\n"), max_size=24), max_size=6),
+)
 def test_any_header_is_a_frame_a_wait_for_its_payload_or_a_bad_frame(kind, fields):
     parser = Parser()
     try:
@@ -177,7 +204,10 @@ def test_the_largest_payload_passes_in_pieces_and_nothing_of_it_is_kept():
     for at in range(0, len(wire), 65536):
         got += parser.feed(wire[at : at + 65536])
         assert parser.pending == 0
-        assert sum(len(frame.data) for frame in got if isinstance(frame, Output)) == min(at + 65536, len(wire)) - wire.index(b"\n") - 1
+        assert (
+            sum(len(frame.data) for frame in got if isinstance(frame, Output))
+            == min(at + 65536, len(wire)) - wire.index(b"\n") - 1
+        )
     assert whole(got) == [Output("stdout", 0, data)]
 
 
@@ -214,20 +244,29 @@ def test_an_overlap_is_trimmed():
 
 def test_what_was_there_already_is_left_out_whole():
     cursor = Cursor({"stdout": 9})
-    assert take(cursor, Output("stdout", 0, b"abc"), Output("stdout", 6, b"abc"), Gap("stdout", 0, 9)) == []
+    assert (
+        take(cursor, Output("stdout", 0, b"abc"), Output("stdout", 6, b"abc"), Gap("stdout", 0, 9))
+        == []
+    )
     assert cursor.offsets == {"stdout": 9}
 
 
 def test_a_hole_is_a_gap_and_never_silence():
     cursor = Cursor()
-    assert take(cursor, Output("stdout", 3, b"d")) == [Gap("stdout", 0, 3), Output("stdout", 3, b"d")]
+    assert take(cursor, Output("stdout", 3, b"d")) == [
+        Gap("stdout", 0, 3),
+        Output("stdout", 3, b"d"),
+    ]
     assert take(cursor, Gap("stdout", 2, 9)) == [Gap("stdout", 4, 9)]
     assert take(cursor, Gap("stdout", 20, 30)) == [Gap("stdout", 9, 30)]
 
 
 def test_streams_have_cursors_of_their_own():
     cursor = Cursor()
-    assert take(cursor, Output("stdout", 0, b"a"), Output("stderr", 0, b"b")) == [Output("stdout", 0, b"a"), Output("stderr", 0, b"b")]
+    assert take(cursor, Output("stdout", 0, b"a"), Output("stderr", 0, b"b")) == [
+        Output("stdout", 0, b"a"),
+        Output("stderr", 0, b"b"),
+    ]
 
 
 def test_a_cursor_is_not_the_dict_it_was_made_from():
@@ -264,7 +303,9 @@ class Resume(RuleBasedStateMachine):
 
     def show(self, frame: Output | Gap) -> None:
         for new in self.cursor.take(frame):
-            self.shown += list(new.data) if isinstance(new, Output) else [None] * (new.end - new.start)
+            self.shown += (
+                list(new.data) if isinstance(new, Output) else [None] * (new.end - new.start)
+            )
 
     @invariant()
     def every_byte_stands_at_its_offset(self) -> None:

@@ -21,7 +21,11 @@ from properties import PROPERTY, words
 from proxy import wait_for
 
 SHELLS = [
-    pytest.param(shell, marks=pytest.mark.skipif(not shutil.which(shell[0]), reason=f"no {shell[0]}"), id=" ".join(shell))
+    pytest.param(
+        shell,
+        marks=pytest.mark.skipif(not shutil.which(shell[0]), reason=f"no {shell[0]}"),
+        id=" ".join(shell),
+    )
     for shell in (["sh"], ["dash"], ["bash"], ["bash", "--posix"], ["busybox", "sh"], ["mksh"])
 ]
 LOGIN_SHELLS = [
@@ -33,11 +37,19 @@ NONCE = b"0123456789abcdef"
 SHOW = 'for word; do printf "%s:%s" "$(printf %s "$word" | wc -c)" "$word"; done'
 
 
-def far(argv: Sequence[str], *, shell: Sequence[str] = ("sh",), variables: Mapping[str, str] | None = None, before: str = "") -> Any:
+def far(
+    argv: Sequence[str],
+    *,
+    shell: Sequence[str] = ("sh",),
+    variables: Mapping[str, str] | None = None,
+    before: str = "",
+) -> Any:
     """Run `argv` as FAR does, with nothing but a pipe for a link; return (exit status by mark, stdout, stderr, other marks)."""
     text = tether.program_text(list(argv), dict(variables or {}), before, merge=False)
     header = b"%s\n-\n%s\n" % (NONCE, tether.octal(text))
-    done = subprocess.run([*shell, "-c", tether.FAR], input=header, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        [*shell, "-c", tether.FAR], input=header, capture_output=True, timeout=60, check=False
+    )
     hello, rest = done.stderr.split(tether.HELLO, 1)
     assert hello == b""
     out, err, marks = b"", b"", []
@@ -47,7 +59,12 @@ def far(argv: Sequence[str], *, shell: Sequence[str] = ("sh",), variables: Mappi
             if mark is not None:
                 marks.append(mark.decode())
     exits = [int(mark.split()[1]) for mark in marks if mark.startswith("exit ")]
-    return (exits[0] if exits else None), out, err, [mark for mark in marks if not mark.startswith(("exit ", "pid ", "begin", "end"))]
+    return (
+        (exits[0] if exits else None),
+        out,
+        err,
+        [mark for mark in marks if not mark.startswith(("exit ", "pid ", "begin", "end"))],
+    )
 
 
 @pytest.fixture
@@ -55,10 +72,22 @@ def carry() -> Iterator[Any]:
     """A function that starts the tether with a shell as its ssh; `report` is what it told the agent."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*argv: str, shell: Sequence[str] = ("sh",), flags: Sequence[str] = (), text: str = tether.FAR, **how: Any) -> Any:
+    def start(
+        *argv: str,
+        shell: Sequence[str] = ("sh",),
+        flags: Sequence[str] = (),
+        text: str = tether.FAR,
+        **how: Any,
+    ) -> Any:
         ours, theirs = os.pipe()
         secret, given = os.pipe()
-        os.write(given, b"".join(b"%s=%s\0" % (name.encode(), value.encode()) for name, value in how.pop("secrets", {}).items()))
+        os.write(
+            given,
+            b"".join(
+                b"%s=%s\0" % (name.encode(), value.encode())
+                for name, value in how.pop("secrets", {}).items()
+            ),
+        )
         os.close(given)
         link = [*shell, "-c", text]
         process = subprocess.Popen(
@@ -67,7 +96,13 @@ def carry() -> Iterator[Any]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=[theirs, secret],
-            env={**os.environ, "CORRA_REPORT": str(theirs), "CORRA_SECRETS": str(secret), "CORRA_PROG_ID": "x", **how.pop("env", {})},
+            env={
+                **os.environ,
+                "CORRA_REPORT": str(theirs),
+                "CORRA_SECRETS": str(secret),
+                "CORRA_PROG_ID": "x",
+                **how.pop("env", {}),
+            },
             start_new_session=True,
             bufsize=0,  # what a reader of lines has read too far, communicate() wouldn't find
         )
@@ -94,7 +129,11 @@ def line_of(process: subprocess.Popen[bytes]) -> bytes:
 
 @PROPERTY
 @given(
-    parts=st.lists(st.binary(max_size=12) | st.sampled_from([b"corra-", b"corra-0123", b"corra-%s" % NONCE, b"\n"]), max_size=8),
+    parts=st.lists(
+        st.binary(max_size=12)
+        | st.sampled_from([b"corra-", b"corra-0123", b"corra-%s" % NONCE, b"\n"]),
+        max_size=8,
+    ),
     data=st.data(),
 )
 def test_whatever_the_pieces_marks_are_cut_out_and_nothing_else_is_touched(parts, data):
@@ -130,7 +169,24 @@ def test_the_octal_line_is_one_line_of_plain_ascii(text):
 
 @pytest.mark.parametrize("shell", SHELLS)
 @settings(max_examples=int(os.environ.get("CORRA_EXAMPLES", "100")) // 10, deadline=None)
-@example(argv=["", " ", "it's", "--x", "$HOME", "a\nb", "\udcff", "!!", "!1", "\\\\'\\", "\\0101", "%s", "~", "\n"])
+@example(
+    argv=[
+        "",
+        " ",
+        "it's",
+        "--x",
+        "$HOME",
+        "a\nb",
+        "\udcff",
+        "!!",
+        "!1",
+        "\\\\'\\",
+        "\\0101",
+        "%s",
+        "~",
+        "\n",
+    ]
+)
 @given(argv=st.lists(words, max_size=5))
 def test_every_shell_gives_every_argv_back(shell, argv):
     status, out, err, _ = far(["sh", "-c", SHOW, "sh", *argv], shell=shell)
@@ -141,7 +197,16 @@ def test_every_shell_gives_every_argv_back(shell, argv):
 @pytest.mark.parametrize("login_shell", LOGIN_SHELLS)
 def test_far_comes_through_any_login_shell(carry, login_shell):
     process = carry(
-        "sh", "-c", 'printf "%s|" "$@"; exit 3', "sh", "it's", "!!", "a\nb", "\\'", shell=[login_shell], text=portable(tether.FAR)
+        "sh",
+        "-c",
+        'printf "%s|" "$@"; exit 3',
+        "sh",
+        "it's",
+        "!!",
+        "a\nb",
+        "\\'",
+        shell=[login_shell],
+        text=portable(tether.FAR),
     )
     assert process.communicate(timeout=30) == (b"it's|!!|a\nb|\\'|", b"")
     assert process.returncode == 3
@@ -149,23 +214,50 @@ def test_far_comes_through_any_login_shell(carry, login_shell):
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_variables_arrive_exactly_also_those_that_far_itself_uses(shell):
-    values = {"A": "it's $x\n!", "text": "t", "corra": "c", "pid": "p", "nonce": "n", "IFS": ":", "PATH": os.environ["PATH"]}
-    status, out, _, _ = far(["sh", "-c", 'printf "%s|" "$A" "$text" "$corra" "$pid" "$nonce"'], shell=shell, variables=values)
+    values = {
+        "A": "it's $x\n!",
+        "text": "t",
+        "corra": "c",
+        "pid": "p",
+        "nonce": "n",
+        "IFS": ":",
+        "PATH": os.environ["PATH"],
+    }
+    status, out, _, _ = far(
+        ["sh", "-c", 'printf "%s|" "$A" "$text" "$corra" "$pid" "$nonce"'],
+        shell=shell,
+        variables=values,
+    )
     assert (status, out) == (0, b"it's $x\n!|t|c|p|n|")
 
 
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize(
-    ("script", "expected"), [("exit 0", 0), ("exit 255", 255), ("kill -9 $$", 137), ("kill -TERM $$", 143), ("kill -INT $$", 130)]
+    ("script", "expected"),
+    [
+        ("exit 0", 0),
+        ("exit 255", 255),
+        ("kill -9 $$", 137),
+        ("kill -TERM $$", 143),
+        ("kill -INT $$", 130),
+    ],
 )
 def test_the_status_comes_back_and_the_shell_adds_no_word(shell, script, expected):
-    assert far(["sh", "-c", f"echo out; echo err >&2; {script}"], shell=shell) == (expected, b"out\n", b"err\n", [])
+    assert far(["sh", "-c", f"echo out; echo err >&2; {script}"], shell=shell) == (
+        expected,
+        b"out\n",
+        b"err\n",
+        [],
+    )
 
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_program_has_three_descriptors_and_no_signal_ignored(shell):
     # The shell that lists them has one more for the listing.
-    status, out, _, _ = far(["sh", "-c", "grep -E 'SigIgn|SigBlk' /proc/self/status; exec ls /proc/self/fd"], shell=shell)
+    status, out, _, _ = far(
+        ["sh", "-c", "grep -E 'SigIgn|SigBlk' /proc/self/status; exec ls /proc/self/fd"],
+        shell=shell,
+    )
     lines = out.decode().split()
     assert status == 0
     assert lines[1] == "0000000000000000", out
@@ -213,7 +305,10 @@ def test_a_stand_in_is_the_signal_there_and_so_is_a_real_one(carry, shell, name)
     number, trapped = signal.Signals["SIG" + name], "USR2" if name == "KILL" else name
     for sent in {tether.STAND_IN + number, number} - {signal.SIGKILL}:
         process = carry(
-            "sh", "-c", f"exec 2>/dev/null; trap 'echo {name}; exit 3' {trapped}; echo ready; while :; do sleep 0.05; done", shell=shell
+            "sh",
+            "-c",
+            f"exec 2>/dev/null; trap 'echo {name}; exit 3' {trapped}; echo ready; while :; do sleep 0.05; done",
+            shell=shell,
         )
         assert line_of(process) == b"ready\n"
         process.send_signal(sent)
@@ -226,7 +321,9 @@ def test_a_stand_in_is_the_signal_there_and_so_is_a_real_one(carry, shell, name)
 @pytest.mark.parametrize("where", ["proc", "ps", "no setsid"])
 def test_kill_there_is_for_the_whole_tree(carry, shell, where, tmp_path):
     text = tether.FAR.replace("/proc/[0-9]*/stat", "/nonexistent") if where == "ps" else tether.FAR
-    text = text.replace("command -v setsid", "command -v corra-none") if where == "no setsid" else text
+    text = (
+        text.replace("command -v setsid", "command -v corra-none") if where == "no setsid" else text
+    )
     # A child in a session of its own, one that ignores what it can, and one of a child; each says its pid.
     script = """trap '' TERM HUP; echo $$ >>"$0"
     setsid sh -c 'echo $$ >>"$0"; sleep 1000; :' "$0" & (sh -c 'echo $$ >>"$0"; sleep 1000; :' "$0"; :) & sleep 1000 & echo $! >>"$0"
@@ -256,7 +353,9 @@ def test_a_program_that_doesnt_read_its_stdin_hears_signals_all_the_same(carry, 
     sent = tmp_path / "sent"
     sent.write_bytes(bytes(1 << 20))
     with sent.open("rb") as file:
-        process = carry("sh", "-c", "trap 'exit 4' TERM; echo ready; while :; do sleep 0.05; done", stdin=file)
+        process = carry(
+            "sh", "-c", "trap 'exit 4' TERM; echo ready; while :; do sleep 0.05; done", stdin=file
+        )
     assert line_of(process) == b"ready\n"
     process.terminate()
     assert process.wait(30) == 4
@@ -307,7 +406,10 @@ def _parent(pid: int) -> int:
 @pytest.mark.parametrize("lie", ["exit 256", "exit -1", "exit none", "%099999d"])
 def test_a_host_that_lies_in_its_marks_ends_in_a_lost_link_and_holds_no_memory(carry, lie):
     begin = "IFS= read -r n; printf 'corra-%s pid 1\\n' $n >&2; printf 'corra-%s begin\\ncorra-%s end\\n' $n $n; "
-    process = carry("true", text=f"echo corra-far hello >&2; {begin} printf 'corra-%s {lie}\\n' $n >&2; exec sleep 1000")
+    process = carry(
+        "true",
+        text=f"echo corra-far hello >&2; {begin} printf 'corra-%s {lie}\\n' $n >&2; exec sleep 1000",
+    )
     process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL
 
@@ -320,7 +422,9 @@ def test_who_isnt_let_in_is_told_and_nothing_was_started(carry):
 
 
 def test_a_login_that_never_says_hello_is_given_up(carry):
-    process = carry("true", flags=["--patience", "0.2"], text="echo 'switch1> ' >&2; exec sleep 1000")
+    process = carry(
+        "true", flags=["--patience", "0.2"], text="echo 'switch1> ' >&2; exec sleep 1000"
+    )
     process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL
     assert process.report.read() == b"link 110 switch1>"
@@ -356,10 +460,22 @@ def test_a_reader_that_stands_still_holds_the_program_back_and_signals_go_throug
 
 
 def test_a_sudo_that_asks_is_answered_once(carry):
-    asks = f"printf '%s' {tether.PROMPTS[1].decode()} >&2; read -r got; [ \"$got\" = 'pass word' ] || "
+    asks = (
+        f"printf '%s' {tether.PROMPTS[1].decode()} >&2; read -r got; [ \"$got\" = 'pass word' ] || "
+    )
     secrets = {tether.PASSWORD: "pass word", "TOKEN": "it's"}
-    good = carry("sh", "-c", 'echo "in $CORRA_SUDO_PASSWORD $TOKEN"', text=asks + "exit 9\n" + tether.FAR, secrets=secrets)
+    good = carry(
+        "sh",
+        "-c",
+        'echo "in $CORRA_SUDO_PASSWORD $TOKEN"',
+        text=asks + "exit 9\n" + tether.FAR,
+        secrets=secrets,
+    )
     assert good.communicate(timeout=30) == (b"in  it's\n", b"")
-    bad = carry("true", text=asks + f"printf '%s' {tether.PROMPTS[1].decode()} >&2\nexec sleep 1000", secrets={tether.PASSWORD: "no"})
+    bad = carry(
+        "true",
+        text=asks + f"printf '%s' {tether.PROMPTS[1].decode()} >&2\nexec sleep 1000",
+        secrets={tether.PASSWORD: "no"},
+    )
     bad.communicate(timeout=30)
     assert bad.report.read() == b"link 13 sudo: incorrect password attempt"

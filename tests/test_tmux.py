@@ -34,10 +34,17 @@ from tmux import PATIENCE_S, PROMPT, Tmux
 CORRA = f"{shlex.quote(sys.executable)} -m corra"
 # Each thing that a program may leave switched and that tmux tells of, and characters that are drawn as lines.
 ALL = r"\033[?1049h\033[?1h\033=\033[?25l\033[3 q\033[?1003h\033[?1006h\033[?2004h\033[?7l\033[4h\033[2;9r\033[?6h\033(0\033[31m"
-SIGNALS = {"HUP": [signal.SIGHUP], "HUP and TERM": [signal.SIGHUP, signal.SIGTERM], "TERM": [signal.SIGTERM]}
+SIGNALS = {
+    "HUP": [signal.SIGHUP],
+    "HUP and TERM": [signal.SIGHUP, signal.SIGTERM],
+    "TERM": [signal.SIGTERM],
+}
 SHELL_PROMPT = re.escape(PROMPT.strip())
 
-pytestmark = [pytest.mark.usefixtures("home"), pytest.mark.skipif(shutil.which("tmux") is None, reason="no tmux on this machine")]
+pytestmark = [
+    pytest.mark.usefixtures("home"),
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="no tmux on this machine"),
+]
 
 
 @pytest.fixture
@@ -46,7 +53,9 @@ def seat(home: Path) -> Iterator[Callable[..., Tmux]]:
     opened: list[Tmux] = []
 
     def sit(*command: str, rows: int = 24, columns: int = 80, **env: str) -> Tmux:
-        opened.append(Tmux(home, *command, rows=rows, columns=columns, env={"PYTHONPATH": str(ROOT), **env}))
+        opened.append(
+            Tmux(home, *command, rows=rows, columns=columns, env={"PYTHONPATH": str(ROOT), **env})
+        )
         return opened[-1]
 
     yield sit
@@ -77,7 +86,9 @@ def same(one: Tmux, other: Tmux, pattern: str) -> None:
     other.expect(pattern)
     until = time.monotonic() + PATIENCE_S
     while (mine := one.picture) != (theirs := other.picture):
-        assert time.monotonic() < until, f"the two never showed the same:\n{mine[0]}\n{mine[1]}\n\n{theirs[0]}\n{theirs[1]}"
+        assert time.monotonic() < until, (
+            f"the two never showed the same:\n{mine[0]}\n{mine[1]}\n\n{theirs[0]}\n{theirs[1]}"
+        )
 
 
 def as_it_was(there: Tmux, before: object) -> None:
@@ -88,17 +99,23 @@ def as_it_was(there: Tmux, before: object) -> None:
     there.type("clear", "Enter")
     there.expect(rf"\A{SHELL_PROMPT}\Z")  # what is typed before a prompt is echoed twice
     there.type(f"echo {wide}", "Enter")
-    lines = [text[at : at + columns] for text in (typed, wide) for at in range(0, len(text), columns)]
+    lines = [
+        text[at : at + columns] for text in (typed, wide) for at in range(0, len(text), columns)
+    ]
     there.expect(r"\A" + re.escape("\n".join([*lines, PROMPT.strip()])) + r"\Z")
 
 
-def test_vim_looks_as_beside_it_through_edits_sizes_and_whoever_comes_later(seat: Callable[..., Tmux], line: Proxy, home: Path) -> None:
+def test_vim_looks_as_beside_it_through_edits_sizes_and_whoever_comes_later(
+    seat: Callable[..., Tmux], line: Proxy, home: Path
+) -> None:
     file = home / "f"
     file.write_text("".join(f"line {n}\n" for n in range(200)))
     words = vim("-c", "set ruler mouse=a", str(file))
     here, there = seat(*words), seat()
     before = there.modes
-    there.command(f"echo earlier; {CORRA} run -i --pty --name vim --host far -- {shlex.join(words)}")
+    there.command(
+        f"echo earlier; {CORRA} run -i --pty --name vim --host far -- {shlex.join(words)}"
+    )
     same(there, here, "^line 0$")
     for each in (here, there):
         each.type("5G", "O", "one more", "Escape")
@@ -134,13 +151,20 @@ def test_vim_looks_as_beside_it_through_edits_sizes_and_whoever_comes_later(seat
     ids=["htop", "top", "less"],
 )
 def test_what_fills_the_screen_follows_its_size_and_keys_and_leaves_the_screen_as_it_was(
-    seat: Callable[..., Tmux], line: Proxy, home: Path, words: str, shown: str, sizes: tuple[int, int]
+    seat: Callable[..., Tmux],
+    line: Proxy,
+    home: Path,
+    words: str,
+    shown: str,
+    sizes: tuple[int, int],
 ) -> None:
     (home / "f").write_text("".join(f"line {n}\n" for n in range(200)))
     program, *rest = words.split()
     there = seat(rows=sizes[0])
     before = there.modes
-    there.command(f"echo earlier; {CORRA} run -i --pty --name full --host far -- {shlex.join([needs(program), *rest])}")
+    there.command(
+        f"echo earlier; {CORRA} run -i --pty --name full --host far -- {shlex.join([needs(program), *rest])}"
+    )
     there.expect(shown)
     wait_for(lambda: len(there.screen.splitlines()) == sizes[0])
     there.resize(sizes[1], 110)
@@ -169,14 +193,23 @@ def test_sudo_asks_for_its_password_shows_nothing_of_it_and_keeps_nothing(
     """The real sudo, which opens /dev/tty itself."""
     needs("sudo")
     name = f"corra{os.getpid()}"
-    with users.made(name, "c0rrect-horse"), users.sudoers(f"corra-{name}", f"Defaults:{name} !lecture", f"{name} ALL=(ALL) ALL"):
+    with (
+        users.made(name, "c0rrect-horse"),
+        users.sudoers(f"corra-{name}", f"Defaults:{name} !lecture", f"{name} ALL=(ALL) ALL"),
+    ):
         there = seat()
         who = f"setpriv --reuid={name} --regid={name} --init-groups"
         there.command(f"{CORRA} run -i --pty --host far -- {who} sudo id -un")
         there.expect("password for .*:$")
         there.type("c0rrect-horse", "Enter")
         there.expect(rf"^\[sudo\] password for {name}:\nroot\ncorra: .*done: exit 0")
-    wait_for(lambda: subprocess.run(["grep", "-rq", "c0rrect-horse", home / ".local"], check=False).returncode)
+    wait_for(
+        lambda: (
+            subprocess.run(
+                ["grep", "-rq", "c0rrect-horse", home / ".local"], check=False
+            ).returncode
+        )
+    )
 
 
 def test_a_shell_there_is_a_shell(seat: Callable[..., Tmux], line: Proxy) -> None:
@@ -214,10 +247,17 @@ def test_a_shell_there_is_a_shell(seat: Callable[..., Tmux], line: Proxy) -> Non
     as_it_was(there, before)
 
 
-def test_what_is_pasted_arrives_once_and_whole(seat: Callable[..., Tmux], line: Proxy, home: Path) -> None:
+def test_what_is_pasted_arrives_once_and_whole(
+    seat: Callable[..., Tmux], line: Proxy, home: Path
+) -> None:
     """100 kB of it, into vim: bracketed, so that nothing is indented; also for who came later."""
-    file, text = home / "pasted", "".join(f"    {n} and some words behind it\n" for n in range(3300))
-    (home / "vimrc").write_text("set nocompatible autoindent t_BE=\x1b[?2004h t_BD=\x1b[?2004l t_PS=\x1b[200~ t_PE=\x1b[201~\n")
+    file, text = (
+        home / "pasted",
+        "".join(f"    {n} and some words behind it\n" for n in range(3300)),
+    )
+    (home / "vimrc").write_text(
+        "set nocompatible autoindent t_BE=\x1b[?2004h t_BD=\x1b[?2004l t_PS=\x1b[200~ t_PE=\x1b[201~\n"
+    )
     words = [*vim(), str(file)]
     words[words.index("-u") + 1] = str(home / "vimrc")
     there = seat()
@@ -237,12 +277,18 @@ def test_what_is_pasted_arrives_once_and_whole(seat: Callable[..., Tmux], line: 
     assert file.read_text() == text + "\n"
 
 
-@pytest.mark.parametrize("how", ["keys", "HUP", "HUP and TERM", "TERM", "the link cut, and keys", "the program killed"])
-def test_however_a_program_is_left_the_terminal_is_as_it_was(seat: Callable[..., Tmux], line: Proxy, how: str) -> None:
+@pytest.mark.parametrize(
+    "how", ["keys", "HUP", "HUP and TERM", "TERM", "the link cut, and keys", "the program killed"]
+)
+def test_however_a_program_is_left_the_terminal_is_as_it_was(
+    seat: Callable[..., Tmux], line: Proxy, how: str
+) -> None:
     there = seat()
     before = there.modes
     program = f"printf '{ALL}all'; exec sleep 600"
-    there.command(f"echo earlier; {CORRA} run -i --pty --name it --host far -- sh -c {shlex.quote(program)}")
+    there.command(
+        f"echo earlier; {CORRA} run -i --pty --name it --host far -- sh -c {shlex.quote(program)}"
+    )
     until = time.monotonic() + 2 * PATIENCE_S
     while "alternate_on=1" not in there.modes[0] or "scroll_region_upper=1" not in there.modes[0]:
         assert time.monotonic() < until, f"{there.modes[0]}\n{there.screen}"
@@ -274,7 +320,10 @@ def glass(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tmux, IO[b
     os.mkfifo(at / "shown")
     answers = at / "answers"
     show = f"stty raw -echo; cat > {answers} & exec cat {at}/shown"
-    with Tmux(at, "sh", "-c", show.replace("cat >", "cat < /dev/tty >")) as tmux, (at / "shown").open("wb", 0) as shown:
+    with (
+        Tmux(at, "sh", "-c", show.replace("cat >", "cat < /dev/tty >")) as tmux,
+        (at / "shown").open("wb", 0) as shown,
+    ):
         wait_for(answers.exists)
         yield tmux, shown, answers
 
@@ -289,7 +338,9 @@ def show(glass: tuple[Tmux, IO[bytes], Path], data: bytes) -> None:
 
 @given(sequences=st.lists(st.sampled_from(SEQUENCES), max_size=20))
 @settings(PROPERTY, max_examples=PROPERTY.max_examples // 2)
-def test_a_real_terminal_is_as_before_after_whatever_was_switched(glass: tuple[Tmux, IO[bytes], Path], sequences: list[bytes]) -> None:
+def test_a_real_terminal_is_as_before_after_whatever_was_switched(
+    glass: tuple[Tmux, IO[bytes], Path], sequences: list[bytes]
+) -> None:
     tmux, modes = glass[0], Modes()
     show(glass, b"\x1b[?1049l\x1bc")
     before = tmux.modes
@@ -303,7 +354,9 @@ def test_a_real_terminal_is_as_before_after_whatever_was_switched(glass: tuple[T
 
 @given(old=st.lists(st.sampled_from(QUESTIONS + STRINGS + HARMLESS), max_size=12))
 @settings(PROPERTY, max_examples=PROPERTY.max_examples // 2)
-def test_a_real_terminal_answers_nothing_that_was_asked_before(glass: tuple[Tmux, IO[bytes], Path], old: list[bytes]) -> None:
+def test_a_real_terminal_answers_nothing_that_was_asked_before(
+    glass: tuple[Tmux, IO[bytes], Path], old: list[bytes]
+) -> None:
     answers = glass[2]
     before = answers.stat().st_size
     data = b"".join(old)

@@ -30,7 +30,12 @@ pytestmark = [pytest.mark.alone, pytest.mark.timeout(600)]
 def tortured(*words: object) -> dict[str, Any]:
     """Run `scripts/torture` with `words`; return its figures, or fail with all it said."""
     script = Path(__file__).parent.parent / "scripts" / "torture"
-    done = subprocess.run([sys.executable, script, "--json", *map(str, words)], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, script, "--json", *map(str, words)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert figures["violations"] == 0
@@ -44,7 +49,9 @@ def test_no_byte_status_or_promise_is_lost_under(fault: str) -> None:
     if fault in torture.OVER_SSH and sshd.program() is None:
         pytest.skip("no sshd on this machine: there is no link to cut")
     share = RUNS * torture.FAULTS.count(fault) // len(torture.FAULTS)
-    share //= 2 if fault in ("together", *torture.KEPT_HERE) else 1  # each is two clients, two logins and three guards
+    share //= (
+        2 if fault in ("together", *torture.KEPT_HERE) else 1
+    )  # each is two clients, two logins and three guards
     figures = tortured("--fault", fault, "--runs", share, "--seed", SEED)
     assert figures["runs"] == share
     if fault in ("one", "two", "together", "kept"):
@@ -54,7 +61,9 @@ def test_no_byte_status_or_promise_is_lost_under(fault: str) -> None:
         assert figures["cuts"] + figures["clients"] > share / 5
     if fault == "inv":
         assert figures["clients"] > share / 2
-        assert figures["resumed"]  # half of them are sent something, and of these most are hit in the middle of it
+        assert figures[
+            "resumed"
+        ]  # half of them are sent something, and of these most are hit in the middle of it
     if fault == "together":
         assert min(figures["kills"], figures["cuts"], figures["clients"]) > share / 5
 
@@ -62,7 +71,9 @@ def test_no_byte_status_or_promise_is_lost_under(fault: str) -> None:
 @pytest.mark.parametrize("role", [*sweep.ROLES, "standby --by-hand"])
 def test_a_guard_may_be_killed_at_any_of_its_system_calls(role: str) -> None:
     figures = tortured("--sweep", *role.split(), "--points", POINTS, "--seed", SEED)
-    assert figures["killed"] >= figures["runs"] * 0.8  # a slow machine makes fewer calls than the one run that counted them
+    assert (
+        figures["killed"] >= figures["runs"] * 0.8
+    )  # a slow machine makes fewer calls than the one run that counted them
     assert figures["runs"] >= min(POINTS, figures["calls"])
 
 

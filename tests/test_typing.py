@@ -51,9 +51,23 @@ BAD = [
 def mypy(tmp_path: Path, text: str) -> subprocess.CompletedProcess[str]:
     file = tmp_path / "book.py"
     file.write_text(text)
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache" / "user"), str(file)]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--cache-dir",
+        str(ROOT / ".mypy_cache" / "user"),
+        str(file),
+    ]
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "MYPYPATH": str(ROOT)}, check=False, timeout=300
+        command,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        check=False,
+        timeout=300,
     )
 
 
@@ -61,5 +75,9 @@ def test_a_typed_runbook_passes_and_each_mistake_is_found(tmp_path: Path) -> Non
     """In one run of mypy: a line for each mistake, none for what is right."""
     said = mypy(tmp_path, GOOD + "\n\n" + "\n".join(BAD) + "\n")
     begin = (GOOD + "\n\n").count("\n") + 1
-    lines = [int(line.split(":")[1]) for line in said.stdout.splitlines() if line.startswith("book.py:") and ": error:" in line]
+    lines = [
+        int(line.split(":")[1])
+        for line in said.stdout.splitlines()
+        if line.startswith("book.py:") and ": error:" in line
+    ]
     assert sorted(set(lines)) == list(range(begin, begin + len(BAD))), said.stdout + said.stderr

@@ -81,13 +81,24 @@ def test_a_verb_takes_many_ids_or_none(inv: Inv, ids: list[str]) -> None:
 
 def test_flags_may_stand_before_between_and_behind_the_ids(inv: Inv) -> None:
     given = told(inv("kill", "-s", "HUP", "a", "-an5", "b", "--hosts=h1,h2", "-H", "h3"), "kill")
-    assert (given["ids"], given["signal"], given["all"], given["tail"], given["host"]) == (["a", "b"], "HUP", True, 5, ["h1,h2", "h3"])
+    assert (given["ids"], given["signal"], given["all"], given["tail"], given["host"]) == (
+        ["a", "b"],
+        "HUP",
+        True,
+        5,
+        ["h1,h2", "h3"],
+    )
 
 
 def test_the_command_keeps_its_words_exactly(inv: Inv) -> None:
     words = ["sh", "-c", "a  b", "", "--x", "-H", "--", "a\nb", "$HOME", "'\"\\"]
     given = told(inv("run", "-H", "db1", "-dT", "2h", "--", *words), "run")
-    assert (given["argv"], given["detach"], given["timeout"], given["host"]) == (words, True, 7200.0, ["db1"])
+    assert (given["argv"], given["detach"], given["timeout"], given["host"]) == (
+        words,
+        True,
+        7200.0,
+        ["db1"],
+    )
 
 
 def test_a_verb_after_a_verb_is_run_too(inv: Inv) -> None:
@@ -106,20 +117,35 @@ def test_other_tasks_are_left_alone_even_if_a_verbs_name_is_among_their_words(in
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("run --host db1 uptime", "corra: NOT STARTED: no -- before the command:  inv run --host db1 -- uptime"),
-        ("run --host db1 ls -l /tmp", "corra: NOT STARTED: no -- before the command:  inv run --host db1 -- ls -l /tmp"),
+        (
+            "run --host db1 uptime",
+            "corra: NOT STARTED: no -- before the command:  inv run --host db1 -- uptime",
+        ),
+        (
+            "run --host db1 ls -l /tmp",
+            "corra: NOT STARTED: no -- before the command:  inv run --host db1 -- ls -l /tmp",
+        ),
         ("run --host db1", "corra: NOT STARTED: no command:  inv run --host db1 -- COMMAND"),
         ("run --host db1 --", "corra: NOT STARTED: no command:  inv run --host db1 -- COMMAND"),
         ("run --host -- true", "corra: NOT STARTED: --host needs a value"),
         ("run --host= -- true", "corra: NOT STARTED: --host needs a value"),
         ("run --host -d -- true", "corra: NOT STARTED: --host needs a value"),
-        ("run -T soon -- true", "corra: NOT STARTED: -T: not a duration: 'soon' (say 30s, 5m, 2h or 14d)"),
-        ("run -H h x -- true", "corra: NOT STARTED: 'x' stands before the --;  the command goes after it"),
+        (
+            "run -T soon -- true",
+            "corra: NOT STARTED: -T: not a duration: 'soon' (say 30s, 5m, 2h or 14d)",
+        ),
+        (
+            "run -H h x -- true",
+            "corra: NOT STARTED: 'x' stands before the --;  the command goes after it",
+        ),
         ("kill x -f", "corra: NOT KILLED: kill has no -f;  inv --help kill lists its flags"),
         ("kill -w x", "corra: NOT KILLED: kill has no -w;  inv --help kill lists its flags"),
         ("kill --pty x", "corra: NOT KILLED: kill has no --pty;  inv --help kill lists its flags"),
         ("kill -c other x", "corra: NOT KILLED: kill has no -c;  inv --help kill lists its flags"),
-        ("kill --such=1 x", "corra: NOT KILLED: kill has no --such;  inv --help kill lists its flags"),
+        (
+            "kill --such=1 x",
+            "corra: NOT KILLED: kill has no --such;  inv --help kill lists its flags",
+        ),
         ("kill -s TERM -s KILL x", "corra: NOT KILLED: -s is given twice"),
         ("kill -n five x", "corra: NOT KILLED: -n: not a number: 'five'"),
         ("kill --all=yes", "corra: NOT KILLED: --all takes no value"),
@@ -127,7 +153,9 @@ def test_other_tasks_are_left_alone_even_if_a_verbs_name_is_among_their_words(in
         ("ps db1", "corra: NOT DONE: ps takes no word: 'db1';  a host is  inv ps --host HOST"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name_and_runs_nothing(inv: Inv, words: str, line: str) -> None:
+def test_what_makes_no_sense_is_refused_by_name_and_runs_nothing(
+    inv: Inv, words: str, line: str
+) -> None:
     done = inv(*words.split())
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line + "\n")
 
@@ -136,11 +164,23 @@ def test_a_refusal_is_json_where_json_is_wanted(inv: Inv) -> None:
     done = inv("kill", "--json", "-f")
     error = json.loads(done.stdout)
     assert (done.returncode, done.stderr) == (2, "")
-    assert (error["type"], error["kind"], error["exit_code"], error["started"]) == ("error", "misuse", 2, "no")
+    assert (error["type"], error["kind"], error["exit_code"], error["started"]) == (
+        "error",
+        "misuse",
+        2,
+        "no",
+    )
 
 
 @pytest.mark.parametrize(
-    "words", [("kill", "--help"), ("kill", "-h"), ("kill", "x", "--help"), ("run", "--help"), ("run", "-h", "--", "x")]
+    "words",
+    [
+        ("kill", "--help"),
+        ("kill", "-h"),
+        ("kill", "x", "--help"),
+        ("run", "--help"),
+        ("run", "-h", "--", "x"),
+    ],
 )
 def test_help_behind_the_verb_is_help(inv: Inv, words: tuple[str, ...]) -> None:
     done = inv(*words)
@@ -152,7 +192,10 @@ def test_help_behind_the_verb_is_help(inv: Inv, words: tuple[str, ...]) -> None:
 
 
 def test_invokes_own_dry_echo_and_hide_count_before_and_behind_the_verb(inv: Inv) -> None:
-    for words in (("-R", "-e", "--hide=out", "run", "--", "x"), ("run", "-Re", "--hide", "out", "--", "x")):
+    for words in (
+        ("-R", "-e", "--hide=out", "run", "--", "x"),
+        ("run", "-Re", "--hide", "out", "--", "x"),
+    ):
         given = told(inv(*words), "run")
         assert (given["dry"], given["echo"], given["hide"]) == (True, True, "out")
 
@@ -171,7 +214,11 @@ def test_ids_and_names_are_completed_from_history(inv: Inv) -> None:
 
     history.remember(history.Entry("20261123t014409z-k7m2qxwp", "db1", name="migrate"))
     history.remember(history.Entry("pay-20261123", "db1"))
-    assert set(inv("--complete", "--", "inv", "kill").stdout.split()) == {"k7m2qx", "migrate", "pay-20261123"}
+    assert set(inv("--complete", "--", "inv", "kill").stdout.split()) == {
+        "k7m2qx",
+        "migrate",
+        "pay-20261123",
+    }
     assert inv("--complete", "--", "inv", "kill", "x", "k7").stdout.split() == ["k7m2qx"]
     assert inv("--complete", "--", "inv", "kill", "-s", "mi").stdout.split() != ["migrate"]
 
@@ -180,17 +227,50 @@ def test_ids_and_names_are_completed_from_history(inv: Inv) -> None:
 
 pieces = st.one_of(
     st.sampled_from(("x", "k7m2qx", "5", "2h", "-", "---", "run", "ps", "kill")),
-    st.sampled_from(("-s", "-sTERM", "-aq", "-qan5", "-n", "-q=1", "-Hh=1", "-abc=--d=-efg", "-h", "-R", "-e", "-w", "-c", "-T", "-f=")),
-    st.sampled_from(("--host", "--host=h", "--host=--x=y", "--help", "--hide", "--echo", "--config=x", "--no-such")),
+    st.sampled_from(
+        (
+            "-s",
+            "-sTERM",
+            "-aq",
+            "-qan5",
+            "-n",
+            "-q=1",
+            "-Hh=1",
+            "-abc=--d=-efg",
+            "-h",
+            "-R",
+            "-e",
+            "-w",
+            "-c",
+            "-T",
+            "-f=",
+        )
+    ),
+    st.sampled_from(
+        (
+            "--host",
+            "--host=h",
+            "--host=--x=y",
+            "--help",
+            "--hide",
+            "--echo",
+            "--config=x",
+            "--no-such",
+        )
+    ),
 )
-words_of_any_kind = st.lists(pieces | st.text(max_size=6).filter(lambda word: word != "--"), max_size=7)
+words_of_any_kind = st.lists(
+    pieces | st.text(max_size=6).filter(lambda word: word != "--"), max_size=7
+)
 
 
 @settings(max_examples=500, deadline=None)
 @given(st.sampled_from([tasks.kill, tasks.attach, tasks.ps, tasks.run]), words_of_any_kind)
 @example(tasks.kill, ["--help", "x"])
 @example(tasks.kill, ["-qan=5", "x"])
-def test_whatever_follows_a_verb_invoke_hands_the_verb_its_own_reading(verb: Verb, words: list[str]) -> None:
+def test_whatever_follows_a_verb_invoke_hands_the_verb_its_own_reading(
+    verb: Verb, words: list[str]
+) -> None:
     """No ParseError, so no answer of Invoke's; what another verb's name ends is that verb's business."""
     before = sys.argv
     sys.argv = ["inv", verb.name, *words]
@@ -198,7 +278,9 @@ def test_whatever_follows_a_verb_invoke_hands_the_verb_its_own_reading(verb: Ver
         line = verb.read(words)
         contexts = [ParserContext(name=each.name, args=each.get_arguments()) for each in (verb,)]
         own = [*words[: line.taken]]
-        parsed = Parser(initial=Program().initial_context, contexts=contexts).parse_argv([verb.name, *own])
+        parsed = Parser(initial=Program().initial_context, contexts=contexts).parse_argv(
+            [verb.name, *own]
+        )
     finally:
         sys.argv = before
     assert [each.name for each in parsed] == [None, verb.name]
@@ -208,7 +290,9 @@ def test_whatever_follows_a_verb_invoke_hands_the_verb_its_own_reading(verb: Ver
 # -- From Python
 
 
-def test_a_verb_called_as_a_function_takes_words_and_flags(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_verb_called_as_a_function_takes_words_and_flags(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(Exit) as caught:
         tasks.kill(Context(), "x", "y", all=True)
     assert caught.value.code == 2

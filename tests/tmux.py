@@ -20,25 +20,68 @@ PATIENCE_S = 60.0
 PROMPT = "me$ "
 # What a program may leave changed in a terminal, as far as tmux tells; one that doesn't know a name says nothing for it.
 _FLAGS = (
-    *("alternate_on", "cursor_flag", "cursor_shape", "cursor_very_visible", "insert_flag", "keypad_flag", "keypad_cursor_flag"),
-    *("origin_flag", "wrap_flag", "bracket_paste_flag", "synchronized_output_flag", "pane_key_mode"),
-    *("mouse_any_flag", "mouse_standard_flag", "mouse_button_flag", "mouse_all_flag", "mouse_sgr_flag", "mouse_utf8_flag"),
+    *(
+        "alternate_on",
+        "cursor_flag",
+        "cursor_shape",
+        "cursor_very_visible",
+        "insert_flag",
+        "keypad_flag",
+        "keypad_cursor_flag",
+    ),
+    *(
+        "origin_flag",
+        "wrap_flag",
+        "bracket_paste_flag",
+        "synchronized_output_flag",
+        "pane_key_mode",
+    ),
+    *(
+        "mouse_any_flag",
+        "mouse_standard_flag",
+        "mouse_button_flag",
+        "mouse_all_flag",
+        "mouse_sgr_flag",
+        "mouse_utf8_flag",
+    ),
     *("scroll_region_upper", "scroll_region_lower"),
 )
-_FORM = " ".join(f"{name}=#{{{name}}}" for name in _FLAGS).replace("#{scroll_region_lower}", "#{e|-:#{pane_height},#{scroll_region_lower}}")
+_FORM = " ".join(f"{name}=#{{{name}}}" for name in _FLAGS).replace(
+    "#{scroll_region_lower}", "#{e|-:#{pane_height},#{scroll_region_lower}}"
+)
 
 
 class Tmux:
     """One window of a server of its own, with `command` in it, or a shell without settings whose prompt is PROMPT. `home` is the shell's."""
 
-    def __init__(self, home: Path, *command: str, rows: int = 24, columns: int = 80, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *command: str,
+        rows: int = 24,
+        columns: int = 80,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self._home = home
         self._socket = home / f"tmux-{len(list(home.glob('tmux-*')))}"
         rc = home / "bashrc"
-        rc.write_text(f"PS1='{PROMPT}'\nunset HISTFILE PROMPT_COMMAND\nbind 'set enable-bracketed-paste off'\n")
+        rc.write_text(
+            f"PS1='{PROMPT}'\nunset HISTFILE PROMPT_COMMAND\nbind 'set enable-bracketed-paste off'\n"
+        )
         foreign = ("TMUX", "TMUX_PANE", "NO_COLOR", "COLUMNS", "LINES")
-        self._env = {**{name: value for name, value in os.environ.items() if name not in foreign}, **(env or {})}
-        self._say("new-session", "-d", "-x", str(columns), "-y", str(rows), shlex.join(command or ("bash", "--rcfile", str(rc), "-i")))
+        self._env = {
+            **{name: value for name, value in os.environ.items() if name not in foreign},
+            **(env or {}),
+        }
+        self._say(
+            "new-session",
+            "-d",
+            "-x",
+            str(columns),
+            "-y",
+            str(rows),
+            shlex.join(command or ("bash", "--rcfile", str(rc), "-i")),
+        )
         self._tty = self.ask("#{pane_tty}")
         if not command:
             self.expect(f"^{re.escape(PROMPT.strip())}")
@@ -46,14 +89,27 @@ class Tmux:
     def __enter__(self) -> Tmux:  # noqa: PYI034 - Self needs Python 3.11
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         # Where the command has ended, its server has too.
         with contextlib.suppress(AssertionError):
             self._say("kill-server")
 
     def _say(self, *words: str, given: str = "") -> str:
         told = ["tmux", "-u", "-f", "/dev/null", "-S", str(self._socket), *words]
-        done = subprocess.run(told, input=given, env=self._env, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        done = subprocess.run(
+            told,
+            input=given,
+            env=self._env,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
         assert done.returncode == 0, f"{words}: {done.stderr}"
         return done.stdout
 
@@ -109,7 +165,9 @@ class Tmux:
 
         def found() -> re.Match[str] | None:
             match = wanted.search(screen := self.screen)
-            assert match or time.monotonic() < deadline, f"{pattern} never came; there is:\n{screen}"
+            assert match or time.monotonic() < deadline, (
+                f"{pattern} never came; there is:\n{screen}"
+            )
             return match
 
         match: re.Match[str] = wait_for(found, deadline_s=2 * PATIENCE_S)

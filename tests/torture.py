@@ -45,13 +45,20 @@ PLACED = "import sys; sys.path.insert(0, sys.argv[1]); import agent; sys.exit(ag
 
 def agent_argv(python: str, agent: Path, *, by_hand: bool) -> list[str]:
     """Return the words that run this agent."""
-    return [python, "-ISE", str(agent)] if by_hand else [python, "-ISE", "-c", PLACED, str(agent.parent)]
+    return (
+        [python, "-ISE", str(agent)]
+        if by_hand
+        else [python, "-ISE", "-c", PLACED, str(agent.parent)]
+    )
 
 
 def place(agent: Path, root: Path, python: str) -> Path:
     """Copy the agent into `root`, as on a host: with its .pyc. A run of an hour should be of one agent."""
     copy = Path(shutil.copy(agent, root))
-    subprocess.run([python, "-ISE", "-c", "import sys; sys.path.insert(0, sys.argv[1]); import agent", root], check=True)
+    subprocess.run(
+        [python, "-ISE", "-c", "import sys; sys.path.insert(0, sys.argv[1]); import agent", root],
+        check=True,
+    )
     return copy
 
 
@@ -106,7 +113,9 @@ def sent(seed: int, chunks: int) -> list[bytes]:
     """Return what ECHO is sent, in the pieces in which it is."""
     r = random.Random(seed + 1)
     sizes = [int(r.paretovariate(0.7) * 20) % 60000 + 1 for _ in range(chunks)]
-    return [(bytes(r.randrange(256) for _ in range(64)) * (size // 64 + 1))[:size] for size in sizes]
+    return [
+        (bytes(r.randrange(256) for _ in range(64)) * (size // 64 + 1))[:size] for size in sizes
+    ]
 
 
 def written(seed: int, chunks: int) -> dict[str, bytes]:
@@ -114,7 +123,11 @@ def written(seed: int, chunks: int) -> dict[str, bytes]:
     r = random.Random(seed)
     out = {"stdout": bytearray(), "stderr": bytearray()}
     for _ in range(chunks):
-        fd, size, _ = r.choice((1, 1, 2)), int(r.paretovariate(0.7) * 20) % 60000, r.random() ** 4 * 0.03
+        fd, size, _ = (
+            r.choice((1, 1, 2)),
+            int(r.paretovariate(0.7) * 20) % 60000,
+            r.random() ** 4 * 0.03,
+        )
         data = bytes(r.randrange(256) for _ in range(64)) * (size // 64 + 1)
         out["stdout" if fd == 1 else "stderr"] += data[:size]
     return {name: bytes(data) for name, data in out.items()}
@@ -122,7 +135,23 @@ def written(seed: int, chunks: int) -> dict[str, bytes]:
 
 # `together`: guards, of three at most two, link and client. `kept`: by the chaperone, with two guards and the client killed.
 # `link`: by the chaperone, whose link is cut.
-FAULTS = ("none", "one", "one", "two", "two", "three", "follow", "stop", "starter", "full", "session", "inv", "together", "kept", "link")
+FAULTS = (
+    "none",
+    "one",
+    "one",
+    "two",
+    "two",
+    "three",
+    "follow",
+    "stop",
+    "starter",
+    "full",
+    "session",
+    "inv",
+    "together",
+    "kept",
+    "link",
+)
 OVER_SSH = ("session", "inv", "together", "kept", "link")
 KEPT_HERE = ("kept", "link")
 
@@ -133,16 +162,43 @@ class Place:
     def __init__(self, root: Path) -> None:
         home = root / "home"
         home.mkdir()
-        names = {"XDG_STATE_HOME": home / "state", "XDG_CACHE_HOME": home / "cache", "XDG_CONFIG_HOME": home / "config", "HOME": home}
+        names = {
+            "XDG_STATE_HOME": home / "state",
+            "XDG_CACHE_HOME": home / "cache",
+            "XDG_CONFIG_HOME": home / "config",
+            "HOME": home,
+        }
         own = {name: str(path) for name, path in names.items()}
-        self.sshd = Sshd(root / "sshd", environment={**own, "PATH": os.environ["PATH"]}, options=QUICKLY).start()
+        self.sshd = Sshd(
+            root / "sshd", environment={**own, "PATH": os.environ["PATH"]}, options=QUICKLY
+        ).start()
         here = str(Path(host_agent.__file__).parent.parent)
-        self.environment = {**os.environ, **own, "CORRA_SSH_CONFIG": str(self.sshd.ssh_config), "PYTHONPATH": here}
+        self.environment = {
+            **os.environ,
+            **own,
+            "CORRA_SSH_CONFIG": str(self.sshd.ssh_config),
+            "PYTHONPATH": here,
+        }
 
     def client(self, case: Case) -> subprocess.Popen[bytes]:
         """Start `corra run` for the case's program: as often as we like, it is the same run."""
-        told = ["run", "-q", "--host", "h", "--id", case.prog_id, "--spool", str(case.spool), "--cwd", "/"]
-        told += ["--via", "chaperone"] if case.kept_here else {"written": [], "sent": ["-i"], "typed": ["-i", "--pty"]}[case.kind]
+        told = [
+            "run",
+            "-q",
+            "--host",
+            "h",
+            "--id",
+            case.prog_id,
+            "--spool",
+            str(case.spool),
+            "--cwd",
+            "/",
+        ]
+        told += (
+            ["--via", "chaperone"]
+            if case.kept_here
+            else {"written": [], "sent": ["-i"], "typed": ["-i", "--pty"]}[case.kind]
+        )
         return started(
             [*told, "--", *case.argv()],
             Warm,
@@ -163,9 +219,13 @@ class Place:
             with contextlib.suppress(OSError, ValueError):
                 pid = int(entry.name)
                 if case.kept_here:
-                    if str(case.executed).encode() not in (entry / "cmdline").read_bytes().split(b"\0"):
+                    if str(case.executed).encode() not in (entry / "cmdline").read_bytes().split(
+                        b"\0"
+                    ):
                         continue
-                elif not any(os.readlink(fd).startswith(f"{case.spool}/") for fd in (entry / "fd").iterdir()):
+                elif not any(
+                    os.readlink(fd).startswith(f"{case.spool}/") for fd in (entry / "fd").iterdir()
+                ):
                     continue
                 while pid > 1:
                     found = host_agent.process(pid)
@@ -197,7 +257,9 @@ class Case:
         r = random.Random(self.seed)
         self.fault = self.only or r.choice(FAULTS)
         self.over_ssh, self.kept_here = self.fault in OVER_SSH, self.fault in KEPT_HERE
-        self.chunks = r.randint(1, 40) + (40 if self.fault == "together" else 0)  # time for all of it
+        self.chunks = r.randint(1, 40) + (
+            40 if self.fault == "together" else 0
+        )  # time for all of it
         self.end = r.choice((0, 0, 1, 7, 255, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGSEGV))
         self.moments = [r.random() ** r.choice((2, 6)) * 0.1 for _ in range(3)]
         self.victims = r.sample(range(3), 3)
@@ -213,7 +275,9 @@ class Case:
         self.strikes = ["link", "client", *["guard"] * r.choice((1, 2, 2))]
         r.shuffle(self.strikes)
         self.pauses = [r.random() ** r.choice((2, 6)) * 0.1 for _ in self.strikes]
-        self.amid = r.random() < 0.7  # the client is killed once bytes flow, not at any moment of its start
+        self.amid = (
+            r.random() < 0.7
+        )  # the client is killed once bytes flow, not at any moment of its start
         self.ahead = r.choice((1, 1, 2, 40))  # pieces that are sent before what they are comes back
         pieces = sent(self.seed, self.chunks) if self.kind != "written" else []
         self.to_send, self.ends = b"".join(pieces), [0, *itertools.accumulate(map(len, pieces))]
@@ -228,8 +292,19 @@ class Case:
     # -------------------------------------------------------- driving
 
     def argv(self) -> list[str]:
-        program, amount = (PROGRAM, self.chunks) if self.kind == "written" else (ECHO, len(self.to_send))
-        return [sys.executable, "-ISE", "-c", program, str(self.executed), str(self.seed), str(amount), str(self.end)]
+        program, amount = (
+            (PROGRAM, self.chunks) if self.kind == "written" else (ECHO, len(self.to_send))
+        )
+        return [
+            sys.executable,
+            "-ISE",
+            "-c",
+            program,
+            str(self.executed),
+            str(self.seed),
+            str(amount),
+            str(self.end),
+        ]
 
     def expected(self) -> dict[str, bytes]:
         """Return what the program's streams come to."""
@@ -241,11 +316,22 @@ class Case:
         return {"output": b"R" + self.to_send}
 
     def request(self, **more: object) -> bytes:
-        kinds: dict[str, dict[str, object]] = {"written": {}, "sent": {"stdin": {"open": True}}, "typed": {"pty": True}}
+        kinds: dict[str, dict[str, object]] = {
+            "written": {},
+            "sent": {"stdin": {"open": True}},
+            "typed": {"pty": True},
+        }
         how = kinds[self.kind]
         program = {"argv": self.argv(), "cwd": "/", **how}
         sender = {"sender": 1 + self.seed} if how else {}
-        core = {"prog_id": self.prog_id, "nonce": "n", "spool": str(self.spool), "program": program, **sender, **more}
+        core = {
+            "prog_id": self.prog_id,
+            "nonce": "n",
+            "spool": str(self.spool),
+            "program": program,
+            **sender,
+            **more,
+        }
         text = json.dumps(core).encode()
         return b"%d\n" % len(text) + text
 
@@ -292,7 +378,9 @@ class Case:
                 break
             shown = self.expected()["output" if self.kind == "typed" else "stdout"]
             if not shown.startswith(out):
-                self.violations.append(f"a client showed {len(out)} bytes, which isn't what comes first: ..{out[-200:]!r}")
+                self.violations.append(
+                    f"a client showed {len(out)} bytes, which isn't what comes first: ..{out[-200:]!r}"
+                )
             self.accepted = self.accepted_there()
             self.resumed += 0 < self.accepted < len(self.to_send)
         if self.path.exists():
@@ -301,7 +389,9 @@ class Case:
             run.close()
         expected = 128 - self.end if self.end < 0 else self.end
         if code != (123 if self.state.get("state") == "lost" else expected):
-            self.violations.append(f"corra exited with {code}, not {expected}: {err[-300:].decode(errors='replace')}")
+            self.violations.append(
+                f"corra exited with {code}, not {expected}: {err[-300:].decode(errors='replace')}"
+            )
         self.bytes["output" if self.kind == "typed" else "stdout"] += out
         # After the program's own it says how a run ended that didn't end well, on lines of its own.
         own = re.sub(rb"corra: torture-\d+ on h: [A-Z][^\n]*\n( {7}[^\n]*\n)*\Z", b"", err)
@@ -335,7 +425,9 @@ class Case:
         """Send as many pieces from `at` on as may be ahead of the `back` bytes that came back, and behind the last the end."""
         if client.stdin is None or client.stdin.closed:
             return at
-        most = self.ends[min(len(self.ends) - 1, bisect.bisect_right(self.ends, back) - 1 + self.ahead)]
+        most = self.ends[
+            min(len(self.ends) - 1, bisect.bisect_right(self.ends, back) - 1 + self.ahead)
+        ]
         with contextlib.suppress(BrokenPipeError):
             if most > at:
                 client.stdin.write(self.to_send[at:most])
@@ -434,15 +526,28 @@ class Case:
                 return [pid for pid, _ in record.guards if self.is_guard(pid)]
         if self.over_ssh:
             return []
-        return sorted(int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and self.is_guard(int(p.name)))
+        return sorted(
+            int(p.name)
+            for p in Path("/proc").iterdir()
+            if p.name.isdigit() and self.is_guard(int(p.name))
+        )
 
     def is_guard(self, pid: int) -> bool:
         try:
-            ours = self.over_ssh or f"TORTURE={self.mark}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+            ours = (
+                self.over_ssh
+                or f"TORTURE={self.mark}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+            )
             found = host_agent.process(pid)
             # The program, until its exec, is called corra-keeper too; it alone leads a session besides the outermost guard.
             leads = os.getsid(pid) == pid and found is not None and found[3] == "corra-keeper"
-            return ours and found is not None and found[0] != "Z" and found[3].startswith("corra-") and not leads
+            return (
+                ours
+                and found is not None
+                and found[0] != "Z"
+                and found[3].startswith("corra-")
+                and not leads
+            )
         except OSError:
             return False
 
@@ -488,7 +593,11 @@ class Case:
                     if self.amid or strike == "link":
                         self.await_(self.flows)
                     self.over.wait(pause)
-                    {"guard": lambda: self.kill(self.guards()), "link": self.cut, "client": self.kill_client}[strike]()
+                    {
+                        "guard": lambda: self.kill(self.guards()),
+                        "link": self.cut,
+                        "client": self.kill_client,
+                    }[strike]()
             case "session":
                 for moment in sorted(self.moments):
                     wait(moment)
@@ -574,7 +683,10 @@ class Case:
             yield
             return
         self.spool.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "corra-torture", str(self.spool)], check=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "corra-torture", str(self.spool)],
+            check=True,
+        )
         try:
             yield
         finally:
@@ -602,16 +714,25 @@ class Case:
             say(f"executed {executions} times")
         self.lost = state == "lost"
         if self.lost:
-            if self.kills < 3 and not (self.fault == "link" and self.cuts and self.state.get("reason") == "link"):
+            if self.kills < 3 and not (
+                self.fault == "link" and self.cuts and self.state.get("reason") == "link"
+            ):
                 say(f"lost after {self.kills} kills: {self.state.get('reason')}")
             for name, seen in self.bytes.items():
                 # Last in stderr, on a line of its own, may stand what ssh had to say.
                 own = (
-                    re.sub(rb"(client_loop: |Connection (to|closed)|Read from remote)[^\n]*\n?\Z", b"", bytes(seen))
+                    re.sub(
+                        rb"(client_loop: |Connection (to|closed)|Read from remote)[^\n]*\n?\Z",
+                        b"",
+                        bytes(seen),
+                    )
                     if self.kept_here
                     else seen
                 )
-                if not any(expected[name].startswith(each) for each in (bytes(own), own.removesuffix(b"\n"))):
+                if not any(
+                    expected[name].startswith(each)
+                    for each in (bytes(own), own.removesuffix(b"\n"))
+                ):
                     say(f"{name} isn't a prefix of what was written: ..{bytes(own[-200:])!r}")
         elif state == "exited":
             status = self.state.get("status")
@@ -628,7 +749,11 @@ class Case:
                     say(f"{name}: {len(came)} bytes came, {len(whole)} written")
                 if spooled != whole and self.kills < 3:
                     say(f"{name}: {len(spooled)} bytes spooled, {len(whole)} written")
-            if self.kind == "sent" and (accepted := (self.path / "stdin").read_bytes()) != self.to_send and self.kills < 3:
+            if (
+                self.kind == "sent"
+                and (accepted := (self.path / "stdin").read_bytes()) != self.to_send
+                and self.kills < 3
+            ):
                 say(f"stdin: {len(accepted)} bytes accepted, {len(self.to_send)} sent")
         elif not (state == "starting" and self.fault == "three"):
             say(f"ended as {state}")
@@ -648,7 +773,17 @@ class Case:
             time.sleep(0.005)
         if held:
             self.violations.append("the lock is still held")
-        known = {"program.json", "state.json", "index", "fifo", "control", "keeper", "launched", "exit", *self.bytes}
+        known = {
+            "program.json",
+            "state.json",
+            "index",
+            "fifo",
+            "control",
+            "keeper",
+            "launched",
+            "exit",
+            *self.bytes,
+        }
         known |= {"stdin", "senders"} if self.kind != "written" else set()
         if self.kills:
             known |= {"launched.tmp", "state.json.tmp"}
@@ -656,7 +791,11 @@ class Case:
             self.violations.append(f"files left: {unknown}")
         if said := (self.path / "keeper").read_text():
             self.violations.append(f"the agent complained: {said}")
-        if extra := [name for name in os.listdir(self.path.parent) if name != self.prog_id and self.fault not in ("starter", "follow")]:
+        if extra := [
+            name
+            for name in os.listdir(self.path.parent)
+            if name != self.prog_id and self.fault not in ("starter", "follow")
+        ]:
             self.violations.append(f"directories left: {extra}")
 
     def locked(self, name: str = ".") -> bool:
@@ -683,7 +822,9 @@ _ours: set[int] = set()
 _birth = threading.Lock()
 
 
-def started(argv: list[str], kind: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen, **how: Any) -> subprocess.Popen[bytes]:
+def started(
+    argv: list[str], kind: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen, **how: Any
+) -> subprocess.Popen[bytes]:
     """Start a process whose end is for whoever started it: the reaper leaves it alone."""
     with _birth:
         process = kind(argv, **how)

@@ -39,12 +39,24 @@ def made(name: str, password: str = "") -> Iterator[User]:
         pytest.skip("needs root: it makes users")
     if not (shutil.which("useradd") and shutil.which("userdel")):
         pytest.skip("no useradd on this machine")
-    subprocess.run(["useradd", "-m", "-s", "/bin/sh", "-p", "*", name], check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        ["useradd", "-m", "-s", "/bin/sh", "-p", "*", name],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
     entry = pwd.getpwnam(name)
     user = User(name, entry.pw_uid, entry.pw_gid, Path(entry.pw_dir))
     try:
         if password:
-            subprocess.run(["chpasswd"], input=f"{name}:{password}\n", text=True, check=True, capture_output=True, timeout=60)
+            subprocess.run(
+                ["chpasswd"],
+                input=f"{name}:{password}\n",
+                text=True,
+                check=True,
+                capture_output=True,
+                timeout=60,
+            )
         yield user
     finally:
         for process in Path("/proc").iterdir():  # userdel refuses while a process of theirs lives

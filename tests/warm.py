@@ -38,7 +38,10 @@ _CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine())
 _STARTS_DIFFERENTLY = ("PYTHON", "LC_", "LANG")
 _CLIENT = (
     "corra.main",
-    *(f"corra.{name}" for name in ("watch", "sieve", "collected", "reporting", "runbooks", "shelf", "checkup")),
+    *(
+        f"corra.{name}"
+        for name in ("watch", "sieve", "collected", "reporting", "runbooks", "shelf", "checkup")
+    ),
     *("fabric", "rich.console", "rich.live", "rich.table"),
 )
 # What each program is: how it is called, its `main`, and what has been imported before.
@@ -49,7 +52,13 @@ _PROGRAMS = {
     "collector": (
         str(ROOT / "corra" / "__main__.py"),
         "corra.main:main",
-        ("corra.main", "corra.collector.serve", "alembic.command", "uvicorn.protocols.http.httptools_impl", "uvloop"),
+        (
+            "corra.main",
+            "corra.collector.serve",
+            "alembic.command",
+            "uvicorn.protocols.http.httptools_impl",
+            "uvloop",
+        ),
     ),
 }
 
@@ -62,7 +71,14 @@ def differs(env: Mapping[str, str]) -> bool:
 class Warm(subprocess.Popen[bytes]):
     """A Popen of one of the programs; `args` are its words alone. With `terminal`, stdin is the terminal of the session that it leads."""
 
-    def __init__(self, words: Sequence[str | bytes], *, program: str = "corra", terminal: bool = False, **how: Any) -> None:
+    def __init__(
+        self,
+        words: Sequence[str | bytes],
+        *,
+        program: str = "corra",
+        terminal: bool = False,
+        **how: Any,
+    ) -> None:
         self._program, self._terminal = program, terminal
         super().__init__(words, **how)
 
@@ -72,7 +88,10 @@ class Warm(subprocess.Popen[bytes]):
         order = {
             "program": self._program,
             "words": [os.fsdecode(each) for each in how["args"]],
-            "env": {os.fsdecode(name): os.fsdecode(value) for name, value in (how["env"] or os.environ).items()},
+            "env": {
+                os.fsdecode(name): os.fsdecode(value)
+                for name, value in (how["env"] or os.environ).items()
+            },
             "cwd": os.fspath(how["cwd"] or os.getcwd()),
             "session": how["start_new_session"] or self._terminal,
             "terminal": self._terminal,
@@ -89,7 +108,15 @@ def run(
     """Run one to its end, without stdin. `env` comes over our own."""
     pipe = subprocess.PIPE
     whole = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
-    with Warm(words, program=program, cwd=cwd, env=whole, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
+    with Warm(
+        words,
+        program=program,
+        cwd=cwd,
+        env=whole,
+        stdin=subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=pipe,
+    ) as process:
         try:
             out, err = process.communicate(timeout=timeout)
         except BaseException:
@@ -147,7 +174,11 @@ def _opened(imported: Sequence[str]) -> tuple[subprocess.Popen[bytes], socket.so
         env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         argv = [sys.executable, __file__, str(theirs.fileno()), *imported]
         process = subprocess.Popen(
-            argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**env, "PYTHONPATH": str(ROOT)}, cwd="/"
+            argv,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**env, "PYTHONPATH": str(ROOT)},
+            cwd="/",
         )
     return process, ours
 

@@ -21,7 +21,14 @@ from functools import partial
 from typing import Any
 
 import anyio.to_thread
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -73,7 +80,11 @@ class Kept(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = b'{"offset": %b}' % self._length
-        headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json"), (b"upload-offset", self._length)]
+        headers = [
+            (b"content-length", b"%d" % len(body)),
+            (b"content-type", b"application/json"),
+            (b"upload-offset", self._length),
+        ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -108,7 +119,9 @@ class Deadlines:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._until: dict[asyncio.Task[Any], float] = {}  # the soonest first, since all have the same time
+        self._until: dict[
+            asyncio.Task[Any], float
+        ] = {}  # the soonest first, since all have the same time
         self._late: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -149,7 +162,9 @@ class Refused(Json):
         self._request = request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         if scope["method"] != "HEAD":
             await _linger(self._request)
@@ -163,10 +178,22 @@ class Metrics:
         self.registry = CollectorRegistry()
         facts: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("corra_requests", "Requests answered", ["what", "status"], **facts)
-        self.bytes = Counter("corra_output_bytes", "Bytes of output taken, repeated ones too", **facts)
-        self.batch = Histogram("corra_batch_jobs", "Writes in a commit", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512), **facts)
+        self.bytes = Counter(
+            "corra_output_bytes", "Bytes of output taken, repeated ones too", **facts
+        )
+        self.batch = Histogram(
+            "corra_batch_jobs",
+            "Writes in a commit",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+            **facts,
+        )
         buckets = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
-        self.commit = Histogram("corra_commit_seconds", "From the first write of a commit to the disk", buckets=buckets, **facts)
+        self.commit = Histogram(
+            "corra_commit_seconds",
+            "From the first write of a commit to the disk",
+            buckets=buckets,
+            **facts,
+        )
         self.watchers = Gauge("corra_watchers", "Open event streams", **facts)
         self.runs = Gauge("corra_runs", "Runs kept, by state", ["state"], **facts)
         self.kept = Gauge("corra_kept_bytes", "Bytes of output kept", **facts)
@@ -201,15 +228,24 @@ class Endpoint:
         except ClientDisconnect:
             response = Response(status_code=400)
         except Exception:  # noqa: BLE001 - it is logged, counted, and answered with a 500
-            _log.exception("a request failed", extra={"facts": {"what": self._what, "who": request.who}})
+            _log.exception(
+                "a request failed", extra={"facts": {"what": self._what, "who": request.who}}
+            )
             response = Json({"error": "defect", "message": "the collector failed at this"}, 500)
         status = response.status_code
         if status not in self._counters:
             self._counters[status] = self._api.metrics.requests.labels(self._what, status)
         self._counters[status].inc()
         if self._api.log_requests or status >= 500:
-            facts = {"what": self._what, "status": status, "who": request.who, "ms": round((time.monotonic() - began) * 1000, 1)}
-            _log.info("request", extra={"facts": {**facts, "run": request.path_params.get("prog_id")}})
+            facts = {
+                "what": self._what,
+                "status": status,
+                "who": request.who,
+                "ms": round((time.monotonic() - began) * 1000, 1),
+            }
+            _log.info(
+                "request", extra={"facts": {**facts, "run": request.path_params.get("prog_id")}}
+            )
         await response(scope, receive, send)
 
 
@@ -220,7 +256,11 @@ class Front:
         self._append, self._rest = append, rest
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        if scope["type"] == "http" and scope["method"] in METHODS and (found := _APPEND.fullmatch(scope["path"])):
+        if (
+            scope["type"] == "http"
+            and scope["method"] in METHODS
+            and (found := _APPEND.fullmatch(scope["path"]))
+        ):
             scope["path_params"] = found.groupdict()
             return self._append(scope, receive, send)
         return self._rest(scope, receive, send)
@@ -260,7 +300,9 @@ class Api:
             Route("/openapi.json", self.page_openapi, methods=["GET"]),
             Route("/", self.page_index, methods=["GET"]),
         ]
-        return Starlette(routes=routes, lifespan=self.lifespan, exception_handlers={HTTPException: _not_there})
+        return Starlette(
+            routes=routes, lifespan=self.lifespan, exception_handlers={HTTPException: _not_there}
+        )
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -286,7 +328,9 @@ class Api:
             raise Refusal(404, "no_stream", "no such stream: a to z, 0 to 9 and _, at most 16")
         offset, gap = _number(request, b"upload-offset"), _number(request, b"upload-gap")
         if offset is None:
-            raise Refusal(400, "no_offset", "Upload-Offset is missing: where in the stream these bytes stand")
+            raise Refusal(
+                400, "no_offset", "Upload-Offset is missing: where in the stream these bytes stand"
+            )
         data = await self.body(request)
         self.metrics.bytes.inc(len(data))
         length = await self.store.append(token, prog_id, name, offset, data, gap)
@@ -302,7 +346,10 @@ class Api:
         value = _object(await self.body(request))
         new = await self.store.complete(token, prog_id, value)
         if new:
-            _log.info("completed", extra={"facts": {"run": prog_id, "state": value.get("state"), "who": token.name}})
+            _log.info(
+                "completed",
+                extra={"facts": {"run": prog_id, "state": value.get("state"), "who": token.name}},
+            )
         return Json({"new": new})
 
     async def register(self, request: Call) -> Response:
@@ -312,12 +359,22 @@ class Api:
         prog_id = about.get("prog_id")
         if not isinstance(prog_id, str) or not ids.is_valid(prog_id):
             raise Refusal(422, "bad_id", "prog_id must match " + ids.PATTERN)
-        about = {key: about[key] for key in ("name", "host", "target", "user", "argv", "origin", "cwd") if about.get(key) is not None}
+        about = {
+            key: about[key]
+            for key in ("name", "host", "target", "user", "argv", "origin", "cwd")
+            if about.get(key) is not None
+        }
         try:
             keys_checked = json.loads(json.dumps(about))
             from corra.state import State
 
-            State.from_json({**{k: v for k, v in keys_checked.items() if k != "target"}, "prog_id": prog_id, "state": "starting"})
+            State.from_json(
+                {
+                    **{k: v for k, v in keys_checked.items() if k != "target"},
+                    "prog_id": prog_id,
+                    "state": "starting",
+                }
+            )
             if not isinstance(about.get("target", ""), str):
                 raise ValueError("target is no text")
         except ValueError as error:
@@ -353,8 +410,16 @@ class Api:
             if name not in (run.get("streams") or {}):
                 raise Refusal(404, "no_stream", "this run has no such stream")
             length = 0
-        headers = {"Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff", "Vary": "Accept-Encoding"}
-        gaps = ", ".join(f"{gap['from']}-{gap['to']}" for gap in run["collector"]["gaps"] if gap["stream"] == name)
+        headers = {
+            "Accept-Ranges": "bytes",
+            "X-Content-Type-Options": "nosniff",
+            "Vary": "Accept-Encoding",
+        }
+        gaps = ", ".join(
+            f"{gap['from']}-{gap['to']}"
+            for gap in run["collector"]["gaps"]
+            if gap["stream"] == name
+        )
         if gaps:
             headers["Corra-Gaps"] = gaps
         asked = _range(request.said(b"range"), length)
@@ -377,14 +442,18 @@ class Api:
         if text:
             cursor = dict.fromkeys(run["collector"]["received"], 0) | _cursor(text)
         elif "tail" in query:
-            cursor = await _read(self.store.tail, run["prog_id"], _bounded(query["tail"], "tail", 0, 100_000))
+            cursor = await _read(
+                self.store.tail, run["prog_id"], _bounded(query["tail"], "tail", 0, 100_000)
+            )
         else:
             cursor = {}
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         stream = self.stream(run["prog_id"], cursor, live=query.get("live") != "false")
         return StreamingResponse(stream, 200, headers, "text/event-stream")
 
-    async def stream(self, prog_id: str, cursor: dict[str, int], *, live: bool) -> AsyncIterator[bytes]:
+    async def stream(
+        self, prog_id: str, cursor: dict[str, int], *, live: bool
+    ) -> AsyncIterator[bytes]:
         """Yield a run's events from `cursor` to its end."""
         assert self.watchers is not None
         version = -1
@@ -400,7 +469,12 @@ class Api:
                     if data is None:
                         yield _event("gap", cursor, {"stream": name, "from": offset, "to": stop})
                     else:
-                        body = {"stream": name, "offset": offset, "data": base64.b64encode(data).decode(), "time_ns": int(at * 1e9)}
+                        body = {
+                            "stream": name,
+                            "offset": offset,
+                            "data": base64.b64encode(data).decode(),
+                            "time_ns": int(at * 1e9),
+                        }
                         yield _event("output", cursor, body)
                 if found:
                     continue
@@ -591,7 +665,12 @@ def _range(text: str | None, length: int) -> tuple[int, int] | None:
         if match[2] and int(match[2]) < int(match[1]):
             return None
     if start >= stop:
-        raise Refusal(416, "no_range", f"there are {length} bytes", headers={"Content-Range": f"bytes */{length}"})
+        raise Refusal(
+            416,
+            "no_range",
+            f"there are {length} bytes",
+            headers={"Content-Range": f"bytes */{length}"},
+        )
     return start, stop
 
 

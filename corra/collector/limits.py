@@ -17,7 +17,15 @@ _SIZE = re.compile(r"([0-9]{1,12})([KMGT]?)", re.IGNORECASE)
 class Refusal(Exception):
     """An answer that isn't 2xx: `kind` is for programs, the message for people."""
 
-    def __init__(self, status: int, kind: str, message: str, *, headers: Mapping[str, str] | None = None, **facts: Any) -> None:
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **facts: Any,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.headers = dict(headers or {})
@@ -40,7 +48,10 @@ class Limits:
         for part in filter(None, text.split(",")):
             name, _, value = part.partition("=")
             if name not in {each.name for each in fields(cls)}:
-                raise Misuse(f"not a limit: {part!r} (body=4M, rate=1000, runs=10000, disk=64G)", fate="NOT SERVED")
+                raise Misuse(
+                    f"not a limit: {part!r} (body=4M, rate=1000, runs=10000, disk=64G)",
+                    fate="NOT SERVED",
+                )
             found[name] = size(value)
         return replace(cls(), **found)
 
@@ -67,7 +78,12 @@ class Rates:
         left = min(2.0 * self._rate, left + (now - at) * self._rate)
         if left < 1:
             wait_s = max(1, round((1 - left) / self._rate))
-            raise Refusal(429, "too_fast", f"more than {self._rate} requests a second", headers={"Retry-After": str(wait_s)})
+            raise Refusal(
+                429,
+                "too_fast",
+                f"more than {self._rate} requests a second",
+                headers={"Retry-After": str(wait_s)},
+            )
         self._left[who] = (left - 1, now)
         if len(self._left) > 100_000:
             self._left.clear()

@@ -51,7 +51,11 @@ def openapi(limits: Limits) -> dict[str, Any]:
     }
     return {
         "openapi": "3.1.0",
-        "info": {"title": "corra collector", "version": VERSION, "description": "Keeps what runs report, and answers for them."},
+        "info": {
+            "title": "corra collector",
+            "version": VERSION,
+            "description": "Keeps what runs report, and answers for them.",
+        },
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
             "schemas": {"Error": _ERROR, "State": _STATE, "Run": _RUN},
@@ -72,14 +76,21 @@ _STATE = {
     "properties": {
         "prog_id": {"type": "string", "pattern": f"^{PATTERN}$"},
         "state": {"enum": ["starting", "running", "exited", "not_started", "lost"]},
-        "streams": {"type": "object", "additionalProperties": {"type": "object", "additionalProperties": {"type": "integer"}}},
+        "streams": {
+            "type": "object",
+            "additionalProperties": {"type": "object", "additionalProperties": {"type": "integer"}},
+        },
         "argv": {"type": "array", "items": {"type": "string"}},
     },
 }
 _RUN = {
     "allOf": [
         {"$ref": "#/components/schemas/State"},
-        {"type": "object", "required": ["collector"], "properties": {"collector": {"type": "object"}}},
+        {
+            "type": "object",
+            "required": ["collector"],
+            "properties": {"collector": {"type": "object"}},
+        },
     ]
 }
 
@@ -88,7 +99,11 @@ _RUN = {
 _SENT = {
     "type": "object",
     "required": ["event", "id", "data"],
-    "properties": {"event": {"enum": ["output", "gap", "state", "end"]}, "id": {"type": "string"}, "data": {"type": "string"}},
+    "properties": {
+        "event": {"enum": ["output", "gap", "state", "end"]},
+        "id": {"type": "string"},
+        "data": {"type": "string"},
+    },
 }
 
 
@@ -99,7 +114,13 @@ def _answers(done: dict[str, Any], *codes: int, status: str = "200") -> dict[str
         408: "The body didn't come in time", 409: "Not now: see `offset` or `expected`", 410: "Forgotten", 413: "The body is too large",
         416: "No such range", 422: "It makes no sense", 429: "Too often: see Retry-After", 503: "The database failed", 507: "No room",
     }  # fmt: skip
-    return {status: done, **{str(code): {"description": words[code], **error} for code in (401, 403, 429, 503, *codes)}}
+    return {
+        status: done,
+        **{
+            str(code): {"description": words[code], **error}
+            for code in (401, 403, 429, 503, *codes)
+        },
+    }
 
 
 def _json(schema: dict[str, Any], description: str) -> dict[str, Any]:
@@ -107,7 +128,12 @@ def _json(schema: dict[str, Any], description: str) -> dict[str, Any]:
 
 
 def _path(name: str, pattern: str) -> dict[str, Any]:
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": f"^{pattern}$"}}
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "pattern": f"^{pattern}$"},
+    }
 
 
 _PROG_ID, _NAME = _path("prog_id", PATTERN), _path("name", STREAM)
@@ -136,13 +162,30 @@ def _append(limits: Limits) -> dict[str, Any]:
             _PROG_ID,
             _NAME,
             {"name": "Upload-Offset", "in": "header", "required": True, "schema": number},
-            {"name": "Upload-Gap", "in": "header", "schema": number, "description": "From here to Upload-Offset the bytes are gone."},
+            {
+                "name": "Upload-Gap",
+                "in": "header",
+                "schema": number,
+                "description": "From here to Upload-Offset the bytes are gone.",
+            },
         ],
-        "requestBody": {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+        "requestBody": {
+            "content": {
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
+            }
+        },
         "responses": _answers(
             {
-                **_json({"type": "object", "properties": {"offset": {"type": "integer"}}}, "Kept, on the disk"),
-                "headers": {"Upload-Offset": {"schema": {"type": "integer"}, "description": "How long the stream is now"}},
+                **_json(
+                    {"type": "object", "properties": {"offset": {"type": "integer"}}},
+                    "Kept, on the disk",
+                ),
+                "headers": {
+                    "Upload-Offset": {
+                        "schema": {"type": "integer"},
+                        "description": "How long the stream is now",
+                    }
+                },
             },
             *(400, 404, 408, 409, 410, 413, 422, 507),
         ),
@@ -154,7 +197,9 @@ def _state(limits: Limits) -> dict[str, Any]:
         "operationId": "report",
         "summary": "Tell the State of a run that goes on",
         "parameters": [_PROG_ID],
-        "requestBody": {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/State"}}}},
+        "requestBody": {
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/State"}}}
+        },
         "responses": _answers(_json({"type": "object"}, "Kept"), 400, 404, 408, 410, 413, 422, 507),
     }
 
@@ -164,34 +209,79 @@ def _completed(limits: Limits) -> dict[str, Any]:
         "operationId": "complete",
         "summary": "Tell the final State, once all output is in",
         "parameters": [_PROG_ID],
-        "requestBody": {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/State"}}}},
+        "requestBody": {
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/State"}}}
+        },
         "responses": _answers(
-            _json({"type": "object", "properties": {"new": {"type": "boolean"}}}, "Kept"), 400, 404, 408, 409, 410, 413, 422, 507
+            _json({"type": "object", "properties": {"new": {"type": "boolean"}}}, "Kept"),
+            400,
+            404,
+            408,
+            409,
+            410,
+            413,
+            422,
+            507,
         ),
     }
 
 
 def _list() -> dict[str, Any]:
-    kinds = {"open": {"enum": ["true", "false"]}, "since": {"type": "number"}, "until": {"type": "number"}}
+    kinds = {
+        "open": {"enum": ["true", "false"]},
+        "since": {"type": "number"},
+        "until": {"type": "number"},
+    }
     parameters = [
-        {"name": name, "in": "query", "description": text, "schema": kinds.get(name, {"type": "string"})} for name, text in FILTERS.items()
+        {
+            "name": name,
+            "in": "query",
+            "description": text,
+            "schema": kinds.get(name, {"type": "string"}),
+        }
+        for name, text in FILTERS.items()
     ]
     parameters += [
-        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000}},
-        {"name": "page", "in": "query", "schema": {"type": "string"}, "description": "`next` of the page before."},
+        {
+            "name": "limit",
+            "in": "query",
+            "schema": {"type": "integer", "minimum": 1, "maximum": 1000},
+        },
+        {
+            "name": "page",
+            "in": "query",
+            "schema": {"type": "string"},
+            "description": "`next` of the page before.",
+        },
     ]
     properties = {
         "runs": {"type": "array", "items": {"$ref": "#/components/schemas/Run"}},
         "next": {"type": ["string", "null"]},
     }
-    found = _json({"type": "object", "required": ["runs", "next"], "properties": properties}, "The newest first")
-    return {"operationId": "list", "summary": "Runs", "parameters": parameters, "responses": _answers(found, 400)}
+    found = _json(
+        {"type": "object", "required": ["runs", "next"], "properties": properties},
+        "The newest first",
+    )
+    return {
+        "operationId": "list",
+        "summary": "Runs",
+        "parameters": parameters,
+        "responses": _answers(found, 400),
+    }
 
 
 def _register() -> dict[str, Any]:
     about = {**_STATE, "required": ["prog_id"]}
-    properties = {"prog_id": {"type": "string"}, "token": {"type": "string"}, "url": {"type": "string"}, "expires": {"type": "number"}}
-    found = _json({"type": "object", "required": ["prog_id", "token", "url"], "properties": properties}, "Known, and a token that opens it")
+    properties = {
+        "prog_id": {"type": "string"},
+        "token": {"type": "string"},
+        "url": {"type": "string"},
+        "expires": {"type": "number"},
+    }
+    found = _json(
+        {"type": "object", "required": ["prog_id", "token", "url"], "properties": properties},
+        "Known, and a token that opens it",
+    )
     return {
         "operationId": "register",
         "summary": "Make a run known before it starts, and get a token that opens it and nothing else",
@@ -202,7 +292,12 @@ def _register() -> dict[str, Any]:
 
 def _one() -> dict[str, Any]:
     found = _json({"$ref": "#/components/schemas/Run"}, "Its State, as it was last told")
-    return {"operationId": "run", "summary": "One run", "parameters": [_PROG_ID], "responses": _answers(found, 404)}
+    return {
+        "operationId": "run",
+        "summary": "One run",
+        "parameters": [_PROG_ID],
+        "responses": _answers(found, 404),
+    }
 
 
 def _output() -> dict[str, Any]:
@@ -210,20 +305,50 @@ def _output() -> dict[str, Any]:
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     answers = _answers({"description": "All of it", "content": binary}, 404, 416)
     answers["206"] = {"description": "The range", "content": binary}
-    return {"operationId": "output", "summary": "What it wrote", "parameters": parameters, "responses": answers}
+    return {
+        "operationId": "output",
+        "summary": "What it wrote",
+        "parameters": parameters,
+        "responses": answers,
+    }
 
 
 def _events() -> dict[str, Any]:
     parameters = [
         _PROG_ID,
         {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}},
-        {"name": "tail", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": 100000}},
-        {"name": "live", "in": "query", "schema": {"enum": ["true", "false"]}, "description": "false: end with what there is now."},
+        {
+            "name": "tail",
+            "in": "query",
+            "schema": {"type": "integer", "minimum": 0, "maximum": 100000},
+        },
+        {
+            "name": "live",
+            "in": "query",
+            "schema": {"enum": ["true", "false"]},
+            "description": "false: end with what there is now.",
+        },
     ]
-    found = {"description": "Server-sent events: output, gap, state, end", "content": {"text/event-stream": {"schema": _SENT}}}
-    return {"operationId": "events", "summary": "It, as it goes", "parameters": parameters, "responses": _answers(found, 400, 404)}
+    found = {
+        "description": "Server-sent events: output, gap, state, end",
+        "content": {"text/event-stream": {"schema": _SENT}},
+    }
+    return {
+        "operationId": "events",
+        "summary": "It, as it goes",
+        "parameters": parameters,
+        "responses": _answers(found, 400, 404),
+    }
 
 
 def _open(name: str, summary: str, kind: str, *codes: int) -> dict[str, Any]:
-    found = {"description": summary, "content": {kind: {"schema": {"type": "string" if kind.startswith("text") else "object"}}}}
-    return {"operationId": name, "summary": summary, "security": [], "responses": {str(code): found for code in (200, *codes)}}
+    found = {
+        "description": summary,
+        "content": {kind: {"schema": {"type": "string" if kind.startswith("text") else "object"}}},
+    }
+    return {
+        "operationId": name,
+        "summary": summary,
+        "security": [],
+        "responses": {str(code): found for code in (200, *codes)},
+    }

@@ -5,7 +5,20 @@ Output lies in the database like everything else, so that one commit covers a by
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 # SQLite counts by itself only in a column that it calls INTEGER.
 _KEY = BigInteger().with_variant(Integer, "sqlite")

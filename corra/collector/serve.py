@@ -91,7 +91,10 @@ def settings(
         raise Misuse(
             f"{host} is not this machine alone, and there is no TLS: tokens would travel in the clear",
             fate=NotServed.fate,
-            hint=["--tls-cert FILE --tls-key FILE", "or --insecure, where something in front of it does TLS"],
+            hint=[
+                "--tls-cert FILE --tls-key FILE",
+                "or --insecure, where something in front of it does TLS",
+            ],
         )
     return Settings(
         host, int(port), database or default_database(), tls_cert, tls_key, KEEP_S if keep_s is None else keep_s,
@@ -197,7 +200,10 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Answer TERM and INT with an orderly end. uvicorn's own raises them once more afterwards, and nothing would be closed."""
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            number: signal.signal(number, self.handle_exit)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield
         finally:
@@ -215,8 +221,16 @@ class _Lines(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}+00:00"
-        line = {"time": stamp, "level": record.levelname.lower(), "event": record.getMessage(), **getattr(record, "facts", {})}
+        stamp = (
+            time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03}+00:00"
+        )
+        line = {
+            "time": stamp,
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "facts", {}),
+        }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
@@ -229,7 +243,9 @@ def serve(told: Settings, ready: Callable[[Settings, Store], None]) -> None:
     try:
         try:
             listener = socket.create_server(
-                (told.host, told.port), family=socket.AF_INET6 if ":" in told.host else socket.AF_INET, backlog=2048
+                (told.host, told.port),
+                family=socket.AF_INET6 if ":" in told.host else socket.AF_INET,
+                backlog=2048,
             )
         except OSError as error:
             raise NotServed(f"can't listen at {told.host}:{told.port}: {error.strerror}") from error
@@ -254,15 +270,22 @@ def serve(told: Settings, ready: Callable[[Settings, Store], None]) -> None:
 
 def _behind_proxy(app: ASGIApp) -> ASGIApp:
     """Believe a proxy on this machine, or at $FORWARDED_ALLOW_IPS, as to how it was asked; uvicorn would look with each append, too."""
-    return ProxyHeadersMiddleware(app, trusted_hosts=os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1"))  # type: ignore[arg-type, return-value]
+    trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
+    return ProxyHeadersMiddleware(app, trusted_hosts=trusted)  # type: ignore[arg-type, return-value]
 
 
 def _run(server: _Server, listener: socket.socket, told: Settings, store: Store) -> None:
     import uvloop
 
     async def main() -> None:
-        chores = [asyncio.create_task(_chore(NOTICES_S, lambda: webhooks.send_due(store))) if told.hooks else None]
-        chores.append(asyncio.create_task(_chore(PRUNE_S, lambda: store.prune(told.keep_s, told.max_bytes))))
+        chores = [
+            asyncio.create_task(_chore(NOTICES_S, lambda: webhooks.send_due(store)))
+            if told.hooks
+            else None
+        ]
+        chores.append(
+            asyncio.create_task(_chore(PRUNE_S, lambda: store.prune(told.keep_s, told.max_bytes)))
+        )
         await server.serve(sockets=[listener])
         for chore in filter(None, chores):
             chore.cancel()

@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,9 @@ class _Job:
 class Store:
     """The database. Reading methods may be called from any thread; writing ones return a Future, an event loop's own to who calls from one."""
 
-    def __init__(self, database: str, limits: Limits | None = None, hooks: Sequence[Hook] = ()) -> None:
+    def __init__(
+        self, database: str, limits: Limits | None = None, hooks: Sequence[Hook] = ()
+    ) -> None:
         self.url = _url(database)
         self.file = Path(self.url.database or "")
         self.limits, self.hooks = limits or Limits(), tuple(hooks)
@@ -164,7 +167,9 @@ class Store:
         self._moves: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._unmoved = 0
         self._moving = False
-        self.committed: Callable[[set[str], int, float], None] = lambda prog_ids, jobs, seconds: None
+        self.committed: Callable[[set[str], int, float], None] = lambda prog_ids, jobs, seconds: (
+            None
+        )
         self._thread = threading.Thread(target=self._write, name="writer", daemon=True)
         self._mover = threading.Thread(target=self._move, name="mover", daemon=True)
         self._thread.start()
@@ -201,9 +206,21 @@ class Store:
         for job in self._turns.pop(loop):
             self._jobs.put(job)
 
-    def append(self, token: keys.Token, prog_id: str, stream: str, offset: int, data: bytes, gap: int | None = None) -> Any:
+    def append(
+        self,
+        token: keys.Token,
+        prog_id: str,
+        stream: str,
+        offset: int,
+        data: bytes,
+        gap: int | None = None,
+    ) -> Any:
         """Append; the result is how long the stream is now. Raises Refusal (409 with `expected` for a hole)."""
-        return self.submit(lambda batch: batch.append(token, prog_id, stream, offset, data, gap), prog_id=prog_id, size=len(data))
+        return self.submit(
+            lambda batch: batch.append(token, prog_id, stream, offset, data, gap),
+            prog_id=prog_id,
+            size=len(data),
+        )
 
     def report(self, token: keys.Token, prog_id: str, value: Mapping[str, Any]) -> Any:
         """Keep a State of a run that goes on."""
@@ -260,7 +277,9 @@ class Store:
             _tell([(jobs[0].answer, _explained(error))])
             return
         self._move_on(sum(job.size for job in jobs))
-        self.committed({job.prog_id for job in jobs if job.prog_id}, len(jobs), time.monotonic() - began)
+        self.committed(
+            {job.prog_id for job in jobs if job.prog_id}, len(jobs), time.monotonic() - began
+        )
         _tell((job.answer, answer) for job, answer in zip(jobs, answers, strict=True))
 
     def _transact(self, connection: Connection, jobs: Sequence[_Job]) -> list[Any]:
@@ -273,7 +292,9 @@ class Store:
         answers: list[Any] = []
         try:
             with connection.begin():
-                batch = Batch(self, connection, {job.prog_id for job in jobs if job.prog_id}, self._memory)
+                batch = Batch(
+                    self, connection, {job.prog_id for job in jobs if job.prog_id}, self._memory
+                )
                 for job in jobs:
                     try:
                         answers.append(job.do(batch))
@@ -317,20 +338,36 @@ class Store:
         """Return the token's row."""
         return self._one(sa.select(tokens).where(tokens.c.key == key))
 
-    def run(self, prog_id: str, sight: Sequence[Mapping[str, str]] = ({},)) -> dict[str, Any] | None:
+    def run(
+        self, prog_id: str, sight: Sequence[Mapping[str, str]] = ({},)
+    ) -> dict[str, Any] | None:
         """Return one run as readers get it, None when there is none in sight."""
         found = self.runs({"id": prog_id}, sight, limit=1)
         return found[0] if found else None
 
     def runs(
-        self, wanted: Mapping[str, Any], sight: Sequence[Mapping[str, str]], *, limit: int, before: tuple[float, int] | None = None
+        self,
+        wanted: Mapping[str, Any],
+        sight: Sequence[Mapping[str, str]],
+        *,
+        limit: int,
+        before: tuple[float, int] | None = None,
     ) -> list[dict[str, Any]]:
         """Return the newest runs that are as `wanted`, among those in sight; `before` is where the last page ended."""
-        query = sa.select(runs).where(*_conditions(wanted), sa.or_(*(sa.and_(True, *_conditions(each)) for each in sight)))
+        query = sa.select(runs).where(
+            *_conditions(wanted), sa.or_(*(sa.and_(True, *_conditions(each)) for each in sight))
+        )
         if before is not None:
-            query = query.where(sa.tuple_(runs.c.made, runs.c.id) < sa.tuple_(*map(sa.literal, before)))
+            query = query.where(
+                sa.tuple_(runs.c.made, runs.c.id) < sa.tuple_(*map(sa.literal, before))
+            )
         with self.engine.connect() as connection:
-            rows = [dict(row) for row in connection.execute(query.order_by(runs.c.made.desc(), runs.c.id.desc()).limit(limit)).mappings()]
+            rows = [
+                dict(row)
+                for row in connection.execute(
+                    query.order_by(runs.c.made.desc(), runs.c.id.desc()).limit(limit)
+                ).mappings()
+            ]
             lengths = _lengths(connection, [row["id"] for row in rows])
             gaps = _gaps(connection, [row["id"] for row in rows])
         return [_shown(row, lengths.get(row["id"], {}), gaps.get(row["id"], [])) for row in rows]
@@ -343,7 +380,12 @@ class Store:
                 sa.select(chunks.c.start, chunks.c.stop, chunks.c.data)
                 .join(streams, streams.c.id == chunks.c.stream)
                 .join(runs, runs.c.id == streams.c.run)
-                .where(runs.c.prog_id == prog_id, streams.c.name == stream, chunks.c.stop > at, chunks.c.start < min(stop, at + READ_BYTES))
+                .where(
+                    runs.c.prog_id == prog_id,
+                    streams.c.name == stream,
+                    chunks.c.stop > at,
+                    chunks.c.start < min(stop, at + READ_BYTES),
+                )
                 .order_by(chunks.c.start)
             )
             with self.engine.connect() as connection:
@@ -373,7 +415,11 @@ class Store:
             .where(
                 runs.c.prog_id == prog_id,
                 sa.or_(
-                    *(sa.and_(streams.c.name == name, chunks.c.stop > at) for name, at in cursor.items()), streams.c.name.not_in(cursor)
+                    *(
+                        sa.and_(streams.c.name == name, chunks.c.stop > at)
+                        for name, at in cursor.items()
+                    ),
+                    streams.c.name.not_in(cursor),
                 ),
             )
             .order_by(chunks.c.id)
@@ -407,13 +453,19 @@ class Store:
     def counts(self) -> dict[str, int]:
         """Return how many runs are in each state."""
         with self.engine.connect() as connection:
-            rows = connection.execute(sa.select(runs.c.state, sa.func.count()).group_by(runs.c.state))
+            rows = connection.execute(
+                sa.select(runs.c.state, sa.func.count()).group_by(runs.c.state)
+            )
             return {str(row[0]): int(row[1]) for row in rows}
 
     def size(self) -> int:
         """Return how many bytes of output are kept."""
         with self.engine.connect() as connection:
-            return int(connection.execute(sa.select(sa.func.coalesce(sa.func.sum(tokens.c.bytes), 0))).scalar_one())
+            return int(
+                connection.execute(
+                    sa.select(sa.func.coalesce(sa.func.sum(tokens.c.bytes), 0))
+                ).scalar_one()
+            )
 
     def _one(self, query: sa.Select[Any]) -> Row | None:
         with self.engine.connect() as connection:
@@ -442,7 +494,7 @@ class Store:
                     doomed.append(prog_id)
                     surplus -= size
         for prog_id in dict.fromkeys(doomed):
-            self.submit(lambda batch, prog_id=prog_id: batch.forget(prog_id), prog_id=prog_id).result()  # type: ignore[misc]
+            self.submit(partial(Batch.forget, prog_id=prog_id), prog_id=prog_id).result()
         if doomed and self.url.get_backend_name() == "sqlite":
             with self.engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA incremental_vacuum")
@@ -464,7 +516,11 @@ class Store:
             if due is None:
                 batch.connection.execute(sa.delete(notices).where(notices.c.id == notice))
             else:
-                batch.connection.execute(sa.update(notices).where(notices.c.id == notice).values(due=due, tries=notices.c.tries + 1))
+                batch.connection.execute(
+                    sa.update(notices)
+                    .where(notices.c.id == notice)
+                    .values(due=due, tries=notices.c.tries + 1)
+                )
 
         self.submit(do).result()
 
@@ -472,7 +528,9 @@ class Store:
 class Batch:
     """One transaction: what is known of its runs is read once, what its appends add up to is written once."""
 
-    def __init__(self, store: Store, connection: Connection, prog_ids: set[str], memory: _Memory) -> None:
+    def __init__(
+        self, store: Store, connection: Connection, prog_ids: set[str], memory: _Memory
+    ) -> None:
         self.store, self.connection = store, connection
         if len(memory.runs) > KNOWN_RUNS:
             memory.clear()
@@ -491,7 +549,9 @@ class Batch:
         for prog_id in prog_ids:
             self._read.add(prog_id)
             self._runs.pop(prog_id, None)
-        for *values, number, name, length in self.connection.execute(_KNOWN, {"prog_ids": list(prog_ids)}):
+        for *values, number, name, length in self.connection.execute(
+            _KNOWN, {"prog_ids": list(prog_ids)}
+        ):
             row = dict(zip(_ROW, values, strict=True))
             found = self._runs.setdefault(row["prog_id"], _Run(row))
             if name is not None:
@@ -523,11 +583,27 @@ class Batch:
         return found
 
     def _begin(self, token: keys.Token, prog_id: str, doc: Mapping[str, Any]) -> _Run:
-        open_runs = sa.select(sa.func.count()).select_from(runs).where(runs.c.owner == token.owner, runs.c.ended.is_(None))
+        open_runs = (
+            sa.select(sa.func.count())
+            .select_from(runs)
+            .where(runs.c.owner == token.owner, runs.c.ended.is_(None))
+        )
         if self.connection.execute(open_runs).scalar_one() >= self.store.limits.runs:
-            raise Refusal(403, "too_many_runs", f"{self.store.limits.runs} runs of this token are open already")
+            raise Refusal(
+                403,
+                "too_many_runs",
+                f"{self.store.limits.runs} runs of this token are open already",
+            )
         now = time.time()
-        row = {"prog_id": prog_id, "owner": token.owner, "made": now, "heard": now, "ended": None, "version": 0, "tail": _tail(prog_id)}
+        row = {
+            "prog_id": prog_id,
+            "owner": token.owner,
+            "made": now,
+            "heard": now,
+            "ended": None,
+            "version": 0,
+            "tail": _tail(prog_id),
+        }
         row.update(_columns(doc))
         row["id"] = self.connection.execute(sa.insert(runs).values(row)).inserted_primary_key[0]  # type: ignore[index]
         self._runs[prog_id] = made = _Run(row)
@@ -538,7 +614,9 @@ class Batch:
         """Return the last State that was told."""
         self._documents.add(run.row["prog_id"])
         if "doc" not in run.row:
-            run.row["doc"] = self.connection.execute(sa.select(runs.c.doc).where(runs.c.id == run.row["id"])).scalar_one()
+            run.row["doc"] = self.connection.execute(
+                sa.select(runs.c.doc).where(runs.c.id == run.row["id"])
+            ).scalar_one()
         return json.loads(run.row["doc"])  # type: ignore[no-any-return]
 
     def _change(self, run: _Run, doc: Mapping[str, Any], **more: Any) -> None:
@@ -547,13 +625,17 @@ class Batch:
         run.row.update(values)
         self.connection.execute(sa.update(runs).where(runs.c.id == run.row["id"]).values(values))
 
-    def register(self, token: keys.Token, prog_id: str, about: Mapping[str, Any]) -> Mapping[str, Any]:
+    def register(
+        self, token: keys.Token, prog_id: str, about: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         known = self._fresh(prog_id)
         if known is None:
             self._begin(token, prog_id, {**about, "prog_id": prog_id, "state": "starting"})
         elif known.row["owner"] != token.owner:
             raise Refusal(409, "other_run", "this id names another's run")
-        text, expires = self.new_token(f"{token.name}/{prog_id}", [keys.RUN], run=prog_id, owner=token.owner)
+        text, expires = self.new_token(
+            f"{token.name}/{prog_id}", [keys.RUN], run=prog_id, owner=token.owner
+        )
         return {"prog_id": prog_id, "token": text, "expires": expires, "new": known is None}
 
     def report(self, token: keys.Token, prog_id: str, value: Mapping[str, Any]) -> None:
@@ -573,8 +655,15 @@ class Batch:
             if _essence(self._doc(run)) == _essence(value):
                 return False
             raise Refusal(409, "ended", "this run has ended already, and otherwise")
-        have = {name: run.streams[name].length if name in run.streams else 0 for name in state.streams or {}}
-        lacking = {name: have[name] for name, facts in (state.streams or {}).items() if facts.get("length", 0) > have[name]}
+        have = {
+            name: run.streams[name].length if name in run.streams else 0
+            for name in state.streams or {}
+        }
+        lacking = {
+            name: have[name]
+            for name, facts in (state.streams or {}).items()
+            if facts.get("length", 0) > have[name]
+        }
         if lacking:
             raise Refusal(409, "incomplete", "output is missing", expected=lacking)
         self.flush()  # streams grow only before the end
@@ -584,7 +673,14 @@ class Batch:
         for hook in self.store.hooks:
             from .webhooks import body
 
-            values = {"run": prog_id, "hook": hook.url, "body": body(hook, shown), "due": now, "tries": 0, "made": now}
+            values = {
+                "run": prog_id,
+                "hook": hook.url,
+                "body": body(hook, shown),
+                "due": now,
+                "tries": 0,
+                "made": now,
+            }
             self.connection.execute(sa.insert(notices).values(values))
         return True
 
@@ -596,20 +692,35 @@ class Batch:
         del self._runs[prog_id]
         self._allowance.pop(run.row["owner"], None)
         numbers = [each.id for each in run.streams.values()]
-        held = sa.select(sa.func.coalesce(sa.func.sum(sa.func.length(chunks.c.data)), 0)).where(chunks.c.stream.in_(numbers))
+        held = sa.select(sa.func.coalesce(sa.func.sum(sa.func.length(chunks.c.data)), 0)).where(
+            chunks.c.stream.in_(numbers)
+        )
         freed = self.connection.execute(held).scalar_one()
         self.connection.execute(sa.delete(chunks).where(chunks.c.stream.in_(numbers)))
         self.connection.execute(sa.delete(streams).where(streams.c.run == run.row["id"]))
         self.connection.execute(sa.delete(runs).where(runs.c.id == run.row["id"]))
         self.connection.execute(sa.delete(tokens).where(tokens.c.run == prog_id))
-        self.connection.execute(sa.update(tokens).where(tokens.c.id == run.row["owner"]).values(bytes=tokens.c.bytes - freed))
+        self.connection.execute(
+            sa.update(tokens)
+            .where(tokens.c.id == run.row["owner"])
+            .values(bytes=tokens.c.bytes - freed)
+        )
 
     # -- Output
 
-    def append(self, token: keys.Token, prog_id: str, name: str, offset: int, data: bytes, gap: int | None) -> int:
+    def append(
+        self, token: keys.Token, prog_id: str, name: str, offset: int, data: bytes, gap: int | None
+    ) -> int:
         run = self._runs.get(prog_id)
         stream = run.streams.get(name) if run else None
-        if not (run and stream and data and offset == stream.length and run.row["ended"] is None and run.row["owner"] == token.owner):
+        if not (
+            run
+            and stream
+            and data
+            and offset == stream.length
+            and run.row["ended"] is None
+            and run.row["owner"] == token.owner
+        ):
             if self._fresh(prog_id) is None and offset and gap is None and token.run is None:
                 raise _hole(0, "hole", "no run begins with a hole")
             run = self._run(token, prog_id)
@@ -641,7 +752,9 @@ class Batch:
         return reach
 
     def _new_stream(self, run: _Run, name: str) -> _Stream:
-        made = self.connection.execute(sa.insert(streams).values(run=run.row["id"], name=name, length=0))
+        made = self.connection.execute(
+            sa.insert(streams).values(run=run.row["id"], name=name, length=0)
+        )
         if run.row["state"] == "starting":
             self._change(run, {**self._doc(run), "state": "running"})
         return _Stream(made.inserted_primary_key[0], 0)  # type: ignore[index]
@@ -652,7 +765,12 @@ class Batch:
             raise Refusal(507, "disk_full", "the collector's disk is full")
         used, until = self._allowance.get(owner, (0, 0.0))
         if (now := time.monotonic()) >= until:
-            kept = self.connection.execute(sa.select(tokens.c.bytes).where(tokens.c.id == owner)).scalar() or 0
+            kept = (
+                self.connection.execute(
+                    sa.select(tokens.c.bytes).where(tokens.c.id == owner)
+                ).scalar()
+                or 0
+            )
             used, until = kept + self._used.get(owner, 0), now + ALLOWANCE_S
         if used + size > self.store.limits.disk:
             raise Refusal(507, "allowance", "the allowance of this token is used up")
@@ -672,21 +790,37 @@ class Batch:
 
     # -- Tokens
 
-    def new_token(self, name: str, scopes: Sequence[str], *, run: str | None = None, owner: int | None = None) -> tuple[str, float | None]:
+    def new_token(
+        self, name: str, scopes: Sequence[str], *, run: str | None = None, owner: int | None = None
+    ) -> tuple[str, float | None]:
         text, key, digest = keys.new()
         now = time.time()
         expires = None if run is None else now + RUN_TOKEN_S
         self.connection.execute(
             sa.insert(tokens).values(
-                key=key, hash=digest, name=name, scopes=json.dumps(list(scopes)), run=run, owner=owner, made=now, expires=expires, bytes=0
+                key=key,
+                hash=digest,
+                name=name,
+                scopes=json.dumps(list(scopes)),
+                run=run,
+                owner=owner,
+                made=now,
+                expires=expires,
+                bytes=0,
             )
         )
         return text, expires
 
     def revoke(self, name: str) -> int:
-        own = list(self.connection.execute(sa.select(tokens.c.id).where(tokens.c.name == name, tokens.c.revoked.is_(None))).scalars())
+        own = list(
+            self.connection.execute(
+                sa.select(tokens.c.id).where(tokens.c.name == name, tokens.c.revoked.is_(None))
+            ).scalars()
+        )
         every = sa.or_(tokens.c.id.in_(own), tokens.c.owner.in_(own))
-        self.connection.execute(sa.update(tokens).where(every, tokens.c.revoked.is_(None)).values(revoked=time.time()))
+        self.connection.execute(
+            sa.update(tokens).where(every, tokens.c.revoked.is_(None)).values(revoked=time.time())
+        )
         return len(own)
 
 
@@ -718,19 +852,32 @@ class _Statement:
             count = min(STATEMENT_ROWS, 1 << (len(rows) - at).bit_length() - 1)
             values = [value for row in rows[at : at + count] for value in row]
             sql, order, names = self._compiled(connection, count)
-            how = dict(zip(names, values, strict=True)) if order is None else tuple([values[each] for each in order])
+            how = (
+                dict(zip(names, values, strict=True))
+                if order is None
+                else tuple([values[each] for each in order])
+            )
             met += connection.exec_driver_sql(sql, how).rowcount
             at += count
         return met
 
-    def _compiled(self, connection: Connection, count: int) -> tuple[str, Sequence[int] | None, Sequence[str]]:
+    def _compiled(
+        self, connection: Connection, count: int
+    ) -> tuple[str, Sequence[int] | None, Sequence[str]]:
         """Return the SQL, which value stands at each of its places, and what they are called where places have names instead."""
         key = connection.dialect.name, count
         if key not in self._sql:
             names = [f"{name}_{number}" for number in range(count) for name in self._names]
-            rows: list[Mapping[str, Any]] = [{name: sa.bindparam(f"{name}_{number}") for name in self._names} for number in range(count)]
+            rows: list[Mapping[str, Any]] = [
+                {name: sa.bindparam(f"{name}_{number}") for name in self._names}
+                for number in range(count)
+            ]
             compiled = self._make(rows).compile(dialect=connection.dialect)
-            order = None if compiled.positiontup is None else [names.index(name) for name in compiled.positiontup]
+            order = (
+                None
+                if compiled.positiontup is None
+                else [names.index(name) for name in compiled.positiontup]
+            )
             self._sql[key] = str(compiled), order, names
         return self._sql[key]
 
@@ -741,8 +888,14 @@ def _grow(rows: Sequence[Mapping[str, Any]]) -> Any:
     reach = sa.case({row["of"]: row["to"] for row in rows}, value=streams.c.id)
     # Numbers of what was forgotten are given again.
     prog_id = sa.case({row["of"]: row["run"] for row in rows}, value=streams.c.id)
-    going_on = sa.exists().where(runs.c.id == streams.c.run, runs.c.prog_id == prog_id, runs.c.ended.is_(None))
-    return sa.update(streams).where(streams.c.id.in_([row["of"] for row in rows]), streams.c.length == was, going_on).values(length=reach)
+    going_on = sa.exists().where(
+        runs.c.id == streams.c.run, runs.c.prog_id == prog_id, runs.c.ended.is_(None)
+    )
+    return (
+        sa.update(streams)
+        .where(streams.c.id.in_([row["of"] for row in rows]), streams.c.length == was, going_on)
+        .values(length=reach)
+    )
 
 
 def _hear(rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -752,10 +905,21 @@ def _hear(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 def _use(rows: Sequence[Mapping[str, Any]]) -> Any:
     more = sa.case({row["of"]: row["more"] for row in rows}, value=tokens.c.id)
-    return sa.update(tokens).where(tokens.c.id.in_([row["of"] for row in rows])).values(bytes=tokens.c.bytes + more)
+    return (
+        sa.update(tokens)
+        .where(tokens.c.id.in_([row["of"] for row in rows]))
+        .values(bytes=tokens.c.bytes + more)
+    )
 
 
-_ADD = _Statement(lambda rows: sa.insert(chunks).values([dict(row) for row in rows]), "stream", "start", "stop", "at", "data")
+_ADD = _Statement(
+    lambda rows: sa.insert(chunks).values([dict(row) for row in rows]),
+    "stream",
+    "start",
+    "stop",
+    "at",
+    "data",
+)
 _GROW = _Statement(_grow, "of", "run", "was", "to")
 _HEAR = _Statement(_hear, "of", "at")
 _USE = _Statement(_use, "of", "more")
@@ -769,7 +933,12 @@ def _explained(error: Exception) -> Refusal:
     """Return the answer to a job that the database could not do. The bytes may be sent again: nothing of it was kept."""
     if "full" in str(error) or "disk I/O" in str(error):
         return Refusal(507, "disk_full", "the collector's disk is full")
-    return Refusal(503, "database", f"the collector's database failed: {type(error).__name__}", headers={"Retry-After": "5"})
+    return Refusal(
+        503,
+        "database",
+        f"the collector's database failed: {type(error).__name__}",
+        headers={"Retry-After": "5"},
+    )
 
 
 # -- States and rows
@@ -795,7 +964,10 @@ def _columns(doc: Mapping[str, Any]) -> dict[str, Any]:
     origin = doc.get("origin") or {}
     text = json.dumps(doc, ensure_ascii=True)
     if len(text) > DOC_MAX:
-        text = json.dumps({key: each for key, each in doc.items() if key not in ("argv", "program", "env")} | {"argv": ["..."]})
+        text = json.dumps(
+            {key: each for key, each in doc.items() if key not in ("argv", "program", "env")}
+            | {"argv": ["..."]}
+        )
     return {
         "name": None if doc.get("name") is None else _text(doc["name"]),
         "host": _text(doc.get("target") or doc.get("host")),
@@ -817,11 +989,15 @@ def _tail(prog_id: str) -> str:
     return prog_id[-8:] if ids.short(prog_id) != prog_id else prog_id
 
 
-def _shown(row: Row, lengths: Mapping[str, int], gaps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _shown(
+    row: Row, lengths: Mapping[str, int], gaps: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """Return a run as readers get it: its State as it was last told, and what the collector itself knows."""
     doc = json.loads(row["doc"])
     if row["ended"] is None:
-        doc["streams"] = {name: {"length": length, "dropped": 0, "late": 0} for name, length in lengths.items()}
+        doc["streams"] = {
+            name: {"length": length, "dropped": 0, "late": 0} for name, length in lengths.items()
+        }
     if row["host"]:
         doc["host"] = row["host"]
     doc.pop("target", None)
@@ -869,12 +1045,22 @@ def _conditions(wanted: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:
             case "text":
                 found.append(runs.c.command.contains(value, autoescape=True))
             case "user":
-                found.append(sa.or_(runs.c.user == value, runs.c.by == value, runs.c.by.startswith(f"{value}@", autoescape=True)))
+                found.append(
+                    sa.or_(
+                        runs.c.user == value,
+                        runs.c.by == value,
+                        runs.c.by.startswith(f"{value}@", autoescape=True),
+                    )
+                )
             case "open":
                 found.append(runs.c.ended.is_(None) if value else runs.c.ended.is_not(None))
             case _:
                 column = runs.c[key]
-                found.append(column.startswith(value[:-1], autoescape=True) if str(value).endswith("*") else column == value)
+                found.append(
+                    column.startswith(value[:-1], autoescape=True)
+                    if str(value).endswith("*")
+                    else column == value
+                )
     return found
 
 
@@ -883,9 +1069,16 @@ def _conditions(wanted: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:
 
 def _url(database: str) -> sa.URL:
     """Return where the data is. Raises Misuse for what isn't SQLite."""
-    url = make_url(database) if "://" in database else sa.URL.create("sqlite", database=str(Path(database).absolute()))
+    url = (
+        make_url(database)
+        if "://" in database
+        else sa.URL.create("sqlite", database=str(Path(database).absolute()))
+    )
     if url.get_backend_name() != "sqlite" or not url.database:
-        raise Misuse(f"not a database that the collector can use: {database!r} (a path, or sqlite:////path)", fate="NOT SERVED")
+        raise Misuse(
+            f"not a database that the collector can use: {database!r} (a path, or sqlite:////path)",
+            fate="NOT SERVED",
+        )
     return url
 
 
@@ -894,14 +1087,21 @@ def _engine(url: sa.URL) -> Engine:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Output may hold what others shouldn't read.
     os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-    engine = sa.create_engine(url, pool_size=8, max_overflow=24, connect_args={"timeout": 10.0, "check_same_thread": False})
+    engine = sa.create_engine(
+        url,
+        pool_size=8,
+        max_overflow=24,
+        connect_args={"timeout": 10.0, "check_same_thread": False},
+    )
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:
         # page_size and auto_vacuum count only before the first table is made. Chunks are many pages long, each of which is two system calls
         # into the log and two out of it: half as many of 16 KiB. SQLite's own checkpoint holds up the writer: it comes after 64 MiB, not after 4,
         # when most is moved. What undoes half a statement of many rows is a file unless temp_store says otherwise.
-        connection.isolation_level = None  # the driver would begin a transaction only at its first write
+        connection.isolation_level = (
+            None  # the driver would begin a transaction only at its first write
+        )
         for pragma in (
             "page_size = 16384", "auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON",
             "cache_size = -16000", "wal_autocheckpoint = 4096", "temp_store = MEMORY",
@@ -920,7 +1120,9 @@ def _engine(url: sa.URL) -> Engine:
 def migrate(connection: Connection) -> None:
     """Bring the tables up to this version."""
     if sa.inspect(connection).has_table("alembic_version"):
-        found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all()
+        found = (
+            connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all()
+        )
         if found == [HEAD]:
             return  # alembic takes 150 ms to import
     connection.rollback()

@@ -60,7 +60,10 @@ class Token:
 
 def new() -> tuple[str, str, bytes]:
     """Return (the token as its owner gets it, its key, the hash to keep)."""
-    key, secret = "".join(secrets.choice("0123456789abcdefghijklmnopqrstuvwxyz") for _ in range(12)), secrets.token_urlsafe(32)
+    key, secret = (
+        "".join(secrets.choice("0123456789abcdefghijklmnopqrstuvwxyz") for _ in range(12)),
+        secrets.token_urlsafe(32),
+    )
     return f"corra_{key}_{secret}", key, digest(secret)
 
 
@@ -74,7 +77,12 @@ def split(header: str | None) -> tuple[str, str]:
     scheme, _, text = (header or "").partition(" ")
     match = _TOKEN.fullmatch(text.strip()) if scheme.lower() == "bearer" else None
     if not match:
-        raise Refusal(401, "no_token", "no token: Authorization: Bearer TOKEN", headers={"WWW-Authenticate": "Bearer"})
+        raise Refusal(
+            401,
+            "no_token",
+            "no token: Authorization: Bearer TOKEN",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
     return match[1], match[2]
 
 
@@ -82,10 +90,27 @@ def checked(row: Mapping[str, Any] | None, secret: str) -> Token:
     """Return the Token of `row` if `secret` opens it. Raises Refusal, the same for an unknown key as for a wrong secret."""
     kept = row["hash"] if row else bytes(32)
     if not hmac.compare_digest(bytes(kept), digest(secret)) or row is None:
-        raise Refusal(401, "bad_token", "not a token of this collector", headers={"WWW-Authenticate": "Bearer"})
+        raise Refusal(
+            401,
+            "bad_token",
+            "not a token of this collector",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
     if row["revoked"] is not None or (row["expires"] is not None and row["expires"] < time.time()):
-        raise Refusal(401, "old_token", "this token has expired or was taken back", headers={"WWW-Authenticate": "Bearer"})
-    return Token(row["id"], row["name"], tuple(json.loads(row["scopes"])), row["run"], row["owner"] or row["id"], row["expires"])
+        raise Refusal(
+            401,
+            "old_token",
+            "this token has expired or was taken back",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    return Token(
+        row["id"],
+        row["name"],
+        tuple(json.loads(row["scopes"])),
+        row["run"],
+        row["owner"] or row["id"],
+        row["expires"],
+    )
 
 
 def parse(text: str) -> tuple[str, list[str]]:
@@ -93,14 +118,24 @@ def parse(text: str) -> tuple[str, list[str]]:
     name, equals, rest = text.partition("=")
     scopes = [scope for scope in rest.split(",") if scope]
     if not equals or not _NAME.fullmatch(name) or not scopes:
-        raise Misuse(f"not NAME=SCOPES: {text!r} (say laptop=read,write or team=read:host=db*)", fate="NOT MADE")
+        raise Misuse(
+            f"not NAME=SCOPES: {text!r} (say laptop=read,write or team=read:host=db*)",
+            fate="NOT MADE",
+        )
     for scope in scopes:
         if scope not in (READ, WRITE) and not _is_narrowed(scope):
-            raise Misuse(f"not a scope: {scope!r} (read, write, or read:host=db* with {', '.join(NARROWED)})", fate="NOT MADE")
+            raise Misuse(
+                f"not a scope: {scope!r} (read, write, or read:host=db* with {', '.join(NARROWED)})",
+                fate="NOT MADE",
+            )
     return name, scopes
 
 
 def _is_narrowed(scope: str) -> bool:
     word, colon, rest = scope.partition(":")
     parts: Sequence[str] = rest.split("&")
-    return word == READ and bool(colon) and all(part.partition("=")[0] in NARROWED and part.partition("=")[2] for part in parts)
+    return (
+        word == READ
+        and bool(colon)
+        and all(part.partition("=")[0] in NARROWED and part.partition("=")[2] for part in parts)
+    )

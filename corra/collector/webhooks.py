@@ -41,7 +41,14 @@ def body(hook: Hook, run: Mapping[str, Any]) -> str:
     """Return what the hook is sent for the end of `run`."""
     if hook.shape == "slack":
         return json.dumps({"text": sentence(run)})
-    return json.dumps({"v": 1, "type": "end", "text": sentence(run), "state": {key: run[key] for key in run if key != "collector"}})
+    return json.dumps(
+        {
+            "v": 1,
+            "type": "end",
+            "text": sentence(run),
+            "state": {key: run[key] for key in run if key != "collector"},
+        }
+    )
 
 
 def sentence(run: Mapping[str, Any]) -> str:
@@ -56,7 +63,9 @@ def sentence(run: Mapping[str, Any]) -> str:
     else:
         fate = f"{'FAILED' if run.get('return_code') else 'done'}: exit {run.get('return_code')}"
     after = "" if run.get("elapsed") is None else f" after {run['elapsed']:.1f} s"
-    return plain(f"{label} on {run.get('host') or '?'}: {fate}{after}: {shlex.join(map(str, run.get('argv') or ()))[:200]}")
+    return plain(
+        f"{label} on {run.get('host') or '?'}: {fate}{after}: {shlex.join(map(str, run.get('argv') or ()))[:200]}"
+    )
 
 
 def send_due(store: Store) -> None:
@@ -69,9 +78,13 @@ def send_due(store: Store) -> None:
             _log.info("webhook", extra={"facts": {"run": notice["run"], "host": where}})
             continue
         over = time.time() - notice["made"] > GIVE_UP_S
-        pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(notice["tries"], 12)) * (0.75 + random.random() / 2)  # noqa: S311
+        longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(notice["tries"], 12))
+        pause = longest * (0.75 + random.random() / 2)  # noqa: S311
         store.settle(notice["id"], None if over else time.time() + pause)
-        _log.warning("webhook failed", extra={"facts": {"run": notice["run"], "host": where, "why": error, "given_up": over}})
+        _log.warning(
+            "webhook failed",
+            extra={"facts": {"run": notice["run"], "host": where, "why": error, "given_up": over}},
+        )
 
 
 def post(url: str, text: str) -> str | None:
@@ -79,12 +92,16 @@ def post(url: str, text: str) -> str | None:
     parts = urlsplit(url)
     connection: http.client.HTTPConnection
     if parts.scheme == "https":
-        connection = http.client.HTTPSConnection(parts.netloc, timeout=TIMEOUT_S, context=ssl.create_default_context())
+        connection = http.client.HTTPSConnection(
+            parts.netloc, timeout=TIMEOUT_S, context=ssl.create_default_context()
+        )
     else:
         connection = http.client.HTTPConnection(parts.netloc, timeout=TIMEOUT_S)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
-        connection.request("POST", path, text.encode(), {"Content-Type": "application/json", "User-Agent": "corra"})
+        connection.request(
+            "POST", path, text.encode(), {"Content-Type": "application/json", "User-Agent": "corra"}
+        )
         status = connection.getresponse().status
         return None if 200 <= status < 300 else f"answered {status}"
     except (OSError, http.client.HTTPException, ValueError) as error:
