@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from corra.agent import VERSION
-from corra.ids import PATTERN
+from corra.model.ids import PATTERN
 
 from .limits import Limits
 
