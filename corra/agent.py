@@ -2824,12 +2824,13 @@ def guard_run(request, report):
 # ============================================================ verbs/starter
 # The start of the guards, and of other programs.
 
+# This is the first of the parts in verbs/, so what they define stands below it in the made file.
 GUARDS_END = sys._getframe().f_lineno
 FORK_KB = 5000  # of its own: more than a process that has this file from its .pyc, less than one that has compiled it
 
 
 def thin(code):
-    """Return this module's code without what stands below: guards hold theirs in memory for weeks."""
+    """Return the made file's code without the verbs': guards hold theirs in memory for weeks."""
     if not hasattr(code, "replace"):  # Python 3.7
         return code
     nothing = (lambda: None).__code__

@@ -13,12 +13,13 @@ from ..guards.guards import guard
 from ..guards.program import candidates, given_environment
 from ..paths import CODE, octets, slurp
 
+# This is the first of the parts in verbs/, so what they define stands below it in the made file.
 GUARDS_END = sys._getframe().f_lineno
 FORK_KB = 5000  # of its own: more than a process that has this file from its .pyc, less than one that has compiled it
 
 
 def thin(code):
-    """Return this module's code without what stands below: guards hold theirs in memory for weeks."""
+    """Return the made file's code without the verbs': guards hold theirs in memory for weeks."""
     if not hasattr(code, "replace"):  # Python 3.7
         return code
     nothing = (lambda: None).__code__
