@@ -15,7 +15,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .agent import VERSION as __version__  # noqa: N811 - the name every package has
     from .errors import (
         Ambiguous,
         Auth,
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from .model.host_sets import Hosts, fold, hosts, waves
     from .model.program import OPEN, Program
     from .model.state import State
+    from .on_host.agent.contract import VERSION as __version__  # noqa: N811 - the name every package has
     from .runbooks.runbook import Runbook, runbook
     from .runbooks.step import Reboot
     from .runs.events import Event, LinkDown, LinkUp, Tick
@@ -132,7 +132,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from .agent import VERSION
+        from .on_host.agent.contract import VERSION
 
         return VERSION
     if name not in _HOME:

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# Made by scripts/join from corra/on_host/agent/: change the parts, not this file.
 r"""corra's agent: starts one program on this host so that it outlives whoever asked, and answers for it.
 
     agent.py < program.json        start it, print its State as JSON, leave; the guards stay
@@ -38,19 +39,19 @@ import errno
 import fcntl
 import gc
 import marshal
-import posix as os  # os.py and what it imports are Python code: 2 ms of each start, and 150 to 440 kB of each run's memory
+import posix as os
 import select
 import struct
 import sys
 import time
 import zlib
 
-# ============================================================ constants
+
+# ============================================================ contract
 
 VERSION = "0.1.0"
 PROTOCOL = 1
 LAYOUT = 1
-
 TRANSITIONS = {
     "starting": ("running", "exited", "not_started", "lost"),
     "running": ("exited", "lost"),
@@ -72,67 +73,24 @@ REASONS = (
     "spool-gone",
     "link",
 )
-
 PAGE = 4096
-SEEK_CUR, SEEK_END = 1, 2  # os has names for them, posix has not
 INDEX_RECORD = struct.Struct("<QQ")
-INDEX_EVERY_NS = 10 * 10**6
 STREAM_SHIFT = 56
 SENDER_RECORD = struct.Struct("<QQQ")
 END_OF_STDIN = (1 << 64) - 1  # who "sends" the end
-AHEAD_MAX = 64 << 20  # how much may have been accepted that the program hasn't read
-HELD_MAX = (
-    8 << 20
-)  # what a sender may have sent that isn't accepted yet: twice what our own client does
-INPUT_MAX = 1 << 20
-FRAME_MAX = 256 * 1024
 REQUEST_MAX = 64 << 20
-PIPE_MAX = 256 * 1024
-FLOOR = 1 << 30
-FLOOR_SHARE = 20  # the last twentieth of a small disk isn't ours either
-ROOM_STEP = 16 << 20
 SPLICE = 1 << 20
 BOUND_MIN = 65536  # what keep_output is at least, as much as a pipe holds; also the least that is punched out at once
 BOUND_STEP = 16 << 20
-SWITCHED_FIRST, SWITCHED_LATELY, SWITCHED_MAX = (
-    1 << 20,
-    4 << 20,
-    256,
-)  # of a terminal's output, bytes looked at; sequences told
-HEAD = struct.Struct("<QQ")  # an offset and its complement: a torn one shows
-HEAD_MASK = (1 << 64) - 1
-PING_DEADLINE_S = 60.0
 START_DEADLINE_S = 10.0
 LOOK_S = 0.1
-LOOK_ALONE_S = (
-    1.0  # where the keeper's death can't be waited for, however much a client has to say meanwhile
-)
 ORDER_DEADLINE_S = 2.0
-KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
 KEEP_GOOD_S, KEEP_BAD_S = 14 * 86400, 30 * 86400
-KEEP_BYTES = 2 << 30
 KILL_DEADLINE_NS = 2 * 10**9
 CARRIER_DEADLINE_NS = 5 * 10**9  # a shell on a loaded host took 2 s to find all of a tree
-STAND_IN = 33  # what is added to a signal that a carrier is to pass on: 1 to 31 become the real-time signals 34 to 64
 GRACE_S = 10.0
-FORK_KB = 5000  # of its own: more than a process that has this file from its .pyc, less than one that has compiled it
 AFTER_GRACE = "corra, after the grace"  # who sends a stop's KILL
 PATH = b"/usr/local/bin:/usr/bin:/bin"  # where there is none
-COURIER_S = 86400
-ID_ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
-# What statfs calls the file systems where a stalled server would hold the program in splice.
-REMOTE_TYPES = {
-    0x6969: "NFS",
-    0xFF534D42: "CIFS",
-    0xFE534D42: "SMB",
-    0x517B: "SMB",
-    0x65735546: "FUSE",
-    0x5346414F: "AFS",
-    0x01021997: "9P",
-    0x00C36400: "Ceph",
-    0x0BD00BD0: "Lustre",
-    0x47504653: "GPFS",
-}
 SIGNALS = {
     name[3:]: getattr(_signal, name)
     for name in dir(_signal)
@@ -145,13 +103,7 @@ RLIMITS = {
     "files": 7,
     "memory": 9,
 }  # the same numbers on every machine that Python's wheels are built for
-RLIM_INFINITY = (1 << 64) - 1
-CPU_GRACE_S = 5  # from SIGXCPU, which tells why, to SIGKILL
-SCOPED = {"memory_max": ("memory", "MemoryMax=%d"), "cpu_quota": ("cpu", "CPUQuota=%d%%")}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
-CODE = (
-    sys._getframe().f_code
-)  # this module, compiled: the guards get it over a pipe and trust no file
 
 
 class Refusal(Exception):
@@ -162,7 +114,96 @@ class Refusal(Exception):
         self.reply = dict(facts, error=kind, message=message)
 
 
-# ============================================================ the kernel
+# ============================================================ paths
+# Paths, and the files that they lead to.
+#
+# os.path is Python code, of which a run's guards would keep 150 to 440 kB.
+
+CODE = (
+    sys._getframe().f_code
+)  # this module, compiled: the guards get it over a pipe and trust no file
+
+
+def join(above, name):
+    """Return the path of `name` in the directory `above`; a `name` that begins at the root stands for itself."""
+    slash = "/" if isinstance(above, str) else b"/"
+    return name if name.startswith(slash) else above.rstrip(slash) + slash + name
+
+
+def absolute(path):
+    parts = []
+    for part in join(os.getcwd(), path).split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/" + "/".join(parts)
+
+
+def parent(path):
+    return path.rpartition("/")[0] or "/"
+
+
+def base(path):
+    return path.rpartition("/")[2]
+
+
+def present(path):
+    """Return whether there is anything at `path` that we may know of."""
+    try:
+        os.stat(path)
+        return True
+    except OSError:
+        return False
+
+
+def text_of(path):
+    """Return the path `path` (bytes) as the text that this Python opens files by."""
+    return path.decode(sys.getfilesystemencoding(), "surrogateescape")
+
+
+def octets(text):
+    """Return the bytes that `text` stands for, whatever the locale here says: JSON is UTF-8, and so was what the client read."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def make_directories(path, mode):
+    if not present(path):
+        make_directories(parent(path), mode)
+        try:
+            os.mkdir(path, mode)
+        except FileExistsError:
+            pass  # another start has just made it
+
+
+def slurp(path, limit=1 << 20):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(fd, limit)
+    finally:
+        os.close(fd)
+
+
+def beside(name):
+    """Return the path of a file in this file's directory."""
+    return join(parent(absolute(CODE.co_filename)), name)
+
+
+# ============================================================ kernel
+# The kernel, by the C library's own functions: pipes, disks and clocks.
+
+SEEK_CUR, SEEK_END = 1, 2  # os has names for them, posix has not
+PIPE_MAX = 256 * 1024
+FLOOR = 1 << 30
+FLOOR_SHARE = 20  # the last twentieth of a small disk isn't ours either
+
+
+def now_ns():
+    return int(time.time() * 1e9)
+
+
+def mono_ns():
+    return int(time.monotonic() * 1e9)
 
 
 class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
@@ -242,8 +283,62 @@ def widen(pipe, factor=2):
         pass  # not a pipe, or no more of them for this user
 
 
-# ============================================================ the kernel: processes
+def unread(fifo):
+    """Return how many bytes stand in a FIFO."""
+    return struct.unpack("i", fcntl.ioctl(fifo, _FIONREAD, b"\0" * 4))[0]
 
+
+def give_back():
+    """Give the C library's free memory back to the kernel: three guards would keep it for weeks."""
+    try:
+        _c("malloc_trim")(0)
+    except OSError:
+        pass  # musl has none, and keeps little
+
+
+def wide(name):
+    """Return the C library's function whose offsets have 64 bits: where off_t always has, as in musl, it has the plain name."""
+    try:
+        return _c(name + "64")
+    except OSError:
+        return _c(name)
+
+
+def punch(file, end, begin=0):
+    """Give a file's disk below `end` back; its length stays, and with it every offset. Raises OSError: EOPNOTSUPP where there are no holes."""
+    while True:
+        result = wide("fallocate")(
+            file, 3, _Offset(begin), _Offset(end - begin)
+        )  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+        if result >= 0 or _ctypes.get_errno() != errno.EINTR:
+            return _checked(result)
+
+
+def wipe(file, begin, end):
+    """Give a part of a file back to the disk; where that can't be done, at least nobody can read it any more."""
+    try:
+        if begin < end:
+            punch(file, end, begin)
+    except OSError:
+        while begin < end:
+            begin += os.pwrite(file, b"\0" * min(end - begin, 65536), begin)
+
+
+def file_system(path):
+    """Return the statfs type of `path`."""
+    buffer = (_Byte * 512)()
+    _checked(_statfs(path.encode(sys.getfilesystemencoding(), "surrogateescape"), buffer))
+    return struct.unpack_from("@l", buffer.raw)[0] & 0xFFFFFFFF
+
+
+def room(file):
+    """Return how many bytes the disk under `file` has above its floor; what is below that isn't ours to fill."""
+    disk = os.fstatvfs(file)
+    return disk.f_bavail * disk.f_frsize - min(FLOOR, disk.f_blocks * disk.f_frsize // FLOOR_SHARE)
+
+
+# ============================================================ processes
+# Processes: to be one, to look at them, to signal them.
 
 def become(title):
     """Name this process, and take in the orphans of its descendants (the subreaper flag isn't inherited by fork)."""
@@ -257,14 +352,6 @@ def fork_thin():
     Before 3.8 that is also what makes signals heard. Raises OSError.
     """
     return _checked(_fork()) if sys.version_info >= (3, 8) else os.fork()
-
-
-def give_back():
-    """Give the C library's free memory back to the kernel: three guards would keep it for weeks."""
-    try:
-        _c("malloc_trim")(0)
-    except OSError:
-        pass  # musl has none, and keeps little
 
 
 def usage(pid):
@@ -342,11 +429,6 @@ def signal_process(pid, start, number):
             os.close(handle)
 
 
-def unread(fifo):
-    """Return how many bytes stand in a FIFO."""
-    return struct.unpack("i", fcntl.ioctl(fifo, _FIONREAD, b"\0" * 4))[0]
-
-
 def ended(pid):
     """Return the raw wait status of the child `pid` without reaping it, or None while it lives. Raises ChildProcessError."""
     info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -357,124 +439,6 @@ def ended(pid):
         if info.si_code == 1
         else info.si_status | (0x80 if info.si_code == 3 else 0)
     )
-
-
-# ============================================================ the kernel: disks
-
-
-def wide(name):
-    """Return the C library's function whose offsets have 64 bits: where off_t always has, as in musl, it has the plain name."""
-    try:
-        return _c(name + "64")
-    except OSError:
-        return _c(name)
-
-
-def punch(file, end, begin=0):
-    """Give a file's disk below `end` back; its length stays, and with it every offset. Raises OSError: EOPNOTSUPP where there are no holes."""
-    while True:
-        result = wide("fallocate")(
-            file, 3, _Offset(begin), _Offset(end - begin)
-        )  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-        if result >= 0 or _ctypes.get_errno() != errno.EINTR:
-            return _checked(result)
-
-
-def wipe(file, begin, end):
-    """Give a part of a file back to the disk; where that can't be done, at least nobody can read it any more."""
-    try:
-        if begin < end:
-            punch(file, end, begin)
-    except OSError:
-        while begin < end:
-            begin += os.pwrite(file, b"\0" * min(end - begin, 65536), begin)
-
-
-def file_system(path):
-    """Return the statfs type of `path`."""
-    buffer = (_Byte * 512)()
-    _checked(_statfs(path.encode(sys.getfilesystemencoding(), "surrogateescape"), buffer))
-    return struct.unpack_from("@l", buffer.raw)[0] & 0xFFFFFFFF
-
-
-def room(file):
-    """Return how many bytes the disk under `file` has above its floor; what is below that isn't ours to fill."""
-    disk = os.fstatvfs(file)
-    return disk.f_bavail * disk.f_frsize - min(FLOOR, disk.f_blocks * disk.f_frsize // FLOOR_SHARE)
-
-
-# ============================================================ paths
-
-
-def join(above, name):
-    """Return the path of `name` in the directory `above`; a `name` that begins at the root stands for itself."""
-    slash = "/" if isinstance(above, str) else b"/"
-    return name if name.startswith(slash) else above.rstrip(slash) + slash + name
-
-
-def absolute(path):
-    parts = []
-    for part in join(os.getcwd(), path).split("/"):
-        if part == "..":
-            del parts[-1:]
-        elif part not in ("", "."):
-            parts.append(part)
-    return "/" + "/".join(parts)
-
-
-def parent(path):
-    return path.rpartition("/")[0] or "/"
-
-
-def base(path):
-    return path.rpartition("/")[2]
-
-
-def present(path):
-    """Return whether there is anything at `path` that we may know of."""
-    try:
-        os.stat(path)
-        return True
-    except OSError:
-        return False
-
-
-def text_of(path):
-    """Return the path `path` (bytes) as the text that this Python opens files by."""
-    return path.decode(sys.getfilesystemencoding(), "surrogateescape")
-
-
-def make_directories(path, mode):
-    if not present(path):
-        make_directories(parent(path), mode)
-        try:
-            os.mkdir(path, mode)
-        except FileExistsError:
-            pass  # another start has just made it
-
-
-def beside(name):
-    """Return the path of a file in this file's directory."""
-    return join(parent(absolute(CODE.co_filename)), name)
-
-
-# ============================================================ identity
-
-
-def now_ns():
-    return int(time.time() * 1e9)
-
-
-def mono_ns():
-    return int(time.monotonic() * 1e9)
-
-
-def slurp(path, limit=1 << 20):
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return os.read(fd, limit)
-    finally:
-        os.close(fd)
 
 
 def boot_id():
@@ -534,11 +498,6 @@ def kill_tree(roots, spared=()):
     return len(stopped)
 
 
-def octets(text):
-    """Return the bytes that `text` stands for, whatever the locale here says: JSON is UTF-8, and so was what the client read."""
-    return text.encode("utf-8", "surrogateescape")
-
-
 def oom_kills():
     """Return how many processes of our memory cgroup (else of the machine) the kernel has killed for want of memory, ever."""
     places = []
@@ -558,17 +517,8 @@ def oom_kills():
     return 0
 
 
-def iso(ns):
-    """Return UTC with its offset, to the millisecond."""
-    if not ns:
-        return None
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ns // 10**9)) + ".%03d+00:00" % (
-        ns // 10**6 % 1000
-    )
-
-
 # ============================================================ records
-
+# JSON, and the keeper's record: one page that is read whole and written whole.
 
 def to_json(value):
     """Return `value` as ASCII JSON. With from_json it is what we need of json; that package costs 25 ms and 1.2 MB for its regular expressions."""
@@ -713,64 +663,8 @@ class Record:
         return record
 
 
-# ============================================================ the spool
-
-
-def home():
-    """Return the caller's home directory, or None; a $HOME that belongs to somebody else (sudo without -H) isn't ours."""
-    import pwd
-
-    path = text_of(os.environ.get(b"HOME", b""))
-    try:
-        if path.startswith("/") and os.stat(path).st_uid == os.geteuid():
-            return path
-    except OSError:
-        pass
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_dir or None
-    except KeyError:
-        return None
-
-
-def roots(request):
-    """Return the directories that may hold runs, best first."""
-    if request.get("spool"):
-        return [absolute(text_of(octets(request["spool"])))]
-    found = []
-    state = text_of(os.environ.get(b"XDG_STATE_HOME", b""))
-    if not state.startswith("/"):
-        at = home()
-        state = join(at, ".local/state") if at else ""
-    if state:
-        found.append(join(state, "corra"))
-    return found + ["/var/tmp/corra-%d" % os.geteuid()]
-
-
-def secure(path):
-    """Open a directory that only its owner can write to, and the owner is us. Raises OSError (EPERM for a stranger's)."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    found = os.fstat(fd)
-    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        os.close(fd)
-        raise PermissionError(errno.EPERM, "others can write to it or own it", path)
-    return fd
-
-
-def prepare_root(root):
-    """Make ROOT/runs and return its descriptor. Raises OSError with what is in the way."""
-    above = root
-    while not present(above):
-        above = parent(above)
-    kind = REMOTE_TYPES.get(file_system(above))
-    if kind:
-        raise OSError(errno.EREMOTE, "is on a remote file system (%s)" % kind, root)
-    make_directories(join(root, "runs"), 0o700)
-    os.close(secure(root))
-    return secure(join(root, "runs"))
-
-
-# ============================================================ the spool: a run's directory
-
+# ============================================================ files
+# Files of a directory that is open: made, read, replaced and removed by name.
 
 def fill(directory, name, data, mode=0o600):
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=directory)
@@ -793,49 +687,16 @@ def fill_in_place(directory, name, data):
     os.close(file)
 
 
-def claim(runs, prog_id, request, feed, token):
-    """Make the run's directory, whole, and give it its name in one step; return whether we were the first.
-
-    Raises OSError when there is no room; nothing is left behind then.
-    """
-    temporary = ".new-%s-%d-%s" % (prog_id, os.getpid(), os.urandom(4).hex())
-    os.mkdir(temporary, 0o700, dir_fd=runs)
-    directory = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY, dir_fd=runs)
+def replace(directory, name, data):
+    """Give a file of the run another content in one step."""
+    new = "%s.%s" % (name, os.urandom(4).hex())
     try:
-        fill_in_place(directory, "exit", b"\n" * PAGE * 2)
-        fill(directory, "program.json", to_json(request).encode() + b"\n")
-        fill(directory, "launched.tmp", b" " * 255 + b"\n")
-        os.mkdir("fifo", 0o700, dir_fd=directory)
-        for name in stream_names(request):
-            fill(directory, name, b"")
-        for name in fifo_names(request):
-            os.mkfifo("fifo/" + name, 0o600, dir_fd=directory)
-        if takes_more(request):
-            fill(directory, "stdin", b"")
-            fill(directory, "senders", SENDER_RECORD.pack(0, 0, 0))
-        fill(directory, "index", b"")
-        if (request.get("run") or {}).get("keep_output"):
-            prepare_bound(directory, stream_names(request))
-        fill(directory, "keeper", b"")
-        os.mkfifo("control", 0o600, dir_fd=directory)
-        if request.get("callback"):
-            fill(directory, "courier.json", b" " * PAGE)
-            fill(directory, "token", octets(token or ""))
-        if feed:
-            feed(directory)
-        try:
-            os.rename(temporary, prog_id, src_dir_fd=runs, dst_dir_fd=runs)
-            return True
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-        discard(runs, temporary)
-        return False
-    except BaseException:
-        discard(runs, temporary)
+        fill(directory, new, data)
+        os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        if exists(directory, new):
+            os.unlink(new, dir_fd=directory)
         raise
-    finally:
-        os.close(directory)
 
 
 def discard(above, name):
@@ -852,29 +713,6 @@ def discard(above, name):
     os.rmdir(name, dir_fd=above)
 
 
-def stream_names(request):
-    return (
-        ["output"]
-        if request["program"].get("merge") or request["program"].get("pty")
-        else ["stdout", "stderr"]
-    )
-
-
-def fifo_names(request):
-    """Return the program's ends that are FIFOs: on a terminal there are none."""
-    if request["program"].get("pty"):
-        return []
-    return stream_names(request) + (["stdin"] if takes_more(request) else [])
-
-
-def takes_more(request):
-    """Return whether something may be sent to the program while it runs."""
-    source = request["program"].get("stdin")
-    return bool(request["program"].get("pty")) or (
-        isinstance(source, dict) and bool(source.get("open"))
-    )
-
-
 def read_file(directory, name, limit=REQUEST_MAX):
     """Return a file's bytes, or None when it isn't there."""
     try:
@@ -885,24 +723,6 @@ def read_file(directory, name, limit=REQUEST_MAX):
         return file.read(limit)
 
 
-def read_launched(text):
-    """Return (pid, start, boot id, time ns, monotonic ns) of the launched program, or None."""
-    words = (text or b"").split()
-    return (
-        (int(words[0]), int(words[1]), words[2].decode(), int(words[3]), int(words[4]))
-        if len(words) == 5
-        else None
-    )
-
-
-def launched_by(directory, files):
-    """Return who was launched, or None; the claim is the name `launched`, unless the whole spool has been deleted."""
-    launched = read_launched(os.pread(files["launched"], 256, 0))
-    if launched and os.fstat(files["launched"]).st_nlink == 1 and not exists(directory, "launched"):
-        return None
-    return launched
-
-
 def exists(directory, name):
     try:
         os.stat(name, dir_fd=directory, follow_symlinks=False)
@@ -911,7 +731,11 @@ def exists(directory, name):
         return False
 
 
-# ============================================================ the spool: where a bounded stream begins
+# ============================================================ bounds
+# Where a bounded stream begins: `keep_output` gives its beginning back to the disk.
+
+HEAD = struct.Struct("<QQ")  # an offset and its complement: a torn one shows
+HEAD_MASK = (1 << 64) - 1
 
 
 def prepare_bound(directory, names):
@@ -995,8 +819,205 @@ class Bound:
         return freed
 
 
-# ============================================================ what is known of a run
+# ============================================================ spool
+# The spool: where runs are, and how a run's directory is made.
 
+# What statfs calls the file systems where a stalled server would hold the program in splice.
+REMOTE_TYPES = {
+    0x6969: "NFS",
+    0xFF534D42: "CIFS",
+    0xFE534D42: "SMB",
+    0x517B: "SMB",
+    0x65735546: "FUSE",
+    0x5346414F: "AFS",
+    0x01021997: "9P",
+    0x00C36400: "Ceph",
+    0x0BD00BD0: "Lustre",
+    0x47504653: "GPFS",
+}
+
+
+def user_name(uid=None):
+    import pwd
+
+    uid = os.geteuid() if uid is None else uid
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def home():
+    """Return the caller's home directory, or None; a $HOME that belongs to somebody else (sudo without -H) isn't ours."""
+    import pwd
+
+    path = text_of(os.environ.get(b"HOME", b""))
+    try:
+        if path.startswith("/") and os.stat(path).st_uid == os.geteuid():
+            return path
+    except OSError:
+        pass
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir or None
+    except KeyError:
+        return None
+
+
+def roots(request):
+    """Return the directories that may hold runs, best first."""
+    if request.get("spool"):
+        return [absolute(text_of(octets(request["spool"])))]
+    found = []
+    state = text_of(os.environ.get(b"XDG_STATE_HOME", b""))
+    if not state.startswith("/"):
+        at = home()
+        state = join(at, ".local/state") if at else ""
+    if state:
+        found.append(join(state, "corra"))
+    return found + ["/var/tmp/corra-%d" % os.geteuid()]
+
+
+def secure(path):
+    """Open a directory that only its owner can write to, and the owner is us. Raises OSError (EPERM for a stranger's)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    found = os.fstat(fd)
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        os.close(fd)
+        raise PermissionError(errno.EPERM, "others can write to it or own it", path)
+    return fd
+
+
+def prepare_root(root):
+    """Make ROOT/runs and return its descriptor. Raises OSError with what is in the way."""
+    above = root
+    while not present(above):
+        above = parent(above)
+    kind = REMOTE_TYPES.get(file_system(above))
+    if kind:
+        raise OSError(errno.EREMOTE, "is on a remote file system (%s)" % kind, root)
+    make_directories(join(root, "runs"), 0o700)
+    os.close(secure(root))
+    return secure(join(root, "runs"))
+
+
+def claim(runs, prog_id, request, feed, token):
+    """Make the run's directory, whole, and give it its name in one step; return whether we were the first.
+
+    Raises OSError when there is no room; nothing is left behind then.
+    """
+    temporary = ".new-%s-%d-%s" % (prog_id, os.getpid(), os.urandom(4).hex())
+    os.mkdir(temporary, 0o700, dir_fd=runs)
+    directory = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY, dir_fd=runs)
+    try:
+        fill_in_place(directory, "exit", b"\n" * PAGE * 2)
+        fill(directory, "program.json", to_json(request).encode() + b"\n")
+        fill(directory, "launched.tmp", b" " * 255 + b"\n")
+        os.mkdir("fifo", 0o700, dir_fd=directory)
+        for name in stream_names(request):
+            fill(directory, name, b"")
+        for name in fifo_names(request):
+            os.mkfifo("fifo/" + name, 0o600, dir_fd=directory)
+        if takes_more(request):
+            fill(directory, "stdin", b"")
+            fill(directory, "senders", SENDER_RECORD.pack(0, 0, 0))
+        fill(directory, "index", b"")
+        if (request.get("run") or {}).get("keep_output"):
+            prepare_bound(directory, stream_names(request))
+        fill(directory, "keeper", b"")
+        os.mkfifo("control", 0o600, dir_fd=directory)
+        if request.get("callback"):
+            fill(directory, "courier.json", b" " * PAGE)
+            fill(directory, "token", octets(token or ""))
+        if feed:
+            feed(directory)
+        try:
+            os.rename(temporary, prog_id, src_dir_fd=runs, dst_dir_fd=runs)
+            return True
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        discard(runs, temporary)
+        return False
+    except BaseException:
+        discard(runs, temporary)
+        raise
+    finally:
+        os.close(directory)
+
+
+def stream_names(request):
+    return (
+        ["output"]
+        if request["program"].get("merge") or request["program"].get("pty")
+        else ["stdout", "stderr"]
+    )
+
+
+def fifo_names(request):
+    """Return the program's ends that are FIFOs: on a terminal there are none."""
+    if request["program"].get("pty"):
+        return []
+    return stream_names(request) + (["stdin"] if takes_more(request) else [])
+
+
+def takes_more(request):
+    """Return whether something may be sent to the program while it runs."""
+    source = request["program"].get("stdin")
+    return bool(request["program"].get("pty")) or (
+        isinstance(source, dict) and bool(source.get("open"))
+    )
+
+
+def read_launched(text):
+    """Return (pid, start, boot id, time ns, monotonic ns) of the launched program, or None."""
+    words = (text or b"").split()
+    return (
+        (int(words[0]), int(words[1]), words[2].decode(), int(words[3]), int(words[4]))
+        if len(words) == 5
+        else None
+    )
+
+
+def launched_by(directory, files):
+    """Return who was launched, or None; the claim is the name `launched`, unless the whole spool has been deleted."""
+    launched = read_launched(os.pread(files["launched"], 256, 0))
+    if launched and os.fstat(files["launched"]).st_nlink == 1 and not exists(directory, "launched"):
+        return None
+    return launched
+
+
+def stdin_facts(directory):
+    """Return what is known of a stdin that is held open: how much was accepted, how much of it moved to the program, whether it is all."""
+    try:
+        fd = os.open("senders", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    try:
+        length = os.stat("stdin", dir_fd=directory, follow_symlinks=False).st_size
+        return {
+            "length": length,
+            "moved": min(length, SENDER_RECORD.unpack(os.pread(fd, 24, 0))[0]),
+            "ended": end_of_stdin(fd) is not None,
+        }
+    except (OSError, struct.error):
+        return None
+    finally:
+        os.close(fd)
+
+
+def end_of_stdin(senders):
+    """Return where a stdin that is held open ends, or None while more may come: nothing is accepted after that record."""
+    last = os.fstat(senders).st_size // SENDER_RECORD.size - 1
+    if last < 1:
+        return None
+    who, offset, _ = SENDER_RECORD.unpack(
+        os.pread(senders, SENDER_RECORD.size, last * SENDER_RECORD.size)
+    )
+    return offset if who == END_OF_STDIN else None
+
+
+# ============================================================ run
+# A run, looked at: its files, its lock, and the State that follows from them.
 
 class Run:
     """A run's directory, looked at: it reads and never changes anything."""
@@ -1120,7 +1141,13 @@ def living_guards(record):
     return [pid for pid, start, each in found if each and each[2] == start and each[0] not in "ZX"]
 
 
-# ============================================================ the State
+def iso(ns):
+    """Return UTC with its offset, to the millisecond."""
+    if not ns:
+        return None
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ns // 10**9)) + ".%03d+00:00" % (
+        ns // 10**6 % 1000
+    )
 
 
 def state_of(request, facts):
@@ -1245,8 +1272,64 @@ def rusage_of(used):
     return dict(zip(names, used[2:]), utime=used[0] / 1e6, stime=used[1] / 1e6)
 
 
-# ============================================================ the program's side of the fork
+# ============================================================ guards/limits
+# The limits of the program.
 
+RLIM_INFINITY = (1 << 64) - 1
+CPU_GRACE_S = 5  # from SIGXCPU, which tells why, to SIGKILL
+
+
+def limit(name, value):
+    """Set one limit of this process, the program that is to be. Raises OSError, in words that name the limit."""
+    try:
+        if name in RLIMITS:
+            limit_resource(name, value)
+        elif name == "nice":
+            os.setpriority(os.PRIO_PROCESS, 0, value)
+        elif name == "oom_score_adj":
+            fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+            try:
+                os.write(fd, b"%d" % value)
+            finally:
+                os.close(fd)
+    except OSError as error:
+        raise OSError(
+            error.errno, "limit %s=%s: %s" % (name, spelled(value), error.strerror)
+        ) from None
+
+
+def spelled(value):
+    """Return a limit as it is typed."""
+    return ":".join(
+        "unlimited" if each == -1 else str(each)
+        for each in (value if isinstance(value, (list, tuple)) else [value])
+    )
+
+
+def limit_resource(name, value):
+    """Set a soft and a hard limit, both to the same where only one is given: but a program that has used up its CPU time is first told so."""
+    now, new = (_Byte * 16)(), (_Byte * 16)()
+    prlimit = wide("prlimit")
+    _checked(prlimit(0, RLIMITS[name], None, now))
+    most = struct.unpack("=QQ", now.raw)[1]
+    if isinstance(value, (list, tuple)):
+        soft, hard = (value[0], value[-1])
+    else:
+        soft, hard = value, value + CPU_GRACE_S if name == "cpu" and value >= 0 else value
+        hard = min(hard % (1 << 64), max(most, soft % (1 << 64)))
+    new.raw = struct.pack("=QQ", soft % (1 << 64), hard % (1 << 64))
+    try:
+        _checked(prlimit(0, RLIMITS[name], new, None))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            "%s (at most %s here)"
+            % (error.strerror, "unlimited" if most == RLIM_INFINITY else most),
+        ) from None
+
+
+# ============================================================ guards/program
+# The program's side of the fork: its environment, its ends, exec.
 
 def given_environment():
     """Return the environment that this process was started with; posix.environ has LC_CTYPE too where Python left the C locale."""
@@ -1355,61 +1438,6 @@ def prefer_for_oom():
         pass  # not in every container; then all are equal
 
 
-# ============================================================ the program's side of the fork: its limits
-
-
-def limit(name, value):
-    """Set one limit of this process, the program that is to be. Raises OSError, in words that name the limit."""
-    try:
-        if name in RLIMITS:
-            limit_resource(name, value)
-        elif name == "nice":
-            os.setpriority(os.PRIO_PROCESS, 0, value)
-        elif name == "oom_score_adj":
-            fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-            try:
-                os.write(fd, b"%d" % value)
-            finally:
-                os.close(fd)
-    except OSError as error:
-        raise OSError(
-            error.errno, "limit %s=%s: %s" % (name, spelled(value), error.strerror)
-        ) from None
-
-
-def spelled(value):
-    """Return a limit as it is typed."""
-    return ":".join(
-        "unlimited" if each == -1 else str(each)
-        for each in (value if isinstance(value, (list, tuple)) else [value])
-    )
-
-
-def limit_resource(name, value):
-    """Set a soft and a hard limit, both to the same where only one is given: but a program that has used up its CPU time is first told so."""
-    now, new = (_Byte * 16)(), (_Byte * 16)()
-    prlimit = wide("prlimit")
-    _checked(prlimit(0, RLIMITS[name], None, now))
-    most = struct.unpack("=QQ", now.raw)[1]
-    if isinstance(value, (list, tuple)):
-        soft, hard = (value[0], value[-1])
-    else:
-        soft, hard = value, value + CPU_GRACE_S if name == "cpu" and value >= 0 else value
-        hard = min(hard % (1 << 64), max(most, soft % (1 << 64)))
-    new.raw = struct.pack("=QQ", soft % (1 << 64), hard % (1 << 64))
-    try:
-        _checked(prlimit(0, RLIMITS[name], new, None))
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            "%s (at most %s here)"
-            % (error.strerror, "unlimited" if most == RLIM_INFINITY else most),
-        ) from None
-
-
-# ============================================================ the program's side of the fork: exec
-
-
 def become_program(directory, files, request, inherited, report, save, tell):
     """In the forked child: put everything in place, claim `launched`, exec. Never returns.
 
@@ -1516,68 +1544,11 @@ def become_program(directory, files, request, inherited, report, save, tell):
         os._exit(127)
 
 
-# ============================================================ what the keeper decides
+# ============================================================ guards/output
+# The program's output: from its FIFOs into the spool.
 
-
-def kill_deadline_ns(options):
-    """Return how long after KILL what is left is left."""
-    return KILL_DEADLINE_NS + (CARRIER_DEADLINE_NS if options.get("carrier") else 0)
-
-
-def step(view, now):
-    """Return (action, when to look again) for what the keeper sees: it decides, `Keeper` acts. Times are monotonic ns.
-
-    The order of the end is: the record (with the exit status) → the drain of what the program wrote → state.json → reap →
-    leave when nobody holds the FIFOs any more. Each can be repeated by the next keeper.
-    """
-    stop, wake = view["stop"], None
-    if stop and stop[3] == "done":
-        stop = None
-    if view["timed"] and view["timeout_at"] and not view["stop"]:
-        if now >= view["timeout_at"]:
-            return "timeout", None
-        wake = view["timeout_at"]
-    if stop:
-        if stop[3] == "grace" and view["alone"]:
-            return "stopped", None
-        if stop[3] == "grace" and now >= stop[2]:
-            return "kill", None
-        if stop[3] == "killing" and (view["alone"] or now >= stop[2] + view["kill_ns"]):
-            return "stopped", None
-        if stop[3] == "killing" and now >= view["again_at"]:
-            return "kill", None
-        due = stop[2] if stop[3] == "grace" else view["again_at"]
-        wake = min(wake or due, due)
-    if view["ended"]:
-        if not view["recorded"]:
-            if now >= view["retry_at"]:
-                return "record", None
-            wake = min(wake or view["retry_at"], view["retry_at"])
-        elif not view["final"]:
-            if view["alone"] or not view["wait_children"]:
-                return "finish", None
-        elif not view["due"] and not view["told"]:
-            return "tell", None
-        elif not view["due"] and not view["reaped"]:
-            return "reap", None
-        elif not view["due"] and not view["open"] and not stop and not view["courier"]:
-            return "leave", None
-    if view["courier_at"] is not None:
-        if now >= view["courier_at"]:
-            return "courier", None
-        wake = min(wake or view["courier_at"], view["courier_at"])
-    if view["blocked"]:
-        if now >= view["room_at"]:
-            return "unblock", None
-        wake = min(wake or view["room_at"], view["room_at"])
-    if view["heed_at"] is not None:
-        if now >= view["heed_at"]:
-            return "heed", None
-        wake = min(wake or view["heed_at"], view["heed_at"])
-    return None, wake
-
-
-# ============================================================ the program's output
+INDEX_EVERY_NS = 10 * 10**6
+ROOM_STEP = 16 << 20
 
 
 class Stream:
@@ -1645,9 +1616,6 @@ class Stream:
     def write_held(self):
         while self.held:
             self.held = self.held[os.write(self.file, self.held) :]
-
-
-# ============================================================ the program's output: moving it
 
 
 class Pump:
@@ -1760,41 +1728,8 @@ class Pump:
         )
 
 
-# ============================================================ the program's stdin: what was accepted
-
-
-def stdin_facts(directory):
-    """Return what is known of a stdin that is held open: how much was accepted, how much of it moved to the program, whether it is all."""
-    try:
-        fd = os.open("senders", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
-    except FileNotFoundError:
-        return None
-    try:
-        length = os.stat("stdin", dir_fd=directory, follow_symlinks=False).st_size
-        return {
-            "length": length,
-            "moved": min(length, SENDER_RECORD.unpack(os.pread(fd, 24, 0))[0]),
-            "ended": end_of_stdin(fd) is not None,
-        }
-    except (OSError, struct.error):
-        return None
-    finally:
-        os.close(fd)
-
-
-def end_of_stdin(senders):
-    """Return where a stdin that is held open ends, or None while more may come: nothing is accepted after that record."""
-    last = os.fstat(senders).st_size // SENDER_RECORD.size - 1
-    if last < 1:
-        return None
-    who, offset, _ = SENDER_RECORD.unpack(
-        os.pread(senders, SENDER_RECORD.size, last * SENDER_RECORD.size)
-    )
-    return offset if who == END_OF_STDIN else None
-
-
-# ============================================================ the program's stdin: moving it
-
+# ============================================================ guards/stdin
+# The program's stdin: from the spool into the program's own end.
 
 class Intake:
     """Moves what is sent to the program from the file `stdin` into the program's own end.
@@ -1936,8 +1871,8 @@ def pass_on(file, target):
     return sent
 
 
-# ============================================================ the program's terminal
-
+# ============================================================ guards/terminal
+# The program's terminal.
 
 class Terminal:
     """The master of the program's terminal: what it says goes into a pipe of the guards and from there into the file, like any other output."""
@@ -2007,23 +1942,6 @@ class Terminal:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, size)
 
 
-def switched(file):
-    """Return what was switched in the terminal whose output this is, each sequence where it came last.
-
-    Of a long output it is what was so at its beginning, where most programs do it, and what they have done lately.
-    """
-    import re
-
-    size = os.fstat(file).st_size
-    begin = max(0, size - SWITCHED_LATELY)
-    text = os.pread(file, min(begin, SWITCHED_FIRST), 0) + os.pread(file, size - begin, begin)
-    found = {}
-    for each in re.findall(rb"\x1b(?:\[(?:[?<>=][0-9;]{1,80}[hlmu]|[0-9]{0,2} q)|[=>c])", text):
-        found.pop(each, None)
-        found[each] = None
-    return b"".join(list(found)[-SWITCHED_MAX:]).decode("ascii")
-
-
 def open_terminal(request, files):
     """Make the terminal and the pipes beside it, before there is any other guard: all hold them. Raises OSError where there is none to be had."""
     import termios
@@ -2046,7 +1964,72 @@ def open_terminal(request, files):
         os.set_blocking(files[name], False)
 
 
-# ============================================================ the keeper: its program
+# ============================================================ guards/decide
+# What the keeper decides: pure functions of what it sees.
+
+def kill_deadline_ns(options):
+    """Return how long after KILL what is left is left."""
+    return KILL_DEADLINE_NS + (CARRIER_DEADLINE_NS if options.get("carrier") else 0)
+
+
+def step(view, now):
+    """Return (action, when to look again) for what the keeper sees: it decides, `Keeper` acts. Times are monotonic ns.
+
+    The order of the end is: the record (with the exit status) → the drain of what the program wrote → state.json → reap →
+    leave when nobody holds the FIFOs any more. Each can be repeated by the next keeper.
+    """
+    stop, wake = view["stop"], None
+    if stop and stop[3] == "done":
+        stop = None
+    if view["timed"] and view["timeout_at"] and not view["stop"]:
+        if now >= view["timeout_at"]:
+            return "timeout", None
+        wake = view["timeout_at"]
+    if stop:
+        if stop[3] == "grace" and view["alone"]:
+            return "stopped", None
+        if stop[3] == "grace" and now >= stop[2]:
+            return "kill", None
+        if stop[3] == "killing" and (view["alone"] or now >= stop[2] + view["kill_ns"]):
+            return "stopped", None
+        if stop[3] == "killing" and now >= view["again_at"]:
+            return "kill", None
+        due = stop[2] if stop[3] == "grace" else view["again_at"]
+        wake = min(wake or due, due)
+    if view["ended"]:
+        if not view["recorded"]:
+            if now >= view["retry_at"]:
+                return "record", None
+            wake = min(wake or view["retry_at"], view["retry_at"])
+        elif not view["final"]:
+            if view["alone"] or not view["wait_children"]:
+                return "finish", None
+        elif not view["due"] and not view["told"]:
+            return "tell", None
+        elif not view["due"] and not view["reaped"]:
+            return "reap", None
+        elif not view["due"] and not view["open"] and not stop and not view["courier"]:
+            return "leave", None
+    if view["courier_at"] is not None:
+        if now >= view["courier_at"]:
+            return "courier", None
+        wake = min(wake or view["courier_at"], view["courier_at"])
+    if view["blocked"]:
+        if now >= view["room_at"]:
+            return "unblock", None
+        wake = min(wake or view["room_at"], view["room_at"])
+    if view["heed_at"] is not None:
+        if now >= view["heed_at"]:
+            return "heed", None
+        wake = min(wake or view["heed_at"], view["heed_at"])
+    return None, wake
+
+
+# ============================================================ guards/keeper
+# The keeper: the program's parent.
+
+STAND_IN = 33  # what is added to a signal that a carrier is to pass on: 1 to 31 become the real-time signals 34 to 64
+COURIER_S = 86400
 
 
 class Keeper:
@@ -2654,8 +2637,8 @@ def _nothing(number, frame):
     pass
 
 
-# ============================================================ the guards
-
+# ============================================================ guards/guards
+# The guards of one run: two standbys and the keeper.
 
 def standby(child):
     """Wait for the guard below us; return when it died without having finished. Nothing wakes us before."""
@@ -2838,13 +2821,16 @@ def guard_run(request, report):
     keeper.run(pids, report, launches)
 
 
-# ============================================================ the starter
+# ============================================================ verbs/starter
+# The start of the guards, and of other programs.
 
+# This is the first of the parts in verbs/, so what they define stands below it in the made file.
 GUARDS_END = sys._getframe().f_lineno
+FORK_KB = 5000  # of its own: more than a process that has this file from its .pyc, less than one that has compiled it
 
 
 def thin(code):
-    """Return this module's code without what stands below: guards hold theirs in memory for weeks."""
+    """Return the made file's code without the verbs': guards hold theirs in memory for weeks."""
     if not hasattr(code, "replace"):  # Python 3.7
         return code
     nothing = (lambda: None).__code__
@@ -2852,6 +2838,136 @@ def thin(code):
     return code.replace(
         co_consts=tuple(nothing if below(each) else each for each in code.co_consts)
     )
+
+
+def spawn_guards(request, path):
+    """Start the guards of the run at `path`; return when they have launched the program, or failed to.
+
+    They are forked from this process where it is small enough to be carried for weeks, by each of them. Where it isn't (it has compiled
+    this file, or read a large request), or where they belong elsewhere (`before`), a fresh interpreter gets this module's code over a
+    pipe: no file has to be trusted or found, and an upgrade in the middle changes nothing.
+    """
+    request = dict(request, path=path)
+    fresh = request["before"] or resident_kb() > FORK_KB
+    report, reporting = os.pipe()
+    ours, theirs = os.pipe() if fresh else (None, None)
+    child = os.fork()
+    if not child:
+        try:
+            os.setsid()
+            if os.fork():
+                os._exit(0)
+            null = os.open("/dev/null", os.O_RDWR)
+            for number in range(3):
+                os.dup2(null, number)
+            for name in os.listdir("/proc/self/fd"):
+                if int(name) > 2 and int(name) not in (ours, reporting):
+                    try:
+                        os.close(int(name))
+                    except OSError:
+                        pass
+            os.chdir("/")
+            if not fresh:
+                guard(request, reporting)
+            os.set_inheritable(ours, True)
+            os.set_inheritable(reporting, True)
+            script = (
+                # Read whole: marshal.load asks a file for each few bytes, which takes 5 ms longer.
+                "import marshal,sys;h=open(int(sys.argv[1]),'rb');c,r=marshal.loads(h.read());h.close();n={'__name__':'corra_agent'};"
+                "exec(c,n);del c,h;n['guard'](r,int(sys.argv[2]))"
+            )
+            argv = request["before"] + [
+                sys.executable,
+                "-ISE",
+                "-c",
+                script,
+                str(ours),
+                str(reporting),
+            ]
+            variables = given_environment()
+            if request["before"]:
+                variables.setdefault(
+                    b"XDG_RUNTIME_DIR", b"/run/user/%d" % os.geteuid()
+                )  # sudo takes it away
+            execute(argv, variables)
+        finally:
+            os._exit(1)
+    os.close(reporting)
+    os.waitpid(child, 0)
+    if fresh:
+        os.close(ours)
+        try:
+            with open(theirs, "wb", 0) as pipe:
+                data = marshal.dumps((thin(CODE), request))
+                while data:
+                    data = data[pipe.write(data) :]
+        except BrokenPipeError:
+            pass
+    poll = select.poll()
+    poll.register(report, select.POLLIN)
+    poll.poll(START_DEADLINE_S * 1000)
+    os.close(report)
+
+
+def resident_kb():
+    """Return how much memory this process has for itself."""
+    _, resident, shared = slurp("/proc/self/statm").split()[:3]
+    return (int(resident) - int(shared)) * 4096 // 1024
+
+
+def execute(words, variables):
+    """Become another program, found by PATH. Raises OSError, the last of them, when none can be."""
+    worst = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), words[0])
+    for path in candidates(words, variables):
+        try:
+            os.execve(path, [octets(word) for word in words], variables)
+        except OSError as error:
+            worst = error
+    raise worst
+
+
+def answer_of(words, text, patience_s):
+    """Return what a process prints that reads `text`; nothing, where it fails or isn't done in time.
+
+    By hand: the subprocess module and what it imports would be the largest part of a start.
+    """
+    asks, ours = os.pipe()
+    theirs, answers = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            null = os.open("/dev/null", os.O_RDWR)
+            for target, fd in enumerate((asks, answers, null)):
+                os.dup2(fd, target)
+            execute(words, given_environment())
+        finally:
+            os._exit(127)
+    os.close(asks)
+    os.close(answers)
+    try:
+        with open(ours, "wb", 0) as pipe:
+            pipe.write(text.encode())
+    except BrokenPipeError:
+        pass
+    poll, said = select.poll(), []
+    deadline = None if patience_s is None else time.monotonic() + patience_s
+    poll.register(theirs, select.POLLIN)
+    while poll.poll(deadline and max(0, deadline - time.monotonic()) * 1000):
+        data = os.read(theirs, 65536)
+        if not data:
+            break
+        said.append(data)
+    else:
+        os.kill(child, _signal.SIGKILL)
+        said = []
+    os.close(theirs)
+    return b"".join(said) if os.waitpid(child, 0)[1] == 0 else b""
+
+
+# ============================================================ verbs/outliving
+# What it takes to outlive the login session.
+
+SCOPED = {"memory_max": ("memory", "MemoryMax=%d"), "cpu_quota": ("cpu", "CPUQuota=%d%%")}
 
 
 def outliving(request):
@@ -2962,135 +3078,8 @@ def logind_kills(user):
     )
 
 
-def spawn_guards(request, path):
-    """Start the guards of the run at `path`; return when they have launched the program, or failed to.
-
-    They are forked from this process where it is small enough to be carried for weeks, by each of them. Where it isn't (it has compiled
-    this file, or read a large request), or where they belong elsewhere (`before`), a fresh interpreter gets this module's code over a
-    pipe: no file has to be trusted or found, and an upgrade in the middle changes nothing.
-    """
-    request = dict(request, path=path)
-    fresh = request["before"] or resident_kb() > FORK_KB
-    report, reporting = os.pipe()
-    ours, theirs = os.pipe() if fresh else (None, None)
-    child = os.fork()
-    if not child:
-        try:
-            os.setsid()
-            if os.fork():
-                os._exit(0)
-            null = os.open("/dev/null", os.O_RDWR)
-            for number in range(3):
-                os.dup2(null, number)
-            for name in os.listdir("/proc/self/fd"):
-                if int(name) > 2 and int(name) not in (ours, reporting):
-                    try:
-                        os.close(int(name))
-                    except OSError:
-                        pass
-            os.chdir("/")
-            if not fresh:
-                guard(request, reporting)
-            os.set_inheritable(ours, True)
-            os.set_inheritable(reporting, True)
-            script = (
-                # Read whole: marshal.load asks a file for each few bytes, which takes 5 ms longer.
-                "import marshal,sys;h=open(int(sys.argv[1]),'rb');c,r=marshal.loads(h.read());h.close();n={'__name__':'corra_agent'};"
-                "exec(c,n);del c,h;n['guard'](r,int(sys.argv[2]))"
-            )
-            argv = request["before"] + [
-                sys.executable,
-                "-ISE",
-                "-c",
-                script,
-                str(ours),
-                str(reporting),
-            ]
-            variables = given_environment()
-            if request["before"]:
-                variables.setdefault(
-                    b"XDG_RUNTIME_DIR", b"/run/user/%d" % os.geteuid()
-                )  # sudo takes it away
-            execute(argv, variables)
-        finally:
-            os._exit(1)
-    os.close(reporting)
-    os.waitpid(child, 0)
-    if fresh:
-        os.close(ours)
-        try:
-            with open(theirs, "wb", 0) as pipe:
-                data = marshal.dumps((thin(CODE), request))
-                while data:
-                    data = data[pipe.write(data) :]
-        except BrokenPipeError:
-            pass
-    poll = select.poll()
-    poll.register(report, select.POLLIN)
-    poll.poll(START_DEADLINE_S * 1000)
-    os.close(report)
-
-
-def resident_kb():
-    """Return how much memory this process has for itself."""
-    _, resident, shared = slurp("/proc/self/statm").split()[:3]
-    return (int(resident) - int(shared)) * 4096 // 1024
-
-
-# ============================================================ the starter: other programs
-
-
-def execute(words, variables):
-    """Become another program, found by PATH. Raises OSError, the last of them, when none can be."""
-    worst = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), words[0])
-    for path in candidates(words, variables):
-        try:
-            os.execve(path, [octets(word) for word in words], variables)
-        except OSError as error:
-            worst = error
-    raise worst
-
-
-def answer_of(words, text, patience_s):
-    """Return what a process prints that reads `text`; nothing, where it fails or isn't done in time.
-
-    By hand: the subprocess module and what it imports would be the largest part of a start.
-    """
-    asks, ours = os.pipe()
-    theirs, answers = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            null = os.open("/dev/null", os.O_RDWR)
-            for target, fd in enumerate((asks, answers, null)):
-                os.dup2(fd, target)
-            execute(words, given_environment())
-        finally:
-            os._exit(127)
-    os.close(asks)
-    os.close(answers)
-    try:
-        with open(ours, "wb", 0) as pipe:
-            pipe.write(text.encode())
-    except BrokenPipeError:
-        pass
-    poll, said = select.poll(), []
-    deadline = None if patience_s is None else time.monotonic() + patience_s
-    poll.register(theirs, select.POLLIN)
-    while poll.poll(deadline and max(0, deadline - time.monotonic()) * 1000):
-        data = os.read(theirs, 65536)
-        if not data:
-            break
-        said.append(data)
-    else:
-        os.kill(child, _signal.SIGKILL)
-        said = []
-    os.close(theirs)
-    return b"".join(said) if os.waitpid(child, 0)[1] == 0 else b""
-
-
-# ============================================================ requests and replies
-
+# ============================================================ verbs/exchange
+# The request on stdin and the reply on stdout.
 
 class Input:
     """stdin without a buffer: what follows the request belongs to somebody else. `ahead` was read before."""
@@ -3163,8 +3152,131 @@ class Input:
         return from_json(self.exactly(size)), True
 
 
-# ============================================================ what a request may say
+class Reply:
+    """stdout: the nonce's line, one JSON value, then whatever the verb streams."""
 
+    def __init__(self, out, nonce):
+        self.out, self.nonce = out, nonce
+
+    def first_line(self, more=""):
+        if self.nonce:
+            self.write(("corra %d %s%s\n" % (PROTOCOL, self.nonce, more)).encode())
+
+    def send(self, value):
+        self.first_line()
+        self.write(to_json(value).encode() + b"\n")
+
+    def frame(self, value):
+        data = to_json(value).encode()
+        self.write(b"S %d\n" % len(data) + data)
+
+    def write(self, data):
+        self.out.write(data)
+        self.out.flush()
+
+
+# ============================================================ verbs/finding
+# Ids, and the runs that they name.
+
+ID_ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
+
+
+def valid_id(text):
+    first, rest = "abcdefghijklmnopqrstuvwxyz0123456789", "._-"
+    return (
+        0 < len(text) <= 64
+        and text[0] in first
+        and all(char in first or char in rest for char in text)
+    )
+
+
+def tail_of(prog_id):
+    """Return the part of an id that people type: its last 8 characters, or all of an id that somebody gave."""
+    stamp, dash, tail = prog_id.rpartition("-")
+    made = (
+        dash
+        and len(stamp) == 16
+        and stamp[8] == "t"
+        and stamp[15] == "z"
+        and (stamp[:8] + stamp[9:15]).isdigit()
+    )
+    return (
+        tail if made and len(tail) == 8 and all(char in ID_ALPHABET for char in tail) else prog_id
+    )
+
+
+def new_id():
+    letters = "".join(ID_ALPHABET[byte % len(ID_ALPHABET)] for byte in os.urandom(8))
+    return time.strftime("%Y%m%dt%H%M%Sz-", time.gmtime()) + letters
+
+
+def runs_of(request):
+    """Yield (root, prog_id) of every run of this user here. Raises Refusal when a root is there and can't be read."""
+    for root in roots(request):
+        try:
+            names = os.listdir(join(root, "runs"))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise unreadable(root, error) from None
+        for name in names:
+            if valid_id(name):
+                yield root, name
+
+
+def unreadable(root, error):
+    return Refusal(
+        "unreadable", "%s can't be read: %s" % (root, error.strerror), dir=root, errno=error.errno
+    )
+
+
+def find_exact(request, prog_id):
+    """Return the run of exactly this id, or None. Raises Refusal: a root that can't be read may hold it."""
+    for root in roots(request):
+        try:
+            return Run(root, prog_id)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise unreadable(root, error) from None
+    return None
+
+
+def find(request):
+    """Return the run that was asked for: by full id, by name (the open one, else the newest), by the beginning of its tail."""
+    text = request.get("prog_id") or ""
+    exact = find_exact(request, text) if valid_id(text) else None
+    if exact:
+        return exact
+    total, named, begun = 0, [], []
+    for root, prog_id in runs_of(request):
+        try:
+            run = Run(root, prog_id)
+        except OSError:
+            continue  # removed since it was listed, or not ours
+        total += 1
+        if len(text) >= 2 and tail_of(prog_id).startswith(text):
+            begun.append((root, prog_id))
+        if run.request.get("name") == text:
+            named.append(
+                (run.state()["state"] not in FINAL, run.request.get("created", 0), root, prog_id)
+            )
+        run.close()
+    if named:
+        return Run(*max(named)[2:])
+    if len(begun) == 1:
+        return Run(*begun[0])
+    if begun:
+        raise Refusal(
+            "ambiguous",
+            "%d runs begin with %s" % (len(begun), text),
+            runs=[Run(*each).state() for each in sorted(begun)[:20]],
+        )
+    raise Refusal("not_found", "no run %s among %d" % (text, total), count=total, user=user_name())
+
+
+# ============================================================ verbs/requests
+# What a request may say.
 
 TEXT, NUMBER, FLAG, OBJECT, LIST = (str,), (int, float), (bool,), (dict,), (list, tuple)
 KEYS = {
@@ -3336,286 +3448,188 @@ def limit_complaints(limits):
     return found
 
 
-def valid_id(text):
-    first, rest = "abcdefghijklmnopqrstuvwxyz0123456789", "._-"
-    return (
-        0 < len(text) <= 64
-        and text[0] in first
-        and all(char in first or char in rest for char in text)
-    )
+# ============================================================ verbs/orders
+# Orders to the keeper, and what is done without it.
+
+def by_of(request):
+    """Return who asks, as one printable word."""
+    return "".join(char if "!" <= char <= "~" else "_" for char in request.get("by") or "somebody")[
+        :64
+    ]
 
 
-def tail_of(prog_id):
-    """Return the part of an id that people type: its last 8 characters, or all of an id that somebody gave."""
-    stamp, dash, tail = prog_id.rpartition("-")
-    made = (
-        dash
-        and len(stamp) == 16
-        and stamp[8] == "t"
-        and stamp[15] == "z"
-        and (stamp[:8] + stamp[9:15]).isdigit()
-    )
-    return (
-        tail if made and len(tail) == 8 and all(char in ID_ALPHABET for char in tail) else prog_id
-    )
-
-
-def new_id():
-    letters = "".join(ID_ALPHABET[byte % len(ID_ALPHABET)] for byte in os.urandom(8))
-    return time.strftime("%Y%m%dt%H%M%Sz-", time.gmtime()) + letters
-
-
-# ============================================================ replies and ids
-
-
-class Reply:
-    """stdout: the nonce's line, one JSON value, then whatever the verb streams."""
-
-    def __init__(self, out, nonce):
-        self.out, self.nonce = out, nonce
-
-    def first_line(self, more=""):
-        if self.nonce:
-            self.write(("corra %d %s%s\n" % (PROTOCOL, self.nonce, more)).encode())
-
-    def send(self, value):
-        self.first_line()
-        self.write(to_json(value).encode() + b"\n")
-
-    def frame(self, value):
-        data = to_json(value).encode()
-        self.write(b"S %d\n" % len(data) + data)
-
-    def write(self, data):
-        self.out.write(data)
-        self.out.flush()
-
-
-# ============================================================ finding runs
-
-
-def runs_of(request):
-    """Yield (root, prog_id) of every run of this user here. Raises Refusal when a root is there and can't be read."""
-    for root in roots(request):
-        try:
-            names = os.listdir(join(root, "runs"))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise unreadable(root, error) from None
-        for name in names:
-            if valid_id(name):
-                yield root, name
-
-
-def unreadable(root, error):
-    return Refusal(
-        "unreadable", "%s can't be read: %s" % (root, error.strerror), dir=root, errno=error.errno
-    )
-
-
-def find_exact(request, prog_id):
-    """Return the run of exactly this id, or None. Raises Refusal: a root that can't be read may hold it."""
-    for root in roots(request):
-        try:
-            return Run(root, prog_id)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise unreadable(root, error) from None
-    return None
-
-
-def find(request):
-    """Return the run that was asked for: by full id, by name (the open one, else the newest), by the beginning of its tail."""
-    text = request.get("prog_id") or ""
-    exact = find_exact(request, text) if valid_id(text) else None
-    if exact:
-        return exact
-    total, named, begun = 0, [], []
-    for root, prog_id in runs_of(request):
-        try:
-            run = Run(root, prog_id)
-        except OSError:
-            continue  # removed since it was listed, or not ours
-        total += 1
-        if len(text) >= 2 and tail_of(prog_id).startswith(text):
-            begun.append((root, prog_id))
-        if run.request.get("name") == text:
-            named.append(
-                (run.state()["state"] not in FINAL, run.request.get("created", 0), root, prog_id)
-            )
-        run.close()
-    if named:
-        return Run(*max(named)[2:])
-    if len(begun) == 1:
-        return Run(*begun[0])
-    if begun:
-        raise Refusal(
-            "ambiguous",
-            "%d runs begin with %s" % (len(begun), text),
-            runs=[Run(*each).state() for each in sorted(begun)[:20]],
-        )
-    raise Refusal("not_found", "no run %s among %d" % (text, total), count=total, user=user_name())
-
-
-def user_name(uid=None):
-    import pwd
-
-    uid = os.geteuid() if uid is None else uid
+def give_order(run, text):
+    """Write one line into the keeper's FIFO; return whether anybody holds its other end."""
     try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-# ============================================================ start
-
-
-def new_run(request, stdin, reply):
-    """Return (root, prog_id) of the run that the request asks for, made now or there already. Raises Refusal."""
-    prog_id = request["prog_id"]
-    there = find_exact(request, prog_id)
-    if there:
-        same_program(there, request)
-        there.close()
-        return parent(parent(there.path)), prog_id
-    request["before"] = outliving(request)  # a refusal comes before anything is made
-    stored = {
-        key: request[key]
-        for key in ("prog_id", "name", "origin", "program", "run", "callback", "config")
-        if request.get(key)
-    }
-    token = (request.get("secrets") or {}).get("token")
-    if stored.get("callback"):
-        token = stored["callback"].get("token") or token
-        stored["callback"] = {
-            key: value for key, value in stored["callback"].items() if key != "token"
-        }
-        place_courier(request.get("courier"))
-    stored.update(user=user_name(), created=now_ns(), layout=LAYOUT, agent=VERSION)
-    source = request["program"].get("stdin")
-
-    def feed(directory):
-        """Put what the program will read into its file."""
-        if isinstance(source, str):
-            fill(directory, "stdin", octets(source))
-            return
-        digest = None
-        if source.get("sha256"):
-            import hashlib  # here, and not for all: it takes 5 ms
-
-            digest = hashlib.sha256()
-        reply.first_line(" send")
-        fd = os.open("stdin", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
-        try:
-            widen(stdin.fd, 4)
-            stdin.pour(fd, source["bytes"], digest)
-        except EOFError as error:
-            raise Refusal("bad_request", str(error)) from None
-        finally:
-            os.close(fd)
-        if digest and digest.hexdigest() != source["sha256"]:
-            raise Refusal(
-                "bad_request",
-                "the bytes for stdin are not those announced: they changed while they were read",
-            )
-
-    tried = []
-    for root in roots(request):
-        try:
-            runs = prepare_root(root)
-            try:
-                if not claim(
-                    runs,
-                    prog_id,
-                    stored,
-                    feed if source is not None and source != {"open": True} else None,
-                    token,
-                ):
-                    same_program(Run(root, prog_id), request)
-                return root, prog_id
-            finally:
-                os.close(runs)
-        except OSError as error:
-            tried.append(
-                {"dir": root, "errno": error.errno, "message": error.strerror or str(error)}
-            )
-            if isinstance(source, dict) and error.errno in FULL:
-                break  # the bytes for stdin are half read: they can't be read again for the next root
-    if tried[0]["errno"] == errno.EOPNOTSUPP:
-        raise Refusal(
-            "unsupported",
-            "keep_output is not to be had in %(dir)s: %(message)s" % tried[0],
-            tried=tried,
-        )
-    raise Refusal("no_room", "no room for the spool: %s" % tried[0]["message"], tried=tried)
-
-
-def same_program(run, request):
-    if run.request["program"] != request["program"]:
-        raise Refusal("conflict", "this id already names another command", there=run.state())
-
-
-def start(request, stdin, reply):
-    """Start the program, or find it started; return its Run and State. Safe to repeat with the same id."""
-    if not sys.platform.startswith("linux"):
-        raise Refusal(
-            "unsupported", "the agent is for Linux, this is %s: use the chaperone" % sys.platform
-        )
-    wrong = start_complaints(request)
-    if wrong:
-        raise Refusal("bad_request", "; ".join(wrong), complaints=wrong)
-    request["prog_id"] = request.get("prog_id") or new_id()
-    umask = os.umask(0o077)
-    root, prog_id = new_run(request, stdin, reply)
-    try:
-        daily_gc(request, root)
+        fd = os.open("control", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=run.directory)
     except OSError:
-        pass  # no room, or no process to be had: a later start will
-    run = Run(root, prog_id)
-    secret = (request.get("secrets") or {}).get("env") or {}
-    deadline = time.monotonic() + START_DEADLINE_S
-    while True:
-        state = run.state()
-        if state["state"] != "starting" or (
-            state["supervisor"] != "gone" and time.monotonic() > deadline
-        ):
-            return run, state
-        if time.monotonic() > deadline:
-            raise no_process(root, errno.EAGAIN)
-        if (
-            state["supervisor"] == "gone"
-        ):  # new, or whoever began it died before it launched anything
-            before = outliving(run.request) if request.get("before") is None else request["before"]
-            try:
-                spawn_guards(
-                    dict(run.request, secret_env=secret, umask=umask, before=before), run.path
-                )
-            except OSError as error:
-                raise no_process(root, error.errno) from None
-        else:
-            time.sleep(0.01)
+        return False  # ENXIO: no guard is left; ENOENT: the spool was deleted
+    try:
+        os.write(fd, text.encode("ascii") + b"\n")
+        return True
+    except BlockingIOError:
+        return False  # full: the keeper has been stopped for long
+    finally:
+        os.close(fd)
 
 
-def no_process(root, number):
-    """Return the refusal of a start for which there is no process; nothing was started, and a later start of the same id may be."""
-    message = "no process can be started here: " + os.strerror(number)
-    return Refusal("no_room", message, tried=[{"dir": root, "errno": number, "message": message}])
+def signal_order(number, name, request):
+    """Return the order for one signal. It lapses before its giver would send the signal himself: a keeper that wakes up doesn't repeat it."""
+    lapses = mono_ns() + int(ORDER_DEADLINE_S * 0.9e9)
+    return "%s signal %s %s %d" % (number, name, by_of(request), lapses)
 
 
-def verb_start(request, stdin, reply, framed):
-    reply.send(start(request, stdin, reply)[1])
+def ordered(run, number, text):
+    """Give an order and return whether the keeper has carried it out within its 2 seconds."""
+    if not give_order(run, text):
+        return False
+    deadline, pause = time.monotonic() + ORDER_DEADLINE_S, 0.001
+    while time.monotonic() < deadline:
+        pages = run.pages()
+        record = Record.read(pages[0]) if pages else None
+        if record and any(each[2] == number for each in record.sent):
+            return True
+        if not run.alive():
+            return False
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.02)
+    return False
 
 
-def verb_run(request, stdin, reply, framed):
-    run, state = start(request, stdin, reply)
-    reply.send(state)
-    if state["state"] != "not_started":
-        Follow(run, request, stdin if framed else None, reply.out).go()
+def target(run):
+    """Return (pid, start) of the launched program if it is of this boot and still that process, else None."""
+    launched = read_launched(read_file(run.directory, "launched"))
+    if launched is None or launched[2] != boot_id():
+        return None
+    found = process(launched[0])
+    return launched[:2] if found and found[2] == launched[1] and found[0] not in "ZX" else None
 
 
-# ============================================================ sending to a program
+def signal_directly(run, name):
+    """Signal the program without its keeper; return whether it was there."""
+    found = target(run)
+    return bool(found) and signal_process(found[0], found[1], SIGNALS[name])
+
+
+def checked_signal(request, default):
+    name = (request.get("signal") or default).upper()
+    name = name[3:] if name.startswith("SIG") else name
+    name = {str(number): each for each, number in SIGNALS.items()}.get(name, name)
+    if name not in SIGNALS:
+        raise Refusal("bad_request", "no such signal: %s" % request["signal"])
+    return name
+
+
+def verb_signal(request, stdin, reply, framed):
+    name = checked_signal(request, "TERM")
+    run = find(request)
+    state, how = run.state(), "ended"
+    if state["state"] == "running" or target(run):
+        number = os.urandom(4).hex()
+        if ordered(run, number, signal_order(number, name, request)):
+            how = "keeper"
+        elif signal_directly(run, name):
+            how = "direct"
+    reply.send({"state": run.state(), "how": how})
+
+
+# ============================================================ verbs/stop
+# The verb stop.
+
+def family(run):
+    """Return {pid: (state, parent, start, name)} of the program's living tree, as far as it can still be told."""
+    pages = run.pages()
+    record = (Record.read(pages[0]) if pages else None) or Record()
+    guards = living_guards(record) if run.alive() else []
+    found = target(run)
+    below = tree(guards + ([found[0]] if found else []), [record.courier])
+    if found:
+        below[found[0]] = process(found[0]) or ("?", 0, found[1], "?")
+    return {pid: each for pid, each in below.items() if pid not in guards}
+
+
+def verb_stop(request, stdin, reply, framed):
+    checked_signal(request, "TERM")
+    run = find(request)
+    options = run.request.get("run") or {}
+    name = checked_signal(request, options.get("stop_signal") or "TERM")
+    grace = next(
+        each for each in (request.get("grace"), options.get("grace"), GRACE_S) if each is not None
+    )
+    there = family(run)
+    number, how = os.urandom(4).hex(), "ended"
+    if there:
+        ok = ordered(
+            run, number, "%s stop %s %d %s" % (number, name, int(grace * 1000), by_of(request))
+        )
+        how = "keeper" if ok else "direct"
+    reply.send(
+        {"state": run.state(), "how": how, "processes": len(there), "signal": name, "grace": grace}
+    )
+    if how == "keeper":
+        await_stop(run, grace)
+    elif how == "direct":
+        stop_directly(run, name, grace)
+    left = family(run)
+    survivors = [
+        {"pid": pid, "name": found[3], "state": found[0], "wchan": wchan(pid)}
+        for pid, found in sorted(left.items())
+    ]
+    reply.frame({"state": run.state(), "ended": not left, "survivors": survivors})
+
+
+def wchan(pid):
+    try:
+        return slurp("/proc/%d/wchan" % pid).decode("ascii", "replace").strip("0") or None
+    except OSError:
+        return None
+
+
+def await_stop(run, grace):
+    """Wait until the keeper says that the stop is over, or is gone itself, or should long have been done."""
+    allowed_s = kill_deadline_ns(run.request.get("run") or {}) / 1e9
+    deadline, pause = time.monotonic() + grace + allowed_s + ORDER_DEADLINE_S, 0.001
+    while time.monotonic() < deadline and run.alive():
+        pages = run.pages()
+        record = Record.read(pages[0]) if pages else None
+        if record and record.stop and record.stop[3] == "done":
+            break
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.05)
+    # The record of the end follows within a moment of the last process.
+    ending = time.monotonic() + 1
+    while (
+        run.state()["state"] not in FINAL
+        and target(run) is None
+        and run.alive()
+        and time.monotonic() < ending
+    ):
+        time.sleep(0.005)
+
+
+def stop_directly(run, name, grace):
+    """Do what the keeper would have done: it is stopped, stuck or gone."""
+    if grace > 0:
+        signal_directly(run, name)
+    deadline = time.monotonic() + grace
+    while family(run) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    deadline = time.monotonic() + KILL_DEADLINE_NS / 1e9
+    while time.monotonic() < deadline:
+        left = family(run)
+        if not left:
+            return
+        for pid, found in left.items():
+            signal_process(pid, found[2], _signal.SIGSTOP)
+        for pid, found in family(run).items():
+            signal_process(pid, found[2], _signal.SIGKILL)
+        time.sleep(0.02)
+
+
+# ============================================================ verbs/sender
+# Sending to a program.
+
+AHEAD_MAX = 64 << 20  # how much may have been accepted that the program hasn't read
 
 
 class Sender:
@@ -3720,35 +3734,14 @@ class Sender:
             return error.errno == errno.ENXIO
 
 
-# ============================================================ follow: what there is to see
+# ============================================================ verbs/times
+# What is known of a run's past output: when it came, where its last lines begin, what it switched in a terminal.
 
-
-class Watch:
-    """inotify on what a follower has to hear of: the output, the slot, the directory's end.
-
-    A user has 128 of them on most hosts. A follower that gets none is blind: it has to look by itself, LOOK_S after it looked last.
-    """
-
-    def __init__(self, directory, names):
-        self.fd = _c("inotify_init1")(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.blind = self.fd < 0
-        for name in names if not self.blind else ():
-            # IN_MODIFY; for the directory itself IN_DELETE | IN_CREATE, since its own end comes only after everybody has closed it
-            path = b"/proc/self/fd/%d/%s" % (directory, name.encode())
-            if (
-                _c("inotify_add_watch")(self.fd, path, 0x300 if name == "." else 0x2) < 0
-                and _ctypes.get_errno() != errno.ENOENT
-            ):
-                self.blind = True
-
-    def clear(self):
-        if self.fd < 0:
-            return
-        try:
-            while os.read(self.fd, 65536):
-                pass
-        except BlockingIOError:
-            pass
+SWITCHED_FIRST, SWITCHED_LATELY, SWITCHED_MAX = (
+    1 << 20,
+    4 << 20,
+    256,
+)  # of a terminal's output, bytes looked at; sequences told
 
 
 class Times:
@@ -3808,7 +3801,109 @@ class Times:
         return spans[::-1]
 
 
-# ============================================================ follow: the follower
+def tail_cursor(run, files, index, lines):
+    """Return where each stream's part of the last `lines` lines begins, the streams taken in the order of their arrival."""
+    sizes = {name: os.fstat(file).st_size for name, file in files.items()}
+    if lines <= 0:
+        return sizes
+    size = os.fstat(index).st_size
+    whole, heads = Times(run), run.heads()
+    # The last 1 MiB of the index, 65,536 records: beyond that a tail of lines is a tail of whatever came before, in file order.
+    whole.at = max(whole.at, size - (1 << 20)) // INDEX_RECORD.size * INDEX_RECORD.size
+    cursor = dict(sizes)
+    left, first = lines, True
+    for name, start, end, _ in reversed(whole.spans(sizes)):
+        begin, at = max(start, heads.get(name, 0)), end
+        while at > begin:
+            data = os.pread(files[name], min(65536, at - begin), max(begin, at - 65536))
+            if not data:
+                break
+            stop = len(data)
+            if first:
+                first = False
+                stop -= data.endswith(b"\n")
+            while left:
+                stop = data.rfind(b"\n", 0, stop)
+                if stop < 0:
+                    break
+                left -= 1
+                if not left:
+                    cursor[name] = at - len(data) + stop + 1
+                    return cursor
+            at -= len(data)
+            cursor[name] = at
+    return cursor
+
+
+def since_cursor(run, files, since_us):
+    """Return where in each stream begins what came since then (microseconds of the epoch), or at a time nobody knows."""
+    sizes = {name: os.fstat(file).st_size for name, file in files.items()}
+    cursor, times = dict(sizes), Times(run)
+    while times.behind:
+        for name, begin, _, time_ns in times.spans(sizes):
+            if name in cursor and (time_ns >= since_us * 1000 or not time_ns):
+                cursor[name] = min(cursor[name], begin)
+    heads = run.heads()
+    return {name: max(offset, heads.get(name, 0)) for name, offset in cursor.items()}
+
+
+def switched(file):
+    """Return what was switched in the terminal whose output this is, each sequence where it came last.
+
+    Of a long output it is what was so at its beginning, where most programs do it, and what they have done lately.
+    """
+    import re
+
+    size = os.fstat(file).st_size
+    begin = max(0, size - SWITCHED_LATELY)
+    text = os.pread(file, min(begin, SWITCHED_FIRST), 0) + os.pread(file, size - begin, begin)
+    found = {}
+    for each in re.findall(rb"\x1b(?:\[(?:[?<>=][0-9;]{1,80}[hlmu]|[0-9]{0,2} q)|[=>c])", text):
+        found.pop(each, None)
+        found[each] = None
+    return b"".join(list(found)[-SWITCHED_MAX:]).decode("ascii")
+
+
+# ============================================================ verbs/follow
+# The verbs follow and wait.
+
+HELD_MAX = (
+    8 << 20
+)  # what a sender may have sent that isn't accepted yet: twice what our own client does
+INPUT_MAX = 1 << 20
+FRAME_MAX = 256 * 1024
+PING_DEADLINE_S = 60.0
+LOOK_ALONE_S = (
+    1.0  # where the keeper's death can't be waited for, however much a client has to say meanwhile
+)
+
+
+class Watch:
+    """inotify on what a follower has to hear of: the output, the slot, the directory's end.
+
+    A user has 128 of them on most hosts. A follower that gets none is blind: it has to look by itself, LOOK_S after it looked last.
+    """
+
+    def __init__(self, directory, names):
+        self.fd = _c("inotify_init1")(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.blind = self.fd < 0
+        for name in names if not self.blind else ():
+            # IN_MODIFY; for the directory itself IN_DELETE | IN_CREATE, since its own end comes only after everybody has closed it
+            path = b"/proc/self/fd/%d/%s" % (directory, name.encode())
+            if (
+                _c("inotify_add_watch")(self.fd, path, 0x300 if name == "." else 0x2) < 0
+                and _ctypes.get_errno() != errno.ENOENT
+            ):
+                self.blind = True
+
+    def clear(self):
+        if self.fd < 0:
+            return
+        try:
+            while os.read(self.fd, 65536):
+                pass
+        except BlockingIOError:
+            pass
 
 
 class Follow:
@@ -4149,52 +4244,6 @@ class Follow:
                 del self.orders[number]
 
 
-def tail_cursor(run, files, index, lines):
-    """Return where each stream's part of the last `lines` lines begins, the streams taken in the order of their arrival."""
-    sizes = {name: os.fstat(file).st_size for name, file in files.items()}
-    if lines <= 0:
-        return sizes
-    size = os.fstat(index).st_size
-    whole, heads = Times(run), run.heads()
-    # The last 1 MiB of the index, 65,536 records: beyond that a tail of lines is a tail of whatever came before, in file order.
-    whole.at = max(whole.at, size - (1 << 20)) // INDEX_RECORD.size * INDEX_RECORD.size
-    cursor = dict(sizes)
-    left, first = lines, True
-    for name, start, end, _ in reversed(whole.spans(sizes)):
-        begin, at = max(start, heads.get(name, 0)), end
-        while at > begin:
-            data = os.pread(files[name], min(65536, at - begin), max(begin, at - 65536))
-            if not data:
-                break
-            stop = len(data)
-            if first:
-                first = False
-                stop -= data.endswith(b"\n")
-            while left:
-                stop = data.rfind(b"\n", 0, stop)
-                if stop < 0:
-                    break
-                left -= 1
-                if not left:
-                    cursor[name] = at - len(data) + stop + 1
-                    return cursor
-            at -= len(data)
-            cursor[name] = at
-    return cursor
-
-
-def since_cursor(run, files, since_us):
-    """Return where in each stream begins what came since then (microseconds of the epoch), or at a time nobody knows."""
-    sizes = {name: os.fstat(file).st_size for name, file in files.items()}
-    cursor, times = dict(sizes), Times(run)
-    while times.behind:
-        for name, begin, _, time_ns in times.spans(sizes):
-            if name in cursor and (time_ns >= since_us * 1000 or not time_ns):
-                cursor[name] = min(cursor[name], begin)
-    heads = run.heads()
-    return {name: max(offset, heads.get(name, 0)) for name, offset in cursor.items()}
-
-
 def verb_follow(request, stdin, reply, framed):
     """Reply with the State; with a tail or a time asked for, also with the `cursor` where it begins: a link cut at once loses no line.
 
@@ -4218,211 +4267,11 @@ def verb_wait(request, stdin, reply, framed):
     verb_follow(dict(request, streams=[]), stdin, reply, framed)
 
 
-# ============================================================ orders
+# ============================================================ verbs/gc
+# The verb gc, and what a start cleans up once a day.
 
-
-def by_of(request):
-    """Return who asks, as one printable word."""
-    return "".join(char if "!" <= char <= "~" else "_" for char in request.get("by") or "somebody")[
-        :64
-    ]
-
-
-def give_order(run, text):
-    """Write one line into the keeper's FIFO; return whether anybody holds its other end."""
-    try:
-        fd = os.open("control", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=run.directory)
-    except OSError:
-        return False  # ENXIO: no guard is left; ENOENT: the spool was deleted
-    try:
-        os.write(fd, text.encode("ascii") + b"\n")
-        return True
-    except BlockingIOError:
-        return False  # full: the keeper has been stopped for long
-    finally:
-        os.close(fd)
-
-
-def signal_order(number, name, request):
-    """Return the order for one signal. It lapses before its giver would send the signal himself: a keeper that wakes up doesn't repeat it."""
-    lapses = mono_ns() + int(ORDER_DEADLINE_S * 0.9e9)
-    return "%s signal %s %s %d" % (number, name, by_of(request), lapses)
-
-
-def ordered(run, number, text):
-    """Give an order and return whether the keeper has carried it out within its 2 seconds."""
-    if not give_order(run, text):
-        return False
-    deadline, pause = time.monotonic() + ORDER_DEADLINE_S, 0.001
-    while time.monotonic() < deadline:
-        pages = run.pages()
-        record = Record.read(pages[0]) if pages else None
-        if record and any(each[2] == number for each in record.sent):
-            return True
-        if not run.alive():
-            return False
-        time.sleep(pause)
-        pause = min(pause * 1.5, 0.02)
-    return False
-
-
-def target(run):
-    """Return (pid, start) of the launched program if it is of this boot and still that process, else None."""
-    launched = read_launched(read_file(run.directory, "launched"))
-    if launched is None or launched[2] != boot_id():
-        return None
-    found = process(launched[0])
-    return launched[:2] if found and found[2] == launched[1] and found[0] not in "ZX" else None
-
-
-def signal_directly(run, name):
-    """Signal the program without its keeper; return whether it was there."""
-    found = target(run)
-    return bool(found) and signal_process(found[0], found[1], SIGNALS[name])
-
-
-def checked_signal(request, default):
-    name = (request.get("signal") or default).upper()
-    name = name[3:] if name.startswith("SIG") else name
-    name = {str(number): each for each, number in SIGNALS.items()}.get(name, name)
-    if name not in SIGNALS:
-        raise Refusal("bad_request", "no such signal: %s" % request["signal"])
-    return name
-
-
-def verb_signal(request, stdin, reply, framed):
-    name = checked_signal(request, "TERM")
-    run = find(request)
-    state, how = run.state(), "ended"
-    if state["state"] == "running" or target(run):
-        number = os.urandom(4).hex()
-        if ordered(run, number, signal_order(number, name, request)):
-            how = "keeper"
-        elif signal_directly(run, name):
-            how = "direct"
-    reply.send({"state": run.state(), "how": how})
-
-
-def family(run):
-    """Return {pid: (state, parent, start, name)} of the program's living tree, as far as it can still be told."""
-    pages = run.pages()
-    record = (Record.read(pages[0]) if pages else None) or Record()
-    guards = living_guards(record) if run.alive() else []
-    found = target(run)
-    below = tree(guards + ([found[0]] if found else []), [record.courier])
-    if found:
-        below[found[0]] = process(found[0]) or ("?", 0, found[1], "?")
-    return {pid: each for pid, each in below.items() if pid not in guards}
-
-
-# ============================================================ stop
-
-
-def verb_stop(request, stdin, reply, framed):
-    checked_signal(request, "TERM")
-    run = find(request)
-    options = run.request.get("run") or {}
-    name = checked_signal(request, options.get("stop_signal") or "TERM")
-    grace = next(
-        each for each in (request.get("grace"), options.get("grace"), GRACE_S) if each is not None
-    )
-    there = family(run)
-    number, how = os.urandom(4).hex(), "ended"
-    if there:
-        ok = ordered(
-            run, number, "%s stop %s %d %s" % (number, name, int(grace * 1000), by_of(request))
-        )
-        how = "keeper" if ok else "direct"
-    reply.send(
-        {"state": run.state(), "how": how, "processes": len(there), "signal": name, "grace": grace}
-    )
-    if how == "keeper":
-        await_stop(run, grace)
-    elif how == "direct":
-        stop_directly(run, name, grace)
-    left = family(run)
-    survivors = [
-        {"pid": pid, "name": found[3], "state": found[0], "wchan": wchan(pid)}
-        for pid, found in sorted(left.items())
-    ]
-    reply.frame({"state": run.state(), "ended": not left, "survivors": survivors})
-
-
-def wchan(pid):
-    try:
-        return slurp("/proc/%d/wchan" % pid).decode("ascii", "replace").strip("0") or None
-    except OSError:
-        return None
-
-
-def await_stop(run, grace):
-    """Wait until the keeper says that the stop is over, or is gone itself, or should long have been done."""
-    allowed_s = kill_deadline_ns(run.request.get("run") or {}) / 1e9
-    deadline, pause = time.monotonic() + grace + allowed_s + ORDER_DEADLINE_S, 0.001
-    while time.monotonic() < deadline and run.alive():
-        pages = run.pages()
-        record = Record.read(pages[0]) if pages else None
-        if record and record.stop and record.stop[3] == "done":
-            break
-        time.sleep(pause)
-        pause = min(pause * 1.5, 0.05)
-    # The record of the end follows within a moment of the last process.
-    ending = time.monotonic() + 1
-    while (
-        run.state()["state"] not in FINAL
-        and target(run) is None
-        and run.alive()
-        and time.monotonic() < ending
-    ):
-        time.sleep(0.005)
-
-
-def stop_directly(run, name, grace):
-    """Do what the keeper would have done: it is stopped, stuck or gone."""
-    if grace > 0:
-        signal_directly(run, name)
-    deadline = time.monotonic() + grace
-    while family(run) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    deadline = time.monotonic() + KILL_DEADLINE_NS / 1e9
-    while time.monotonic() < deadline:
-        left = family(run)
-        if not left:
-            return
-        for pid, found in left.items():
-            signal_process(pid, found[2], _signal.SIGSTOP)
-        for pid, found in family(run).items():
-            signal_process(pid, found[2], _signal.SIGKILL)
-        time.sleep(0.02)
-
-
-# ============================================================ status and list
-
-
-def verb_status(request, stdin, reply, framed):
-    reply.send(find(request).state(details=True))
-
-
-def verb_list(request, stdin, reply, framed):
-    """All runs, oldest first."""
-    found = []
-    for root, prog_id in runs_of(request):
-        try:
-            run = Run(root, prog_id)
-        except OSError:
-            continue
-        found.append((run.request.get("created", 0), prog_id, run.state()))
-        run.close()
-    reply.send(
-        {
-            "host": os.uname().nodename,
-            "user": user_name(),
-            "runs": [state for _, _, state in sorted(found, key=lambda each: each[:2])],
-        }
-    )
-
-
-# ============================================================ gc
+KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
+KEEP_BYTES = 2 << 30
 
 
 class Ended:
@@ -4585,44 +4434,8 @@ def daily_gc(request, root):
         os._exit(0)
 
 
-# ============================================================ the looking verbs, and main
-
-
-def verb_read(request, stdin, reply, framed):
-    """Reply with a range of a stream's bytes; its end may lie beyond what is there, never what is sent."""
-    run = find(request)
-    name = request.get("stream") or run.streams[0]
-    if name not in run.streams:
-        raise Refusal(
-            "bad_request", "no stream %s: this run has %s" % (name, " and ".join(run.streams))
-        )
-    file = os.open(name, os.O_RDONLY, dir_fd=run.directory)
-    size = os.fstat(file).st_size
-    begin = min(max(0, int(request.get("start") or 0)), size)
-    end = size if request.get("end") is None else min(max(begin, int(request["end"])), size)
-    if run.bounded:
-        read_bounded(run, reply, name, file, begin, end, size)
-        return
-    reply.send({"stream": name, "start": begin, "end": end, "length": size})
-    while begin < end:
-        data = os.pread(file, min(end - begin, 1 << 18), begin)
-        reply.write(data)
-        begin += len(data)
-
-
-def read_bounded(run, reply, name, file, begin, end, size):
-    """Reply with what is there of a range whose beginning may be gone or go: at most BOUND_STEP of it, read before its place is told."""
-    while True:
-        begin = min(max(begin, run.heads().get(name, 0)), end)
-        data = os.pread(file, min(end - begin, BOUND_STEP), begin)
-        if run.heads().get(name, 0) <= begin or begin == end:
-            break
-    reply.send({"stream": name, "start": begin, "end": begin + len(data), "length": size})
-    reply.write(data)
-
-
-# ============================================================ the courier
-
+# ============================================================ verbs/deliver
+# The courier's file, and the verb deliver.
 
 def place_courier(source):
     """Put the courier beside the agent, if it came with the request; by hand it is there. Raises Refusal."""
@@ -4668,17 +4481,213 @@ def verb_deliver(request, stdin, reply, framed):
     reply.send({"state": run.state(), "delivered": found})
 
 
-def replace(directory, name, data):
-    """Give a file of the run another content in one step."""
-    new = "%s.%s" % (name, os.urandom(4).hex())
-    try:
-        fill(directory, new, data)
-        os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
-    except OSError:
-        if exists(directory, new):
-            os.unlink(new, dir_fd=directory)
-        raise
+# ============================================================ verbs/look
+# The verbs status, list and read.
 
+def verb_status(request, stdin, reply, framed):
+    reply.send(find(request).state(details=True))
+
+
+def verb_list(request, stdin, reply, framed):
+    """All runs, oldest first."""
+    found = []
+    for root, prog_id in runs_of(request):
+        try:
+            run = Run(root, prog_id)
+        except OSError:
+            continue
+        found.append((run.request.get("created", 0), prog_id, run.state()))
+        run.close()
+    reply.send(
+        {
+            "host": os.uname().nodename,
+            "user": user_name(),
+            "runs": [state for _, _, state in sorted(found, key=lambda each: each[:2])],
+        }
+    )
+
+
+def verb_read(request, stdin, reply, framed):
+    """Reply with a range of a stream's bytes; its end may lie beyond what is there, never what is sent."""
+    run = find(request)
+    name = request.get("stream") or run.streams[0]
+    if name not in run.streams:
+        raise Refusal(
+            "bad_request", "no stream %s: this run has %s" % (name, " and ".join(run.streams))
+        )
+    file = os.open(name, os.O_RDONLY, dir_fd=run.directory)
+    size = os.fstat(file).st_size
+    begin = min(max(0, int(request.get("start") or 0)), size)
+    end = size if request.get("end") is None else min(max(begin, int(request["end"])), size)
+    if run.bounded:
+        read_bounded(run, reply, name, file, begin, end, size)
+        return
+    reply.send({"stream": name, "start": begin, "end": end, "length": size})
+    while begin < end:
+        data = os.pread(file, min(end - begin, 1 << 18), begin)
+        reply.write(data)
+        begin += len(data)
+
+
+def read_bounded(run, reply, name, file, begin, end, size):
+    """Reply with what is there of a range whose beginning may be gone or go: at most BOUND_STEP of it, read before its place is told."""
+    while True:
+        begin = min(max(begin, run.heads().get(name, 0)), end)
+        data = os.pread(file, min(end - begin, BOUND_STEP), begin)
+        if run.heads().get(name, 0) <= begin or begin == end:
+            break
+    reply.send({"stream": name, "start": begin, "end": begin + len(data), "length": size})
+    reply.write(data)
+
+
+# ============================================================ verbs/start
+# The verbs start and run.
+
+def new_run(request, stdin, reply):
+    """Return (root, prog_id) of the run that the request asks for, made now or there already. Raises Refusal."""
+    prog_id = request["prog_id"]
+    there = find_exact(request, prog_id)
+    if there:
+        same_program(there, request)
+        there.close()
+        return parent(parent(there.path)), prog_id
+    request["before"] = outliving(request)  # a refusal comes before anything is made
+    stored = {
+        key: request[key]
+        for key in ("prog_id", "name", "origin", "program", "run", "callback", "config")
+        if request.get(key)
+    }
+    token = (request.get("secrets") or {}).get("token")
+    if stored.get("callback"):
+        token = stored["callback"].get("token") or token
+        stored["callback"] = {
+            key: value for key, value in stored["callback"].items() if key != "token"
+        }
+        place_courier(request.get("courier"))
+    stored.update(user=user_name(), created=now_ns(), layout=LAYOUT, agent=VERSION)
+    source = request["program"].get("stdin")
+
+    def feed(directory):
+        """Put what the program will read into its file."""
+        if isinstance(source, str):
+            fill(directory, "stdin", octets(source))
+            return
+        digest = None
+        if source.get("sha256"):
+            import hashlib  # here, and not for all: it takes 5 ms
+
+            digest = hashlib.sha256()
+        reply.first_line(" send")
+        fd = os.open("stdin", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
+        try:
+            widen(stdin.fd, 4)
+            stdin.pour(fd, source["bytes"], digest)
+        except EOFError as error:
+            raise Refusal("bad_request", str(error)) from None
+        finally:
+            os.close(fd)
+        if digest and digest.hexdigest() != source["sha256"]:
+            raise Refusal(
+                "bad_request",
+                "the bytes for stdin are not those announced: they changed while they were read",
+            )
+
+    tried = []
+    for root in roots(request):
+        try:
+            runs = prepare_root(root)
+            try:
+                if not claim(
+                    runs,
+                    prog_id,
+                    stored,
+                    feed if source is not None and source != {"open": True} else None,
+                    token,
+                ):
+                    same_program(Run(root, prog_id), request)
+                return root, prog_id
+            finally:
+                os.close(runs)
+        except OSError as error:
+            tried.append(
+                {"dir": root, "errno": error.errno, "message": error.strerror or str(error)}
+            )
+            if isinstance(source, dict) and error.errno in FULL:
+                break  # the bytes for stdin are half read: they can't be read again for the next root
+    if tried[0]["errno"] == errno.EOPNOTSUPP:
+        raise Refusal(
+            "unsupported",
+            "keep_output is not to be had in %(dir)s: %(message)s" % tried[0],
+            tried=tried,
+        )
+    raise Refusal("no_room", "no room for the spool: %s" % tried[0]["message"], tried=tried)
+
+
+def same_program(run, request):
+    if run.request["program"] != request["program"]:
+        raise Refusal("conflict", "this id already names another command", there=run.state())
+
+
+def start(request, stdin, reply):
+    """Start the program, or find it started; return its Run and State. Safe to repeat with the same id."""
+    if not sys.platform.startswith("linux"):
+        raise Refusal(
+            "unsupported", "the agent is for Linux, this is %s: use the chaperone" % sys.platform
+        )
+    wrong = start_complaints(request)
+    if wrong:
+        raise Refusal("bad_request", "; ".join(wrong), complaints=wrong)
+    request["prog_id"] = request.get("prog_id") or new_id()
+    umask = os.umask(0o077)
+    root, prog_id = new_run(request, stdin, reply)
+    try:
+        daily_gc(request, root)
+    except OSError:
+        pass  # no room, or no process to be had: a later start will
+    run = Run(root, prog_id)
+    secret = (request.get("secrets") or {}).get("env") or {}
+    deadline = time.monotonic() + START_DEADLINE_S
+    while True:
+        state = run.state()
+        if state["state"] != "starting" or (
+            state["supervisor"] != "gone" and time.monotonic() > deadline
+        ):
+            return run, state
+        if time.monotonic() > deadline:
+            raise no_process(root, errno.EAGAIN)
+        if (
+            state["supervisor"] == "gone"
+        ):  # new, or whoever began it died before it launched anything
+            before = outliving(run.request) if request.get("before") is None else request["before"]
+            try:
+                spawn_guards(
+                    dict(run.request, secret_env=secret, umask=umask, before=before), run.path
+                )
+            except OSError as error:
+                raise no_process(root, error.errno) from None
+        else:
+            time.sleep(0.01)
+
+
+def no_process(root, number):
+    """Return the refusal of a start for which there is no process; nothing was started, and a later start of the same id may be."""
+    message = "no process can be started here: " + os.strerror(number)
+    return Refusal("no_room", message, tried=[{"dir": root, "errno": number, "message": message}])
+
+
+def verb_start(request, stdin, reply, framed):
+    reply.send(start(request, stdin, reply)[1])
+
+
+def verb_run(request, stdin, reply, framed):
+    run, state = start(request, stdin, reply)
+    reply.send(state)
+    if state["state"] != "not_started":
+        Follow(run, request, stdin if framed else None, reply.out).go()
+
+
+# ============================================================ verbs/main
+# All verbs, and main.
 
 VERBS = {
     "start": verb_start,

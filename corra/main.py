@@ -21,7 +21,7 @@ class _Corra(Program):
     """Invoke's program over our verbs; what the version is, is looked up only by who asks for it."""
 
     def print_version(self) -> None:
-        from .agent import VERSION
+        from corra.on_host.agent.contract import VERSION
 
         print(f"{self.name} {VERSION}")
 

@@ -36,8 +36,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from corra.agent import FINAL, TRANSITIONS
 from corra.model import ids
+from corra.on_host.agent.contract import FINAL, TRANSITIONS
 
 from . import pages, tokens
 from .events import Watchers

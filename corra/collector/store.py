@@ -33,10 +33,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
 
-from corra.agent import FINAL
 from corra.errors import Misuse
 from corra.model import ids
 from corra.model.state import State
+from corra.on_host.agent.contract import FINAL
 
 from . import tokens as keys
 from .limits import Limits, RequestRefusal

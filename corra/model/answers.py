@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from corra.agent import AFTER_GRACE
 from corra.errors import (
     Ambiguous,
     Conflict,
@@ -27,6 +26,7 @@ from corra.errors import (
     plain,
     typed,
 )
+from corra.on_host.agent.contract import AFTER_GRACE
 
 from . import ids
 from .host import Host

@@ -66,7 +66,7 @@ def _limit_name(text: str) -> str:
 
 def _limit(name: str, value: int | str | Sequence[int]) -> int | list[int]:
     read, least, most, _ = LIMITS[name]
-    from corra.agent import RLIMITS
+    from corra.on_host.agent.contract import RLIMITS
 
     pairs = name in RLIMITS
     parts: list[Any] = (

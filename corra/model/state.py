@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from corra.agent import FINAL, TRANSITIONS
 from corra.errors import LOST, NOT_EXECUTABLE, NOT_FOUND, NOTHING_DONE, STILL_RUNNING, TIMED_OUT
+from corra.on_host.agent.contract import FINAL, TRANSITIONS
 
 from . import ids
 

@@ -41,7 +41,9 @@ def parse_size(text: str) -> int:
 def output_kept(value: int | str | None) -> int | None:
     """Return how many bytes of each stream a run keeps. Raises Misuse for less than the host can keep."""
     found = parse_size(value) if isinstance(value, str) else value
-    from corra.agent import BOUND_MIN  # 4,000 lines, which listing and completing do without
+    from corra.on_host.agent.contract import (
+        BOUND_MIN,  # 4,000 lines, which listing and completing do without
+    )
 
     if found is not None and found < BOUND_MIN:
         raise Misuse(f"too little to keep of an output: {value} ({BOUND_MIN >> 10}K or more)")

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from corra.agent import FINAL
 from corra.errors import CorraError, Misuse, NotStarted, Unreachable
 from corra.model import ids
 from corra.model.frames import Parser, Status
 from corra.model.host import LOCAL, Host
 from corra.on_host import tether
+from corra.on_host.agent.contract import FINAL
 from corra.transport import sudo
 from corra.transport.channel import LinkLost, first_line
 from corra.transport.choose import choose_runner

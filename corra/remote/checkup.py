@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from corra.agent import VERSION
 from corra.errors import Auth, CorraError, HostKey, NoPython, typed
 from corra.model.answers import refusal_error
 from corra.model.words import decimal_size, duration
+from corra.on_host.agent.contract import VERSION
 from corra.transport import host_keys
 from corra.transport.fabric.connection import Fabric
 from corra.transport.openssh import OpenSSH

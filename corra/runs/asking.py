@@ -7,13 +7,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from corra.agent import VERSION
 from corra.errors import CorraError, Unreachable
 from corra.model import ids
 from corra.model.answers import refusal_error, retold
 from corra.model.frames import Parser, Status
 from corra.model.host import Host
 from corra.model.words import duration
+from corra.on_host.agent.contract import VERSION
 from corra.remote.agent_client import Agent
 from corra.remote.exchange import ANSWER_S, Refused
 

@@ -17,10 +17,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from corra.agent import FINAL
 from corra.model import ids
 from corra.model.host import Host
 from corra.model.state import State
+from corra.on_host.agent.contract import FINAL
 
 # Longer than a host keeps a record (400 days), nobody can ask about it any more.
 FORGET_AFTER_S = 400 * 86400.0

@@ -124,7 +124,7 @@ class Watch:
         """`(agent 1.0 placed, 61 kB)` where this call has brought the agent to the host; on this machine that is nobody's concern."""
         if not self.follow.placed or self.follow.host.is_local:
             return ""
-        from corra.agent import VERSION
+        from corra.on_host.agent.contract import VERSION
 
         return f"(agent {VERSION} placed, {words.decimal_size(self.follow.placed)})"
 

@@ -1,0 +1,93 @@
+"""Where a bounded stream begins: `keep_output` gives its beginning back to the disk."""
+
+import errno
+import posix as os
+import struct
+
+from .contract import BOUND_MIN, BOUND_STEP, FULL, PAGE
+from .files import fill_in_place, read_file
+from .kernel import punch
+
+HEAD = struct.Struct("<QQ")  # an offset and its complement: a torn one shows
+HEAD_MASK = (1 << 64) - 1
+
+
+def prepare_bound(directory, names):
+    """Make the file `heads`. Raises OSError (EOPNOTSUPP) where no file can be made shorter at its beginning."""
+    fill_in_place(directory, "heads", HEAD.pack(0, HEAD_MASK) * (len(names) + 1))
+    file = os.open("index", os.O_WRONLY, dir_fd=directory)
+    try:
+        punch(file, PAGE)
+    except OSError as error:
+        raise OSError(
+            error.errno, "its file system can't give back the beginning of a file"
+        ) from None
+    finally:
+        os.close(file)
+
+
+def read_heads(directory, names):
+    """Return {name: offset of the first byte that is there} of the streams `names` and of the index; {} where none is bounded."""
+    names = list(names) + ["index"]
+    for _ in range(100):
+        data = read_file(directory, "heads", HEAD.size * len(names))
+        if data is None:
+            return {}
+        found = [head for head, check in HEAD.iter_unpack(data) if head ^ check == HEAD_MASK]
+        if len(found) == len(names):
+            return dict(zip(names, found))
+    return dict.fromkeys(
+        names, 0
+    )  # torn when the machine went down: Run.heads asks the files themselves then
+
+
+def first_data(directory, name):
+    """Return where a file's holes at its beginning end, as its file system has it: true after a power cut, unlike `heads`."""
+    try:
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
+    except FileNotFoundError:
+        return 0
+    try:
+        return os.lseek(file, 0, os.SEEK_DATA)
+    except OSError as error:
+        return (
+            os.fstat(file).st_size if error.errno == errno.ENXIO else 0
+        )  # ENXIO: there is nothing but holes
+    finally:
+        os.close(file)
+
+
+class Bound:
+    """Keeps the last `keep` bytes of a file that grows, and up to a sixteenth more, by punching out what is before them.
+
+    Where the file begins is written down before the hole is made. So whoever reads first and looks there afterwards knows whether
+    what was read was bytes or may have been a hole. After a keeper's death the next one punches from the beginning anew.
+    """
+
+    def __init__(self, number, file, heads, keep):
+        self.number, self.file, self.heads, self.keep = number, file, heads, keep
+        self.spare = min(max(keep // 16, BOUND_MIN), BOUND_STEP)
+        head, check = HEAD.unpack(os.pread(heads, HEAD.size, number * HEAD.size))
+        self.head = head if head ^ check == HEAD_MASK else 0
+
+    def trim(self):
+        """Punch out what is more than `keep`, once it is worth it."""
+        self.cut(self.keep, self.spare)
+
+    def give_way(self):
+        """Punch out a sixteenth more than that, for a disk that is full; return how much. Else the last page of it could never be written anew."""
+        return self.cut(max(0, self.keep - max(self.keep // 16, PAGE)), 0)
+
+    def cut(self, keep, spare):
+        end = (os.fstat(self.file).st_size - keep) // PAGE * PAGE
+        if end - self.head <= spare:
+            return 0
+        try:
+            os.pwrite(self.heads, HEAD.pack(end, end ^ HEAD_MASK), self.number * HEAD.size)
+            punch(self.file, end)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            return 0  # it takes room to make room, and there is none: the next time
+        freed, self.head = end - self.head, end
+        return freed

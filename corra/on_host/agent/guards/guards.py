@@ -1,0 +1,200 @@
+"""The guards of one run: two standbys and the keeper."""
+
+import _signal
+import fcntl
+import gc
+import posix as os
+import time
+
+from ..contract import PAGE, SIGNALS, START_DEADLINE_S, VERSION
+from ..files import exists, read_file
+from ..kernel import _prctl, give_back
+from ..paths import beside
+from ..processes import become, fork_thin
+from ..records import unpack
+from ..spool import launched_by, stream_names, takes_more
+from .keeper import Keeper
+from .program import given_environment, note_failure
+from .stdin import all_moved
+from .terminal import open_terminal
+
+
+def standby(child):
+    """Wait for the guard below us; return when it died without having finished. Nothing wakes us before."""
+    info = os.waitid(os.P_PID, child, os.WEXITED)
+    if info.si_code == 1 and info.si_status == 0:
+        os._exit(0)
+
+
+def letting_go(files):
+    """Return what a standby does when the keeper tells it (SIGURG) that all of stdin has been moved: it closes its end, if that is true."""
+
+    def let_go(number, frame):
+        # A handler may be interrupted by itself: whoever takes it out of the table closes it.
+        held = files.pop("fifo/stdin", None) if all_moved(files) else None
+        if held is not None:
+            os.close(held)
+
+    return let_go
+
+
+def ignore_signals():
+    """Guards ignore every signal but KILL, STOP and those that mean a defect of their own; CHLD stays default, or nobody could wait."""
+    kept = {
+        SIGNALS[name]
+        for name in (
+            "KILL",
+            "STOP",
+            "CHLD",
+            "CONT",
+            "SEGV",
+            "BUS",
+            "FPE",
+            "ILL",
+            "ABRT",
+            "TRAP",
+            "SYS",
+        )
+    }
+    for number in set(range(1, _signal.NSIG)) - kept:
+        try:
+            _signal.signal(number, _signal.SIG_IGN)
+        except (OSError, ValueError):
+            pass  # the C library keeps two real-time signals for itself
+
+
+def lock_run(directory):
+    """Take the run's lock, which says that it is guarded; return whether we got it. Probers hold it for a moment only."""
+    deadline = time.monotonic() + START_DEADLINE_S
+    while True:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if exists(directory, "launched") or time.monotonic() > deadline:
+                return False
+        time.sleep(0.002)
+
+
+def guard(request, report):
+    """The life of the guards of one run: two forks, and whoever is left is the keeper. Never returns."""
+    try:
+        guard_run(request, report)
+        os._exit(0)
+    except BaseException as error:
+        complain(error)
+        os._exit(1)
+
+
+def complain(error):
+    """Leave a defect of ours where somebody who looks for it finds it: in the keeper file."""
+    where, at = [], error.__traceback__
+    while at:
+        where.append("%s:%d" % (at.tb_frame.f_code.co_name, at.tb_lineno))
+        at = at.tb_next
+    try:
+        os.write(
+            complain.file,
+            ("agent %s: %r at %s\n" % (VERSION, error, " < ".join(reversed(where)))).encode(
+                "utf-8", "replace"
+            ),
+        )
+    except OSError:
+        pass
+
+
+complain.file = 2
+
+
+def guard_run(request, report):
+    os.set_inheritable(report, False)
+    become(b"corra-standby")
+    ignore_signals()
+    inherited = given_environment()
+    directory = os.open(request["path"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    # Opened anew, as every lock of its own: a descriptor that a fork shares shares the lock.
+    alive = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
+    if (
+        not lock_run(alive)
+        or exists(directory, "launched")
+        or unpack(read_file(directory, "exit")[PAGE:]) is not None
+    ):
+        return
+    complain.file = os.open("keeper", os.O_WRONLY | os.O_APPEND, dir_fd=directory)
+    files = {"keeper": os.open("keeper", os.O_RDWR, dir_fd=directory)}
+    fcntl.flock(files["keeper"], fcntl.LOCK_EX)
+    for name in ["exit", "index"] + ["heads"] * exists(directory, "heads"):
+        files[name] = os.open(name, os.O_RDWR, dir_fd=directory)
+    files["launched"] = os.open("launched.tmp", os.O_RDWR, dir_fd=directory)
+    # O_RDWR: with a writer of our own it never reports a hang-up, and orders wait in it for the next keeper.
+    files["control"] = os.open("control", os.O_RDWR | os.O_NONBLOCK, dir_fd=directory)
+    for name in stream_names(request):
+        files[name] = os.open(name, os.O_WRONLY, dir_fd=directory)
+    if takes_more(request):
+        files["stdin"] = os.open("stdin", os.O_RDONLY, dir_fd=directory)
+        files["senders"] = os.open("senders", os.O_RDWR, dir_fd=directory)
+        if request["program"].get("pty"):
+            try:
+                open_terminal(request, files)
+            except OSError as error:
+                note_failure(
+                    files["exit"],
+                    "setup",
+                    error,
+                    "there is no terminal to be had for it: " + error.strerror,
+                )
+                return
+        else:
+            os.chmod("fifo/stdin", 0o600, dir_fd=directory)
+            reader = os.open("fifo/stdin", os.O_RDONLY | os.O_NONBLOCK, dir_fd=directory)
+            files["fifo/stdin"] = os.open(
+                "fifo/stdin", os.O_WRONLY | os.O_NONBLOCK, dir_fd=directory
+            )
+            os.close(reader)  # the program shall be its only one, so that we see it close it
+            os.chmod(
+                "fifo/stdin", 0o644, dir_fd=directory
+            )  # the program may be another user's by now, and open it anew
+            _signal.signal(_signal.SIGURG, letting_go(files))
+    for name in stream_names(request) if not request["program"].get("pty") else ():
+        # Guards before us may have died after they took the right to read away.
+        os.chmod("fifo/" + name, 0o600, dir_fd=directory)
+        # Not blocking: nobody writes yet. We never hold a writing end, else its end would never come.
+        files["fifo/" + name] = os.open(
+            "fifo/" + name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=directory
+        )
+        os.chmod("fifo/" + name, 0o222, dir_fd=directory)
+    if request.get("callback"):
+        # Open for as long as the run is kept: gc or an upgrade may take the files away.
+        for name in ("courier", "agent"):
+            files[name] = os.open(beside(name + ".py"), os.O_RDONLY)
+    keeper, pids, launches = Keeper(directory, files, request, inherited), [os.getpid()], True
+    give_back()
+    # From here to the keeper as little as can be: each page that a guard writes to is its own from then on. What is there now never
+    # becomes garbage, and isn't to be looked at (the garbage collector writes into what it looks at).
+    if hasattr(gc, "freeze"):  # Python 3.7
+        gc.freeze()
+    while len(pids) < 3:
+        try:
+            child = fork_thin()
+        except OSError:
+            break  # no process to be had: fewer guards, and the State counts them
+        if not child:
+            _prctl(36, 1, 0, 0, 0)
+            pids.append(os.getpid())
+            continue
+        os.close(files["keeper"])
+        if report is not None:
+            os.close(report)
+            report = None
+        standby(child)
+        # flock waits until whoever may touch the FIFOs is dead, or its child has got past exec.
+        files["keeper"] = os.open("/proc/self/fd/%d" % complain.file, os.O_RDWR)
+        fcntl.flock(files["keeper"], fcntl.LOCK_EX)
+        keeper = Keeper(directory, files, request, inherited)
+        if launched_by(directory, files) or unpack(os.pread(files["exit"], PAGE, PAGE)) is not None:
+            launches = False
+            break
+        # Nothing was launched: the program gets its three guards all the same.
+    become(b"corra-keeper")
+    _signal.signal(_signal.SIGURG, _signal.SIG_IGN)
+    keeper.run(pids, report, launches)

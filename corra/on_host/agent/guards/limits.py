@@ -1,0 +1,59 @@
+"""The limits of the program."""
+
+import posix as os
+import struct
+
+from ..contract import RLIMITS
+from ..kernel import _Byte, _checked, wide
+
+RLIM_INFINITY = (1 << 64) - 1
+CPU_GRACE_S = 5  # from SIGXCPU, which tells why, to SIGKILL
+
+
+def limit(name, value):
+    """Set one limit of this process, the program that is to be. Raises OSError, in words that name the limit."""
+    try:
+        if name in RLIMITS:
+            limit_resource(name, value)
+        elif name == "nice":
+            os.setpriority(os.PRIO_PROCESS, 0, value)
+        elif name == "oom_score_adj":
+            fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+            try:
+                os.write(fd, b"%d" % value)
+            finally:
+                os.close(fd)
+    except OSError as error:
+        raise OSError(
+            error.errno, "limit %s=%s: %s" % (name, spelled(value), error.strerror)
+        ) from None
+
+
+def spelled(value):
+    """Return a limit as it is typed."""
+    return ":".join(
+        "unlimited" if each == -1 else str(each)
+        for each in (value if isinstance(value, (list, tuple)) else [value])
+    )
+
+
+def limit_resource(name, value):
+    """Set a soft and a hard limit, both to the same where only one is given: but a program that has used up its CPU time is first told so."""
+    now, new = (_Byte * 16)(), (_Byte * 16)()
+    prlimit = wide("prlimit")
+    _checked(prlimit(0, RLIMITS[name], None, now))
+    most = struct.unpack("=QQ", now.raw)[1]
+    if isinstance(value, (list, tuple)):
+        soft, hard = (value[0], value[-1])
+    else:
+        soft, hard = value, value + CPU_GRACE_S if name == "cpu" and value >= 0 else value
+        hard = min(hard % (1 << 64), max(most, soft % (1 << 64)))
+    new.raw = struct.pack("=QQ", soft % (1 << 64), hard % (1 << 64))
+    try:
+        _checked(prlimit(0, RLIMITS[name], new, None))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            "%s (at most %s here)"
+            % (error.strerror, "unlimited" if most == RLIM_INFINITY else most),
+        ) from None

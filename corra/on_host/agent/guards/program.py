@@ -1,0 +1,227 @@
+"""The program's side of the fork: its environment, its ends, exec."""
+
+import _signal
+import errno
+import fcntl
+import posix as os
+
+from ..contract import PAGE, PATH
+from ..kernel import _F_SETPIPE_SZ, mono_ns, now_ns
+from ..paths import join, octets, slurp, text_of
+from ..processes import boot_id, process
+from ..records import pack
+from ..spool import stream_names, takes_more
+from .limits import limit
+
+
+def given_environment():
+    """Return the environment that this process was started with; posix.environ has LC_CTYPE too where Python left the C locale."""
+    pairs = (each.partition(b"=") for each in slurp("/proc/self/environ", 8 << 20).split(b"\0"))
+    return {name: value for name, _, value in pairs if name}
+
+
+def environment(request, inherited):
+    """Return the program's environment as bytes: inherited, set, removed, secrets, and its PROG-ID; corra's own variables stripped."""
+    program = request["program"]
+    keep = True if program.get("env_inherit") is None else program["env_inherit"]
+    wanted = None if keep is True else {octets(name) for name in keep or ()}
+    made = {key: value for key, value in inherited.items() if wanted is None or key in wanted}
+    made = {key: value for key, value in made.items() if not key.startswith(b"CORRA_")}
+    prefix = b"CORRA_FAR_" if (request.get("run") or {}).get("carrier") else b""
+    secrets = () if prefix else request.get("secret_env", {}).items()
+    for name, value in list((program.get("env") or {}).items()) + list(secrets):
+        if value is not None:
+            made[prefix + octets(name)] = octets(value)
+        elif not prefix:
+            made.pop(octets(name), None)
+    if program.get("pty"):
+        made.setdefault(
+            b"TERM",
+            octets(((request.get("run") or {}).get("terminal") or {}).get("term") or "dumb"),
+        )
+    made[b"CORRA_PROG_ID"] = octets(request["prog_id"])
+    return made
+
+
+def secrets_pipe(secrets):
+    """Return the read end of a pipe with `secrets` in it, as an environment has them, but where no look into /proc shows them."""
+    data = b"".join(b"%s=%s\0" % (octets(name), octets(value)) for name, value in secrets.items())
+    ours, theirs = os.pipe()
+    try:
+        fcntl.fcntl(theirs, _F_SETPIPE_SZ, max(len(data), PAGE))
+    except OSError:
+        pass  # all of this user's pipes are too many already; then it has the size that it has
+    os.set_blocking(theirs, False)
+    if os.write(theirs, data) < len(data):
+        raise OSError(errno.E2BIG, "%d bytes are more than a pipe takes" % len(data))
+    os.close(theirs)
+    os.set_inheritable(ours, True)
+    return ours
+
+
+def explain(number, path, argv, variables):
+    """Return what exec's errno means for this file, in words that say what to do."""
+    if number == errno.E2BIG:
+        longest = max(map(len, argv))
+        return (
+            "the longest word has %d bytes, all words and the environment %d; one may have 131071"
+            % (
+                longest,
+                sum(map(len, argv)) + sum(len(k) + len(v) + 2 for k, v in variables.items()),
+            )
+        )
+    try:
+        head = slurp(path, 256)
+    except OSError:
+        head = b""
+    if number == errno.ENOENT and head.startswith(b"#!"):
+        line = head[2:].split(b"\n")[0]
+        if line.endswith(b"\r"):
+            return "its first line ends in CR LF: convert it with  sed -i 's/\\r$//' FILE"
+        return "its interpreter doesn't exist: " + text_of(line.split()[0] if line.split() else b"")
+    if number == errno.ENOENT and head:
+        return "the file is there, but its loader (ELF interpreter) isn't"
+    if number == errno.ENOEXEC:
+        return "no #! line and no program of this machine's kind: run it as  sh FILE"
+    if number == errno.EACCES and os.stat(path).st_mode & 0o170000 == 0o040000:
+        return "is a directory"
+    return ""
+
+
+def candidates(argv, variables):
+    """Return the files that exec is to try, in the order of PATH."""
+    name = octets(argv[0])
+    if b"/" in name:
+        return [name]
+    return [join(each or b".", name) for each in variables.get(b"PATH", PATH).split(b":")]
+
+
+def note_failure(slot, stage, error, message, path=None):
+    """Write why the program was not started into the slot's second page. A pipe's bytes would die with the guard that reads them."""
+    number = getattr(error, "errno", 0) or 0
+    text = message or (os.strerror(number) if number else str(error))
+    lines = [
+        ("stage", stage),
+        ("type", errno.errorcode.get(number, type(error).__name__)),
+        ("errno", number),
+        ("message", text),
+    ]
+    os.pwrite(slot, pack(lines + ([("path", path)] if path is not None else [])), PAGE)
+    os.fsync(slot)
+
+
+def prefer_for_oom():
+    """When memory runs out the kernel is to take the program rather than one of the guards that would tell of it."""
+    try:
+        score = int(slurp("/proc/self/oom_score_adj"))
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(fd, b"%d" % min(1000, score + 100))
+        os.close(fd)
+    except (OSError, ValueError):
+        pass  # not in every container; then all are equal
+
+
+def become_program(directory, files, request, inherited, report, save, tell):
+    """In the forked child: put everything in place, claim `launched`, exec. Never returns.
+
+    It also writes the keeper's first record (`save`) and state.json (`tell`): its memory ends with the exec while the keeper's is kept for weeks.
+
+    A carrier (`run.carrier`) is executed with argv behind its own words and takes the program to another machine. It closes $CORRA_REPORT
+    once the program runs there, or writes "STAGE ERRNO WORDS" into it; signal 33 + N asks it to give the program signal N; it exits as the
+    program did, and where a signal ends it the run is lost, or not started if it has said so. The program's variables are CORRA_FAR_NAME
+    to it, the secret ones stand in a pipe ($CORRA_SECRETS), its cwd is no affair of ours.
+    """
+    program, carrier = request["program"], (request.get("run") or {}).get("carrier")
+    words = list(carrier or ()) + list(program["argv"])
+    stage, where, argv = "setup", b"", [octets(word) for word in words]
+    try:
+        os.setsid()
+        save()
+        for number in range(1, _signal.NSIG):
+            try:
+                _signal.signal(number, _signal.SIG_DFL)
+            except (OSError, ValueError):
+                pass
+        prefer_for_oom()
+        if program.get("pty"):
+            # The first terminal that the leader of a session opens is the session's own.
+            ends = [os.open(request["terminal"], os.O_RDWR)] * 3
+        else:
+            outputs = [
+                os.open("fifo/" + name, os.O_WRONLY, dir_fd=directory)
+                for name in stream_names(request)
+            ]
+            if program.get("stdin") is None:
+                source = os.open("/dev/null", os.O_RDONLY)
+            else:
+                source = os.open(
+                    "fifo/stdin" if takes_more(request) else "stdin", os.O_RDONLY, dir_fd=directory
+                )
+            ends = [source, outputs[0], outputs[-1]]
+        for target, fd in enumerate(ends):
+            os.dup2(fd, target)
+        if program.get("umask") is not None:
+            os.umask(program["umask"])
+        else:
+            os.umask(request["umask"])
+        variables = environment(request, inherited)
+        if carrier:
+            os.set_inheritable(report, True)
+            variables[b"CORRA_REPORT"] = b"%d" % report
+            if request.get("secret_env"):
+                where = b"its secrets"
+                variables[b"CORRA_SECRETS"] = b"%d" % secrets_pipe(request["secret_env"])
+        stage = "cwd"
+        at = variables.get(b"HOME", b"/")
+        if program.get("cwd") and not carrier:
+            where = join(at, octets(program["cwd"]))
+            os.chdir(where)
+        else:
+            try:
+                os.chdir(at)
+            except OSError:
+                os.chdir("/")
+        stage, where = "setup", b""
+        pid = os.getpid()
+        text = "%d %d %s %d %d" % (pid, process(pid)[2], boot_id(), now_ns(), mono_ns())
+        os.pwrite(files["launched"], text.encode().ljust(255), 0)
+        os.fsync(files["launched"])
+        # Last, as they hold for us too; memory after the others.
+        for name, value in sorted(
+            (program.get("limits") or {}).items(), key=lambda each: each[0] == "memory"
+        ):
+            if value is not None:
+                limit(name, value)
+        try:
+            os.link("launched.tmp", "launched", src_dir_fd=directory, dst_dir_fd=directory)
+        except FileExistsError:
+            os._exit(127)  # launched before: whoever did it has its status
+        # A machine that dies from here on must know afterwards that exec was tried, or a repeated start would run it again.
+        os.fsync(directory)
+        tell()
+        stage, worst, where = "exec", None, argv[0]
+        # The mask goes last: a TERM that came since the fork must end the program, not this code.
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+        for path in candidates(words, variables):
+            try:
+                os.execve(path, argv, variables)
+            except OSError as error:
+                # As execvp: what is not there doesn't hide what may not be run.
+                if worst is None or error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                    worst, where = error, path
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+                    break
+        message, path = explain(worst.errno, where, argv, variables), None
+        if b"/" not in argv[0] and worst.errno == errno.ENOENT and not message:
+            path = text_of(variables.get(b"PATH", PATH))
+        note_failure(files["exit"], stage, worst, message, path)
+    except Exception as error:
+        try:
+            words = getattr(error, "strerror", None) or ""
+            note_failure(
+                files["exit"], stage, error, "%s: %s" % (text_of(where), words) if where else words
+            )
+        except OSError:
+            pass
+    finally:
+        os._exit(127)

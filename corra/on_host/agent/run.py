@@ -1,0 +1,268 @@
+"""A run, looked at: its files, its lock, and the State that follows from them."""
+
+import errno
+import fcntl
+import posix as os
+import time
+
+from .bounds import first_data, read_heads
+from .contract import FINAL, GRACE_S, KEEP_BAD_S, KEEP_GOOD_S, LAYOUT, PAGE, SIGNAL_NAMES
+from .files import read_file
+from .kernel import mono_ns
+from .paths import join
+from .processes import boot_id, children, process, tree
+from .records import Record, from_json, unpack
+from .spool import read_launched, stdin_facts, stream_names, takes_more
+
+
+class Run:
+    """A run's directory, looked at: it reads and never changes anything."""
+
+    def __init__(self, root, prog_id):
+        self.path = join(root, "runs/" + prog_id)
+        self.directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        # In /var/tmp anybody may have made our root before us, and runs in it.
+        ours = os.fstat(self.directory).st_uid == os.geteuid()
+        text = read_file(self.directory, "program.json") if ours else None
+        if text is None:
+            os.close(self.directory)
+            raise FileNotFoundError(errno.ENOENT, "no program.json", self.path)
+        self.request = from_json(text)
+        self.prog_id = self.request["prog_id"]
+        self.streams = stream_names(self.request)
+        self.bounded = bool((self.request.get("run") or {}).get("keep_output"))
+        self.rebooted = None
+
+    def heads(self):
+        """Return {stream or "index": offset of the first byte that is still there}; {} where the output isn't bounded."""
+        if not self.bounded:
+            return {}
+        found = read_heads(self.directory, self.streams)
+        if self.rebooted is None:
+            launched = read_launched(read_file(self.directory, "launched"))
+            self.rebooted = launched and launched[2] != boot_id()
+        if self.rebooted:
+            # A power cut may have taken back what `heads` said last, and not the holes.
+            found = {
+                name: max(head, first_data(self.directory, name)) for name, head in found.items()
+            }
+        return found
+
+    def close(self):
+        os.close(self.directory)
+
+    def alive(self):
+        """Return whether any guard lives. A shared lock for a moment: probers don't disturb each other, and a starter tries again."""
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.directory)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+
+    def sizes(self):
+        found = {}
+        for name in self.streams:
+            try:
+                found[name] = os.stat(name, dir_fd=self.directory, follow_symlinks=False)
+            except FileNotFoundError:
+                pass
+        return found
+
+    def pages(self):
+        """Return the slot's two pages, or None when the spool has been deleted."""
+        slot = read_file(self.directory, "exit", PAGE * 2)
+        return (slot[:PAGE], slot[PAGE:]) if slot is not None else None
+
+    def facts(self):
+        """Return all that the State is computed from.
+
+        Who launched held the lock from before `launched` until its end; so a free lock means death only if `launched` was
+        there before the lock was tried, and what is read after that is the truth.
+        """
+        before = read_launched(read_file(self.directory, "launched"))
+        alive = self.alive()
+        pages = self.pages()
+        record = Record.read(pages[0]) if pages else None
+        for _ in range(20):
+            if record is not None or not pages or not pages[0].strip():
+                break
+            pages = self.pages()  # torn: we read while it was written
+            record = Record.read(pages[0]) if pages else None
+        launched = read_launched(read_file(self.directory, "launched"))
+        stats = self.sizes()
+        return {
+            "alive": alive or (launched is not None and before is None),
+            "launched": launched,
+            "record": record,
+            "failure": unpack(pages[1]) if pages else None,
+            "sizes": {name: stat.st_size for name, stat in stats.items()},
+            "heads": self.heads(),
+            "last_ns": max([stat.st_mtime_ns for stat in stats.values() if stat.st_size] or [0]),
+            "gone": pages is None,
+            "boot_id": boot_id(),
+            "mono_ns": mono_ns(),
+            "spool": self.path,
+            "courier": read_file(self.directory, "courier.json", PAGE),
+            "stdin": stdin_facts(self.directory) if takes_more(self.request) else None,
+        }
+
+    def state(self, details=False):
+        """Return the run's State; with `details` also the processes that outlived the program."""
+        facts = self.facts()
+        record = facts["record"]
+        keeper = record and record.agent
+        living = {}
+        if facts["alive"] and record:
+            living = {pid: process(pid) for pid in living_guards(record)}
+            living = {pid: found for pid, found in living.items() if found}
+            # The innermost that lives keeps the run, or is to do so as soon as it can.
+            facts["stopped"] = [found[0] in "Tt" for found in living.values()][-1:] == [True]
+            facts["standbys"] = [pid for pid in living if pid != keeper]
+            # A zombie has no children any more: they are its keeper's by now.
+            ours = {facts["launched"] and facts["launched"][0], record.courier}
+            if details and record.outcome and set(children(keeper)) - ours:
+                facts["stragglers"] = [
+                    {"pid": pid, "name": found[3]}
+                    for pid, found in tree([keeper], [record.courier]).items()
+                ]
+        return state_of(self.request, facts)
+
+
+def living_guards(record):
+    """Return the pids of the guards that live: by their start times, so that another run's guard is never taken for one of ours."""
+    found = [(pid, start, process(pid)) for pid, start in record.guards]
+    return [pid for pid, start, each in found if each and each[2] == start and each[0] not in "ZX"]
+
+
+def iso(ns):
+    """Return UTC with its offset, to the millisecond."""
+    if not ns:
+        return None
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ns // 10**9)) + ".%03d+00:00" % (
+        ns // 10**6 % 1000
+    )
+
+
+def state_of(request, facts):
+    """Return the State as JSON: one pure function of the request, the files and the lock. Unknown is `lost`."""
+    record, launched, failure = facts["record"] or Record(), facts["launched"], facts["failure"]
+    program, options = request["program"], request.get("run") or {}
+    state, reason, exception, outcome = "starting", None, None, None
+    if facts["gone"]:
+        state, reason = "lost", "spool-gone"
+    elif failure:
+        found = {words[0]: " ".join(words[1:]) for words in failure}
+        exception = {
+            "type": found.get("type"),
+            "errno": int(found.get("errno", 0)) or None,
+            "stage": found.get("stage"),
+            "message": found.get("message"),
+            "path": found.get("path"),
+        }
+        state, reason = "not_started", "exec" if found.get("stage") == "exec" else "setup"
+    elif record.outcome and options.get("carrier") and record.outcome[0] & 0x7F:
+        state, reason = (
+            "lost",
+            "link",
+        )  # it exits as the program did; what ended it otherwise says nothing of the program
+    elif record.outcome and (record.phase == "final" or not facts["alive"]):
+        state, outcome = "exited", record.outcome
+        reason = outcome[3]
+    elif launched:
+        state = "starting" if record.phase == "carrying" else "running"
+        if launched[2] != facts["boot_id"]:
+            state, reason = "lost", "reboot"
+        elif not facts["alive"]:
+            state, reason = "lost", "agent-gone"
+    status = outcome[0] if outcome else None
+    number = status & 0x7F if outcome else 0
+    elapsed = None
+    if outcome:
+        elapsed = outcome[2] / 1e9
+    elif launched and state == "running":
+        elapsed = (facts["mono_ns"] - launched[4]) / 1e9
+    sizes, heads = facts["sizes"], facts.get("heads") or {}
+    lengths = {name: record.lengths.get(name, size) for name, size in sizes.items()}
+    end_ns = record.outcome[1] if record.outcome and state in FINAL else 0
+    keep_s = options.get("keep") or (KEEP_GOOD_S if outcome and status == 0 else KEEP_BAD_S)
+    open_run = state not in FINAL
+    return {
+        "prog_id": request["prog_id"],
+        "proc_id": request["prog_id"],
+        "state": state,
+        "reason": reason,
+        "name": request.get("name"),
+        "host": os.uname().nodename,
+        "link": program.get("host"),
+        "user": request.get("user"),
+        "origin": request.get("origin") or {},
+        "program": {key: value for key, value in program.items() if key != "env"},
+        "argv": program["argv"],
+        "cwd": program.get("cwd"),
+        "env": sorted(program.get("env") or {}),
+        "boot_id": launched[2] if launched else facts["boot_id"],
+        "agent_pid": record.agent if facts["alive"] and record.agent else None,
+        "standby_pids": facts.get("standbys", []),
+        "supervisor": "stopped" if facts.get("stopped") else "ok" if facts["alive"] else "gone",
+        "pid": launched[0] if launched else None,
+        "pid_start": launched[1] if launched else None,
+        "exception": exception,
+        "status": status,
+        "return_code": status >> 8 if outcome and not number else None,
+        "signal": SIGNAL_NAMES.get(number, "SIG%d" % number) if number else None,
+        "core_dumped": bool(status & 0x80) if outcome else None,
+        "rusage": rusage_of(record.usage) if outcome else None,
+        "start_time": iso(launched[3]) if launched else None,
+        "end_time": iso(end_ns),
+        "elapsed": elapsed,
+        "timeout": options.get("timeout"),
+        "stop_signal": options.get("stop_signal") or "TERM",
+        "grace": GRACE_S if options.get("grace") is None else options["grace"],
+        "signals_sent": [
+            dict(zip(("time", "signal", "id", "to", "by"), (iso(each[0]),) + each[1:]))
+            for each in record.sent
+        ],
+        "stragglers": facts.get("stragglers", []),
+        "streams": {
+            name: {
+                "length": lengths[name],
+                # Given back by keep_output at its beginning; gone with all guards, or removed by gc, at its end.
+                "dropped": min(
+                    lengths[name],
+                    heads.get(name, 0)
+                    + (max(0, lengths[name] - size) if not facts["alive"] else 0),
+                ),
+                "late": max(0, size - lengths[name]),
+            }
+            for name, size in sizes.items()
+        },
+        "blocked": {"since": iso(record.blocked[0]), "errno": record.blocked[1]}
+        if record.blocked and facts["alive"]
+        else None,
+        "last_output_time": iso(facts["last_ns"]),
+        "callback": delivered(facts.get("courier")) if request.get("callback") else None,
+        "stdin": facts.get("stdin"),
+        "pty": bool(program.get("pty")),
+        "spool": facts["spool"],
+        "keep_until": None if open_run or not end_ns else iso(end_ns + int(keep_s * 1e9)),
+        "layout": request.get("layout", LAYOUT),
+    }
+
+
+def delivered(page):
+    """Return what the courier has written down: how much of each stream is acknowledged, when the end was, what is in the way."""
+    try:
+        found = from_json(page or b"{}")
+    except (ValueError, RecursionError):
+        found = {}  # torn: the collector knows
+    return {key: found.get(key) for key in ("acked", "completed", "error", "since", "over")}
+
+
+def rusage_of(used):
+    if not used:
+        return None
+    names = ("maxrss_kb", "minflt", "majflt", "inblock", "oublock", "nvcsw", "nivcsw")
+    return dict(zip(names, used[2:]), utime=used[0] / 1e6, stime=used[1] / 1e6)

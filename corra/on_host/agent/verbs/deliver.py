@@ -1,0 +1,55 @@
+"""The courier's file, and the verb deliver."""
+
+import posix as os
+import sys
+
+from ..contract import Refusal
+from ..files import replace
+from ..paths import beside, octets, parent, present, slurp
+from ..records import from_json, to_json
+from .finding import find
+from .starter import answer_of
+
+
+def place_courier(source):
+    """Put the courier beside the agent, if it came with the request; by hand it is there. Raises Refusal."""
+    path = beside("courier.py")
+    there = slurp(path) if present(path) else None
+    if source is None and there is None:
+        raise Refusal(
+            "no_courier", "a callback needs courier.py beside agent.py: %s isn't there" % path
+        )
+    if source is None or there == octets(source):
+        return
+    try:
+        above = os.open(parent(path), os.O_RDONLY | os.O_DIRECTORY)
+        replace(above, "courier.py", octets(source))
+        os.close(above)
+    except OSError as error:
+        tried = [{"dir": parent(path), "errno": error.errno, "message": error.strerror}]
+        raise Refusal(
+            "no_room", "no room for the courier: " + error.strerror, tried=tried
+        ) from None
+
+
+def verb_deliver(request, stdin, reply, framed):
+    """Send the run's output and end to a collector once more, or tell its courier of another token or way there."""
+    run = find(request)
+    callback = request.get("callback") or {}
+    if not run.request.get("callback") and not callback.get("url"):
+        raise Refusal(
+            "no_callback", "it was started without a callback: say where to", state=run.state()
+        )
+    place_courier(request.get("courier"))
+    if callback.get("token") and not callback.get("url"):
+        replace(run.directory, "token", octets(callback["token"]))
+    if request.get("route") is not None:
+        replace(run.directory, "route", octets(request["route"]))
+    found = None
+    if request.get("seconds") != 0:
+        asked = to_json(
+            {"callback": callback, "from": request.get("from"), "seconds": request.get("seconds")}
+        )
+        words = [sys.executable, "-ISE", beside("courier.py"), "now", run.path, beside("agent.py")]
+        found = from_json(answer_of(words, asked, None) or b"null")
+    reply.send({"state": run.state(), "delivered": found})

@@ -1,0 +1,105 @@
+"""Ids, and the runs that they name."""
+
+import posix as os
+import time
+
+from ..contract import FINAL, Refusal
+from ..paths import join
+from ..run import Run
+from ..spool import roots, user_name
+
+ID_ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
+
+
+def valid_id(text):
+    first, rest = "abcdefghijklmnopqrstuvwxyz0123456789", "._-"
+    return (
+        0 < len(text) <= 64
+        and text[0] in first
+        and all(char in first or char in rest for char in text)
+    )
+
+
+def tail_of(prog_id):
+    """Return the part of an id that people type: its last 8 characters, or all of an id that somebody gave."""
+    stamp, dash, tail = prog_id.rpartition("-")
+    made = (
+        dash
+        and len(stamp) == 16
+        and stamp[8] == "t"
+        and stamp[15] == "z"
+        and (stamp[:8] + stamp[9:15]).isdigit()
+    )
+    return (
+        tail if made and len(tail) == 8 and all(char in ID_ALPHABET for char in tail) else prog_id
+    )
+
+
+def new_id():
+    letters = "".join(ID_ALPHABET[byte % len(ID_ALPHABET)] for byte in os.urandom(8))
+    return time.strftime("%Y%m%dt%H%M%Sz-", time.gmtime()) + letters
+
+
+def runs_of(request):
+    """Yield (root, prog_id) of every run of this user here. Raises Refusal when a root is there and can't be read."""
+    for root in roots(request):
+        try:
+            names = os.listdir(join(root, "runs"))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise unreadable(root, error) from None
+        for name in names:
+            if valid_id(name):
+                yield root, name
+
+
+def unreadable(root, error):
+    return Refusal(
+        "unreadable", "%s can't be read: %s" % (root, error.strerror), dir=root, errno=error.errno
+    )
+
+
+def find_exact(request, prog_id):
+    """Return the run of exactly this id, or None. Raises Refusal: a root that can't be read may hold it."""
+    for root in roots(request):
+        try:
+            return Run(root, prog_id)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise unreadable(root, error) from None
+    return None
+
+
+def find(request):
+    """Return the run that was asked for: by full id, by name (the open one, else the newest), by the beginning of its tail."""
+    text = request.get("prog_id") or ""
+    exact = find_exact(request, text) if valid_id(text) else None
+    if exact:
+        return exact
+    total, named, begun = 0, [], []
+    for root, prog_id in runs_of(request):
+        try:
+            run = Run(root, prog_id)
+        except OSError:
+            continue  # removed since it was listed, or not ours
+        total += 1
+        if len(text) >= 2 and tail_of(prog_id).startswith(text):
+            begun.append((root, prog_id))
+        if run.request.get("name") == text:
+            named.append(
+                (run.state()["state"] not in FINAL, run.request.get("created", 0), root, prog_id)
+            )
+        run.close()
+    if named:
+        return Run(*max(named)[2:])
+    if len(begun) == 1:
+        return Run(*begun[0])
+    if begun:
+        raise Refusal(
+            "ambiguous",
+            "%d runs begin with %s" % (len(begun), text),
+            runs=[Run(*each).state() for each in sorted(begun)[:20]],
+        )
+    raise Refusal("not_found", "no run %s among %d" % (text, total), count=total, user=user_name())

@@ -1,0 +1,62 @@
+"""All verbs, and main."""
+
+import posix as os
+import sys
+
+from ..contract import Refusal
+from .deliver import verb_deliver
+from .exchange import Input, Reply
+from .follow import verb_follow, verb_wait
+from .gc import verb_gc
+from .look import verb_list, verb_read, verb_status
+from .orders import verb_signal
+from .requests import complaints
+from .start import verb_run, verb_start
+from .stop import verb_stop
+
+VERBS = {
+    "start": verb_start,
+    "run": verb_run,
+    "follow": verb_follow,
+    "wait": verb_wait,
+    "status": verb_status,
+    "signal": verb_signal,
+    "stop": verb_stop,
+    "read": verb_read,
+    "gc": verb_gc,
+    "deliver": verb_deliver,
+    "list": verb_list,
+}
+
+
+def main(argv, stdin, stdout):
+    """Carry out one verb; return the exit code. `stdin` is an Input, `stdout` a binary file."""
+    verb = argv[0] if argv else "start"
+    reply = Reply(stdout, None)
+    try:
+        request, framed = stdin.request()
+        if not isinstance(request, dict):
+            raise ValueError("not an object")
+        reply.nonce = request.get("nonce") if isinstance(request.get("nonce"), str) else None
+    except (ValueError, EOFError, RecursionError) as error:
+        reply.send({"error": "bad_request", "message": "the request can't be read: %s" % error})
+        return 2
+    try:
+        if verb not in VERBS:
+            raise Refusal("bad_request", "no verb %s: there are %s" % (verb, " ".join(VERBS)))
+        wrong = complaints(request)
+        if wrong:
+            raise Refusal("bad_request", "; ".join(wrong), complaints=wrong)
+        VERBS[verb](request, stdin, reply, framed)
+        return 0
+    except Refusal as refusal:
+        reply.send(refusal.reply)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
+        return 0
+
+
+if __name__ == "__main__":
+    # Nothing is open that a finalisation of 2 ms would close better; replies are flushed as they are sent.
+    os._exit(main(sys.argv[1:], Input(0), sys.stdout.buffer))

@@ -1,0 +1,94 @@
+"""Orders to the keeper, and what is done without it."""
+
+import posix as os
+import time
+
+from ..contract import ORDER_DEADLINE_S, SIGNALS, Refusal
+from ..files import read_file
+from ..kernel import mono_ns
+from ..processes import boot_id, process, signal_process
+from ..records import Record
+from ..spool import read_launched
+from .finding import find
+
+
+def by_of(request):
+    """Return who asks, as one printable word."""
+    return "".join(char if "!" <= char <= "~" else "_" for char in request.get("by") or "somebody")[
+        :64
+    ]
+
+
+def give_order(run, text):
+    """Write one line into the keeper's FIFO; return whether anybody holds its other end."""
+    try:
+        fd = os.open("control", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=run.directory)
+    except OSError:
+        return False  # ENXIO: no guard is left; ENOENT: the spool was deleted
+    try:
+        os.write(fd, text.encode("ascii") + b"\n")
+        return True
+    except BlockingIOError:
+        return False  # full: the keeper has been stopped for long
+    finally:
+        os.close(fd)
+
+
+def signal_order(number, name, request):
+    """Return the order for one signal. It lapses before its giver would send the signal himself: a keeper that wakes up doesn't repeat it."""
+    lapses = mono_ns() + int(ORDER_DEADLINE_S * 0.9e9)
+    return "%s signal %s %s %d" % (number, name, by_of(request), lapses)
+
+
+def ordered(run, number, text):
+    """Give an order and return whether the keeper has carried it out within its 2 seconds."""
+    if not give_order(run, text):
+        return False
+    deadline, pause = time.monotonic() + ORDER_DEADLINE_S, 0.001
+    while time.monotonic() < deadline:
+        pages = run.pages()
+        record = Record.read(pages[0]) if pages else None
+        if record and any(each[2] == number for each in record.sent):
+            return True
+        if not run.alive():
+            return False
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.02)
+    return False
+
+
+def target(run):
+    """Return (pid, start) of the launched program if it is of this boot and still that process, else None."""
+    launched = read_launched(read_file(run.directory, "launched"))
+    if launched is None or launched[2] != boot_id():
+        return None
+    found = process(launched[0])
+    return launched[:2] if found and found[2] == launched[1] and found[0] not in "ZX" else None
+
+
+def signal_directly(run, name):
+    """Signal the program without its keeper; return whether it was there."""
+    found = target(run)
+    return bool(found) and signal_process(found[0], found[1], SIGNALS[name])
+
+
+def checked_signal(request, default):
+    name = (request.get("signal") or default).upper()
+    name = name[3:] if name.startswith("SIG") else name
+    name = {str(number): each for each, number in SIGNALS.items()}.get(name, name)
+    if name not in SIGNALS:
+        raise Refusal("bad_request", "no such signal: %s" % request["signal"])
+    return name
+
+
+def verb_signal(request, stdin, reply, framed):
+    name = checked_signal(request, "TERM")
+    run = find(request)
+    state, how = run.state(), "ended"
+    if state["state"] == "running" or target(run):
+        number = os.urandom(4).hex()
+        if ordered(run, number, signal_order(number, name, request)):
+            how = "keeper"
+        elif signal_directly(run, name):
+            how = "direct"
+    reply.send({"state": run.state(), "how": how})

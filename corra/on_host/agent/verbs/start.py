@@ -1,0 +1,163 @@
+"""The verbs start and run."""
+
+import errno
+import posix as os
+import sys
+import time
+
+from ..contract import FULL, LAYOUT, START_DEADLINE_S, VERSION, Refusal
+from ..files import fill
+from ..kernel import now_ns, widen
+from ..paths import octets, parent
+from ..run import Run
+from ..spool import claim, prepare_root, roots, user_name
+from .deliver import place_courier
+from .finding import find_exact, new_id
+from .follow import Follow
+from .gc import daily_gc
+from .outliving import outliving
+from .requests import start_complaints
+from .starter import spawn_guards
+
+
+def new_run(request, stdin, reply):
+    """Return (root, prog_id) of the run that the request asks for, made now or there already. Raises Refusal."""
+    prog_id = request["prog_id"]
+    there = find_exact(request, prog_id)
+    if there:
+        same_program(there, request)
+        there.close()
+        return parent(parent(there.path)), prog_id
+    request["before"] = outliving(request)  # a refusal comes before anything is made
+    stored = {
+        key: request[key]
+        for key in ("prog_id", "name", "origin", "program", "run", "callback", "config")
+        if request.get(key)
+    }
+    token = (request.get("secrets") or {}).get("token")
+    if stored.get("callback"):
+        token = stored["callback"].get("token") or token
+        stored["callback"] = {
+            key: value for key, value in stored["callback"].items() if key != "token"
+        }
+        place_courier(request.get("courier"))
+    stored.update(user=user_name(), created=now_ns(), layout=LAYOUT, agent=VERSION)
+    source = request["program"].get("stdin")
+
+    def feed(directory):
+        """Put what the program will read into its file."""
+        if isinstance(source, str):
+            fill(directory, "stdin", octets(source))
+            return
+        digest = None
+        if source.get("sha256"):
+            import hashlib  # here, and not for all: it takes 5 ms
+
+            digest = hashlib.sha256()
+        reply.first_line(" send")
+        fd = os.open("stdin", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
+        try:
+            widen(stdin.fd, 4)
+            stdin.pour(fd, source["bytes"], digest)
+        except EOFError as error:
+            raise Refusal("bad_request", str(error)) from None
+        finally:
+            os.close(fd)
+        if digest and digest.hexdigest() != source["sha256"]:
+            raise Refusal(
+                "bad_request",
+                "the bytes for stdin are not those announced: they changed while they were read",
+            )
+
+    tried = []
+    for root in roots(request):
+        try:
+            runs = prepare_root(root)
+            try:
+                if not claim(
+                    runs,
+                    prog_id,
+                    stored,
+                    feed if source is not None and source != {"open": True} else None,
+                    token,
+                ):
+                    same_program(Run(root, prog_id), request)
+                return root, prog_id
+            finally:
+                os.close(runs)
+        except OSError as error:
+            tried.append(
+                {"dir": root, "errno": error.errno, "message": error.strerror or str(error)}
+            )
+            if isinstance(source, dict) and error.errno in FULL:
+                break  # the bytes for stdin are half read: they can't be read again for the next root
+    if tried[0]["errno"] == errno.EOPNOTSUPP:
+        raise Refusal(
+            "unsupported",
+            "keep_output is not to be had in %(dir)s: %(message)s" % tried[0],
+            tried=tried,
+        )
+    raise Refusal("no_room", "no room for the spool: %s" % tried[0]["message"], tried=tried)
+
+
+def same_program(run, request):
+    if run.request["program"] != request["program"]:
+        raise Refusal("conflict", "this id already names another command", there=run.state())
+
+
+def start(request, stdin, reply):
+    """Start the program, or find it started; return its Run and State. Safe to repeat with the same id."""
+    if not sys.platform.startswith("linux"):
+        raise Refusal(
+            "unsupported", "the agent is for Linux, this is %s: use the chaperone" % sys.platform
+        )
+    wrong = start_complaints(request)
+    if wrong:
+        raise Refusal("bad_request", "; ".join(wrong), complaints=wrong)
+    request["prog_id"] = request.get("prog_id") or new_id()
+    umask = os.umask(0o077)
+    root, prog_id = new_run(request, stdin, reply)
+    try:
+        daily_gc(request, root)
+    except OSError:
+        pass  # no room, or no process to be had: a later start will
+    run = Run(root, prog_id)
+    secret = (request.get("secrets") or {}).get("env") or {}
+    deadline = time.monotonic() + START_DEADLINE_S
+    while True:
+        state = run.state()
+        if state["state"] != "starting" or (
+            state["supervisor"] != "gone" and time.monotonic() > deadline
+        ):
+            return run, state
+        if time.monotonic() > deadline:
+            raise no_process(root, errno.EAGAIN)
+        if (
+            state["supervisor"] == "gone"
+        ):  # new, or whoever began it died before it launched anything
+            before = outliving(run.request) if request.get("before") is None else request["before"]
+            try:
+                spawn_guards(
+                    dict(run.request, secret_env=secret, umask=umask, before=before), run.path
+                )
+            except OSError as error:
+                raise no_process(root, error.errno) from None
+        else:
+            time.sleep(0.01)
+
+
+def no_process(root, number):
+    """Return the refusal of a start for which there is no process; nothing was started, and a later start of the same id may be."""
+    message = "no process can be started here: " + os.strerror(number)
+    return Refusal("no_room", message, tried=[{"dir": root, "errno": number, "message": message}])
+
+
+def verb_start(request, stdin, reply, framed):
+    reply.send(start(request, stdin, reply)[1])
+
+
+def verb_run(request, stdin, reply, framed):
+    run, state = start(request, stdin, reply)
+    reply.send(state)
+    if state["state"] != "not_started":
+        Follow(run, request, stdin if framed else None, reply.out).go()
