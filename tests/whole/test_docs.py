@@ -18,7 +18,7 @@ from sshd import SLOWLY
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-TEXTS = [*PAGES, ROOT / "DESIGN.md", ROOT / "CHANGELOG.md"]
+TEXTS = [*PAGES, ROOT / "DESIGN.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 WRITE = bool(os.environ.get("CORRA_WRITE_DOCS"))
 
 
