@@ -8,10 +8,12 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from corra.errors import Misuse
+
+from .options import RUN_KEYS
 
 
 class Open(enum.Enum):
@@ -72,32 +74,23 @@ class Program:
 
     def to_json(self) -> dict[str, Any]:
         """Return the `program` object of program.json, without what is left at its default."""
-        everything: dict[str, Any] = {
-            "cwd": self.cwd,
-            "env": dict(self.env),
-            "env_inherit": list(self.env_inherit)
-            if isinstance(self.env_inherit, tuple)
-            else self.env_inherit,
-            "stdin": self.stdin,
-            "umask": self.umask,
-            "merge": self.merge,
-            "limits": {
-                name: list(value) if isinstance(value, Sequence) else value
-                for name, value in self.limits.items()
-            },
-            "pty": self.pty,
+        said = {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if getattr(self, each.name) != _default(each)
         }
-        defaults: dict[str, Any] = {
-            "env": {},
-            "env_inherit": True,
-            "merge": False,
-            "limits": {},
-            "pty": False,
-        }
-        return {
-            "argv": list(self.argv),
-            **{k: v for k, v in everything.items() if v != defaults.get(k)},
-        }
+        return {name: _plain(value) for name, value in said.items()}
+
+
+def _default(each: Field[Any]) -> Any:
+    return each.default if each.default_factory is MISSING else each.default_factory()
+
+
+def _plain(value: Any) -> Any:
+    """Return a field's value as JSON has it."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)
@@ -108,17 +101,7 @@ class Request:
     program: Program
     name: str | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
-    timeout_s: float | None = None
-    grace_s: float | None = None
-    stop_signal: str | None = None
-    keep_s: float | None = None
-    keep_output: int | None = None
-    wait_children: bool = False
-    force: bool = False
-    forget_stdin: bool = False
-    terminal: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # of a program with a pty: rows, columns, term
+    run: Mapping[str, Any] = field(default_factory=dict)  # the options of OPTIONS, and `terminal`
     secrets: Mapping[str, str] = field(
         default_factory=dict, repr=False
     )  # a traceback may show what it holds
@@ -131,17 +114,6 @@ class Request:
 
     def to_json(self) -> dict[str, Any]:
         """Return the request that the agent's `start` and `run` read."""
-        run = {
-            "timeout": self.timeout_s,
-            "grace": self.grace_s,
-            "stop_signal": self.stop_signal,
-            "keep": self.keep_s,
-            "keep_output": self.keep_output,
-            "wait_children": self.wait_children or None,
-            "force": self.force or None,
-            "forget_stdin": self.forget_stdin or None,
-            "terminal": dict(self.terminal) or None,
-        }
         whole: dict[str, Any] = {
             "prog_id": self.prog_id,
             "name": self.name,
@@ -151,7 +123,7 @@ class Request:
                 **({"secrets": ",".join(sorted(self.secrets))} if self.secrets else {}),
             },
             "program": self.program.to_json(),
-            "run": {k: v for k, v in run.items() if v is not None},
+            "run": {k: v for k, v in self.run.items() if v is not None and v is not False},
             "secrets": {"env": dict(self.secrets)} if self.secrets else {},
             "spool": self.spool,
             "callback": dict(self.callback),
@@ -172,9 +144,7 @@ class Request:
         run = {
             k: v for k, v in (record.get("run") or {}).items() if k != "carrier" and v is not None
         }
-        known = {f.name for f in fields(cls)}
-        told = {f"{name}_s" if f"{name}_s" in known else name: value for name, value in run.items()}
-        unknown = [*(set(program) - {f.name for f in fields(Program)}), *(set(told) - known)]
+        unknown = [*(set(program) - {f.name for f in fields(Program)}), *(set(run) - RUN_KEYS)]
         if unknown:
             raise Misuse(f"its record says {min(unknown)}, which this corra doesn't know")
         values: dict[str, Any] = {
@@ -182,7 +152,7 @@ class Request:
             for name, value in program.items()
         }
         return cls(
-            prog_id, Program(**values), name=record.get("name"), origin=origin, **told, **more
+            prog_id, Program(**values), name=record.get("name"), origin=origin, run=run, **more
         )
 
 

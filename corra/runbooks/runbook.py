@@ -88,7 +88,7 @@ class Runbook:
         quiet: bool = False,
         at_once: int = AT_ONCE,
         reconnect_timeout: float | str | None = None,
-        **how: Unpack[request.What],
+        **how: Unpack[request.Options],
     ) -> None:
         """`journal`: the host that keeps it (this machine). `how` goes for every step that doesn't say otherwise: as_user, via, env, timeout ..
 
@@ -98,10 +98,9 @@ class Runbook:
         self.key = key
         self.label = f"{name} {key}"
         self._params = _plain(dict(params or {}), "params must be JSON")
-        if unknown := [each for each in how if each not in request.What.__annotations__]:
-            raise TypeError(
-                f"runbook() got an unexpected keyword argument {unknown[0]!r}"
-            )  # at once, and not at its first step
+        request.refuse_unknown(
+            "runbook", how, request.Options
+        )  # at once, and not at its first step
         self._how: dict[str, Any] = dict(how)
         self._at_once = at_once
         self._patience_s = in_seconds(reconnect_timeout)
@@ -247,7 +246,7 @@ class Runbook:
         hide: bool = ...,
         at_once: int | None = ...,
         max_fail: int = ...,
-        **how: Unpack[request.What],
+        **how: Unpack[request.Options],
     ) -> Result: ...
     @overload
     def run(
@@ -260,7 +259,7 @@ class Runbook:
         hide: bool = ...,
         at_once: int | None = ...,
         max_fail: int = ...,
-        **how: Unpack[request.What],
+        **how: Unpack[request.Options],
     ) -> Results: ...
     def run(
         self,
@@ -272,7 +271,7 @@ class Runbook:
         hide: bool = True,
         at_once: int | None = None,
         max_fail: int = 0,
-        **how: Unpack[request.What],
+        **how: Unpack[request.Options],
     ) -> Result | Results:
         """Run `argv` on a host, or on several at once, unless it was done before; return its Result, of several their Results.
 
@@ -927,7 +926,7 @@ def runbook(
     quiet: bool = False,
     at_once: int = AT_ONCE,
     reconnect_timeout: float | str | None = None,
-    **how: Unpack[request.What],
+    **how: Unpack[request.Options],
 ) -> Runbook:
     """Return the runbook `name` for `key` (a ticket, say), to be entered by `with`. The same name and key continue it, from any machine.
 
