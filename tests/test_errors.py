@@ -17,8 +17,8 @@ from invoke.exceptions import Exit, UnexpectedExit
 from invoke.runners import Result
 
 from corra import errors
-from corra.model.answers import refusal_error
 from corra.model.host import Host
+from corra.model.refusals import refusal_error
 from properties import PROPERTY
 
 TREE = [

@@ -22,7 +22,7 @@ from corra import render
 from corra.agent import AFTER_GRACE
 from corra.errors import NotFound
 from corra.model import words
-from corra.model.answers import end_error as bad_end, outcome_words
+from corra.model.ends import end_error as bad_end, outcome_words
 from corra.model.state import State
 from corra.terminal.sanitiser import Sanitiser
 from corra.terminal.screen import OUT, Gone, Screen

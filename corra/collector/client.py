@@ -25,8 +25,8 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from corra.errors import Auth, CorraError, Misuse, NotFound, StillRunning, Unreachable
 from corra.model import ids
-from corra.model.answers import ambiguous_error
 from corra.model.frames import Cursor, Gap, Output, Status
+from corra.model.refusals import ambiguous_error
 from corra.model.state import State
 from corra.model.words import duration
 from corra.remote.bootstrap import courier_source

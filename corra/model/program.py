@@ -1,6 +1,7 @@
-"""What to run, and where: the values a run is made of. No I/O here.
+"""What to run: the values that a start is made of.
 
-argv never becomes a shell string: words that aren't UTF-8 travel as surrogateescape, and whoever wants a shell asks for `["sh", "-c", ...]`.
+argv never becomes a shell string; whoever wants a shell asks for `["sh", "-c", ...]`. Words that
+aren't UTF-8 travel as surrogateescape.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .options import RUN_KEYS
 
 
 class Open(enum.Enum):
-    """A stdin that is held open: what the program reads is sent while it runs."""
+    """A stdin that is held open: its bytes are sent while the program runs."""
 
     OPEN = "open"
 
@@ -27,7 +28,7 @@ OPEN = Open.OPEN
 
 @dataclass(frozen=True)
 class Program:
-    """argv, cwd, env, stdin and the rest of what exec needs: what to run."""
+    """What to run: argv, cwd, env, stdin and the rest that exec needs."""
 
     argv: tuple[str, ...]
     cwd: str | None = None
@@ -64,16 +65,17 @@ class Program:
                 raise Misuse(f"not an environment variable: {name!r}")
         if self.pty and (self.stdin is not None or self.merge):
             raise Misuse(
-                "on a terminal of its own there is no other stdin, and stdout and stderr are one stream anyway"
+                "on a terminal of its own there is no other stdin,"
+                " and stdout and stderr are one stream anyway"
             )
 
     @property
     def takes_more(self) -> bool:
-        """Whether something may be sent to it while it runs."""
+        """Whether bytes may be sent to the program while it runs."""
         return self.pty or (isinstance(self.stdin, Mapping) and bool(self.stdin.get("open")))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the `program` object of program.json, without what is left at its default."""
+        """Return the `program` object of program.json, without defaults."""
         said = {
             each.name: getattr(self, each.name)
             for each in fields(self)
@@ -95,7 +97,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Request:
-    """All that `start` needs: the id made by the client, the program, and how the run is to be kept."""
+    """All that `start` needs: the id made by the client, the program, how to keep the run."""
 
     prog_id: str
     program: Program
@@ -117,7 +119,7 @@ class Request:
         whole: dict[str, Any] = {
             "prog_id": self.prog_id,
             "name": self.name,
-            # Their names alone, so that whoever starts it again can be told what is missing.
+            # Only the names of secrets, so that `again` can say which are missing.
             "origin": {
                 **self.origin,
                 **({"secrets": ",".join(sorted(self.secrets))} if self.secrets else {}),
@@ -136,9 +138,10 @@ class Request:
     def from_record(
         cls, record: Mapping[str, Any], prog_id: str, *, origin: Mapping[str, str], **more: Any
     ) -> Request:
-        """Return the request that asks for the same once more, from the program.json of a run; `more` are fields it doesn't hold.
+        """Return the request for the same program again, from the program.json of a run.
 
-        Where it was kept, by what, and whom it reported to is left behind. Raises Misuse for what a newer corra has written.
+        `more` are fields that the record doesn't hold. The spool, the carrier and the callback of
+        the old run are left out. Raises Misuse for a record of a newer corra.
         """
         program = {k: v for k, v in record["program"].items() if k != "host" and v is not None}
         run = {
@@ -157,7 +160,7 @@ class Request:
 
 
 def _is_bytes(text: str) -> bool:
-    """Return whether `text` stands for some bytes: UTF-8, with surrogateescape for what isn't."""
+    """Return whether `text` stands for bytes: UTF-8, with surrogateescape for the rest."""
     try:
         text.encode(errors="surrogateescape")
     except UnicodeEncodeError:
@@ -166,7 +169,10 @@ def _is_bytes(text: str) -> bool:
 
 
 def argv_words(argv: Sequence[str | bytes | os.PathLike[str]]) -> tuple[str, ...]:
-    """Return `argv` as a Program takes it; a bare string is refused, since it would be split into letters."""
+    """Return `argv` as a Program takes it.
+
+    Raises Misuse for a bare string, which would be split into letters.
+    """
     if isinstance(argv, (str, bytes)):
         raise Misuse(f'argv must be a list of words: ["sh", "-c", {argv!r}] asks for a shell')
     try:

@@ -35,7 +35,7 @@ from corra.errors import (
     typed,
 )
 from corra.model import ids
-from corra.model.answers import end_error
+from corra.model.ends import end_error
 from corra.model.host import Host
 from corra.model.host_sets import hosts
 from corra.model.program import OPEN

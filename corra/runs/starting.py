@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from corra.errors import Misuse, NotStarted, typed
 from corra.model import ids
-from corra.model.answers import end_error, start_error
+from corra.model.ends import end_error, start_error
 from corra.model.frames import Gap, Output
 from corra.model.program import Request
 from corra.model.units import in_seconds

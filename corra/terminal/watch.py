@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 from corra import render
 from corra.errors import EPIPE_CODE, CorraError, MaybeStarted, NotStarted, typed
 from corra.model import ids, words
-from corra.model.answers import end_error
+from corra.model.ends import end_error
 from corra.model.frames import Gap, Output, Status
 from corra.model.host import Host
 from corra.model.state import State, exit_code

@@ -1,4 +1,4 @@
-"""Programs, hosts and requests: what is refused before any byte is sent, and that nothing is changed on the way."""
+"""Programs, hosts and requests: what is refused before a byte is sent, and that nothing changes."""
 
 from __future__ import annotations
 
@@ -227,7 +227,8 @@ def test_limits_are_read_as_they_are_typed_and_as_numbers():
         "oom-score-adj": " 300 ",
     }
     assert parse_limits(typed) == {
-        "files": [1024, 4096], "core": -1, "cpu": 7200, "memory": 3 << 29, "nice": -5, "oom_score_adj": 300,
+        "files": [1024, 4096], "core": -1, "cpu": 7200, "memory": 3 << 29, "nice": -5,
+        "oom_score_adj": 300,
     }  # fmt: skip
     assert parse_limits({"memory_max": "2G", "cpu_quota": "150%"}) == {
         "memory_max": 2 << 30,

@@ -1,4 +1,7 @@
-"""`--via chaperone` as an operator meets it: what it says, which run is meant, and what it can't do; a real sshd, no mode but ssh."""
+"""`--via chaperone` as an operator meets it: its words, which run is meant, what it can't do.
+
+A real sshd, and no mode but ssh.
+"""
 
 from __future__ import annotations
 

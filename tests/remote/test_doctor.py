@@ -163,9 +163,7 @@ def test_every_python_answers_and_nothing_is_written(python: str, home: Path) ->
     assert sorted(home.rglob("*")) == before
 
 
-def test_it_is_written_in_the_language_of_python_3_6_and_needs_the_standard_library_and_the_agent() -> (
-    None
-):
+def test_it_is_written_for_python_3_6_and_imports_the_standard_library_and_the_agent() -> None:
     ast.parse((ON_HOST / "visitor.py").read_text(), feature_version=(3, 6))
     tree = ast.parse(SOURCE, feature_version=(3, 6))
     imported = {
