@@ -366,7 +366,9 @@ def test_a_home_that_can_t_be_written_gives_way_to_var_tmp(agent: New, spare: Pa
     assert nowhere.call("status", {})["file"] == str(spare)
 
 
-def test_nowhere_to_write_is_said_with_all_that_was_tried(agent: New) -> None:
+def test_nowhere_to_write_is_said_with_all_that_was_tried(
+    agent: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A file where the directory should be. The loader's text loses its spare root, not its length.
     blocked = next(
         path
@@ -375,13 +377,12 @@ def test_nowhere_to_write_is_said_with_all_that_was_tried(agent: New) -> None:
     )
     blocked.touch(exist_ok=False)
     there = agent(Wrapped("/bin/sh", "-c", env={"HOME": str(blocked), "XDG_CACHE_HOME": ""}))
-    original = exchange.FIRST
-    exchange.FIRST = original.replace(b"/var/tmp", os.fsencode(blocked))
+    shorter = bootstrap.FIRST.replace(b"/var/tmp", os.fsencode(blocked))
+    monkeypatch.setattr(exchange, "FIRST", shorter)
     try:
         with pytest.raises(Refused) as caught:
             there.call("status", {})
     finally:
-        exchange.FIRST = original
         blocked.unlink()
     assert caught.value.kind == "no_room"
     assert [each["dir"] for each in caught.value.facts["tried"]] == [
