@@ -40,7 +40,7 @@ while True:
 def delays() -> list[float]:
     """Return ms from each write on the host to its bytes here."""
     import corra
-    from corra.stream import Output
+    from corra.model.frames import Output
 
     run = corra.start("h", [PYTHON, "-c", WRITER])
     found = []
@@ -54,7 +54,7 @@ def delays() -> list[float]:
 def signalled() -> list[float]:
     """Return ms from a signal sent over an open follow to its handler."""
     import corra
-    from corra.stream import Output
+    from corra.model.frames import Output
 
     run = corra.start("h", [PYTHON, "-c", CATCHER])
     follow = run.follow()

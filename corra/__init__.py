@@ -15,8 +15,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .agent import VERSION as __version__  # noqa: N811 - the name every package has
-    from .control import Killed, Run, attach, ps
     from .errors import (
         Ambiguous,
         Auth,
@@ -40,27 +38,39 @@ if TYPE_CHECKING:
         TimedOut,
         Unreachable,
     )
-    from .follow import Event, Follow, LinkDown, LinkUp, Tick
-    from .hostset import Hosts, fold, hosts, waves
-    from .program import OPEN, Host, Program
-    from .result import Result, Results
-    from .runbooks import Reboot, Runbook, runbook
-    from .starting import Launch, launch, run, start
-    from .state import State
-    from .stream import Gap, Output, Status, Taken
+    from .model.frames import Gap, Output, Status, Taken
+    from .model.host import Host
+    from .model.host_sets import Hosts, fold, hosts, waves
+    from .model.program import OPEN, Program
+    from .model.state import State
+    from .on_host.agent.contract import VERSION as __version__  # noqa: N811 - the name every package has
+    from .runbooks.runbook import Runbook, runbook
+    from .runbooks.step import Reboot
+    from .runs.events import Event, LinkDown, LinkUp, Tick
+    from .runs.finding import attach, ps
+    from .runs.follow import Follow
+    from .runs.request import Launch, launch
+    from .runs.result import Result, Results
+    from .runs.run import Killed, Run
+    from .runs.starting import run, start
 
 _HOMES = {
-    "control": "Killed Run attach ps",
     "errors": "Ambiguous Auth Changed Conflict CorraError Failed HostKey Lost MaybeStarted Misuse NoPython NoRoom NotDead NotFound"
     " NotKilled NotSent NotStarted StillRunning Stop TimedOut Unreachable",
-    "follow": "Event Follow LinkDown LinkUp Tick",
-    "hostset": "Hosts fold hosts waves",
-    "program": "OPEN Host Program",
-    "result": "Result Results",
-    "runbooks": "Reboot Runbook runbook",
-    "starting": "Launch launch run start",
-    "state": "State",
-    "stream": "Gap Output Status Taken",
+    "model.frames": "Gap Output Status Taken",
+    "model.host": "Host",
+    "model.host_sets": "Hosts fold hosts waves",
+    "model.program": "OPEN Program",
+    "model.state": "State",
+    "runbooks.runbook": "Runbook runbook",
+    "runbooks.step": "Reboot",
+    "runs.events": "Event LinkDown LinkUp Tick",
+    "runs.finding": "attach ps",
+    "runs.follow": "Follow",
+    "runs.request": "Launch launch",
+    "runs.result": "Result Results",
+    "runs.run": "Killed Run",
+    "runs.starting": "run start",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -122,7 +132,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from .agent import VERSION
+        from .on_host.agent.contract import VERSION
 
         return VERSION
     if name not in _HOME:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 
-from .spare import without_mock
+from .lean_imports import without_mock
 
 with without_mock():
     from invoke.collection import Collection
     from invoke.program import Program
 
-from . import serving, tasks
+from . import tasks
+from .cli.deliver import deliver
+from .cli.serve import serve
 from .errors import EPIPE_CODE
 
 
@@ -19,12 +21,12 @@ class _Corra(Program):
     """Invoke's program over our verbs; what the version is, is looked up only by who asks for it."""
 
     def print_version(self) -> None:
-        from .agent import VERSION
+        from corra.on_host.agent.contract import VERSION
 
         print(f"{self.name} {VERSION}")
 
 
-ns = Collection(*tasks.ns.tasks.values(), serving.serve, serving.deliver)
+ns = Collection(*tasks.ns.tasks.values(), serve, deliver)
 program = _Corra(name="corra", binary="corra", binary_names=["corra"], namespace=ns)
 
 

@@ -14,9 +14,10 @@ from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
-from . import ids
-from .state import State, exit_code
-from .verdict import duration, ended, when
+from corra.model import ids
+from corra.model.answers import end_error
+from corra.model.state import State, exit_code
+from corra.model.words import decimal_size, duration, local_time
 
 DONE = "done"
 STARTED = "started"
@@ -27,7 +28,6 @@ QUIET = frozenset({DONE, STARTED})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _MADE = re.compile(r"(\d{4})(\d\d)(\d\d)t(\d\d)(\d\d)(\d\d)z-")
 _FIELD = re.compile(r"\{(\w+)\}")
-_SIZES = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 HELD_BACK = "HELD BACK: no room on the disk there"
 
 
@@ -47,7 +47,7 @@ def _caret(char: str) -> str:
 # -- How long, how much, when
 
 
-def clock(seconds: float) -> str:
+def running_time(seconds: float) -> str:
     """Return `0:02` or `0:41:07`, for a figure that moves."""
     whole = int(max(0.0, seconds))
     hours, minutes = divmod(whole // 60, 60)
@@ -58,25 +58,9 @@ def clock(seconds: float) -> str:
     )
 
 
-def size(count: int) -> str:
-    """Return `4 B`, `61 kB`, `1.2 MB`: decimal units, as disks and networks are sold."""
-    amount = float(count)
-    for unit in _SIZES:
-        if amount < 999.5 or unit == _SIZES[-1]:
-            return (
-                f"{count} B"
-                if unit == "B"
-                else f"{amount:.1f} {unit}"
-                if amount < 9.95
-                else f"{amount:.0f} {unit}"
-            )
-        amount /= 1000
-    return f"{count} B"
-
-
-def moment(text: str | None, now: datetime) -> str:
+def past_moment(text: str | None, now: datetime) -> str:
     """Return `04:02` for today, `Sat 03:10` for this week, `9 Nov` before that."""
-    then = when(text)
+    then = local_time(text)
     if then is None:
         return "an unknown time"
     if then.date() == now.astimezone().date():
@@ -90,7 +74,7 @@ def moment(text: str | None, now: datetime) -> str:
 
 def since(text: str | None, now: datetime) -> float | None:
     """Return the seconds between a State's time and `now`, never less than none."""
-    then = when(text)
+    then = local_time(text)
     return None if then is None else max(0.0, (now - then).total_seconds())
 
 
@@ -104,7 +88,7 @@ def ended_at(state: State) -> str | None:
 
 def host_now(state: State, now: datetime) -> datetime:
     """Return what the host's clock said when it sent `state` of an open run: its clock may differ from ours, and ages must not."""
-    started = when(state.start_time)
+    started = local_time(state.start_time)
     return (
         now
         if started is None or state.elapsed is None or state.ended
@@ -120,8 +104,8 @@ def fate(state: State, host: str = "", *, now: datetime | None = None) -> tuple[
     took = "" if state.elapsed is None else duration(state.elapsed)
     if not state.ended:
         return STILL_RUNNING, f"for {took}" if took else ""
-    at = f" at {moment(state.end_time, now)}" if now is not None and state.end_time else ""
-    bad = ended(state, host or state.host, SimpleNamespace())  # the words alone, no Result
+    at = f" at {past_moment(state.end_time, now)}" if now is not None and state.end_time else ""
+    bad = end_error(state, host or state.host, SimpleNamespace())  # the words alone, no Result
     if bad is None:
         return DONE, f"exit 0{at}" + (f" after {took}" if took else "")
     return bad.fate, bad.why + ("," + at if at and state.state == "exited" else "")
@@ -145,7 +129,7 @@ def went_well(state: State) -> bool:
 
 # -- The table of runs
 
-HEAD = ("ID", "NAME", "HOST", "STATE", "FOR", "OUTPUT", "BY", "COMMAND")
+RUNS_HEAD = ("ID", "NAME", "HOST", "STATE", "FOR", "OUTPUT", "BY", "COMMAND")
 
 
 def order(states: Sequence[State]) -> list[State]:
@@ -180,7 +164,7 @@ def formatted(layout: str, state: State, cells: Sequence[str]) -> str:
     values = {
         **state.to_json(),
         "command": shlex.join(state.argv),
-        **dict(zip(map(str.lower, HEAD), cells, strict=False)),
+        **dict(zip(map(str.lower, RUNS_HEAD), cells, strict=False)),
     }
     values.update(name=state.name or "", command=visible(shlex.join(state.argv)))
     text = layout.replace("\\t", "\t").replace("\\n", "\n")
@@ -197,7 +181,7 @@ def _short(seconds: float) -> str:
 
 
 def table(
-    rows: Sequence[Sequence[str]], width: int | None = None, head: Sequence[str] = HEAD
+    rows: Sequence[Sequence[str]], width: int | None = None, head: Sequence[str] = RUNS_HEAD
 ) -> list[str]:
     """Return the lines of a table whose last column is cut with `..` where it passes `width`."""
     everything = [head, *rows]
@@ -247,11 +231,11 @@ def status(state: State, now: datetime, looked: Mapping[str, Any] | None = None)
     facts: list[tuple[str, str]] = [
         ("command", shlex.join(state.argv) + (f"   in {state.cwd}" if state.cwd else ""))
     ]
-    if started := when(state.start_time):
+    if started := local_time(state.start_time):
         facts.append(
             ("started", f"{started:%Y-%m-%d %H:%M:%S} {_offset(started)}{_by(state.origin)}")
         )
-    if over := when(state.end_time):
+    if over := local_time(state.end_time):
         facts.append(("ended", f"{over:%Y-%m-%d %H:%M:%S} {_offset(over)}"))
     facts.append(("output", _output(state, there)))
     if state.stdin is not None:
@@ -283,7 +267,7 @@ def status(state: State, now: datetime, looked: Mapping[str, Any] | None = None)
         facts.append(
             (
                 "signal",
-                f"{_plain(str(sent.get('signal')))} at {moment(sent.get('time'), now)}{sender}",
+                f"{_plain(str(sent.get('signal')))} at {past_moment(sent.get('time'), now)}{sender}",
             )
         )
     if state.ended and (usage := state.rusage):
@@ -300,9 +284,9 @@ def _input(state: State) -> str:
     sent, moved = (
         number if type(number := told.get(name)) is int else 0 for name in ("length", "moved")
     )
-    waiting = f", {size(sent - moved)} wait for the program" if sent > moved else ""
+    waiting = f", {decimal_size(sent - moved)} wait for the program" if sent > moved else ""
     how = "terminal" if state.pty else "stdin"
-    return f"{how} {size(sent)} sent{waiting}" + (
+    return f"{how} {decimal_size(sent)} sent{waiting}" + (
         ", ended" if told.get("ended") else ", open" if not state.ended else ""
     )
 
@@ -312,7 +296,7 @@ def _together(
 ) -> list[tuple[str, str]]:
     """Return what the processes of a run use together and wait for, and what is left of the disk."""
     count = len(processes)
-    used = f"{count} process{'es' * (count != 1)}, {sum(each['cpus'] for each in processes):.1f} CPUs, {size(sum(each['memory'] for each in processes))}"
+    used = f"{count} process{'es' * (count != 1)}, {sum(each['cpus'] for each in processes):.1f} CPUs, {decimal_size(sum(each['memory'] for each in processes))}"
     stuck = [
         f"{each['pid']} {each['name']} waits for {_awaited(each)}"
         for each in processes
@@ -321,7 +305,7 @@ def _together(
     more = f" and {len(stuck) - 2} more" if len(stuck) > 2 else ""
     low = ", LOW" if disk["free"] < 2 * disk["floor"] else ""
     return [
-        ("disk", f"{size(disk['free'])} left{low}"),
+        ("disk", f"{decimal_size(disk['free'])} left{low}"),
         ("tree", "; ".join([used, *([", ".join(stuck[:2]) + more] if stuck else [])])),
     ]
 
@@ -337,7 +321,7 @@ def tree(processes: Sequence[Mapping[str, Any]], width: int | None = None) -> li
     while todo:
         each, depth = todo.pop()
         command = shlex.join(each["argv"]) if each["argv"] else f"[{each['name']}]"
-        used = f"{each['cpus']:4.1f} CPUs  {size(each['memory']):>6}"
+        used = f"{each['cpus']:4.1f} CPUs  {decimal_size(each['memory']):>6}"
         lines.append(
             cut(
                 visible(f"  {each['pid']:>9}  {each['state']}  {used}  {'  ' * depth}{command}"),
@@ -375,12 +359,12 @@ def _by(origin: Mapping[str, Any] | None) -> str:
 
 def _output(state: State, there: datetime) -> str:
     amounts = [
-        f"{name} {size(facts.get('length', 0))}"
+        f"{name} {decimal_size(facts.get('length', 0))}"
         for name, facts in sorted((state.streams or {}).items(), reverse=True)
     ]
     dropped = sum(facts.get("dropped", 0) for facts in (state.streams or {}).values())
     if dropped:
-        amounts.append(f"{size(dropped)} dropped")
+        amounts.append(f"{decimal_size(dropped)} dropped")
     silent = since(state.last_output_time, there)
     if silent is not None:
         amounts.append(f"last {_short(silent)} ago")
@@ -400,7 +384,7 @@ def _used(usage: Mapping[str, Any]) -> str:
     seconds = float(usage.get("utime") or 0) + float(usage.get("stime") or 0)
     memory = usage.get("maxrss_kb")
     return f"{duration(seconds)} of CPU" + (
-        f", {size(int(memory) * 1024)} at most" if memory else ""
+        f", {decimal_size(int(memory) * 1024)} at most" if memory else ""
     )
 
 
@@ -422,7 +406,7 @@ def live(
     if held:
         said = HELD_BACK
     return _spread(
-        f"{label} {host}  running  {clock(elapsed)}  {size(amount)}  {said}",
+        f"{label} {host}  running  {running_time(elapsed)}  {decimal_size(amount)}  {said}",
         "Ctrl-C: detach",
         width,
     )

@@ -1,248 +1,492 @@
-"""Bytes to a command and back: through Fabric's connection, through the ssh program, or here without ssh."""
+"""Fabric's `Connection.run`, made durable: `runners = {"remote": corra.runners.Durable}` and every existing fabfile survives a broken link.
+
+It is an Invoke Runner in all that its callers see: hide, warn, timeout, asynchronous, disown, watchers, pty, env, cd, prefix, sudo, the streams.
+Below that the command is a run of corra's: started once, followed over as many links as it takes, its exit status told by the host. So a
+lost link is no end, `timeout` stops the program and not only the watching of it, Ctrl-C leaves at once with the program running, and output
+costs what its bytes cost.
+
+What a command reads comes to it in one of three ways: nothing (/dev/null), what there is to read at once (a file, a StringIO), or byte by byte
+over the link that is followed, where a terminal, a pipe or a watcher may have something to say later.
+"""
 
 from __future__ import annotations
 
-import getpass
-import importlib
-import shutil
-from typing import Any
+import codecs
+import io
+import os
+import re
+import select
+import stat
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import IO, Any
 
-from . import sudo
-from .channel import Channel, LinkLost, Runner
-from .command import Options, build_command, build_program
-from .connection import CONNECT_S, Fabric, host_of
-from .errors import CorraError, Misuse
-from .openssh import SshProcess, failure
-from .process import Process
-from .program import Host
-from .sshconfig import SSH_PORT, Settings, config_path, settings
+import fabric.runners
+from invoke.terminals import pty_size
+from invoke.watchers import FailingResponder, Responder
 
-__all__ = ["Channel", "Elsewhere", "Fabric", "LinkLost", "Local", "OpenSSH", "Runner", "runner"]
+from corra.model import ids
+from corra.model.answers import end_error, start_error
+from corra.model.frames import Gap, Output, Status
+from corra.model.host import Host
+from corra.model.program import OPEN
+from corra.model.state import State, exit_code
+from corra.model.words import duration
+from corra.runs import request
+from corra.runs.events import LinkDown, LinkUp
+from corra.runs.follow import Follow
+from corra.runs.result import Result as CorraResult
+from corra.runs.run import Run
+from corra.runs.stdin_feed import StdinFeed
 
+from .errors import CorraError, StillRunning, line, typed
+from .settings import setting
 
-def __getattr__(name: str) -> Any:
-    """`Durable`, the Runner for Fabric's own `Connection.run`; it imports fabric, and stands below all that is here."""
-    if name == "Durable":
-        return importlib.import_module(".durable", __package__).Durable
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+READ_STEP = 64 * 1024
+# What may wait for a reader here; beyond it the host keeps the rest, in the spool where it lies anyway.
+HELD_MAX = 4 << 20
+# Between two looks at whether a thread of Invoke's has died.
+LOOK_S = 0.1
+# For a thread that has been told to leave.
+LEAVE_S = 5.0
+# How far back a Responder looks for its pattern: it reads prompts, and searching gigabytes for one at every chunk is quadratic.
+PROMPT_MAX = 64 * 1024
 
-
-# Three of these without an answer and ssh gives the link up.
-ALIVE_S = 5.0
-
-
-class Local:
-    """Commands on this machine, as me or by sudo as somebody else."""
-
-    def __init__(self, host: Host, *, password: str | None = None) -> None:
-        self.host = host
-        self._password = password if host.user else None
-
-    @property
-    def login(self) -> str:
-        return getpass.getuser()
-
-    def begin(self) -> None:
-        """There is no connection to make."""
-
-    def open(self, command: str) -> Channel:
-        password = self._password
-        options = Options(password=password is not None)
-        argv = build_command(
-            command if password is None else sudo.gated(command), self.host, options=options
-        )
-        if not shutil.which(argv[0]):
-            raise Misuse(f"no {argv[0]} on this machine", host=self.host.name)
-        channel = Process(argv)
-        return (
-            channel
-            if password is None
-            else sudo.enter(channel, password, self.host, lambda: self.login)
-        )
-
-    def close(self) -> None:
-        """There is no connection to let go of."""
+# The user's own shell, as sshd would start it: what stands in a fabfile was written for it.
+_SHELL = 'exec "${SHELL:-/bin/sh}" -c "$0"'
 
 
-class OpenSSH:
-    """Commands on `host` through the ssh program, with everything it knows: ControlMaster, FIDO keys, GSSAPI, ServerAlive.
-
-    Where another user of this machine calls it, it has that user's keys, known hosts and ssh_config, and none of ours.
-    """
+class DurableResult(CorraResult):
+    """A Result as Invoke and Fabric make it, with `prog_id` and what else corra knows; `state` is None after a dry run."""
 
     def __init__(
         self,
-        host: Host,
         *,
-        config: Any = None,
-        connect_timeout_s: float | None = CONNECT_S,
-        accept_new_key: bool = False,
-        password: str | None = None,
+        state: State | None,
+        host: Host,
+        prog_id: str,
+        truncated: bool = False,
+        **kwargs: Any,
     ) -> None:
-        self._look_for_programs(host)
+        fabric.runners.Result.__init__(self, **kwargs)
+        self.prog_id = prog_id
         self.host = host
-        self.password = password if host.as_user else None
-        self._config_path = None if host.caller else config_path(config)
-        self._connect_timeout_s = connect_timeout_s
-        self._accept_new_key = accept_new_key
-        self._settings: Settings | None = None
-        self._apart = False
+        self.state = state  # type: ignore[assignment] # None only where nothing was run
+        self.truncated = truncated
+        self.skipped = False
 
     @property
-    def login(self) -> str:
-        """Who is to be in sudoers: on this machine we are, there whoever logs in."""
-        if self.host.caller:
-            return self._me if self.host.user is None else self.host.login or self.host.caller
-        return self.host.login or self.settings.user
+    def reason(self) -> str | None:
+        return self.state.reason if self.prog_id else None
 
     @property
-    def _me(self) -> str:
-        """Who calls ssh, or sudo to have it called."""
-        return getpass.getuser()
-
-    def _look_for_programs(self, host: Host) -> None:
-        for program in ("ssh", *(["sudo"] if host.caller else [])):
-            if not shutil.which(program):
-                raise Misuse(f"no {program} program on this machine", host=host.name)
+    def signal(self) -> str | None:
+        return self.state.signal if self.prog_id else None
 
     @property
-    def connect_timeout_s(self) -> float:
-        """How long a connection may take to come about."""
-        return self._connect_timeout_s or self.settings.connect_timeout_s or CONNECT_S
+    def elapsed(self) -> float | None:
+        return self.state.elapsed if self.prog_id else None
 
-    @property
-    def settings(self) -> Settings:
-        """What ssh_config means for this host."""
-        if self._settings is None:
-            self._settings = settings(self.host, self._config_path)
-        return self._settings
-
-    def begin(self) -> None:
-        """Nothing yet: ssh is started together with its command."""
-
-    def argv(self, command: str, *options: str) -> list[str]:
-        """Return the argv that `open` starts, with more `options` for ssh."""
-        accept = self._accept_new_key and self.settings.strict in {"ask", "yes"}
-        # A master that doesn't go into the background would be ours to end, with all that goes through it; and one that is silent (its
-        # machine slept, its line is cut) would be silent to each new command as well.
-        master = (
-            ["-oControlPath=none"]
-            if self._apart
-            else []
-            if self.settings.control_persist
-            else ["-oControlMaster=no"]
-        )
-        how = Options(
-            config=self._config_path,
-            connect_timeout_s=self.connect_timeout_s,
-            # What ssh_config says goes before our own idea.
-            alive_interval_s=None if self.settings.alive_interval_s else ALIVE_S,
-            password=self.password is not None,
-            ssh=(*(["-oStrictHostKeyChecking=accept-new"] if accept else []), *options, *master),
-        )
-        return build_command(command, self.host, options=how)
-
-    def failure(self, said: str) -> Exception:
-        """Return the error that ssh's words mean: a CorraError, or LinkLost where they don't say whether it was let in."""
-        return failure(
-            said,
-            self.host,
-            self.settings,
-            self.connect_timeout_s,
-            self._config_path,
-            self.argv("true"),
-        )
-
-    def open(self, command: str) -> Channel:
-        argv = self.argv(command if self.password is None else sudo.gated(command))
-        channel = SshProcess(
-            argv, self.host, self.settings, self.connect_timeout_s, self._config_path
-        )
-        return (
-            channel
-            if self.password is None
-            else sudo.enter(channel, self.password, self.host, lambda: self.login)
-        )
-
-    def close(self) -> None:
-        """Let later commands connect anew: each has an ssh of its own, but it may have gone through a ControlMaster, which lives on."""
-        self._apart = True
+    def __repr__(self) -> str:
+        return str(fabric.runners.Result.__repr__(self))
 
 
-class Elsewhere(OpenSSH):
-    """The ssh program of another machine, `keeper`: with its ssh_config, keys and known hosts, and none of ours."""
+class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hints
+    """The runner behind `Connection.run` and `.sudo`. Settings under `corra` in the configuration:
 
-    def __init__(self, host: Host, keeper: Runner, **how: Any) -> None:
-        self._keeper = keeper
-        super().__init__(host, **how)
-        self._config_path = None
-
-    def _look_for_programs(self, host: Host) -> None:
-        """What is there its own words will tell."""
-
-    @property
-    def _me(self) -> str:
-        return self._keeper.login
-
-    @property
-    def settings(self) -> Settings:
-        if self._settings is None:
-            self._settings = Settings(
-                self.host.name, self.host.port or SSH_PORT, self.host.login or self._me
-            )
-        return self._settings
-
-    def failure(self, said: str) -> Exception:
-        error = failure(said, self.host, self.settings, self.connect_timeout_s, None, None)
-        if isinstance(error, CorraError):
-            error.hint = tuple(f"on {self._keeper.host}:  {line}" for line in error.hint)
-        return error
-
-    def open(self, command: str) -> Channel:
-        channel = self._keeper.open(
-            build_program(self.argv(command if self.password is None else sudo.gated(command)))
-        )
-        return (
-            channel
-            if self.password is None
-            else sudo.enter(channel, self.password, self.host, lambda: self.login)
-        )
-
-
-def runner(
-    target: Host | Any,
-    *,
-    via: str = "fabric",
-    config: Any = None,
-    connect_timeout_s: float | None = CONNECT_S,
-    accept_new_key: bool = False,
-    password: str | None = None,
-) -> Runner:
-    """Return the Runner for a Host, or for an existing fabric.Connection, whose transport is used while it is open.
-
-    `config` is an Invoke config; `connect_timeout_s` None leaves it to ssh_config; `password` is for the sudo on the way. Another user of
-    this machine can only call the ssh program, so that is what is used for one. Nothing is connected yet. Raises Misuse.
+    `reconnect_timeout` (never given up), `output_limit` (how much of each stream the Result keeps: all), `grace` (10s).
     """
-    if not isinstance(target, Host):
-        return Fabric(
-            host_of(target),
-            config=target.config,
-            connection=target,
-            connect_timeout_s=connect_timeout_s,
-            accept_new_key=accept_new_key,
-            password=password,
+
+    read_chunk_size = READ_STEP
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.prog_id = ""
+        self.run_: Run | None = None
+        self._follow: Follow | None = None
+        self._feed: StdinFeed | None = None
+        self._pipes = {"stdout": Pipe(), "stderr": Pipe()}
+        self._confirmed = threading.Event()
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._left = False
+        self._truncated = False
+        self._payload: bytes | None = None
+
+    def _setting(self, name: str) -> Any:
+        return setting(self.context.config, name)
+
+    # -- Starting
+    def run(self, command: str, **kwargs: Any) -> Any:
+        try:
+            result = super().run(command, **kwargs)
+        except KeyboardInterrupt:
+            # Invoke hears of it only while it waits, not while it starts the threads that already show the output.
+            if not self._left:
+                self._leave()
+            raise
+        if result is None and self._disowned:  # Invoke 2; from 3 on there is one
+            result = self.generate_result(**self.result_kwargs, stdout="", stderr="", exited=None)
+        return result
+
+    def start(
+        self, command: str, shell: str, env: dict[str, Any], timeout: float | None = None
+    ) -> None:
+        """Start `command` and return when the host has confirmed it. Raises NotStarted, Unreachable, MaybeStarted."""
+        interactive = self._choose_stdin()
+        launch = request.launch(
+            self.context,
+            ["sh", "-c", _SHELL, command],
+            name=_name(command),
+            env={name: str(value) for name, value in (env or {}).items()},
+            stdin=OPEN if interactive else self._payload,
+            forget_stdin=True,  # a watcher's answers are passwords more often than not
+            pty=self.using_pty,
+            timeout=self.opts["timeout"],
+            grace=self._setting("grace"),
         )
-    if target.is_local:
-        return Local(target, password=password)
-    how: dict[str, Any] = {
-        "config": config,
-        "connect_timeout_s": connect_timeout_s,
-        "accept_new_key": accept_new_key,
-        "password": password,
-    }
-    match via:
-        case "fabric" if target.caller is None:
-            return Fabric(target, **how)
-        case "fabric" | "openssh":
-            return OpenSSH(target, **how)
-    raise Misuse(f"no transport {via!r}: there are fabric and openssh")
+        self.run_, self.prog_id = launch.run, launch.run.id
+        self._feed = StdinFeed() if (interactive or self.using_pty) and not self._disowned else None
+        self._follow = launch.follow(
+            stay=not self._disowned,
+            reconnect_timeout_s=self._setting("reconnect_timeout"),
+            feed=self._feed,
+        )
+        if self.using_pty and self._feed is not None:
+            self._resize()
+            self._watch_window()
+        self._thread = threading.Thread(
+            target=self._pump, args=(launch,), name="durable", daemon=True
+        )
+        self._thread.start()
+        _wait(self._confirmed)
+        if not self._confirmed_well and self._error is not None:
+            raise self._error
+        if self._state is not None and self._state.state == "not_started":
+            raise start_error(self._state, str(self._follow.host))
+        if self._disowned:
+            _wait(self._over)
+
+    @property
+    def _confirmed_well(self) -> bool:
+        return self._follow is not None and self._follow.confirmed
+
+    @property
+    def _state(self) -> State | None:
+        return self._follow.state if self._follow is not None else None
+
+    def _choose_stdin(self) -> bool:
+        """Return whether something may be written to the command later; take what can be read at once as its stdin."""
+        source = self.streams["in"]
+        later = bool(self.watchers)
+        if self._disowned or not source:
+            return later
+        kind = _kind(source)
+        if kind == "later" or (kind == "now" and (later or self.using_pty)):
+            return True
+        self.streams["in"] = False  # no thread of Invoke's is to read it
+        if kind == "now":
+            self._payload = _rest(source)
+        return later
+
+    # -- Following
+    def _pump(self, launch: request.Launch) -> None:
+        assert self._follow is not None
+        try:
+            for event in self._follow:
+                match event:
+                    case Output(stream=stream, data=data):
+                        self._pipes["stderr" if stream == "stderr" else "stdout"].put(data)
+                    case Gap():
+                        self._truncated = True
+                    case Status():
+                        self._confirmed.set()
+                    case LinkDown(attempt=1):
+                        self._say("link lost, program unaffected as far as known; trying on")
+                    case LinkUp(down_s=down_s):
+                        self._say(f"link back after {duration(down_s)}, nothing missed")
+        except BaseException as error:  # noqa: BLE001 - raised where Invoke waits for us
+            self._error = error
+        finally:
+            launch.close()
+            if self._feed is not None:
+                self._feed.close()
+            for pipe in self._pipes.values():
+                pipe.end()
+            self._over.set()
+            self._confirmed.set()
+
+    def _say(self, text: str) -> None:
+        assert self._follow is not None
+        print(line("", str(self._follow.host), "", text), file=sys.stderr, flush=True)
+
+    def read_proc_stdout(self, num_bytes: int) -> bytes:
+        return self._pipes["stdout"].read(num_bytes)
+
+    def read_proc_stderr(self, num_bytes: int) -> bytes:
+        return self._pipes["stderr"].read(num_bytes)
+
+    def read_proc_output(self, reader: Callable[[int], bytes]) -> Iterator[str]:
+        """Decode what comes, a character that is cut in two by a chunk's end whole."""
+        decoder = codecs.getincrementaldecoder(self.encoding)("replace")
+        while data := reader(self.read_chunk_size):
+            if text := decoder.decode(data):
+                yield text
+        if text := decoder.decode(b"", True):
+            yield text
+
+    def _handle_output(
+        self, buffer_: list[str], hide: bool, output: IO[str], reader: Callable[[int], bytes]
+    ) -> None:
+        """Show, keep and answer what comes, as Invoke does, at a cost that doesn't grow with what came before."""
+        limit = self._setting("output_limit")
+        kept, window = 0, _Window(self.watchers)
+        for text in self.read_proc_output(reader):
+            if not hide:
+                self.write_our_output(stream=output, string=text)
+            buffer_.append(text)
+            kept += len(text)
+            while limit is not None and len(buffer_) > 1 and kept - len(buffer_[0]) >= limit:
+                kept -= len(buffer_.pop(0))
+                self._truncated = True
+            if self.watchers:
+                for response in window.submit(text, buffer_):
+                    self.write_proc_stdin(response)
+        if limit is not None and kept > limit:
+            buffer_[:] = ["".join(buffer_)[-limit:]]
+            self._truncated = True
+
+    @property
+    def process_is_finished(self) -> bool:
+        return self._over.is_set()
+
+    def wait(self) -> None:
+        while not (self._over.wait(LOOK_S) or self.has_dead_threads):
+            pass
+
+    # -- What is sent to the program
+    def _write_proc_stdin(self, data: bytes) -> None:
+        if self._feed is not None:
+            self._feed.write(data)
+
+    def close_proc_stdin(self) -> None:
+        if self._feed is not None:
+            self._feed.end()
+
+    def read_our_stdin(self, input_: IO[Any]) -> str | None:
+        """Read what is there, and not a byte in each hundredth of a second as Invoke does from what is no terminal."""
+        if self._feed is not None and self._feed.waiting > HELD_MAX:
+            return None
+        descriptor = _descriptor(input_)
+        if descriptor is None or os.isatty(descriptor):
+            text: str | None = super().read_our_stdin(input_)
+            return text
+        if not select.select([descriptor], [], [], 0)[0]:
+            return None
+        return os.read(descriptor, READ_STEP).decode(self.encoding, "surrogateescape")
+
+    def write_proc_stdin(self, data: str) -> None:
+        self._write_proc_stdin(data.encode(self.encoding, "surrogateescape"))
+
+    def _watch_window(self) -> None:
+        if fabric.runners.cares_about_SIGWINCH():
+            import signal
+
+            signal.signal(signal.SIGWINCH, lambda *_: self._resize())
+
+    def _resize(self) -> None:
+        columns, rows = pty_size()
+        if self._feed is not None:
+            # Not here: a handler must not wait for the lock that the code it interrupted may hold.
+            threading.Thread(target=self._feed.resize, args=(rows, columns), daemon=True).start()
+
+    # -- Leaving
+    def send_interrupt(self, interrupt: KeyboardInterrupt) -> None:
+        """Ctrl-C: a program on a terminal gets it; from any other we go, at once, and it goes on."""
+        if self.using_pty and self._feed is not None and not self._over.is_set():
+            self._feed.write(b"\x03")
+            return
+        self._leave()
+        raise interrupt
+
+    def _leave(self) -> None:
+        self._left = True
+        if self._follow is not None:
+            self._follow.close()
+        for pipe in self._pipes.values():
+            pipe.end()
+        if self.run_ is not None and not (self._state is not None and self._state.ended):
+            host = str(self.run_.host)
+            told = line(self.run_.label, host, StillRunning.fate, "you have detached")
+            print(
+                f"{told}\n       watch: {typed()} attach {ids.short(self.run_.id)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def start_timer(self, timeout: float | None) -> None:
+        """The host keeps the time: it ends the program also where no link is left to say so."""
+
+    @property
+    def timed_out(self) -> bool:
+        return self._state is not None and self._state.reason == "timeout"
+
+    def kill(self) -> None:
+        """Stop the program: TERM, after the grace KILL to all its processes."""
+        if self.run_ is not None:
+            self.run_.kill()
+
+    def stop(self) -> None:
+        if self._follow is not None:
+            self._follow.close()
+        if self._feed is not None:
+            self._feed.close()
+        if (
+            self._thread is not None
+        ):  # what it still does with the connection must not meet the end of that
+            self._thread.join(LEAVE_S)
+        super().stop()
+
+    def get_pid(self) -> int | None:
+        return self._state.pid if self._state is not None else None
+
+    def returncode(self) -> int:
+        """The program's own code, 128+N for signal N, 124 for its timeout. Raises what kept us from learning it."""
+        _wait(self._over)
+        if self._error is not None:
+            raise self._error
+        state = self._state
+        assert state is not None
+        if not state.ended:
+            assert self.run_ is not None
+            raise StillRunning(
+                "we stopped watching",
+                host=str(self.run_.host),
+                prog_id=self.prog_id,
+                label=self.run_.label,
+            )
+        if state.state == "lost" and not self.opts["warn"]:
+            # Not an UnexpectedExit: who catches that to go on in spite of a bad end has not said so for an unknown one.
+            error = end_error(state, str(self._follow.host) if self._follow else state.host)
+            assert isinstance(error, CorraError)
+            raise error
+        return exit_code(state)
+
+    def generate_result(self, **kwargs: Any) -> DurableResult:
+        kwargs["connection"] = self.context
+        host = self.run_.host if self.run_ is not None else Host.parse("local")
+        return DurableResult(
+            state=self._state, host=host, prog_id=self.prog_id, truncated=self._truncated, **kwargs
+        )
+
+
+class Pipe:
+    """Bytes on their way from the link to a thread of Invoke's."""
+
+    def __init__(self) -> None:
+        self._parts: deque[bytes] = deque()
+        self._size = 0
+        self._ended = False
+        self._changed = threading.Condition()
+
+    def put(self, data: bytes) -> None:
+        """Add `data`; wait while nobody takes it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._size < HELD_MAX or self._ended)
+            self._parts.append(data)
+            self._size += len(data)
+            self._changed.notify_all()
+
+    def read(self, most: int) -> bytes:
+        """Return what is there, b"" at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._parts or self._ended)
+            if not self._parts:
+                return b""
+            data = self._parts.popleft()
+            if len(data) > most:
+                self._parts.appendleft(data[most:])
+                data = data[:most]
+            self._size -= len(data)
+            self._changed.notify_all()
+            return data
+
+    def end(self) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+
+class _Window:
+    """Gives watchers what they look at: Invoke's own the last of it, all others the whole, as their contract says."""
+
+    def __init__(self, watchers: Any) -> None:
+        self._watchers = list(watchers)
+        self._bounded = all(type(each) in (Responder, FailingResponder) for each in self._watchers)
+        self._text = ""
+
+    def submit(self, text: str, buffer_: list[str]) -> Iterator[str]:
+        if not self._bounded:
+            self._text = "".join(buffer_)
+        else:
+            self._text += text
+            if (gone := len(self._text) - 2 * PROMPT_MAX) > 0:
+                gone += PROMPT_MAX
+                self._text = self._text[gone:]
+                for watcher in self._watchers:
+                    for name in ("index", "failure_index"):
+                        if hasattr(watcher, name):
+                            setattr(watcher, name, max(0, getattr(watcher, name) - gone))
+        for watcher in self._watchers:
+            yield from watcher.submit(self._text)
+
+
+def _wait(event: threading.Event) -> None:
+    """Wait so that Ctrl-C is answered."""
+    while not event.wait(1.0):
+        pass
+
+
+def _descriptor(stream: Any) -> int | None:
+    try:
+        return int(stream.fileno())
+    except (AttributeError, io.UnsupportedOperation, ValueError, TypeError, OSError):
+        return None
+
+
+def _kind(stream: Any) -> str:
+    """Return whether a stream has nothing, all it will ever have ("now"), or what nobody knows yet ("later")."""
+    descriptor = _descriptor(stream)
+    if descriptor is None:
+        return "now" if hasattr(stream, "read") and not _is_captured(stream) else "nothing"
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except OSError:
+        return "nothing"
+    if stat.S_ISREG(mode):
+        return "now"
+    return "later" if os.isatty(descriptor) or not stat.S_ISCHR(mode) else "nothing"
+
+
+def _is_captured(stream: Any) -> bool:
+    """Return whether a test runner has put something that must not be read in the place of stdin."""
+    return type(stream).__module__.startswith("_pytest")
+
+
+def _rest(stream: Any) -> bytes:
+    data = stream.read()
+    return data.encode() if isinstance(data, str) else bytes(data)
+
+
+def _name(command: str) -> str | None:
+    """Return a name to find a command by: its first word that is a program's, as people would say it."""
+    words = [
+        word
+        for word in re.split(r"[\s;&|()]+", command)
+        if word and "=" not in word and word not in ("sudo", "cd", "exec", "export")
+    ]
+    name = os.path.basename(words[0]) if words else ""
+    return name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}", name) else None

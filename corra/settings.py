@@ -11,8 +11,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from corra.model.units import output_kept, parse_seconds
+
 from .errors import Misuse
-from .program import output_kept, seconds
 
 _YES = {
     "1": True,
@@ -30,7 +31,7 @@ def _seconds(value: Any) -> float:
     return (
         float(value)
         if isinstance(value, (int, float)) and not isinstance(value, bool)
-        else seconds(str(value))
+        else parse_seconds(str(value))
     )
 
 

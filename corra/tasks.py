@@ -15,34 +15,39 @@ from typing import TYPE_CHECKING, Any
 from invoke.collection import Collection
 from invoke.context import Context
 
-from . import inputs, reporting, selection
-from .errors import EPIPE_CODE, NOTHING_DONE, STILL_RUNNING, CorraError, Misuse, typed
-from .flags import (
-    COLLECTED,
-    HOST,
-    LINK,
-    REACH,
-    SHOWN,
-    SIFTED,
-    TARGET,
-    TYPED,
-    WATCHED,
-    limit,
-    lines,
-    output_kept,
-    seconds,
-    signal,
-    size,
+from corra.cli import collectors, inputs, selection
+from corra.cli.flags import (
+    COLLECTOR_FLAGS,
+    FILTER_FLAGS,
+    HOST_FLAG,
+    KEYBOARD_FLAGS,
+    LINK_FLAGS,
+    REACH_FLAGS,
+    SHOW_FLAGS,
+    TARGET_FLAG,
+    WATCH_FLAGS,
 )
+from corra.cli.readers import (
+    read_limit,
+    read_lines,
+    read_output_kept,
+    read_seconds,
+    read_signal,
+    read_size,
+)
+from corra.cli.verb import verb
+from corra.cli.words import Given, listing, option, switch
+
+from .errors import EPIPE_CODE, NOTHING_DONE, STILL_RUNNING, CorraError, Misuse, typed
 from .settings import setting
-from .verb import Given, listing, option, switch, verb
 
 if TYPE_CHECKING:
-    from .control import Freed, Run
-    from .follow import Follow
-    from .starting import Launch
-    from .state import State
-    from .watch import Watch
+    from corra.model.state import State
+    from corra.runs.disk import Freed
+    from corra.runs.follow import Follow
+    from corra.runs.request import Launch
+    from corra.runs.run import Run
+    from corra.terminal.watch import Watch
 
 TAIL_ON_A_TERMINAL = 200
 MERGED = "output"
@@ -65,31 +70,31 @@ _RUN = (
     ),
     switch("interactive", "i", help="Hold its stdin open and send mine, or later inv send's."),
     switch("pty", "p", help="Give it a terminal; with -i it is this one (docs/interactive.md)."),
-    *TYPED,
+    *KEYBOARD_FLAGS,
     switch("merge", help="stdout and stderr as one stream, in order."),
     option(
         "timeout",
         "T",
-        read=seconds,
+        read=read_seconds,
         help="End it after this long, on the host's own clock (never).",
     ),
-    option("grace", read=seconds, help="From its stop signal to KILL (10s)."),
-    option("stop-signal", read=signal, help="What asks it to stop (TERM)."),
-    option("keep", read=seconds, help="How long the host keeps its output (14d)."),
+    option("grace", read=read_seconds, help="From its stop signal to KILL (10s)."),
+    option("stop-signal", read=read_signal, help="What asks it to stop (TERM)."),
+    option("keep", read=read_seconds, help="How long the host keeps its output (14d)."),
     option(
         "keep-output",
-        read=output_kept,
+        read=read_output_kept,
         help="Keep only the last SIZE of each stream, however much it writes (all).",
     ),
     listing(
         "limit",
-        read=limit,
+        read=read_limit,
         help="NAME=VALUE: files, core, cpu, memory, nice, oom_score_adj, memory_max, cpu_quota (docs/run.md); repeatable.",
     ),
     switch("wait-children", help="It ends when the last of its descendants has."),
     switch("force", help="Start it though a logout there will end it."),
     switch("accept-new-key", help="Remember the key of a host never seen before."),
-    *LINK,
+    *LINK_FLAGS,
     switch("raw", help="Let escape sequences through to this terminal."),
     option(
         "collector",
@@ -105,7 +110,14 @@ _RUN = (
 # -- The verbs
 
 
-@verb(TARGET, *REACH, *_RUN, command=True, fate="NOT STARTED", begin=selection.begin)
+@verb(
+    TARGET_FLAG,
+    *REACH_FLAGS,
+    *_RUN,
+    command=True,
+    fate="NOT STARTED",
+    begin=selection.begin_connecting,
+)
 def run(c: Context, given: Given) -> int:
     """Start a program that outlives ssh, and show it: inv run --host db1 -- uptime
 
@@ -115,24 +127,24 @@ def run(c: Context, given: Given) -> int:
 
     For long: inv run -d --keep-output 1G --limit files=4096 --host db1 -- ./srv
     """
-    from . import starting
-    from .reach import agent_for
+    from corra.remote.targets import agent_for
+    from corra.runs import request
 
     target = selection.one_host(c, given, fate="NOT STARTED")
-    stdin, file = inputs.stdin(given)
-    reach = selection.reach(c, given)
+    stdin, file = inputs.given_stdin(given)
+    reach = selection.host_reach(c, given)
     agent = given.agent or agent_for(target, **reach)
 
     with contextlib.ExitStack() as opened:
         opened.enter_context(file)
-        launch = starting.launch(
+        launch = request.launch(
             agent,
             given.argv,
             id=given.id,
             name=given.name,
             cwd=given.cwd,
-            env=inputs.environment(given),
-            secrets=inputs.secrets(given),
+            env=inputs.given_environment(given),
+            secrets=inputs.given_secrets(given),
             stdin=stdin,
             merge=given.merge,
             pty=given.pty,
@@ -154,20 +166,20 @@ def run(c: Context, given: Given) -> int:
 
 
 @verb(
-    HOST,
-    *REACH,
+    HOST_FLAG,
+    *REACH_FLAGS,
     switch("detach", "d", help="Print the new id and leave as soon as it is started."),
     switch(
         "interactive", "i", help="Send it what is typed or piped in here, if the run took that."
     ),
-    *TYPED,
+    *KEYBOARD_FLAGS,
     option("id", help="The new run's id: the same id with the same command is the same run."),
     listing(
         "secret",
         help="K=FILE, or K for my own value: what the run had as a secret no host has kept; repeatable.",
     ),
     switch("accept-new-key", help="Remember the key of a host never seen before."),
-    *LINK,
+    *LINK_FLAGS,
     switch("raw", help="Let escape sequences through to this terminal."),
     option(
         "collector",
@@ -186,16 +198,16 @@ def again(c: Context, given: Given) -> int:
     From the record on the host: command, directory, given variables, stdin, limits and name are the same; the login's environment is that
     of now, and secrets must be given again. What still runs isn't started again. We exit as run does.
     """
-    from . import starting
+    from corra.runs import starting
 
     if len(given.ids) != 1:
         raise Misuse(
             "again needs an id" if not given.ids else f"one id at a time: {' '.join(given.ids)}",
             fate="NOT STARTED",
         )
-    found = selection.find_one(c, given)
+    found = selection.find_one_run(c, given)
     with contextlib.ExitStack() as opened:
-        launch, reported = starting.again(found, id=given.id, secrets=inputs.secrets(given))
+        launch, reported = starting.again(found, id=given.id, secrets=inputs.given_secrets(given))
         opened.callback(launch.close)
         if reported and not given.collector:
             given.screen.note(
@@ -208,25 +220,25 @@ def again(c: Context, given: Given) -> int:
 
 
 @verb(
-    HOST,
-    *REACH,
+    HOST_FLAG,
+    *REACH_FLAGS,
     switch(
         "interactive",
         "i",
         help="Send it what is typed or piped in here; its terminal becomes this one.",
     ),
-    *TYPED,
+    *KEYBOARD_FLAGS,
     option(
         "tail",
         "n",
-        read=lines,
+        read=read_lines,
         default="",
         help="Begin with the last N lines, or all (200 on a terminal, else all; 0: from now).",
     ),
-    *SHOWN,
-    *WATCHED,
+    *SHOW_FLAGS,
+    *WATCH_FLAGS,
     switch("sig-proxy", help="Pass INT and TERM on to the program."),
-    *COLLECTED,
+    *COLLECTOR_FLAGS,
     switch(
         "callback-through-ssh",
         help="Lead the run's reports to --collector through this connection, while somebody watches.",
@@ -238,7 +250,8 @@ def attach(c: Context, given: Given) -> int:
 
     ID is an id, the beginning of its tail, or a name; without one it is the newest run of mine. We exit as run does.
     """
-    from .watch import Gone, Watch
+    from corra.terminal.screen import Gone
+    from corra.terminal.watch import Watch
 
     tail = (
         given.tail
@@ -252,14 +265,19 @@ def attach(c: Context, given: Given) -> int:
             "-i and --collector exclude each other: a collector only listens", fate="NOT DONE"
         )
     if given.collector and not given.callback_through_ssh:
-        return reporting.attach(c, given, tail)
-    found = selection.find_one(c, given)
-    keyboard = inputs.keyboard(given) if given.interactive else None
+        return collectors.attach_by_collector(c, given, tail)
+    found = selection.find_one_run(c, given)
+    keyboard = inputs.given_keyboard(given) if given.interactive else None
     if keyboard is not None and tail is not None and given.tail == "":
         tail = given.screen.height  # a screenful: on a terminal it is drawn over
     feed = keyboard.feed if keyboard is not None else None
     follow = _follow(
-        given, found, tail=tail, feed=feed, timeout_s=given.timeout, **selection.link(c, given)
+        given,
+        found,
+        tail=tail,
+        feed=feed,
+        timeout_s=given.timeout,
+        **selection.link_options(c, given),
     )
     relay = frozenset({signals.SIGINT, signals.SIGTERM}) if given.sig_proxy else frozenset[int]()
     how: dict[str, Any] = {
@@ -270,7 +288,7 @@ def attach(c: Context, given: Given) -> int:
         "keyboard": keyboard,
     }
     watch = Watch(follow, found, given.screen, **how)
-    with reporting.led(c, given, found):
+    with collectors.led_through_ssh(c, given, found):
         try:
             state = watch.stay()
         except Gone:
@@ -279,11 +297,11 @@ def attach(c: Context, given: Given) -> int:
 
 
 @verb(
-    HOST,
-    *REACH,
+    HOST_FLAG,
+    *REACH_FLAGS,
     switch("line", help="End TEXT with a newline."),
     switch("eof", help="Then end its stdin; on a terminal, type Ctrl-D."),
-    *WATCHED,
+    *WATCH_FLAGS,
     ids=True,
     fate="NOT SENT",
 )
@@ -293,8 +311,8 @@ def send(c: Context, given: Given) -> int:
     Each byte arrives once, whatever the network does. Exits 0 when the host has all of it, which the program may read later; 125 when it
     takes none, having ended or closed its stdin.
     """
-    feed, source = inputs.sent(given)
-    found = selection.find(c, given, given.ids[0])
+    feed, source = inputs.given_to_send(given)
+    found = selection.find_run(c, given, given.ids[0])
     if given.dry:
         given.screen.note(
             found.label,
@@ -308,7 +326,7 @@ def send(c: Context, given: Given) -> int:
         feed,
         timeout_s=given.timeout,
         watch=partial(_said_of_link, given, found),
-        **selection.link(c, given),
+        **selection.link_options(c, given),
     )
     if given.json:
         given.screen.event("sent", host=str(found.host), prog_id=found.id, bytes=feed.taken)
@@ -316,12 +334,12 @@ def send(c: Context, given: Given) -> int:
 
 
 @verb(
-    HOST,
-    *REACH,
+    HOST_FLAG,
+    *REACH_FLAGS,
     switch("follow", "f", help="Go on as more comes, to the end."),
-    option("tail", "n", read=lines, default=None, help="Only the last N lines (all)."),
-    *SHOWN,
-    *SIFTED,
+    option("tail", "n", read=read_lines, default=None, help="Only the last N lines (all)."),
+    *SHOW_FLAGS,
+    *FILTER_FLAGS,
     ids=True,
 )
 def logs(c: Context, given: Given) -> int:
@@ -329,8 +347,9 @@ def logs(c: Context, given: Given) -> int:
 
     The errors of the last 10 minutes: inv logs -g ERROR --since 10m ID; the first 4 kB: inv logs --bytes 0:4K ID. What it became doesn't matter here: the exit code is 0 when the output could be shown.
     """
-    from .sieve import Range, Sieve
-    from .watch import Gone, Watch
+    from corra.terminal.filters import Range, Sieve
+    from corra.terminal.screen import Gone
+    from corra.terminal.watch import Watch
 
     # A time read off our own screen has milliseconds, and means all of that one.
     sieve = Sieve(given.grep, given.since, None if given.until is None else given.until + 999_999)
@@ -338,13 +357,13 @@ def logs(c: Context, given: Given) -> int:
         raise Misuse(
             "--bytes and --tail, --grep, --since or --until exclude each other", fate="NOT DONE"
         )
-    found = selection.find_one(c, given)
+    found = selection.find_one_run(c, given)
     timed = given.since is not None or given.until is not None
     how: dict[str, Any] = {
         "live": given.follow,
         "late": given.late,
         "times": timed,
-        **selection.link(c, given),
+        **selection.link_options(c, given),
     }
     if given.bytes is not None:
         begin, end = given.bytes
@@ -367,16 +386,16 @@ def logs(c: Context, given: Given) -> int:
 
 
 @verb(
-    HOST,
-    *REACH,
+    HOST_FLAG,
+    *REACH_FLAGS,
     option(
         "signal",
         "s",
-        read=signal,
+        read=read_signal,
         help="Send just this one, no KILL after it (its stop signal, the grace, then KILL to the whole tree).",
     ),
     switch("kill-now", "9", help="KILL to the whole tree now."),
-    option("grace", read=seconds, help="From there to KILL (what run was given, 10s)."),
+    option("grace", read=read_seconds, help="From there to KILL (what run was given, 10s)."),
     switch("all", "a", help="All that run on --host."),
     switch("yes", "y", help="Don't ask, though it is another's run or on several hosts."),
     switch("no-wait", help="Don't wait for the end."),
@@ -388,7 +407,7 @@ def kill(c: Context, given: Given) -> int:
 
     Exits 0 when none is left, also when it had ended already, 1 when something outlives KILL, 125 when nothing could be done.
     """
-    from .watch import stop
+    from corra.terminal.stopping import stop
 
     _refuse_contradictions(given)
     runs = selection.to_kill(c, given)
@@ -428,8 +447,8 @@ def kill(c: Context, given: Given) -> int:
 
 
 @verb(
-    HOST,
-    *REACH,
+    HOST_FLAG,
+    *REACH_FLAGS,
     switch("all", "a", help="Those that ended well or long ago, too."),
     switch("quiet", "q", help="Full ids only."),
     option(
@@ -437,31 +456,38 @@ def kill(c: Context, given: Given) -> int:
         help="Only these, by the word in the table: running, done, FAILED, KILLED, TIMEOUT, LOST ..",
     ),
     option("grep", help="Only those with this in their name, id or command."),
-    option("since", read=seconds, default=86400.0, help="How far back an end still counts (24h)."),
+    option(
+        "since", read=read_seconds, default=86400.0, help="How far back an end still counts (24h)."
+    ),
     switch("mine", help="Only those I started."),
     option(
         "format", help="A line of my own: '{id} {state} {command}', any column or key of --json."
     ),
     switch("no-trunc", help="Don't cut commands off."),
-    *COLLECTED,
+    *COLLECTOR_FLAGS,
 )
 def ps(c: Context, given: Given) -> int:
     """List runs, what runs first, then what went wrong lately: inv ps --host db1,db2
 
     Without --host the hosts of this machine's history. Exits 125 when a host didn't answer; the others' runs are shown all the same.
     """
+    from corra.model.words import now
+
     from . import render
-    from .watch import now
 
     if given.connect_timeout is None:
         given.connect_timeout = setting(c.config, "connect_timeout") or LOOK_TIMEOUT_S
     states, errors = (
-        (reporting.states(c, given), []) if given.collector else selection.to_list(c, given)
+        (collectors.collected_states(c, given), [])
+        if given.collector
+        else selection.to_list(c, given)
     )
     moment = now()
-    kept = [state for state in render.order(states) if selection.listed(state, given)]
+    kept = [state for state in render.order(states) if selection.is_listed(state, given)]
     shown = [
-        state for state in kept if given.all or given.state or selection.matters(state, given.since)
+        state
+        for state in kept
+        if given.all or given.state or selection.is_shown(state, given.since)
     ]
     if given.json:
         for state in shown:
@@ -477,7 +503,7 @@ def ps(c: Context, given: Given) -> int:
                 ]
             )
         except KeyError as unknown:
-            known = ", ".join(column.lower() for column in render.HEAD)
+            known = ", ".join(column.lower() for column in render.RUNS_HEAD)
             hint = [f"there are {known}, and --json's keys"]
             raise Misuse(
                 f"--format has no {{{unknown.args[0]}}}", fate="NOT DONE", hint=hint
@@ -490,7 +516,7 @@ def ps(c: Context, given: Given) -> int:
     left = [state for state in kept if state not in shown]
     if given.screen.err_is_terminal and not (given.quiet or given.json or given.format):
         well = sum(
-            render.went_well(state) and selection.recent(state, given.since) for state in left
+            render.went_well(state) and selection.ended_lately(state, given.since) for state in left
         )
         if well:
             given.screen.note(
@@ -504,8 +530,8 @@ def ps(c: Context, given: Given) -> int:
 
 
 @verb(
-    HOST,
-    *REACH,
+    HOST_FLAG,
+    *REACH_FLAGS,
     switch("tree", help="Its processes, too, and what each uses."),
     switch("exit-code", help="Exit as the program did, 122 while it runs (else 0)."),
     ids=True,
@@ -515,15 +541,16 @@ def status(c: Context, given: Given) -> int:
 
     Exits 0 when the host could tell, whatever became of the program; see --exit-code.
     """
+    from corra.model.state import exit_code
+    from corra.model.words import now
+
     from . import render
-    from .state import exit_code
-    from .watch import now
 
     width = given.screen.width if given.screen.out_is_terminal else None
 
     def show(text: str | None) -> int:
         with _said(given) as code:
-            found = selection.find(c, given, text)
+            found = selection.find_run(c, given, text)
             state = found.state()
             if given.json:
                 more = {"processes": found.processes()["processes"]} if given.tree else {}
@@ -540,10 +567,10 @@ def status(c: Context, given: Given) -> int:
 
 
 @verb(
-    HOST,
-    *REACH,
+    HOST_FLAG,
+    *REACH_FLAGS,
     switch("any", help="Until the first of them has ended."),
-    *WATCHED,
+    *WATCH_FLAGS,
     ids=True,
 )
 def wait(c: Context, given: Given) -> int:
@@ -553,16 +580,18 @@ def wait(c: Context, given: Given) -> int:
     """
     import threading
 
-    from .state import exit_code
-    from .verb import die_of
-    from .watch import Desk, Watch
+    from corra.model.state import exit_code
+    from corra.terminal.signals import Desk, die_of
+    from corra.terminal.watch import Watch
 
     if not given.ids:
         raise Misuse("wait needs an id", fate="NOT DONE")
 
     def end(text: str) -> int:
-        found = selection.find(c, given, text)
-        follow = found.follow(streams=[], timeout_s=given.timeout, **selection.link(c, given))
+        found = selection.find_run(c, given, text)
+        follow = found.follow(
+            streams=[], timeout_s=given.timeout, **selection.link_options(c, given)
+        )
         watch = Watch(follow, found, given.screen)
         for event in follow:
             if not given.json:
@@ -601,14 +630,16 @@ def wait(c: Context, given: Given) -> int:
 
 
 @verb(
-    HOST,
-    *REACH,
+    HOST_FLAG,
+    *REACH_FLAGS,
     option(
         "older",
-        read=seconds,
+        read=read_seconds,
         help="What ended longer ago than this (14d after a good end, else 30d).",
     ),
-    option("max-size", read=size, help="Then the oldest, until a host has no more than this (2G)."),
+    option(
+        "max-size", read=read_size, help="Then the oldest, until a host has no more than this (2G)."
+    ),
     switch("yes", "y", help="Don't ask."),
     ids=True,
 )
@@ -618,7 +649,7 @@ def gc(c: Context, given: Given) -> int:
     Never what is unfinished, watched, or not yet delivered. The record of a run outlives its output: status still tells how it ended.
     Without --host the hosts of this machine's history.
     """
-    from . import control
+    from corra.runs import disk
 
     if given.ids and (given.older is not None or given.max_size is not None):
         raise Misuse("an id and --older or --max-size exclude each other", fate="NOT DONE")
@@ -626,11 +657,13 @@ def gc(c: Context, given: Given) -> int:
         raise Misuse("nobody here to say yes: add -y, or -R to see what would go", fate="NOT DONE")
     wanted: list[tuple[str, str, Callable[..., Freed]]]
     if given.ids:
-        wanted = [(found.label, str(found.host), found.free) for found in selection.ended(c, given)]
+        wanted = [
+            (found.label, str(found.host), found.free) for found in selection.ended_runs(c, given)
+        ]
     else:
         rules = {"older": given.older, "max_size": given.max_size}
         known = selection.places(c, given, "gc", 90 * 86400.0)
-        wanted = [("", host, partial(control.gc, host, **rules, **how)) for host, how in known]
+        wanted = [("", host, partial(disk.free_disk, host, **rules, **how)) for host, how in known]
 
     def clean(each: tuple[str, str, Callable[..., Freed]]) -> int:
         label, host, free = each
@@ -655,8 +688,8 @@ def gc(c: Context, given: Given) -> int:
 
 
 @verb(
-    HOST,
-    *REACH,
+    HOST_FLAG,
+    *REACH_FLAGS,
     switch("place", help="Bring the agent there, too."),
     switch("accept-new-key", help="Remember the key of a host never seen before."),
 )
@@ -666,15 +699,17 @@ def doctor(c: Context, given: Given) -> int:
     A line for each thing and what to do about it. Nothing is written there, unless --place says so. Without --host the hosts of this
     machine's history. Exits 1 when there is a problem.
     """
-    from . import checkup, render
+    from corra.remote import checkup
+
+    from . import render
 
     known = selection.places(c, given, "doctor", 90 * 86400.0)
 
     def look(each: tuple[str, dict[str, Any]]) -> int:
         host, how = each
         with _said(given) as code:
-            checks = checkup.examine(host, place=given.place, **how)
-            good = checkup.passed(checks)
+            checks = checkup.examine_host(host, place=given.place, **how)
+            good = checkup.all_passed(checks)
             if given.json:
                 given.screen.event(
                     "doctor", host=host, ready=good, checks=[check.to_json() for check in checks]
@@ -683,7 +718,7 @@ def doctor(c: Context, given: Given) -> int:
                 given.screen.lines(
                     [
                         render.visible(line)
-                        for line in checkup.lines(host, checks, bad_only=given.quiet)
+                        for line in checkup.check_lines(host, checks, bad_only=given.quiet)
                     ]
                 )
             code[0] = 0 if good else 1
@@ -699,7 +734,7 @@ def doctor(c: Context, given: Given) -> int:
 
 
 def _freed(freed: Freed, begin: str) -> str:
-    from . import render
+    from corra.model import words
 
     if not (freed.emptied or freed.forgotten):
         return "nothing to free"
@@ -713,12 +748,12 @@ def _freed(freed: Freed, begin: str) -> str:
         if freed.forgotten
         else []
     )
-    return f"{begin} {render.size(freed.bytes)}: {' and '.join(parts)}"
+    return f"{begin} {words.decimal_size(freed.bytes)}: {' and '.join(parts)}"
 
 
 def _said_of_link(given: Given, found: Run, event: Any) -> None:
-    from .follow import LinkDown, LinkUp
-    from .verdict import duration
+    from corra.model.words import duration
+    from corra.runs.events import LinkDown, LinkUp
 
     if isinstance(event, LinkDown) and event.attempt == 1:
         given.screen.note("", str(found.host), "link lost, nothing is sent twice; trying on")
@@ -775,7 +810,8 @@ def _launched(
     c: Context, given: Given, launch: Launch, opened: contextlib.ExitStack, target: str
 ) -> int:
     """Start it, show it unless --detach, and return the exit code."""
-    from .watch import Gone, Watch
+    from corra.terminal.screen import Gone
+    from corra.terminal.watch import Watch
 
     if given.echo or given.dry:
         given.screen.note(
@@ -784,14 +820,14 @@ def _launched(
     if given.dry:
         return 0
     if given.collector:
-        launch = reporting.register(c, given, launch)
+        launch = collectors.register(c, given, launch)
     keyboard = (
-        inputs.keyboard(given)
+        inputs.given_keyboard(given)
         if launch.request.program.takes_more and given.interactive and not given.detach
         else None
     )
     feed = keyboard.feed if keyboard is not None else None
-    follow = launch.follow(stay=not given.detach, feed=feed, **selection.link(c, given))
+    follow = launch.follow(stay=not given.detach, feed=feed, **selection.link_options(c, given))
     how: dict[str, Any] = {
         "relay": frozenset({signals.SIGTERM}),
         "hide": given.hide,
@@ -799,7 +835,7 @@ def _launched(
         "keyboard": keyboard,
     }
     watch = Watch(follow, launch.run, given.screen, **how)
-    opened.enter_context(reporting.led(c, given, launch.run))
+    opened.enter_context(collectors.led_through_ssh(c, given, launch.run))
     try:
         state = watch.stay()
     except Gone:
@@ -810,8 +846,10 @@ def _launched(
 
 
 def _detached(given: Given, watch: Watch, state: State, target: str, keeper: str) -> int:
-    from . import ids, render
-    from .verdict import beside
+    from corra.model import ids
+    from corra.model.words import side_by_side
+
+    from . import render
 
     if given.json:
         return 0  # the start event has said it
@@ -828,7 +866,7 @@ def _detached(given: Given, watch: Watch, state: State, target: str, keeper: str
         hint.append("safer on a machine that stays up: --via chaperone@HOST")
     elif target != "local":
         hint.append(f"elsewhere: corra attach --host {target} {short}")
-    given.screen.say(watch.label, target, fate, why, beside(hint))
+    given.screen.say(watch.label, target, fate, why, side_by_side(hint))
     return 0
 
 
@@ -845,9 +883,9 @@ def _refuse_contradictions(given: Given) -> None:
 
 
 def _hours(since_s: float) -> str:
-    from .verdict import span
+    from corra.model.words import chosen_time
 
-    return "24 h" if since_s == 86400 else span(since_s)
+    return "24 h" if since_s == 86400 else chosen_time(since_s)
 
 
 @verb(
@@ -857,7 +895,7 @@ def _hours(since_s: float) -> str:
         "hosts",
         help="The host that keeps the journal. Default: where a runbook run from here keeps its own, or here.",
     ),
-    *REACH[:-1],
+    *REACH_FLAGS[:-1],
     listing(
         "redo",
         help="Have STEP or STEP@HOST done anew by the next pass; the only way for a LOST one. Repeatable.",
@@ -871,8 +909,9 @@ def book(c: Context, given: Given) -> int:
 
     --redo and --skip start nothing: the runbook's own command goes on with what they say. With --json or --markdown it is the audit trail.
     """
-    from . import chronicle, shelf
-    from .watch import now
+    from corra.cli import journals
+    from corra.model.words import now
+    from corra.runbooks import audit
 
     if len(given.ids) > 2:
         raise Misuse(f"one runbook at a time: {' '.join(given.ids)}", fate="NOT DONE")
@@ -881,34 +920,37 @@ def book(c: Context, given: Given) -> int:
     if len(given.ids) < 2:
         return _list_books(c, given)
     name, key = given.ids
-    found = shelf.journal(c, given, name, key)
+    found = journals.one_journal(c, given, name, key)
     for what, steps in (("redo", given.redo), ("skip", given.skip)):
         for step in steps:
             if given.dry:
                 given.screen.note(f"{name} {key}", "", f"would {what} {step}")
             else:
-                given.screen.note(f"{name} {key}", "", shelf.decide(found, what, step))
+                given.screen.note(f"{name} {key}", "", journals.record_decision(found, what, step))
     if given.redo or given.skip:
         given.screen.note(f"{name} {key}", "", "go on: the runbook's own command")
         return 0
     where = str(found.where.host)
     if given.json:
-        given.screen.event("book", **chronicle.as_json(name, key, found.book, where))
+        given.screen.event("book", **audit.as_json(name, key, found.book, where))
     elif given.markdown:
-        given.screen.lines(chronicle.markdown(name, key, found.book))
+        given.screen.lines(audit.markdown(name, key, found.book))
     else:
         width = given.screen.width if given.screen.out_is_terminal else None
-        given.screen.lines(chronicle.screen(name, key, found.book, now(), str(found), width))
+        given.screen.lines(audit.screen(name, key, found.book, now(), str(found), width))
     return 0
 
 
 def _list_books(c: Context, given: Given) -> int:
-    from . import chronicle, render, shelf
-    from .watch import now
+    from corra.cli import journals
+    from corra.model.words import now
+    from corra.runbooks import audit
+
+    from . import render
 
     rows: list[tuple[str, ...]] = []
     code = 0
-    for found, name, key, error in shelf.journals(
+    for found, name, key, error in journals.all_journals(
         c, given, name=given.ids[0] if given.ids else None
     ):
         if error is not None or found is None:
@@ -926,12 +968,12 @@ def _list_books(c: Context, given: Given) -> int:
             continue
         begun, where = found.book.begun, str(found.where.host)
         if given.json:
-            given.screen.event("book", **chronicle.as_json(name, key, found.book, where))
+            given.screen.event("book", **audit.as_json(name, key, found.book, where))
         cells = (
             name,
             key,
-            chronicle.state(found.book),
-            render.moment(begun.at if begun else None, now()),
+            audit.book_state(found.book),
+            render.past_moment(begun.at if begun else None, now()),
             begun.by if begun else "-",
         )
         rows.append(
@@ -939,7 +981,7 @@ def _list_books(c: Context, given: Given) -> int:
         )
     if rows and not given.json:
         width = given.screen.width if given.screen.out_is_terminal else None
-        given.screen.lines(render.table(rows, width, chronicle.BOOKS))
+        given.screen.lines(render.table(rows, width, audit.BOOKS_HEAD))
     elif not rows:
         given.screen.note("", "", "no runbooks" + (f" called {given.ids[0]}" if given.ids else ""))
     return code

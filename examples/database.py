@@ -2,15 +2,19 @@
 
     inv -r examples -c database drill --host db1 --ticket DRILL-7
 
-The dump, the restore into a scratch database and the comparison are steps of their own: a drill that dies in its third hour goes on in its
-third hour. The commands stand for pg_dump, pg_restore and psql on plain files, so that the example can be tried on any machine.
+The dump, the restore into a scratch database and the comparison are steps of their own: a drill
+that dies in its third hour goes on in its third hour. The commands stand for pg_dump, pg_restore
+and psql on plain files, so that the example can be tried on any machine.
 """
 
 from invoke import task
 
 import corra
 
-DUMP = 'mkdir -p "$0/backup" && tar -C "$0/data" -cf "$0/backup/new.tar" . && mv "$0/backup/new.tar" "$0/backup/last.tar"'
+DUMP = (
+    'mkdir -p "$0/backup" && tar -C "$0/data" -cf "$0/backup/new.tar" . '
+    '&& mv "$0/backup/new.tar" "$0/backup/last.tar"'
+)
 RESTORE = (
     'rm -rf "$0/scratch" && mkdir "$0/scratch" && tar -C "$0/scratch" -xf "$0/backup/last.tar"'
 )

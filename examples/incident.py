@@ -1,8 +1,11 @@
-"""An incident's evidence from many hosts, before it is gone: collected at once, one file a host and command, and a list of what is missing.
+"""An incident's evidence from many hosts, collected at once, before it is gone.
+
+One file for each host and command, and a list of what is missing:
 
     inv -r examples -c incident collect --hosts web[1-40],db[1-2] --to ./INC-77
 
-A host that doesn't answer doesn't keep the others' evidence back; run again, it collects what is missing and nothing twice.
+A host that doesn't answer doesn't keep the others' evidence back. Run again, the task collects what
+is missing and nothing twice.
 """
 
 import os

@@ -1,10 +1,11 @@
 """A data job of many hours, and a message when it is over.
 
     inv -r examples -c job crunch --host big1 --data s3://bucket/day=7 --notify ops@example.org
-    inv -r examples -c job crunch ...              # again, from anywhere: takes hold of the job that runs, or says what it came to
+    inv -r examples -c job crunch ...
 
-The job's id follows from its input, so that two people can't start it twice. The message is sent by the host as the job's own last act: it
-comes also when nobody watches any more.
+The second call, from anywhere, takes hold of the job that runs, or says what it came to. The job's
+id follows from its input, so that two people can't start it twice. The host sends the message as
+the job's own last act, so it also comes when nobody watches any more.
 """
 
 import hashlib
@@ -13,7 +14,8 @@ from invoke import task
 
 import corra
 
-# $0: the message's way out, $1: the input. The status is the job's own, whatever becomes of the message.
+# $0 sends the message, $1 is the input, $2 the program. The status is the program's own, whatever
+# becomes of the message.
 JOB = '"$2" "$1"; code=$?; printf "%s ended with %s\\n" "$1" "$code" | sh -c "$0"; exit $code'
 
 

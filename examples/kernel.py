@@ -1,9 +1,12 @@
-"""Upgrade the kernel and reboot, a canary first: each reboot is told by the boot id, so that none is taken for a lost run.
+"""Upgrade the kernel and reboot, a canary first.
+
+The boot id tells each reboot, so that none is taken for a lost run:
 
     inv -r examples -c kernel kernel --version 6.1.0-28 --ticket OPS-812
 
-Before each wave a person is asked; the answer is kept. A host that doesn't come back stops the roll-out with one wave touched. The balancer
-`lb1` and the journal's host `ops1` are this site's own, as they would be in anybody's tasks.py.
+Before each wave a person is asked, and the answer is kept. A host that doesn't come back stops the
+roll-out with one wave touched. The balancer `lb1` and the journal's host `ops1` are this site's
+own, as they would be in anybody's tasks.py.
 """
 
 from invoke import task
@@ -12,7 +15,7 @@ import corra
 from corra.tasks import attach, book, kill, ps, run  # noqa: F401 - the verbs, beside our own
 
 QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
-# Waits on the host: no link can break it.
+# Waits on the host, so that no broken link ends it.
 HEALTHY = ["sh", "-c", "until curl -fsS http://127.0.0.1:8080/healthz; do sleep 2; done"]
 
 

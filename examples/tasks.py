@@ -1,17 +1,18 @@
-"""Move a service to a new release on one host, as an Invoke task that a closed laptop doesn't stop half-way.
+"""Move a service to a new release on one host; a closed laptop doesn't stop the task half-way.
 
     inv -r examples upgrade --host db1 --release 4.2
-    inv -r examples backup --host db1            # then, from any machine: corra attach --host db1 backup
+    inv -r examples backup --host db1       # then, from any machine: corra attach --host db1 backup
 
-Each step runs on the host under corra: a broken link is made again, a step that fails stops the task with that step's exit code, and
-Ctrl-C leaves what runs running. The commands here only write below --root, so that the example can be tried on any machine.
+Each step runs on the host under corra: a broken link is made again, and Ctrl-C leaves what runs
+running. A step that fails stops the task with that step's exit code. The commands here only write
+below --root, so that the example can be tried on any machine.
 """
 
 from invoke import task
 
 import corra
 
-# Waits on the host, so that no link can break it.
+# Waits on the host, so that no broken link ends it.
 HEALTHY = ["sh", "-c", 'until grep -qx "$0" current; do sleep 1; done']
 
 
@@ -38,7 +39,7 @@ def upgrade(c, host="local", release="", root="/tmp/corra-example"):
         name="backup",
         cwd=root,
     )
-    # While it is being saved: nothing waits for nothing.
+    # This goes on while the backup is being made.
     corra.run(host, ["sh", "-c", 'echo "$0" > next', release], cwd=root, hide="out")
     if saved.wait(timeout="10m").failed:
         raise corra.Stop("the backup failed; nothing was changed")

@@ -20,15 +20,14 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(
-    0, str(ROOT / "tests")
-)  # pytest's importlib mode leaves it out, and the tests share sshd.py and machine.py
+# The helpers are no tests, and all rooms share them.
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
-import agent_door  # noqa: E402 - found by the line above
+import agent_door  # noqa: E402
 import users  # noqa: E402
 import warm  # noqa: E402
-from corra.place import Agent  # noqa: E402
-from corra.reach import agent_for  # noqa: E402
+from corra.remote.agent_client import Agent  # noqa: E402
+from corra.remote.targets import agent_for  # noqa: E402
 from seat import Terminal  # noqa: E402
 from sshd import QUICKLY, Sshd, program  # noqa: E402
 from warm import Warm  # noqa: E402

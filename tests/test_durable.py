@@ -20,7 +20,7 @@ from invoke.exceptions import AuthFailure, CommandTimedOut, Failure, ThreadExcep
 from invoke.watchers import FailingResponder, Responder, StreamWatcher
 
 import corra
-from corra import durable
+from corra import runners
 from corra.runners import Durable
 from proxy import Proxy, wait_for
 from sshd import Sshd
@@ -211,11 +211,11 @@ def test_a_watcher_that_gives_up_is_a_failure(c: Any) -> None:
 
 
 def test_a_prompt_is_found_behind_much_output_and_searching_costs_no_more_for_it() -> None:
-    window = durable._Window([Responder("Pass:", "secret\n")])
+    window = runners._Window([Responder("Pass:", "secret\n")])
     buffer: list[str] = []
     for _ in range(100):
         assert list(window.submit("x" * 10_000, buffer)) == []
-        assert len(window._text) <= 3 * durable.PROMPT_MAX
+        assert len(window._text) <= 3 * runners.PROMPT_MAX
     assert list(window.submit("Pa", buffer)) == []
     assert list(window.submit("ss:", buffer)) == ["secret\n"]
     assert list(window.submit("later", buffer)) == []

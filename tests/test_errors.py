@@ -17,8 +17,8 @@ from invoke.exceptions import Exit, UnexpectedExit
 from invoke.runners import Result
 
 from corra import errors
-from corra.program import Host
-from corra.verdict import refused
+from corra.model.answers import refusal_error
+from corra.model.host import Host
 from properties import PROPERTY
 
 TREE = [
@@ -221,7 +221,7 @@ def test_hints_are_for_people_at_a_terminal(inv):
 
 
 def test_a_host_that_kills_programs_at_logout_is_said_with_the_line_that_helps() -> None:
-    error = refused("no_linger", {"user": "ops"}, host=Host.parse("web9"), verb="run")
+    error = refusal_error("no_linger", {"user": "ops"}, host=Host.parse("web9"), verb="run")
     assert (
         error.line
         == "corra: web9: NOT STARTED: logind there kills programs at logout, linger is off"

@@ -21,9 +21,11 @@ from hypothesis import given, settings, strategies as st
 from corra import render
 from corra.agent import AFTER_GRACE
 from corra.errors import NotFound
-from corra.screen import OUT, Gone, Sanitiser, Screen
-from corra.state import State
-from corra.verdict import ended as bad_end, outcome
+from corra.model import words
+from corra.model.answers import end_error as bad_end, outcome_words
+from corra.model.state import State
+from corra.terminal.sanitiser import Sanitiser
+from corra.terminal.screen import OUT, Gone, Screen
 
 NOW = datetime(2026, 11, 23, 4, 0, tzinfo=timezone.utc)
 COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
@@ -71,14 +73,14 @@ def ended(**facts: Any) -> State:
     ],
 )
 def test_a_size_has_two_or_three_figures(count: int, text: str) -> None:
-    assert render.size(count) == text
+    assert words.decimal_size(count) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(2, "0:02"), (61, "1:01"), (2467, "0:41:07"), (7265, "2:01:05")]
 )
 def test_a_clock_that_moves_has_hours_once_they_matter(seconds: float, text: str) -> None:
-    assert render.clock(seconds) == text
+    assert render.running_time(seconds) == text
 
 
 def test_a_good_end_says_how_and_after_how_long() -> None:
@@ -109,11 +111,14 @@ def test_every_time_of_day_is_the_operators_own(monkeypatch: pytest.MonkeyPatch)
         assert error is not None and error.why == "db1 rebooted at 09:01 while it ran"
         assert error.hint[0].startswith("exit status unknown; output to 09:00:58: ")
         assert (
-            outcome(replace(rebooted, state="exited", reason="exited", return_code=0))
+            outcome_words(replace(rebooted, state="exited", reason="exited", return_code=0))
             == "done: exit 0, 09:01"
         )
         # History knows that it ended and not how: that is no success.
-        assert outcome(replace(rebooted, state="exited", reason=None, return_code=None)) == "ended"
+        assert (
+            outcome_words(replace(rebooted, state="exited", reason=None, return_code=None))
+            == "ended"
+        )
     finally:
         monkeypatch.undo()
         time.tzset()

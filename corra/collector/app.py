@@ -36,12 +36,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from corra import ids
-from corra.agent import FINAL, TRANSITIONS
+from corra.model import ids
+from corra.on_host.agent.contract import FINAL, TRANSITIONS
 
-from . import pages, tokens as keys
+from . import pages, tokens
 from .events import Watchers
-from .limits import Rates, Refusal
+from .limits import Rates, RequestRefusal
 from .store import Store
 
 # A body that trickles in holds a connection, not more; this ends it.
@@ -70,7 +70,7 @@ class Json(JSONResponse):
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
-class Kept(Response):
+class AppendResponse(Response):
     """The answer to an append, without what makes Starlette's good for everything."""
 
     status_code = 200
@@ -154,10 +154,10 @@ class Deadlines:
             task.cancel()
 
 
-class Refused(Json):
+class RefusedResponse(Json):
     """An answer that doesn't wait for the rest of the body, and yet leaves its sender time to read it."""
 
-    def __init__(self, refusal: Refusal, request: Call) -> None:
+    def __init__(self, refusal: RequestRefusal, request: Call) -> None:
         super().__init__(refusal.body, refusal.status, refusal.headers)
         self._request = request
 
@@ -223,8 +223,8 @@ class Endpoint:
         began = time.monotonic()
         try:
             response = await self._answer(request)
-        except Refusal as refusal:
-            response = Refused(refusal, request)
+        except RequestRefusal as refusal:
+            response = RefusedResponse(refusal, request)
         except ClientDisconnect:
             response = Response(status_code=400)
         except Exception:  # noqa: BLE001 - it is logged, counted, and answered with a 500
@@ -275,7 +275,7 @@ class Api:
         self.rates = Rates(store.limits.rate)
         self.watchers: Watchers | None = None
         self.log_requests = log_requests
-        self._known: dict[bytes, tuple[float, keys.Token]] = {}
+        self._known: dict[bytes, tuple[float, tokens.Token]] = {}
         self._chance = secrets.token_bytes(32)
         self._bodies = Deadlines(BODY_S)
 
@@ -325,16 +325,18 @@ class Api:
         prog_id, token = await self.reporter(request)
         name = request.path_params["name"]
         if not _STREAM.fullmatch(name):
-            raise Refusal(404, "no_stream", "no such stream: a to z, 0 to 9 and _, at most 16")
+            raise RequestRefusal(
+                404, "no_stream", "no such stream: a to z, 0 to 9 and _, at most 16"
+            )
         offset, gap = _number(request, b"upload-offset"), _number(request, b"upload-gap")
         if offset is None:
-            raise Refusal(
+            raise RequestRefusal(
                 400, "no_offset", "Upload-Offset is missing: where in the stream these bytes stand"
             )
         data = await self.body(request)
         self.metrics.bytes.inc(len(data))
         length = await self.store.append(token, prog_id, name, offset, data, gap)
-        return Kept(length)
+        return AppendResponse(length)
 
     async def state(self, request: Call) -> Response:
         prog_id, token = await self.reporter(request)
@@ -358,7 +360,7 @@ class Api:
         about = _object(await self.body(request))
         prog_id = about.get("prog_id")
         if not isinstance(prog_id, str) or not ids.is_valid(prog_id):
-            raise Refusal(422, "bad_id", "prog_id must match " + ids.PATTERN)
+            raise RequestRefusal(422, "bad_id", "prog_id must match " + ids.PATTERN)
         about = {
             key: about[key]
             for key in ("name", "host", "target", "user", "argv", "origin", "cwd")
@@ -366,7 +368,7 @@ class Api:
         }
         try:
             keys_checked = json.loads(json.dumps(about))
-            from corra.state import State
+            from corra.model.state import State
 
             State.from_json(
                 {
@@ -378,7 +380,7 @@ class Api:
             if not isinstance(about.get("target", ""), str):
                 raise ValueError("target is no text")
         except ValueError as error:
-            raise Refusal(422, "bad_run", str(error)[:200]) from None
+            raise RequestRefusal(422, "bad_run", str(error)[:200]) from None
         made = await self.store.register(token, prog_id, about)
         url = str(request.url.replace(path=f"/api/v1/agent/{prog_id}", query=""))
         return Json({**made, "url": url}, 201)
@@ -408,7 +410,7 @@ class Api:
         length = run["collector"]["received"].get(name)
         if length is None:
             if name not in (run.get("streams") or {}):
-                raise Refusal(404, "no_stream", "this run has no such stream")
+                raise RequestRefusal(404, "no_stream", "this run has no such stream")
             length = 0
         headers = {
             "Accept-Ranges": "bytes",
@@ -437,7 +439,7 @@ class Api:
         run = await self.visible(request)
         query = request.query_params
         if query.get("live", "true") not in ("true", "false"):
-            raise Refusal(400, "bad_query", "live: true or false")
+            raise RequestRefusal(400, "bad_query", "live: true or false")
         text = request.said(b"last-event-id")
         if text:
             cursor = dict.fromkeys(run["collector"]["received"], 0) | _cursor(text)
@@ -496,7 +498,7 @@ class Api:
         """Whether a write gets to the disk: what a load balancer wants to know."""
         try:
             await asyncio.wait_for(self.store.submit(lambda batch: None), 5)
-        except (Refusal, asyncio.TimeoutError):
+        except (RequestRefusal, asyncio.TimeoutError):
             return Json({"ok": False}, 503)
         room = self.store.has_room()
         return Json({"ok": room}, 200 if room else 503)
@@ -513,15 +515,15 @@ class Api:
 
     # -- Who asks
 
-    async def token(self, request: Call) -> keys.Token:
+    async def token(self, request: Call) -> tokens.Token:
         """Return who asks. Raises Refusal: 401, 429."""
         header, now = request.said(b"authorization"), time.monotonic()
         # Found by its hash: how long that takes tells nothing about the tokens that are known.
         hashed = hashlib.blake2b((header or "").encode(), digest_size=32, key=self._chance).digest()
         until, token = self._known.get(hashed, (0.0, None))
         if token is None or now >= until:
-            key, secret = keys.split(header)
-            token = keys.checked(await _read(self.store.token, key), secret)
+            key, secret = tokens.split(header)
+            token = tokens.checked(await _read(self.store.token, key), secret)
             if len(self._known) > 100_000:
                 self._known.clear()
             self._known[hashed] = (now + TOKEN_CACHE_S, token)
@@ -529,11 +531,11 @@ class Api:
         self.rates.take(token.id)
         return token
 
-    async def reporter(self, request: Call) -> tuple[str, keys.Token]:
+    async def reporter(self, request: Call) -> tuple[str, tokens.Token]:
         token = await self.token(request)
         prog_id = request.path_params["prog_id"]
         if not ids.is_valid(prog_id):
-            raise Refusal(404, "bad_id", "not an id: " + ids.PATTERN)
+            raise RequestRefusal(404, "bad_id", "not an id: " + ids.PATTERN)
         token.may_report(prog_id)
         return prog_id, token
 
@@ -542,14 +544,14 @@ class Api:
         token = await self.token(request)
         run = await _read(self.store.run, request.path_params["prog_id"], token.may_read())
         if run is None:
-            raise Refusal(404, "not_found", "no such run here")
+            raise RequestRefusal(404, "not_found", "no such run here")
         return run  # type: ignore[no-any-return]
 
     async def body(self, request: Call) -> bytes:
         """Return the body. Raises Refusal: 413 by its announced length where there is one, 408 when it doesn't come."""
         announced = request.said(b"content-length") or ""
         if announced.isdecimal() and int(announced) > self.limits.body:
-            raise Refusal(413, "too_large", f"a body may have {self.limits.body} bytes")
+            raise RequestRefusal(413, "too_large", f"a body may have {self.limits.body} bytes")
         parts, size = [], 0
         task = self._bodies.begin()
         try:
@@ -557,14 +559,16 @@ class Api:
                 part = await request.part()
                 size += len(part)
                 if size > self.limits.body:
-                    raise Refusal(413, "too_large", f"a body may have {self.limits.body} bytes")
+                    raise RequestRefusal(
+                        413, "too_large", f"a body may have {self.limits.body} bytes"
+                    )
                 parts.append(part)
         except asyncio.CancelledError:
             if not self._bodies.passed(task):
                 raise
             if sys.version_info >= (3, 11):
                 task.uncancel()
-            raise Refusal(408, "too_slow", f"the body didn't come in {BODY_S:g} s") from None
+            raise RequestRefusal(408, "too_slow", f"the body didn't come in {BODY_S:g} s") from None
         finally:
             self._bodies.end(task)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -603,7 +607,9 @@ def _number(request: Call, name: bytes) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 16 and int(text) <= 1 << 53):
-        raise Refusal(400, "bad_offset", f"{name.decode().title()}: not a number from 0 to 2^53")
+        raise RequestRefusal(
+            400, "bad_offset", f"{name.decode().title()}: not a number from 0 to 2^53"
+        )
     return int(text)
 
 
@@ -612,24 +618,24 @@ def _object(data: bytes) -> dict[str, Any]:
         value = json.loads(data)
         json.dumps(value, allow_nan=False)
     except (ValueError, RecursionError):
-        raise Refusal(400, "bad_json", "the body isn't JSON") from None
+        raise RequestRefusal(400, "bad_json", "the body isn't JSON") from None
     if not isinstance(value, dict):
-        raise Refusal(400, "bad_json", "the body isn't an object")
+        raise RequestRefusal(400, "bad_json", "the body isn't an object")
     return value
 
 
 def _bounded(text: str, name: str, low: int, high: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and low <= int(text) <= high):
-        raise Refusal(400, "bad_query", f"{name}: a number from {low} to {high}")
+        raise RequestRefusal(400, "bad_query", f"{name}: a number from {low} to {high}")
     return int(text)
 
 
 def _filter(name: str, text: str) -> Any:
     if "\0" in text:
-        raise Refusal(400, "bad_query", f"{name}: has a NUL")
+        raise RequestRefusal(400, "bad_query", f"{name}: has a NUL")
     if name == "open":
         if text not in ("true", "false"):
-            raise Refusal(400, "bad_query", "open: true or false")
+            raise RequestRefusal(400, "bad_query", "open: true or false")
         return text == "true"
     if name in ("since", "until"):
         try:
@@ -637,7 +643,7 @@ def _filter(name: str, text: str) -> Any:
         except ValueError:
             value = float("nan")
         if not abs(value) < 1e12:
-            raise Refusal(400, "bad_query", f"{name}: seconds since the epoch")
+            raise RequestRefusal(400, "bad_query", f"{name}: seconds since the epoch")
         return value
     return text.encode("utf-8", "replace").decode()
 
@@ -649,7 +655,7 @@ def _page(text: str) -> tuple[float, int]:
     except ValueError:
         found = float("nan"), 0
     if not (abs(found[0]) < 1e12 and 0 <= found[1] < 1 << 62):
-        raise Refusal(400, "bad_query", "page: what `next` of the page before said")
+        raise RequestRefusal(400, "bad_query", "page: what `next` of the page before said")
     return found
 
 
@@ -665,7 +671,7 @@ def _range(text: str | None, length: int) -> tuple[int, int] | None:
         if match[2] and int(match[2]) < int(match[1]):
             return None
     if start >= stop:
-        raise Refusal(
+        raise RequestRefusal(
             416,
             "no_range",
             f"there are {length} bytes",
@@ -680,7 +686,7 @@ def _cursor(text: str) -> dict[str, int]:
     for part in filter(None, text.strip().strip("-").split(",")):
         match = _CURSOR.fullmatch(part)
         if not match:
-            raise Refusal(400, "bad_cursor", "Last-Event-ID: none of ours")
+            raise RequestRefusal(400, "bad_cursor", "Last-Event-ID: none of ours")
         found[match[1]] = int(match[2])
     return found
 

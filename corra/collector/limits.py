@@ -14,7 +14,7 @@ _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,12})([KMGT]?)", re.IGNORECASE)
 
 
-class Refusal(Exception):
+class RequestRefusal(Exception):
     """An answer that isn't 2xx: `kind` is for programs, the message for people."""
 
     def __init__(
@@ -52,11 +52,11 @@ class Limits:
                     f"not a limit: {part!r} (body=4M, rate=1000, runs=10000, disk=64G)",
                     fate="NOT SERVED",
                 )
-            found[name] = size(value)
+            found[name] = parse_limit_size(value)
         return replace(cls(), **found)
 
 
-def size(text: str) -> int:
+def parse_limit_size(text: str) -> int:
     """Return the bytes in `64G`, `4M`, `100`. Raises Misuse."""
     match = _SIZE.fullmatch(text.strip())
     if not match:
@@ -78,7 +78,7 @@ class Rates:
         left = min(2.0 * self._rate, left + (now - at) * self._rate)
         if left < 1:
             wait_s = max(1, round((1 - left) / self._rate))
-            raise Refusal(
+            raise RequestRefusal(
                 429,
                 "too_fast",
                 f"more than {self._rate} requests a second",

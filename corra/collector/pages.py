@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from corra.agent import VERSION
-from corra.ids import PATTERN
+from corra.model.ids import PATTERN
+from corra.on_host.agent.contract import VERSION
 
 from .limits import Limits
 

@@ -26,10 +26,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from corra.errors import CorraError, Misuse
 
-from . import tokens, webhooks
+from . import notices, tokens, webhooks
 from .app import Api
-from .limits import Limits, size
-from .store import Hook, Store
+from .limits import Limits, parse_limit_size
+from .notices import Hook
+from .store import Store
 
 HEADER_S = 15.0
 # Longer than a courier's pause between two batches of output, so that its connection is still there.
@@ -47,7 +48,7 @@ class NotServed(CorraError):
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServeSettings:
     """What `corra serve` was told."""
 
     host: str = "127.0.0.1"
@@ -67,7 +68,7 @@ class Settings:
         return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
 
 
-def settings(
+def serve_settings(
     *,
     listen: str = "127.0.0.1:8050",
     database: str | None = None,
@@ -79,7 +80,7 @@ def settings(
     limits: str = "",
     webhook: Sequence[str] = (),
     log_requests: bool = False,
-) -> Settings:
+) -> ServeSettings:
     """Return the Settings for those flags. Raises Misuse: what leaves this machine needs TLS, or somebody who says that it doesn't."""
     host, colon, port = listen.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > 65535:
@@ -96,9 +97,9 @@ def settings(
                 "or --insecure, where something in front of it does TLS",
             ],
         )
-    return Settings(
+    return ServeSettings(
         host, int(port), database or default_database(), tls_cert, tls_key, KEEP_S if keep_s is None else keep_s,
-        size(max_size) if max_size else None, Limits.parse(limits), tuple(webhooks.parse(each) for each in webhook), log_requests,
+        parse_limit_size(max_size) if max_size else None, Limits.parse(limits), tuple(notices.parse_hook(each) for each in webhook), log_requests,
     )  # fmt: skip
 
 
@@ -115,7 +116,7 @@ def default_database() -> str:
     return str(root / "corra" / "collector.sqlite3")
 
 
-def opened(database: str, **how: Any) -> Store:
+def opened_store(database: str, **how: Any) -> Store:
     """Return the Store at `database`. Raises NotServed."""
     import sqlalchemy as sa
 
@@ -128,8 +129,8 @@ def opened(database: str, **how: Any) -> Store:
 
 def new_token(database: str, text: str) -> str:
     """Make a token `NAME=SCOPES`, whether or not a server runs."""
-    name, scopes = tokens.parse(text)
-    store = opened(database)
+    name, scopes = tokens.parse_token_spec(text)
+    store = opened_store(database)
     try:
         return store.new_token(name, scopes)
     finally:
@@ -137,7 +138,7 @@ def new_token(database: str, text: str) -> str:
 
 
 def revoke(database: str, name: str) -> int:
-    store = opened(database)
+    store = opened_store(database)
     try:
         return store.revoke(name)
     finally:
@@ -236,10 +237,10 @@ class _Lines(logging.Formatter):
         return json.dumps(line)
 
 
-def serve(told: Settings, ready: Callable[[Settings, Store], None]) -> None:
+def serve_collector(told: ServeSettings, ready: Callable[[ServeSettings, Store], None]) -> None:
     """Serve until a signal says otherwise; `ready` is called once it listens. Raises NotServed."""
     _log_to_stderr()
-    store = opened(told.database, limits=told.limits, hooks=told.hooks)
+    store = opened_store(told.database, limits=told.limits, hooks=told.hooks)
     try:
         try:
             listener = socket.create_server(
@@ -261,7 +262,7 @@ def serve(told: Settings, ready: Callable[[Settings, Store], None]) -> None:
             raise NotServed(f"TLS: {told.tls_cert}, {told.tls_key}: {error}") from error
         with listener:
             where = listener.getsockname()
-            ready(Settings(**{**vars(told), "port": where[1]}), store)
+            ready(ServeSettings(**{**vars(told), "port": where[1]}), store)
             _run(_Server(config, api), listener, told, store)
     finally:
         store.close()
@@ -274,7 +275,7 @@ def _behind_proxy(app: ASGIApp) -> ASGIApp:
     return ProxyHeadersMiddleware(app, trusted_hosts=trusted)  # type: ignore[arg-type, return-value]
 
 
-def _run(server: _Server, listener: socket.socket, told: Settings, store: Store) -> None:
+def _run(server: _Server, listener: socket.socket, told: ServeSettings, store: Store) -> None:
     import uvloop
 
     async def main() -> None:

@@ -33,14 +33,15 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
 
-from corra import ids
-from corra.agent import FINAL
 from corra.errors import Misuse
-from corra.state import State
+from corra.model import ids
+from corra.model.state import State
+from corra.on_host.agent.contract import FINAL
 
 from . import tokens as keys
-from .limits import Limits, Refusal
-from .schema import chunks, metadata, notices, runs, streams, tokens
+from .limits import Limits, RequestRefusal
+from .notices import Hook
+from .schema import chunks, notices, runs, streams, tokens
 
 BATCH_JOBS = 512
 BATCH_BYTES = 32 << 20
@@ -67,7 +68,7 @@ FLOOR_BYTES, FLOOR_SHARE = 1 << 30, 20
 HEAD = "0001"
 MIGRATIONS = Path(__file__).with_name("migrations")
 
-Row = Mapping[str, Any]
+RunRow = Mapping[str, Any]
 
 _log = logging.getLogger("corra.collector")
 
@@ -103,14 +104,6 @@ class _Memory:
 
 class _Stale(Exception):
     """Another process has written what was remembered otherwise."""
-
-
-@dataclass
-class Hook:
-    """Who is told of a run's end: `shape` is "plain" or "slack"."""
-
-    url: str
-    shape: str = "plain"
 
 
 def _tell(answers: Iterable[tuple[Any, Any]]) -> None:
@@ -298,7 +291,7 @@ class Store:
                 for job in jobs:
                     try:
                         answers.append(job.do(batch))
-                    except Refusal as refusal:
+                    except RequestRefusal as refusal:
                         answers.append(refusal)
                 batch.flush()
         except BaseException:
@@ -334,7 +327,7 @@ class Store:
 
     # -- Reading
 
-    def token(self, key: str) -> Row | None:
+    def token(self, key: str) -> RunRow | None:
         """Return the token's row."""
         return self._one(sa.select(tokens).where(tokens.c.key == key))
 
@@ -467,7 +460,7 @@ class Store:
                 ).scalar_one()
             )
 
-    def _one(self, query: sa.Select[Any]) -> Row | None:
+    def _one(self, query: sa.Select[Any]) -> RunRow | None:
         with self.engine.connect() as connection:
             found = connection.execute(query).mappings().first()
         return None if found is None else dict(found)
@@ -503,7 +496,7 @@ class Store:
 
     # -- Notices
 
-    def due(self, now: float) -> list[Row]:
+    def due(self, now: float) -> list[RunRow]:
         """Return the notices that are to be sent by `now`."""
         with self.engine.connect() as connection:
             query = sa.select(notices).where(notices.c.due <= now).order_by(notices.c.due).limit(20)
@@ -576,10 +569,10 @@ class Batch:
         found = self._fresh(prog_id)
         if found is None:
             if token.run is not None:
-                raise Refusal(410, "forgotten", "this run has been forgotten here")
+                raise RequestRefusal(410, "forgotten", "this run has been forgotten here")
             return self._begin(token, prog_id, {"prog_id": prog_id, "state": "running"})
         if found.row["owner"] != token.owner:
-            raise Refusal(403, "other_run", "this run was begun with another token")
+            raise RequestRefusal(403, "other_run", "this run was begun with another token")
         return found
 
     def _begin(self, token: keys.Token, prog_id: str, doc: Mapping[str, Any]) -> _Run:
@@ -589,7 +582,7 @@ class Batch:
             .where(runs.c.owner == token.owner, runs.c.ended.is_(None))
         )
         if self.connection.execute(open_runs).scalar_one() >= self.store.limits.runs:
-            raise Refusal(
+            raise RequestRefusal(
                 403,
                 "too_many_runs",
                 f"{self.store.limits.runs} runs of this token are open already",
@@ -632,7 +625,7 @@ class Batch:
         if known is None:
             self._begin(token, prog_id, {**about, "prog_id": prog_id, "state": "starting"})
         elif known.row["owner"] != token.owner:
-            raise Refusal(409, "other_run", "this id names another's run")
+            raise RequestRefusal(409, "other_run", "this id names another's run")
         text, expires = self.new_token(
             f"{token.name}/{prog_id}", [keys.RUN], run=prog_id, owner=token.owner
         )
@@ -641,7 +634,7 @@ class Batch:
     def report(self, token: keys.Token, prog_id: str, value: Mapping[str, Any]) -> None:
         state = _state(value, prog_id)
         if state.state in FINAL:
-            raise Refusal(422, "bad_state", "a final State is for .../completed")
+            raise RequestRefusal(422, "bad_state", "a final State is for .../completed")
         run = self._run(token, prog_id)
         if run.row["ended"] is None:
             self._change(run, {**self._doc(run), **value})
@@ -649,12 +642,12 @@ class Batch:
     def complete(self, token: keys.Token, prog_id: str, value: Mapping[str, Any]) -> bool:
         state = _state(value, prog_id)
         if state.state not in FINAL:
-            raise Refusal(422, "bad_state", f"{state.state} is not the end of a run")
+            raise RequestRefusal(422, "bad_state", f"{state.state} is not the end of a run")
         run = self._run(token, prog_id)
         if run.row["ended"] is not None:
             if _essence(self._doc(run)) == _essence(value):
                 return False
-            raise Refusal(409, "ended", "this run has ended already, and otherwise")
+            raise RequestRefusal(409, "ended", "this run has ended already, and otherwise")
         have = {
             name: run.streams[name].length if name in run.streams else 0
             for name in state.streams or {}
@@ -665,13 +658,13 @@ class Batch:
             if facts.get("length", 0) > have[name]
         }
         if lacking:
-            raise Refusal(409, "incomplete", "output is missing", expected=lacking)
+            raise RequestRefusal(409, "incomplete", "output is missing", expected=lacking)
         self.flush()  # streams grow only before the end
         now = time.time()
         self._change(run, {**self._doc(run), **value}, ended=now)
         shown = _shown(run.row, {name: each.length for name, each in run.streams.items()}, [])
         for hook in self.store.hooks:
-            from .webhooks import body
+            from .notices import body
 
             values = {
                 "run": prog_id,
@@ -709,7 +702,13 @@ class Batch:
     # -- Output
 
     def append(
-        self, token: keys.Token, prog_id: str, name: str, offset: int, data: bytes, gap: int | None
+        self,
+        token: keys.Token,
+        prog_id: str,
+        name: str,
+        offset: int,
+        data: bytes,
+        gap: int | None,
     ) -> int:
         run = self._runs.get(prog_id)
         stream = run.streams.get(name) if run else None
@@ -737,7 +736,9 @@ class Batch:
         if reach <= at:
             return at
         if stream is None and len(run.streams) >= STREAMS_MAX:
-            raise Refusal(422, "too_many_streams", f"a run has at most {STREAMS_MAX} streams")
+            raise RequestRefusal(
+                422, "too_many_streams", f"a run has at most {STREAMS_MAX} streams"
+            )
         fresh = data[at - offset :] if offset < at else data
         self._allow(token.owner, len(fresh))
         if stream is None:
@@ -762,7 +763,7 @@ class Batch:
     def _allow(self, owner: int, size: int) -> None:
         """Count `size` bytes against the owner's allowance. Raises Refusal when it, or the disk, is used up."""
         if not self.store.has_room():
-            raise Refusal(507, "disk_full", "the collector's disk is full")
+            raise RequestRefusal(507, "disk_full", "the collector's disk is full")
         used, until = self._allowance.get(owner, (0, 0.0))
         if (now := time.monotonic()) >= until:
             kept = (
@@ -773,7 +774,7 @@ class Batch:
             )
             used, until = kept + self._used.get(owner, 0), now + ALLOWANCE_S
         if used + size > self.store.limits.disk:
-            raise Refusal(507, "allowance", "the allowance of this token is used up")
+            raise RequestRefusal(507, "allowance", "the allowance of this token is used up")
         self._allowance[owner] = used + size, until
         self._used[owner] = self._used.get(owner, 0) + size
 
@@ -925,15 +926,15 @@ _HEAR = _Statement(_hear, "of", "at")
 _USE = _Statement(_use, "of", "more")
 
 
-def _hole(at: int, kind: str, message: str) -> Refusal:
-    return Refusal(409, kind, message, headers={"Upload-Offset": str(at)}, offset=at)
+def _hole(at: int, kind: str, message: str) -> RequestRefusal:
+    return RequestRefusal(409, kind, message, headers={"Upload-Offset": str(at)}, offset=at)
 
 
-def _explained(error: Exception) -> Refusal:
+def _explained(error: Exception) -> RequestRefusal:
     """Return the answer to a job that the database could not do. The bytes may be sent again: nothing of it was kept."""
     if "full" in str(error) or "disk I/O" in str(error):
-        return Refusal(507, "disk_full", "the collector's disk is full")
-    return Refusal(
+        return RequestRefusal(507, "disk_full", "the collector's disk is full")
+    return RequestRefusal(
         503,
         "database",
         f"the collector's database failed: {type(error).__name__}",
@@ -948,9 +949,9 @@ def _state(value: Mapping[str, Any], prog_id: str) -> State:
     try:
         state = State.from_json(value)
     except (ValueError, TypeError, KeyError) as error:
-        raise Refusal(422, "bad_state", str(error)[:200]) from None
+        raise RequestRefusal(422, "bad_state", str(error)[:200]) from None
     if state.prog_id != prog_id:
-        raise Refusal(422, "bad_state", "this is the State of another run")
+        raise RequestRefusal(422, "bad_state", "this is the State of another run")
     return state
 
 
@@ -990,7 +991,7 @@ def _tail(prog_id: str) -> str:
 
 
 def _shown(
-    row: Row, lengths: Mapping[str, int], gaps: Sequence[Mapping[str, Any]]
+    row: RunRow, lengths: Mapping[str, int], gaps: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Return a run as readers get it: its State as it was last told, and what the collector itself knows."""
     doc = json.loads(row["doc"])
@@ -1139,6 +1140,3 @@ def migrate(connection: Connection) -> None:
             raise
         connection.rollback()
     connection.commit()
-
-
-__all__ = ["Batch", "Hook", "Store", "metadata", "migrate"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from corra.errors import Misuse
 
-from .limits import Refusal
+from .limits import RequestRefusal
 
 RUN, WRITE, READ = "run", "write", "read"
 # What a reader's scope may be narrowed by; `*` at the end of a value stands for anything.
@@ -38,13 +38,13 @@ class Token:
     def may_report(self, prog_id: str) -> None:
         """Raise Refusal unless this token may report `prog_id`."""
         if self.run is not None and self.run != prog_id:
-            raise Refusal(403, "other_run", "this token opens another run")
+            raise RequestRefusal(403, "other_run", "this token opens another run")
         if self.run is None and WRITE not in self.scopes:
-            raise Refusal(403, "not_allowed", "this token may not write")
+            raise RequestRefusal(403, "not_allowed", "this token may not write")
 
     def may_register(self) -> None:
         if self.run is not None or WRITE not in self.scopes:
-            raise Refusal(403, "not_allowed", "this token may not register runs")
+            raise RequestRefusal(403, "not_allowed", "this token may not register runs")
 
     def may_read(self) -> list[Mapping[str, str]]:
         """Return what the token may see: any run that has all that one of these says. Raises Refusal when that is none."""
@@ -54,7 +54,7 @@ class Token:
             if word == READ:
                 seen.append(dict(part.split("=", 1) for part in rest.split("&")) if rest else {})
         if not seen or self.run is not None:
-            raise Refusal(403, "not_allowed", "this token may not read")
+            raise RequestRefusal(403, "not_allowed", "this token may not read")
         return [{}] if {} in seen else seen
 
 
@@ -77,7 +77,7 @@ def split(header: str | None) -> tuple[str, str]:
     scheme, _, text = (header or "").partition(" ")
     match = _TOKEN.fullmatch(text.strip()) if scheme.lower() == "bearer" else None
     if not match:
-        raise Refusal(
+        raise RequestRefusal(
             401,
             "no_token",
             "no token: Authorization: Bearer TOKEN",
@@ -90,14 +90,14 @@ def checked(row: Mapping[str, Any] | None, secret: str) -> Token:
     """Return the Token of `row` if `secret` opens it. Raises Refusal, the same for an unknown key as for a wrong secret."""
     kept = row["hash"] if row else bytes(32)
     if not hmac.compare_digest(bytes(kept), digest(secret)) or row is None:
-        raise Refusal(
+        raise RequestRefusal(
             401,
             "bad_token",
             "not a token of this collector",
             headers={"WWW-Authenticate": "Bearer"},
         )
     if row["revoked"] is not None or (row["expires"] is not None and row["expires"] < time.time()):
-        raise Refusal(
+        raise RequestRefusal(
             401,
             "old_token",
             "this token has expired or was taken back",
@@ -113,7 +113,7 @@ def checked(row: Mapping[str, Any] | None, secret: str) -> Token:
     )
 
 
-def parse(text: str) -> tuple[str, list[str]]:
+def parse_token_spec(text: str) -> tuple[str, list[str]]:
     """Read `NAME=read,write` or `NAME=read:host=db*&by=ops`. Raises Misuse."""
     name, equals, rest = text.partition("=")
     scopes = [scope for scope in rest.split(",") if scope]

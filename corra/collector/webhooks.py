@@ -3,69 +3,21 @@
 from __future__ import annotations
 
 import http.client
-import json
 import logging
 import random
-import shlex
 import ssl
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from corra import ids
-from corra.errors import Misuse, plain
-
 if TYPE_CHECKING:
-    from .store import Hook, Store
+    from .store import Store
 
 TIMEOUT_S = 15.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 3600.0
 GIVE_UP_S = 86400.0
 
 _log = logging.getLogger("corra.collector")
-
-
-def parse(text: str) -> Hook:
-    """Read `https://...` or `slack=https://...`. Raises Misuse."""
-    from .store import Hook
-
-    shape, url = ("slack", text[6:]) if text.startswith("slack=") else ("plain", text)
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Misuse(f"not a webhook: {text!r} (URL, or slack=URL)", fate="NOT SERVED")
-    return Hook(url, shape)
-
-
-def body(hook: Hook, run: Mapping[str, Any]) -> str:
-    """Return what the hook is sent for the end of `run`."""
-    if hook.shape == "slack":
-        return json.dumps({"text": sentence(run)})
-    return json.dumps(
-        {
-            "v": 1,
-            "type": "end",
-            "text": sentence(run),
-            "state": {key: run[key] for key in run if key != "collector"},
-        }
-    )
-
-
-def sentence(run: Mapping[str, Any]) -> str:
-    """Return one line about the end of a run, for people."""
-    label = ids.label(run["prog_id"], run.get("name"))
-    if run["state"] != "exited":
-        fate = run["state"].replace("_", " ").upper()
-    elif run.get("reason") == "timeout":
-        fate = "TIMEOUT"
-    elif run.get("signal"):
-        fate = f"KILLED by {run['signal']}"
-    else:
-        fate = f"{'FAILED' if run.get('return_code') else 'done'}: exit {run.get('return_code')}"
-    after = "" if run.get("elapsed") is None else f" after {run['elapsed']:.1f} s"
-    return plain(
-        f"{label} on {run.get('host') or '?'}: {fate}{after}: {shlex.join(map(str, run.get('argv') or ()))[:200]}"
-    )
 
 
 def send_due(store: Store) -> None:

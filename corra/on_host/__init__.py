@@ -1,1 +1,1 @@
-"""What runs on a host: Python 3.6, standard library only, and nothing of ours is imported."""
+"""What runs on a host: Python 3.6, the standard library, and nothing of ours imported."""

@@ -1,0 +1,1 @@
+"""The command line: flags, words, and what each verb is given."""

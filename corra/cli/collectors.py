@@ -1,0 +1,76 @@
+"""What the verbs do with a collector: have a run report to one, and show what one has."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from invoke.context import Context
+
+from corra.errors import Misuse
+
+from .words import Given
+
+if TYPE_CHECKING:
+    from corra.collector.client import Collector
+    from corra.model.state import State
+    from corra.runs.request import Launch
+    from corra.runs.run import Run
+
+
+def named_collector(c: Context, name: str) -> Collector:
+    """Return the collector that the configuration calls so. Raises Misuse."""
+    from corra.collector.client import Collector
+    from corra.settings import setting
+
+    return Collector.named(name, setting(c.config, "collectors"))
+
+
+def register(c: Context, given: Given, launch: Launch) -> Launch:
+    """Make a run known to --collector and return its Launch with a callback there."""
+    return named_collector(c, given.collector).register(launch)
+
+
+def led_through_ssh(c: Context, given: Given, run: Run) -> contextlib.AbstractContextManager[None]:
+    """Return what leads the run's reports through our connection where that was asked for."""
+    if not given.callback_through_ssh:
+        return contextlib.nullcontext()
+    if not given.collector:
+        raise Misuse("--callback-through-ssh needs --collector NAME")
+    from corra.collector.tunnel import led_to_collector as through
+
+    return through(run, named_collector(c, given.collector).url, run.agent.runner)
+
+
+def attach_by_collector(c: Context, given: Given, tail: int | None) -> int:
+    """Show a run as the collector has it, and go on live."""
+    from corra.terminal.screen import Gone
+    from corra.terminal.watch import Watch
+
+    if len(given.ids) > 1:
+        raise Misuse(f"one id at a time: {' '.join(given.ids)}", fate="NOT DONE")
+    if given.host or given.sig_proxy:
+        raise Misuse(
+            "--collector excludes --host and --sig-proxy: a collector only listens", fate="NOT DONE"
+        )
+    found: Any = named_collector(c, given.collector).find(given.ids[0] if given.ids else None)
+    streams = None if given.stream in (None, "both") else [given.stream]
+    follow: Any = found.follow(tail=tail, timeout_s=given.timeout, streams=streams)
+    watch = Watch(follow, found, given.screen, hide=given.hide, stamps=given.timestamps, tail=tail)
+    try:
+        state = watch.stay()
+    except Gone:
+        return watch.gone()
+    return 0 if state is None else watch.outcome(state)
+
+
+def collected_states(c: Context, given: Given) -> list[State]:
+    """Return the runs that a collector has, of --host where given."""
+    import time
+
+    collector = named_collector(c, given.collector)
+    hosts: list[str | None] = [name for each in given.host for name in each.split(",") if name] or [
+        None
+    ]
+    since = None if given.all else time.time() - given.since
+    return [state for host in hosts for state in collector.runs(host=host, since=since)]

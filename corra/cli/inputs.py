@@ -1,0 +1,159 @@
+"""What a program is given from this side: its standard input, its environment, its secrets.
+
+Everything is read here, before any host is asked, so that a missing file or variable is a misuse and nothing has been started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from corra.errors import Misuse
+
+from .words import Given
+
+if TYPE_CHECKING:
+    from corra.runs.stdin_feed import StdinFeed
+    from corra.terminal.keyboard import Keyboard
+
+_READ = 256 * 1024
+
+
+def given_stdin(given: Given) -> tuple[Any, contextlib.AbstractContextManager[Any]]:
+    """Return what the program reads, and what is to be closed afterwards. Raises Misuse for a file that nobody would read."""
+    if given.stdin is not None and (given.interactive or given.pty):
+        raise Misuse(
+            f"{'-i' if given.interactive else '--pty'} and --stdin exclude each other: with -i it is read all along"
+        )
+    if given.interactive:
+        from corra.model.program import OPEN
+
+        return OPEN, contextlib.nullcontext()
+    if given.stdin == "-":
+        return sys.stdin.buffer, contextlib.nullcontext()
+    if given.stdin not in (None, "none"):
+        try:
+            file = open(given.stdin, "rb")  # noqa: SIM115 - the caller closes it, by what we return
+        except OSError as error:
+            raise Misuse(f"--stdin {given.stdin}: {error.strerror}") from error
+        return file, file
+    if given.stdin is None and _unread_file(0):
+        raise Misuse(
+            "stdin is a file, but the program would read /dev/null",
+            hint=["send it: --stdin -            don't: --stdin none  (or < /dev/null)"],
+        )
+    return None, contextlib.nullcontext()
+
+
+def given_keyboard(given: Given) -> Keyboard:
+    """Return what reads our own stdin for the program while it runs."""
+    from corra.runs.stdin_feed import StdinFeed
+    from corra.terminal.keyboard import Keyboard
+
+    return Keyboard(StdinFeed(), given.screen, keys=given.detach_keys)
+
+
+def given_to_send(given: Given) -> tuple[StdinFeed, threading.Thread | None]:
+    """Return what `send` sends, and the thread that reads our own stdin where there is no TEXT. Raises Misuse."""
+    from corra.runs.stdin_feed import StdinFeed
+
+    if not given.ids:
+        raise Misuse("send needs an id", fate="NOT SENT")
+    if len(given.ids) > 2:
+        raise Misuse(
+            f"one TEXT at a time; in quotes, if that is one: {' '.join(given.ids[1:])!r}",
+            fate="NOT SENT",
+        )
+    feed = StdinFeed()
+    piped = len(given.ids) == 1 and not given.line and _is_piped(0)
+    if len(given.ids) == 1 and not (given.eof or given.line or piped):
+        raise Misuse("nothing to send: say TEXT or --eof, or pipe it in", fate="NOT SENT")
+    if piped:
+        return feed, threading.Thread(
+            target=_pour, args=(feed, given.eof), name="stdin", daemon=True
+        )
+    feed.write(b"".join(os.fsencode(text) for text in given.ids[1:]) + b"\n" * given.line)
+    _finish(feed, eof=given.eof)
+    return feed, None
+
+
+def _pour(feed: StdinFeed, eof: bool) -> None:
+    while data := os.read(0, _READ):
+        feed.write(data)
+        if not feed.wait(2 * _READ):
+            return
+    _finish(feed, eof=eof)
+
+
+def _finish(feed: StdinFeed, *, eof: bool) -> None:
+    if eof:
+        feed.end()
+    feed.finish()
+
+
+def _is_piped(fd: int) -> bool:
+    """Return whether there is something to be read from: a terminal is a person who has been asked nothing."""
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def _unread_file(fd: int) -> bool:
+    """Return whether `fd` is a regular file at its beginning, with bytes to read: `while read h; do inv run ..; done < hosts` isn't."""
+    try:
+        facts = os.fstat(fd)
+        return (
+            stat.S_ISREG(facts.st_mode) and facts.st_size > 0 and os.lseek(fd, 0, os.SEEK_CUR) == 0
+        )
+    except OSError:
+        return False
+
+
+def given_environment(given: Given) -> dict[str, str]:
+    """Return what --env-file says, and over it -E."""
+    env: dict[str, str] = {}
+    if given.env_file:
+        try:
+            with open(given.env_file, encoding="utf-8", errors="surrogateescape") as lines:
+                text = [line.rstrip("\n") for line in lines]
+        except OSError as error:
+            raise Misuse(f"--env-file {given.env_file}: {error.strerror}") from error
+        for number, line in enumerate(text, 1):
+            name, equals, value = line.partition("=")
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            if not equals:
+                raise Misuse(f"--env-file {given.env_file}: line {number} is not K=V")
+            env[name.strip()] = value
+    for each in given.env:
+        name, equals, value = each.partition("=")
+        env[name] = value if equals else _mine(name, "-E")
+    return env
+
+
+def given_secrets(given: Given) -> dict[str, str]:
+    """Return the values of --secret."""
+    found: dict[str, str] = {}
+    for each in given.secret:
+        name, equals, path = each.partition("=")
+        if not equals:
+            found[name] = _mine(name, "--secret")
+            continue
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                found[name] = file.read().removesuffix("\n")
+        except OSError as error:
+            raise Misuse(f"--secret {name}: {path}: {error.strerror}") from error
+    return found
+
+
+def _mine(name: str, flag: str) -> str:
+    if name not in os.environ:
+        raise Misuse(f"{flag} {name}: not set here; say {flag} {name}=..")
+    return os.environ[name]

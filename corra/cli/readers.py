@@ -1,0 +1,141 @@
+"""Readers of flag values: each turns typed text into a value or raises Misuse."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable
+
+from corra.errors import Misuse
+
+
+def read_seconds(text: str) -> float:
+    """Read `10s`, `1h30m`."""
+    from corra.model import units
+
+    return units.parse_seconds(text)
+
+
+def read_patience(text: str) -> float:
+    """Read a duration that two pings and their answers fit in."""
+    found = read_seconds(text)
+    if found < 1:
+        raise Misuse(f"too short to hear from anybody: {text} (1s or more)")
+    return found
+
+
+def read_size(text: str) -> int:
+    """Read `500M`, `2G`."""
+    from corra.model import units
+
+    return units.parse_size(text)
+
+
+def read_signal(text: str) -> str:
+    """Read `TERM`, `sigterm`, `15`."""
+    from corra.model.signal_names import signal_name
+
+    return signal_name(text)
+
+
+def read_lines(text: str) -> int | None:
+    """Read a number of lines; None is all."""
+    return None if text == "all" else _count(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(text)
+    return int(text)
+
+
+def read_byte_range(text: str) -> tuple[int, int | None]:
+    """Read `A:B`, `A:` or `:B`, the bytes from A on and before B."""
+    begin, colon, end = text.partition(":")
+    if not colon:
+        raise Misuse(f"not A:B: {text!r} (say 0:4096, 1M:2M, or 4096: to the end)")
+    found = (read_size(begin) if begin else 0, read_size(end) if end else None)
+    if found[1] is not None and found[1] < found[0]:
+        raise Misuse(f"it ends before it begins: {text!r}")
+    return found
+
+
+def read_output_kept(text: str) -> int | None:
+    """Read `64M`, at least 64K."""
+    from corra.model import units
+
+    return units.output_kept(text)
+
+
+def read_limit(text: str) -> str:
+    """Check `NAME=VALUE`."""
+    from corra.model import limits
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise Misuse(f"not NAME=VALUE: {text!r} (say files=4096)")
+    try:
+        limits.parse_limits({name: value})
+    except Misuse as error:
+        raise Misuse(error.why.removeprefix("limit ")) from None
+    return text
+
+
+def read_moment(text: str) -> int:
+    """Read `10m` (ago), `14:30` (today), `2026-11-24T14:30` as ns since the epoch; a time without an offset is this machine's own."""
+    import time
+    from datetime import datetime
+
+    with contextlib.suppress(Misuse):
+        return int((time.time() - read_seconds(text)) * 1e9)
+    today = (
+        f"{datetime.now().astimezone():%Y-%m-%d}T"
+        if ":" in text and "-" not in text.partition(":")[0]
+        else ""
+    )
+    try:
+        # Python 3.10 reads no Z.
+        when = datetime.fromisoformat(today + text.strip().replace("Z", "+00:00"))
+    except ValueError:
+        raise Misuse(
+            f"not a time: {text!r} (say 10m for 10 minutes ago, 14:30, or 2026-11-24T14:30)"
+        ) from None
+    return int((when if when.tzinfo else when.astimezone()).timestamp() * 1e9)
+
+
+def read_pattern(text: str) -> re.Pattern[bytes]:
+    """Read a regular expression that is to be found in bytes."""
+    try:
+        return re.compile(os.fsencode(text))
+    except re.error as error:
+        raise Misuse(f"not a regular expression: {text!r}: {error}") from None
+
+
+def read_detach_keys(text: str) -> bytes:
+    """Read `ctrl-]`, `ctrl-p,ctrl-q`."""
+    from corra.terminal.leave_keys import detach_keys
+
+    return detach_keys(text)
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Return a reader of one of these words."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise Misuse(f"not {', '.join(choices[:-1])} or {choices[-1]}: {text!r}")
+        return text
+
+    return read
+
+
+def read_transport(text: str) -> str:
+    """Read `fabric`, `openssh`, `chaperone`, `chaperone@HOST`."""
+    by, at, keeper = text.partition("@")
+    if at and by == "chaperone":
+        from corra.model.host import Host
+
+        Host.parse(keeper)
+        return text
+    return one_of("fabric", "openssh", "chaperone", "chaperone@HOST")(text)

@@ -1,0 +1,391 @@
+"""Which hosts and which runs a command line means.
+
+For looking, what history knows will do. For killing nothing is guessed: ids, or all of a host that was named, and a person says yes where the
+runs are another's or on several hosts.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from invoke.context import Context
+
+from corra.errors import CorraError, Misuse, NotKilled, typed
+from corra.settings import setting
+
+from .words import Given
+
+if TYPE_CHECKING:
+    from corra.model.state import State
+    from corra.remote.agent_client import Agent
+    from corra.runs.run import Run
+
+_HISTORY_HOSTS = 32
+# 80 columns, less `corra: NOT KILLED: `.
+_CHOICE_WIDTH = 61
+
+
+def host_reach(c: Context, given: Given) -> dict[str, Any]:
+    """Return how hosts are reached: the flags, and under them what the configuration says below `corra`."""
+    login, as_user = _said(given)
+    flags = {
+        "user": login or given.user,
+        "as_user": as_user,
+        "via": given.via,
+        "connect_timeout": given.connect_timeout,
+        "accept_new_key": getattr(given, "accept_new_key", None) or None,
+    }
+    told = {
+        name: setting(c.config, name) if value is None else value for name, value in flags.items()
+    }
+    return {
+        "config": c.config,
+        **{name: value for name, value in told.items() if value is not None},
+    }
+
+
+def link_options(c: Context, given: Given) -> dict[str, Any]:
+    """Return how patient a follow is with its link: the flags, and under them what the configuration says."""
+    told: dict[str, Any] = {}
+    for name in ("reconnect_timeout", "dead_after"):
+        value = getattr(given, name, None)
+        value = setting(c.config, name) if value is None else value
+        if value is not None:
+            told[f"{name}_s"] = value
+    return told
+
+
+def _said(given: Given) -> tuple[str | None, str | None]:
+    """Return who logs in and whom sudo makes of them, as --as and --mode say together. Raises Misuse."""
+    from corra.model.host import Mode, login_and_user
+
+    name: str | None = vars(given)["as"]  # the flag's name is a word of Python's
+    if given.mode and not name:
+        raise Misuse(f"--mode {given.mode} needs --as USER", fate="NOT DONE")
+    try:
+        return login_and_user(name, Mode(given.mode) if given.mode else None)
+    except Misuse as error:
+        error.fate = "NOT DONE"
+        raise
+
+
+def fabrics_host(c: Context) -> str:
+    """Return the host that `fab -H` calls a task for, "" under `inv`."""
+    from corra.remote.targets import is_a
+
+    if not is_a(c, "fabric.connection", "Connection"):
+        return ""
+    from corra.transport.fabric.connection import host_of
+
+    return str(host_of(c))
+
+
+def told_hosts(c: Context, given: Given) -> list[str]:
+    """Return the hosts given by flag, `fab -H`, $CORRA_HOST or the configuration, in this order; none is an answer too."""
+    return _hosts(
+        given.host
+        or [fabrics_host(c) or os.environ.get("CORRA_HOST") or setting(c.config, "host") or ""]
+    )
+
+
+def _hosts(texts: Sequence[str]) -> list[str]:
+    """Return the hosts that lists and sets such as `db1,web[1-3]` name, each once. Raises Misuse."""
+    from corra.model.host_sets import hosts
+
+    given = [text for text in texts if text.strip(", ")]
+    try:
+        return list(hosts(given)) if given else []
+    except Misuse as error:
+        error.fate = "NOT DONE"
+        raise
+
+
+def _several(hosts: Sequence[str]) -> str:
+    from corra.model.host_sets import fold
+
+    return f"{', '.join(hosts) if len(hosts) < 4 else fold(hosts)} are {len(hosts)}"
+
+
+def one_host(c: Context, given: Given, *, fate: str) -> str:
+    """Return the one host a command line names. Raises Misuse for none and for several."""
+    try:
+        hosts = told_hosts(c, given)
+    except Misuse as error:
+        error.fate = fate
+        raise
+    if not hosts:
+        command = shlex.join(given.argv)
+        raise Misuse(f"no host:  {typed()} run --host HOST -- {command}   (here: local)", fate=fate)
+    if len(hosts) > 1:
+        raise Misuse(f"one host at a time: {_several(hosts)}", fate=fate)
+    return hosts[0]
+
+
+def begin_connecting(c: Context, given: Given) -> Agent | None:
+    """Return the agent of the one host a command line names, on the way to it already: keys are exchanged while the rest is imported.
+
+    None where there is nothing to begin; what is wrong with the line, `one_host` will say.
+    """
+    from corra.remote.targets import agent_for
+
+    try:
+        agent = (
+            None
+            if given.dry
+            else agent_for(one_host(c, given, fate="NOT STARTED"), **host_reach(c, given))
+        )
+    except CorraError:
+        return None
+    if agent is not None:
+        agent.begin()
+    return agent
+
+
+def find_run(c: Context, given: Given, text: str | None) -> Run:
+    """Return the run that `text` means: on --host, else on the host that history knows. Whether it is there, its first answer tells."""
+    from corra.remote.targets import agent_to_ask
+    from corra.transport.fabric.connection import CONNECT_S
+
+    # $CORRA_HOST and the configuration say where to start things; where a run is, is for history to know first.
+    hosts = _hosts(given.host or [fabrics_host(c)])
+    if len(hosts) > 1:
+        raise Misuse(f"an id belongs to one host: {_several(hosts)}", fate="NOT DONE")
+    how = host_reach(c, given)
+    if (limit_s := getattr(given, "timeout", None)) is not None:
+        # A look that has its own limit must not spend more than that on being let in.
+        how["connect_timeout"] = max(0.1, min(limit_s, how.get("connect_timeout", CONNECT_S)))
+    there = agent_to_ask(hosts[0], **how) if hosts else None
+    if there is not None and not given.dry:
+        there.begin()  # the way there is made while the rest is imported
+    from corra.runs import finding
+
+    return finding.named_run(text, there, spool=given.spool, verb=given.verb, **how)
+
+
+def find_one_run(c: Context, given: Given) -> Run:
+    """Return the run that the only id means, without one the newest of mine."""
+    if len(given.ids) > 1:
+        raise Misuse(f"one id at a time: {' '.join(given.ids)}", fate="NOT DONE")
+    return find_run(c, given, given.ids[0] if given.ids else None)
+
+
+def to_kill(c: Context, given: Given) -> list[tuple[Run, State | None]]:
+    """Return the runs to stop, with what is known of them where it has to be. Never a guess: without ids or -a it is a misuse that lists them."""
+    from corra.model import ids
+    from corra.remote.targets import agent_for
+    from corra.runs import finding, history
+    from corra.runs.run import Run
+
+    if given.ids:
+        return _each_found(c, given)
+    try:
+        hosts = told_hosts(c, given)
+    except Misuse as error:
+        raise _not_killed(error) from error
+    if given.all and not hosts:
+        raise Misuse("-a needs --host", fate="NOT KILLED")
+    open_: list[State] = []
+    if hosts:
+        answers = finding.ps(hosts, spool=given.spool, **host_reach(c, given))
+        for answer in answers:
+            if isinstance(answer, CorraError):
+                raise _not_killed(answer)
+        open_ = [each for each in answers if not isinstance(each, CorraError) and not each.ended]
+    else:
+        open_ = [entry.as_state() for entry in history.recent_entries(50) if entry.open]
+    if not given.all:
+        where = (
+            f" on {', '.join(sorted({each.host for each in open_}) or hosts)}"
+            if open_ or hosts
+            else ""
+        )
+        labels = [f"{ids.short(each.prog_id)} ({each.name or '-'})" for each in open_]
+        choices = (_choice(labels, shown) + where for shown in range(min(5, len(labels)), 0, -1))
+        raise Misuse(
+            next(
+                (each for each in choices if len(each) <= _CHOICE_WIDTH),
+                _choice(labels, min(1, len(labels))) + where,
+            ),
+            fate="NOT KILLED",
+        )
+    if not open_:
+        given.screen.note("", ",".join(hosts), "nothing runs there")
+    how = host_reach(c, given)
+    return [
+        (
+            Run(agent_for(each.host, **how), each.prog_id, name=each.name, spool=given.spool),
+            each,
+        )
+        for each in open_
+    ]
+
+
+def _choice(labels: Sequence[str], shown: int) -> str:
+    """Return `say which: w9c4tr (reindex), p2d6xn (-) run`, with the first `shown` of them."""
+    more = f" and {len(labels) - shown} more" if len(labels) > shown else ""
+    return f"say which: {', '.join(labels[:shown]) or 'nothing'}{more} run{'s' if len(labels) <= 1 else ''}"
+
+
+def _each_found(c: Context, given: Given) -> list[tuple[Run, State | None]]:
+    """Return all runs that the ids mean, or raise for the first that means none, before any of them is touched.
+
+    One that is to be stopped without a question needs no answer before: the stop itself finds it or doesn't.
+    """
+    texts = list(dict.fromkeys(given.ids))
+    unasked = given.dry or (len(texts) == 1 and given.yes)
+    found: list[tuple[Run, State | None]] = []
+    for text in texts:
+        try:
+            run = find_run(c, given, text)
+            found.append((run, None if unasked else run.state()))
+        except CorraError as error:
+            raise _not_killed(error) from error
+    return found
+
+
+def _not_killed(error: CorraError) -> CorraError:
+    """Return `error` as the answer to a kill: who wasn't reached wasn't killed."""
+    if error.fate in ("", "NOT STARTED", "NOT DONE"):
+        error.fate = NotKilled.fate
+    return error
+
+
+def ask_first(given: Given, runs: Sequence[tuple[Run, State | None]]) -> None:
+    """Have a person say yes where the runs are another's or on several hosts. Raises NotKilled for a no, and where nobody can be asked."""
+    from corra.runs.asking import who_asks
+
+    if given.yes or given.dry:
+        return
+    mine = who_asks()["user"]
+    others = [
+        (run, state)
+        for run, state in runs
+        if state and (state.origin or {}).get("user") not in (None, mine) and not state.ended
+    ]
+    hosts = {str(found.host) for found, _ in runs}
+    if others:
+        found, state = others[0]
+        more = f", and {len(others) - 1} more of others" if len(others) > 1 else ""
+        why = f"started by {(state.origin or {}).get('user')}@{(state.origin or {}).get('host')}{more}"
+        label, host = state.label, str(found.host)
+    elif len(hosts) > 1:
+        why, label, host = f"{len(runs)} runs on {len(hosts)} hosts", "", ",".join(sorted(hosts))
+    else:
+        return
+    if not given.screen.can_ask:
+        raise NotKilled(f"{why}: add -y", label=label, host=host, hint=[f"{typed()} kill -y .."])
+    if not given.screen.ask(label, host, f"{why}: stop it? [y/N] "):
+        raise NotKilled("you said no", label=label, host=host)
+
+
+def to_list(c: Context, given: Given) -> tuple[list[State], list[CorraError]]:
+    """Ask all hosts at once; return what runs there are and what went wrong."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from corra.runs import finding
+
+    known = places(c, given, "ps", max(given.since, 7 * 86400.0))
+    with ThreadPoolExecutor(min(_HISTORY_HOSTS, len(known))) as pool:
+        answers = [
+            answer
+            for found in pool.map(lambda each: finding.ps([each[0]], **each[1]), known)
+            for answer in found
+        ]
+    states = [each for each in answers if not isinstance(each, CorraError)]
+    return states, [_last_seen(each) for each in answers if isinstance(each, CorraError)]
+
+
+def places(c: Context, given: Given, verb: str, since_s: float) -> list[tuple[str, dict[str, Any]]]:
+    """Return each place a look goes to, with how it is reached: the hosts that were named, else where something ran in `since_s`."""
+    import time
+
+    from corra.runs import history
+
+    how = {**host_reach(c, given), "spool": given.spool}
+    hosts = told_hosts(c, given)
+    if hosts:
+        return [(host, how) for host in dict.fromkeys(hosts)]
+    known: dict[tuple[str, str | None, str | None], tuple[str, dict[str, Any]]] = {}
+    for entry in history.recent_entries(500):
+        if entry.open or entry.started > time.time() - since_s:
+            there = {
+                "as_user": _said(given)[1] or entry.as_user,
+                "via": how.get("via") or entry.via,
+                "spool": given.spool or entry.spool,
+            }
+            known.setdefault(
+                (entry.host, entry.as_user, entry.spool), (entry.host, {**how, **there})
+            )
+    if not known:
+        raise Misuse(
+            f"no host, and no history of any:  {typed()} {verb} --host HOST", fate="NOT DONE"
+        )
+    return list(known.values())[:_HISTORY_HOSTS]
+
+
+def ended_runs(c: Context, given: Given) -> list[Run]:
+    """Return the runs that the ids mean. Raises CorraError for one that isn't there or still runs, before anything is done to any."""
+    found = [find_run(c, given, text) for text in dict.fromkeys(given.ids)]
+    for each in found:
+        state = each.state()
+        if not state.ended:
+            raise CorraError(
+                "it is still running", label=state.label, host=str(each.host), fate="NOT DONE"
+            )
+    return found
+
+
+def _last_seen(error: CorraError) -> CorraError:
+    """Add what this machine's history knows of a host that doesn't answer."""
+    from datetime import datetime
+
+    from corra import render
+    from corra.model import ids
+    from corra.model.words import now
+    from corra.runs import history
+
+    entries = [entry for entry in history.recent_entries(500) if entry.host == error.host]
+    if entries:
+        latest = max(entry.seen for entry in entries)
+        running = [
+            f"{ids.short(entry.prog_id)}{' ' + entry.name if entry.name else ''}"
+            for entry in entries
+            if entry.open
+        ]
+        when = render.past_moment(datetime.fromtimestamp(latest).astimezone().isoformat(), now())
+        error.why += f"; last seen {when}" + (
+            f" with {len(running)} running ({', '.join(running[:3])})" if running else ""
+        )
+    return error
+
+
+def is_listed(state: State, given: Given) -> bool:
+    """Return whether ps was asked for it: by its words, its state, its starter."""
+    from corra import render
+    from corra.runs.asking import who_asks
+
+    words = (state.prog_id, state.name or "", shlex.join(state.argv))
+    return (
+        (not given.grep or any(given.grep in each for each in words))
+        and (not given.state or render.word(state).lower().startswith(given.state.lower()))
+        and (not given.mine or (state.origin or {}).get("user") == who_asks()["user"])
+    )
+
+
+def is_shown(state: State, since_s: float) -> bool:
+    """Return whether it is shown without -a: it runs, or went wrong lately."""
+    from corra import render
+
+    return not state.ended or (ended_lately(state, since_s) and not render.went_well(state))
+
+
+def ended_lately(state: State, since_s: float) -> bool:
+    """Return whether it ended no longer ago than `since_s`; one whose end is unknown counts."""
+    from corra import render
+    from corra.model.words import now
+
+    ago = render.since(render.ended_at(state), now())
+    return ago is None or ago <= since_s

@@ -1,0 +1,122 @@
+"""`corra serve`: the collector, from the command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from invoke.context import Context
+
+from corra.errors import CorraError
+
+from .readers import read_seconds
+from .verb import verb
+from .words import Given, listing, option, switch
+
+if TYPE_CHECKING:
+    from corra.collector.serve import ServeSettings
+
+_NEEDED = (
+    "alembic",
+    "httptools",
+    "prometheus_client",
+    "sqlalchemy",
+    "starlette",
+    "uvicorn",
+    "uvloop",
+)
+
+
+@verb(
+    option("listen", default="127.0.0.1:8050", help="HOST:PORT (127.0.0.1:8050)."),
+    option(
+        "database",
+        help="Where the data is: a path (collector.sqlite3 beside this machine's history).",
+    ),
+    option(
+        "tls-cert", help="The certificate, in PEM, with what stands between it and its authority."
+    ),
+    option("tls-key", help="Its key."),
+    switch(
+        "insecure", help="Leave this machine without TLS, where something in front of it does that."
+    ),
+    option("keep", read=read_seconds, help="How long an ended run is kept (90d)."),
+    option("max-size", help="Then the oldest, until no more than this is kept (no limit)."),
+    option(
+        "limits", default="", help="What one token may cost: body=4M,rate=1000,runs=10000,disk=64G."
+    ),
+    listing("webhook", help="URL, or slack=URL, that is told of each end; repeatable."),
+    switch("log-requests", help="A line for each request."),
+    option(
+        "new-token",
+        help="Make a token and leave: NAME=read,write, or NAME=read:host=db* for a part of it.",
+    ),
+    option(
+        "revoke-token",
+        help="Take back the tokens of this NAME, and those of the runs registered with them.",
+    ),
+    fate="NOT SERVED",
+)
+def serve(c: Context, given: Given) -> int:
+    """Be a collector: keep what runs report, and answer for them: corra serve
+
+    Ends at TERM or Ctrl-C, when it has finished what it has taken. Its log is JSON, a line each, on stderr.
+    """
+    _needed()
+    from corra.collector import serve
+
+    database = given.database or serve.default_database()
+    if given.new_token:
+        given.screen.lines([serve.new_token(database, given.new_token)])
+        given.screen.note(
+            "",
+            "",
+            "shown this once; it goes into corra.collectors of ~/.invoke.yaml, or $CORRA_COLLECTOR_TOKEN",
+        )
+        return 0
+    if given.revoke_token:
+        count = serve.revoke(database, given.revoke_token)
+        if not count:
+            raise CorraError(f"no token is called {given.revoke_token}", fate="NOT REVOKED")
+        given.screen.note("", "", f"{given.revoke_token}: taken back")
+        return 0
+    told = serve.serve_settings(
+        listen=given.listen,
+        database=database,
+        tls_cert=given.tls_cert,
+        tls_key=given.tls_key,
+        insecure=given.insecure,
+        keep_s=given.keep,
+        max_size=given.max_size,
+        limits=given.limits,
+        webhook=given.webhook,
+        log_requests=given.log_requests,
+    )
+
+    def ready(now: ServeSettings, _: object) -> None:
+        given.screen.note("", "", f"listening at {now.url}")
+        given.screen.note("", "", f"data in {now.database}")
+        where = f" --database {now.database}" if given.database else ""
+        given.screen.note("", "", f"a token:  corra serve{where} --new-token NAME=read,write")
+
+    given.screen.close()
+    serve.serve_collector(told, ready)
+    return 0
+
+
+def _needed() -> None:
+    """Raise CorraError with the command that installs what isn't there."""
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if not missing:
+        return
+    root = Path(__file__).resolve().parent.parent
+    command = "pip install 'corra[collector]'"
+    if (root / "constraints.txt").exists():
+        command = f"{root}/.venv/bin/pip install -c {root}/constraints.txt -e '{root}[collector]'"
+    raise CorraError(
+        f"the collector's own packages are missing: {', '.join(missing)}",
+        fate="NOT SERVED",
+        hint=[command],
+    )

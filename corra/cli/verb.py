@@ -1,0 +1,356 @@
+"""`Verb`: the one Task class behind every verb, and the command line Invoke's parser can't read.
+
+Invoke has no optional positionals, splits nothing after `--`, runs `inv kill --help` as a kill of "--help", swallows `-w` in silence, takes a
+list flag without its value, and takes the second value of `-s TERM -s KILL x` for an id (all tried). So a Verb reads its own words, from
+sys.argv, and gives Invoke one positional that eats exactly as many tokens: Invoke still decides which tasks run, in which order. Nothing is
+refused while parsing: a word of another task may look like a verb, and only a verb that is really called has anything to refuse.
+
+A verb's words end at `--`, or at the name of another verb, so that `inv wait a status b` does what it says; a first id is always an id.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import shlex
+import sys
+import textwrap
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from invoke.collection import Collection
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.parser.argument import Argument
+from invoke.parser.context import ParserContext
+from invoke.parser.parser import Parser
+from invoke.program import Program
+from invoke.tasks import Task
+
+from corra.errors import CorraError, Misuse, typed
+from corra.terminal.signals import die_of
+
+from .words import Flag, Given, Line, count_tokens, cut_flag, option, switch, take_value
+
+# Core flags of Invoke that take the next word: to be stepped over before the verb, and refused with it after the verb.
+_CORE_WITH_VALUE = frozenset(
+    {
+        "-T",
+        "--command-timeout",
+        "-f",
+        "--config",
+        "--hide",
+        "-D",
+        "--list-depth",
+        "-F",
+        "--list-format",
+    }
+)
+_CORE_WITH_VALUE |= {"-c", "--collection", "-r", "--search-root", "--print-completion-script"}
+# With one of these before the verb, Invoke shows something and runs nothing.
+_CORE_SHOWS = frozenset(
+    {"-h", "--help", "-l", "--list", "-V", "--version", "--print-completion-script"}
+)
+
+# Python's own is 700 new objects; what a verb imports is 15,000.
+_RARELY = (100_000, 20, 20)
+_SWITCH_S = 0.0005
+
+_DOC_WIDTH = 78
+_COMPLETED = 50  # the newest; more would scroll by
+
+VERBS: dict[str, Verb] = {}
+
+
+# What every verb has: Invoke's own -e, -R and --hide are honoured behind the verb as well as before it.
+_COMMON = (
+    switch("json", help="One JSON object per line on stdout, errors too."),
+    switch("quiet", "q", help="Say nothing on stderr unless something is wrong."),
+    switch("dry", "R", help="Say what would be done; ask no host."),
+    switch("echo", "e", help="Say what is done before doing it."),
+    option("hide", help="Hide the program's stdout, stderr or both."),
+    switch("help", "h", help="Show this and exit."),
+)
+
+
+class _Tokens(Argument):
+    """The positional that eats as many tokens as the verb's words are, whatever they look like, and then has the words' meaning."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._left = line.tokens
+        super().__init__(name="given", positional=True)
+
+    @property
+    def value(self) -> Any:
+        return None if self._left > 0 else self._line.given
+
+    @value.setter
+    def value(self, arg: str) -> None:
+        self._left -= 1
+
+
+class Verb(Task):  # type: ignore[type-arg]
+    """A task whose body is called as `body(c, given)`; `fate` opens its refusals, `ids` says whether it takes any,
+    `command` whether it takes a command after `--`, `begin` makes the agent that the body needs, before all else is imported.
+    """
+
+    def __init__(
+        self,
+        body: Callable[[Context, Given], Any],
+        *,
+        flags: Sequence[Flag],
+        ids: bool,
+        command: bool,
+        fate: str,
+        begin: Callable[[Context, Given], Any] | None,
+    ) -> None:
+        super().__init__(body, positional=[])
+        self.__doc__ = _narrow(body.__doc__ or "")
+        theirs = {name for flag in flags for name in flag.names}
+        self.flags = (*flags, *(flag for flag in _COMMON if not theirs & {*flag.names[:1]}))
+        self.ids = ids
+        self.command = command
+        self.fate = fate
+        self.begin = begin
+        VERBS[self.name] = self
+
+    # -- Invoke asks for the arguments of every task before it parses a line, prints a help or completes a word.
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        words = list(map(str, sys.argv[1:]))
+        if "--complete" in words[: _end(words)]:
+            self._complete(words[_end(words) + 1 :])
+        elif (start := self.starts_at(words)) is not None:
+            return [
+                _Tokens(
+                    self.read(
+                        words[start : _end(words)],
+                        command=words[_end(words) + 1 :] if "--" in words else None,
+                    )
+                )
+            ]
+        elif any(verb.starts_at(words) is not None for verb in VERBS.values()):
+            return []  # nobody asks for ours; Invoke would copy each of the 250 that there are, 15 ms of every start
+        return [flag.argument() for flag in self.flags]
+
+    def starts_at(self, words: Sequence[str]) -> int | None:
+        """Return where this verb's words begin in the command line, or None where the verb isn't called."""
+        at = 0
+        while at < _end(words):
+            word = words[at]
+            if word.partition("=")[0] in _CORE_SHOWS:
+                return None
+            if word.rpartition(".")[2] == self.name:
+                return at + 1
+            at += 2 if word in _CORE_WITH_VALUE else 1
+        return None
+
+    # -- Reading
+    def read(self, words: Sequence[str], command: Sequence[str] | None = None) -> Line:
+        """Read the words after the verb; `command` is what follows `--`, None where there is no `--`."""
+        given = Given(
+            verb=self.name,
+            ids=[],
+            argv=list(command or ()),
+            **{flag.key: list(flag.default) if flag.many else flag.default for flag in self.flags},
+        )
+        line = Line(given)
+        known = {name: flag for flag in self.flags for name in flag.typed}
+        seen: set[str] = set()
+        todo = deque(enumerate(words))
+        while todo:
+            at, word = todo.popleft()
+            name, value, rest = cut_flag(word, known)
+            if name is None:
+                # A first word is an id even if a verb is called so; after it, a verb's name begins that verb's own line.
+                if (
+                    word in VERBS
+                    and word != self.name
+                    and not self.command
+                    and (line.words or not self.ids)
+                ):
+                    words, command = words[:at], None
+                    break
+                line.words.append((at, word))
+                if not word and self.ids:
+                    line.refuse("an id is empty: is a variable unset?")
+                given.ids.append(word)
+                if self.command:
+                    break
+                continue
+            flag = known.get(name)
+            if flag is None:
+                line.refuse(
+                    f"{self.name} has no {name};  {typed()} --help {self.name} lists its flags"
+                )
+                if name in _CORE_WITH_VALUE and value is None and todo:
+                    todo.popleft()
+            elif flag.read is None:
+                setattr(given, flag.key, True)
+                if value is not None:
+                    line.refuse(f"{name} takes no value")
+                if rest:
+                    todo.appendleft((at, "-" + rest))
+            else:
+                if value is None and todo and todo[0][1] not in known:
+                    value = todo.popleft()[1]
+                line.refuse(take_value(given, flag, name, value, seen))
+        line.taken, line.tokens = len(words), sum(map(count_tokens, words))
+        self._judge(line, words, command)
+        given.refusal = line.refusal
+        return line
+
+    def _judge(self, line: Line, words: Sequence[str], command: Sequence[str] | None) -> None:
+        """Refuse what is wrong with the line as a whole."""
+        if not self.command:
+            if line.words and not self.ids:
+                line.refuse(
+                    f"{self.name} takes no word: {line.words[0][1]!r};  a host is  {typed()} {self.name} --host HOST"
+                )
+            if command is not None:
+                line.refuse(f"{self.name} takes no -- and no command")
+        elif line.words and command is None:
+            at = line.words[0][0]
+            line.refuse(
+                f"no -- before the command:  {shlex.join([typed(), self.name, *words[:at], '--', *words[at:]])}"
+            )
+        elif line.words:
+            line.refuse(f"{line.words[0][1]!r} stands before the --;  the command goes after it")
+        elif not command and not line.given.help:
+            line.refuse(f"no command:  {shlex.join([typed(), self.name, *words])} -- COMMAND")
+
+    # -- Calling
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the verb: as Invoke does, with what was read of the command line, or as `kill(c, "k7m2qx", grace="0s")` from Python."""
+        context = args[0] if args else None
+        if not isinstance(context, Context):
+            raise TypeError(
+                f"{self.name} is a task: its first argument is the Context, not {type(context).__name__}"
+            )
+        given = (
+            kwargs["given"]
+            if isinstance(kwargs.get("given"), Given)
+            else self._from_python(args[1:], kwargs)
+        )
+        if given.help:
+            self.show_help()
+            return None
+        for name in ("dry", "echo"):
+            setattr(given, name, bool(getattr(given, name) or context.config.run.get(name)))
+        given.hide = given.hide or context.config.run.get("hide")
+        self.times_called += 1
+        return self.perform(context, given)
+
+    def perform(self, context: Context, given: Given) -> Any:
+        """Call the body; whatever goes wrong is said by the Screen, and only its exit code goes on to Invoke."""
+        # What is imported stays: looking through it again and again for garbage took a tenth of a short run.
+        gc.set_threshold(*_RARELY)
+        # A thread that hears from the network isn't to wait 5 ms, three times over, until one that imports lets it.
+        sys.setswitchinterval(_SWITCH_S)
+        given.agent = None if self.begin is None or given.refusal else self.begin(context, given)
+        from corra.terminal.screen import Screen
+
+        screen = given.screen = Screen(
+            json=given.json, quiet=given.quiet, raw=bool(getattr(given, "raw", False))
+        )
+        code = 0
+        try:
+            if given.refusal:
+                raise Misuse(given.refusal, fate=self.fate)
+            _fill(context, given)
+            with screen.warnings():
+                code = self.body(context, given) or 0
+        except CorraError as error:
+            screen.error(error)
+            code = error.code
+        except KeyboardInterrupt:
+            screen.close()
+            die_of("SIGINT")
+        finally:
+            screen.close()
+            # Python looks through everything three times more before it ends, which took 70 ms.
+            gc.freeze()
+        if code:
+            raise Exit(code=code)
+
+    def _from_python(self, ids: Sequence[str], flags: Mapping[str, Any]) -> Given:
+        line = self.read([], command=flags.get("argv") or ["-"])
+        known = {flag.key: flag for flag in self.flags}
+        line.given.ids = [*ids, *flags.get("ids", ())]
+        line.given.argv = list(flags.get("argv") or ())
+        for name, value in flags.items():
+            if name in ("ids", "argv"):
+                continue
+            if name not in known:
+                raise TypeError(f"{self.name}() got an unexpected keyword argument {name!r}")
+            read = known[name].read
+            setattr(
+                line.given,
+                name,
+                read(value) if read and isinstance(value, str) and not known[name].many else value,
+            )
+        line.given.refusal = ""
+        return line.given
+
+    def show_help(self) -> None:
+        """Print what `inv --help VERB` prints, by Invoke's own code."""
+        shown = Program(binary="inv[oke]" if typed() in ("inv", "invoke") else typed())
+        arguments = [flag.argument() for flag in self.flags]
+        shown.parser = Parser(contexts=[ParserContext(name=self.name, args=arguments)])
+        shown.collection = Collection(self)
+        shown.print_task_help(self.name)
+
+    # -- Completing
+    def _complete(self, typed: Sequence[str]) -> None:
+        """Print the ids and names that this machine's history has for the word being typed, or leave it to Invoke."""
+        if not self.ids or not any(word.rpartition(".")[2] == self.name for word in typed):
+            return
+        start = self.starts_at(typed[1:])
+        if start is None or (typed[-1].startswith("-")):
+            return
+        mine = typed[1 + start :]
+        known = {name: flag for flag in self.flags for name in flag.typed}
+        if len(mine) > 1 and (flag := known.get(mine[-2])) is not None and flag.read is not None:
+            return
+        from corra.model import ids
+        from corra.runs import history
+
+        begun = mine[-1] if mine else ""
+        for entry in history.recent_entries(_COMPLETED):
+            for word in {entry.name, ids.short(entry.prog_id)}:
+                if word and word.startswith(begun):
+                    print(word)
+        raise Exit(code=0)
+
+
+def _fill(context: Context, given: Given) -> None:
+    """Take from the configuration what wasn't given, where it means the same to every verb."""
+    from corra.settings import setting
+
+    for name in ("spool", "reconnect_timeout"):
+        if name in vars(given) and getattr(given, name) is None:
+            setattr(given, name, setting(context.config, name))
+
+
+def verb(
+    *flags: Flag,
+    ids: bool = False,
+    command: bool = False,
+    fate: str = "NOT DONE",
+    begin: Callable[[Context, Given], Any] | None = None,
+) -> Callable[[Callable[[Context, Given], Any]], Verb]:
+    """Make a Verb of a function, as `@task` makes a Task."""
+    return lambda body: Verb(body, flags=flags, ids=ids, command=command, fate=fate, begin=begin)
+
+
+def _narrow(doc: str) -> str:
+    """Return a docstring that fits a terminal behind Invoke's indent; Invoke prints its lines as they are, the first one in its list, too."""
+    first, *rest = inspect.cleandoc(doc).split("\n")
+    paragraphs = "\n".join(rest).strip("\n").split("\n\n")
+    return "\n\n".join([first, *(textwrap.fill(each, _DOC_WIDTH) for each in paragraphs if each)])
+
+
+def _end(words: Sequence[str]) -> int:
+    """Return where the first `--` stands, as Invoke looks for it, or the end."""
+    return words.index("--") if "--" in words else len(words)

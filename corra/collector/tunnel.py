@@ -1,0 +1,84 @@
+"""A way from a host to a collector that it can't reach itself: a port on its loopback, forwarded through our connection while we watch.
+
+The courier speaks TLS to the collector through it, and checks the collector's certificate as ever: whoever takes that port over when we are
+gone gets nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from corra.errors import CorraError, Misuse
+from corra.runs.run import Run
+from corra.transport.fabric.connection import Fabric
+
+TUNNEL_CONNECT_S = 15.0
+AGAIN_S = 0.3
+
+
+@contextlib.contextmanager
+def led_to_collector(run: Run, url: str, runner: Any) -> Iterator[None]:
+    """Lead `run`'s courier to `url` for the length of the `with`. Raises Misuse where it can't be done safely, or at all."""
+    parts = urlsplit(url)
+    if parts.scheme != "https":
+        raise Misuse(
+            "--callback-through-ssh needs an https URL: anybody on the host may listen at a port after us"
+        )
+    if not isinstance(runner, Fabric):
+        raise Misuse("--callback-through-ssh needs a host that is reached by ssh, --via fabric")
+    assert parts.hostname is not None
+    target = (parts.hostname, parts.port or 443)
+    port: list[int] = []
+
+    def taken(channel: Any) -> None:
+        threading.Thread(target=_relay, args=(channel, target), daemon=True).start()
+
+    over = threading.Event()
+
+    def open_it() -> None:
+        # Beside the watching, and again: a start that isn't confirmed yet has no courier that could be told.
+        while not over.wait(AGAIN_S):
+            with contextlib.suppress(CorraError, ConnectionError, TimeoutError):
+                port[:] = port or [runner.listen_there(taken)]
+                tell(run, f"127.0.0.1:{port[0]}")
+                return
+
+    threading.Thread(target=open_it, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+    if port:
+        with contextlib.suppress(CorraError, ConnectionError, TimeoutError):
+            tell(run, "")
+
+
+def tell(run: Run, route: str) -> Mapping[str, Any]:
+    """Tell the run's courier where to connect to; "" is back to the URL's own host."""
+    return run.deliver(route=route, seconds=0)
+
+
+def _relay(channel: Any, target: tuple[str, int]) -> None:
+    """Carry bytes both ways until one side ends."""
+    try:
+        with (
+            contextlib.closing(channel),
+            socket.create_connection(target, TUNNEL_CONNECT_S) as there,
+        ):
+            there.settimeout(None)
+            while True:
+                ready = select.select([channel, there], [], [])[0]
+                for source, sink in ((channel, there), (there, channel)):
+                    if source in ready:
+                        data = source.recv(65536)
+                        if not data:
+                            return
+                        sink.sendall(data)
+    except OSError:
+        return

@@ -1,0 +1,69 @@
+"""What other packages import at once and none of our verbs needs, left out of a start: each verb pays for it, and waits.
+
+Invoke takes Mock along for its MockContext, which is for tests, and with it unittest and asyncio. paramiko asks importlib.metadata for its own
+version, and so for email, csv and zipfile. Together they are a quarter of what is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def spared_module(name: str, **instead: Any) -> Iterator[None]:
+    """Have the module `name` be something small that has only what `instead` says, unless it is loaded already.
+
+    Whoever asks it for anything else, in another thread, gets that of the real one.
+    """
+    if name in sys.modules:
+        yield
+        return
+    small = _Small(name)
+    vars(small).update(instead)
+    sys.modules[name] = small
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is small:
+            del sys.modules[name]
+
+
+class _Small(types.ModuleType):
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):  # the import system's own questions
+            raise AttributeError(attribute)
+        return getattr(_real(self.__name__), attribute)
+
+
+def _real(name: str) -> Any:
+    if isinstance(sys.modules.get(name), _Small):
+        del sys.modules[name]
+    return importlib.import_module(name)
+
+
+def without_mock() -> contextlib.AbstractContextManager[None]:
+    """Spare Invoke's Mock while it is imported."""
+    return spared_module("unittest.mock", Mock=type("Mock", (), {}))
+
+
+def load_fabric() -> None:
+    """Import fabric, and paramiko with it."""
+    with spared_module("importlib.metadata", version=_version):
+        import fabric  # noqa: F401
+
+
+def _version(package: str) -> str:
+    """Return an installed package's version by the name of its .dist-info, as what wants it lies beside that."""
+    for folder in sys.path:
+        with contextlib.suppress(OSError):
+            for each in os.listdir(folder or "."):
+                name, _, version = each.removesuffix(".dist-info").partition("-")
+                if version and name.lower() == package and each.endswith(".dist-info"):
+                    return version
+    return str(_real("importlib.metadata").version(package))

@@ -1,0 +1,133 @@
+"""A Host: where a run lives, who logs in there and whom sudo makes of them. No I/O."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass, replace
+
+from corra.errors import Misuse
+
+LOCAL = "local"
+
+# What ssh itself takes in a destination, without the leading dash that would make it an option (CVE-2017-1000117).
+_HOST_NAME = re.compile(r"[A-Za-z0-9_.:%][A-Za-z0-9_.:%-]*")
+_USER_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@\\+-]*\$?")
+_PORT = re.compile(r"[0-9]{1,5}")
+
+
+class Mode(enum.Enum):
+    """In which order ssh and sudo come."""
+
+    LOCAL = "local"
+    LOCAL_SUDO = "local-sudo"
+    SSH_AS = "ssh-as"
+    SSH_THEN_SUDO = "ssh-then-sudo"
+    SUDO_THEN_SSH = "sudo-then-ssh"
+    SUDO_THEN_SSH_THEN_SUDO = "sudo-then-ssh-then-sudo"
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where a run lives. `caller` is whom sudo makes of us here, `login` who logs in by ssh, `user` whom sudo makes of them there."""
+
+    name: str
+    port: int | None = None
+    login: str | None = None
+    user: str | None = None
+    caller: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _HOST_NAME.fullmatch(self.name):
+            raise Misuse(f"not a host name: {self.name!r}")
+        for user in (self.login, self.user, self.caller):
+            if user is not None and not _USER_NAME.fullmatch(user):
+                raise Misuse(f"not a user name: {user!r}")
+        if self.caller and self.is_local:
+            raise Misuse(
+                f"local has no ssh that {self.caller} could call: --as {self.user or self.caller} is enough"
+            )
+        if self.port is not None and not 0 < self.port < 65536:
+            raise Misuse(f"not a port: {self.port}")
+        if self.is_local and (self.login or self.port):
+            as_them = f"; to run as {self.login}, say --as {self.login}" if self.login else ""
+            raise Misuse(
+                f"local is this machine without ssh, so it has neither login nor port{as_them}"
+            )
+
+    @classmethod
+    def parse(cls, text: str, *, login: str | None = None, user: str | None = None) -> Host:
+        """Read `[login@]name[:port]`, `[v6::addr]:port` or `local`; `login` is used where the text names nobody, `user` is as `as_user` has it.
+
+        Raises Misuse for anything that ssh could take for an option or a shell for syntax.
+        """
+        before, at, rest = text.rpartition("@")
+        name, colon, port = rest, "", ""
+        if rest.startswith("["):
+            name, bracket, after = rest[1:].partition("]")
+            colon, port = after[:1], after[1:]
+            if not bracket or colon not in ("", ":"):
+                raise Misuse(f"not a host: {text!r}")
+        elif rest.count(":") == 1:
+            name, colon, port = rest.partition(":")
+        if colon and not _PORT.fullmatch(port):
+            raise Misuse(f"not a port: {port!r} in {text!r}")
+        if at:
+            login = before
+        return cls(name, int(port) if colon else None, login).run_as(user)
+
+    def run_as(self, text: str | None) -> Host:
+        """Return this host with `text` said of it: `THERE`, `HERE,THERE` or `HERE,`; what it says already stays."""
+        caller, _, user = (
+            ("," + text if "," not in text else text).partition(",") if text else ("", "", "")
+        )
+        return replace(self, user=self.user or user or None, caller=self.caller or caller or None)
+
+    @property
+    def as_user(self) -> str | None:
+        """The text that `run_as` reads back, by which a run is found again."""
+        return f"{self.caller},{self.user or ''}" if self.caller else self.user
+
+    @property
+    def is_local(self) -> bool:
+        return self.name == LOCAL
+
+    @property
+    def mode(self) -> Mode:
+        if self.is_local:
+            return Mode.LOCAL_SUDO if self.user else Mode.LOCAL
+        if self.caller:
+            return Mode.SUDO_THEN_SSH_THEN_SUDO if self.user else Mode.SUDO_THEN_SSH
+        return Mode.SSH_THEN_SUDO if self.user else Mode.SSH_AS
+
+    def __str__(self) -> str:
+        """The text that `parse` reads back, apart from `as_user`."""
+        name = f"[{self.name}]" if ":" in self.name else self.name
+        return (
+            (f"{self.login}@" if self.login else "") + name + (f":{self.port}" if self.port else "")
+        )
+
+
+def login_and_user(user: str | None, mode: Mode | None) -> tuple[str | None, str | None]:
+    """Return who logs in and, as `Host.run_as` reads it, whom sudo makes of them, when `mode` says what `user` means. Raises Misuse."""
+    if mode in (Mode.SSH_AS, Mode.SSH_THEN_SUDO) and user and "," in user:
+        raise Misuse(f"--mode {mode.value} has one user: --as {user} names two")
+    if mode is Mode.SSH_AS:
+        return user, None
+    if mode is Mode.SUDO_THEN_SSH and user and "," not in user:
+        return None, f"{user},"
+    if mode is Mode.SUDO_THEN_SSH_THEN_SUDO and user and "," not in user:
+        return None, f"{user},{user}"
+    return None, user
+
+
+def meant_host(
+    host: Host | str, user: str | None, mode: Mode | None = None, *, port: int | None = None
+) -> Host:
+    """Return `host` with what it doesn't say itself: its user, as `mode` has it, and its port. Raises Misuse, also where the mode is another."""
+    found = Host.parse(host) if isinstance(host, str) else host
+    login, user = login_and_user(user, mode)
+    found = replace(found, login=found.login or login, port=found.port or port).run_as(user)
+    if mode and found.mode is not mode:
+        raise Misuse(f"that is {found.mode.value}, not {mode.value}", host=found.name)
+    return found

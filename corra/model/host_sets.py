@@ -1,0 +1,123 @@
+"""Sets of hosts as people write them, `web[1-6,9],db1`, in the order they were written, and in waves.
+
+ClusterShell's NodeSet reads and writes them: its language is the one operators know from clush, Slurm and pdsh. Its sets are sorted; here
+the first host named stays the first, since it is the canary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import overload
+
+from corra.errors import Misuse
+
+from .host import Host
+
+# What makes a text more than a list: difference, intersection, symmetric difference (`web[1-6]!web3`).
+_OPERATORS = re.compile(r"[!&^]")
+# A comma that separates parts stands outside brackets.
+_PARTS = re.compile(r",(?![^\[]*\])")
+_IPV6 = re.compile(r"(?:[^@]+@)?\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[\w.-]+)?\](?::\d+)?")
+
+
+class Hosts(Sequence[str]):
+    """Names of hosts in order, each once. Its text is folded: `web[1-6]`."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._names = tuple(dict.fromkeys(names))
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> Hosts: ...
+    def __getitem__(self, at: int | slice) -> str | Hosts:
+        return Hosts(self._names[at]) if isinstance(at, slice) else self._names[at]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __eq__(self, other: object) -> bool:
+        return self._names == other._names if isinstance(other, Hosts) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._names)
+
+    def __str__(self) -> str:
+        return fold(self._names)
+
+    def __repr__(self) -> str:
+        return f"<Hosts {self}>"
+
+
+def hosts(text: str | Iterable[str]) -> Hosts:
+    """Return the hosts that `text` names: `web[1-6]`, `db1,ops@web[1-3]`, `web[1-6]!web3`, `@group` of ClusterShell's own groups.
+
+    Raises Misuse for what can't be read, and for nothing at all.
+    """
+    texts = [text] if isinstance(text, str) else list(text)
+    names = [name for each in texts for name in _expanded(each)]
+    if not names:
+        raise Misuse(f"no host in {text!r}")
+    for name in names:
+        Host.parse(name)
+    return Hosts(names)
+
+
+def _expanded(text: str) -> list[str]:
+    parts = [text] if _OPERATORS.search(text) else _PARTS.split(text)
+    return [name for part in parts if part.strip() for name in _part(part.strip())]
+
+
+def _part(text: str) -> list[str]:
+    if _IPV6.fullmatch(text) or not re.search(r"[\[\]!&^]|^@", text):
+        return [text]
+    from ClusterShell.NodeSet import NodeSet, NodeSetException
+
+    try:
+        return [str(name) for name in NodeSet(text)]
+    except NodeSetException as error:
+        raise Misuse(f"not a set of hosts: {text!r}: {error}") from error
+
+
+def waves(hosts: Iterable[str], *sizes: int | str) -> list[Hosts]:
+    """Return `hosts` in waves of these sizes: a number, or a share of them all such as "25%"; the last size goes on to the end.
+
+    `waves(fleet, 1, 2, "100%")` is a canary, two more, and the rest. A share is at least one host. Raises Misuse for no or a bad size.
+    """
+    left = list(dict.fromkeys(hosts))
+    total = len(left)
+    counts = [_count(size, total) for size in sizes]
+    if not counts:
+        raise Misuse('waves of what size? say 1, 2, "100%"')
+    found: list[Hosts] = []
+    while left:
+        count = counts[min(len(found), len(counts) - 1)]
+        found.append(Hosts(left[:count]))
+        del left[:count]
+    return found
+
+
+def _count(size: int | str, total: int) -> int:
+    share = re.fullmatch(r"(\d{1,3})%", size) if isinstance(size, str) else None
+    count = (
+        max(1, total * int(share.group(1)) // 100) if share else size if type(size) is int else 0
+    )
+    if count < 1:
+        raise Misuse(f'not the size of a wave: {size!r} (say 2, or "25%")')
+    return count
+
+
+def fold(hosts: Iterable[str | Host]) -> str:
+    """Return names of hosts as a set is written: `db1,web[1-3]`."""
+    names = [str(host) for host in hosts]
+    if len(names) < 2:
+        return "".join(names)
+    if any(_IPV6.fullmatch(name) for name in names):
+        return ",".join(names)
+    from ClusterShell.NodeSet import NodeSet, NodeSetException
+
+    try:
+        return str(NodeSet.fromlist(names))
+    except NodeSetException:
+        return ",".join(names)

@@ -1,0 +1,63 @@
+"""PROG-IDs: `20261123t014409z-k7m2qxwp` names one run for ever.
+
+The client makes the id before the first byte is sent, so that a start whose answer was lost can be repeated safely. People see and
+type the tail: six characters are shown, any unique prefix of two or more is accepted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+import time
+
+# No vowels (no words), no 0/1/l/o (no look-alikes).
+ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
+TAIL_SHOWN = 6
+
+PATTERN = "[a-z0-9][a-z0-9._-]{0,63}"
+_VALID = re.compile(PATTERN)
+_MADE = re.compile(rf"\d{{8}}t\d{{6}}z-([{ALPHABET}]{{8}})")
+
+
+def new_id(now_s: float | None = None) -> str:
+    """Return a fresh PROG-ID for the moment `now_s` (seconds since the epoch; default: now)."""
+    stamp = time.strftime("%Y%m%dt%H%M%Sz", time.gmtime(now_s))
+    return stamp + "-" + "".join(secrets.choice(ALPHABET) for _ in range(8))
+
+
+def derived(*parts: str | int) -> str:
+    """Return the PROG-ID that follows from `parts` alone, the same on every machine: a runbook's step finds its run again by it.
+
+    It has the form of the others, so that its tail is what people see and type; a year 0000 that no clock has made tells it apart.
+    """
+    number = int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest(), "big")
+    number, stamp = divmod(number, 10**10)
+    tail = ""
+    for _ in range(8):
+        number, letter = divmod(number, len(ALPHABET))
+        tail += ALPHABET[letter]
+    digits = f"{stamp:010}"
+    return f"0000{digits[:4]}t{digits[4:]}z-{tail}"
+
+
+def is_valid(prog_id: str) -> bool:
+    """Return whether `prog_id` may name a run: safe as a file name, an URL part and a shell word."""
+    return _VALID.fullmatch(prog_id) is not None
+
+
+def short(prog_id: str) -> str:
+    """Return what people see of an id: six characters of the tail, or the whole of an id that somebody gave."""
+    return tail(prog_id)[:TAIL_SHOWN] if _MADE.fullmatch(prog_id) else prog_id
+
+
+def tail(prog_id: str) -> str:
+    """Return what people type the beginning of: the last eight characters of an id made here, the whole of any other."""
+    made = _MADE.fullmatch(prog_id)
+    return made.group(1) if made else prog_id
+
+
+def label(prog_id: str, name: str | None = None) -> str:
+    """Return how a line names a run: `migrate (k7m2qx)`, or `k7m2qx` when it has no name."""
+    return f"{name} ({short(prog_id)})" if name else short(prog_id)

@@ -1,0 +1,1 @@
+"""The agent on a host, as the client places it and speaks to it."""

@@ -1,0 +1,202 @@
+"""One exchange with a host: the request that goes out, the reply that comes back, and the Link that stays open."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO
+
+from corra import errors
+from corra.model.frames import STATE_MAX
+from corra.transport import sudo
+from corra.transport.channel import Channel, LinkLost, NoAnswer, Runner, Silent, first_line
+
+from .bootstrap import FIRST, PYTHONS, VISIT
+
+ANSWER_S = 15.0
+
+ANSWER_PREFIX = b"corra 1 "
+NOISE_MAX = 1 << 20
+REPLY_MAX = STATE_MAX
+# Written in one go; the host's pipe and ssh's window take this much without a pause.
+PAYLOAD_STEP = 256 * 1024
+
+
+class Refused(Exception):
+    """The host answered `{"error": KIND, ...}`; nothing was done beyond what `facts` say."""
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        self.facts = dict(facts)
+        self.kind = str(self.facts.get("error"))
+        super().__init__(str(self.facts.get("message", self.kind)))
+
+
+class BadReply(NoAnswer):
+    """What came isn't corra's protocol."""
+
+
+class Link:
+    """An answered verb: its reply, and the bytes that follow in either direction."""
+
+    def __init__(self, channel: Channel, reply: dict[str, Any], ahead: bytes, placed: int) -> None:
+        self.reply = reply
+        self.placed = placed
+        self._channel = channel
+        self._ahead = ahead
+
+    def read(self, timeout_s: float | None) -> bytes:
+        """Return the bytes that came, b"" at the end. Raises TimeoutError, LinkLost."""
+        if self._ahead:
+            data, self._ahead = self._ahead, b""
+            return data
+        return self._channel.read(timeout_s)
+
+    def send(self, data: bytes) -> None:
+        """Send all of `data`, whole against what other threads send. Raises LinkLost."""
+        self._channel.write(data)
+
+    def close(self) -> None:
+        """Leave at once; a `read` in another thread ends with LinkLost."""
+        self._channel.close()
+
+
+class Exchange:
+    """From the first byte of a channel to the end of the reply's line."""
+
+    def __init__(self, runner: Runner, channel: Channel, verb: str, timeout_s: float) -> None:
+        self._runner = runner
+        self._channel = channel
+        self._verb = verb
+        self._timeout_s = timeout_s
+        self._held = bytearray()
+        self._spoke = False
+
+    def reply_to(
+        self, request: Mapping[str, Any], digest: str, source: bytes, payload: BinaryIO | None
+    ) -> Link:
+        nonce = secrets.token_hex(8)
+        body = json.dumps({**request, "nonce": nonce}).encode()
+        placed = 0
+        self._send(FIRST + f"{nonce} {digest} {self._verb}\n{len(body)}\n".encode() + body)
+        while word := self._answer(ANSWER_PREFIX + nonce.encode()):
+            self._spoke = True
+            if word == b" need" and not placed:
+                placed = len(source)
+                self._send(b"%d\n%s" % (len(source), source))
+            elif word == b" send" and payload is not None:
+                self._send_all(payload)
+                payload = None
+            else:
+                raise BadReply(f"{self._runner.host.name} asked for {word[:20]!r}")
+        return Link(self._channel, self._object(), bytes(self._held), placed)
+
+    def reply_to_visit(
+        self, request: Mapping[str, Any], modules: Sequence[tuple[str, bytes]]
+    ) -> Link:
+        nonce, body = secrets.token_hex(8), json.dumps(request).encode()
+        sizes = " ".join(f"{name}:{len(data)}" for name, data in modules)
+        self._send(
+            VISIT
+            + f"{nonce} {self._verb} {len(body)} {sizes}\n".encode()
+            + body
+            + b"".join(data for _, data in modules)
+        )
+        if word := self._answer(ANSWER_PREFIX + nonce.encode()):
+            raise BadReply(f"{self._runner.host.name} asked for {word[:20]!r}")
+        return Link(self._channel, self._object(), bytes(self._held), 0)
+
+    def _send(self, data: bytes) -> bool:
+        """Send `data`; where the other side has gone, what it said before that is what counts, so that the next read tells."""
+        try:
+            self._channel.write(data)
+        except LinkLost:
+            return False
+        return True
+
+    def _send_all(self, payload: BinaryIO) -> None:
+        while data := payload.read(PAYLOAD_STEP):
+            if not self._send(data):
+                return
+
+    def _answer(self, marker: bytes) -> bytes:
+        """Return what follows the nonce in its line: b"" before the reply, b" need" or b" send"; noise before it is dropped."""
+        none = ANSWER_PREFIX + b"no-python\n"
+        while True:
+            at = self._held.find(marker)
+            end = self._held.find(b"\n", at) if at >= 0 else -1
+            if end >= 0:
+                word = bytes(self._held[at + len(marker) : end])
+                del self._held[: end + 1]
+                return word
+            if none in self._held:
+                raise errors.NoPython(
+                    f"no Python 3.6 or later (tried {PYTHONS[0]}, {PYTHONS[2]} ..)",
+                    host=self._runner.host.name,
+                    hint=[
+                        f"keep it from here:  {errors.typed()} run --via chaperone --host {self._runner.host} -- ..",
+                        "or install one there:  apt-get install python3-minimal",
+                    ],
+                )
+            if len(self._held) > NOISE_MAX:
+                raise BadReply(
+                    f"{self._runner.host.name} printed {NOISE_MAX} bytes before any reply: {first_line(bytes(self._held))!r}"
+                )
+            self._more()
+
+    def _object(self) -> dict[str, Any]:
+        searched = 0
+        while (end := self._held.find(b"\n", searched)) < 0:
+            searched = len(self._held)
+            if searched > REPLY_MAX:
+                raise BadReply(
+                    f"{self._runner.host.name} sent a reply of more than {REPLY_MAX} bytes"
+                )
+            self._more()
+        text = bytes(self._held[:end])
+        del self._held[: end + 1]
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BadReply(
+                f"{self._runner.host.name} sent a reply that isn't JSON: {text[:80]!r}"
+            ) from error
+        if not isinstance(value, dict):
+            raise BadReply(
+                f"{self._runner.host.name} sent a reply that isn't an object: {text[:80]!r}"
+            )
+        return value
+
+    def _more(self) -> None:
+        try:
+            data = self._channel.read(self._timeout_s)
+        except TimeoutError:
+            raise Silent(
+                f"{self._runner.host.name} gave no answer in {self._timeout_s:g} s"
+            ) from None
+        if not data:
+            raise self._no_reply()
+        self._held += data
+
+    def _no_reply(self) -> Exception:
+        """Return what it means that the command ended without a reply."""
+        status = self._channel.exit_status()
+        said = self._channel.stderr()
+        name = self._runner.host.name
+        if refusal := sudo.refusal(
+            said.decode(errors="replace"), self._runner.host, lambda: self._runner.login
+        ):
+            return refusal
+        if b"Traceback (most recent call last)" in said:
+            # The agent broke down while it worked, so what it had done by then is anybody's guess.
+            last = said.decode(errors="replace").strip().splitlines()[-1]
+            return BadReply(f"the agent on {name} broke down: {last[:200]}")
+        quoted = first_line(said) or first_line(bytes(self._held)) or "nothing was said"
+        if status is None:
+            return LinkLost(f"{name} closed the channel: {quoted}")
+        if self._spoke or status > 128:
+            # Whatever was killed may have been killed behind the start.
+            return NoAnswer(
+                f"the command on {name} ended with exit {status} before it answered: {quoted}"
+            )
+        return errors.NotStarted(f"the login there ended with exit {status}: {quoted}", host=name)

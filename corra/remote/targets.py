@@ -1,0 +1,111 @@
+"""From a target, as people and their tasks name it, to the agent there. Nothing is connected yet."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from corra.errors import Misuse
+from corra.model.host import LOCAL, Host
+from corra.transport.choose import choose_runner
+from corra.transport.fabric.connection import CONNECT_S, Fabric, host_of
+
+from .agent_client import Agent, place
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Reach(TypedDict, total=False):
+    """How a host is reached: who logs in, whom sudo makes of them there, by what, and how patiently."""
+
+    user: str | None
+    as_user: str | None
+    via: str | None
+    config: Any
+    connect_timeout: float | None
+    accept_new_key: bool
+
+
+def agent_for(
+    target: Any,
+    *,
+    user: str | None = None,
+    as_user: str | None = None,
+    via: str | None = None,
+    config: Any = None,
+    connect_timeout: float | None = CONNECT_S,
+    accept_new_key: bool = False,
+) -> Agent:
+    """Return the agent of `target`; nothing is connected before its first call. Raises TypeError for what is no target."""
+    if isinstance(target, Agent):
+        return target
+    limits: dict[str, Any] = {
+        "connect_timeout_s": connect_timeout,
+        "accept_new_key": accept_new_key,
+    }
+    if is_a(target, "fabric.connection", "Connection"):
+        config = config or target.config
+        host = host_of(target).run_as(as_user)
+        if host.caller:
+            raise Misuse(
+                f"an open connection is nobody's to call anew: {host.caller} needs the host's name as target",
+                host=host.name,
+            )
+        return place(
+            Fabric(
+                host, config=config, connection=target, password=_sudo_password(config), **limits
+            )
+        )
+    if is_a(target, "invoke.context", "Context"):
+        raise TypeError(
+            "a Context is no target: it means this machine under inv and the other one under fab; "
+            'say which: "local", a host name, or a fabric Connection'
+        )
+    if isinstance(target, str):
+        host = Host.parse(target, login=user, user=as_user)
+    elif isinstance(target, Host):
+        host = replace(target, login=target.login or user).run_as(as_user)
+    else:
+        raise TypeError(
+            f"not a target: {target!r} (a host name, a corra.Host or a fabric Connection)"
+        )
+    limits["password"] = _sudo_password(config)
+    by, _, keeper = (via or "fabric").partition("@")
+    if by == "chaperone":
+        from .chaperone import Chaperone
+
+        return Chaperone(host, keeper or LOCAL, config=config, **limits)
+    return place(choose_runner(host, via=via or "fabric", config=config, **limits))
+
+
+def _sudo_password(config: Any) -> str | None:
+    """Return what Invoke's configuration, or its --prompt-for-sudo-password, says for sudo."""
+    password = None if config is None else (config.get("sudo") or {}).get("password")
+    return None if password is None else str(password)
+
+
+def agent_to_ask(target: Any, **reach: Unpack[Reach]) -> Agent:
+    """Return the agent of `target` for somebody who starts nothing, and isn't told of a start where the target makes no sense."""
+    try:
+        return agent_for(target, **reach)
+    except Misuse as error:
+        error.fate = "NOT DONE"
+        raise
+
+
+def is_one(target: object) -> bool:
+    """Return whether `target` is one host and not several. A Connection can be iterated over as well: over the keys of its configuration."""
+    return (
+        isinstance(target, (str, Host, Agent))
+        or is_a(target, "invoke.context", "Context")
+        or not isinstance(target, Iterable)
+    )
+
+
+def is_a(value: object, module: str, name: str) -> bool:
+    """Return whether `value` is an instance of that class, without importing its module: who has an instance has imported it."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(value, kind)

@@ -1,0 +1,1 @@
+"""Ordered steps made of runs, which go on where they were."""

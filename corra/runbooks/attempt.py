@@ -1,0 +1,117 @@
+"""One attempt of a step: a run that is started or taken hold of, and watched to its end.
+
+Which of the two it is, the host decides: it starts an id at most once. Only where the journal has seen the run there before, it isn't started
+again: if its record has gone from the host meanwhile, starting would be doing it twice.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from corra.errors import NotFound, StillRunning
+from corra.model.frames import Gap, Output, Status
+from corra.model.state import State
+from corra.runs import request
+from corra.runs.events import LinkDown, LinkUp
+from corra.runs.follow import Follow
+from corra.runs.run import OUTPUT_KEPT
+
+
+class Watcher(Protocol):
+    """Who hears of it while it goes on."""
+
+    def follows(self, follow: Follow) -> None: ...
+    def began(self, state: State) -> None: ...
+    def link(self, event: LinkDown | LinkUp) -> None: ...
+    def output(self, stream: str, data: bytes) -> None: ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How an attempt ended. `was_over`: it had ended before we came."""
+
+    state: State
+    stdout: str = ""
+    stderr: str = ""
+    truncated: bool = False
+    was_over: bool = False
+
+
+def watch_attempt(
+    launch: request.Launch,
+    watcher: Watcher,
+    *,
+    confirmed: bool,
+    patience_s: float | None,
+    pass_id: str,
+) -> Seen:
+    """Start or take hold of `launch` and return what it came to. Raises CorraError; StillRunning when somebody closed the follow."""
+    run = launch.run
+    kept = {"stdout": TailKept(OUTPUT_KEPT), "stderr": TailKept(OUTPUT_KEPT)}
+    follow = (
+        run.follow(reconnect_timeout_s=patience_s)
+        if confirmed
+        else launch.follow(reconnect_timeout_s=patience_s)
+    )
+    watcher.follows(follow)
+    first: State | None = None
+    try:
+        for event in follow:
+            match event:
+                case Status() if first is None and follow.state is not None:
+                    first = follow.state
+                    watcher.began(first)
+                case Output(stream=stream, data=data):
+                    kept["stderr" if stream == "stderr" else "stdout"].add(data)
+                    watcher.output(stream, data)
+                case Gap(stream=stream, start=begin, end=end):
+                    kept["stderr" if stream == "stderr" else "stdout"].dropped += end - begin
+                case LinkDown() | LinkUp():
+                    watcher.link(event)
+    except NotFound:
+        if not confirmed:
+            raise
+        return Seen(
+            State(
+                run.id, "lost", reason="spool-gone", name=run.name, argv=launch.request.program.argv
+            )
+        )
+    state = follow.state
+    if state is None or not state.ended:
+        raise StillRunning("you have left", host=str(run.host), prog_id=run.id, label=run.label)
+    ours = (state.origin or {}).get("pass") == pass_id
+    return Seen(
+        state,
+        kept["stdout"].text(),
+        kept["stderr"].text(),
+        any(each.dropped for each in kept.values()),
+        was_over=first is not None and first.ended and not ours,
+    )
+
+
+class TailKept:
+    """The last `most` bytes of a stream."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._parts: deque[bytes] = deque()
+        self._size = 0
+        self.dropped = 0
+
+    def add(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        while self._size - len(self._parts[0]) >= self._most:
+            gone = len(self._parts.popleft())
+            self._size -= gone
+            self.dropped += gone
+
+    def text(self) -> str:
+        return b"".join(self._parts).decode("utf-8", "replace")
+
+
+def end_of(text: str, most: int) -> tuple[str, bool]:
+    """Return the last `most` characters of `text`, and whether that isn't all."""
+    return (text, False) if len(text) <= most else (text[-most:], True)

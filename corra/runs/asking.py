@@ -1,0 +1,111 @@
+"""One question to a host's agent, and the error that each failed answer means."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from corra.errors import CorraError, Unreachable
+from corra.model import ids
+from corra.model.answers import refusal_error, retold
+from corra.model.frames import Parser, Status
+from corra.model.host import Host
+from corra.model.words import duration
+from corra.on_host.agent.contract import VERSION
+from corra.remote.agent_client import Agent
+from corra.remote.exchange import ANSWER_S, Refused
+
+from .follow import OpenLink
+
+# Beyond the grace: the host's own two seconds for KILL to work, and a slow line's answer.
+STOP_MARGIN_S = 30.0
+
+
+def who_asks() -> dict[str, str]:
+    """Return who asks, for a State's `origin`."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a uid without a name, as in many containers
+        user = str(os.getuid())
+    return {"user": user, "host": os.uname().nodename, "version": VERSION}
+
+
+def asked_by() -> str:
+    origin = who_asks()
+    return f"{origin['user']}@{origin['host']}"
+
+
+def answer_patience_s(again: bool) -> float:
+    """Return how long a host may take to answer: a second try has twice the time, since a login may be slow and not dead."""
+    return ANSWER_S * (2 if again else 1)
+
+
+class Closing:
+    """A link for the length of a `with`."""
+
+    def __init__(self, link: OpenLink) -> None:
+        self._link = link
+
+    def __enter__(self) -> OpenLink:
+        return self._link
+
+    def __exit__(self, *_: object) -> None:
+        self._link.close()
+
+
+def last_word(link: OpenLink, timeout_s: float) -> Mapping[str, Any]:
+    """Return the JSON of the last S frame of a link. Raises TimeoutError, ConnectionError when there is none."""
+    import time
+
+    parser, until, word = Parser(), time.monotonic() + timeout_s, None
+    while data := link.read(max(0.0, until - time.monotonic())):
+        for frame in parser.feed(data):
+            if isinstance(frame, Status):
+                word = frame.state
+    if word is None:
+        raise ConnectionError("the link was closed")
+    return word
+
+
+def no_answer_error(
+    error: Exception, host: Host, kind: type[CorraError] = Unreachable
+) -> CorraError:
+    why = (
+        f"no answer in {duration(ANSWER_S)}"
+        if isinstance(error, TimeoutError)
+        else str(error) or "link lost"
+    )
+    return kind(why, host=str(host))
+
+
+def ask_agent(
+    agent: Agent,
+    verb: str,
+    request: Mapping[str, Any],
+    *,
+    text: str = "",
+    label: str = "",
+    spool: str | None = None,
+) -> dict[str, Any]:
+    """Return the host's answer. A call that goes silent is made once more, over a new link; a signal isn't, as it could arrive twice."""
+    whole = {**request, **({"spool": spool} if spool else {})}
+    for last in (verb == "signal", True):
+        try:
+            return agent.call(verb, whole, timeout_s=answer_patience_s(last and verb != "signal"))
+        except Refused as refusal:
+            raise refusal_error(
+                refusal.kind, refusal.facts, host=agent.host, verb=verb, text=text, label=label
+            ) from refusal
+        except CorraError as error:
+            raise retold(
+                error, verb=verb, label=label or text, prog_id=text if ids.is_valid(text) else ""
+            ) from error
+        except (ConnectionError, TimeoutError) as error:
+            agent.close()
+            if last:
+                raise retold(
+                    no_answer_error(error, agent.host), verb=verb, label=label or text
+                ) from error
+    raise AssertionError

@@ -1,0 +1,28 @@
+"""The clock that the follow loop reads and waits by; a test hands in its own."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+
+class Clock:
+    """Time and chance, handed in so that a test needs neither."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def with_sleep(self) -> float:
+        """Return a clock that runs on while the machine is suspended, which `now` doesn't."""
+        return (
+            time.clock_gettime(time.CLOCK_BOOTTIME)
+            if hasattr(time, "CLOCK_BOOTTIME")
+            else time.time()
+        )
+
+    def wait(self, event: threading.Event, timeout_s: float) -> None:
+        event.wait(timeout_s)
+
+    def random(self) -> float:
+        return random.random()  # noqa: S311 - spreads retries, guards nothing

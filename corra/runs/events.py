@@ -1,0 +1,28 @@
+"""The events that a Follow yields."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from corra.model.frames import Gap, Output, Status, Taken
+
+
+class LinkDown(NamedTuple):
+    """There is no link and has been none for `since_s`; `attempt` to make one is next. The program isn't affected."""
+
+    since_s: float
+    error: str
+    attempt: int
+
+
+class LinkUp(NamedTuple):
+    """The link is back, and nothing was missed."""
+
+    down_s: float
+
+
+class Tick:
+    """`tick_s` have passed: time to redraw."""
+
+
+Event = Output | Gap | Status | Taken | LinkDown | LinkUp | Tick

@@ -1,0 +1,451 @@
+"""Runs that there are: found again, watched, sent to, stopped.
+
+Everything here may be called from several threads; runs of one target share its connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from corra.errors import CorraError, NotKilled, NotSent, StillRunning, Unreachable
+from corra.model import ids
+from corra.model.answers import refusal_error, retold
+from corra.model.host import Host
+from corra.model.signal_names import signal_name
+from corra.model.state import State
+from corra.model.units import in_seconds
+from corra.remote.agent_client import Agent
+from corra.remote.bootstrap import courier_source
+from corra.remote.exchange import ANSWER_S, Refused
+
+from . import history
+from .asking import (
+    STOP_MARGIN_S,
+    Closing,
+    answer_patience_s,
+    ask_agent,
+    asked_by,
+    last_word,
+    no_answer_error,
+)
+from .disk import Freed
+from .events import Event
+from .follow import DEAD_AFTER_S, Follow, OpenLink
+from .stdin_feed import StdinFeed
+
+if TYPE_CHECKING:
+    from .result import Result
+
+# What `wait` reads back for its Result; `Run.read` gives any part of the rest.
+OUTPUT_KEPT = 16 << 20
+AT_ONCE = 32
+# How often a sender looks whether it is done: what it waits for may be said by no frame.
+SENDER_LOOK_S = 0.2
+OnEvent = Callable[[Event], None]
+
+
+class Killed(NamedTuple):
+    """What `Run.kill` came to: `ended` when nothing is left, else the `survivors` ({pid, name, state, wchan})."""
+
+    ended: bool
+    survivors: tuple[Mapping[str, Any], ...]
+    state: State
+
+
+class Run:
+    """One run on one host, whoever started it. All methods may be called from any thread."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        prog_id: str,
+        *,
+        name: str | None = None,
+        spool: str | None = None,
+        connection: Any = None,
+        via: str | None = None,
+        seen: bool = True,
+    ) -> None:
+        """`prog_id` may be a name or the beginning of a tail until the host has answered once. `seen`: history has it already."""
+        self.agent = agent
+        self.id = prog_id
+        self.name = name
+        self.connection = connection
+        self.known: State | None = None
+        # Whether it is known to have been started, though its host hasn't told us yet.
+        self.begun = False
+        self._spool = spool
+        self._via = via
+        self._seen = seen
+
+    @property
+    def host(self) -> Host:
+        return self.agent.host
+
+    @property
+    def spool(self) -> str | None:
+        """The directory it was told to be spooled in, if any was."""
+        return self._spool
+
+    @property
+    def via(self) -> str | None:
+        """What carries its bytes, where that was said."""
+        return self._via
+
+    @property
+    def label(self) -> str:
+        return ids.label(self.id, self.name)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.label} on {self.host}>"
+
+    def state(self) -> State:
+        """Return what the host says of it now."""
+        return self.heard(State.from_json(self._ask("status")))
+
+    def record(self) -> tuple[dict[str, Any], bytes]:
+        """Return what was asked of it, as its host has written it down, and what it was given to read."""
+        link = self._visit("record")
+        try:
+            parts, left = [], int(link.reply["stdin"])
+            while left > 0:
+                data = link.read(DEAD_AFTER_S)
+                if not data:
+                    raise Unreachable(
+                        "link lost", host=str(self.host), label=self.label, fate="NOT DONE"
+                    )
+                parts.append(data)
+                left -= len(data)
+        except (ConnectionError, TimeoutError) as error:
+            raise retold(
+                no_answer_error(error, self.host), verb="record", label=self.label, prog_id=self.id
+            ) from error
+        finally:
+            link.close()
+        return link.reply["record"], b"".join(parts)
+
+    def processes(self) -> dict[str, Any]:
+        """Return what its living processes are and use: {processes: [..], spool: {free, floor, ..}}, as doctor.py has it."""
+        link = self._visit("tree")
+        link.close()
+        return link.reply
+
+    def _visit(self, verb: str) -> OpenLink:
+        request = {"prog_id": self.id, **({"spool": self._spool} if self._spool else {})}
+        try:
+            return self.agent.visit(verb, request, timeout_s=ANSWER_S)
+        except Refused as refusal:
+            raise refusal_error(
+                refusal.kind,
+                refusal.facts,
+                host=self.host,
+                verb=verb,
+                text=self.id,
+                label=self.label,
+            ) from refusal
+        except (ConnectionError, TimeoutError) as error:
+            raise retold(
+                no_answer_error(error, self.host), verb=verb, label=self.label, prog_id=self.id
+            ) from error
+
+    def read(self, stream: str = "stdout", start: int = 0, end: int | None = None) -> bytes:
+        """Return the bytes from `start` to `end` (default: all there are now) of a stream. A broken link is made again once.
+
+        Of a stream that `keep_output` bounds these are the last of them, as far back as they are still there without a gap.
+        """
+        parts: list[bytes] = []
+        at, stop = start, end
+        tried = False
+        while True:
+            try:
+                with Closing(
+                    self._stream(
+                        "read", {"stream": stream, "start": at, "end": stop}, patient=tried
+                    )
+                ) as link:
+                    begin, until, length = (
+                        int(link.reply[name]) for name in ("start", "end", "length")
+                    )
+                    stop = min(length, length if stop is None else stop)
+                    if begin > at:
+                        parts.clear()
+                    at = begin
+                    while at < until:
+                        data = link.read(DEAD_AFTER_S)
+                        if not data:
+                            raise ConnectionError("the link was closed")
+                        parts.append(data)
+                        at += len(data)
+                if at >= stop:
+                    return b"".join(parts)
+            except (ConnectionError, TimeoutError) as error:
+                self._relink(error, "read", last=tried)
+                tried = True
+
+    def follow(
+        self,
+        cursor: Mapping[str, int] | None = None,
+        *,
+        tail: int | None = None,
+        streams: Sequence[str] | None = None,
+        live: bool = True,
+        late: bool = False,
+        times: bool = False,
+        **how: Any,
+    ) -> Follow:
+        """Return its events from `cursor` (or the last `tail` lines) on, each byte once, to its end. `how`: the rest Follow takes."""
+        return Follow(
+            self.agent,
+            self.id,
+            cursor=cursor,
+            tail=tail,
+            streams=streams,
+            live=live,
+            late=late,
+            times=times,
+            spool=self._spool,
+            begun=self.begun or self.known is not None,
+            by=asked_by(),
+            told=self._told,
+            **how,
+        )
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self.follow())
+
+    def wait(self, timeout: float | str | None = None, *, output: bool = True) -> Result:
+        """Wait until it has ended and return its Result, whatever the end; `output`: with its stdout and stderr, at most 16 MiB of each.
+
+        Raises StillRunning when `timeout` is over first.
+        """
+        follow = self.follow(streams=[], timeout_s=in_seconds(timeout))
+        for _ in follow:
+            pass
+        state = follow.state
+        assert state is not None
+        self.name = state.name
+        texts = {"stdout": "", "stderr": ""}
+        truncated = False
+        for stream, facts in (state.streams or {}).items() if output else ():
+            length = int(facts.get("length", 0))
+            truncated = truncated or length > OUTPUT_KEPT or bool(facts.get("dropped"))
+            data = self.read(stream, max(0, length - OUTPUT_KEPT), length) if length else b""
+            texts["stderr" if stream == "stderr" else "stdout"] = data.decode("utf-8", "replace")
+        return _result(
+            state,
+            self.host,
+            truncated=truncated,
+            connection=self.connection,
+            hide=("stdout", "stderr"),
+            **texts,
+        )
+
+    def signal(self, name: str | int) -> State:
+        """Send that one signal to the program, nothing after it, and return the State. Raises CorraError with fate NOT SENT."""
+        return self.heard(
+            State.from_json(
+                self._ask("signal", {"signal": signal_name(name), "by": asked_by()})["state"]
+            )
+        )
+
+    def send(
+        self, data: bytes | str, *, eof: bool = False, timeout: float | str | None = None
+    ) -> None:
+        """Have the program read `data`, and with `eof` its end behind that; return when the host has it, which the program may read later.
+
+        Raises NotSent where it has no stdin to send to, has ended or has closed it; some of the bytes may have been sent then, never any twice.
+        """
+        feed = StdinFeed()
+        feed.write(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
+        if eof:
+            feed.end()
+        feed.finish()
+        self.pass_on(feed, timeout_s=in_seconds(timeout))
+
+    def eof(self) -> None:
+        """End the program's stdin; on a terminal, type what means that there."""
+        self.send(b"", eof=True)
+
+    def pass_on(
+        self,
+        feed: StdinFeed,
+        *,
+        timeout_s: float | None = None,
+        watch: OnEvent | None = None,
+        **how: Any,
+    ) -> None:
+        """Send what `feed` is given, until it is finished and the host has all of it. `how`: the rest Follow takes. Raises NotSent."""
+        follow = self.follow(
+            streams=[], feed=feed, timeout_s=timeout_s, tick_s=SENDER_LOOK_S, **how
+        )
+        why = "it has ended"
+        try:
+            for event in follow:
+                if watch is not None:
+                    watch(event)
+                if feed.done or feed.refused or (follow.state is not None and follow.state.ended):
+                    break
+        except StillRunning as error:
+            why = error.why
+        finally:
+            follow.close()
+            feed.close()
+        if feed.done:
+            return
+        if feed.refused:
+            why = (
+                "the program has closed its stdin"
+                if feed.closed_there
+                else "its stdin was ended before"
+            )
+        some = f"; {feed.taken} bytes of {feed.given} were sent" if feed.taken else ""
+        raise NotSent(why + some, host=str(self.host), prog_id=self.id, label=self.label)
+
+    def kill(
+        self,
+        signal: str | int | None = None,
+        grace: float | str | None = None,
+        *,
+        told: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> Killed:
+        """Send `signal`, after `grace` seconds KILL to all its processes, and wait until that is over.
+
+        Without them: what the run was started with (TERM and 10 s). `grace=0` kills at once. `told` gets the host's first answer,
+        {state, how, processes, signal, grace}, before the grace begins. Raises NotKilled when the order could not be given or its end not
+        be seen.
+        """
+        request = {
+            "signal": None if signal is None else signal_name(signal),
+            "grace": in_seconds(grace),
+            "by": asked_by(),
+        }
+        for last in (False, True):
+            try:
+                with Closing(self._stream("stop", request, patient=last)) as link:
+                    self.heard(State.from_json(link.reply["state"]))
+                    if told is not None:
+                        told(link.reply)
+                        told = None
+                    return self._killed(
+                        last_word(link, float(link.reply.get("grace") or 0.0) + STOP_MARGIN_S)
+                    )
+            except (ConnectionError, TimeoutError) as error:
+                self._relink(error, "stop", last=last)
+        raise AssertionError
+
+    def free(self, *, dry: bool = False) -> Freed:
+        """Remove its output, once it has ended; its record stays. See `gc`."""
+        state = self.state()
+        request = {"ids": [state.prog_id], "dry": dry}
+        return Freed.told(
+            self.agent,
+            ask_agent(self.agent, "gc", request, text=self.id, label=self.label, spool=self._spool),
+        )
+
+    def deliver(
+        self,
+        *,
+        callback: Mapping[str, Any] | None = None,
+        start: int | None = None,
+        seconds: float = 60.0,
+        route: str | None = None,
+    ) -> Mapping[str, Any]:
+        """Have its output and end sent to its collector once more, or to the one of `callback`; return {state, delivered}.
+
+        `start`: from this byte of each stream. `route`: where its courier is to connect to from now on. `seconds=0` sends nothing.
+        """
+        request = {
+            "callback": dict(callback) if callback else None,
+            "from": start,
+            "seconds": seconds,
+            "route": route,
+        }
+        sent = {
+            **{key: value for key, value in request.items() if value is not None},
+            "prog_id": self.id,
+            "courier": courier_source(),
+        }
+        try:
+            whole = {**sent, **({"spool": self._spool} if self._spool else {})}
+            return self.agent.call("deliver", whole, timeout_s=seconds + STOP_MARGIN_S)
+        except Refused as refusal:
+            raise refusal_error(
+                refusal.kind,
+                refusal.facts,
+                host=self.host,
+                verb="deliver",
+                text=self.id,
+                label=self.label,
+            ) from refusal
+        except (ConnectionError, TimeoutError) as error:
+            raise retold(
+                no_answer_error(error, self.host), verb="deliver", label=self.label, prog_id=self.id
+            ) from error
+
+    def _killed(self, answer: Mapping[str, Any]) -> Killed:
+        state = self.heard(State.from_json(answer["state"]))
+        return Killed(bool(answer.get("ended")), tuple(answer.get("survivors", ())), state)
+
+    def heard(self, state: State) -> State:
+        """Take in and return what the host has told of it."""
+        before, self.known = self.known, state
+        self.id, self.name = state.prog_id, state.name
+        if not self._seen:
+            self._seen = True
+            history.saw_run(self.host, state, via=self._via, spool=self._spool)
+        elif before is None or before.state != state.state:
+            history.note_state(self.id, state.state)
+        return state
+
+    def _told(self, state: State | None) -> None:
+        if state is not None:
+            self.heard(state)
+
+    def _ask(self, verb: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return ask_agent(
+            self.agent,
+            verb,
+            {"prog_id": self.id, **(request or {})},
+            text=self.id,
+            label=self.label,
+            spool=self._spool,
+        )
+
+    def _stream(self, verb: str, request: Mapping[str, Any], *, patient: bool) -> OpenLink:
+        whole = {"prog_id": self.id, "spool": self._spool, **request}
+        try:
+            return self.agent.stream(
+                verb,
+                {k: v for k, v in whole.items() if v is not None},
+                timeout_s=answer_patience_s(patient),
+            )
+        except Refused as refusal:
+            raise refusal_error(
+                refusal.kind,
+                refusal.facts,
+                host=self.host,
+                verb=verb,
+                text=self.id,
+                label=self.label,
+            ) from refusal
+        except CorraError as error:
+            raise retold(error, verb=verb, label=self.label, prog_id=self.id) from error
+
+    def _relink(self, error: Exception, verb: str, *, last: bool) -> None:
+        """Let go of a link that has failed `verb`; raise if that was the last try."""
+        self.agent.close()
+        if last:
+            kind = NotKilled if verb == "stop" else Unreachable
+            raise retold(
+                no_answer_error(error, self.host, kind),
+                verb=verb,
+                label=self.label,
+                prog_id=self.id,
+            ) from error
+
+
+def _result(state: State, host: Host, **facts: Any) -> Result:
+    from .result import Result
+
+    return Result(state, host, **facts)

@@ -1,0 +1,1 @@
+"""The operator's terminal: what it shows, what is typed on it, which signals it sends."""

@@ -1,0 +1,121 @@
+"""Which lines of a run's output are wanted: those that match, those that came in a certain time.
+
+Also which bytes. Only where it is asked for: output that is shown whole is never taken apart into lines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from corra.model.frames import Output
+
+
+@dataclass
+class Range:
+    """Takes the output of one stream and gives back what comes before byte `end` of it."""
+
+    end: int | None = None
+    over: bool = field(default=False, init=False)
+
+    def take(self, output: Output) -> Iterator[Output]:
+        """Yield the part of it that is wanted."""
+        if self.end is None or output.end < self.end:
+            yield output
+            return
+        self.over = True
+        if output.offset < self.end:
+            yield Output(
+                output.stream,
+                output.offset,
+                output.data[: self.end - output.offset],
+                output.time_ns,
+            )
+
+    def rest(self) -> Iterator[Output]:
+        """Yield nothing: nothing is kept."""
+        return iter(())
+
+
+# A line that goes on for longer is judged piece by piece, so that 1 GB without a newline needs no more memory than this.
+FILTERED_LINE_MAX = 1 << 20
+
+
+@dataclass
+class Sieve:
+    """Takes output and gives back its wanted lines, each as an Output of its own; times are in ns, the bounds included.
+
+    A line's time is when its first byte came. Where no time is known (the index was lost) a line is shown rather than hidden.
+    """
+
+    grep: re.Pattern[bytes] | None = None
+    since_ns: int | None = None
+    until_ns: int | None = None
+    over: bool = field(
+        default=False, init=False
+    )  # all that is still to come is later than `until_ns`
+    _begun: dict[str, tuple[int, int, bytearray]] = field(
+        default_factory=dict, init=False
+    )  # stream: time and offset of an open line
+
+    @property
+    def idle(self) -> bool:
+        """Whether every line would pass."""
+        return self.grep is None and self.since_ns is None and self.until_ns is None
+
+    def take(self, output: Output) -> Iterator[Output]:
+        """Yield the wanted lines that are complete now."""
+        if self.until_ns is not None and output.time_ns > self.until_ns:
+            self.over = True
+        at = 0
+        while at < len(output.data):
+            time_ns, offset, line = self._begun.setdefault(
+                output.stream, (output.time_ns, output.offset + at, bytearray())
+            )
+            newline = output.data.find(b"\n", at, at + FILTERED_LINE_MAX - len(line))
+            end = (
+                newline + 1
+                if newline >= 0
+                else min(len(output.data), at + FILTERED_LINE_MAX - len(line))
+            )
+            line += output.data[at:end]
+            at = end
+            if newline >= 0 or len(line) == FILTERED_LINE_MAX:
+                del self._begun[output.stream]
+                yield from self._wanted(Output(output.stream, offset, bytes(line), time_ns))
+
+    def rest(self) -> Iterator[Output]:
+        """Yield the wanted ones of the lines that were never ended."""
+        begun, self._begun = self._begun, {}
+        for stream, (time_ns, offset, line) in begun.items():
+            yield from self._wanted(Output(stream, offset, bytes(line), time_ns))
+
+    def _wanted(self, line: Output) -> Iterator[Output]:
+        if line.time_ns and self.since_ns is not None and line.time_ns < self.since_ns:
+            return
+        if line.time_ns and self.until_ns is not None and line.time_ns > self.until_ns:
+            return
+        if self.grep is None or self.grep.search(line.data):
+            yield line
+
+
+class Stamper:
+    """Puts the time of arrival before each line of one stream."""
+
+    def __init__(self) -> None:
+        self._at_start = True
+
+    def stamp(self, output: Output) -> bytes:
+        when = datetime.fromtimestamp(output.time_ns / 1e9).astimezone() if output.time_ns else None
+        prefix = f"{when.isoformat(timespec='milliseconds')} ".encode() if when else b"- "
+        lines = output.data.split(b"\n")
+        last = lines.pop()
+        text = b"".join(
+            (prefix if self._at_start or i else b"") + line + b"\n" for i, line in enumerate(lines)
+        )
+        if last:
+            text += (prefix if lines or self._at_start else b"") + last
+        self._at_start = not last
+        return text

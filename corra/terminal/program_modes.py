@@ -1,0 +1,197 @@
+"""A terminal that a program has been lent: what it has switched on there, and what of its output may be shown a second time.
+
+A full-screen program puts a terminal into states that it means to undo at its own end. Whoever leaves before that needs them undone, and whoever
+comes later needs them done, as the program takes both for granted: ncurses knows an arrow key only as application keys send it. Names as in
+XTerm's "Control Sequences" (Dickey), the keyboard's as in kitty's "Comprehensive keyboard handling in terminals".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# DEC private modes a program may leave changed, and how a terminal has them by itself. Modes that terminals disagree on are left out: 12, whether
+# the cursor blinks; 1007, whether a wheel sends arrows.
+_MODES = {
+    **dict.fromkeys(
+        (
+            1,
+            5,
+            6,
+            9,
+            47,
+            66,
+            69,
+            1000,
+            1001,
+            1002,
+            1003,
+            1004,
+            1005,
+            1006,
+            1015,
+            1016,
+            1047,
+            1049,
+            2004,
+            2026,
+            2031,
+            2048,
+        ),
+        False,
+    ),
+    **dict.fromkeys((7, 25), True),
+}
+_SCREENS = (47, 1047, 1049)
+_SWITCH = re.compile(
+    rb"\x1b(?:\[(?:\?(?P<modes>[0-9;]{1,80}[hl])|(?P<insert>4[hl])|(?P<region>[0-9;]{0,16}r)|(?P<shape>[0-9]{0,2} q)|(?P<other_keys>>4(?:;[0-9]?)?m)"
+    rb"|(?P<flags>[<>=][0-9;]{0,8}u))|(?P<keypad>[=>])|(?P<charset>\([0-9A-Za-z])|(?P<reset>c))"
+)
+_BEGUN = re.compile(rb"\x1b(?:\(|\[[?<>=]?[0-9;]{0,80} ?)?\Z")
+_BEGUN_MAX = 84
+_SHIFTS = (b"\x0e", b"\x0f")
+# How each is without having been switched, and what puts it back so. A region is put back where the cursor stays: that alone would move it.
+_OFF = {
+    "insert": (frozenset({b"4l"}), b"\x1b[4l"),
+    "region": (frozenset({b"r", b";r"}), b"\x1b7\x1b[r\x1b8"),
+    "shape": (frozenset({b" q", b"0 q"}), b"\x1b[0 q"),
+    "other_keys": (frozenset({b">4m", b">4;m", b">4;0m"}), b"\x1b[>4m"),
+    "keypad": (frozenset({b">"}), b"\x1b>"),
+    "charset": (frozenset({b"(B"}), b"\x1b(B"),
+    "shift": (frozenset({b"\x0f"}), b"\x0f"),
+}
+# Of the moment: a program that draws itself anew sets them itself.
+_PASSING = frozenset({6, 2026, "insert", "region", "charset", "shift"})
+_PUSHED_MAX = 16
+# Whatever it was in the middle of, a title or a picture, is over.
+_CANCEL = b"\x18\x1b\\"
+
+# What isn't shown a second time. What a terminal answers, or takes for an order to itself: ENQ; DECID; device attributes, status reports, window
+# operations and DECREQTPARM; the reports with an intermediate byte (modes, checksums, settings); XTQMODKEYS, XTSMGRAPHICS, the keyboard's flags;
+# XTVERSION; and all strings (OSC, DCS, APC, PM, SOS), among them the clipboard and the colours. And which lines scroll: of a terminal of
+# another size that would be too few, and vim, which is told of the new size, takes it for granted that a terminal then forgets it.
+_NOT_AGAIN = re.compile(
+    rb"\x05|\x1b(?:Z|\[[0-?]*(?:[ -/]*[cnrtx]|[\"-/][ -/]*[@-~])|\[\?[0-?]*[mSu]|\[>[0-?]*q|[P\]X^_][^\x1b\x07]*(?:\x07|\x1b\\))"
+)
+_UNFINISHED = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|[P\]X^_][^\x1b\x07]*\x1b?)?\Z")
+_UNFINISHED_MAX = 1 << 20
+
+
+class ProgramModes:
+    """What a program has switched on in the terminal it was lent."""
+
+    def __init__(self) -> None:
+        self._held = b""
+        self._on: dict[int | str, bytes] = {}  # what switched it, in the order of time
+        self._pushed: dict[bool, list[bytes]] = {
+            False: [],
+            True: [],
+        }  # of the keyboard's flags: each of the two screens has a stack
+
+    def see(self, data: bytes) -> None:
+        """Take note of what `data` switches, which the program has written; a sequence may be cut in two by its end."""
+        data, reset = self._held + data, -1
+        for found in _SWITCH.finditer(data):
+            kind, value = str(found.lastgroup), found[str(found.lastgroup)]
+            if kind == "modes":
+                for number in value[:-1].split(b";"):
+                    if number and (mode := int(number)) in _MODES:
+                        self._note(
+                            mode,
+                            (value[-1:] == b"h") != _MODES[mode],
+                            b"\x1b[?%d%b" % (mode, value[-1:]),
+                        )
+            elif kind == "flags":
+                self._note_flags(found.group(), value)
+            elif kind == "reset":
+                # Which screen is shown after that, terminals disagree on; and on all that a soft reset does.
+                self._on = {screen: self._on[screen] for screen in _SCREENS if screen in self._on}
+                self._pushed = {False: [], True: []}
+                reset = found.start()
+            else:
+                self._note(kind, value not in _OFF[kind][0], found.group())
+        # Looked for beside it: a pattern that begins with one byte is found ten times as fast.
+        shift = max(_SHIFTS, key=data.rfind)
+        if data.rfind(shift) > reset:
+            self._note("shift", shift not in _OFF["shift"][0], shift)
+        begun = _BEGUN.match(data, max(0, data.rfind(b"\x1b", -_BEGUN_MAX)))
+        self._held = begun.group() if begun else b""
+
+    def _note(self, key: int | str, on: bool, done: bytes) -> None:
+        self._on.pop(key, None)
+        if on:
+            self._on[key] = done
+
+    def _note_flags(self, sequence: bytes, value: bytes) -> None:
+        """Take note of what is pushed, popped or set of kitty's keyboard flags."""
+        pushed = self._pushed[self._elsewhere]
+        if value[:1] == b">":
+            pushed.append(sequence)
+            del pushed[:-_PUSHED_MAX]
+        elif value[:1] == b"<":
+            count = int(value[1:-1].split(b";")[0] or 1)
+            del pushed[max(0, len(pushed) - count) :]
+        else:
+            self._note("flags", not value.startswith((b"=0", b"=u")), sequence)
+
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether it shows another screen than the one that was there before."""
+        return any(screen in self._on for screen in _SCREENS)
+
+    def undo(self) -> bytes:
+        """Return what puts the terminal back, each thing on the screen where it was done, and the colours last."""
+
+        def off(keys: Iterable[int | str]) -> bytes:
+            return b"".join(_undone(key) for key in keys if key in self._on)
+
+        popped = {
+            there: b"\x1b[<%du" % len(pushed) if pushed else b""
+            for there, pushed in self._pushed.items()
+        }
+        modes = sorted(mode for mode in _MODES if mode not in _SCREENS)
+        back = popped[True] + off(_SCREENS) if self._elsewhere else b""
+        return (
+            _CANCEL
+            + off((*modes, "flags", "insert", "region", "shape", "other_keys", "keypad"))
+            + back
+            + popped[False]
+            + off(("charset", "shift"))
+            + b"\x1b[0m"
+        )
+
+    def redo(self) -> bytes:
+        """Return what has another terminal, or this one after `undo`, as the program takes it to be."""
+        lasting = [key for key in self._on if key not in _PASSING]
+        lasting.sort(key=lambda key: key not in _SCREENS)
+        return b"".join(self._on[key] for key in lasting) + b"".join(
+            self._pushed[self._elsewhere][-1:]
+        )
+
+
+def _undone(key: int | str) -> bytes:
+    if isinstance(key, str):
+        return b"\x1b[=0u" if key == "flags" else _OFF[key][1]
+    return b"\x1b[?%d%b" % (key, b"h" if _MODES[key] else b"l")
+
+
+class Replay:
+    """Takes out of what was written before somebody came what a terminal would answer: the answer would be typed to a program that never asked it.
+
+    And where that scrolled, for its size was another. What comes after that passes as it is, for there the program asks.
+    """
+
+    def __init__(self, until: int) -> None:
+        """`until`: the offset from which on the bytes are new."""
+        self._until = until
+        self._held = b""
+
+    def take(self, offset: int, data: bytes) -> bytes:
+        """Return what may be shown of `data`, which begins at `offset`; what may be the beginning of a question waits for the rest."""
+        old = max(0, min(len(data), self._until - offset))
+        text, live = self._held + data[:old], data[old:]
+        self._held = b""
+        begun = _UNFINISHED.search(text)
+        if begun and not live and len(begun.group()) <= _UNFINISHED_MAX:
+            text, self._held = text[: begun.start()], begun.group()
+        return _NOT_AGAIN.sub(b"", text) + live

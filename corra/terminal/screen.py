@@ -1,0 +1,399 @@
+"""The Screen: the only one who writes to stdout and stderr while a verb runs.
+
+The program's bytes go to the descriptors as they are; only a terminal gets them sanitised, since what runs on a host must not move the cursor,
+set the title or fill the clipboard of whoever watches. corra's own words go to stderr. The live line stands below all of it, only on a
+terminal, and is gone before any other byte is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json as json_
+import logging
+import os
+import select
+import stat
+import sys
+import termios
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from corra import render
+from corra.errors import CorraError, line
+
+from .program_modes import ProgramModes
+from .sanitiser import Sanitiser
+
+OUT = 1
+ERR = 2
+_INDENT = " " * len("corra: ")
+_REDRAW_S = 0.1
+_TICK_S = 1.0
+_COLOURS = {
+    "done": "green",
+    "started": "green",
+    "STILL RUNNING": "yellow",
+    "MAYBE STARTED": "yellow",
+}
+
+
+class Gone(Exception):
+    """Whoever read our output has gone."""
+
+
+class Screen:
+    """Owns descriptors 1 and 2. All methods may be called from any thread."""
+
+    def __init__(
+        self,
+        *,
+        json: bool = False,
+        quiet: bool = False,
+        raw: bool = False,
+        out: int = OUT,
+        err: int = ERR,
+    ) -> None:
+        self.json = json
+        self.quiet = quiet
+        self._fds = {OUT: out, ERR: err}
+        self._terminal = {OUT: _isatty(out), ERR: _isatty(err)}
+        self._lock = threading.RLock()
+        self._sanitisers = {fd: Sanitiser() for fd in (OUT, ERR) if self._terminal[fd] and not raw}
+        self._mid_line = (
+            False  # the terminal's cursor stands behind a part of a line of the program's
+        )
+        self._ours = True  # the last thing on the terminal was ours, so the program's colour must be set again
+        self._live: Callable[[int], str] | None = None
+        self._drawn = False
+        self._dirty = threading.Event()
+        self._closed = threading.Event()
+        self._muted = False
+        self._lent: ProgramModes | None = None
+
+    @property
+    def out_is_terminal(self) -> bool:
+        return self._terminal[OUT]
+
+    @property
+    def err_is_terminal(self) -> bool:
+        return self._terminal[ERR]
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether a person is there to be asked."""
+        return os.isatty(0) and self.err_is_terminal
+
+    @property
+    def can_be_lent(self) -> bool:
+        """Whether a program's terminal could be ours."""
+        return self.out_is_terminal and not self.json
+
+    def lend(self, switched: bytes = b"") -> None:
+        """Let the program have the terminal: its bytes as they are, none of ours but what has to be said.
+
+        `switched`: what it has switched on before now, in a terminal that wasn't this one.
+        """
+        with self._lock:
+            self._live = None
+            self._erase()
+            self._lent = ProgramModes()
+            self._lent.see(switched)
+
+    def switch_on(self) -> None:
+        """Have the terminal as the program takes it to be: at the beginning, and after somebody else has had it."""
+        with self._lock:
+            if self._lent is not None:
+                self._write(OUT, self._lent.redo())
+
+    def take_back(self) -> None:
+        """Switch off what the program has switched on."""
+        # The lock may be held by a write that nobody reads.
+        held = self._lock.acquire(timeout=0.5)
+        try:
+            if self._lent is not None:
+                undo, self._lent = self._lent.undo(), None
+                with contextlib.suppress(OSError, Gone):
+                    self._write(OUT, undo)
+        finally:
+            if held:
+                self._lock.release()
+
+    @property
+    def live_line(self) -> bool:
+        """Whether there is a live line to say what passes."""
+        return self._live is not None
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal that the words go to; 80 where there is none."""
+        for fd in (self._fds[ERR], self._fds[OUT]):
+            with contextlib.suppress(OSError):
+                return os.get_terminal_size(fd).columns or 80
+        return 80
+
+    @property
+    def height(self) -> int:
+        """Lines of the terminal that the program's output goes to; 24 where there is none."""
+        with contextlib.suppress(OSError):
+            return os.get_terminal_size(self._fds[OUT]).lines or 24
+        return 24
+
+    # -- The program's bytes
+    def output(self, fd: int, data: bytes) -> None:
+        """Write what the program wrote. Raises Gone when nobody reads it any more."""
+        sanitiser = self._sanitisers.get(fd)
+        with self._lock:
+            if self._muted:
+                return
+            if not self._terminal[fd]:
+                self._write(fd, data)
+                return
+            if self._lent is not None:
+                self._lent.see(data)
+                self._mid_line = not data.endswith(b"\n")
+                self._write(fd, data)
+                return
+            self._erase()
+            text = data
+            if sanitiser is not None:
+                shown = sanitiser.feed(data)
+                if shown and self._ours:
+                    shown = sanitiser.colour + shown if sanitiser.colour else shown
+                text = shown.encode("utf-8", "backslashreplace")
+            if text:
+                self._ours = False
+                self._mid_line = not text.endswith(b"\n")
+                self._write(fd, text)
+            self._dirty.set()
+
+    def echoed(self) -> None:
+        """Note that the terminal has echoed a key (^C) where our next word goes, so that it is erased first."""
+        with self._lock:
+            self._drawn = self.err_is_terminal and not self._mid_line
+
+    def mute(self) -> None:
+        """Show no more of the program: its watcher has said so."""
+        self._muted = True
+
+    def _write(self, fd: int, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[os.write(self._fds[fd], left) :]
+            except BlockingIOError:  # somebody who shares the terminal made it non-blocking
+                select.select([], [self._fds[fd]], [])
+            except BrokenPipeError as error:
+                raise Gone from error
+
+    # -- corra's words
+    def event(self, kind: str, **facts: Any) -> None:
+        """Write one object of `--json`: kind `state`, `error`, or the name of an event."""
+        named = {"type": kind} if kind in ("state", "error") else {"type": "event", "event": kind}
+        self._json({"v": 1, **named, **facts})
+
+    def _json(self, value: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._erase()
+            self._write(OUT, json_.dumps(value, ensure_ascii=True).encode() + b"\n")
+
+    def lines(self, lines: Sequence[str]) -> None:
+        """Write the answer of a looking verb to stdout."""
+        with self._lock:
+            self._erase()
+            self._write(
+                OUT, "".join(each + "\n" for each in lines).encode("utf-8", "backslashreplace")
+            )
+
+    def say(
+        self, label: str, host: str, fate: str, why: str = "", hint: Sequence[str] = ()
+    ) -> None:
+        """Write a line of corra's grammar, and on a terminal what is to be known and typed next."""
+        if fate in render.QUIET and not self.err_is_terminal:
+            return
+        if self.json or (self.quiet and (not fate or fate in render.QUIET)):
+            return
+        text = render.visible(line(render.visible(label), render.visible(host), fate, why))
+        hints = (
+            [_INDENT + render.visible(each) for each in hint]
+            if self.err_is_terminal and not self.quiet
+            else []
+        )
+        self._words(text, fate, hints)
+
+    def row(self, text: str) -> None:
+        """Write a row of a table on stderr, beside the grammar."""
+        if not (self.json or self.quiet):
+            self._words(render.visible(text), "", ())
+
+    def note(self, label: str, host: str, text: str) -> None:
+        """Write a line that is no fate: a fact about the watching itself."""
+        self.say(label, host, "", text)
+
+    def error(self, error: CorraError) -> None:
+        """Write what went wrong."""
+        if self.json:
+            with contextlib.suppress(Gone):
+                self._json(error.to_json())
+            return
+        self.say(error.label, error.host, error.fate, error.why, error.hint)
+
+    def ask(self, label: str, host: str, question: str) -> bool:
+        """Put a question to the person at the terminal; only y and yes are a yes, and only if they were typed after it."""
+        text = (
+            render.visible(line(render.visible(label), render.visible(host), "", question.strip()))
+            + " "
+        )
+        with self._lock:
+            self._erase()
+            with contextlib.suppress(termios.error):  # stdin is no terminal
+                termios.tcflush(0, termios.TCIFLUSH)
+            self._write(ERR, text.encode("utf-8", "backslashreplace"))
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    def _words(self, text: str, fate: str, hints: Sequence[str]) -> None:
+        # The lock may be held by a write that nobody reads; what is to be said now can't wait for that.
+        held = self._lock.acquire(timeout=0.5)
+        try:
+            self._erase()
+            if self._mid_line and self.err_is_terminal:
+                text = "\n" + text
+                self._mid_line = False
+            whole = "\n".join([self._coloured(text, fate), *hints]) + "\n"
+            if self.err_is_terminal and any(each.colour for each in self._sanitisers.values()):
+                whole = "\x1b[0m" + whole
+            self._ours = True
+            whole = whole.replace("\n", "\r\n") if self._lent is not None else whole
+            with contextlib.suppress(
+                OSError, Gone
+            ):  # the terminal may be gone, and then nobody is there to be told
+                self._write(ERR, whole.encode("utf-8", "backslashreplace"))
+            self._dirty.set()
+        finally:
+            if held:
+                self._lock.release()
+
+    def _coloured(self, text: str, fate: str) -> str:
+        if (
+            not fate
+            or not self.err_is_terminal
+            or os.environ.get("NO_COLOR")
+            or os.environ.get("TERM") == "dumb"
+        ):
+            return text
+        from rich.console import Console
+        from rich.text import Text
+
+        console = Console(
+            force_terminal=True, highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
+        before, _, after = text.partition(f": {fate}")
+        with console.capture() as captured:
+            console.print(
+                Text.assemble(before, ": ", (fate, f"bold {_COLOURS.get(fate, 'red')}"), after),
+                end="",
+            )
+        return captured.get()
+
+    @contextlib.contextmanager
+    def warnings(self) -> Iterator[None]:
+        """Say what the modules below warn of, each thing once: written by themselves it would run through the live line."""
+        said: set[str] = set()
+
+        class Words(logging.Handler):
+            def emit(handler, record: logging.LogRecord) -> None:  # noqa: N805
+                if (text := record.getMessage().removeprefix("corra: ")) not in said:
+                    said.add(text)
+                    self.note("", "", text)
+
+        handler, log = Words(logging.WARNING), logging.getLogger("corra")
+        log.addHandler(handler)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+
+    # -- The live line
+    def live(self, words: Callable[[int], str] | None) -> None:
+        """Show `words(width)` below everything, each second anew, until told None. Nowhere but on a terminal of our own."""
+        if (
+            self.quiet
+            or self.json
+            or not self.err_is_terminal
+            or _passes_on(self._fds[OUT])
+            or self._lent is not None
+        ):
+            return
+        with self._lock:
+            if self._live is None and words is not None:
+                threading.Thread(target=self._tick, name="live", daemon=True).start()
+            self._live = words
+            if words is None:
+                self._erase()
+        self._dirty.set()
+
+    def _tick(self) -> None:
+        while not self._closed.is_set():
+            if self._dirty.wait(_TICK_S):
+                # A moment of quiet first: a program that writes fast would make it flicker.
+                self._closed.wait(_REDRAW_S)
+                self._dirty.clear()
+            with self._lock:
+                if self._live is None or self._closed.is_set():
+                    continue
+                self._draw(self._live(self.width - 1))
+
+    def _draw(self, text: str) -> None:
+        if self._mid_line or self._muted or not _in_foreground(self._fds[ERR]):
+            return
+        self._drawn = True
+        self._ours = True
+        with contextlib.suppress(OSError, Gone):
+            # The cursor goes back to the first column: behind a full line, the terminal's echo of ^C would begin another.
+            self._write(ERR, f"\r\x1b[0m\x1b[2m{text}\x1b[0m\x1b[K\r".encode())
+
+    def _erase(self) -> None:
+        if self._drawn:
+            self._drawn = False
+            with contextlib.suppress(OSError, Gone):
+                self._write(ERR, b"\r\x1b[K")
+
+    def close(self) -> None:
+        """Leave the terminal as a person expects it: no live line, no colour of the program's, nothing held back. Harmless twice."""
+        held = self._lock.acquire(timeout=0.5)
+        try:
+            if self._closed.is_set():
+                return
+            self._closed.set()
+            self._dirty.set()
+            self._erase()
+            for fd, sanitiser in self._sanitisers.items():
+                rest = "" if self._muted else sanitiser.feed(b"", final=True)
+                rest += "\x1b[0m" if sanitiser.colour else ""
+                with contextlib.suppress(OSError, Gone):
+                    self._write(fd, rest.encode("utf-8", "backslashreplace"))
+        finally:
+            if held:
+                self._lock.release()
+
+
+def _isatty(fd: int) -> bool:
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def _passes_on(fd: int) -> bool:
+    """Return whether another program gets our output: it may write to the same terminal, and the two would mix."""
+    with contextlib.suppress(OSError):
+        mode = os.fstat(fd).st_mode
+        return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+    return False
+
+
+def _in_foreground(fd: int) -> bool:
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:
+        return False

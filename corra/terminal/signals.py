@@ -1,0 +1,115 @@
+"""Signals that reach this process while it watches a run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import select
+import signal as signals
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from invoke.exceptions import Exit
+
+
+def die_of(name: str) -> None:
+    """End this process by the signal `name`."""
+    import signal
+
+    number = getattr(signal, name)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    raise Exit(code=128 + number)  # where that signal is blocked
+
+
+_CAUGHT = (signals.SIGINT, signals.SIGTERM, signals.SIGHUP)
+
+
+class Desk:
+    """Where the main thread waits, for what other threads put here and for the signals sent to us, as their numbers.
+
+    What was ignored when we were started (`nohup`, `cmd &`) stays ignored. Outside the main thread, which alone may have handlers, it is
+    only a queue.
+    """
+
+    def __init__(self, *more: int) -> None:
+        """`more`: signals to be caught beside those that end us."""
+        self._caught = (*_CAUGHT, *more)
+        self._items: deque[Any] = deque()
+        self._ready: deque[Any] = deque()
+        self._before: dict[int, Any] = {}
+        self._wakeup = -1
+
+    def __enter__(self) -> Desk:  # noqa: PYI034 - typing has no Self in 3.10
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        if threading.current_thread() is threading.main_thread():
+            # The kernel may hand a signal to any thread, or to this one just before it blocks, and then no Python handler would run until
+            # something else happens (a hang in 1 of 5 tries with a queue.SimpleQueue). The byte in the pipe always wakes us.
+            self._wakeup = signals.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+            for number in self._caught:
+                if signals.getsignal(number) != signals.SIG_IGN:
+                    self._before[number] = signals.signal(number, lambda *_: None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signals.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            signals.signal(number, handler)
+        write, self._write = self._write, -1
+        os.close(write)
+        os.close(self._read)
+
+    def put(self, item: Any) -> None:
+        """Lay `item` down; harmless when nobody is at the desk any more."""
+        self._items.append(item)
+        with contextlib.suppress(OSError):
+            os.write(self._write, b"\0")
+
+    def get(self, timeout_s: float | None = None) -> Any:
+        """Return what came first. Raises queue.Empty when `timeout_s` is over."""
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._ready:
+            left = None if until is None else max(0.0, until - time.monotonic())
+            if not select.select([self._read], [], [], left)[0]:
+                raise queue.Empty
+            for number in os.read(self._read, 512):
+                if number == 0:
+                    self._ready.append(self._items.popleft())
+                elif number in self._before:
+                    self._ready.append(number)
+        return self._ready.popleft()
+
+    def put_back(self, item: Any) -> None:
+        self._ready.appendleft(item)
+
+
+def shutting_down() -> bool:
+    """Return whether logind says that this machine is going down."""
+    where = (
+        "org.freedesktop.login1",
+        "/org/freedesktop/login1",
+        "org.freedesktop.login1.Manager",
+        "PreparingForShutdown",
+    )
+    if not os.path.exists("/run/systemd/system"):
+        return False
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        said = subprocess.run(
+            ["busctl", "get-property", *where],
+            capture_output=True,
+            text=True,
+            timeout=1,
+            check=False,
+        )
+        return said.stdout.strip() == "b true"
+    return False

@@ -1,0 +1,456 @@
+"""Watching a run at a terminal or into a pipe: one thread moves bytes, the main thread answers signals.
+
+The pump may be stuck, in a read of a dead link or a write that nobody takes; Ctrl-C must work all the same. So the main thread does nothing but
+wait at its desk for a signal or the pump's end. Nothing is done inside a handler: paramiko's locks aren't reentrant, and an exception raised
+between any two bytecodes would cut a write in two.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import queue
+import signal as signals
+import threading
+import time
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from corra import render
+from corra.errors import EPIPE_CODE, CorraError, MaybeStarted, NotStarted, typed
+from corra.model import ids, words
+from corra.model.answers import end_error
+from corra.model.frames import Gap, Output, Status
+from corra.model.state import State, exit_code
+from corra.model.words import chosen_time, duration, now, side_by_side
+from corra.runs.events import Event, LinkDown, LinkUp
+from corra.runs.follow import Follow
+from corra.runs.run import Run
+
+from .filters import Stamper
+from .keyboard import Keyboard
+from .leave_keys import Leave
+from .program_modes import Replay
+from .screen import ERR, OUT, Screen
+from .signals import Desk, die_of, shutting_down
+from .stopping import stop
+
+if TYPE_CHECKING:
+    from .filters import Range, Sieve
+
+# A second Ctrl-C sooner than this is the same one, mashed; later than that, nobody waits for it any more.
+MASHED_S = 0.3
+SECOND_CTRL_C_S = 2.0
+GAPS_S = 10.0
+# A session that ends sends SIGHUP right beside SIGTERM.
+HANGUP_S = 0.3
+
+
+class _End(NamedTuple):
+    """The pump has come to its end: well, or with an error."""
+
+    error: BaseException | None = None
+
+
+@dataclass
+class _Gone:
+    """What of a stream is gone and hasn't been said."""
+
+    size: int = 0
+    places: int = 0
+    said_at: float | None = None
+
+
+class Watch:
+    """One run being watched. `show` takes its events, `stay` its signals."""
+
+    def __init__(
+        self,
+        follow: Follow,
+        run: Run,
+        screen: Screen,
+        *,
+        relay: frozenset[int] = frozenset(),
+        hide: str | None = None,
+        stamps: bool = False,
+        tail: int | None = None,
+        announce: bool = True,
+        sieve: Sieve | Range | None = None,
+        keyboard: Keyboard | None = None,
+    ) -> None:
+        """`relay`: the signals that are passed on to the program. `hide`: out, err or both. `announce`: say that the agent was placed.
+        `keyboard`: what is typed here is for the program.
+        """
+        self.follow = follow
+        self.run = run
+        self.screen = screen
+        self.host = str(follow.host)
+        self._relay = relay
+        self._hidden = {
+            "out": {OUT},
+            "stdout": {OUT},
+            "err": {ERR},
+            "stderr": {ERR},
+            "both": {OUT, ERR},
+        }.get(hide or "", set())
+        self._stampers: dict[str, Stamper] | None = {} if stamps else None
+        self._tail = tail
+        self._announce = announce
+        self._sieve = sieve
+        self._gone: dict[str, _Gone] = {}
+        self._keyboard = keyboard
+        self._desk = Desk(*([signals.SIGWINCH, signals.SIGCONT] if keyboard is not None else []))
+        self._state: State | None = None
+        self._state_at = self._output_at = time.monotonic()
+        self._old: dict[str, int] = {}
+        self._replay = Replay(0)
+        self._down: LinkDown | None = None
+        self._down_at = 0.0
+        self.was_over = False
+
+    @property
+    def label(self) -> str:
+        return self._state.label if self._state else self.run.label
+
+    @property
+    def short(self) -> str:
+        """What to type for this run."""
+        name = self._state.name if self._state else self.run.name
+        return name or ids.short(self.run.id)
+
+    @property
+    def placed(self) -> str:
+        """`(agent 1.0 placed, 61 kB)` where this call has brought the agent to the host; on this machine that is nobody's concern."""
+        if not self.follow.placed or self.follow.host.is_local:
+            return ""
+        from corra.on_host.agent.contract import VERSION
+
+        return f"(agent {VERSION} placed, {words.decimal_size(self.follow.placed)})"
+
+    # -- The pump
+    def _pump(self) -> None:
+        try:
+            for event in self.follow:
+                self.show(event)
+                if self._sieve is not None and self._sieve.over:
+                    break
+            for line in self._sieve.rest() if self._sieve is not None else ():
+                self._show_piece(line)
+            for stream in self._gone:
+                self._say_gone(stream)
+            self._desk.put(_End())
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
+            self._desk.put(_End(error))
+
+    def show(self, event: Event) -> None:
+        """Put one event on the Screen."""
+        match event:
+            case Output():
+                if event.end > self._old.get(event.stream, 0):
+                    self._output_at = time.monotonic()
+                self._show_output(event)
+            case Status(state):
+                self._show_state(State.from_json(state))
+            case Gap(stream, start, end):
+                self._show_gap(stream, start, end)
+                self._event("gap", stream=stream, start=start, end=end)
+            case LinkDown(since_s, error, attempt):
+                self._show_link_down(event)
+                self._event(
+                    "link", up=False, since_s=round(since_s, 3), error=error, attempt=attempt
+                )
+            case LinkUp(down_s):
+                self._down = None
+                self.screen.note(
+                    "", self.host, f"link back after {duration(down_s)}, nothing missed"
+                )
+                self._event("link", up=True, down_s=round(down_s, 3))
+
+    def _show_gap(self, stream: str, start: int, end: int) -> None:
+        """Say what is gone; where much goes, because its program writes faster than we can read, not for each piece of it."""
+        gone = self._gone.setdefault(stream, _Gone())
+        gone.size, gone.places = gone.size + end - start, gone.places + 1
+        if gone.said_at is None or time.monotonic() - gone.said_at >= GAPS_S:
+            self._say_gone(stream, f"{stream} from byte {start} to {end} is gone")
+
+    def _say_gone(self, stream: str, where: str = "") -> None:
+        gone = self._gone[stream]
+        if gone.places:
+            where = where if where and gone.places == 1 else f"{stream} has {gone.places} more gaps"
+            self.screen.note(self.label, self.host, f"{where}: {words.decimal_size(gone.size)}")
+        self._gone[stream] = _Gone(said_at=time.monotonic())
+
+    def _show_output(self, output: Output) -> None:
+        if (
+            self._tail is not None
+            and output.offset > 0
+            and not (self._keyboard and self._keyboard.raw)
+        ):
+            self.screen.note(
+                self.label,
+                self.host,
+                f"showing the last {self._tail} lines;  all: {typed()} logs {self.short}",
+            )
+        self._tail = None
+        for piece in self._sieve.take(output) if self._sieve is not None else (output,):
+            self._show_piece(piece)
+
+    def _show_piece(self, output: Output) -> None:
+        fd = ERR if output.stream == "stderr" else OUT
+        if fd in self._hidden:
+            return
+        if self.screen.json:
+            data = base64.b64encode(output.data).decode()
+            self._event(
+                "output",
+                stream=output.stream,
+                offset=output.offset,
+                data=data,
+                time_ns=output.time_ns,
+            )
+        elif self._stampers is not None:
+            self.screen.output(
+                fd, self._stampers.setdefault(output.stream, Stamper()).stamp(output)
+            )
+        elif self._keyboard is not None and self._keyboard.raw:
+            self.screen.output(fd, self._replay.take(output.offset, output.data))
+        else:
+            self.screen.output(fd, output.data)
+
+    def _show_state(self, state: State) -> None:
+        first, held_before = self._state is None, bool(self._state and self._state.blocked)
+        self._state, self._state_at = state, time.monotonic()
+        if bool(state.blocked) != held_before and not self.screen.live_line and not state.ended:
+            self.screen.note(
+                self.label,
+                self.host,
+                render.HELD_BACK if state.blocked else "there is room again, it goes on",
+            )
+        if first:
+            self.run.name = state.name
+            # What was written before we came is as old as the host says, however fresh it is to us.
+            self._old = {
+                stream: facts.get("length", 0) for stream, facts in (state.streams or {}).items()
+            }
+            self._output_at -= (
+                render.since(state.last_output_time, render.host_now(state, now())) or 0.0
+            )
+            self.was_over = state.ended and state.state != "not_started"
+            self._event("start", state=state.to_json(), placed=self.follow.placed)
+            if self._announce and self.placed:
+                self.screen.say(self.label, self.host, render.STARTED, self.placed)
+            if self._keyboard is not None:
+                self._replay = Replay(0 if self.follow.first else self._old.get("output", 0))
+                self._keyboard.begin(
+                    state,
+                    self._desk.put,
+                    lambda text: self.screen.note(self.label, self.host, text),
+                    switched=self.follow.switched,
+                )
+
+    def _show_link_down(self, down: LinkDown) -> None:
+        if self._down is None and not self.screen.live_line:
+            self.screen.note(
+                "", self.host, "link lost, program unaffected as far as known; trying on"
+            )
+        self._down, self._down_at = down, time.monotonic()
+
+    def _event(self, name: str, **facts: Any) -> None:
+        if self.screen.json:
+            self.screen.event(name, host=self.host, prog_id=self.run.id, **facts)
+
+    def _live(self, width: int) -> str:
+        now = time.monotonic()
+        name = self.short
+        if (down := self._down) is not None:
+            return render.live_without_link(
+                name,
+                self.host,
+                since_s=down.since_s + now - self._down_at,
+                tries=down.attempt,
+                width=width,
+            )
+        state = self._state
+        if state is None:
+            return render.cut(f"{self.host}: connecting", width)
+        elapsed = (state.elapsed or 0.0) + now - self._state_at
+        amount = sum(self.follow.cursor.values())
+        silent = now - self._output_at if amount else None
+        held = bool(state.blocked)
+        return render.live(
+            name, self.host, elapsed=elapsed, amount=amount, silent=silent, held=held, width=width
+        )
+
+    # -- The desk
+    def stay(self, *, live: bool = True) -> State | None:
+        """Watch to the end and return the last State; None when we leave the program running, which has then been said.
+
+        Doesn't return where a signal ends this process. Raises what ended the watch, Gone among it.
+        """
+        if live:
+            self.screen.live(self._live)
+        with self._desk:
+            threading.Thread(target=self._pump, name="pump", daemon=True).start()
+            try:
+                return self._wait()
+            finally:
+                self.screen.live(None)
+                self.follow.close()
+                if self._keyboard is not None:
+                    self._keyboard.restore()
+
+    def _wait(self) -> State | None:
+        while True:
+            item = self._desk.get()
+            if isinstance(item, _End):
+                if item.error is not None:
+                    raise item.error
+                return self.follow.state
+            if isinstance(item, Leave):
+                self._detach("you have left its terminal", *self._unsent())
+                return None
+            if item == signals.SIGWINCH and self._keyboard is not None:
+                self._keyboard.resize()
+            elif item == signals.SIGCONT and self._keyboard is not None:
+                self._keyboard.resume()
+            elif (
+                item in self._relay
+                and self.follow.sent
+                and not (item == signals.SIGTERM and self._session_ends())
+            ):
+                name = signals.Signals(item).name.removeprefix("SIG")
+                self.follow.signal(name)
+                self.screen.note(self.label, self.host, f"{name} passed on to it")
+            elif item == signals.SIGINT:
+                self._interrupted()
+            else:
+                self._leave(signals.Signals(item).name)
+
+    def _session_ends(self) -> bool:
+        """Return whether the SIGTERM that has just come is the end of a session or of the machine, which the program must outlive."""
+        with contextlib.suppress(queue.Empty):
+            item = self._desk.get(HANGUP_S)
+            if item == signals.SIGHUP:
+                return True
+            self._desk.put_back(item)
+        return shutting_down()
+
+    def _leave(self, name: str) -> None:
+        self._detach("you have detached" if name == "SIGINT" else f"detached by {name}")
+        self.screen.close()
+        die_of(name)
+
+    def _detach(self, why: str, *more: str) -> None:
+        self.screen.mute()
+        if self._keyboard is not None:
+            self._keyboard.restore()
+        self.screen.live(None)
+        if self.follow.starting:
+            # From here on nothing is sent, so that what is said stays true.
+            self.follow.close()
+            self.screen.error(self._left_early())
+            return
+        if not self.follow.confirmed:
+            self.screen.note(self.label, self.host, f"you left before {self.host} answered")
+            return
+        self._event("detach", why=why)
+        again = " -i" if self._keyboard is not None else ""
+        hint = side_by_side(
+            [f"watch: {typed()} attach{again} {self.short}", f"stop: {typed()} kill {self.short}"]
+        )
+        self.screen.say(self.label, self.host, render.STILL_RUNNING, why, [*hint, *more])
+
+    def _unsent(self) -> list[str]:
+        """Return what is to be said of keys that the host may not have."""
+        feed = self._keyboard.feed if self._keyboard is not None else None
+        return (
+            []
+            if feed is None or feed.refused or not feed.waiting
+            else [f"what you typed last may not be there: {feed.waiting} bytes"]
+        )
+
+    def _left_early(self) -> CorraError:
+        facts: dict[str, Any] = {"label": self.label, "host": self.host, "prog_id": self.run.id}
+        if not self.follow.sent:
+            self.follow.forget()
+            return NotStarted(f"you left before {self.host} was reached", **{**facts, "label": ""})
+        hint = [f"safe to repeat, it starts at most once: the same command, --id {self.run.id}"]
+        return MaybeStarted(f"you left before {self.host} confirmed it", hint=hint, **facts)
+
+    def _interrupted(self) -> None:
+        """Answer Ctrl-C: leave, but for a person wait a moment for the second one, which stops the program."""
+        if not (self.screen.err_is_terminal and self.follow.confirmed):
+            self._leave("SIGINT")
+        state = self.follow.state
+        how = (
+            f"{state.stop_signal}, KILL after {chosen_time(state.grace)}"
+            if state
+            else "TERM, then KILL"
+        )
+        self._detach(
+            "you have detached", f"Ctrl-C again within {SECOND_CTRL_C_S:g} s stops it now ({how})"
+        )
+        first = time.monotonic()
+        while (left := first + SECOND_CTRL_C_S - time.monotonic()) > 0:
+            try:
+                item = self._desk.get(left)
+            except queue.Empty:
+                break
+            if isinstance(item, _End):
+                break
+            if item == signals.SIGINT and time.monotonic() - first >= MASHED_S:
+                self._stop()
+                break
+            if item != signals.SIGINT:
+                break
+        self.screen.close()
+        die_of("SIGINT")
+
+    def _stop(self) -> None:
+        """Stop the program as `kill` does; one more Ctrl-C leaves that to the host."""
+        self.screen.echoed()
+        threading.Thread(target=self._kill, name="kill", daemon=True).start()
+        while True:
+            item = self._desk.get()
+            if isinstance(item, CorraError):
+                self.screen.error(item)
+            if not isinstance(
+                item, _End
+            ):  # its end was asked for; what counts is whether the stop succeeded
+                return
+
+    def _kill(self) -> None:
+        try:
+            stop(self.screen, self.run)
+            self._desk.put(None)
+        except CorraError as error:
+            self._desk.put(error)
+
+    # -- The end
+    def outcome(self, state: State) -> int:
+        """Say what became of the run and return the exit code."""
+        code = exit_code(state)
+        if self.screen.json:
+            self._event("end", state=state.to_json(), exit_code=code)
+            return code
+        error = end_error(state, self.host, SimpleNamespace())
+        if error is None:
+            self.screen.say(
+                self.label,
+                self.host,
+                *render.fate(state, self.host, now=now() if self.was_over else None),
+            )
+            return code
+        if self.was_over:
+            error.why = render.fate(state, self.host, now=now())[1]
+        self.screen.error(error)
+        return code
+
+    def gone(self) -> int:
+        """Answer the end of whoever read our output."""
+        if not (self._state and self._state.ended):
+            self.screen.say(
+                self.label, self.host, render.STILL_RUNNING, "whoever read its output has gone"
+            )
+        return EPIPE_CODE

@@ -1,0 +1,52 @@
+"""The one place that decides which transport reaches a host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from corra.errors import Misuse
+from corra.model.host import Host
+from corra.transport.fabric.connection import CONNECT_S, Fabric, host_of
+
+from .channel import Runner
+from .local import Local
+from .openssh import OpenSSH
+
+
+def choose_runner(
+    target: Host | Any,
+    *,
+    via: str = "fabric",
+    config: Any = None,
+    connect_timeout_s: float | None = CONNECT_S,
+    accept_new_key: bool = False,
+    password: str | None = None,
+) -> Runner:
+    """Return the Runner for a Host, or for an existing fabric.Connection, whose transport is used while it is open.
+
+    `config` is an Invoke config; `connect_timeout_s` None leaves it to ssh_config; `password` is for the sudo on the way. Another user of
+    this machine can only call the ssh program, so that is what is used for one. Nothing is connected yet. Raises Misuse.
+    """
+    if not isinstance(target, Host):
+        return Fabric(
+            host_of(target),
+            config=target.config,
+            connection=target,
+            connect_timeout_s=connect_timeout_s,
+            accept_new_key=accept_new_key,
+            password=password,
+        )
+    if target.is_local:
+        return Local(target, password=password)
+    how: dict[str, Any] = {
+        "config": config,
+        "connect_timeout_s": connect_timeout_s,
+        "accept_new_key": accept_new_key,
+        "password": password,
+    }
+    match via:
+        case "fabric" if target.caller is None:
+            return Fabric(target, **how)
+        case "fabric" | "openssh":
+            return OpenSSH(target, **how)
+    raise Misuse(f"no transport {via!r}: there are fabric and openssh")

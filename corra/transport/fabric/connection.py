@@ -1,0 +1,520 @@
+"""Commands through Fabric's Connection: checked, tuned, shared by threads, and opened once.
+
+Fabric opens a connection as it stands in facts: no host key is checked, ssh_config's Include is unknown, Nagle's algorithm costs 40 ms an
+exchange, its Runner is quadratic in the output. So the Connection is made by Fabric and opened through its own `open`, and everything
+that goes in is ours: the socket, the host key's check, the keys that are tried, the transport's ciphers and windows, the channels.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from corra.errors import CorraError, NotStarted, Unreachable
+from corra.lean_imports import load_fabric
+from corra.model.host import Host
+from corra.transport import host_keys, sudo
+from corra.transport.channel import Channel, first_line
+from corra.transport.command import login_command
+from corra.transport.host_keys import Key
+from corra.transport.ssh_config import Question, SshSettings, config_path
+
+from .login import Login
+from .session import Session
+from .tcp import Carrier
+
+if TYPE_CHECKING:
+    from fabric import Connection
+
+CONNECT_S = 15.0
+# The kernel gives a connection up when what was sent stays unacknowledged for this long; without it a write could wait 15 minutes.
+SILENCE_MS = 30_000
+# How long an open connection may take to open one more channel before a new connection is tried: it may have died in a laptop's sleep.
+REUSE_S = 5.0
+JUMPS_MAX = 8
+# A new connection's sessions may all be taken by other threads before ours, but not time and again.
+CONNECTS_MAX = 3
+
+
+class Fabric:
+    """Commands on `host` over one Fabric connection, and more of them where the host allows only so many sessions on one.
+
+    Everything waits for the first `open`. After `close` the next `open` connects anew.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        config: Any = None,
+        connect_timeout_s: float | None = CONNECT_S,
+        accept_new_key: bool = False,
+        connection: Connection | None = None,
+        jump: str | None = None,
+        jumps: int = 0,
+        password: str | None = None,
+    ) -> None:
+        self.host = host
+        self._sudo_password = password if host.user else None
+        self._config = config
+        self._config_path = config_path(config)
+        self._connect_timeout_s = connect_timeout_s
+        self._accept_new_key = accept_new_key
+        self._given = connection
+        self._jump = jump
+        self._jumps = jumps
+        self._settings: SshSettings | None = None
+        self._connecting = threading.Lock()
+        self._open: list[Connection] = (
+            [connection] if connection is not None and connection.is_connected else []
+        )
+        self._gateway: Fabric | None = None
+        self._asked: Question | None = None
+        self._hasty = True
+        self._settling = threading.Lock()
+        self._begun: _InThread | None = None
+
+    @property
+    def login(self) -> str:
+        """Who logs in: as said, else as ssh_config says."""
+        return self.host.login or self.settings.user
+
+    @property
+    def settings(self) -> SshSettings:
+        """What ssh_config means for this host."""
+        with self._settling:
+            if self._settings is None:
+                asked, self._asked = (
+                    self._asked,
+                    None,
+                )  # it answers once, and this may be the second try
+                self._settings = (asked or Question(self.host, self._config_path)).answer()
+            return self._settings
+
+    def begin(self) -> None:
+        if self._begun is None and not self._open:
+            # ssh -G and the network do their part while fabric is imported, and what our caller still has to import while keys are
+            # exchanged. Two threads that import at once would hinder each other.
+            if self._settings is None:
+                self._asked = Question(self.host, self._config_path)
+            dialling = _InThread(lambda: self._socket(*self._time()))
+            load()
+            self._begun = _InThread(lambda: self._connect_first(dialling))
+
+    def _connect_first(self, dialling: _InThread) -> None:
+        with self._connecting:
+            if not self._open:
+                self._open.append(self._connect(dialling))
+
+    def open(self, command: str) -> Channel:
+        if (password := self._sudo_password) is None:
+            return self._start(login_command(command, self.host))
+        channel = self._start(login_command(sudo.gated(command), self.host, password=True))
+        return sudo.enter(channel, password, self.host, lambda: self.login)
+
+    def _start(self, text: str) -> Channel:
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.result()
+        made = 0
+        while True:
+            before = list(self._open)
+            for connection in before:
+                if (session := self._session(connection, text)) is not None:
+                    return Session(session, text)
+            if made == CONNECTS_MAX:
+                raise self._unreachable(f"{self._where()} let {self.login} in, but starts nothing")
+            with self._connecting:
+                # Somebody else may have connected while we waited. By identity: Fabric's connections to one host are all equal.
+                if all(any(each is tried for tried in before) for each in self._open):
+                    self._open.append(self._connect())
+                    made += 1
+
+    def _session(self, connection: Connection, text: str) -> Any:
+        """Return a new session on an open connection, for the command `text`, or None when it takes no more or has died."""
+        from paramiko import ChannelException, SSHException
+
+        from .transport import Transport
+
+        transport = connection.transport
+        try:
+            if self._hasty and isinstance(transport, Transport):
+                return transport.open_running(text, REUSE_S)
+            return transport.open_session(timeout=REUSE_S)
+        except ChannelException:  # MaxSessions
+            return None
+        except (SSHException, EOFError, OSError):
+            self._hasty = False
+            self._drop(connection)
+            return None
+
+    def _drop(self, connection: Connection) -> None:
+        with self._connecting:
+            if connection in self._open:
+                self._open = [each for each in self._open if each is not connection]
+                connection.close()
+
+    def listen_there(self, taken: Callable[[Any], None]) -> int:
+        """Have the host listen on its loopback and return the port; `taken` gets a paramiko channel for each connection. Raises Unreachable."""
+        from paramiko import SSHException
+
+        if not self._open:
+            with self._connecting:
+                self._open.append(self._connect())
+        try:
+            port: int = self._open[0].transport.request_port_forward(
+                "127.0.0.1", 0, lambda channel, *_: taken(channel)
+            )
+        except (SSHException, EOFError, OSError) as error:
+            raise self._unreachable(
+                "it forwards no port", str(error), "AllowTcpForwarding in its sshd_config"
+            ) from error
+        return port
+
+    def close(self) -> None:
+        with self._connecting:
+            gone, self._open = self._open, []
+            for connection in gone:
+                if connection is not self._given:  # whoever gave it closes it
+                    connection.close()
+            if self._gateway is not None:
+                self._gateway.close()
+
+    def _time(self) -> tuple[float, float]:
+        """Return until when a connection that is begun now may take, and how long that is."""
+        limit = self._connect_timeout_s or self.settings.connect_timeout_s or CONNECT_S
+        return time.monotonic() + limit, limit
+
+    def _connect(self, dialling: _InThread | None = None) -> Connection:
+        """Return a new open connection; `dialling` is what has begun of it. Raises Unreachable, HostKey, Auth."""
+        deadline, limit = self._time()
+        pause_s = 0.1
+        while True:
+            try:
+                return self._attempt(
+                    dialling or _InThread(lambda: self._socket(deadline, limit)), deadline, limit
+                )
+            except _TurnedAwayError as error:
+                # sshd drops part of a burst before it says hello (MaxStartups 10:30:100), and takes who comes back a little later.
+                dialling = None
+                pause_s = min(2.0, pause_s * 2) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+                if time.monotonic() + pause_s > deadline:
+                    raise self._unreachable(
+                        f"{self._where()} closed the connection before it began", error.said
+                    ) from error
+                time.sleep(pause_s)
+
+    def _attempt(self, dialling: _InThread, deadline: float, limit: float) -> Connection:
+        load()
+        import paramiko
+
+        logging.getLogger("paramiko").addHandler(_SILENT)
+        connection = self._new()
+        kwargs = dict(connection.connect_kwargs)
+        login = Login(self.host, connection.user, self.settings, kwargs)
+        offered: list[Key] = []
+
+        class Policy(paramiko.MissingHostKeyPolicy):  # type: ignore[misc] # paramiko has no hints
+            """Ours, and always asked, since paramiko knows of no key."""
+
+            def missing_host_key(policy, client: Any, hostname: str, key: Any) -> None:  # noqa: N805
+                offered.append(Key.of(key.get_name(), key.asbytes()))
+                host_keys.check(
+                    offered[0],
+                    self.host,
+                    self.settings,
+                    accept_new=self._accept_new_key,
+                    config=self._config_path,
+                )
+
+        carrier = dialling.result(deadline)
+        if carrier is None:
+            raise self._unreachable("no answer from the name service")
+        left = max(1.0, deadline - time.monotonic())
+        connection.client.set_missing_host_key_policy(Policy())
+        connection.connect_timeout = math.ceil(left)
+        connection.connect_kwargs = {
+            **kwargs,
+            "sock": carrier,
+            "transport_factory": self._transport,
+            "auth_strategy": login,
+            "banner_timeout": left,
+            "auth_timeout": left,
+        }
+        try:
+            connection.open()
+        except BaseException as error:
+            transport = connection.client.get_transport()
+            greeted = transport is not None and bool(transport.remote_version)
+            connection.client.close()
+            carrier.close()
+            if isinstance(error, CorraError) or not isinstance(error, Exception):
+                raise
+            late = time.monotonic() > deadline - 0.1
+            raise self._meaning(
+                error, greeted=greeted, judged=bool(offered), late=late, limit=limit
+            ) from error
+        connection.transport.calm()
+        return connection
+
+    def _new(self) -> Connection:
+        """Return a Fabric connection that isn't open, with its own copy of the config: Fabric writes one host's keys into it."""
+        from fabric import Config, Connection as New
+        from paramiko import SSHConfig
+
+        if self._given is not None and not self._given.is_connected:
+            return self._given
+        known = self.settings
+        text = f"Host *\nHostName {known.hostname}\nPort {known.port}\nUser {known.user}\n"
+        base = self._given.config if self._given is not None else self._config
+        config = Config(ssh_config=SSHConfig()) if base is None else base.clone(into=Config)
+        config._set(base_ssh_config=SSHConfig.from_text(text))  # noqa: SLF001 - clone() takes no ssh_config
+        kwargs = None if self._given is None else _without(self._given.connect_kwargs, *_OURS)
+        # False, not None: the way there is ours to find.
+        return New(self.host.name, gateway=False, config=config, connect_kwargs=kwargs)
+
+    def _transport(self, carrier: Any, **kwargs: Any) -> Any:
+        from .transport import Transport
+
+        transport = Transport(carrier, **kwargs)
+        options = transport.get_security_options()
+        options.key_types = host_keys.types_first(
+            options.key_types, host_keys.lines_about(self.settings)
+        )
+        return transport
+
+    def _socket(self, deadline: float, limit: float) -> Any:
+        """Return what the bytes go through: a TCP connection, a ProxyCommand's pipes, or a channel of the host we jump from."""
+        known = self.settings
+        gateway = (
+            self._given.gateway
+            if self._given is not None
+            else getattr(self._config, "gateway", None)
+        )
+        jump = self._jump if self._jump is not None else known.proxy_jump
+        if self._given is not None and self._given.gateway is None:
+            jump = None
+        if isinstance(gateway, str):
+            return _proxy(gateway)
+        if jump or gateway:
+            return self._through(self._jump_from(jump, gateway), deadline)
+        if known.proxy_command:
+            return _proxy(known.proxy_command)
+        address, port = (
+            (self._given.host, int(self._given.port))
+            if self._given is not None
+            else (known.hostname, known.port)
+        )
+        return self._dial(address, port, deadline, limit)
+
+    def _jump_from(self, jump: str | None, gateway: Any) -> Fabric:
+        if self._gateway is None:
+            if self._jumps >= JUMPS_MAX:
+                raise NotStarted(
+                    f"ProxyJump goes through more than {JUMPS_MAX} hosts, or in a circle",
+                    host=self.host.name,
+                )
+            if jump:
+                *before, last = jump.split(",")
+                hop = Host.parse(last.strip().removeprefix("ssh://").rstrip("/"))
+                rest, given = ",".join(before) or None, None
+            else:
+                hop, rest, given = host_of(gateway), None, gateway
+            self._gateway = Fabric(
+                hop,
+                config=self._config,
+                connect_timeout_s=self._connect_timeout_s,
+                accept_new_key=self._accept_new_key,
+                connection=given,
+                jump=rest,
+                jumps=self._jumps + 1,
+            )
+        return self._gateway
+
+    def _through(self, gateway: Fabric, deadline: float) -> Any:
+        try:
+            return gateway.tunnel(self.settings.hostname, self.settings.port, deadline)
+        except CorraError as error:
+            error.why = f"by way of {gateway.host}: {error.why}"
+            error.host = self.host.name
+            raise
+
+    def tunnel(self, address: str, port: int, deadline: float) -> Any:
+        """Return a channel that this host connects to `address`, to be used like a socket. Raises Unreachable, HostKey, Auth."""
+        from paramiko import ChannelException, SSHException
+
+        with self._connecting:
+            self._open = [each for each in self._open if each.is_connected]
+            if not self._open:
+                self._open.append(self._connect())
+            connection = self._open[0]
+        left = max(1.0, deadline - time.monotonic())
+        try:
+            return connection.transport.open_channel(
+                "direct-tcpip", (address, port), ("127.0.0.1", 0), timeout=left
+            )
+        except ChannelException as error:
+            raise self._unreachable(
+                f"it can't reach {address} port {port}: {error.text}"
+            ) from error
+        except (SSHException, EOFError, OSError) as error:
+            raise self._unreachable(f"link lost: {error}") from error
+
+    def _dial(self, name: str, port: int, deadline: float, limit: float) -> socket.socket:
+        """Return a TCP connection. The addresses share what time is left, so that a dead IPv6 leaves some to IPv4."""
+        try:
+            # As bytes: a str takes Python through its tables for other alphabets, which take 5 ms to load, also where there is nothing to do.
+            found = socket.getaddrinfo(
+                name.encode() if name.isascii() else name,
+                port,
+                self.settings.address_family,
+                socket.SOCK_STREAM,
+            )
+        except socket.gaierror as error:
+            other = "" if name == self.host.name else f": {name}"
+            raise self._unreachable(
+                f"host name not found{other}",
+                hint=f"ssh_config has no Host {self.host.name}, and neither has DNS",
+            ) from error
+        failures: list[OSError] = []
+        for n, (family, kind, protocol, _, address) in enumerate(found):
+            carrier = Carrier(family, kind, protocol)
+            try:
+                carrier.settimeout(max(0.5, (deadline - time.monotonic()) / (len(found) - n)))
+                carrier.connect(address)
+                carrier.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                carrier.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MS)
+                carrier.greet()
+            except OSError as error:
+                carrier.close()
+                error.filename = address[0]
+                failures.append(error)
+            else:
+                return carrier
+        # A refusal says more than a silence: somebody is there.
+        worst = next(
+            (each for each in failures if isinstance(each, ConnectionRefusedError)), failures[0]
+        )
+        where = f"{worst.filename} port {port}"
+        if isinstance(worst, ConnectionRefusedError):
+            raise self._unreachable(f"connection refused by {where}") from worst
+        if isinstance(worst, TimeoutError):
+            raise self._unreachable(f"no answer from {where} in {limit:g} s") from worst
+        raise self._unreachable(f"{where}: {worst.strerror or worst}") from worst
+
+    def _meaning(
+        self, error: Exception, *, greeted: bool, judged: bool, late: bool, limit: float
+    ) -> Exception:
+        """Return what an error in the middle of the handshake says to a person."""
+        from paramiko import SSHException
+
+        text = str(error) or type(error).__name__
+        if not isinstance(error, (SSHException, EOFError, OSError)):
+            return error
+        if late or isinstance(error, TimeoutError) or "imeout" in text:
+            return self._unreachable(f"no answer from {self._where()} in {limit:g} s")
+        if not greeted:
+            return _TurnedAwayError(text)
+        if judged:
+            return self._unreachable(
+                f"{self._where()} broke off the login: {first_line(text.encode())}"
+            )
+        return self._unreachable(
+            f"no common ground with {self._where()}: {first_line(text.encode())}",
+            hint="the ssh program may know more: --via openssh",
+        )
+
+    def _where(self) -> str:
+        return f"{self.settings.hostname} port {self.settings.port}"
+
+    def _unreachable(self, why: str, said: str = "", hint: str = "") -> Unreachable:
+        return Unreachable(why, host=self.host.name, hint=[each for each in (said, hint) if each])
+
+
+def host_of(connection: Connection) -> Host:
+    """Return the Host that an existing Fabric connection leads to."""
+    return Host(connection.original_host, int(connection.port), connection.user)
+
+
+def name_of(connection: Connection) -> str:
+    """Return what a person types for the host of a Fabric connection: without the port that ssh_config gives it anyway."""
+    host = replace(host_of(connection), login=None)
+    implied = int(connection.ssh_config.get("port", 22))
+    return str(replace(host, port=None) if host.port == implied else host)
+
+
+def load() -> None:
+    """Import all that a connection needs: a fifth of a second, which nobody else is to pay."""
+    load_fabric()
+    from . import transport  # noqa: F401
+
+
+_SILENT = logging.NullHandler()
+# What a connection is given by `_attempt`, and must not be handed on to the next one.
+_OURS = ("sock", "transport_factory", "auth_strategy", "banner_timeout", "auth_timeout")
+
+
+def _without(kwargs: Any, *names: str) -> dict[str, Any]:
+    return {name: value for name, value in dict(kwargs).items() if name not in names}
+
+
+class _TurnedAwayError(Exception):
+    """The peer hung up before it said who it is."""
+
+    def __init__(self, said: str) -> None:
+        self.said = said
+        super().__init__(said)
+
+
+class _InThread:
+    """A call that runs beside us: getaddrinfo can't be interrupted, and imports needn't wait for the network."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._done = threading.Event()
+        self._call = call
+        self._value: Any = None
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._call()
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+            self._error = error
+        self._done.set()
+
+    def result(self, deadline: float | None = None) -> Any:
+        """Return the call's value or raise its error; None when it is still busy a second after `deadline`."""
+        if not self._done.wait(
+            None if deadline is None else max(0.0, deadline - time.monotonic()) + 1.0
+        ):
+            return None
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def _proxy(command: str) -> socket.socket:
+    """Start a ProxyCommand as ssh does, by the user's shell, and return the socket that is its stdin and stdout."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        shell = os.environ.get("SHELL") or "/bin/sh"
+        process = subprocess.Popen(
+            [shell, "-c", f"exec {command}"],
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    # It leaves when the socket is closed, and is reaped here.
+    threading.Thread(target=process.wait, daemon=True).start()
+    return ours

@@ -1,0 +1,222 @@
+"""Whether a host is who it was: known_hosts read as ssh reads it, and the two answers that stop everything.
+
+Fabric looks at no host key at all and paramiko forgets which line said what, so the check is our own. A host that is known by another
+key than the one it offers is never accepted, not even where new hosts are, except when ssh_config says StrictHostKeyChecking no.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import fnmatch
+import hashlib
+import hmac
+import os
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from corra.errors import HostKey
+from corra.model.host import Host
+
+from .ssh_config import SshSettings
+
+_KINDS = {"ssh-ed25519": "ED25519", "ssh-rsa": "RSA", "ssh-dss": "DSA"}
+
+
+class Key(NamedTuple):
+    """A public key: its type as in a known_hosts line, its fingerprint as ssh shows it, and its bytes where they are at hand."""
+
+    type: str
+    fingerprint: str
+    blob: bytes = b""
+
+    @classmethod
+    def of(cls, key_type: str, blob: bytes) -> Key:
+        return cls(
+            key_type,
+            "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("="),
+            blob,
+        )
+
+    def __str__(self) -> str:
+        kind = _KINDS.get(self.type) or ("ECDSA" if self.type.startswith("ecdsa-") else self.type)
+        return f"{kind} {self.fingerprint}"
+
+    @property
+    def short(self) -> str:
+        """The same for a line that says more: what is to be compared stands whole below it."""
+        whole = str(self)
+        return f"{whole[:-37]}..{whole[-3:]}" if self.fingerprint.startswith("SHA256:") else whole
+
+
+class Known(NamedTuple):
+    """One line of a known_hosts file."""
+
+    key: Key
+    file: str
+    line: int
+    revoked: bool
+
+
+def known(name: str, files: Iterable[str]) -> list[Known]:
+    """Return the lines that are about `name`, which is `host` or `[host]:port`; a certificate authority's are left out."""
+    return [entry for file in files for entry in _read(name, file)]
+
+
+def _read(name: str, file: str) -> Iterator[Known]:
+    try:
+        with open(file, "rb") as lines:
+            text = lines.read()
+    except OSError:  # ssh takes a file that isn't there, or isn't ours to read, for an empty one
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        marker, *fields = line.split() if line.startswith(b"@") else [b"", *line.split()]
+        if len(fields) < 3 or fields[0].startswith(b"#") or marker == b"@cert-authority":
+            continue
+        if _matches(name, fields[0].decode(errors="replace")):
+            try:
+                key = Key.of(fields[1].decode("ascii"), base64.b64decode(fields[2]))
+            except (binascii.Error, UnicodeDecodeError):
+                continue
+            yield Known(key, file, number, marker == b"@revoked")
+
+
+def _matches(name: str, patterns: str) -> bool:
+    if patterns.startswith("|1|"):
+        try:
+            _, _, salt, digest = patterns.split("|")
+            return hmac.compare_digest(
+                hmac.digest(base64.b64decode(salt), name.encode(), "sha1"), base64.b64decode(digest)
+            )
+        except (ValueError, binascii.Error):
+            return False
+    hits = [
+        pattern for pattern in patterns.lower().split(",") if _like(name, pattern.removeprefix("!"))
+    ]
+    return bool(hits) and not any(pattern.startswith("!") for pattern in hits)
+
+
+def _like(name: str, pattern: str) -> bool:
+    # Square brackets are part of `[host]:port` here, not a set.
+    return fnmatch.fnmatchcase(name, pattern.replace("[", "[[]"))
+
+
+def check(
+    offered: Key,
+    host: Host,
+    settings: SshSettings,
+    *,
+    accept_new: bool = False,
+    config: str | None = None,
+) -> None:
+    """Return when `offered` is what `host` is known by, or when it is a new host's that may be remembered, and was. Raises HostKey.
+
+    `config` is the ssh_config in use, for the commands in the hints.
+    """
+    entries = lines_about(settings)
+    refusal = verdict(offered, entries, host, settings, config=config)
+    if refusal is None:
+        return
+    if entries or not (accept_new or settings.strict in {"accept-new", "no"}):
+        raise refusal
+    if settings.user_known_hosts:
+        remember_key(offered, settings)
+
+
+def verdict(
+    offered: Key,
+    entries: Sequence[Known],
+    host: Host,
+    settings: SshSettings,
+    *,
+    config: str | None = None,
+) -> HostKey | None:
+    """Return what is wrong with `offered`, going by the lines of known_hosts about `host`, or None."""
+    ssh = " ".join(
+        [
+            "ssh",
+            *(["-F", shlex.quote(config)] if config else []),
+            *(["-p", str(host.port)] if host.port else []),
+        ]
+    )
+    ssh += f" {host.login}@{host.name} true" if host.login else f" {host.name} true"
+    same = [entry for entry in entries if entry.key.fingerprint == offered.fingerprint]
+    if any(entry.revoked for entry in same):
+        return HostKey(
+            f"host key REVOKED: {offered}",
+            host=host.name,
+            hint=["known_hosts has it marked @revoked: stop, report it"],
+        )
+    others = [entry for entry in entries if not entry.revoked]
+    if same or (others and settings.strict == "no"):
+        return None
+    if not others:
+        return HostKey(
+            f"host key unknown: {offered.short}",
+            host=host.name,
+            hint=[
+                f"whole: {offered}",
+                f"compare it, then  {ssh}  (asks, remembers), or --accept-new-key",
+            ],
+        )
+    # The line that contradicts: one of the same type if there is one.
+    entry = next((each for each in others if each.key.type == offered.type), others[0])
+    usual = os.path.expanduser("~/.ssh/known_hosts")
+    where = "known_hosts" if entry.file == usual else entry.file
+    file = "" if entry.file == usual else f" -f {shlex.quote(entry.file)}"
+    return HostKey(
+        f"HOST KEY CHANGED: not the one in {where} line {entry.line}",
+        host=host.name,
+        hint=[
+            f"known {entry.key}",
+            f"offered {offered}",
+            f"rebuilt? ssh-keygen -R {shlex.quote(settings.known_as)}{file}, then {ssh}.  If not: stop, report it.",
+        ],
+    )
+
+
+def lines_about(settings: SshSettings) -> list[Known]:
+    """Return the lines of known_hosts about the host that `settings` lead to."""
+    return known(settings.known_as, _files(settings))
+
+
+def _files(settings: SshSettings) -> tuple[str, ...]:
+    return (*settings.user_known_hosts, *settings.global_known_hosts)
+
+
+def remember_key(key: Key, settings: SshSettings) -> None:
+    """Add the host to the first of the user's known_hosts files, its name hashed where ssh_config wants it."""
+    name = settings.known_as
+    if settings.hash_known_hosts:
+        salt = os.urandom(20)
+        digest = hmac.digest(salt, name.encode(), "sha1")
+        name = f"|1|{base64.b64encode(salt).decode()}|{base64.b64encode(digest).decode()}"
+    file = settings.user_known_hosts[0]
+    try:
+        os.makedirs(os.path.dirname(file) or ".", mode=0o700, exist_ok=True)
+        _append(file, f"{name} {key.type} {base64.b64encode(key.blob).decode()}\n".encode())
+    except OSError:  # as ssh does: a host that may be new can be new again next time
+        return
+
+
+def _append(file: str, line: bytes) -> None:
+    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        size = os.fstat(fd).st_size
+        torn = b"\n" if size and os.pread(fd, 1, size - 1) != b"\n" else b""
+        os.write(fd, torn + line)
+    finally:
+        os.close(fd)
+
+
+def types_first(types: Iterable[str], entries: Iterable[Known]) -> list[str]:
+    """Return the host key algorithms `types` with those first that a known key can answer, so that a host isn't asked for another."""
+    wanted = set()
+    for entry in entries:
+        wanted |= (
+            {"rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"}
+            if entry.key.type == "ssh-rsa"
+            else {entry.key.type}
+        )
+    return sorted(types, key=lambda each: each not in wanted)

@@ -1,0 +1,349 @@
+"""The ssh program's pipes as a Channel, and its few words on stderr as errors.
+
+ssh says why it failed in text and exit status 255. Before the first byte from the host that means it was asked for nothing; a start that
+sshd turned away in a burst is tried again, with all that was written so far. After the first byte the link is lost.
+"""
+
+from __future__ import annotations
+
+import getpass
+import random
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from corra.errors import Auth, CorraError, HostKey, Misuse, Unreachable
+from corra.model.host import Host
+from corra.transport.fabric.connection import CONNECT_S
+
+from . import host_keys, sudo
+from .channel import Channel, LinkLost, NoAnswer, Runner, first_line
+from .command import Options, build_command, build_program
+from .pipes import Process
+from .ssh_config import SSH_PORT, SshSettings, config_path, ssh_settings
+
+# ssh's own failures, and nothing of corra's: the agent's verbs end with 0, 1 or 2.
+SSH_FAILED = 255
+# Requests are far smaller; a program's stdin is sent only after the first byte has come.
+REPLAY_MAX = 1 << 20
+
+_TURNED_AWAY = re.compile(
+    r"kex_exchange_identification|banner exchange: Connection|ssh_exchange_identification|Connection (?:closed|reset) by"
+)
+# What ssh says of a session that had begun: the host may have acted by then.
+_CUT = re.compile(
+    r"client_loop|Read from remote host|Connection to \S+ closed|Timeout, server|Broken pipe|packet_write_wait"
+)
+# What it says before there is any connection.
+_NEVER = re.compile(
+    r"Unable to negotiate|Bad configuration option|command-line: line|no matching|terminating, \d+ bad|unknown option|usage: ssh"
+)
+
+
+class TurnedAway(Unreachable):
+    """The peer hung up before it said who it is."""
+
+
+class SshProcess(Process):
+    """`argv`, an ssh, that asks `host` for something."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        host: Host,
+        known: SshSettings,
+        limit_s: float,
+        config: str | None,
+    ) -> None:
+        self._argv = argv
+        self._host = host
+        self._known = known
+        self._limit_s = limit_s
+        self._config = config
+        self._deadline = time.monotonic() + limit_s
+        self._pause_s = 0.1
+        self._answered = False
+        self._written = bytearray()
+        super().__init__(argv)
+
+    def write(self, data: bytes) -> None:
+        if not self._answered and len(self._written) < REPLAY_MAX:
+            self._written += data
+        super().write(data)
+
+    def _begun(self) -> None:
+        if not self._answered:
+            self._answered = True
+            self._written.clear()
+
+    def _ended(self) -> bool:
+        if self.exit_status() != SSH_FAILED:
+            return False
+        if self._answered:
+            raise LinkLost(first_line(self.stderr()) or "ssh ended")
+        error = failure(
+            self.stderr().decode(errors="replace"),
+            self._host,
+            self._known,
+            self._limit_s,
+            self._config,
+            self._argv,
+        )
+        if isinstance(error, TurnedAway) and self._again():
+            return True
+        raise error
+
+    def _again(self) -> bool:
+        """Start ssh once more, if the time allows it; what was written is written again."""
+        self._pause_s = min(2.0, self._pause_s * 2) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+        if time.monotonic() + self._pause_s > self._deadline or len(self._written) >= REPLAY_MAX:
+            return False
+        time.sleep(self._pause_s)
+        with self._writing:
+            self._let_go()
+            self._start(self._argv)
+            written = bytes(self._written)
+            self._written.clear()
+            self.write(written)
+        return True
+
+
+def failure(
+    said: str,
+    host: Host,
+    known: SshSettings,
+    limit_s: float,
+    config: str | None,
+    argv: Sequence[str] | None,
+) -> Exception:
+    """Return the error that ssh's words mean; what isn't recognised is quoted, and may have come after the host had begun to act.
+
+    `argv` None: it can't be asked any more than it has said.
+    """
+    name = host.name
+    if match := _CUT.search(said):
+        return LinkLost(first_line(said[match.start() :].encode()))
+    if (
+        "REMOTE HOST IDENTIFICATION HAS CHANGED" in said
+        or "Host key verification failed" in said
+        or "host key is known for" in said
+    ):
+        return _host_key(said, host, known, config, argv)
+    if match := re.search(
+        r"^(?:\S+@\S+: )?Permission denied \(([^)]*)\)|Too many authentication failures",
+        said,
+        re.MULTILINE,
+    ):
+        methods = (match.group(1) or "too many keys were tried").replace(",", ", ")
+        return Auth(
+            f"{host.login or host.caller or known.user} may not log in ({methods})",
+            host=name,
+            hint=[f"does  ssh {host} true  let you in?"],
+        )
+    if match := re.search(r"Could not resolve hostname ([^:]+):", said):
+        other = "" if match.group(1) == name else f": {match.group(1)}"
+        return Unreachable(
+            f"host name not found{other}",
+            host=name,
+            hint=[f"ssh_config has no Host {name}, and neither has DNS"],
+        )
+    if match := re.search(r"connect to host (\S+) port (\d+): (.*?)\r?$", said, re.MULTILINE):
+        address, port, why = match.groups()
+        if "refused" in why:
+            return Unreachable(f"connection refused by {address} port {port}", host=name)
+        if "timed out" in why:
+            return Unreachable(f"no answer from {address} port {port} in {limit_s:g} s", host=name)
+        return Unreachable(f"{address} port {port}: {why}", host=name)
+    where = f"{known.hostname} port {known.port}"
+    if "timed out during banner exchange" in said:
+        return Unreachable(f"no answer from {where} in {limit_s:g} s", host=name)
+    if _TURNED_AWAY.search(said):
+        return TurnedAway(
+            f"{where} closed the connection before it began",
+            host=name,
+            hint=[first_line(said.encode())],
+            kind="unreachable",
+        )
+    quoted = f"ssh: {first_line(said.encode()) or 'failed without a word'}"
+    return Unreachable(quoted, host=name) if _NEVER.search(said) else NoAnswer(quoted)
+
+
+def _host_key(
+    said: str, host: Host, known: SshSettings, config: str | None, argv: Sequence[str] | None
+) -> CorraError:
+    """Return the HostKey error with the facts that ssh keeps for its debug output."""
+    if argv is None or known.proxy_jump or known.proxy_command or host.caller:
+        # Of a caller's known hosts only the caller's ssh knows. And it may be the key of a host on the way, and only ssh knows which.
+        line = next((line for line in said.splitlines() if "host key" in line.lower()), said)
+        return HostKey(
+            first_line(line.encode()),
+            host=host.name,
+            hint=[f"ssh {host} true  asks, and remembers"],
+        )
+    # -v on the same call, with nothing to run, says which key was offered; known_hosts says the rest.
+    at = argv.index("--")
+    more = subprocess.run(
+        [*argv[:at], "-v", *argv[at:-1], "true"],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        timeout=60,
+    )
+    match = re.search(r"Server host key: (\S+) (SHA256:\S+)", more.stderr.decode(errors="replace"))
+    if match is None:
+        return HostKey(f"host key not accepted: {first_line(said.encode())}", host=host.name)
+    offered = host_keys.Key(match.group(1), match.group(2))
+    refusal = host_keys.verdict(offered, host_keys.lines_about(known), host, known, config=config)
+    return refusal or HostKey(f"host key not accepted: {offered}", host=host.name)
+
+
+# Three of these without an answer and ssh gives the link up.
+ALIVE_S = 5.0
+
+
+class OpenSSH:
+    """Commands on `host` through the ssh program, with everything it knows: ControlMaster, FIDO keys, GSSAPI, ServerAlive.
+
+    Where another user of this machine calls it, it has that user's keys, known hosts and ssh_config, and none of ours.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        config: Any = None,
+        connect_timeout_s: float | None = CONNECT_S,
+        accept_new_key: bool = False,
+        password: str | None = None,
+    ) -> None:
+        self._look_for_programs(host)
+        self.host = host
+        self.password = password if host.as_user else None
+        self._config_path = None if host.caller else config_path(config)
+        self._connect_timeout_s = connect_timeout_s
+        self._accept_new_key = accept_new_key
+        self._settings: SshSettings | None = None
+        self._apart = False
+
+    @property
+    def login(self) -> str:
+        """Who is to be in sudoers: on this machine we are, there whoever logs in."""
+        if self.host.caller:
+            return self._me if self.host.user is None else self.host.login or self.host.caller
+        return self.host.login or self.settings.user
+
+    @property
+    def _me(self) -> str:
+        """Who calls ssh, or sudo to have it called."""
+        return getpass.getuser()
+
+    def _look_for_programs(self, host: Host) -> None:
+        for program in ("ssh", *(["sudo"] if host.caller else [])):
+            if not shutil.which(program):
+                raise Misuse(f"no {program} program on this machine", host=host.name)
+
+    @property
+    def connect_timeout_s(self) -> float:
+        """How long a connection may take to come about."""
+        return self._connect_timeout_s or self.settings.connect_timeout_s or CONNECT_S
+
+    @property
+    def settings(self) -> SshSettings:
+        """What ssh_config means for this host."""
+        if self._settings is None:
+            self._settings = ssh_settings(self.host, self._config_path)
+        return self._settings
+
+    def begin(self) -> None:
+        """Nothing yet: ssh is started together with its command."""
+
+    def argv(self, command: str, *options: str) -> list[str]:
+        """Return the argv that `open` starts, with more `options` for ssh."""
+        accept = self._accept_new_key and self.settings.strict in {"ask", "yes"}
+        # A master that doesn't go into the background would be ours to end, with all that goes through it; and one that is silent (its
+        # machine slept, its line is cut) would be silent to each new command as well.
+        master = (
+            ["-oControlPath=none"]
+            if self._apart
+            else []
+            if self.settings.control_persist
+            else ["-oControlMaster=no"]
+        )
+        how = Options(
+            config=self._config_path,
+            connect_timeout_s=self.connect_timeout_s,
+            # What ssh_config says goes before our own idea.
+            alive_interval_s=None if self.settings.alive_interval_s else ALIVE_S,
+            password=self.password is not None,
+            ssh=(*(["-oStrictHostKeyChecking=accept-new"] if accept else []), *options, *master),
+        )
+        return build_command(command, self.host, options=how)
+
+    def failure(self, said: str) -> Exception:
+        """Return the error that ssh's words mean: a CorraError, or LinkLost where they don't say whether it was let in."""
+        return failure(
+            said,
+            self.host,
+            self.settings,
+            self.connect_timeout_s,
+            self._config_path,
+            self.argv("true"),
+        )
+
+    def open(self, command: str) -> Channel:
+        argv = self.argv(command if self.password is None else sudo.gated(command))
+        channel = SshProcess(
+            argv, self.host, self.settings, self.connect_timeout_s, self._config_path
+        )
+        return (
+            channel
+            if self.password is None
+            else sudo.enter(channel, self.password, self.host, lambda: self.login)
+        )
+
+    def close(self) -> None:
+        """Let later commands connect anew: each has an ssh of its own, but it may have gone through a ControlMaster, which lives on."""
+        self._apart = True
+
+
+class Elsewhere(OpenSSH):
+    """The ssh program of another machine, `keeper`: with its ssh_config, keys and known hosts, and none of ours."""
+
+    def __init__(self, host: Host, keeper: Runner, **how: Any) -> None:
+        self._keeper = keeper
+        super().__init__(host, **how)
+        self._config_path = None
+
+    def _look_for_programs(self, host: Host) -> None:
+        """What is there its own words will tell."""
+
+    @property
+    def _me(self) -> str:
+        return self._keeper.login
+
+    @property
+    def settings(self) -> SshSettings:
+        if self._settings is None:
+            self._settings = SshSettings(
+                self.host.name, self.host.port or SSH_PORT, self.host.login or self._me
+            )
+        return self._settings
+
+    def failure(self, said: str) -> Exception:
+        error = failure(said, self.host, self.settings, self.connect_timeout_s, None, None)
+        if isinstance(error, CorraError):
+            error.hint = tuple(f"on {self._keeper.host}:  {line}" for line in error.hint)
+        return error
+
+    def open(self, command: str) -> Channel:
+        channel = self._keeper.open(
+            build_program(self.argv(command if self.password is None else sudo.gated(command)))
+        )
+        return (
+            channel
+            if self.password is None
+            else sudo.enter(channel, self.password, self.host, lambda: self.login)
+        )

@@ -1,0 +1,1026 @@
+"""The verbs as an operator types them: words, streams, exit codes. On this machine, and one of each over ssh."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Cli
+from hypothesis import HealthCheck, given, settings
+
+from agent_door import Mount, eventually
+from corra.model import ids
+from properties import words as any_word
+from sshd import Sshd
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCAL = ("--host", "local")
+
+
+def lines(data: bytes) -> list[str]:
+    return data.decode().splitlines()
+
+
+def objects(data: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in data.splitlines()]
+
+
+@pytest.fixture
+def started(cli: Cli) -> Iterator[Callable[..., str]]:
+    """Starts a program detached, returns its full id, and ends it after the test."""
+    running: list[str] = []
+
+    def start(*argv: str, flags: tuple[str, ...] = ()) -> str:
+        done = cli("run", "-d", *LOCAL, *flags, "--", *argv)
+        assert done.returncode == 0, done.stderr
+        running.append(done.stdout.decode().strip())
+        return running[-1]
+
+    yield start
+    if running:
+        cli("kill", "-9", "-y", *running)
+
+
+# -- run
+
+
+def test_run_gives_stdout_stderr_and_the_exit_code(cli: Cli) -> None:
+    done = cli("run", *LOCAL, "--", "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (done.returncode, done.stdout) == (7, b"out\n")
+    assert lines(done.stderr)[0] == "err"
+    assert lines(done.stderr)[1].startswith("corra: ")
+    assert " on local: FAILED: exit 7 after " in lines(done.stderr)[1]
+    assert len(lines(done.stderr)) == 2
+
+
+def test_a_good_end_into_a_pipe_says_nothing_of_its_own(cli: Cli) -> None:
+    done = cli("run", *LOCAL, "--", "echo", "x")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"x\n", b"")
+
+
+def test_bytes_of_every_kind_pass_through_exactly(cli: Cli, tmp_path: Path) -> None:
+    data = os.urandom(3_000_000) + bytes(range(256)) + b"\x1b[2J no newline"
+    (tmp_path / "f").write_bytes(data)
+    assert cli("run", *LOCAL, "--", "cat", str(tmp_path / "f")).stdout == data
+
+
+def test_run_over_ssh_gives_the_same(cli: Cli, sshd: Sshd) -> None:
+    done = cli("run", "--host", "h", "--", "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (done.returncode, done.stdout) == (7, b"out\n")
+    assert lines(done.stderr)[0] == "err"
+    assert " on h: FAILED: exit 7 after " in lines(done.stderr)[1]
+
+
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(any_word)
+def test_a_word_of_any_bytes_reaches_the_program_as_it_is(cli: Cli, word: str) -> None:
+    data = os.fsencode(word)
+    done = cli(
+        "run",
+        *LOCAL,
+        "--",
+        sys.executable,
+        "-c",
+        "import os, sys; os.write(1, os.fsencode(sys.argv[1]))",
+        data,
+    )
+    assert (done.returncode, done.stdout) == (0, data)
+
+
+def test_every_kind_of_word_keeps_its_bounds(cli: Cli) -> None:
+    given = ["", "a  b", "'", '"', "\\", "$HOME", "--x", "-H", "--", "a\nb", "*", "!", "é"]
+    done = cli("run", *LOCAL, "--", "printf", "%s\\0", *given)
+    assert done.stdout.decode().split("\0")[:-1] == given
+
+
+def test_detached_prints_the_id_alone(cli: Cli, started: Callable[..., str]) -> None:
+    prog_id = started("sleep", "60", flags=("--name", "nap"))
+    assert ids.is_valid(prog_id)
+    assert ids.short(prog_id) != prog_id
+    listed = cli("ps", *LOCAL)
+    assert lines(listed.stdout)[1].split()[:4] == [ids.short(prog_id), "nap", "local", "running"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "argv", "code", "line"),
+    [
+        ((), ("no-such-program",), 127, "NOT STARTED: no-such-program: not found (ENOENT)"),
+        ((), ("/etc/passwd",), 126, "NOT STARTED: /etc/passwd: not executable (EACCES)"),
+        (
+            ("-C", "/no/such"),
+            ("true",),
+            125,
+            "NOT STARTED: cwd /no/such: no such directory (ENOENT)",
+        ),
+        (("-T", "0.2s"), ("sleep", "60"), 124, "TIMEOUT: 0.2 s; ended by TERM after "),
+        ((), ("sh", "-c", "kill -SEGV $$"), 139, "KILLED: SEGV after "),
+    ],
+)
+def test_each_bad_end_has_its_line_and_code(
+    cli: Cli, flags: tuple[str, ...], argv: tuple[str, ...], code: int, line: str
+) -> None:
+    done = cli("run", *LOCAL, *flags, "--", *argv)
+    assert done.returncode == code
+    assert len(lines(done.stderr)) == 1
+    assert f" on local: {line}" in lines(done.stderr)[0]
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        (
+            "run -- true",
+            "corra: NOT STARTED: no host:  corra run --host HOST -- true   (here: local)",
+        ),
+        ("run --host a,b -- true", "corra: NOT STARTED: one host at a time: a, b are 2"),
+        ("run --host web[1-6] -- true", "corra: NOT STARTED: one host at a time: web[1-6] are 6"),
+        (
+            "attach --host web[1-2] x",
+            "corra: NOT DONE: an id belongs to one host: web1, web2 are 2",
+        ),
+        ("kill --host web[1- -a", "corra: NOT KILLED: not a set of hosts: 'web[1-'"),
+        ("kill -y \t", "corra: NOT KILLED: an id is empty: is a variable unset?"),
+        (
+            "run --host -oProxyCommand=x -- true",
+            "corra: NOT STARTED: not a host name: '-oProxyCommand=x'",
+        ),
+        *(
+            (f"run --host {host} {flag}-x -- true", "corra: NOT STARTED: not a user name: '-x'")
+            for host in ("db1", "local")
+            for flag in ("-u ", "--user=", "--as ")
+        ),
+        ("run --host -x@db1 -- true", "corra: NOT STARTED: not a user name: '-x'"),
+        ("attach --host -h1 x", "corra: NOT DONE: not a host name: '-h1'"),
+        ("kill --host local -u -x x", "corra: NOT KILLED: not a user name: '-x'"),
+        ("ps --host -h1", "corra: NOT DONE: not a host name: '-h1'"),
+        ("status --host local -u -x x", "corra: NOT DONE: not a user name: '-x'"),
+        ("wait --host -h1 x", "corra: NOT DONE: not a host name: '-h1'"),
+        ("gc -y --host -h1", "corra: NOT DONE: not a host name: '-h1'"),
+        (
+            "run --host local -u ops -- true",
+            "corra: NOT STARTED: local is this machine without ssh, so it has neither login nor port; to run as ops, say --as ops",
+        ),
+        (
+            "run --host local -E NO_SUCH_VARIABLE -- true",
+            "corra: NOT STARTED: -E NO_SUCH_VARIABLE: not set here; say -E NO_SUCH_VARIABLE=..",
+        ),
+        (
+            "run --host local --stdin /no/such -- true",
+            "corra: NOT STARTED: --stdin /no/such: No such file or directory",
+        ),
+        (
+            "run --host local --via carrier -- true",
+            "corra: NOT STARTED: --via: not fabric, openssh, chaperone or chaperone@HOST: 'carrier'",
+        ),
+        (
+            "run --host local --limit files -- true",
+            "corra: NOT STARTED: --limit: not NAME=VALUE: 'files' (say files=4096)",
+        ),
+        (
+            "run --host local --limit file=1 -- true",
+            "corra: NOT STARTED: --limit: no such limit: 'file' (there are files, core, cpu, memory, nice, oom_score_adj, memory_max, cpu_quota)",
+        ),
+        (
+            "run --host local --limit files=many -- true",
+            "corra: NOT STARTED: --limit: files: not a whole number: 'many'",
+        ),
+        (
+            "run --host local --limit nice=20 -- true",
+            "corra: NOT STARTED: --limit: nice: not from -20 to 19: '20'",
+        ),
+        (
+            "run --host local --keep-output 1K -- true",
+            "corra: NOT STARTED: --keep-output: too little to keep of an output: 1K (64K or more)",
+        ),
+        (
+            "run --host local --keep-output lots -- true",
+            "corra: NOT STARTED: --keep-output: not a size: 'lots' (say 500M or 2G)",
+        ),
+        (
+            "logs --bytes 7 x",
+            "corra: NOT DONE: --bytes: not A:B: '7' (say 0:4096, 1M:2M, or 4096: to the end)",
+        ),
+        ("logs --bytes 7:5 x", "corra: NOT DONE: --bytes: it ends before it begins: '7:5'"),
+        ("logs --bytes=-7: x", "corra: NOT DONE: --bytes: not a size: '-7' (say 500M or 2G)"),
+        (
+            "logs --bytes 1: -n 5 x",
+            "corra: NOT DONE: --bytes and --tail, --grep, --since or --until exclude each other",
+        ),
+        ("run --host local --id UPPER -- true", "corra: NOT STARTED: not an id: 'UPPER'"),
+        ("attach a b", "corra: NOT DONE: one id at a time: a b"),
+        ("wait", "corra: NOT DONE: wait needs an id"),
+        ("kill -s HUP -9 x", "corra: NOT KILLED: -s and -9 exclude each other"),
+        ("kill -s NOPE x", "corra: NOT KILLED: -s: not a signal: 'NOPE'"),
+        ("kill -a", "corra: NOT KILLED: -a needs --host"),
+        ("ps", "corra: NOT DONE: no host, and no history of any:  corra ps --host HOST"),
+    ],
+)
+def test_misuse_is_one_line_and_code_2(cli: Cli, typed: str, line: str) -> None:
+    done = cli(*(word.strip("\t") for word in typed.split(" ")))
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert len(lines(done.stderr)) == 1
+    assert lines(done.stderr)[0].startswith(line)
+
+
+def test_what_is_piped_in_is_sent_and_let_go_of(cli: Cli) -> None:
+    """A temporary file that is left to the garbage collector is a warning of Python's, which would stand in the operator's way."""
+    done = cli(
+        "run",
+        *LOCAL,
+        "--stdin",
+        "-",
+        "--",
+        "cat",
+        stdin=b"piped",
+        env={"PYTHONWARNINGS": "always::ResourceWarning"},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"piped", b"")
+
+
+def test_the_same_id_with_other_bytes_for_stdin_is_a_conflict(cli: Cli) -> None:
+    typed = ("run", *LOCAL, "--id", "load-1", "--stdin", "-", "--", "cat")
+    assert [cli(*typed, stdin=b"one").returncode for _ in range(2)] == [0, 0]
+    other = cli(*typed, stdin=b"two")
+    assert other.returncode == 125 and b"already names another command" in other.stderr
+
+
+def test_a_host_nobody_knows_is_125(cli: Cli) -> None:
+    done = cli("run", "--host", "no-such-host.invalid", "--", "true")
+    assert done.returncode == 125
+    assert lines(done.stderr)[0].startswith("corra: no-such-host.invalid: NOT STARTED: ")
+    assert b"Traceback" not in done.stderr
+
+
+def test_the_same_id_with_another_command_is_a_conflict(cli: Cli) -> None:
+    assert cli("run", *LOCAL, "--id", "pay-1", "--", "echo", "once").stdout == b"once\n"
+    again = cli("run", *LOCAL, "--id", "pay-1", "--", "echo", "once")
+    assert (again.returncode, again.stdout) == (0, b"once\n")
+    other = cli("run", *LOCAL, "--id", "pay-1", "--", "echo", "twice")
+    assert (other.returncode, lines(other.stderr)[0]) == (
+        125,
+        "corra: pay-1 on local: NOT STARTED: this id already names another command",
+    )
+
+
+def test_a_file_on_stdin_is_not_passed_over_in_silence(cli: Cli) -> None:
+    (cli.home / "dump.sql").write_bytes(b"one\ntwo\n")
+    with open(cli.home / "dump.sql", "rb") as file:
+        process = cli.popen("run", *LOCAL, "--", "cat", stdin=file)
+        err = process.communicate(timeout=60)[1]
+        assert (process.returncode, lines(err)[0]) == (
+            2,
+            "corra: NOT STARTED: stdin is a file, but the program would read /dev/null",
+        )
+    for flags, out in (
+        (("--stdin", "-"), b"one\ntwo\n"),
+        (("--stdin", "none"), b""),
+        (("--stdin", str(cli.home / "dump.sql")), b"one\ntwo\n"),
+    ):
+        with open(cli.home / "dump.sql", "rb") as file:
+            process = cli.popen("run", *LOCAL, *flags, "--", "cat", stdin=file)
+            assert process.communicate(timeout=60)[0] == out
+            assert process.returncode == 0
+
+
+def test_a_loop_that_reads_hosts_from_a_file_goes_on_working(cli: Cli) -> None:
+    (cli.home / "hosts").write_text("local\nlocal\n")
+    typed = f"while read h; do {shlex.join(cli.program)} run --host $h -- echo $h; done < hosts"
+    done = subprocess.run(
+        ["sh", "-c", typed],
+        cwd=cli.home,
+        env=cli.environment(),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, b"local\nlocal\n")
+
+
+def test_environment_and_secrets_reach_the_program_and_secrets_no_disk(cli: Cli) -> None:
+    (cli.home / "env").write_text("# ours\nA=1\n\nB=two words\n")
+    (cli.home / "token").write_text("s3cr3t-word\n")
+    flags = (
+        "--env-file",
+        "env",
+        "-E",
+        "B=over",
+        "-E",
+        "MINE",
+        "--secret",
+        "TOKEN=token",
+        "--secret",
+        "OTHER",
+    )
+    done = cli(
+        "run",
+        *LOCAL,
+        *flags,
+        "--",
+        "sh",
+        "-c",
+        "echo $A $B $MINE $TOKEN $OTHER",
+        env={"MINE": "m", "OTHER": "h1dd3n-word"},
+    )
+    assert done.stdout == b"1 over m s3cr3t-word h1dd3n-word\n"
+    kept = [
+        path
+        for path in cli.home.rglob("*")
+        if path.is_file()
+        and path.name not in ("token", "stdout")
+        and b"3n-word" in path.read_bytes()
+    ]
+    assert kept == []
+
+
+def test_dry_says_what_would_be_done_and_does_nothing(cli: Cli) -> None:
+    done = cli("-R", "run", "--host", "no-such-host.invalid", "--", "touch", "made it")
+    assert (done.returncode, lines(done.stderr)) == (
+        0,
+        ["corra: no-such-host.invalid: would start: touch 'made it'"],
+    )
+
+
+def test_quiet_leaves_bad_news(cli: Cli) -> None:
+    done = cli("run", "-q", *LOCAL, "--", "false")
+    assert done.returncode == 1
+    assert "FAILED: exit 1" in lines(done.stderr)[0]
+
+
+def test_hide_keeps_a_stream_back(cli: Cli) -> None:
+    done = cli("run", "--hide", "out", *LOCAL, "--", "sh", "-c", "echo out; echo err >&2")
+    assert (done.stdout, done.stderr) == (b"", b"err\n")
+
+
+# -- attach, logs
+
+
+def test_attach_to_a_pipe_begins_with_the_first_byte_and_exits_as_the_program(cli: Cli) -> None:
+    cli("run", *LOCAL, "--name", "old", "--", "sh", "-c", "seq 500; exit 3")
+    done = cli("attach", "old")
+    assert (done.returncode, done.stdout.split()) == (3, [str(n).encode() for n in range(1, 501)])
+    assert "FAILED: exit 3" in lines(done.stderr)[0]
+
+
+def test_attach_shows_the_last_lines_where_asked(cli: Cli) -> None:
+    cli("run", *LOCAL, "--name", "old", "--", "seq", "500")
+    assert cli("attach", "-n", "3", "old").stdout == b"498\n499\n500\n"
+    assert cli("attach", "-n", "0", "old").stdout == b""
+    assert cli("logs", "-n", "2", "old").stdout == b"499\n500\n"
+
+
+def test_attach_with_a_timeout_leaves_and_says_so(cli: Cli, started: Callable[..., str]) -> None:
+    prog_id = started("sleep", "60")
+    done = cli("attach", "-T", "2s", prog_id)
+    assert done.returncode == 122
+    assert f"{ids.short(prog_id)} on local: STILL RUNNING: " in lines(done.stderr)[0]
+
+
+def test_without_an_id_the_looking_verbs_take_the_newest(cli: Cli) -> None:
+    cli("run", *LOCAL, "--", "echo", "first")
+    cli("run", *LOCAL, "--", "echo", "second")
+    assert cli("logs").stdout == b"second\n"
+    assert cli("attach").stdout == b"second\n"
+    assert b"echo second" in cli("status").stdout
+
+
+def test_logs_shows_what_there_is_and_leaves(cli: Cli, started: Callable[..., str]) -> None:
+    prog_id = started("sh", "-c", "echo so far; exec sleep 60")
+    seen = b""
+    for _ in range(100):
+        if seen := cli("logs", prog_id).stdout:
+            break
+    assert seen == b"so far\n"
+
+
+def test_logs_exits_0_whatever_became_of_the_program(cli: Cli) -> None:
+    cli("run", *LOCAL, "--", "sh", "-c", "echo x; exit 9")
+    for flags in ((), ("-f",)):
+        done = cli("logs", *flags)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"x\n", b"")
+
+
+def test_logs_of_a_run_that_goes_on_come_as_they_are_written_to_its_end_and_later_in_that_order(
+    cli: Cli, started: Callable[..., str], tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    says = f"while read w; do case $w in o*) echo $w;; e*) echo $w >&2;; *) exit 4; esac; done < {gate}"
+    prog_id = started("sh", "-c", says)
+    words = ["o1", "e1", "e2", "o2", "o3", "e3"]
+    both: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+    }
+    with (
+        gate.open("w", buffering=1) as tell,
+        cli.popen("logs", "-f", "--timestamps", prog_id, **both) as following,
+    ):
+        assert following.stdout
+        try:
+            for word in words:
+                tell.write(f"{word}\n")
+                when, _, shown = following.stdout.readline().decode().partition(" ")
+                assert shown == f"{word}\n" and datetime.fromisoformat(when).tzinfo is not None
+            tell.write("quit\n")
+            assert following.stdout.read() == b"" and following.wait(60) == 0
+        finally:
+            following.kill()
+    with cli.popen("logs", prog_id, **both) as later:
+        assert later.stdout and later.stdout.read().decode().split() == words
+
+
+def test_streams_can_be_told_apart_and_dated(cli: Cli) -> None:
+    cli("run", *LOCAL, "--", "sh", "-c", "echo out; echo err >&2")
+    assert (cli("logs", "--stream", "stdout").stdout, cli("logs", "--stream", "stdout").stderr) == (
+        b"out\n",
+        b"",
+    )
+    assert (cli("logs", "--stream", "stderr").stdout, cli("logs", "--stream", "stderr").stderr) == (
+        b"",
+        b"err\n",
+    )
+    stamped = cli("logs", "-t", "--stream", "stdout").stdout.decode()
+    assert stamped.endswith(" out\n")
+    assert datetime.fromisoformat(stamped.split()[0]).tzinfo is not None
+
+
+def test_logs_gives_any_bytes_of_a_stream(cli: Cli) -> None:
+    cli("run", *LOCAL, "--", "sh", "-c", "seq 1000; echo 0123456789 >&2")
+    whole = "".join(f"{number}\n" for number in range(1, 1001)).encode()
+    for text, begin, end in (
+        ("0:10", 0, 10),
+        (":10", 0, 10),
+        ("5:5", 5, 5),
+        ("1K:2K", 1024, 2048),
+        ("3000:", 3000, None),
+        ("9M:", 9 << 20, None),
+    ):
+        done = cli("logs", "--bytes", text)
+        assert (done.returncode, done.stdout, done.stderr) == (0, whole[begin:end], b"")
+    assert cli("logs", "--bytes", "2:4", "--stream", "stderr").stderr == b"23"
+    cli("run", *LOCAL, "--merge", "--", "sh", "-c", "echo out; echo err >&2")
+    assert cli("logs", "--bytes", "2:6").stdout == b"t\ner"
+
+
+def test_logs_of_bytes_still_to_come_waits_for_them_and_for_no_more(
+    cli: Cli, started: Callable[..., str]
+) -> None:
+    prog_id = started("sh", "-c", "echo one; sleep 0.2; echo two; exec sleep 60")
+    assert cli("logs", "-f", "--bytes", "2:6", prog_id).stdout == b"e\ntw"
+
+
+def test_logs_of_what_came_after_the_end(cli: Cli, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    prog_id = (
+        cli(
+            "run",
+            *LOCAL,
+            "-d",
+            "--",
+            "sh",
+            "-c",
+            f"echo in time; (read a < {gate}; echo late) & exit 0",
+        )
+        .stdout.decode()
+        .strip()
+    )
+    cli("wait", prog_id)
+    gate.write_text("\n")
+    eventually(
+        lambda: json.loads(cli("status", "--json", prog_id).stdout)["streams"]["stdout"]["late"]
+    )
+    assert cli("logs", prog_id).stdout == b"in time\n"
+    assert cli("logs", "--late", prog_id).stdout == b"in time\nlate\n"
+    assert cli("logs", "--late", "--bytes", "8:", prog_id).stdout == b"late\n"
+
+
+def test_a_merged_run_is_one_stream_whichever_is_asked_for(cli: Cli) -> None:
+    cli(
+        "run",
+        *LOCAL,
+        "--merge",
+        "--",
+        "sh",
+        "-c",
+        "for i in 1 2 3; do echo o$i; echo e$i >&2; done",
+    )
+    for flags in ((), ("--stream", "both"), ("--stream", "stdout"), ("--stream", "stderr")):
+        assert (cli("logs", *flags).stdout, cli("logs", *flags).stderr) == (
+            b"o1\ne1\no2\ne2\no3\ne3\n",
+            b"",
+        )
+    stamped = cli("logs", "-t").stdout.decode().splitlines()
+    assert [line.split()[1] for line in stamped] == ["o1", "e1", "o2", "e2", "o3", "e3"]
+
+
+def test_a_bounded_run_shows_what_it_has_and_says_what_is_gone(cli: Cli) -> None:
+    cli("run", *LOCAL, "-q", "--keep-output", "64K", "--", "seq", "100000")
+    whole = "".join(f"{number}\n" for number in range(1, 100001)).encode()
+    done = cli("logs")
+    gone = len(whole) - len(done.stdout)
+    assert gone > 0 and done.stdout == whole[gone:]
+    assert re.fullmatch(
+        rf"corra: \w+ on local: stdout from byte 0 to {gone} is gone: [0-9]+ kB\n",
+        done.stderr.decode(),
+    )
+    assert "dropped" in cli("status").stdout.decode()
+    (gap,) = [each for each in objects(cli("logs", "--json").stdout) if each.get("event") == "gap"]
+    assert (gap["stream"], gap["start"], gap["end"]) == ("stdout", 0, gone)
+    assert cli("logs", "--bytes", f"10:{gone + 7}").stdout == whole[gone : gone + 7]
+    assert cli("logs", "--tail", "2").stdout == b"99999\n100000\n"
+
+
+def test_limits_hold_and_one_that_cant_is_named(cli: Cli) -> None:
+    flags = (
+        "--limit",
+        "files=99",
+        "--limit",
+        "Core=0:1M",
+        "--limit",
+        "nice=4",
+        "--limit",
+        "cpu=1m",
+        "--limit",
+        "oom-score-adj=900",
+    )
+    done = cli(
+        "run",
+        *LOCAL,
+        *flags,
+        "--",
+        "sh",
+        "-c",
+        "ulimit -n; ulimit -St; nice; cat /proc/self/oom_score_adj",
+    )
+    assert done.stdout.split() == [b"99", b"60", b"4", b"900"]
+    done = cli("run", *LOCAL, "--limit", "files=99999999999", "--", "true")
+    assert done.returncode == 125
+    assert re.search(
+        r"local: NOT STARTED: limit files=99999999999: Operation not permitted \(at most \w+ here\) \(EPERM\)",
+        done.stderr.decode(),
+    )
+
+
+# -- kill
+
+
+def test_kill_ends_a_run_and_says_so(cli: Cli, started: Callable[..., str]) -> None:
+    prog_id = started("sleep", "60", flags=("--name", "nap"))
+    done = cli("kill", "nap")
+    assert (done.returncode, done.stdout) == (0, b"")
+    label = f"corra: nap ({ids.short(prog_id)}) on local: "
+    assert lines(done.stderr)[0] == f"{label}TERM sent; KILL to its 1 process in 10 s"
+    assert lines(done.stderr)[1].startswith(f"{label}KILLED: TERM from ")
+    again = cli("kill", "nap")
+    assert (again.returncode, "had ended already: KILLED" in lines(again.stderr)[0]) == (0, True)
+
+
+def test_a_program_that_ignores_term_is_killed_after_its_grace(
+    cli: Cli, started: Callable[..., str]
+) -> None:
+    prog_id = started("sh", "-c", "trap '' TERM; while :; do sleep 60; done")
+    done = cli("kill", "--grace", "0.1s", prog_id)
+    assert done.returncode == 0
+    assert re.fullmatch(
+        r"corra: \w{6} on local: KILLED: TERM from \S+@\S+; ended by KILL after [\d.]+ s",
+        lines(done.stderr)[-1],
+    )
+
+
+def test_kill_9_does_not_wait(cli: Cli, started: Callable[..., str]) -> None:
+    prog_id = started("sh", "-c", "trap '' TERM; while :; do sleep 60; done")
+    done = cli("kill", "-9", prog_id)
+    assert done.returncode == 0
+    assert "KILL sent to " in lines(done.stderr)[0]
+
+
+def test_kill_uses_the_stop_signal_and_the_grace_that_run_was_given(
+    cli: Cli, started: Callable[..., str]
+) -> None:
+    script = "trap 'exit 3' INT; trap '' TERM; echo ready; while :; do sleep 0.1; done"
+    prog_id = started("sh", "-c", script, flags=("--stop-signal", "INT", "--grace", "25s"))
+    eventually(lambda: b"ready" in cli("logs", prog_id).stdout)
+    done = cli("kill", prog_id)
+    # Between two sleeps the shell is alone.
+    assert (
+        re.search(rb"INT sent; KILL to (all 2 processes|its 1 process) in 25 s", done.stderr)
+        and b"FAILED: exit 3" in done.stderr
+    )
+
+
+def test_a_signal_of_choice_is_all_that_is_sent(cli: Cli, started: Callable[..., str]) -> None:
+    ready = cli.home / "ready"
+    prog_id = started(
+        "sh", "-c", f"trap 'echo got usr1; exit 5' USR1; : > {ready}; while :; do sleep 0.05; done"
+    )
+    follow = cli.popen("attach", prog_id)
+    while not ready.exists():
+        pass
+    done = cli("kill", "-s", "USR1", prog_id)
+    assert (done.returncode, lines(done.stderr)) == (
+        0,
+        [f"corra: {ids.short(prog_id)} on local: USR1 sent"],
+    )
+    out, _ = follow.communicate(timeout=30)
+    assert (follow.returncode, out) == (5, b"got usr1\n")
+
+
+def test_kill_without_an_id_kills_nothing_and_says_what_there_is(
+    cli: Cli, started: Callable[..., str]
+) -> None:
+    prog_id = started("sleep", "60", flags=("--name", "nap"))
+    for words in (("kill",), ("kill", *LOCAL)):
+        done = cli(*words)
+        assert done.returncode == 2
+        assert lines(done.stderr) == [
+            f"corra: NOT KILLED: say which: {ids.short(prog_id)} (nap) runs on local"
+        ]
+    assert cli("status", "--exit-code", "nap").returncode == 122
+
+
+def test_kill_of_several_finds_all_before_it_touches_any(
+    cli: Cli, started: Callable[..., str]
+) -> None:
+    started("sleep", "60", flags=("--name", "a"))
+    started("sleep", "60", flags=("--name", "b"))
+    done = cli("kill", "a", "zz9")
+    assert done.returncode == 125
+    assert "zz9: NOT FOUND" in lines(done.stderr)[0]
+    assert cli("status", "--exit-code", "a").returncode == 122
+    assert cli("kill", "a", "b").returncode == 0
+    assert cli("status", "--exit-code", "b").returncode == 143
+
+
+def test_kill_all_of_a_host(cli: Cli, started: Callable[..., str]) -> None:
+    started("sleep", "60", flags=("--name", "a"))
+    started("sleep", "60", flags=("--name", "b"))
+    assert cli("kill", "-a", *LOCAL).returncode == 0
+    assert lines(cli("ps", "--state", "running", *LOCAL).stdout) == []
+
+
+# -- ps, status, wait
+
+
+def test_ps_shows_what_runs_and_what_went_wrong(cli: Cli, started: Callable[..., str]) -> None:
+    cli("run", *LOCAL, "--name", "well", "--", "true")
+    cli("run", *LOCAL, "--name", "bad", "--", "false")
+    started("sleep", "60", flags=("--name", "nap"))
+    names = [line.split()[1] for line in lines(cli("ps").stdout)]
+    assert names == ["NAME", "nap", "bad"]
+    assert [line.split()[1] for line in lines(cli("ps", "-a").stdout)] == [
+        "NAME",
+        "nap",
+        "bad",
+        "well",
+    ]
+    assert [line.split()[1] for line in lines(cli("ps", "--state", "failed").stdout)] == [
+        "NAME",
+        "bad",
+    ]
+    assert [line.split()[1] for line in lines(cli("ps", "-a", "--grep", "well").stdout)] == [
+        "NAME",
+        "well",
+    ]
+    assert lines(cli("ps", "-q").stdout)[0].startswith("20")
+
+
+def test_ps_of_several_hosts_shows_what_it_can_and_says_who_is_missing(cli: Cli) -> None:
+    cli("run", *LOCAL, "--name", "bad", "--", "false")
+    done = cli("ps", "--host", "local,no-such-host.invalid")
+    assert done.returncode == 125
+    assert "bad" in lines(done.stdout)[1]
+    assert lines(done.stderr)[0].startswith("corra: no-such-host.invalid: ")
+
+
+def test_status_says_what_a_person_asks_next_and_exits_0(cli: Cli) -> None:
+    cli("run", *LOCAL, "--name", "bad", "--", "sh", "-c", "echo x; exit 4")
+    done = cli("status", "bad")
+    assert done.returncode == 0
+    text = done.stdout.decode()
+    assert ") on local as " in text
+    assert "FAILED: exit 4 after " in text
+    assert "stdout 2 B" in text
+    assert cli("status", "--exit-code", "bad").returncode == 4
+
+
+def test_wait_exits_as_the_program_did_and_of_several_as_the_worst(cli: Cli) -> None:
+    for name, code in (("a", 3), ("b", 5), ("c", 0)):
+        cli("run", "-d", *LOCAL, "--name", name, "--", "sh", "-c", f"exit {code}")
+    assert cli("wait", "a").returncode == 3
+    assert cli("wait", "c").returncode == 0
+    done = cli("wait", "a", "b", "c")
+    assert done.returncode == 5
+    assert len(lines(done.stderr)) == 2
+
+
+def test_wait_for_any_leaves_with_the_first(cli: Cli, started: Callable[..., str]) -> None:
+    started("sleep", "60", flags=("--name", "long"))
+    started("sh", "-c", "exit 6", flags=("--name", "short"))
+    assert cli("wait", "--any", "long", "short").returncode == 6
+
+
+def test_a_wait_is_over_when_its_time_is_though_nobody_lets_us_in(cli: Cli, sshd: Sshd) -> None:
+    """125 after 15 s is no answer to `wait -T 1s`; and what was never seen to start isn't said to be running."""
+    prog_id = cli("run", "-d", "--host", "h", "--", "sleep", "600").stdout.decode().strip()
+    os.kill(sshd.pid, signal.SIGSTOP)  # the kernel takes the connection, nobody answers
+    try:
+        begun = time.monotonic()
+        known, there, unknown = (
+            cli(*words, "-T", "1s", ids.short(prog_id))
+            for words in (("wait",), ("attach",), ("wait", "--host", "h"))
+        )
+        assert time.monotonic() - begun < 15
+    finally:
+        os.kill(sshd.pid, signal.SIGCONT)
+        cli("kill", "-9", "-y", prog_id)
+    for done in (known, there):
+        assert done.returncode == 122, done.stderr
+        assert lines(done.stderr)[0].startswith(
+            f"corra: {ids.short(prog_id)} on h: STILL RUNNING: not seen to end in 1.0 s: "
+        )
+    assert unknown.returncode == 125 and lines(unknown.stderr)[0].startswith("corra: h: ")
+    assert all(len(lines(done.stderr)) == 1 for done in (known, there, unknown))
+
+
+def test_wait_gives_up_after_its_timeout(cli: Cli, started: Callable[..., str]) -> None:
+    prog_id = started("sleep", "60")
+    done = cli("wait", "-T", "2s", prog_id)
+    assert done.returncode == 122
+    assert "STILL RUNNING" in lines(done.stderr)[0]
+
+
+# -- ids
+
+
+def test_an_id_nobody_knows_says_how_to_look(cli: Cli) -> None:
+    done = cli("attach", "k7m2qx")
+    assert (done.returncode, lines(done.stderr)) == (
+        125,
+        ["corra: k7m2qx: NOT FOUND in this machine's history: say where it runs:"],
+    )
+    there = cli("attach", *LOCAL, "zz9")
+    assert there.returncode == 125
+    assert lines(there.stderr)[0].startswith("corra: zz9 on local: NOT FOUND among the 0 runs of ")
+
+
+def test_attach_and_an_unasked_kill_are_one_exec_each(cli: Cli, sshd: Sshd) -> None:
+    def commands(*words: str) -> int:
+        before = sum("Starting session: command" in line for line in sshd.log)
+        assert cli(*words).returncode == 0
+        return sum("Starting session: command" in line for line in sshd.log) - before
+
+    assert commands("run", "--host", "h", "--name", "short", "--", "true") == 1
+    assert commands("attach", "--host", "h", "short") == 1
+    assert commands("logs", "short") == 1
+    assert commands("status", "short") == 1
+    assert commands("wait", "short") == 1
+    assert commands("kill", "-y", "--host", "h", "short") == 1
+
+
+def test_with_a_host_no_local_memory_is_needed(cli: Cli) -> None:
+    prog_id = cli("run", "-d", *LOCAL, "--name", "old", "--", "echo", "x").stdout.decode().strip()
+    (cli.home / ".local" / "state" / "corra" / "history.sqlite3").unlink()
+    assert cli("logs", ids.short(prog_id)).returncode == 125
+    for text in (prog_id, "old", ids.short(prog_id), prog_id[-8:-4]):
+        assert cli("attach", *LOCAL, text).stdout == b"x\n"
+
+
+# -- json
+
+
+def test_json_of_a_run_is_a_line_for_each_event(cli: Cli) -> None:
+    done = cli("run", "--json", *LOCAL, "--", "sh", "-c", "printf out; exit 2")
+    events = objects(done.stdout)
+    assert (done.returncode, done.stderr) == (2, b"")
+    assert {each["v"] for each in events} == {1}
+    assert [each["event"] for each in events if each["event"] != "start"][-1] == "end"
+    assert (
+        base64.b64decode("".join(each["data"] for each in events if each["event"] == "output"))
+        == b"out"
+    )
+    assert (events[-1]["exit_code"], events[-1]["state"]["return_code"]) == (2, 2)
+
+
+def test_json_of_an_error_is_on_stdout_too(cli: Cli) -> None:
+    done = cli("attach", "--json", "k7m2qx")
+    (error,) = objects(done.stdout)
+    assert (done.returncode, done.stderr) == (125, b"")
+    assert (error["type"], error["kind"], error["exit_code"], error["started"]) == (
+        "error",
+        "not_found",
+        125,
+        "no",
+    )
+
+
+def test_json_of_the_looking_verbs_is_the_state(cli: Cli) -> None:
+    cli("run", *LOCAL, "--name", "bad", "--", "false")
+    for words in (("ps",), ("status", "bad"), ("wait", "bad"), ("kill", "bad")):
+        (state,) = objects(cli(*words, "--json").stdout)
+        assert (state["type"], state["name"], state["return_code"], state["host"]) == (
+            "state",
+            "bad",
+            1,
+            "local",
+        )
+
+
+# -- Nothing in the way
+
+
+def test_every_verb_has_help_with_an_example(cli: Cli) -> None:
+    for verb in ("run", "attach", "logs", "kill", "ps", "status", "wait"):
+        done = cli(verb, "--help")
+        assert done.returncode == 0
+        assert all(len(line) <= 80 for line in lines(done.stdout))
+        assert f"corra {verb}" in done.stdout.decode() or f"inv {verb}" in done.stdout.decode()
+    assert lines(cli("--version").stdout)[0].startswith("corra ")
+
+
+def test_a_program_held_back_by_a_full_disk_is_said_to_be(cli: Cli, tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can mount a small disk")
+    small = Mount(tmp_path / "small", "size=4m,mode=700")
+    try:
+        spool = ("--spool", str(small.at / "spool"))
+        with cli.popen(
+            "run",
+            *LOCAL,
+            *spool,
+            "--name",
+            "hog",
+            "--",
+            "cat",
+            "/dev/zero",
+            stdout=subprocess.DEVNULL,
+        ) as watcher:
+            assert watcher.stderr
+            line = next(each for each in watcher.stderr if b"started" not in each)
+            assert line.decode().endswith(" on local: HELD BACK: no room on the disk there\n")
+            assert cli("kill", "-y", "hog").returncode == 0
+            # Its last bytes still wait for room, and nothing is lost: who watches gets them when there is some.
+            subprocess.run(["mount", "-o", "remount,size=32m", str(small.at)], check=True)
+            assert watcher.wait(60) == 143
+    finally:
+        small.close()
+
+
+# -- gc
+
+
+def test_gc_frees_output_when_told_to_and_says_what_it_would_do_when_asked(
+    cli: Cli, started: Callable[..., str]
+) -> None:
+    cli("run", *LOCAL, "--name", "big", "--", "head", "-c", "5000000", "/dev/zero")
+    started("sleep", "60", flags=("--name", "nap"))
+    refused = cli("gc", "--older", "0s")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        b"corra: NOT DONE: nobody here to say yes: add -y, or -R to see what would go\n",
+    )
+    dry = cli("gc", "-R", "--older", "0s")
+    assert (dry.returncode, dry.stderr) == (
+        0,
+        b"corra: local: would free 5.0 MB: the output of 1 run\n",
+    )
+    assert len(cli("logs", "big").stdout) == 5_000_000
+    assert (
+        cli("gc", "-y", "--older", "0s").stderr
+        == b"corra: local: freed 5.0 MB: the output of 1 run\n"
+    )
+    assert cli("logs", "big").stdout == b""
+    assert "done: exit 0" in cli("status", "big").stdout.decode()
+    assert cli("gc", "-y").stderr == b"corra: local: nothing to free\n"
+
+
+def test_gc_of_one_run_and_never_of_one_that_runs(cli: Cli, started: Callable[..., str]) -> None:
+    for name in ("one", "two"):
+        cli("run", *LOCAL, "--name", name, "--", "head", "-c", "100000", "/dev/zero")
+    full = started("sleep", "60", flags=("--name", "nap"))
+    done = cli("gc", "-y", "one", "nap")
+    assert (done.returncode, done.stderr.decode()) == (
+        125,
+        f"corra: nap ({ids.short(full)}) on local: NOT DONE: it is still running\n",
+    )
+    freed = objects(cli("gc", "-y", "--json", "one").stdout)[0]
+    assert (freed["host"], freed["bytes"] >= 100000, len(freed["emptied"]), freed["dry"]) == (
+        "local",
+        True,
+        1,
+        False,
+    )
+    assert [len(cli("logs", name).stdout) for name in ("one", "two")] == [0, 100000]
+    assert cli("gc", "-y", "two", "--older", "1h").returncode == 2
+    assert cli("gc", "-y", "--max-size", "2X").stderr.startswith(
+        b"corra: NOT DONE: --max-size: not a size: '2X' (say 500M or 2G)"
+    )
+
+
+def test_tasks_of_ones_own_beside_the_verbs(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text(
+        "from invoke import task\nfrom corra.tasks import attach, kill, run\nimport corra\n\n@task\ndef mine(c):\n"
+        "    print(corra.run('local', ['echo', 'from a task'], hide=True).stdout.strip())\n"
+    )
+    inv = [sys.executable, str(Path(sys.executable).with_name("inv"))]
+
+    def call(*typed: str) -> bytes:
+        done = subprocess.run(
+            [*inv, *typed],
+            cwd=tmp_path,
+            env=cli.environment(),
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        return done.stdout
+
+    assert call("mine") == b"from a task\n"
+    assert call("run", *LOCAL, "--", "echo", "x") == b"x\n"
+    assert b"mine" in call("--list")
+
+
+def test_the_command_corra_starts_without_what_is_for_invokes_own_tests() -> None:
+    code = (
+        "import sys, corra.main; print([m for m in ('unittest', 'unittest.mock', 'asyncio', 'fabric', 'rich') if m in sys.modules]); "
+        "from unittest.mock import Mock; print(Mock(return_value=3)())"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert said.stdout == "[]\n3\n"
+
+
+def test_listing_and_completing_import_neither_fabric_nor_rich(cli: Cli, tmp_path: Path) -> None:
+    asked = "import sys; sys.argv = ['inv', '--list']; import tasks; sys.exit(any(m in sys.modules for m in ('fabric', 'rich', 'corra.agent')))"
+    done = subprocess.run(
+        [sys.executable, "-c", asked],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env=cli.environment(),
+    )
+    assert done.returncode == 0
+
+
+def test_a_reader_that_leaves_gets_what_it_wanted_and_the_program_goes_on(cli: Cli) -> None:
+    typed = f"{shlex.join(cli.program)} run --name endless --host local -- yes | head -1; echo $?"
+    done = subprocess.run(
+        ["sh", "-c", typed],
+        cwd=cli.home,
+        env=cli.environment(),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == b"y\n0\n"
+    assert lines(done.stderr)[0].endswith(
+        "on local: STILL RUNNING: whoever read its output has gone"
+    )
+    assert cli("kill", "-9", "endless").returncode == 0
+
+
+def test_help_whose_reader_has_gone_ends_without_a_traceback(cli: Cli) -> None:
+    typed = f"{shlex.join(cli.program)} --help run | head -c 1; wait"
+    for _ in range(3):
+        done = subprocess.run(
+            ["sh", "-c", typed],
+            cwd=cli.home,
+            env=cli.environment(),
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.stderr == b""
+
+
+def test_the_code_for_a_reader_that_left_is_141(cli: Cli) -> None:
+    process = cli.popen("run", *LOCAL, "--name", "endless", "--", "yes")
+    assert process.stdout
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait(60) == 128 + signal.SIGPIPE
+    assert process.stderr
+    process.stderr.close()
+    assert cli("kill", "-9", "endless").returncode == 0

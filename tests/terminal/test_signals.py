@@ -1,0 +1,417 @@
+"""Ctrl-C, TERM, HUP and a closed terminal: what they do to the watching, and that they do to the program only what was meant.
+
+Each watcher is a process of its own, on pipes or in a pseudo-terminal, and told apart from the program by where the signal is sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from conftest import COLD, Cli
+
+from agent_door import eventually
+from corra import agent
+from corra.model import ids
+from seat import DEADLINE_S, Terminal
+from sshd import Sshd
+
+LOCAL = ("--host", "local")
+# Says when it is ready, what it was sent, and ends by itself should a test forget it.
+PROGRAM = "trap 'echo got term; exit 5' TERM; trap 'echo got hup; exit 6' HUP; echo ready; i=0; while [ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done"
+
+
+class Watcher:
+    """corra on pipes, in a session of its own."""
+
+    def __init__(self, cli: Cli, *words: str, **how: Any) -> None:
+        self.process = cli.popen(*words, **how)
+        self.out = b""
+
+    def until(self, text: bytes) -> None:
+        assert self.process.stdout
+        while text not in self.out:
+            ready = select.select([self.process.stdout], [], [], DEADLINE_S)[0]
+            data = os.read(self.process.stdout.fileno(), 65536) if ready else b""
+            assert data, f"{text!r} never came: {self.out!r}"
+            self.out += data
+
+    def send(self, *numbers: int) -> None:
+        for number in numbers:
+            self.process.send_signal(number)
+
+    def end(self) -> tuple[int, str]:
+        """Return (code, what it said on stderr)."""
+        out, err = self.process.communicate(timeout=DEADLINE_S)
+        self.out += out
+        return self.process.returncode, err.decode()
+
+
+@pytest.fixture
+def watch(cli: Cli) -> Iterator[Callable[..., Watcher]]:
+    made: list[Watcher] = []
+
+    def start(*words: str, **how: Any) -> Watcher:
+        made.append(Watcher(cli, *words, **how))
+        return made[-1]
+
+    yield start
+    for each in made:
+        if each.process.poll() is None:
+            each.process.kill()
+        with contextlib.suppress(ValueError):
+            each.process.communicate(timeout=DEADLINE_S)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(cli: Cli) -> Iterator[None]:
+    yield
+    running = cli("ps", *LOCAL, "-q", "--state", "running").stdout.decode().split()
+    if running:
+        cli("kill", "-9", "-y", *LOCAL, *running)
+
+
+def running(cli: Cli, name: str) -> bool:
+    return cli("status", "--exit-code", name).returncode == 122
+
+
+RUN = ("run", *LOCAL, "--name", "it", "--", "sh", "-c", PROGRAM)
+
+
+# -- Ctrl-C
+
+
+def test_sigint_detaches_and_ends_us_as_sigint_does(
+    cli: Cli, watch: Callable[..., Watcher]
+) -> None:
+    watcher = watch(*RUN)
+    watcher.until(b"ready\n")
+    watcher.send(signal.SIGINT)
+    code, err = watcher.end()
+    assert code == -signal.SIGINT
+    assert err.startswith("corra: it (")
+    assert err.endswith(" on local: STILL RUNNING: you have detached\n")
+    assert running(cli, "it")
+
+
+def test_a_shell_script_around_us_stops_at_ctrl_c_too(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
+    script = cli.home / "script"
+    words = " ".join(["'" + word.replace("'", "'\\''") + "'" for word in (*cli.program, *RUN)])
+    script.write_text(f"{words}\necho went on\n")
+    cli.program = ["/bin/bash", str(script)]
+    shell = terminal()
+    cli.program = list(COLD)
+    shell.until("ready")
+    shell.type("\x03")
+    assert shell.end() == -signal.SIGINT
+    assert "went on" not in shell.seen.decode()
+    assert running(cli, "it")
+
+
+def test_ctrl_c_on_a_terminal_says_how_to_watch_and_stop_and_then_leaves(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
+    screen = terminal(*RUN)
+    screen.until("ready")
+    screen.type("\x03")
+    screen.until(
+        "STILL RUNNING: you have detached",
+        "watch: corra attach it",
+        "stop: corra kill it",
+        "Ctrl-C again within 2 s stops it now",
+    )
+    assert screen.end() == -signal.SIGINT
+    assert running(cli, "it")
+
+
+def test_a_second_ctrl_c_stops_the_program(cli: Cli, terminal: Callable[..., Terminal]) -> None:
+    screen = terminal(*RUN)
+    screen.until("ready")
+    screen.type("\x03")
+    screen.until("Ctrl-C again")
+    mashed_for = time.monotonic() + 0.5
+    while time.monotonic() < mashed_for:  # the 0.3 s in which it doesn't count, and some more
+        select.select([], [], [], mashed_for - time.monotonic())
+    screen.type("\x03")
+    screen.until(
+        "TERM sent; KILL to ", "KILLED: exit 5" if b"KILLED: exit" in screen.seen else "corra: it ("
+    )
+    assert screen.end() == -signal.SIGINT
+    assert cli("status", "--exit-code", "it").returncode == 5
+
+
+def test_ctrl_c_before_anything_was_sent_says_that_nothing_was_started(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
+        there = terminal("run", "--host", f"127.0.0.1:{silent.getsockname()[1]}", "--", "true")
+        with silent.accept()[0]:
+            there.until("connecting")
+            there.type("\x03")
+            assert there.end() == -signal.SIGINT
+    assert (
+        "NOT STARTED: you left before 127.0.0.1:" in there.seen.decode()
+        and b"MAYBE" not in there.seen
+    )
+    assert cli("attach").returncode == 125  # nor does history know of it
+
+
+def test_mashing_ctrl_c_does_not_stop_the_program(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
+    screen = terminal(*RUN)
+    screen.until("ready")
+    screen.type("\x03")
+    screen.until("Ctrl-C again")
+    screen.type("\x03\x03\x03")
+    assert screen.end() == -signal.SIGINT
+    assert "TERM sent" not in screen.seen.decode()
+    assert running(cli, "it")
+
+
+def test_ctrl_c_works_while_nobody_reads_our_output(
+    cli: Cli, watch: Callable[..., Watcher]
+) -> None:
+    watcher = watch("run", *LOCAL, "--name", "it", "--", "yes")
+    watcher.until(b"y\n")
+    assert watcher.process.stdout
+    assert select.select([watcher.process.stdout], [], [], DEADLINE_S)[0]
+    watcher.send(signal.SIGINT)
+    assert watcher.process.wait(DEADLINE_S) == -signal.SIGINT
+    assert running(cli, "it")
+
+
+def test_what_was_ignored_when_we_were_started_stays_ignored(
+    cli: Cli, watch: Callable[..., Watcher]
+) -> None:
+    """As under `nohup`, and behind `&` in a script."""
+    watcher = watch(
+        *RUN,
+        preexec_fn=lambda: [
+            signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGHUP)
+        ],
+    )
+    watcher.until(b"ready\n")
+    watcher.send(signal.SIGINT, signal.SIGHUP)
+    assert cli("kill", "-s", "TERM", "it").returncode == 0
+    code, err = watcher.end()
+    assert (code, watcher.out) == (5, b"ready\ngot term\n")
+    assert "STILL RUNNING" not in err
+
+
+# -- TERM and HUP
+
+
+def test_term_to_run_is_term_for_the_program(watch: Callable[..., Watcher]) -> None:
+    watcher = watch(*RUN)
+    watcher.until(b"ready\n")
+    watcher.send(signal.SIGTERM)
+    code, err = watcher.end()
+    assert (code, watcher.out) == (5, b"ready\ngot term\n")
+    assert "TERM passed on to it" in err
+
+
+@pytest.mark.parametrize(
+    "order", [(signal.SIGTERM, signal.SIGHUP), (signal.SIGHUP, signal.SIGTERM)]
+)
+def test_a_session_that_ends_leaves_the_program_running(
+    cli: Cli, watch: Callable[..., Watcher], order: tuple[int, int]
+) -> None:
+    watcher = watch(*RUN)
+    watcher.until(b"ready\n")
+    watcher.send(*order)
+    code, err = watcher.end()
+    assert code in (-signal.SIGTERM, -signal.SIGHUP)
+    assert "STILL RUNNING: detached by " in err
+    assert running(cli, "it")
+
+
+def test_hup_detaches(cli: Cli, watch: Callable[..., Watcher]) -> None:
+    watcher = watch(*RUN)
+    watcher.until(b"ready\n")
+    watcher.send(signal.SIGHUP)
+    code, err = watcher.end()
+    assert code == -signal.SIGHUP
+    assert "STILL RUNNING: detached by SIGHUP" in err
+    assert running(cli, "it")
+
+
+def test_a_terminal_that_is_closed_leaves_the_program_running(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
+    screen = terminal(*RUN)
+    screen.until("ready")
+    os.close(screen.master)
+    code = screen.process.wait(DEADLINE_S)
+    screen.master = os.open("/dev/null", os.O_RDWR)
+    assert code == -signal.SIGHUP
+    assert running(cli, "it")
+
+
+def test_term_to_attach_detaches(cli: Cli, watch: Callable[..., Watcher]) -> None:
+    cli("run", "-d", *RUN[1:])
+    watcher = watch("attach", "it")
+    watcher.until(b"ready\n")
+    watcher.send(signal.SIGTERM)
+    code, err = watcher.end()
+    assert code == -signal.SIGTERM
+    assert "STILL RUNNING: detached by SIGTERM" in err
+    assert running(cli, "it")
+
+
+def test_sig_proxy_passes_term_on(cli: Cli, watch: Callable[..., Watcher]) -> None:
+    cli("run", "-d", *RUN[1:])
+    watcher = watch("attach", "--sig-proxy", "it")
+    watcher.until(b"ready\n")
+    watcher.send(signal.SIGTERM)
+    code, _ = watcher.end()
+    assert (code, watcher.out) == (5, b"ready\ngot term\n")
+
+
+def test_ctrl_c_of_a_looking_verb_just_ends_it(cli: Cli, watch: Callable[..., Watcher]) -> None:
+    cli("run", "-d", *RUN[1:])
+    watcher = watch("wait", "it", stdout=subprocess.DEVNULL)
+    assert watcher.process.stderr
+    until = time.monotonic() + DEADLINE_S
+    while not any(_threads(watcher.process.pid)) and time.monotonic() < until:
+        select.select([], [], [], 0.01)
+    watcher.send(signal.SIGINT)
+    assert watcher.process.wait(DEADLINE_S) == -signal.SIGINT
+    assert watcher.process.stderr.read() == b""
+    assert running(cli, "it")
+
+
+def _threads(pid: int) -> list[str]:
+    """Return the threads beside the main one: the waiting has begun."""
+    return os.listdir(f"/proc/{pid}/task")[1:]
+
+
+# -- What a terminal shows
+
+
+def test_the_live_line_shows_what_runs_and_is_gone_at_the_end(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
+    go = cli.home / "go"
+    screen = terminal(
+        "run",
+        *LOCAL,
+        "--name",
+        "it",
+        "--",
+        "sh",
+        "-c",
+        f"echo one; until [ -e {go} ]; do sleep 0.05; done; echo two",
+    )
+    screen.until("one\r\n", "it local  running  0:0", "Ctrl-C: detach")
+    go.touch()
+    screen.until("two\r\n", "done: exit 0 after")
+    assert screen.end() == 0
+    last = screen.seen.decode().rpartition("two\r\n")[2]
+    assert "running" not in last
+    assert (
+        "two\r\ncorra: it (" in screen.seen.decode()
+        or "two\r\n\r\x1b[Kcorra: it (" in screen.seen.decode()
+    )
+
+
+def test_whoever_attaches_sees_how_long_a_program_has_been_silent(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
+    """Not how long ago its last words reached this terminal: a program that hangs must look like one."""
+    prog_id = (
+        cli("run", "-d", *LOCAL, "--name", "it", "--", "sh", "-c", "echo one; exec sleep 600")
+        .stdout.decode()
+        .strip()
+    )
+    run = agent.Run(str(cli.home / ".local/state/corra"), prog_id)
+    with contextlib.closing(run):
+        eventually(
+            lambda: (state := run.state(details=True))["last_output_time"] and state["elapsed"] > 3
+        )
+    screen = terminal("attach", "it")
+    text = screen.until("one\r\n", " s ago")
+    cli("kill", "-9", "-y", "it")
+    found = re.search(r"output (\d+) s ago", text)
+    assert found and int(found.group(1)) >= 3
+    assert screen.end() == 137
+
+
+def test_a_program_can_not_drive_the_terminal_unless_raw(terminal: Callable[..., Terminal]) -> None:
+    words = ("--host", "local", "--", "printf", "\\033]0;title\\007\\033[31mred\\n")
+    screen = terminal("run", *words)
+    assert "^[]0;title^G\x1b[31mred\r\n" in screen.until("done: exit 0")
+    screen = terminal("run", "--raw", *words)
+    assert "\x1b]0;title\x07\x1b[31mred\r\n" in screen.until("done: exit 0")
+
+
+def test_attach_on_a_terminal_shows_the_last_200_lines(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
+    cli("run", *LOCAL, "--name", "it", "--", "seq", "1000")
+    screen = terminal("attach", "it")
+    text = screen.until("done: exit 0 at ")
+    assert screen.end() == 0
+    assert "showing the last 200 lines" in text
+    assert "\r\n801\r\n" in text
+    assert "\r\n800\r\n" not in text
+
+
+def test_kill_asks_before_it_stops_another_persons_run(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
+    cli("run", "-d", *LOCAL, "--name", "it", "--", "sleep", "60", env={"LOGNAME": "ops"})
+    refused = cli("kill", "it")
+    assert refused.returncode == 125
+    assert b"NOT KILLED: started by ops@" in refused.stderr
+    for answer, code in (("n", 125), ("y", 0)):
+        screen = terminal("kill", "it")
+        screen.until("stop it? [y/N]")
+        screen.type(answer + "\n")
+        assert screen.end() == code
+    assert not running(cli, "it")
+
+
+def test_a_detached_start_that_places_the_agent_says_started_once(
+    cli: Cli, terminal: Callable[..., Terminal], sshd: Sshd
+) -> None:
+    shown = terminal("run", "-d", "--host", "h", "--name", "nap", "--", "sleep", "60")
+    assert shown.end() == 0
+    said = [line for line in shown.seen.decode().splitlines() if "started" in line]
+    assert len(said) == 1 and re.search(
+        r"nap \(\w{6}\) on h: started \(agent \S+ placed, \d+ kB\)", said[0]
+    )
+    cli("kill", "-9", "-y", "nap")
+
+
+def test_what_history_warns_of_is_said_once_in_our_own_words(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
+    (cli.home / ".local" / "state" / "corra").mkdir(parents=True)
+    (cli.home / ".local" / "state" / "corra" / "history.sqlite3").mkdir()
+    shown = terminal("run", *LOCAL, "--", "true")
+    assert shown.end() == 0
+    assert shown.seen.decode().count("corra: history ") == 1
+
+
+def test_a_detached_start_says_where_to_watch_on_a_terminal(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
+    screen = terminal("run", "-d", *LOCAL, "--name", "it", "--", "true")
+    text = screen.until("watch: corra attach it")
+    assert screen.end() == 0
+    assert any(
+        ids.is_valid(each) and ids.short(each) != each
+        for each in text.replace("\x1b[K", " ").split()
+    )

@@ -1,0 +1,236 @@
+"""What the README and the pages under docs/ say is what happens."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import home_environment
+
+import console
+from console import alike, blocks, commands, outputs, replaced, screen
+from sshd import SLOWLY
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+TEXTS = [*PAGES, ROOT / "DESIGN.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+WRITE = bool(os.environ.get("CORRA_WRITE_DOCS"))
+
+
+@pytest.fixture
+def reader(new_sshd, home: Path) -> dict[str, str]:
+    """The environment of somebody who reads along: `inv`, `corra`, `scripts/inv` and `ssh`, and a host called db1."""
+    there = home / "db1"  # so that the first run on db1 has to bring the agent along
+    there.mkdir()
+    new_sshd(alias="db1", environment=home_environment(there), options=SLOWLY)
+    bin_ = home / "bin"
+    beside = os.path.dirname(sys.executable)
+    inv = [f"{beside}/inv", "--search-root", str(ROOT)]
+    programs: dict[Path, list[str]] = {
+        bin_ / "inv": inv,
+        home / "scripts" / "inv": inv,
+        bin_ / "corra": [f"{beside}/corra"],
+        bin_ / "ssh": [shutil.which("ssh") or "ssh", "-F", str(home / ".ssh" / "config")],
+        bin_ / "python3": [os.path.realpath(sys.executable)],
+    }
+    for path, words in programs.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        path.chmod(0o755)
+    for name in ("agent.py", "on_host/courier.py"):
+        shutil.copy(ROOT / "corra" / name, home)
+    return {
+        **os.environ,
+        "PATH": f"{bin_}:{os.environ['PATH']}",
+        "TERM": "xterm",
+        "LANG": "C.UTF-8",
+        "SHELL": "/bin/sh",
+    }
+
+
+def told(line: str, home: Path) -> str:
+    """Return a line as the pages tell it: the test's home and user are those of anybody."""
+    line = line.replace(str(home / "db1"), "/home/ops").replace(str(home), "/home/ops")
+    line = re.sub(r"\broot@[\w.-]+", "ops@laptop", line).replace("(root,", "(ops,")
+    return re.sub(r"\b(as|of|by) root\b", r"\1 ops", re.sub(r"\broot\b(?=  )", "ops ", line))
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    "page",
+    # Every verb goes through Invoke in the same way: one page shows that each of its versions takes what is typed.
+    [
+        pytest.param(page, id=page.stem, marks=[pytest.mark.invoke] if page.stem == "kill" else [])
+        for page in PAGES
+        if blocks(page.read_text())
+    ],
+)
+def test_the_commands_of_a_page_do_what_it_says(page, reader, home):
+    text = page.read_text()
+    wrong, new = [], []
+    for block in blocks(text):
+        typed = commands(block)
+        shown = [
+            [told(line, home) for line in lines]
+            for lines in console.run(typed, cwd=home, env=reader)
+        ]
+        new.append(
+            "".join(
+                "\n".join([f"$ {command}", *lines]) + "\n"
+                for command, lines in zip(typed, shown, strict=True)
+            )
+        )
+        for command, expected, lines in zip(typed, outputs(block), shown, strict=True):
+            if not alike(expected, lines):
+                wrong.append(
+                    "\n".join(
+                        [f"$ {command}", "  the page says:", *expected, "  it shows:", *lines]
+                    )
+                )
+    if WRITE:
+        page.write_text(replaced(text, new))
+    else:
+        assert not wrong, "\n\n".join(["", *wrong])
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_the_table_of_exit_codes_is_complete():
+    from corra import errors
+
+    table = (ROOT / "docs" / "exit-codes.md").read_text()
+    for code in (
+        errors.MISUSE,
+        errors.STILL_RUNNING,
+        errors.LOST,
+        errors.TIMED_OUT,
+        errors.NOTHING_DONE,
+        errors.NOT_EXECUTABLE,
+        errors.NOT_FOUND,
+    ):
+        assert f"| {code} |" in table
+
+
+def test_the_table_of_errors_names_what_can_be_raised():
+    from corra import errors
+
+    named = set(re.findall(r"`([A-Z][A-Za-z]+)`", (ROOT / "docs" / "python.md").read_text()))
+    tree = {
+        name
+        for name, each in vars(errors).items()
+        if isinstance(each, type) and issubclass(each, errors.CorraError)
+    }
+    assert tree - named <= {"CorraError"}
+
+
+def test_the_page_about_python_names_every_keyword_and_every_method():
+    import corra
+
+    named = set(
+        re.findall(
+            r"[A-Za-z_]+",
+            " ".join(re.findall(r"`([^`\n]+)`", (ROOT / "docs" / "python.md").read_text())),
+        )
+    )
+    from corra.runs import request
+
+    there = {
+        *request.How.__annotations__,
+        "reconnect_timeout",
+        "watch",
+        "warn",
+        "hide",
+        "out_stream",
+        "err_stream",
+    }
+    for kind in (corra.Run, corra.Results):
+        there |= {name for name in vars(kind) if not name.startswith("_")}
+    there |= set(corra.Result.__annotations__) | {"reason", "signal", "elapsed"}
+    # The verbs' own: they pass on what is typed, start a run once more, and keep what a host has told.
+    assert there - named <= {"heard", "pass_on", "record", "skipped", "spool", "via"}
+
+
+def test_design_names_every_frame_and_every_file_of_the_spool():
+    from corra import agent
+    from corra.model import frames
+
+    text = (ROOT / "DESIGN.md").read_text()
+    for kind in frames._FIELDS:
+        assert f"| `{kind}" in text
+    for word in (
+        *agent.TRANSITIONS,
+        *agent.REASONS,
+        "program.json",
+        "launched",
+        "index",
+        "control",
+        "keeper",
+        "state.json",
+    ):
+        assert word in text
+
+
+def test_the_page_about_the_agent_names_every_verb():
+    from corra import agent
+
+    text = (ROOT / "docs" / "agent-by-hand.md").read_text()
+    assert [verb for verb in agent.VERBS if f"`{verb}`" not in text] == []
+
+
+def test_every_fault_in_the_table_has_tests_that_exist():
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    rows = [
+        line.split(" | ")
+        for line in (ROOT / "docs" / "faults.md").read_text().splitlines()
+        if re.match(r"\| \d", line)
+    ]
+    assert len(rows) > 30
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row[2])
+        assert named, row[0]
+        assert set(named) <= there, row[0]
+
+
+def test_every_flag_that_a_page_names_exists():
+    from invoke.program import Program
+
+    from corra.main import ns
+
+    flags = {
+        flag
+        for task in ns.tasks.values()
+        for argument in task.get_arguments()
+        for flag in argument.names
+    }
+    flags |= {name for argument in Program().core_args() for name in argument.names}
+    for page in PAGES:
+        named = set(re.findall(r"`[^`\n]*?--([a-z][a-z-]+)", page.read_text()))
+        assert {
+            name for name in named if name.replace("-", "_") not in flags and name not in flags
+        } == set(), page.name
+
+
+def test_a_terminal_shows_what_was_not_overwritten_or_erased():
+    assert screen("a\r\nbcd\rX\n\x1b[2mlive\x1b[0m\x1b[K\r\r\x1b[Kdone\n") == ["a", "Xcd", "done"]
+
+
+def test_numbers_and_ids_may_differ_and_words_may_not():
+    said = ["corra: 722rh7 on db1: FAILED: exit 7 after 3.0 s"]
+    assert alike(said, ["corra: kcvmq9 on db1: FAILED: exit 7 after 2.9 s"])
+    assert alike(["20261123t014409z-k7m2qxwp"], ["20270101t000000z-22222222"])
+    assert not alike(said, ["corra: kcvmq9 on db1: KILLED: exit 7 after 2.9 s"])
+    assert not alike(said, [])
