@@ -218,7 +218,7 @@ class _Offset(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "q"
 
 
-class _Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
+class Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "c"
 
 
@@ -232,28 +232,18 @@ class _LongFunction(_ctypes.CFuncPtr):
     _restype_ = _Long
 
 
-def _c(name, kind=_Function):
+def c_function(name, kind=_Function):
     """Return a function of the C library. ctypes itself is a package of Python code: 3 ms and 250 kB that each guard would carry."""
     return kind(_ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), name))
 
 
-_splice, _syscall = _c("splice", _LongFunction), _c("syscall", _LongFunction)
-_prctl, _statfs, _fork = _c("prctl"), _c("statfs"), _c("fork")
-_WAITID = {
-    "x86_64": 247,
-    "aarch64": 95,
-    "riscv64": 95,
-    "ppc64le": 272,
-    "s390x": 281,
-    "i686": 284,
-    "armv7l": 280,
-}
-_PIDFD_SEND_SIGNAL, _PIDFD_OPEN = 424, 434
-_F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
+_splice, syscall = c_function("splice", _LongFunction), c_function("syscall", _LongFunction)
+prctl, _statfs, c_fork = c_function("prctl"), c_function("statfs"), c_function("fork")
+F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
 _FIONREAD = 0x541B
 
 
-def _checked(result):
+def checked(result):
     if result < 0:
         number = _ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -267,7 +257,7 @@ def splice(source, target, size):
             source, None, target, None, _Long(size), 3
         )  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
         if result >= 0 or _ctypes.get_errno() != errno.EINTR:
-            return _checked(result)
+            return checked(result)
 
 
 def widen(pipe, factor=2):
@@ -278,7 +268,7 @@ def widen(pipe, factor=2):
     try:
         size = fcntl.fcntl(pipe, _F_GETPIPE_SZ)
         if size < PIPE_MAX:
-            fcntl.fcntl(pipe, _F_SETPIPE_SZ, min(size * factor, PIPE_MAX))
+            fcntl.fcntl(pipe, F_SETPIPE_SZ, min(size * factor, PIPE_MAX))
     except OSError:
         pass  # not a pipe, or no more of them for this user
 
@@ -291,7 +281,7 @@ def unread(fifo):
 def give_back():
     """Give the C library's free memory back to the kernel: three guards would keep it for weeks."""
     try:
-        _c("malloc_trim")(0)
+        c_function("malloc_trim")(0)
     except OSError:
         pass  # musl has none, and keeps little
 
@@ -299,9 +289,9 @@ def give_back():
 def wide(name):
     """Return the C library's function whose offsets have 64 bits: where off_t always has, as in musl, it has the plain name."""
     try:
-        return _c(name + "64")
+        return c_function(name + "64")
     except OSError:
-        return _c(name)
+        return c_function(name)
 
 
 def punch(file, end, begin=0):
@@ -311,7 +301,7 @@ def punch(file, end, begin=0):
             file, 3, _Offset(begin), _Offset(end - begin)
         )  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
         if result >= 0 or _ctypes.get_errno() != errno.EINTR:
-            return _checked(result)
+            return checked(result)
 
 
 def wipe(file, begin, end):
@@ -326,12 +316,12 @@ def wipe(file, begin, end):
 
 def file_system(path):
     """Return the statfs type of `path`."""
-    buffer = (_Byte * 512)()
-    _checked(_statfs(path.encode(sys.getfilesystemencoding(), "surrogateescape"), buffer))
+    buffer = (Byte * 512)()
+    checked(_statfs(path.encode(sys.getfilesystemencoding(), "surrogateescape"), buffer))
     return struct.unpack_from("@l", buffer.raw)[0] & 0xFFFFFFFF
 
 
-def room(file):
+def free_room(file):
     """Return how many bytes the disk under `file` has above its floor; what is below that isn't ours to fill."""
     disk = os.fstatvfs(file)
     return disk.f_bavail * disk.f_frsize - min(FLOOR, disk.f_blocks * disk.f_frsize // FLOOR_SHARE)
@@ -340,10 +330,23 @@ def room(file):
 # ============================================================ processes
 # Processes: to be one, to look at them, to signal them.
 
+# The numbers of system calls for which the C library has no function.
+_WAITID = {
+    "x86_64": 247,
+    "aarch64": 95,
+    "riscv64": 95,
+    "ppc64le": 272,
+    "s390x": 281,
+    "i686": 284,
+    "armv7l": 280,
+}
+_PIDFD_SEND_SIGNAL, _PIDFD_OPEN = 424, 434
+
+
 def become(title):
     """Name this process, and take in the orphans of its descendants (the subreaper flag isn't inherited by fork)."""
-    _prctl(15, title, 0, 0, 0)
-    _prctl(36, 1, 0, 0, 0)
+    prctl(15, title, 0, 0, 0)
+    prctl(36, 1, 0, 0, 0)
 
 
 def fork_thin():
@@ -351,7 +354,7 @@ def fork_thin():
 
     Before 3.8 that is also what makes signals heard. Raises OSError.
     """
-    return _checked(_fork()) if sys.version_info >= (3, 8) else os.fork()
+    return checked(c_fork()) if sys.version_info >= (3, 8) else os.fork()
 
 
 def usage(pid):
@@ -359,8 +362,8 @@ def usage(pid):
     number = _WAITID.get(os.uname().machine)
     if number is None:
         return None
-    info, spent = (_Byte * 128)(), (_Byte * 256)()
-    if _syscall(number, os.P_PID, pid, info, os.WEXITED | os.WNOHANG | os.WNOWAIT, spent) < 0:
+    info, spent = (Byte * 128)(), (Byte * 256)()
+    if syscall(number, os.P_PID, pid, info, os.WEXITED | os.WNOHANG | os.WNOWAIT, spent) < 0:
         return None
     (
         u_s,
@@ -397,7 +400,7 @@ def usage(pid):
 
 def pidfd(pid):
     """Return a descriptor that means this process for ever. Raises OSError (ENOSYS before Linux 5.3)."""
-    return _checked(_syscall(_PIDFD_OPEN, pid, 0))
+    return checked(syscall(_PIDFD_OPEN, pid, 0))
 
 
 def signal_process(pid, start, number):
@@ -420,7 +423,7 @@ def signal_process(pid, start, number):
         if handle < 0:
             os.kill(pid, number)
         else:
-            _checked(_syscall(_PIDFD_SEND_SIGNAL, handle, number, None, 0))
+            checked(syscall(_PIDFD_SEND_SIGNAL, handle, number, None, 0))
         return True
     except (ProcessLookupError, PermissionError):
         return False  # gone, or it has become another user's: who counts survivors will see it
@@ -457,7 +460,7 @@ def process(pid):
     return fields[0], int(fields[1]), int(fields[19]), head.partition("(")[2]
 
 
-def tree(roots, spared=()):
+def process_tree(roots, spared=()):
     """Return {pid: (state, parent, start, name)} of all living descendants of the processes `roots`, without `spared` and theirs."""
     seen, children = {}, {}
     for entry in os.listdir("/proc"):
@@ -480,14 +483,16 @@ def children(pid):
     try:
         return [int(each) for each in slurp("/proc/%d/task/%d/children" % (pid, pid)).split()]
     except OSError:
-        return list(tree([pid]))  # a kernel without CONFIG_PROC_CHILDREN
+        return list(process_tree([pid]))  # a kernel without CONFIG_PROC_CHILDREN
 
 
 def kill_tree(roots, spared=()):
     """KILL all descendants of `roots`: stop every one first, until a walk finds no new one, so that nobody forks away."""
     stopped = {}
     for _ in range(200):
-        fresh = {pid: found for pid, found in tree(roots, spared).items() if pid not in stopped}
+        fresh = {
+            pid: found for pid, found in process_tree(roots, spared).items() if pid not in stopped
+        }
         if not fresh:
             break
         for pid, found in fresh.items():
@@ -1130,7 +1135,7 @@ class Run:
             if details and record.outcome and set(children(keeper)) - ours:
                 facts["stragglers"] = [
                     {"pid": pid, "name": found[3]}
-                    for pid, found in tree([keeper], [record.courier]).items()
+                    for pid, found in process_tree([keeper], [record.courier]).items()
                 ]
         return state_of(self.request, facts)
 
@@ -1279,11 +1284,11 @@ RLIM_INFINITY = (1 << 64) - 1
 CPU_GRACE_S = 5  # from SIGXCPU, which tells why, to SIGKILL
 
 
-def limit(name, value):
+def set_limit(name, value):
     """Set one limit of this process, the program that is to be. Raises OSError, in words that name the limit."""
     try:
         if name in RLIMITS:
-            limit_resource(name, value)
+            set_resource_limit(name, value)
         elif name == "nice":
             os.setpriority(os.PRIO_PROCESS, 0, value)
         elif name == "oom_score_adj":
@@ -1306,11 +1311,11 @@ def spelled(value):
     )
 
 
-def limit_resource(name, value):
+def set_resource_limit(name, value):
     """Set a soft and a hard limit, both to the same where only one is given: but a program that has used up its CPU time is first told so."""
-    now, new = (_Byte * 16)(), (_Byte * 16)()
+    now, new = (Byte * 16)(), (Byte * 16)()
     prlimit = wide("prlimit")
-    _checked(prlimit(0, RLIMITS[name], None, now))
+    checked(prlimit(0, RLIMITS[name], None, now))
     most = struct.unpack("=QQ", now.raw)[1]
     if isinstance(value, (list, tuple)):
         soft, hard = (value[0], value[-1])
@@ -1319,7 +1324,7 @@ def limit_resource(name, value):
         hard = min(hard % (1 << 64), max(most, soft % (1 << 64)))
     new.raw = struct.pack("=QQ", soft % (1 << 64), hard % (1 << 64))
     try:
-        _checked(prlimit(0, RLIMITS[name], new, None))
+        checked(prlimit(0, RLIMITS[name], new, None))
     except OSError as error:
         raise OSError(
             error.errno,
@@ -1331,7 +1336,7 @@ def limit_resource(name, value):
 # ============================================================ guards/program
 # The program's side of the fork: its environment, its ends, exec.
 
-def given_environment():
+def own_environment():
     """Return the environment that this process was started with; posix.environ has LC_CTYPE too where Python left the C locale."""
     pairs = (each.partition(b"=") for each in slurp("/proc/self/environ", 8 << 20).split(b"\0"))
     return {name: value for name, _, value in pairs if name}
@@ -1365,7 +1370,7 @@ def secrets_pipe(secrets):
     data = b"".join(b"%s=%s\0" % (octets(name), octets(value)) for name, value in secrets.items())
     ours, theirs = os.pipe()
     try:
-        fcntl.fcntl(theirs, _F_SETPIPE_SZ, max(len(data), PAGE))
+        fcntl.fcntl(theirs, F_SETPIPE_SZ, max(len(data), PAGE))
     except OSError:
         pass  # all of this user's pipes are too many already; then it has the size that it has
     os.set_blocking(theirs, False)
@@ -1508,7 +1513,7 @@ def become_program(directory, files, request, inherited, report, save, tell):
             (program.get("limits") or {}).items(), key=lambda each: each[0] == "memory"
         ):
             if value is not None:
-                limit(name, value)
+                set_limit(name, value)
         try:
             os.link("launched.tmp", "launched", src_dir_fd=directory, dst_dir_fd=directory)
         except FileExistsError:
@@ -1577,7 +1582,7 @@ class Stream:
                 os.ftruncate(
                     self.file, 0
                 )  # deleted: nobody will read it, so it shall not fill the disk
-            self.room = min(room(self.file) // 2, ROOM_STEP)
+            self.room = min(free_room(self.file) // 2, ROOM_STEP)
             if self.room <= 0:
                 self.room = self.give_way()
         return self.room > 0
@@ -2144,7 +2149,7 @@ class Child:
 
     def descendants(self):
         """Return the program's living descendants; the courier is ours, and no signal to them is for it."""
-        return tree([os.getpid()], [self.slot.record.courier])
+        return process_tree([os.getpid()], [self.slot.record.courier])
 
     def send(self, name, number, by):
         """Signal the program's group; after its end, whatever of its descendants lives on."""
@@ -2811,7 +2816,7 @@ def guard_run(request, report):
     os.set_inheritable(report, False)
     become(b"corra-standby")
     ignore_signals()
-    inherited = given_environment()
+    inherited = own_environment()
     directory = os.open(request["path"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     # Opened anew, as every lock of its own: a descriptor that a fork shares shares the lock.
     alive = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
@@ -2880,7 +2885,7 @@ def guard_run(request, report):
         except OSError:
             break  # no process to be had: fewer guards, and the State counts them
         if not child:
-            _prctl(36, 1, 0, 0, 0)
+            prctl(36, 1, 0, 0, 0)
             pids.append(os.getpid())
             continue
         os.close(files["keeper"])
@@ -2964,7 +2969,7 @@ def spawn_guards(request, path):
                 str(ours),
                 str(reporting),
             ]
-            variables = given_environment()
+            variables = own_environment()
             if request["before"]:
                 variables.setdefault(
                     b"XDG_RUNTIME_DIR", b"/run/user/%d" % os.geteuid()
@@ -3019,7 +3024,7 @@ def answer_of(words, text, patience_s):
             null = os.open("/dev/null", os.O_RDWR)
             for target, fd in enumerate((asks, answers, null)):
                 os.dup2(fd, target)
-            execute(words, given_environment())
+            execute(words, own_environment())
         finally:
             os._exit(127)
     os.close(asks)
@@ -3622,7 +3627,7 @@ def family(run):
     record = (Record.read(pages[0]) if pages else None) or Record()
     guards = living_guards(record) if run.alive() else []
     found = target(run)
-    below = tree(guards + ([found[0]] if found else []), [record.courier])
+    below = process_tree(guards + ([found[0]] if found else []), [record.courier])
     if found:
         below[found[0]] = process(found[0]) or ("?", 0, found[1], "?")
     return {pid: each for pid, each in below.items() if pid not in guards}
@@ -3783,7 +3788,7 @@ class Sender:
             if not data:
                 return
             moved = SENDER_RECORD.unpack(os.pread(self.senders, SENDER_RECORD.size, 0))[0]
-            if length - moved > AHEAD_MAX or room(self.file) < len(data):
+            if length - moved > AHEAD_MAX or free_room(self.file) < len(data):
                 raise BlockingIOError
             if self.last[0] != self.number:
                 self.note(self.number, length)
@@ -3958,20 +3963,20 @@ LOOK_ALONE_S = (
 )
 
 
-class Watch:
+class FileWatch:
     """inotify on what a follower has to hear of: the output, the slot, the directory's end.
 
     A user has 128 of them on most hosts. A follower that gets none is blind: it has to look by itself, LOOK_S after it looked last.
     """
 
     def __init__(self, directory, names):
-        self.fd = _c("inotify_init1")(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.fd = c_function("inotify_init1")(os.O_NONBLOCK | os.O_CLOEXEC)
         self.blind = self.fd < 0
         for name in names if not self.blind else ():
             # IN_MODIFY; for the directory itself IN_DELETE | IN_CREATE, since its own end comes only after everybody has closed it
             path = b"/proc/self/fd/%d/%s" % (directory, name.encode())
             if (
-                _c("inotify_add_watch")(self.fd, path, 0x300 if name == "." else 0x2) < 0
+                c_function("inotify_add_watch")(self.fd, path, 0x300 if name == "." else 0x2) < 0
                 and _ctypes.get_errno() != errno.ENOENT
             ):
                 self.blind = True
@@ -3986,7 +3991,7 @@ class Watch:
             pass
 
 
-class Follow:
+class Follower:
     """Sends a run's output and States as frames, from a cursor to its end. It reads; it changes nothing."""
 
     def __init__(self, run, request, stdin, out):
@@ -3997,7 +4002,7 @@ class Follow:
         self.files = {
             name: os.open(name, os.O_RDONLY, dir_fd=run.directory) for name in self.streams
         }
-        self.watch = Watch(run.directory, self.streams + ["exit", "."])
+        self.watch = FileWatch(run.directory, self.streams + ["exit", "."])
         self.times = Times(run)
         self.cursor = dict.fromkeys(self.streams, 0)
         if request.get("tail") is not None:
@@ -4335,7 +4340,7 @@ def verb_follow(request, stdin, reply, framed):
         file = run.request["program"].get("stdin") is not None
         how = "what it was given at its start" if file else "/dev/null"
         raise Refusal("no_stdin", "its stdin is %s (run had no -i)" % how, state=state)
-    follow = Follow(run, request, stdin if framed else None, reply.out)
+    follow = Follower(run, request, stdin if framed else None, reply.out)
     more = {"cursor": follow.cursor} if {"tail", "since"} & set(request) else {}
     if more and follow.sender and state["pty"] and "output" in follow.files:
         more["switched"] = switched(follow.files["output"])
@@ -4354,7 +4359,7 @@ KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
 KEEP_BYTES = 2 << 30
 
 
-class Ended:
+class EndedRun:
     """A run that gc may look at: ended, unguarded, nobody watching, nothing of it owed to a collector."""
 
     def __init__(self, root, prog_id, run, state, now):
@@ -4386,7 +4391,7 @@ class Ended:
                 pass
 
 
-def ended_runs(request, now):
+def collectable_runs(request, now):
     """Yield the runs that gc may look at, each locked against watchers as long as it is looked at."""
     for root, prog_id in runs_of(request):
         try:
@@ -4404,7 +4409,7 @@ def ended_runs(request, now):
             if index is not None:
                 fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if state["state"] in FINAL and not run.alive() and not owed:
-                yield Ended(root, prog_id, run, state, now)
+                yield EndedRun(root, prog_id, run, state, now)
         except BlockingIOError:
             pass  # somebody watches it
         finally:
@@ -4419,7 +4424,7 @@ def collect(request, now):
     most = KEEP_BYTES if request.get("max_size") is None else request["max_size"]
     sizes = sorted(
         (ended.end_ns, ended.bytes, ended.age_s, ended.prog_id)
-        for ended in ended_runs(request, now)
+        for ended in collectable_runs(request, now)
     )
     total, surplus = sum(size for _, size, _, _ in sizes), set()
     for _, size, age_s, prog_id in sizes:
@@ -4427,7 +4432,7 @@ def collect(request, now):
             surplus.add(prog_id)
             total -= size
     removed, forgotten, freed = [], [], 0
-    for ended in ended_runs(request, now):
+    for ended in collectable_runs(request, now):
         old = ended.age_s > (ended.keep_s if older is None else older)
         wanted = ended.prog_id in ids if ids is not None else old or ended.prog_id in surplus
         runbook = (ended.run.request.get("origin") or {}).get("runbook")
@@ -4708,7 +4713,7 @@ def same_program(run, request):
         raise Refusal("conflict", "this id already names another command", there=run.state())
 
 
-def start(request, stdin, reply):
+def start_run(request, stdin, reply):
     """Start the program, or find it started; return its Run and State. Safe to repeat with the same id."""
     if not sys.platform.startswith("linux"):
         raise Refusal(
@@ -4756,14 +4761,14 @@ def no_process(root, number):
 
 
 def verb_start(request, stdin, reply, framed):
-    reply.send(start(request, stdin, reply)[1])
+    reply.send(start_run(request, stdin, reply)[1])
 
 
 def verb_run(request, stdin, reply, framed):
-    run, state = start(request, stdin, reply)
+    run, state = start_run(request, stdin, reply)
     reply.send(state)
     if state["state"] != "not_started":
-        Follow(run, request, stdin if framed else None, reply.out).go()
+        Follower(run, request, stdin if framed else None, reply.out).go()
 
 
 # ============================================================ verbs/main

@@ -34,7 +34,7 @@ class _Offset(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "q"
 
 
-class _Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
+class Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "c"
 
 
@@ -48,28 +48,18 @@ class _LongFunction(_ctypes.CFuncPtr):
     _restype_ = _Long
 
 
-def _c(name, kind=_Function):
+def c_function(name, kind=_Function):
     """Return a function of the C library. ctypes itself is a package of Python code: 3 ms and 250 kB that each guard would carry."""
     return kind(_ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), name))
 
 
-_splice, _syscall = _c("splice", _LongFunction), _c("syscall", _LongFunction)
-_prctl, _statfs, _fork = _c("prctl"), _c("statfs"), _c("fork")
-_WAITID = {
-    "x86_64": 247,
-    "aarch64": 95,
-    "riscv64": 95,
-    "ppc64le": 272,
-    "s390x": 281,
-    "i686": 284,
-    "armv7l": 280,
-}
-_PIDFD_SEND_SIGNAL, _PIDFD_OPEN = 424, 434
-_F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
+_splice, syscall = c_function("splice", _LongFunction), c_function("syscall", _LongFunction)
+prctl, _statfs, c_fork = c_function("prctl"), c_function("statfs"), c_function("fork")
+F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
 _FIONREAD = 0x541B
 
 
-def _checked(result):
+def checked(result):
     if result < 0:
         number = _ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -83,7 +73,7 @@ def splice(source, target, size):
             source, None, target, None, _Long(size), 3
         )  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
         if result >= 0 or _ctypes.get_errno() != errno.EINTR:
-            return _checked(result)
+            return checked(result)
 
 
 def widen(pipe, factor=2):
@@ -94,7 +84,7 @@ def widen(pipe, factor=2):
     try:
         size = fcntl.fcntl(pipe, _F_GETPIPE_SZ)
         if size < PIPE_MAX:
-            fcntl.fcntl(pipe, _F_SETPIPE_SZ, min(size * factor, PIPE_MAX))
+            fcntl.fcntl(pipe, F_SETPIPE_SZ, min(size * factor, PIPE_MAX))
     except OSError:
         pass  # not a pipe, or no more of them for this user
 
@@ -107,7 +97,7 @@ def unread(fifo):
 def give_back():
     """Give the C library's free memory back to the kernel: three guards would keep it for weeks."""
     try:
-        _c("malloc_trim")(0)
+        c_function("malloc_trim")(0)
     except OSError:
         pass  # musl has none, and keeps little
 
@@ -115,9 +105,9 @@ def give_back():
 def wide(name):
     """Return the C library's function whose offsets have 64 bits: where off_t always has, as in musl, it has the plain name."""
     try:
-        return _c(name + "64")
+        return c_function(name + "64")
     except OSError:
-        return _c(name)
+        return c_function(name)
 
 
 def punch(file, end, begin=0):
@@ -127,7 +117,7 @@ def punch(file, end, begin=0):
             file, 3, _Offset(begin), _Offset(end - begin)
         )  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
         if result >= 0 or _ctypes.get_errno() != errno.EINTR:
-            return _checked(result)
+            return checked(result)
 
 
 def wipe(file, begin, end):
@@ -142,12 +132,12 @@ def wipe(file, begin, end):
 
 def file_system(path):
     """Return the statfs type of `path`."""
-    buffer = (_Byte * 512)()
-    _checked(_statfs(path.encode(sys.getfilesystemencoding(), "surrogateescape"), buffer))
+    buffer = (Byte * 512)()
+    checked(_statfs(path.encode(sys.getfilesystemencoding(), "surrogateescape"), buffer))
     return struct.unpack_from("@l", buffer.raw)[0] & 0xFFFFFFFF
 
 
-def room(file):
+def free_room(file):
     """Return how many bytes the disk under `file` has above its floor; what is below that isn't ours to fill."""
     disk = os.fstatvfs(file)
     return disk.f_bavail * disk.f_frsize - min(FLOOR, disk.f_blocks * disk.f_frsize // FLOOR_SHARE)

@@ -7,22 +7,31 @@ import struct
 import sys
 
 from .kernel import (
-    _PIDFD_OPEN,
-    _PIDFD_SEND_SIGNAL,
-    _WAITID,
-    _Byte,
-    _checked,
-    _fork,
-    _prctl,
-    _syscall,
+    Byte,
+    c_fork,
+    checked,
+    prctl,
+    syscall,
 )
 from .paths import slurp
+
+# The numbers of system calls for which the C library has no function.
+_WAITID = {
+    "x86_64": 247,
+    "aarch64": 95,
+    "riscv64": 95,
+    "ppc64le": 272,
+    "s390x": 281,
+    "i686": 284,
+    "armv7l": 280,
+}
+_PIDFD_SEND_SIGNAL, _PIDFD_OPEN = 424, 434
 
 
 def become(title):
     """Name this process, and take in the orphans of its descendants (the subreaper flag isn't inherited by fork)."""
-    _prctl(15, title, 0, 0, 0)
-    _prctl(36, 1, 0, 0, 0)
+    prctl(15, title, 0, 0, 0)
+    prctl(36, 1, 0, 0, 0)
 
 
 def fork_thin():
@@ -30,7 +39,7 @@ def fork_thin():
 
     Before 3.8 that is also what makes signals heard. Raises OSError.
     """
-    return _checked(_fork()) if sys.version_info >= (3, 8) else os.fork()
+    return checked(c_fork()) if sys.version_info >= (3, 8) else os.fork()
 
 
 def usage(pid):
@@ -38,8 +47,8 @@ def usage(pid):
     number = _WAITID.get(os.uname().machine)
     if number is None:
         return None
-    info, spent = (_Byte * 128)(), (_Byte * 256)()
-    if _syscall(number, os.P_PID, pid, info, os.WEXITED | os.WNOHANG | os.WNOWAIT, spent) < 0:
+    info, spent = (Byte * 128)(), (Byte * 256)()
+    if syscall(number, os.P_PID, pid, info, os.WEXITED | os.WNOHANG | os.WNOWAIT, spent) < 0:
         return None
     (
         u_s,
@@ -76,7 +85,7 @@ def usage(pid):
 
 def pidfd(pid):
     """Return a descriptor that means this process for ever. Raises OSError (ENOSYS before Linux 5.3)."""
-    return _checked(_syscall(_PIDFD_OPEN, pid, 0))
+    return checked(syscall(_PIDFD_OPEN, pid, 0))
 
 
 def signal_process(pid, start, number):
@@ -99,7 +108,7 @@ def signal_process(pid, start, number):
         if handle < 0:
             os.kill(pid, number)
         else:
-            _checked(_syscall(_PIDFD_SEND_SIGNAL, handle, number, None, 0))
+            checked(syscall(_PIDFD_SEND_SIGNAL, handle, number, None, 0))
         return True
     except (ProcessLookupError, PermissionError):
         return False  # gone, or it has become another user's: who counts survivors will see it
@@ -136,7 +145,7 @@ def process(pid):
     return fields[0], int(fields[1]), int(fields[19]), head.partition("(")[2]
 
 
-def tree(roots, spared=()):
+def process_tree(roots, spared=()):
     """Return {pid: (state, parent, start, name)} of all living descendants of the processes `roots`, without `spared` and theirs."""
     seen, children = {}, {}
     for entry in os.listdir("/proc"):
@@ -159,14 +168,16 @@ def children(pid):
     try:
         return [int(each) for each in slurp("/proc/%d/task/%d/children" % (pid, pid)).split()]
     except OSError:
-        return list(tree([pid]))  # a kernel without CONFIG_PROC_CHILDREN
+        return list(process_tree([pid]))  # a kernel without CONFIG_PROC_CHILDREN
 
 
 def kill_tree(roots, spared=()):
     """KILL all descendants of `roots`: stop every one first, until a walk finds no new one, so that nobody forks away."""
     stopped = {}
     for _ in range(200):
-        fresh = {pid: found for pid, found in tree(roots, spared).items() if pid not in stopped}
+        fresh = {
+            pid: found for pid, found in process_tree(roots, spared).items() if pid not in stopped
+        }
         if not fresh:
             break
         for pid, found in fresh.items():

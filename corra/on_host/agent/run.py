@@ -10,7 +10,7 @@ from .contract import FINAL, GRACE_S, KEEP_BAD_S, KEEP_GOOD_S, LAYOUT, PAGE, SIG
 from .files import read_file
 from .kernel import mono_ns
 from .paths import join
-from .processes import boot_id, children, process, tree
+from .processes import boot_id, children, process, process_tree
 from .records import Record, from_json, unpack
 from .spool import read_launched, stdin_facts, stream_names, takes_more
 
@@ -126,7 +126,7 @@ class Run:
             if details and record.outcome and set(children(keeper)) - ours:
                 facts["stragglers"] = [
                     {"pid": pid, "name": found[3]}
-                    for pid, found in tree([keeper], [record.courier]).items()
+                    for pid, found in process_tree([keeper], [record.courier]).items()
                 ]
         return state_of(self.request, facts)
 

@@ -4,7 +4,7 @@ import _signal
 import posix as os
 
 from ..contract import SIGNAL_NAMES, SIGNALS
-from ..processes import ended, oom_kills, signal_process, tree
+from ..processes import ended, oom_kills, process_tree, signal_process
 
 STAND_IN = 33  # what is added to a signal that a carrier is to pass on: 1 to 31 become the real-time signals 34 to 64
 
@@ -30,7 +30,7 @@ class Child:
 
     def descendants(self):
         """Return the program's living descendants; the courier is ours, and no signal to them is for it."""
-        return tree([os.getpid()], [self.slot.record.courier])
+        return process_tree([os.getpid()], [self.slot.record.courier])
 
     def send(self, name, number, by):
         """Signal the program's group; after its end, whatever of its descendants lives on."""

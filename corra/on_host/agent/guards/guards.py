@@ -8,13 +8,13 @@ import time
 
 from ..contract import PAGE, SIGNALS, START_DEADLINE_S, VERSION
 from ..files import exists, read_file
-from ..kernel import _prctl, give_back
+from ..kernel import give_back, prctl
 from ..paths import beside
 from ..processes import become, fork_thin
 from ..records import unpack
 from ..spool import launched_by, stream_names, takes_more
 from .keeper import Keeper
-from .program import given_environment, note_failure
+from .program import note_failure, own_environment
 from .stdin import all_moved
 from .terminal import open_terminal
 
@@ -110,7 +110,7 @@ def guard_run(request, report):
     os.set_inheritable(report, False)
     become(b"corra-standby")
     ignore_signals()
-    inherited = given_environment()
+    inherited = own_environment()
     directory = os.open(request["path"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     # Opened anew, as every lock of its own: a descriptor that a fork shares shares the lock.
     alive = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
@@ -179,7 +179,7 @@ def guard_run(request, report):
         except OSError:
             break  # no process to be had: fewer guards, and the State counts them
         if not child:
-            _prctl(36, 1, 0, 0, 0)
+            prctl(36, 1, 0, 0, 0)
             pids.append(os.getpid())
             continue
         os.close(files["keeper"])

@@ -6,7 +6,7 @@ import select
 
 from ..bounds import Bound
 from ..contract import FULL, INDEX_RECORD, SPLICE, STREAM_SHIFT
-from ..kernel import SEEK_END, mono_ns, now_ns, room, splice, unread, widen
+from ..kernel import SEEK_END, free_room, mono_ns, now_ns, splice, unread, widen
 from ..spool import stream_names
 
 INDEX_EVERY_NS = 10 * 10**6
@@ -39,7 +39,7 @@ class Stream:
                 os.ftruncate(
                     self.file, 0
                 )  # deleted: nobody will read it, so it shall not fill the disk
-            self.room = min(room(self.file) // 2, ROOM_STEP)
+            self.room = min(free_room(self.file) // 2, ROOM_STEP)
             if self.room <= 0:
                 self.room = self.give_way()
         return self.room > 0

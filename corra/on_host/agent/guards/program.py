@@ -6,15 +6,15 @@ import fcntl
 import posix as os
 
 from ..contract import PAGE, PATH
-from ..kernel import _F_SETPIPE_SZ, mono_ns, now_ns
+from ..kernel import F_SETPIPE_SZ, mono_ns, now_ns
 from ..paths import join, octets, slurp, text_of
 from ..processes import boot_id, process
 from ..records import pack
 from ..spool import stream_names, takes_more
-from .limits import limit
+from .limits import set_limit
 
 
-def given_environment():
+def own_environment():
     """Return the environment that this process was started with; posix.environ has LC_CTYPE too where Python left the C locale."""
     pairs = (each.partition(b"=") for each in slurp("/proc/self/environ", 8 << 20).split(b"\0"))
     return {name: value for name, _, value in pairs if name}
@@ -48,7 +48,7 @@ def secrets_pipe(secrets):
     data = b"".join(b"%s=%s\0" % (octets(name), octets(value)) for name, value in secrets.items())
     ours, theirs = os.pipe()
     try:
-        fcntl.fcntl(theirs, _F_SETPIPE_SZ, max(len(data), PAGE))
+        fcntl.fcntl(theirs, F_SETPIPE_SZ, max(len(data), PAGE))
     except OSError:
         pass  # all of this user's pipes are too many already; then it has the size that it has
     os.set_blocking(theirs, False)
@@ -191,7 +191,7 @@ def become_program(directory, files, request, inherited, report, save, tell):
             (program.get("limits") or {}).items(), key=lambda each: each[0] == "memory"
         ):
             if value is not None:
-                limit(name, value)
+                set_limit(name, value)
         try:
             os.link("launched.tmp", "launched", src_dir_fd=directory, dst_dir_fd=directory)
         except FileExistsError:

@@ -7,7 +7,7 @@ import select
 import time
 
 from ..contract import FINAL, LOOK_S, ORDER_DEADLINE_S, PAGE, SIGNALS, START_DEADLINE_S, Refusal
-from ..kernel import _c, widen
+from ..kernel import c_function, widen
 from ..processes import pidfd
 from ..records import Record, to_json
 from ..spool import takes_more
@@ -27,20 +27,20 @@ LOOK_ALONE_S = (
 )
 
 
-class Watch:
+class FileWatch:
     """inotify on what a follower has to hear of: the output, the slot, the directory's end.
 
     A user has 128 of them on most hosts. A follower that gets none is blind: it has to look by itself, LOOK_S after it looked last.
     """
 
     def __init__(self, directory, names):
-        self.fd = _c("inotify_init1")(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.fd = c_function("inotify_init1")(os.O_NONBLOCK | os.O_CLOEXEC)
         self.blind = self.fd < 0
         for name in names if not self.blind else ():
             # IN_MODIFY; for the directory itself IN_DELETE | IN_CREATE, since its own end comes only after everybody has closed it
             path = b"/proc/self/fd/%d/%s" % (directory, name.encode())
             if (
-                _c("inotify_add_watch")(self.fd, path, 0x300 if name == "." else 0x2) < 0
+                c_function("inotify_add_watch")(self.fd, path, 0x300 if name == "." else 0x2) < 0
                 and _ctypes.get_errno() != errno.ENOENT
             ):
                 self.blind = True
@@ -55,7 +55,7 @@ class Watch:
             pass
 
 
-class Follow:
+class Follower:
     """Sends a run's output and States as frames, from a cursor to its end. It reads; it changes nothing."""
 
     def __init__(self, run, request, stdin, out):
@@ -66,7 +66,7 @@ class Follow:
         self.files = {
             name: os.open(name, os.O_RDONLY, dir_fd=run.directory) for name in self.streams
         }
-        self.watch = Watch(run.directory, self.streams + ["exit", "."])
+        self.watch = FileWatch(run.directory, self.streams + ["exit", "."])
         self.times = Times(run)
         self.cursor = dict.fromkeys(self.streams, 0)
         if request.get("tail") is not None:
@@ -404,7 +404,7 @@ def verb_follow(request, stdin, reply, framed):
         file = run.request["program"].get("stdin") is not None
         how = "what it was given at its start" if file else "/dev/null"
         raise Refusal("no_stdin", "its stdin is %s (run had no -i)" % how, state=state)
-    follow = Follow(run, request, stdin if framed else None, reply.out)
+    follow = Follower(run, request, stdin if framed else None, reply.out)
     more = {"cursor": follow.cursor} if {"tail", "since"} & set(request) else {}
     if more and follow.sender and state["pty"] and "output" in follow.files:
         more["switched"] = switched(follow.files["output"])

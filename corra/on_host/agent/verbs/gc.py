@@ -17,7 +17,7 @@ KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
 KEEP_BYTES = 2 << 30
 
 
-class Ended:
+class EndedRun:
     """A run that gc may look at: ended, unguarded, nobody watching, nothing of it owed to a collector."""
 
     def __init__(self, root, prog_id, run, state, now):
@@ -49,7 +49,7 @@ class Ended:
                 pass
 
 
-def ended_runs(request, now):
+def collectable_runs(request, now):
     """Yield the runs that gc may look at, each locked against watchers as long as it is looked at."""
     for root, prog_id in runs_of(request):
         try:
@@ -67,7 +67,7 @@ def ended_runs(request, now):
             if index is not None:
                 fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if state["state"] in FINAL and not run.alive() and not owed:
-                yield Ended(root, prog_id, run, state, now)
+                yield EndedRun(root, prog_id, run, state, now)
         except BlockingIOError:
             pass  # somebody watches it
         finally:
@@ -82,7 +82,7 @@ def collect(request, now):
     most = KEEP_BYTES if request.get("max_size") is None else request["max_size"]
     sizes = sorted(
         (ended.end_ns, ended.bytes, ended.age_s, ended.prog_id)
-        for ended in ended_runs(request, now)
+        for ended in collectable_runs(request, now)
     )
     total, surplus = sum(size for _, size, _, _ in sizes), set()
     for _, size, age_s, prog_id in sizes:
@@ -90,7 +90,7 @@ def collect(request, now):
             surplus.add(prog_id)
             total -= size
     removed, forgotten, freed = [], [], 0
-    for ended in ended_runs(request, now):
+    for ended in collectable_runs(request, now):
         old = ended.age_s > (ended.keep_s if older is None else older)
         wanted = ended.prog_id in ids if ids is not None else old or ended.prog_id in surplus
         runbook = (ended.run.request.get("origin") or {}).get("runbook")

@@ -6,7 +6,7 @@ import posix as os
 
 from ..contract import END_OF_STDIN, FULL, SENDER_RECORD
 from ..files import exists
-from ..kernel import room
+from ..kernel import free_room
 
 AHEAD_MAX = 64 << 20  # how much may have been accepted that the program hasn't read
 
@@ -82,7 +82,7 @@ class Sender:
             if not data:
                 return
             moved = SENDER_RECORD.unpack(os.pread(self.senders, SENDER_RECORD.size, 0))[0]
-            if length - moved > AHEAD_MAX or room(self.file) < len(data):
+            if length - moved > AHEAD_MAX or free_room(self.file) < len(data):
                 raise BlockingIOError
             if self.last[0] != self.number:
                 self.note(self.number, length)

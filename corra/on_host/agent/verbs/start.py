@@ -13,7 +13,7 @@ from ..run import Run
 from ..spool import claim, prepare_root, roots, user_name
 from .deliver import place_courier
 from .finding import find_exact, new_id
-from .follow import Follow
+from .follow import Follower
 from .gc import daily_gc
 from .outliving import outliving
 from .requests import start_complaints
@@ -105,7 +105,7 @@ def same_program(run, request):
         raise Refusal("conflict", "this id already names another command", there=run.state())
 
 
-def start(request, stdin, reply):
+def start_run(request, stdin, reply):
     """Start the program, or find it started; return its Run and State. Safe to repeat with the same id."""
     if not sys.platform.startswith("linux"):
         raise Refusal(
@@ -153,11 +153,11 @@ def no_process(root, number):
 
 
 def verb_start(request, stdin, reply, framed):
-    reply.send(start(request, stdin, reply)[1])
+    reply.send(start_run(request, stdin, reply)[1])
 
 
 def verb_run(request, stdin, reply, framed):
-    run, state = start(request, stdin, reply)
+    run, state = start_run(request, stdin, reply)
     reply.send(state)
     if state["state"] != "not_started":
-        Follow(run, request, stdin if framed else None, reply.out).go()
+        Follower(run, request, stdin if framed else None, reply.out).go()

@@ -10,7 +10,7 @@ import time
 
 from ..contract import START_DEADLINE_S
 from ..guards.guards import guard
-from ..guards.program import candidates, given_environment
+from ..guards.program import candidates, own_environment
 from ..paths import CODE, octets, slurp
 
 # This is the first of the parts in verbs/, so what they define stands below it in the made file.
@@ -73,7 +73,7 @@ def spawn_guards(request, path):
                 str(ours),
                 str(reporting),
             ]
-            variables = given_environment()
+            variables = own_environment()
             if request["before"]:
                 variables.setdefault(
                     b"XDG_RUNTIME_DIR", b"/run/user/%d" % os.geteuid()
@@ -128,7 +128,7 @@ def answer_of(words, text, patience_s):
             null = os.open("/dev/null", os.O_RDWR)
             for target, fd in enumerate((asks, answers, null)):
                 os.dup2(fd, target)
-            execute(words, given_environment())
+            execute(words, own_environment())
         finally:
             os._exit(127)
     os.close(asks)

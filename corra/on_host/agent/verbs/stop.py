@@ -7,7 +7,7 @@ import time
 from ..contract import FINAL, GRACE_S, KILL_DEADLINE_NS, ORDER_DEADLINE_S
 from ..guards.decide import kill_deadline_ns
 from ..paths import slurp
-from ..processes import process, signal_process, tree
+from ..processes import process, process_tree, signal_process
 from ..records import Record
 from ..run import living_guards
 from .finding import find
@@ -20,7 +20,7 @@ def family(run):
     record = (Record.read(pages[0]) if pages else None) or Record()
     guards = living_guards(record) if run.alive() else []
     found = target(run)
-    below = tree(guards + ([found[0]] if found else []), [record.courier])
+    below = process_tree(guards + ([found[0]] if found else []), [record.courier])
     if found:
         below[found[0]] = process(found[0]) or ("?", 0, found[1], "?")
     return {pid: each for pid, each in below.items() if pid not in guards}
