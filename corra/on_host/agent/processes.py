@@ -1,4 +1,4 @@
-"""Processes: to be one, to look at them, to signal them."""
+"""Processes: fork thinly, look at a process or a tree, signal it."""
 
 import _signal
 import errno
@@ -6,13 +6,7 @@ import posix as os
 import struct
 import sys
 
-from .kernel import (
-    Byte,
-    c_fork,
-    checked,
-    prctl,
-    syscall,
-)
+from .kernel import Byte, c_fork, checked, prctl, syscall
 from .paths import slurp
 
 # The numbers of system calls for which the C library has no function.
@@ -29,21 +23,25 @@ _PIDFD_SEND_SIGNAL, _PIDFD_OPEN = 424, 434
 
 
 def become(title):
-    """Name this process, and take in the orphans of its descendants (the subreaper flag isn't inherited by fork)."""
+    """Name this process and make it the subreaper of its descendants (a flag that fork drops)."""
     prctl(15, title, 0, 0, 0)
     prctl(36, 1, 0, 0, 0)
 
 
 def fork_thin():
-    """Fork by the C library alone, where there is one thread: what Python does besides writes to 15 pages that were shared till then.
+    """Fork by the C library alone; this process has one thread. Raises OSError.
 
-    Before 3.8 that is also what makes signals heard. Raises OSError.
+    Python's own fork writes to 15 pages that parent and child would share. Before Python 3.8 the
+    child needs it, or would hear no signals.
     """
     return checked(c_fork()) if sys.version_info >= (3, 8) else os.fork()
 
 
 def usage(pid):
-    """Return the resource usage of a dead but unreaped child; os.waitid has it thrown away, the raw call hasn't."""
+    """Return the resource usage of a dead child that isn't reaped; None on an unknown machine.
+
+    os.waitid drops the usage; the raw system call returns it.
+    """
     number = _WAITID.get(os.uname().machine)
     if number is None:
         return None
@@ -84,14 +82,14 @@ def usage(pid):
 
 
 def pidfd(pid):
-    """Return a descriptor that means this process for ever. Raises OSError (ENOSYS before Linux 5.3)."""
+    """Return a descriptor that never means another process. Raises OSError, as before Linux 5.3."""
     return checked(syscall(_PIDFD_OPEN, pid, 0))
 
 
 def signal_process(pid, start, number):
-    """Send a signal to the process `pid` that began at `start`; return whether it was there to be signalled.
+    """Signal the process `pid` that began at `start`; return whether that process was there.
 
-    The start time is looked at again after the pidfd is open: from then on the pid can't come to mean a stranger.
+    The start time is read after the pidfd is open, which can't come to mean a stranger.
     """
     if pid <= 1:
         return False
@@ -111,14 +109,17 @@ def signal_process(pid, start, number):
             checked(syscall(_PIDFD_SEND_SIGNAL, handle, number, None, 0))
         return True
     except (ProcessLookupError, PermissionError):
-        return False  # gone, or it has become another user's: who counts survivors will see it
+        return False  # gone, or another user's by now: a count of survivors will show it
     finally:
         if handle >= 0:
             os.close(handle)
 
 
 def ended(pid):
-    """Return the raw wait status of the child `pid` without reaping it, or None while it lives. Raises ChildProcessError."""
+    """Return the raw wait status of the child `pid`, or None while it lives, without reaping it.
+
+    Raises ChildProcessError.
+    """
     info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     if info is None or not info.si_pid:
         return None
@@ -134,19 +135,22 @@ def boot_id():
 
 
 def process(pid):
-    """Return (state letter, parent, start time in ticks, name) of a process, or None when there is none."""
+    """Return (state letter, parent, start time in ticks, name) of a process, or None."""
     try:
         text = slurp("/proc/%d/stat" % pid).decode("ascii", "replace")
     except OSError:
         return None
-    # After the last ")": a program may call itself "a) Z 1 1 (".
+    # Split at the last ")": a program may call itself "a) Z 1 1 (".
     head, _, tail = text.rpartition(")")
     fields = tail.split()
     return fields[0], int(fields[1]), int(fields[19]), head.partition("(")[2]
 
 
 def process_tree(roots, spared=()):
-    """Return {pid: (state, parent, start, name)} of all living descendants of the processes `roots`, without `spared` and theirs."""
+    """Return {pid: (state, parent, start, name)} of all living descendants of `roots`.
+
+    The processes `spared` and their descendants are left out.
+    """
     seen, children = {}, {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -164,7 +168,10 @@ def process_tree(roots, spared=()):
 
 
 def children(pid):
-    """Return the pids of a single-threaded process's children, zombies too: one small file, where `tree` looks at all processes there are."""
+    """Return the pids of a single-threaded process's children, zombies included.
+
+    This reads one small file; `process_tree` looks at every process of the machine.
+    """
     try:
         return [int(each) for each in slurp("/proc/%d/task/%d/children" % (pid, pid)).split()]
     except OSError:
@@ -172,7 +179,10 @@ def children(pid):
 
 
 def kill_tree(roots, spared=()):
-    """KILL all descendants of `roots`: stop every one first, until a walk finds no new one, so that nobody forks away."""
+    """KILL all descendants of `roots`; return how many.
+
+    Every process is stopped first, until a walk finds no new one. So none can fork and get away.
+    """
     stopped = {}
     for _ in range(200):
         fresh = {
@@ -189,7 +199,10 @@ def kill_tree(roots, spared=()):
 
 
 def oom_kills():
-    """Return how many processes of our memory cgroup (else of the machine) the kernel has killed for want of memory, ever."""
+    """Return how many processes the kernel has ever killed for want of memory.
+
+    The count is that of this process's memory cgroup, or of the machine where there is none.
+    """
     places = []
     for line in slurp("/proc/self/cgroup").decode("utf-8", "surrogateescape").splitlines():
         number, controllers, path = line.split(":", 2)

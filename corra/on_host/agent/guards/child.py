@@ -6,7 +6,8 @@ import posix as os
 from ..contract import SIGNAL_NAMES, SIGNALS
 from ..processes import ended, oom_kills, process_tree, signal_process
 
-STAND_IN = 33  # what is added to a signal that a carrier is to pass on: 1 to 31 become the real-time signals 34 to 64
+# Added to a signal for a carrier to pass on: 1 to 31 become the real-time signals 34 to 64.
+STAND_IN = 33
 
 
 class Child:
@@ -15,7 +16,7 @@ class Child:
     def __init__(self, slot, carrier):
         self.slot, self.carrier = slot, carrier
         self.pid = None
-        self.status = None  # raw, once it has ended
+        self.status = None  # the raw wait status, after its end
         self.reaped = False
 
     @property
@@ -23,17 +24,17 @@ class Child:
         return self.status is not None or self.reaped
 
     def peek(self):
-        """Return the program's raw status, or None where no end of it is known; it isn't reaped by this."""
+        """Return the program's raw wait status, or None where no end is known; reap nothing."""
         if self.status is None and self.pid and not self.reaped:
             self.status = ended(self.pid)
         return self.status
 
     def descendants(self):
-        """Return the program's living descendants; the courier is ours, and no signal to them is for it."""
+        """Return the program's living descendants, without the courier."""
         return process_tree([os.getpid()], [self.slot.record.courier])
 
     def send(self, name, number, by):
-        """Signal the program's group; after its end, whatever of its descendants lives on."""
+        """Signal the program's group; after the program's end, its descendants."""
         if self.status is None:
             self.to_group(SIGNALS[name])
         else:
@@ -43,22 +44,22 @@ class Child:
 
     def to_group(self, number):
         if self.reaped:
-            return  # from then on the pid and the group can come to mean somebody else
+            return  # the pid and the group may mean other processes by now
         number += STAND_IN if self.carrier and number <= _signal.SIGSYS else 0
         try:
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):
-            # Between fork and setsid the group is still ours.
+            # Between fork and setsid the program is still in the keeper's group.
             signal_process(self.pid, 0, number)
 
     def relay(self):
-        """SIGTERM to the keeper is SIGTERM to the program."""
+        """Pass a SIGTERM to the keeper on to the program."""
         if self.status is None and self.pid:
-            signal_process(self.pid, 0, _signal.SIGTERM)  # not reaped, so it is nobody else
+            signal_process(self.pid, 0, _signal.SIGTERM)  # not reaped, so the pid is its own
             self.slot.log("TERM", "-", "program", "SIGTERM to the agent")
 
     def reason(self):
-        """Return the State's reason for the program's end."""
+        """Return the reason of the program's end, for the State."""
         record, number = self.slot.record, self.status & 0x7F
         if record.stop:
             return record.stop[1]

@@ -1,4 +1,4 @@
-"""The courier's process: started, and started again when it dies."""
+"""The courier's process, which the keeper starts, and starts again when it dies."""
 
 import _signal
 import posix as os
@@ -7,7 +7,7 @@ import sys
 from ..kernel import mono_ns, now_ns
 
 COURIER_S = 86400
-RESTING_NS = 10**10  # one that has lived for longer has no defect that would come back at once
+RESTING_NS = 10**10  # a courier that lived for longer has no defect that comes back at once
 
 
 class Couriers:
@@ -19,7 +19,10 @@ class Couriers:
         self.born = self.deaths = 0
 
     def start(self, now):
-        """Start a courier: a fresh interpreter of its own, which anything may kill. It gets two files of code, and no lock of ours."""
+        """Start a courier in a fresh interpreter, which anything may kill.
+
+        It gets two files of code and none of the guards' locks.
+        """
         self.at, self.born = None, now
         script, agent = self.files["courier"], self.files["agent"]
         try:
@@ -49,7 +52,7 @@ class Couriers:
         self.slot.record.courier, self.slot.dirty = child, True
 
     def left(self, status):
-        """A courier has ended. Where it died, the next one goes on from what was acknowledged."""
+        """Note a courier's end, and when the next one starts if it died."""
         record, now = self.slot.record, mono_ns()
         record.courier, self.slot.dirty = 0, True
         if not status:
@@ -59,8 +62,8 @@ class Couriers:
             ((config.get("timeout") or COURIER_S) + COURIER_S) * 1e9
         )
         if over_ns and now_ns() > over_ns:
-            return  # it can't even say that it gave up
+            return  # too late even to report that it gave up
         self.deaths = 1 if now - self.born > RESTING_NS else self.deaths + 1
-        # Whoever kills it may do so often; a defect of its own would come back at once.
+        # A courier may be killed often. A defect of its own would come back at once.
         most = 10**9 if status & 0x7F else 60 * 10**9
         self.at = now + min(10**8 << min(self.deaths - 1, 12), most)

@@ -44,17 +44,17 @@ class Keeper:
         self.ended_stdin = False
         self.terminal = Terminal(files, self.pump, self.poll) if "terminal" in files else None
         self.report = None  # closed when the launch is over
-        self.pipe = None  # from the program: it closes at its exec
+        self.pipe = None  # closes at the program's exec
         self.timeout_at = None
-        self.retry_at = 0  # when to try again to write the end down
-        self.told = False  # state.json says the end
+        self.retry_at = 0  # when to try again to record the end
+        self.told = False  # state.json has the end
         self.end_known = True
 
     def take_over(self):
         """Become the program's parent after another keeper's death."""
         launched, child, record = self.slot.launched(), self.child, self.slot.record
         if launched is None:
-            self.nothing_to_keep()  # and the slot says why
+            self.nothing_to_keep()  # the slot says why
             return
         child.pid = launched[0]
         record.phase = "live" if record.phase == "carrying" else record.phase
@@ -66,19 +66,22 @@ class Keeper:
                 child.status = ended(child.pid)
                 return
             except ChildProcessError:
-                # The lock falls before the children are handed over: a process that is still there will be ours.
+                # The lock falls before the children are handed over. A program that still lives
+                # becomes this keeper's child in a moment.
                 found = process(child.pid)
                 if found is None or found[2] != launched[1]:
                     child.reaped = True
                     if record.outcome is None:
-                        self.nothing_to_keep()  # no guard left a status: the readers will say lost
+                        self.nothing_to_keep()  # no guard left a status: readers will say lost
                     return
                 time.sleep(0.001)
 
     def launch(self):
-        """Fork the program. The pipe closes at its exec or its death and wakes us; a carrier keeps it until the program runs at its other end.
+        """Fork the program. The pipe closes at its exec or its death, which wakes the keeper.
 
-        The first record is written by the forked child, too: what it takes to make one would be 280 kB of ours, for weeks.
+        A carrier keeps the pipe open until the program runs on the other machine. The forked child
+        also writes the first record: to make one takes 280 kB, which the keeper would hold for
+        weeks.
         """
         slot = self.slot
         slot.record.phase = "carrying" if self.child.carrier else "live"
@@ -110,7 +113,7 @@ class Keeper:
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGTERM, _signal.SIGCHLD})
         os.close(theirs)
         os.close(saving)
-        os.read(saved, 1)  # its end: from here on our own record is the newer one
+        os.read(saved, 1)  # the pipe's end: from here on the keeper's record is the newer one
         os.close(saved)
         slot.dirty = not self.child.pid
         self.poll.register(self.pipe, select.POLLIN)
@@ -120,7 +123,7 @@ class Keeper:
             self.timeout_at = launched[4] + int(self.options["timeout"] * 1e9)
 
     def launch_over(self):
-        """Exec was done or refused: whoever waits for the start may look now."""
+        """Note that exec was done or refused, and let the starter look."""
         said = os.read(self.pipe, PAGE).decode("utf-8", "surrogateescape").split(" ", 2)
         if len(said) == 3 and said[1].isdigit():
             note_failure(self.files["exit"], said[0], OSError(int(said[1]), said[2]), said[2])
@@ -135,13 +138,13 @@ class Keeper:
         )
         if launched:
             self.set_timeout(launched)
-        # Else it died before its claim, and whoever tries again needs the file.
+        # Else the child died before its claim, and the next start needs the file.
         if exists(self.directory, "launched"):
             try:
                 os.unlink("launched.tmp", dir_fd=self.directory)
             except OSError:
                 pass
-        # The program runs: its secrets and environment need no memory of ours any more.
+        # The program runs, so the keeper needs its secrets and environment no more.
         self.inherited = {}
         self.request["secret_env"] = {}
         if self.couriers:
@@ -171,7 +174,7 @@ class Keeper:
             "ended": child.over,
             "recorded": record.outcome is not None or child.reaped,
             "final": record.phase == "final",
-            # A walk over /proc: only when the answer matters, and never while the program itself lives.
+            # A walk over /proc, only when it matters, and never while the program lives.
             "alone": (busy or waits) and child.status is not None and not child.descendants(),
             "wait_children": waits,
             "timed": not child.over or (waits and record.outcome is not None),
@@ -198,11 +201,11 @@ class Keeper:
 
     @property
     def launched(self):
-        """Whether the program has its ends open: until then nobody reads them, which means nothing."""
+        """Whether the program has its ends open. Before that an end has no reader."""
         return self.pipe is None and self.child.pid is not None
 
     def waits(self):
-        """Return whether this is a run of which something may be due though nothing has happened."""
+        """Return whether something may be due in this run though nothing has happened."""
         return (
             self.child.carrier
             or self.intake is not None
@@ -229,7 +232,7 @@ class Keeper:
         self.begin_stop("timeout", "timeout", name, grace_s, "its own timeout")
 
     def begin_stop(self, number, reason, name, grace_s, by):
-        """Ask the program to end. Where it has ended by itself before, the record says so first."""
+        """Begin a stop. A program that has ended by itself is recorded as such first."""
         status = self.child.peek()
         if status is not None and not status & 0x7F and self.slot.record.outcome is None:
             self.do_record(mono_ns())
@@ -245,19 +248,21 @@ class Keeper:
         self.couriers.start(now)
 
     def do_record(self, now):
-        """The end: peeked at, not yet reaped, so that a guard's death loses no status."""
+        """Record the program's end before it is reaped, so that a guard's death loses no status."""
         if self.pipe is not None:
-            self.launch_over()  # why nothing was started may stand there, and the status be no program's
+            self.launch_over()  # the pipe may hold why a carrier started nothing
         slot, child = self.slot, self.child
         launched, record = slot.launched(), slot.record
         if launched is None or launched[0] != child.pid or slot.failure() is not None:
-            # exec was refused, and the child has said why; or it was killed before its claim, and the next start tries again.
+            # Exec was refused, and the child has noted why. Or the child was killed before its
+            # claim, and the next start tries again.
             child.reap()
             slot.tell()
             self.nothing_to_keep()
             return
         if self.terminal:
-            self.terminal.hear()  # what it said last still stands in the kernel's buffers, where nobody can count it
+            # The last output is in the kernel's buffers, where it can't be counted.
+            self.terminal.hear()
         record.lengths = self.pump.written()
         record.usage = usage(child.pid)
         record.outcome = (child.status, now_ns(), mono_ns() - launched[4], child.reason())
@@ -267,13 +272,16 @@ class Keeper:
             self.retry_at = now + RECORD_AGAIN_NS
 
     def nothing_to_keep(self):
-        """No program came of it: nobody will ever hold the FIFOs. Without a State that is final nobody waits for the courier either."""
+        """Expect nothing: no program was started, or no guard has its status.
+
+        Where the State isn't final, the keeper doesn't wait for the courier either.
+        """
         self.end_known = self.slot.failure() is not None
         self.slot.record.phase, self.told, self.child.reaped = "final", True, True
         self.pump.close()
 
     def do_finish(self, now):
-        """With wait_children the run ends when the last descendant has; the program's own status stands."""
+        """End a run with wait_children, as its last descendant has ended; the status stays."""
         record = self.slot.record
         record.lengths = self.pump.written()
         record.phase = "final"
@@ -297,7 +305,7 @@ class Keeper:
         self.heed()
 
     def reap_orphans(self):
-        """Reap the program's orphans, never the program: its status must be in the record first."""
+        """Reap the program's orphans; the program itself only once its status is in the record."""
         child = self.child
         while True:
             try:
@@ -313,7 +321,11 @@ class Keeper:
     # ======================================================== the keeper: its loop
 
     def obey(self):
-        """Read orders: `ID signal NAME BY LAPSES`, `ID stop NAME GRACE-MS BY`, `- window ROWS COLUMNS`; `- stdin` only wakes us."""
+        """Carry out the orders in `control`.
+
+        These are `ID signal NAME BY LAPSES`, `ID stop NAME GRACE-MS BY`, `- window ROWS COLUMNS`,
+        and `- stdin`, which only wakes the keeper.
+        """
         try:
             text = os.read(self.files["control"], 65536).decode("ascii", "replace")
         except BlockingIOError:
@@ -335,14 +347,14 @@ class Keeper:
             ):
                 continue
             if self.child.pid is None:
-                continue  # unanswered: whoever ordered it finds out
+                continue  # unanswered, which the sender of the order finds out
             if words[1] == "signal" and words[4].isdigit() and mono_ns() < int(words[4]):
                 self.child.send(words[2], words[0], words[3])
             elif words[1] == "stop" and words[3].isdigit():
                 self.begin_stop(words[0], "killed", words[2], int(words[3]) / 1000, words[4])
 
     def heed(self, event=0):
-        """Move what was said on the terminal and what is to be read, whatever woke us."""
+        """Move the terminal's output and the program's input, whatever woke the keeper."""
         if self.terminal and self.launched:
             heard = self.terminal.stream.blocked or self.terminal.hear()
             if not heard or (event & select.POLLHUP and not event & select.POLLIN):
@@ -356,7 +368,7 @@ class Keeper:
             self.terminal.watch(self.intake.waits)
 
     def end_stdin(self):
-        """All of stdin has been moved: the program reads its end when no guard holds it open any more."""
+        """Close stdin in all guards: all of it was moved, and then the program reads its end."""
         self.ended_stdin = True
         self.intake.close()
         self.slot.name_guards()
@@ -367,7 +379,7 @@ class Keeper:
     def run(self, pids, report, launches):
         """Keep the run until nothing of it is left to keep, and launch it first where nobody has.
 
-        `pids` are the guards, ourselves the last, `report` is closed when it has begun.
+        `pids` are the guards', the keeper's own the last. `report` is closed after the launch.
         """
         slot = self.slot
         self.report, slot.pids, slot.record.agent = report, pids, pids[-1]
@@ -380,13 +392,14 @@ class Keeper:
         self.poll.register(ours, select.POLLIN)
         self.poll.register(self.files["control"], select.POLLIN)
         if launches:
-            slot.record.guards = []  # of those who failed to
+            slot.record.guards = []  # those of guards that launched nothing
             self.launch()
         else:
             slot.save()
             self.take_over()
             self.heed()
-        # Of a program that has just been forked, or executed without a timeout, nothing is due; to find that out would cost 120 kB.
+        # Nothing is due after a fork, or after an exec without a timeout. To find that out by
+        # `step` would cost 120 kB.
         due, now, wake = not self.child.pid or not launches, 0, None
         while True:
             if due:

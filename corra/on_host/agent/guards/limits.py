@@ -1,4 +1,4 @@
-"""The limits of the program."""
+"""The program's limits: rlimits, nice and its score when memory runs out."""
 
 import posix as os
 import struct
@@ -7,11 +7,11 @@ from ..contract import RLIMITS
 from ..kernel import Byte, checked, wide
 
 RLIM_INFINITY = (1 << 64) - 1
-CPU_GRACE_S = 5  # from SIGXCPU, which tells why, to SIGKILL
+CPU_GRACE_S = 5  # from SIGXCPU, which names the reason, to SIGKILL
 
 
 def set_limit(name, value):
-    """Set one limit of this process, the program that is to be. Raises OSError, in words that name the limit."""
+    """Set one limit of this process. Raises OSError, whose message names the limit."""
     try:
         if name in RLIMITS:
             set_resource_limit(name, value)
@@ -30,7 +30,7 @@ def set_limit(name, value):
 
 
 def spelled(value):
-    """Return a limit as it is typed."""
+    """Return a limit as the operator types it."""
     return ":".join(
         "unlimited" if each == -1 else str(each)
         for each in (value if isinstance(value, (list, tuple)) else [value])
@@ -38,7 +38,10 @@ def spelled(value):
 
 
 def set_resource_limit(name, value):
-    """Set a soft and a hard limit, both to the same where only one is given: but a program that has used up its CPU time is first told so."""
+    """Set a soft and a hard limit; one number sets both. Raises OSError.
+
+    The hard limit of CPU time is CPU_GRACE_S above that number, so that SIGXCPU comes first.
+    """
     now, new = (Byte * 16)(), (Byte * 16)()
     prlimit = wide("prlimit")
     checked(prlimit(0, RLIMITS[name], None, now))

@@ -1,4 +1,4 @@
-"""The keeper's record, in memory and in the file `exit`, and state.json, which follows from it."""
+"""The slot: the keeper's record, in memory and in the file `exit`; and state.json."""
 
 import posix as os
 
@@ -12,7 +12,7 @@ from ..spool import launched_by, stdin_facts
 
 
 class Slot:
-    """The first page of `exit` and the Record that it is written from."""
+    """The keeper's Record, and the first page of the file `exit` that it is saved to."""
 
     def __init__(self, directory, files, request, streams):
         self.directory, self.files, self.request = directory, files, request
@@ -21,10 +21,10 @@ class Slot:
         if self.record.ooms is None:
             self.record.ooms = oom_kills()
         self.pids = None  # of the guards, the outermost first
-        self.dirty = True  # the record says more than the page
+        self.dirty = True  # the record has changed since the page was written
 
     def save(self):
-        """Write the record; a full disk doesn't matter, since the page is there already."""
+        """Write the record to its page, as a full disk allows; return whether it is written."""
         self.name_guards()
         try:
             os.pwrite(self.files["exit"], self.record.page(), 0)
@@ -36,7 +36,7 @@ class Slot:
             return False
 
     def name_guards(self):
-        """Put the guards into the record. A run that only waits never needs their start times looked up."""
+        """Put the guards into the record; a run that only waits never has to look them up."""
         if not self.record.guards:
             self.record.guards = [
                 (pid, found[2])
@@ -45,20 +45,20 @@ class Slot:
             ]
 
     def log(self, name, number, to, by):
-        """Add a signal to those that were sent."""
+        """Add a signal to the record's sent ones."""
         self.record.sent.append((now_ns(), "SIG" + name, number, to, by))
         self.dirty = True
 
     def launched(self):
-        """Return who was launched, or None."""
+        """Return the launched process, or None before the program's claim."""
         return launched_by(self.directory, self.files)
 
     def failure(self):
-        """Return why the program was not started, as the second page says it, or None."""
+        """Return why the program was not started, from the second page, or None."""
         return unpack(os.pread(self.files["exit"], PAGE, PAGE))
 
     def tell(self):
-        """Write state.json, a copy for people: nothing depends on it. Where it can't be written the old one goes, as it would be untrue."""
+        """Write state.json, a copy for people; where that fails, remove the old copy."""
         try:
             fd = os.open(
                 "state.json.tmp",
@@ -81,7 +81,7 @@ class Slot:
                     pass
 
     def facts(self):
-        """Return what the State follows from, as Run.facts does."""
+        """Return the facts for state_of, as Run.facts does."""
         return {
             "alive": True,
             "launched": self.launched(),

@@ -1,4 +1,4 @@
-"""Stops: the signal that asks the program to end, its grace, and KILL for what is left after that."""
+"""A stop: the signal that asks the program to end, its grace, then KILL for what is left."""
 
 import _signal
 import posix as os
@@ -11,14 +11,14 @@ KILL_AGAIN_NS = 50 * 10**6
 
 
 class Stops:
-    """The stop that is going on, if there is one. It stands in the record, so that the next keeper goes on with it."""
+    """The stop in progress, if any. The record has it, so that the next keeper goes on."""
 
     def __init__(self, slot, child):
         self.slot, self.child = slot, child
-        self.again_at = 0  # when to KILL what is still there once more
+        self.again_at = 0  # when to send the next KILL
 
     def begin(self, number, reason, name, grace_s, by):
-        """Ask the program's group to end, and remember when to stop asking."""
+        """Signal the program's group, and set the time of the KILL."""
         record = self.slot.record
         kill_at = mono_ns() + int(grace_s * 1e9)
         pending = record.stop if record.stop and record.stop[3] != "done" else None
@@ -35,7 +35,7 @@ class Stops:
         self.slot.save()
 
     def kill(self, now):
-        """KILL the whole tree. A carrier is asked first: the program is on the other machine."""
+        """KILL the whole tree. A carrier first gets time to kill its program elsewhere."""
         record, child = self.slot.record, self.child
         if record.stop[3] == "grace":
             if record.sent[-1:] and record.sent[-1][2:4] != (record.stop[0], "tree"):
@@ -51,7 +51,7 @@ class Stops:
         self.slot.save()
 
     def end(self):
-        """The stop is over; what is left of the tree is the record's survivors."""
+        """End the stop; what is left of the tree becomes the record's survivors."""
         record = self.slot.record
         record.stop[3] = "done"
         record.survivors = [(pid, found[2]) for pid, found in self.child.descendants().items()]
