@@ -1,35 +1,47 @@
 #!/usr/bin/env python3
 # Made by scripts/join from corra/on_host/agent/: change the parts, not this file.
-r"""corra's agent: starts one program on this host so that it outlives whoever asked, and answers for it.
+r"""corra's agent: it starts a program on this host so that the program outlives the connection.
 
-    agent.py < program.json        start it, print its State as JSON, leave; the guards stay
-    agent.py VERB < request        VERB is one of run start follow status signal stop wait read list gc deliver
+    agent.py < program.json        start the program, print its State as JSON, leave; guards stay
+    agent.py VERB < request        run start follow status signal stop wait read list gc deliver
 
-Needs Linux 3.10 and Python 3.6, and nothing but its standard library. Silent on import.
+Needs Linux 3.10, Python 3.6, and nothing but its standard library. Importing it does nothing.
 
-Request, on stdin    "<bytes>\n" and that much JSON; a first byte "{" means JSON up to the end of file, as by hand.
-Reply, on stdout     the line "corra 1 NONCE" (when the request has a nonce), one line of JSON, and for run, follow, wait and stop frames.
-                     A refusal is a reply too: {"error": KIND, "message": ...}.
+Request, on stdin    "<bytes>\n" and that much JSON; or, by hand, JSON alone up to the end of file.
+Reply, on stdout     the line "corra 1 NONCE" where the request has a nonce, then one line of JSON;
+                     run, follow, wait and stop add frames. A refusal is a reply as well:
+                     {"error": KIND, "message": ...}.
 Exit code            0 answered, 1 refused, 2 the request could not be read.
 
-A run is a directory, ROOT/runs/PROG-ID; ROOT is ${XDG_STATE_HOME:-~/.local/state}/corra, or /var/tmp/corra-UID where that can't be.
-    program.json       the request, without its secrets
-    stdout stderr      what the program wrote ("output" alone with merge or a pty); the length of the file is the only truth about it
-    stdin              what it is given to read; while that is held open, its length is what was accepted
-    senders            24 bytes a record: whose bytes stand in stdin from which offset on (only where that is held open)
-    index              16 bytes a record: time (ns), stream and its offset; a torn one loses a time, never a byte
-    heads              only with keep_output: how much of each stream, and of the index, has been given back to the disk
-    fifo/              the program's ends          control    orders to the keeper
-    launched           who was launched: it exists exactly when exec was tried    keeper    the lock of whoever may touch the FIFOs
-    exit               two pages, overwritten in place: the keeper's record, and why exec failed
-    state.json         a copy of the State, for people
-    courier.json       what the collector has acknowledged    token    opens the collector    (both only with a callback)
-A flock on the directory itself is the guards' sign of life.
+A run is a directory, ROOT/runs/PROG-ID. ROOT is ${XDG_STATE_HOME:-~/.local/state}/corra, or
+/var/tmp/corra-UID where that one can't be made.
+    program.json    the request, without its secrets
+    stdout stderr   the program's output; with merge or a pty it is "output" alone. The length of
+                    the file is the only truth about the output.
+    stdin           the bytes for the program to read. While it is held open, its length is how
+                    much was accepted.
+    senders         only where stdin is held open: 24 bytes a record, which sender's bytes begin
+                    at which offset of stdin
+    index           16 bytes a record: time (ns), stream and its offset. A torn record loses a
+                    time, never a byte.
+    heads           only with keep_output: how much of each stream, and of the index, was given
+                    back to the disk
+    fifo/           the program's ends
+    control         orders to the keeper
+    launched        which process was launched. The file exists exactly when exec was tried.
+    keeper          the lock of the process that may touch the FIFOs
+    exit            the slot, two pages that are overwritten in place: the keeper's record, and
+                    why exec failed
+    state.json      a copy of the State, for people
+    courier.json    only with a callback: what the collector has acknowledged
+    token           only with a callback: opens the collector
+The guards hold a flock on the directory itself, which shows that one of them lives.
 
-Three guards keep a run: two standbys and the keeper, each the parent of the next and the keeper the parent of the program. Whichever
-dies, the nearest living ancestor becomes the parent of the program and goes on. They import nothing after their start, hold no timer
-while nothing happens, and are forked by a fresh interpreter that has seen little else. With a callback the keeper has one more child,
-courier.py beside this file: a process of its own, started again when it dies.
+Three guards keep a run: two standbys and the keeper. Each guard is the parent of the next, and the
+keeper is the parent of the program. Where a guard dies, its nearest living ancestor becomes the
+program's parent and goes on. Guards import nothing after their start, hold no timer while nothing
+happens, and are forked from a process that has done little else. With a callback the keeper has
+one more child, courier.py beside this file, which the keeper starts again when it dies.
 """
 
 import _ctypes
@@ -77,37 +89,36 @@ PAGE = 4096
 INDEX_RECORD = struct.Struct("<QQ")
 STREAM_SHIFT = 56
 SENDER_RECORD = struct.Struct("<QQQ")
-END_OF_STDIN = (1 << 64) - 1  # who "sends" the end
+END_OF_STDIN = (1 << 64) - 1  # the sender that a record of the end names
 REQUEST_MAX = 64 << 20
 SPLICE = 1 << 20
-BOUND_MIN = 65536  # what keep_output is at least, as much as a pipe holds; also the least that is punched out at once
+# The least keep_output, and the least that is punched out at once: as much as a pipe holds.
+BOUND_MIN = 65536
 BOUND_STEP = 16 << 20
 START_DEADLINE_S = 10.0
 LOOK_S = 0.1
 ORDER_DEADLINE_S = 2.0
 KEEP_GOOD_S, KEEP_BAD_S = 14 * 86400, 30 * 86400
 KILL_DEADLINE_NS = 2 * 10**9
-CARRIER_DEADLINE_NS = 5 * 10**9  # a shell on a loaded host took 2 s to find all of a tree
+# A shell on a loaded host took 2 s to find all of a tree.
+CARRIER_DEADLINE_NS = 5 * 10**9
 GRACE_S = 10.0
-AFTER_GRACE = "corra, after the grace"  # who sends a stop's KILL
-PATH = b"/usr/local/bin:/usr/bin:/bin"  # where there is none
+AFTER_GRACE = "corra, after the grace"  # the sender of a stop's KILL
+PATH = b"/usr/local/bin:/usr/bin:/bin"  # for a program without PATH
 SIGNALS = {
     name[3:]: getattr(_signal, name)
     for name in dir(_signal)
     if name.startswith("SIG") and "_" not in name and name not in ("SIGCLD", "SIGPOLL", "SIGIOT")
 }
 SIGNAL_NAMES = {number: "SIG" + name for name, number in SIGNALS.items()}
-RLIMITS = {
-    "cpu": 0,
-    "core": 4,
-    "files": 7,
-    "memory": 9,
-}  # the same numbers on every machine that Python's wheels are built for
+# The numbers are the same on every machine that Python's wheels are built for.
+RLIMITS = {"cpu": 0, "core": 4, "files": 7, "memory": 9}
+# A write failed for want of room, or of a disk that works.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 
 class Refusal(Exception):
-    """A reply that says no: `kind` is for programs, the message for people."""
+    """A reply that says no. `kind` is for programs, the message for people."""
 
     def __init__(self, kind, message, **facts):
         Exception.__init__(self, message)
@@ -115,17 +126,16 @@ class Refusal(Exception):
 
 
 # ============================================================ paths
-# Paths, and the files that they lead to.
+# Paths, and reading a file by its path.
 #
 # os.path is Python code, of which a run's guards would keep 150 to 440 kB.
 
-CODE = (
-    sys._getframe().f_code
-)  # this module, compiled: the guards get it over a pipe and trust no file
+# The made file, compiled. Guards in a fresh interpreter get it over a pipe and trust no file.
+CODE = sys._getframe().f_code
 
 
 def join(above, name):
-    """Return the path of `name` in the directory `above`; a `name` that begins at the root stands for itself."""
+    """Return the path of `name` in the directory `above`; an absolute `name` stays as it is."""
     slash = "/" if isinstance(above, str) else b"/"
     return name if name.startswith(slash) else above.rstrip(slash) + slash + name
 
@@ -149,7 +159,7 @@ def base(path):
 
 
 def present(path):
-    """Return whether there is anything at `path` that we may know of."""
+    """Return whether there is anything at `path` that this user may see."""
     try:
         os.stat(path)
         return True
@@ -158,12 +168,12 @@ def present(path):
 
 
 def text_of(path):
-    """Return the path `path` (bytes) as the text that this Python opens files by."""
+    """Return `path` (bytes) as the text by which this Python opens the file."""
     return path.decode(sys.getfilesystemencoding(), "surrogateescape")
 
 
 def octets(text):
-    """Return the bytes that `text` stands for, whatever the locale here says: JSON is UTF-8, and so was what the client read."""
+    """Return the bytes that `text` stands for. JSON is UTF-8, whatever the locale."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -173,10 +183,11 @@ def make_directories(path, mode):
         try:
             os.mkdir(path, mode)
         except FileExistsError:
-            pass  # another start has just made it
+            pass  # another start has just made the directory
 
 
 def slurp(path, limit=1 << 20):
+    """Return the first bytes of a file, as one read gives them. Raises OSError."""
     fd = os.open(path, os.O_RDONLY)
     try:
         return os.read(fd, limit)
@@ -185,17 +196,18 @@ def slurp(path, limit=1 << 20):
 
 
 def beside(name):
-    """Return the path of a file in this file's directory."""
+    """Return the path of a file in the made file's directory."""
     return join(parent(absolute(CODE.co_filename)), name)
 
 
 # ============================================================ kernel
-# The kernel, by the C library's own functions: pipes, disks and clocks.
+# Pipes, disks and clocks of the kernel, by the C library's own functions.
 
-SEEK_CUR, SEEK_END = 1, 2  # os has names for them, posix has not
+SEEK_CUR, SEEK_END = 1, 2  # os has these names, posix doesn't
 PIPE_MAX = 256 * 1024
+# How much of a disk corra leaves free: FLOOR, or on a small disk its last twentieth.
 FLOOR = 1 << 30
-FLOOR_SHARE = 20  # the last twentieth of a small disk isn't ours either
+FLOOR_SHARE = 20
 
 
 def now_ns():
@@ -218,13 +230,14 @@ class _Offset(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "q"
 
 
-class _Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
+class Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "c"
 
 
 class _Function(_ctypes.CFuncPtr):
     _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
-    _restype_ = _Int  # not long: the upper half of a register with an int in it is anything, and -1 wouldn't be below 0
+    # Not long: the upper half of a register that holds an int is undefined, so -1 could be above 0.
+    _restype_ = _Int
 
 
 class _LongFunction(_ctypes.CFuncPtr):
@@ -232,28 +245,21 @@ class _LongFunction(_ctypes.CFuncPtr):
     _restype_ = _Long
 
 
-def _c(name, kind=_Function):
-    """Return a function of the C library. ctypes itself is a package of Python code: 3 ms and 250 kB that each guard would carry."""
+def c_function(name, kind=_Function):
+    """Return a function of the C library.
+
+    ctypes itself is Python code: 3 ms of a start, and 250 kB of each guard.
+    """
     return kind(_ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), name))
 
 
-_splice, _syscall = _c("splice", _LongFunction), _c("syscall", _LongFunction)
-_prctl, _statfs, _fork = _c("prctl"), _c("statfs"), _c("fork")
-_WAITID = {
-    "x86_64": 247,
-    "aarch64": 95,
-    "riscv64": 95,
-    "ppc64le": 272,
-    "s390x": 281,
-    "i686": 284,
-    "armv7l": 280,
-}
-_PIDFD_SEND_SIGNAL, _PIDFD_OPEN = 424, 434
-_F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
+_splice, syscall = c_function("splice", _LongFunction), c_function("syscall", _LongFunction)
+prctl, _statfs, c_fork = c_function("prctl"), c_function("statfs"), c_function("fork")
+F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
 _FIONREAD = 0x541B
 
 
-def _checked(result):
+def checked(result):
     if result < 0:
         number = _ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -261,61 +267,66 @@ def _checked(result):
 
 
 def splice(source, target, size):
-    """Move up to `size` bytes from a pipe into a file in one step; 0 at the end, BlockingIOError when there are none."""
+    """Move up to `size` bytes from a pipe into a file in one step; return how many, 0 at the end.
+
+    Raises OSError; BlockingIOError where the pipe is empty, or where the target is full.
+    """
     while True:
-        result = _splice(
-            source, None, target, None, _Long(size), 3
-        )  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+        # 3: SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+        result = _splice(source, None, target, None, _Long(size), 3)
         if result >= 0 or _ctypes.get_errno() != errno.EINTR:
-            return _checked(result)
+            return checked(result)
 
 
 def widen(pipe, factor=2):
-    """Have a pipe hold `factor` times as much, up to PIPE_MAX.
+    """Enlarge a pipe by `factor`, up to PIPE_MAX.
 
-    256 KiB are as fast as 1 MiB, and as an ordinary user 64 pipes of 1 MiB use up pipe-user-pages-soft, after which every new one is 8 KiB.
+    256 KiB are as fast as 1 MiB. 64 pipes of 1 MiB would use up an ordinary user's
+    pipe-user-pages-soft, after which each new pipe holds 8 KiB.
     """
     try:
         size = fcntl.fcntl(pipe, _F_GETPIPE_SZ)
         if size < PIPE_MAX:
-            fcntl.fcntl(pipe, _F_SETPIPE_SZ, min(size * factor, PIPE_MAX))
+            fcntl.fcntl(pipe, F_SETPIPE_SZ, min(size * factor, PIPE_MAX))
     except OSError:
-        pass  # not a pipe, or no more of them for this user
+        pass  # not a pipe, or this user has no pages for pipes left
 
 
 def unread(fifo):
-    """Return how many bytes stand in a FIFO."""
+    """Return how many bytes a FIFO holds."""
     return struct.unpack("i", fcntl.ioctl(fifo, _FIONREAD, b"\0" * 4))[0]
 
 
 def give_back():
-    """Give the C library's free memory back to the kernel: three guards would keep it for weeks."""
+    """Give the C library's free memory back to the kernel. Three guards would keep it for weeks."""
     try:
-        _c("malloc_trim")(0)
+        c_function("malloc_trim")(0)
     except OSError:
-        pass  # musl has none, and keeps little
+        pass  # musl has no malloc_trim, and keeps little
 
 
 def wide(name):
-    """Return the C library's function whose offsets have 64 bits: where off_t always has, as in musl, it has the plain name."""
+    """Return the C library's function with 64-bit offsets; in musl it has the plain name."""
     try:
-        return _c(name + "64")
+        return c_function(name + "64")
     except OSError:
-        return _c(name)
+        return c_function(name)
 
 
 def punch(file, end, begin=0):
-    """Give a file's disk below `end` back; its length stays, and with it every offset. Raises OSError: EOPNOTSUPP where there are no holes."""
+    """Give a file's disk from `begin` to `end` back; its length and every offset stay.
+
+    Raises OSError: EOPNOTSUPP where the file system has no holes.
+    """
     while True:
-        result = wide("fallocate")(
-            file, 3, _Offset(begin), _Offset(end - begin)
-        )  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+        # 3: FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+        result = wide("fallocate")(file, 3, _Offset(begin), _Offset(end - begin))
         if result >= 0 or _ctypes.get_errno() != errno.EINTR:
-            return _checked(result)
+            return checked(result)
 
 
 def wipe(file, begin, end):
-    """Give a part of a file back to the disk; where that can't be done, at least nobody can read it any more."""
+    """Give a part of a file back to the disk; overwrite it where there are no holes."""
     try:
         if begin < end:
             punch(file, end, begin)
@@ -326,41 +337,58 @@ def wipe(file, begin, end):
 
 def file_system(path):
     """Return the statfs type of `path`."""
-    buffer = (_Byte * 512)()
-    _checked(_statfs(path.encode(sys.getfilesystemencoding(), "surrogateescape"), buffer))
+    buffer = (Byte * 512)()
+    checked(_statfs(path.encode(sys.getfilesystemencoding(), "surrogateescape"), buffer))
     return struct.unpack_from("@l", buffer.raw)[0] & 0xFFFFFFFF
 
 
-def room(file):
-    """Return how many bytes the disk under `file` has above its floor; what is below that isn't ours to fill."""
+def free_room(file):
+    """Return how many bytes the disk under `file` has above its floor."""
     disk = os.fstatvfs(file)
     return disk.f_bavail * disk.f_frsize - min(FLOOR, disk.f_blocks * disk.f_frsize // FLOOR_SHARE)
 
 
 # ============================================================ processes
-# Processes: to be one, to look at them, to signal them.
+# Processes: fork thinly, look at a process or a tree, signal it.
+
+# The numbers of system calls for which the C library has no function.
+_WAITID = {
+    "x86_64": 247,
+    "aarch64": 95,
+    "riscv64": 95,
+    "ppc64le": 272,
+    "s390x": 281,
+    "i686": 284,
+    "armv7l": 280,
+}
+_PIDFD_SEND_SIGNAL, _PIDFD_OPEN = 424, 434
+
 
 def become(title):
-    """Name this process, and take in the orphans of its descendants (the subreaper flag isn't inherited by fork)."""
-    _prctl(15, title, 0, 0, 0)
-    _prctl(36, 1, 0, 0, 0)
+    """Name this process and make it the subreaper of its descendants (a flag that fork drops)."""
+    prctl(15, title, 0, 0, 0)
+    prctl(36, 1, 0, 0, 0)
 
 
 def fork_thin():
-    """Fork by the C library alone, where there is one thread: what Python does besides writes to 15 pages that were shared till then.
+    """Fork by the C library alone; this process has one thread. Raises OSError.
 
-    Before 3.8 that is also what makes signals heard. Raises OSError.
+    Python's own fork writes to 15 pages that parent and child would share. Before Python 3.8 the
+    child needs it, or would hear no signals.
     """
-    return _checked(_fork()) if sys.version_info >= (3, 8) else os.fork()
+    return checked(c_fork()) if sys.version_info >= (3, 8) else os.fork()
 
 
 def usage(pid):
-    """Return the resource usage of a dead but unreaped child; os.waitid has it thrown away, the raw call hasn't."""
+    """Return the resource usage of a dead child that isn't reaped; None on an unknown machine.
+
+    os.waitid drops the usage; the raw system call returns it.
+    """
     number = _WAITID.get(os.uname().machine)
     if number is None:
         return None
-    info, spent = (_Byte * 128)(), (_Byte * 256)()
-    if _syscall(number, os.P_PID, pid, info, os.WEXITED | os.WNOHANG | os.WNOWAIT, spent) < 0:
+    info, spent = (Byte * 128)(), (Byte * 256)()
+    if syscall(number, os.P_PID, pid, info, os.WEXITED | os.WNOHANG | os.WNOWAIT, spent) < 0:
         return None
     (
         u_s,
@@ -396,14 +424,14 @@ def usage(pid):
 
 
 def pidfd(pid):
-    """Return a descriptor that means this process for ever. Raises OSError (ENOSYS before Linux 5.3)."""
-    return _checked(_syscall(_PIDFD_OPEN, pid, 0))
+    """Return a descriptor that never means another process. Raises OSError, as before Linux 5.3."""
+    return checked(syscall(_PIDFD_OPEN, pid, 0))
 
 
 def signal_process(pid, start, number):
-    """Send a signal to the process `pid` that began at `start`; return whether it was there to be signalled.
+    """Signal the process `pid` that began at `start`; return whether that process was there.
 
-    The start time is looked at again after the pidfd is open: from then on the pid can't come to mean a stranger.
+    The start time is read after the pidfd is open, which can't come to mean a stranger.
     """
     if pid <= 1:
         return False
@@ -420,17 +448,20 @@ def signal_process(pid, start, number):
         if handle < 0:
             os.kill(pid, number)
         else:
-            _checked(_syscall(_PIDFD_SEND_SIGNAL, handle, number, None, 0))
+            checked(syscall(_PIDFD_SEND_SIGNAL, handle, number, None, 0))
         return True
     except (ProcessLookupError, PermissionError):
-        return False  # gone, or it has become another user's: who counts survivors will see it
+        return False  # gone, or another user's by now: a count of survivors will show it
     finally:
         if handle >= 0:
             os.close(handle)
 
 
 def ended(pid):
-    """Return the raw wait status of the child `pid` without reaping it, or None while it lives. Raises ChildProcessError."""
+    """Return the raw wait status of the child `pid`, or None while it lives, without reaping it.
+
+    Raises ChildProcessError.
+    """
     info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     if info is None or not info.si_pid:
         return None
@@ -446,19 +477,22 @@ def boot_id():
 
 
 def process(pid):
-    """Return (state letter, parent, start time in ticks, name) of a process, or None when there is none."""
+    """Return (state letter, parent, start time in ticks, name) of a process, or None."""
     try:
         text = slurp("/proc/%d/stat" % pid).decode("ascii", "replace")
     except OSError:
         return None
-    # After the last ")": a program may call itself "a) Z 1 1 (".
+    # Split at the last ")": a program may call itself "a) Z 1 1 (".
     head, _, tail = text.rpartition(")")
     fields = tail.split()
     return fields[0], int(fields[1]), int(fields[19]), head.partition("(")[2]
 
 
-def tree(roots, spared=()):
-    """Return {pid: (state, parent, start, name)} of all living descendants of the processes `roots`, without `spared` and theirs."""
+def process_tree(roots, spared=()):
+    """Return {pid: (state, parent, start, name)} of all living descendants of `roots`.
+
+    The processes `spared` and their descendants are left out.
+    """
     seen, children = {}, {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -476,18 +510,26 @@ def tree(roots, spared=()):
 
 
 def children(pid):
-    """Return the pids of a single-threaded process's children, zombies too: one small file, where `tree` looks at all processes there are."""
+    """Return the pids of a single-threaded process's children, zombies included.
+
+    This reads one small file; `process_tree` looks at every process of the machine.
+    """
     try:
         return [int(each) for each in slurp("/proc/%d/task/%d/children" % (pid, pid)).split()]
     except OSError:
-        return list(tree([pid]))  # a kernel without CONFIG_PROC_CHILDREN
+        return list(process_tree([pid]))  # a kernel without CONFIG_PROC_CHILDREN
 
 
 def kill_tree(roots, spared=()):
-    """KILL all descendants of `roots`: stop every one first, until a walk finds no new one, so that nobody forks away."""
+    """KILL all descendants of `roots`; return how many.
+
+    Every process is stopped first, until a walk finds no new one. So none can fork and get away.
+    """
     stopped = {}
     for _ in range(200):
-        fresh = {pid: found for pid, found in tree(roots, spared).items() if pid not in stopped}
+        fresh = {
+            pid: found for pid, found in process_tree(roots, spared).items() if pid not in stopped
+        }
         if not fresh:
             break
         for pid, found in fresh.items():
@@ -499,7 +541,10 @@ def kill_tree(roots, spared=()):
 
 
 def oom_kills():
-    """Return how many processes of our memory cgroup (else of the machine) the kernel has killed for want of memory, ever."""
+    """Return how many processes the kernel has ever killed for want of memory.
+
+    The count is that of this process's memory cgroup, or of the machine where there is none.
+    """
     places = []
     for line in slurp("/proc/self/cgroup").decode("utf-8", "surrogateescape").splitlines():
         number, controllers, path = line.split(":", 2)
@@ -518,10 +563,13 @@ def oom_kills():
 
 
 # ============================================================ records
-# JSON, and the keeper's record: one page that is read whole and written whole.
+# JSON, and the keeper's record: one page that is read and written as a whole.
 
 def to_json(value):
-    """Return `value` as ASCII JSON. With from_json it is what we need of json; that package costs 25 ms and 1.2 MB for its regular expressions."""
+    """Return `value` as ASCII JSON.
+
+    The json package would cost 25 ms and 1.2 MB, for its regular expressions.
+    """
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -540,10 +588,10 @@ def to_json(value):
 
 
 class _Scanner:
-    """How json's own scanner, written in C, is to read."""
+    """The settings for json's own scanner, which is written in C."""
 
     strict, object_hook, object_pairs_hook, parse_float, parse_int = True, None, None, float, int
-    parse_constant = float  # NaN and Infinity: refused with the name of their key
+    parse_constant = float  # NaN and Infinity: `complaints` refuses them by the name of their key
 
 
 def from_json(data):
@@ -552,7 +600,7 @@ def from_json(data):
     try:
         value, end = _json.make_scanner(_Scanner)(text, 0)
     except (StopIteration, SystemError):
-        # SystemError: the scanner's own exception lives in json.decoder, which nobody has imported.
+        # SystemError: the scanner's own exception is in json.decoder, which isn't imported.
         raise ValueError("not JSON") from None
     if end != len(text):
         raise ValueError("not JSON: more after its end")
@@ -560,7 +608,7 @@ def from_json(data):
 
 
 def pack(lines):
-    """Return one page that holds `lines`, with its own checksum in front; the oldest "sent" lines go when it is full."""
+    """Return a page of `lines` and their checksum; a full one loses its oldest "sent" lines."""
     lines = [" ".join(str(word) for word in line).replace("\n", " ") for line in lines]
     while True:
         body = ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
@@ -577,7 +625,7 @@ def pack(lines):
 
 
 def unpack(page):
-    """Return the lines of a page as lists of words, or None when it is empty or torn."""
+    """Return the lines of a page as lists of words; None for a page that is empty or torn."""
     head, _, rest = page.partition(b"\n")
     words = head.split()
     try:
@@ -591,23 +639,22 @@ def unpack(page):
 
 
 class Record:
-    """What the keeper knows that others must: one page of the slot, read whole and written whole."""
+    """What the keeper knows and others need: the first page of the slot."""
 
     def __init__(self):
         self.phase = "live"
         self.agent = 0
         self.guards = []  # (pid, start), the outermost first
         self.sent = []  # (time ns, signal name, request id, to, by)
-        self.stop = (
-            None  # [request id, reason, monotonic ns of the KILL, "grace" | "killing" | "done"]
-        )
+        # [request id, reason, monotonic ns of the KILL, "grace" | "killing" | "done"]
+        self.stop = None
         self.survivors = []  # (pid, start)
         self.blocked = None  # (since ns, errno)
         self.outcome = None  # (status, end ns, elapsed ns, reason)
         self.usage = None
         self.lengths = {}
-        self.ooms = None  # how many oom kills there had been at the launch
-        self.courier = 0  # its pid, while there is one
+        self.ooms = None  # the count of oom kills at the launch
+        self.courier = 0  # the courier's pid, while it lives
 
     def page(self):
         lines = [
@@ -628,7 +675,7 @@ class Record:
 
     @classmethod
     def read(cls, page):
-        """Return the record in `page`, or None when none has been written."""
+        """Return the record in `page`; None for a page that is empty or torn."""
         lines = unpack(page)
         if lines is None:
             return None
@@ -664,7 +711,7 @@ class Record:
 
 
 # ============================================================ files
-# Files of a directory that is open: made, read, replaced and removed by name.
+# Files of an open directory: make, read, replace and remove them by name.
 
 def fill(directory, name, data, mode=0o600):
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=directory)
@@ -676,10 +723,10 @@ def fill(directory, name, data, mode=0o600):
 
 
 def fill_in_place(directory, name, data):
-    """Make a file that will be overwritten where it is, which works on a full disk where a new one doesn't."""
+    """Make a file that will be overwritten in place, which works on a full disk."""
     file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
     try:
-        # btrfs would need room to overwrite in place; NOCOW works only while the file is empty.
+        # btrfs needs room to overwrite in place, unless NOCOW was set while the file was empty.
         fcntl.ioctl(file, 0x40086602, struct.pack("l", 0x00800000))
     except OSError:
         pass
@@ -688,7 +735,7 @@ def fill_in_place(directory, name, data):
 
 
 def replace(directory, name, data):
-    """Give a file of the run another content in one step."""
+    """Replace the content of a file in one step. Raises OSError; the old content is there then."""
     new = "%s.%s" % (name, os.urandom(4).hex())
     try:
         fill(directory, new, data)
@@ -700,7 +747,7 @@ def replace(directory, name, data):
 
 
 def discard(above, name):
-    """Remove a directory and all in it, as a run's."""
+    """Remove a directory such as a run's, and all that is in it."""
     directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
     try:
         for entry in os.listdir(directory):
@@ -714,7 +761,7 @@ def discard(above, name):
 
 
 def read_file(directory, name, limit=REQUEST_MAX):
-    """Return a file's bytes, or None when it isn't there."""
+    """Return a file's bytes; None where there is no file."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
     except FileNotFoundError:
@@ -732,14 +779,14 @@ def exists(directory, name):
 
 
 # ============================================================ bounds
-# Where a bounded stream begins: `keep_output` gives its beginning back to the disk.
+# Bounded streams: `keep_output` gives a stream's beginning back to the disk.
 
-HEAD = struct.Struct("<QQ")  # an offset and its complement: a torn one shows
+HEAD = struct.Struct("<QQ")  # an offset and its complement, so that a torn record shows
 HEAD_MASK = (1 << 64) - 1
 
 
 def prepare_bound(directory, names):
-    """Make the file `heads`. Raises OSError (EOPNOTSUPP) where no file can be made shorter at its beginning."""
+    """Make the file `heads`. Raises OSError: EOPNOTSUPP where the file system has no holes."""
     fill_in_place(directory, "heads", HEAD.pack(0, HEAD_MASK) * (len(names) + 1))
     file = os.open("index", os.O_WRONLY, dir_fd=directory)
     try:
@@ -753,7 +800,10 @@ def prepare_bound(directory, names):
 
 
 def read_heads(directory, names):
-    """Return {name: offset of the first byte that is there} of the streams `names` and of the index; {} where none is bounded."""
+    """Return {name: offset of its first byte} for the streams `names` and the index.
+
+    It is {} where no stream is bounded.
+    """
     names = list(names) + ["index"]
     for _ in range(100):
         data = read_file(directory, "heads", HEAD.size * len(names))
@@ -762,13 +812,15 @@ def read_heads(directory, names):
         found = [head for head, check in HEAD.iter_unpack(data) if head ^ check == HEAD_MASK]
         if len(found) == len(names):
             return dict(zip(names, found))
-    return dict.fromkeys(
-        names, 0
-    )  # torn when the machine went down: Run.heads asks the files themselves then
+    # The machine went down during a write. Run.heads asks the files themselves then.
+    return dict.fromkeys(names, 0)
 
 
 def first_data(directory, name):
-    """Return where a file's holes at its beginning end, as its file system has it: true after a power cut, unlike `heads`."""
+    """Return where a file's first data begins, as the file system says.
+
+    This is true after a power cut; `heads` may not be.
+    """
     try:
         file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
     except FileNotFoundError:
@@ -776,18 +828,18 @@ def first_data(directory, name):
     try:
         return os.lseek(file, 0, os.SEEK_DATA)
     except OSError as error:
-        return (
-            os.fstat(file).st_size if error.errno == errno.ENXIO else 0
-        )  # ENXIO: there is nothing but holes
+        # ENXIO: the file has nothing but holes.
+        return os.fstat(file).st_size if error.errno == errno.ENXIO else 0
     finally:
         os.close(file)
 
 
 class Bound:
-    """Keeps the last `keep` bytes of a file that grows, and up to a sixteenth more, by punching out what is before them.
+    """Keeps the last `keep` bytes of a growing file, and up to a sixteenth more.
 
-    Where the file begins is written down before the hole is made. So whoever reads first and looks there afterwards knows whether
-    what was read was bytes or may have been a hole. After a keeper's death the next one punches from the beginning anew.
+    What is before them is punched out. The file's new beginning is written to `heads` before the
+    hole is made: a reader that reads bytes first and `heads` afterwards knows whether those bytes
+    may have been a hole. After a keeper's death the next keeper punches from the beginning anew.
     """
 
     def __init__(self, number, file, heads, keep):
@@ -797,11 +849,14 @@ class Bound:
         self.head = head if head ^ check == HEAD_MASK else 0
 
     def trim(self):
-        """Punch out what is more than `keep`, once it is worth it."""
+        """Punch out what is more than `keep`, once it is more by `spare`."""
         self.cut(self.keep, self.spare)
 
     def give_way(self):
-        """Punch out a sixteenth more than that, for a disk that is full; return how much. Else the last page of it could never be written anew."""
+        """Punch out a sixteenth of `keep` as well, for a full disk; return how many bytes.
+
+        Else a stream at its bound could never write again on that disk.
+        """
         return self.cut(max(0, self.keep - max(self.keep // 16, PAGE)), 0)
 
     def cut(self, keep, spare):
@@ -814,15 +869,15 @@ class Bound:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            return 0  # it takes room to make room, and there is none: the next time
+            return 0  # to make room takes room, and there is none: try the next time
         freed, self.head = end - self.head, end
         return freed
 
 
 # ============================================================ spool
-# The spool: where runs are, and how a run's directory is made.
+# The spool: the roots that hold runs, and the making of a run's directory.
 
-# What statfs calls the file systems where a stalled server would hold the program in splice.
+# By statfs type: a stalled server would hold the keeper in splice, and so the program.
 REMOTE_TYPES = {
     0x6969: "NFS",
     0xFF534D42: "CIFS",
@@ -848,7 +903,10 @@ def user_name(uid=None):
 
 
 def home():
-    """Return the caller's home directory, or None; a $HOME that belongs to somebody else (sudo without -H) isn't ours."""
+    """Return this user's home directory, or None.
+
+    A $HOME that belongs to another user isn't taken: sudo without -H leaves one.
+    """
     import pwd
 
     path = text_of(os.environ.get(b"HOME", b""))
@@ -864,7 +922,7 @@ def home():
 
 
 def roots(request):
-    """Return the directories that may hold runs, best first."""
+    """Return the directories that may hold runs, the best one first."""
     if request.get("spool"):
         return [absolute(text_of(octets(request["spool"])))]
     found = []
@@ -878,7 +936,10 @@ def roots(request):
 
 
 def secure(path):
-    """Open a directory that only its owner can write to, and the owner is us. Raises OSError (EPERM for a stranger's)."""
+    """Open a directory that is this user's and that nobody else can write to.
+
+    Raises OSError: EPERM where another user owns it or can write to it.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     found = os.fstat(fd)
     if found.st_uid != os.geteuid() or found.st_mode & 0o022:
@@ -888,7 +949,7 @@ def secure(path):
 
 
 def prepare_root(root):
-    """Make ROOT/runs and return its descriptor. Raises OSError with what is in the way."""
+    """Make ROOT/runs and return its descriptor. Raises OSError, which says what is in the way."""
     above = root
     while not present(above):
         above = parent(above)
@@ -901,9 +962,10 @@ def prepare_root(root):
 
 
 def claim(runs, prog_id, request, feed, token):
-    """Make the run's directory, whole, and give it its name in one step; return whether we were the first.
+    """Make the run's directory; return whether this start was the first to do so.
 
-    Raises OSError when there is no room; nothing is left behind then.
+    It is made under another name and renamed, so that it is there as a whole or not at all.
+    Raises OSError where there is no room. Nothing is left behind then.
     """
     temporary = ".new-%s-%d-%s" % (prog_id, os.getpid(), os.urandom(4).hex())
     os.mkdir(temporary, 0o700, dir_fd=runs)
@@ -954,14 +1016,14 @@ def stream_names(request):
 
 
 def fifo_names(request):
-    """Return the program's ends that are FIFOs: on a terminal there are none."""
+    """Return the names of the program's ends that are FIFOs. A program on a terminal has none."""
     if request["program"].get("pty"):
         return []
     return stream_names(request) + (["stdin"] if takes_more(request) else [])
 
 
 def takes_more(request):
-    """Return whether something may be sent to the program while it runs."""
+    """Return whether the program's stdin is held open, so that bytes may be sent while it runs."""
     source = request["program"].get("stdin")
     return bool(request["program"].get("pty")) or (
         isinstance(source, dict) and bool(source.get("open"))
@@ -979,7 +1041,10 @@ def read_launched(text):
 
 
 def launched_by(directory, files):
-    """Return who was launched, or None; the claim is the name `launched`, unless the whole spool has been deleted."""
+    """Return the launched process as `read_launched` does, or None before the program's claim.
+
+    The claim is the name `launched`; where the whole spool was deleted, it is the open file.
+    """
     launched = read_launched(os.pread(files["launched"], 256, 0))
     if launched and os.fstat(files["launched"]).st_nlink == 1 and not exists(directory, "launched"):
         return None
@@ -987,7 +1052,10 @@ def launched_by(directory, files):
 
 
 def stdin_facts(directory):
-    """Return what is known of a stdin that is held open: how much was accepted, how much of it moved to the program, whether it is all."""
+    """Return the State's `stdin`: bytes accepted, bytes moved, and whether it has ended.
+
+    It is None where stdin isn't held open.
+    """
     try:
         fd = os.open("senders", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
     except FileNotFoundError:
@@ -1006,7 +1074,10 @@ def stdin_facts(directory):
 
 
 def end_of_stdin(senders):
-    """Return where a stdin that is held open ends, or None while more may come: nothing is accepted after that record."""
+    """Return where a stdin that was held open ends, or None while more may come.
+
+    No sender is accepted after the record of the end.
+    """
     last = os.fstat(senders).st_size // SENDER_RECORD.size - 1
     if last < 1:
         return None
@@ -1017,15 +1088,15 @@ def end_of_stdin(senders):
 
 
 # ============================================================ run
-# A run, looked at: its files, its lock, and the State that follows from them.
+# A run as a reader sees it: its files, its lock, and the State that follows from both.
 
 class Run:
-    """A run's directory, looked at: it reads and never changes anything."""
+    """A run's directory, open for reading. It never changes anything."""
 
     def __init__(self, root, prog_id):
         self.path = join(root, "runs/" + prog_id)
         self.directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        # In /var/tmp anybody may have made our root before us, and runs in it.
+        # Anybody may have made this user's root in /var/tmp, and runs in it.
         ours = os.fstat(self.directory).st_uid == os.geteuid()
         text = read_file(self.directory, "program.json") if ours else None
         if text is None:
@@ -1038,7 +1109,7 @@ class Run:
         self.rebooted = None
 
     def heads(self):
-        """Return {stream or "index": offset of the first byte that is still there}; {} where the output isn't bounded."""
+        """Return {stream or "index": offset of its first byte}; {} for unbounded output."""
         if not self.bounded:
             return {}
         found = read_heads(self.directory, self.streams)
@@ -1046,7 +1117,7 @@ class Run:
             launched = read_launched(read_file(self.directory, "launched"))
             self.rebooted = launched and launched[2] != boot_id()
         if self.rebooted:
-            # A power cut may have taken back what `heads` said last, and not the holes.
+            # A power cut may have taken back the last write to `heads`, and not the holes.
             found = {
                 name: max(head, first_data(self.directory, name)) for name, head in found.items()
             }
@@ -1056,7 +1127,10 @@ class Run:
         os.close(self.directory)
 
     def alive(self):
-        """Return whether any guard lives. A shared lock for a moment: probers don't disturb each other, and a starter tries again."""
+        """Return whether any guard lives, by trying a shared lock for a moment.
+
+        Probers don't disturb each other, and a starter that meets one tries again.
+        """
         fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.directory)
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -1076,15 +1150,16 @@ class Run:
         return found
 
     def pages(self):
-        """Return the slot's two pages, or None when the spool has been deleted."""
+        """Return the slot's two pages, or None where the spool was deleted."""
         slot = read_file(self.directory, "exit", PAGE * 2)
         return (slot[:PAGE], slot[PAGE:]) if slot is not None else None
 
     def facts(self):
         """Return all that the State is computed from.
 
-        Who launched held the lock from before `launched` until its end; so a free lock means death only if `launched` was
-        there before the lock was tried, and what is read after that is the truth.
+        The guards hold the lock from before `launched` exists until their end. So a free lock means
+        that they are dead only if `launched` was there before the lock was tried. What is read
+        after that is final.
         """
         before = read_launched(read_file(self.directory, "launched"))
         alive = self.alive()
@@ -1093,7 +1168,7 @@ class Run:
         for _ in range(20):
             if record is not None or not pages or not pages[0].strip():
                 break
-            pages = self.pages()  # torn: we read while it was written
+            pages = self.pages()  # torn: read during a write
             record = Record.read(pages[0]) if pages else None
         launched = read_launched(read_file(self.directory, "launched"))
         stats = self.sizes()
@@ -1114,7 +1189,7 @@ class Run:
         }
 
     def state(self, details=False):
-        """Return the run's State; with `details` also the processes that outlived the program."""
+        """Return the run's State; with `details` also the processes that outlive the program."""
         facts = self.facts()
         record = facts["record"]
         keeper = record and record.agent
@@ -1122,27 +1197,27 @@ class Run:
         if facts["alive"] and record:
             living = {pid: process(pid) for pid in living_guards(record)}
             living = {pid: found for pid, found in living.items() if found}
-            # The innermost that lives keeps the run, or is to do so as soon as it can.
+            # The innermost living guard keeps the run, or is about to.
             facts["stopped"] = [found[0] in "Tt" for found in living.values()][-1:] == [True]
             facts["standbys"] = [pid for pid in living if pid != keeper]
-            # A zombie has no children any more: they are its keeper's by now.
+            # A zombie's children are the keeper's by now.
             ours = {facts["launched"] and facts["launched"][0], record.courier}
             if details and record.outcome and set(children(keeper)) - ours:
                 facts["stragglers"] = [
                     {"pid": pid, "name": found[3]}
-                    for pid, found in tree([keeper], [record.courier]).items()
+                    for pid, found in process_tree([keeper], [record.courier]).items()
                 ]
         return state_of(self.request, facts)
 
 
 def living_guards(record):
-    """Return the pids of the guards that live: by their start times, so that another run's guard is never taken for one of ours."""
+    """Return the pids of the living guards. Start times tell them from later processes."""
     found = [(pid, start, process(pid)) for pid, start in record.guards]
     return [pid for pid, start, each in found if each and each[2] == start and each[0] not in "ZX"]
 
 
 def iso(ns):
-    """Return UTC with its offset, to the millisecond."""
+    """Return a time as UTC with its offset, to the millisecond; None for 0."""
     if not ns:
         return None
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ns // 10**9)) + ".%03d+00:00" % (
@@ -1151,7 +1226,7 @@ def iso(ns):
 
 
 def state_of(request, facts):
-    """Return the State as JSON: one pure function of the request, the files and the lock. Unknown is `lost`."""
+    """Return the State as JSON, by the request, the files and the lock. Unknown is `lost`."""
     record, launched, failure = facts["record"] or Record(), facts["launched"], facts["failure"]
     program, options = request["program"], request.get("run") or {}
     state, reason, exception, outcome = "starting", None, None, None
@@ -1168,10 +1243,8 @@ def state_of(request, facts):
         }
         state, reason = "not_started", "exec" if found.get("stage") == "exec" else "setup"
     elif record.outcome and options.get("carrier") and record.outcome[0] & 0x7F:
-        state, reason = (
-            "lost",
-            "link",
-        )  # it exits as the program did; what ended it otherwise says nothing of the program
+        # A carrier exits as the program did. A signal that ends it says nothing of the program.
+        state, reason = "lost", "link"
     elif record.outcome and (record.phase == "final" or not facts["alive"]):
         state, outcome = "exited", record.outcome
         reason = outcome[3]
@@ -1233,7 +1306,7 @@ def state_of(request, facts):
         "streams": {
             name: {
                 "length": lengths[name],
-                # Given back by keep_output at its beginning; gone with all guards, or removed by gc, at its end.
+                # keep_output gives back a beginning; an end goes with all guards, or by gc.
                 "dropped": min(
                     lengths[name],
                     heads.get(name, 0)
@@ -1257,11 +1330,11 @@ def state_of(request, facts):
 
 
 def delivered(page):
-    """Return what the courier has written down: how much of each stream is acknowledged, when the end was, what is in the way."""
+    """Return the State's `callback`, which the courier has written: what is acknowledged."""
     try:
         found = from_json(page or b"{}")
     except (ValueError, RecursionError):
-        found = {}  # torn: the collector knows
+        found = {}  # torn: the collector has the facts
     return {key: found.get(key) for key in ("acked", "completed", "error", "since", "over")}
 
 
@@ -1273,17 +1346,17 @@ def rusage_of(used):
 
 
 # ============================================================ guards/limits
-# The limits of the program.
+# The program's limits: rlimits, nice and its score when memory runs out.
 
 RLIM_INFINITY = (1 << 64) - 1
-CPU_GRACE_S = 5  # from SIGXCPU, which tells why, to SIGKILL
+CPU_GRACE_S = 5  # from SIGXCPU, which names the reason, to SIGKILL
 
 
-def limit(name, value):
-    """Set one limit of this process, the program that is to be. Raises OSError, in words that name the limit."""
+def set_limit(name, value):
+    """Set one limit of this process. Raises OSError, whose message names the limit."""
     try:
         if name in RLIMITS:
-            limit_resource(name, value)
+            set_resource_limit(name, value)
         elif name == "nice":
             os.setpriority(os.PRIO_PROCESS, 0, value)
         elif name == "oom_score_adj":
@@ -1299,18 +1372,21 @@ def limit(name, value):
 
 
 def spelled(value):
-    """Return a limit as it is typed."""
+    """Return a limit as the operator types it."""
     return ":".join(
         "unlimited" if each == -1 else str(each)
         for each in (value if isinstance(value, (list, tuple)) else [value])
     )
 
 
-def limit_resource(name, value):
-    """Set a soft and a hard limit, both to the same where only one is given: but a program that has used up its CPU time is first told so."""
-    now, new = (_Byte * 16)(), (_Byte * 16)()
+def set_resource_limit(name, value):
+    """Set a soft and a hard limit; one number sets both. Raises OSError.
+
+    The hard limit of CPU time is CPU_GRACE_S above that number, so that SIGXCPU comes first.
+    """
+    now, new = (Byte * 16)(), (Byte * 16)()
     prlimit = wide("prlimit")
-    _checked(prlimit(0, RLIMITS[name], None, now))
+    checked(prlimit(0, RLIMITS[name], None, now))
     most = struct.unpack("=QQ", now.raw)[1]
     if isinstance(value, (list, tuple)):
         soft, hard = (value[0], value[-1])
@@ -1319,7 +1395,7 @@ def limit_resource(name, value):
         hard = min(hard % (1 << 64), max(most, soft % (1 << 64)))
     new.raw = struct.pack("=QQ", soft % (1 << 64), hard % (1 << 64))
     try:
-        _checked(prlimit(0, RLIMITS[name], new, None))
+        checked(prlimit(0, RLIMITS[name], new, None))
     except OSError as error:
         raise OSError(
             error.errno,
@@ -1329,16 +1405,23 @@ def limit_resource(name, value):
 
 
 # ============================================================ guards/program
-# The program's side of the fork: its environment, its ends, exec.
+# The forked child before it becomes the program: environment, ends, limits, exec.
 
-def given_environment():
-    """Return the environment that this process was started with; posix.environ has LC_CTYPE too where Python left the C locale."""
+def own_environment():
+    """Return the environment that this process was started with.
+
+    posix.environ may have an LC_CTYPE that Python has added to the C locale.
+    """
     pairs = (each.partition(b"=") for each in slurp("/proc/self/environ", 8 << 20).split(b"\0"))
     return {name: value for name, _, value in pairs if name}
 
 
 def environment(request, inherited):
-    """Return the program's environment as bytes: inherited, set, removed, secrets, and its PROG-ID; corra's own variables stripped."""
+    """Return the program's environment as bytes: inherited, set by the request, and its PROG-ID.
+
+    corra's own variables are removed. A carrier gets the request's as CORRA_FAR_NAME, and no
+    secrets.
+    """
     program = request["program"]
     keep = True if program.get("env_inherit") is None else program["env_inherit"]
     wanted = None if keep is True else {octets(name) for name in keep or ()}
@@ -1361,13 +1444,17 @@ def environment(request, inherited):
 
 
 def secrets_pipe(secrets):
-    """Return the read end of a pipe with `secrets` in it, as an environment has them, but where no look into /proc shows them."""
+    """Return the read end of a pipe that holds `secrets` in the form of an environment.
+
+    /proc shows nobody what is in a pipe. Raises OSError: E2BIG where they are more than a pipe
+    takes.
+    """
     data = b"".join(b"%s=%s\0" % (octets(name), octets(value)) for name, value in secrets.items())
     ours, theirs = os.pipe()
     try:
-        fcntl.fcntl(theirs, _F_SETPIPE_SZ, max(len(data), PAGE))
+        fcntl.fcntl(theirs, F_SETPIPE_SZ, max(len(data), PAGE))
     except OSError:
-        pass  # all of this user's pipes are too many already; then it has the size that it has
+        pass  # this user has no pages for pipes left: the pipe keeps its size
     os.set_blocking(theirs, False)
     if os.write(theirs, data) < len(data):
         raise OSError(errno.E2BIG, "%d bytes are more than a pipe takes" % len(data))
@@ -1377,7 +1464,7 @@ def secrets_pipe(secrets):
 
 
 def explain(number, path, argv, variables):
-    """Return what exec's errno means for this file, in words that say what to do."""
+    """Return what exec's errno means for this file, or "" where strerror says enough."""
     if number == errno.E2BIG:
         longest = max(map(len, argv))
         return (
@@ -1406,7 +1493,7 @@ def explain(number, path, argv, variables):
 
 
 def candidates(argv, variables):
-    """Return the files that exec is to try, in the order of PATH."""
+    """Return the files that exec tries, in the order of PATH."""
     name = octets(argv[0])
     if b"/" in name:
         return [name]
@@ -1414,7 +1501,10 @@ def candidates(argv, variables):
 
 
 def note_failure(slot, stage, error, message, path=None):
-    """Write why the program was not started into the slot's second page. A pipe's bytes would die with the guard that reads them."""
+    """Write to the slot's second page why the program was not started.
+
+    Bytes in a pipe would be lost with the guard that reads them.
+    """
     number = getattr(error, "errno", 0) or 0
     text = message or (os.strerror(number) if number else str(error))
     lines = [
@@ -1428,25 +1518,28 @@ def note_failure(slot, stage, error, message, path=None):
 
 
 def prefer_for_oom():
-    """When memory runs out the kernel is to take the program rather than one of the guards that would tell of it."""
+    """Have the kernel kill the program, and not a guard, when memory runs out."""
     try:
         score = int(slurp("/proc/self/oom_score_adj"))
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
         os.write(fd, b"%d" % min(1000, score + 100))
         os.close(fd)
     except (OSError, ValueError):
-        pass  # not in every container; then all are equal
+        pass  # some containers forbid it; then program and guards are equal
 
 
 def become_program(directory, files, request, inherited, report, save, tell):
-    """In the forked child: put everything in place, claim `launched`, exec. Never returns.
+    """Prepare the forked child, claim `launched` and exec. Never returns.
 
-    It also writes the keeper's first record (`save`) and state.json (`tell`): its memory ends with the exec while the keeper's is kept for weeks.
+    The child also writes the keeper's first record (`save`) and state.json (`tell`): the memory
+    that takes ends with the exec here, while the keeper would hold it for weeks.
 
-    A carrier (`run.carrier`) is executed with argv behind its own words and takes the program to another machine. It closes $CORRA_REPORT
-    once the program runs there, or writes "STAGE ERRNO WORDS" into it; signal 33 + N asks it to give the program signal N; it exits as the
-    program did, and where a signal ends it the run is lost, or not started if it has said so. The program's variables are CORRA_FAR_NAME
-    to it, the secret ones stand in a pipe ($CORRA_SECRETS), its cwd is no affair of ours.
+    A carrier (`run.carrier`) takes the program to another machine. It is executed with argv behind
+    its own words. It closes $CORRA_REPORT once the program runs there, or writes "STAGE ERRNO
+    WORDS" into it. Signal 33 + N asks it to send the program signal N. It exits as the program
+    did. Where a signal ends a carrier, the run is lost, or not started if the carrier has reported
+    that. It finds the program's variables as CORRA_FAR_NAME and the secret ones in a pipe,
+    $CORRA_SECRETS; the program's cwd is left to it.
     """
     program, carrier = request["program"], (request.get("run") or {}).get("carrier")
     words = list(carrier or ()) + list(program["argv"])
@@ -1461,7 +1554,7 @@ def become_program(directory, files, request, inherited, report, save, tell):
                 pass
         prefer_for_oom()
         if program.get("pty"):
-            # The first terminal that the leader of a session opens is the session's own.
+            # The first terminal that a session's leader opens becomes the session's own.
             ends = [os.open(request["terminal"], os.O_RDWR)] * 3
         else:
             outputs = [
@@ -1503,27 +1596,28 @@ def become_program(directory, files, request, inherited, report, save, tell):
         text = "%d %d %s %d %d" % (pid, process(pid)[2], boot_id(), now_ns(), mono_ns())
         os.pwrite(files["launched"], text.encode().ljust(255), 0)
         os.fsync(files["launched"])
-        # Last, as they hold for us too; memory after the others.
+        # Limits come last, since they hold for this code too; memory after the other limits.
         for name, value in sorted(
             (program.get("limits") or {}).items(), key=lambda each: each[0] == "memory"
         ):
             if value is not None:
-                limit(name, value)
+                set_limit(name, value)
         try:
             os.link("launched.tmp", "launched", src_dir_fd=directory, dst_dir_fd=directory)
         except FileExistsError:
-            os._exit(127)  # launched before: whoever did it has its status
-        # A machine that dies from here on must know afterwards that exec was tried, or a repeated start would run it again.
+            os._exit(127)  # launched before, by a guard that has the status
+        # After a crash from here on the host must know that exec was tried: a repeated start would
+        # run the program again.
         os.fsync(directory)
         tell()
         stage, worst, where = "exec", None, argv[0]
-        # The mask goes last: a TERM that came since the fork must end the program, not this code.
+        # The mask goes last: a TERM since the fork must end the program and not this code.
         _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
         for path in candidates(words, variables):
             try:
                 os.execve(path, argv, variables)
             except OSError as error:
-                # As execvp: what is not there doesn't hide what may not be run.
+                # As execvp: a file that isn't there doesn't hide one that may not be run.
                 if worst is None or error.errno not in (errno.ENOENT, errno.ENOTDIR):
                     worst, where = error, path
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
@@ -1545,14 +1639,14 @@ def become_program(directory, files, request, inherited, report, save, tell):
 
 
 # ============================================================ guards/output
-# The program's output: from its FIFOs into the spool.
+# The program's output, on its way from the FIFOs into the spool.
 
 INDEX_EVERY_NS = 10 * 10**6
 ROOM_STEP = 16 << 20
 
 
 class Stream:
-    """One of the program's outputs: the FIFO's read end, the file it goes into, and how that went."""
+    """One of the program's outputs: a FIFO, and the file that its bytes are moved to."""
 
     def __init__(self, number, name, fifo, file, bound):
         self.number, self.name, self.fifo, self.file, self.bound = number, name, fifo, file, bound
@@ -1561,33 +1655,34 @@ class Stream:
         self.full = 0
         self.room = 0
         self.stamp = 0
-        self.held = b""  # only where splice isn't possible: read but not yet written
+        self.held = b""  # read but not yet written, only where splice isn't possible
 
     def length(self):
         return os.fstat(self.file).st_size
 
     def coming(self):
-        """Return how many bytes are not yet in the file."""
+        """Return how many bytes the program has written that aren't in the file yet."""
         return len(self.held) + unread(self.fifo)
 
     def has_room(self):
-        """Return whether the disk is above its floor; asked again only after as many bytes as were free above it, at most 16 MiB."""
+        """Return whether the disk is above its floor.
+
+        The disk is asked again after half as many bytes as were free, at most ROOM_STEP.
+        """
         if self.room <= 0:
             if not os.fstat(self.file).st_nlink:
-                os.ftruncate(
-                    self.file, 0
-                )  # deleted: nobody will read it, so it shall not fill the disk
-            self.room = min(room(self.file) // 2, ROOM_STEP)
+                os.ftruncate(self.file, 0)  # deleted: it mustn't fill the disk for no reader
+            self.room = min(free_room(self.file) // 2, ROOM_STEP)
             if self.room <= 0:
                 self.room = self.give_way()
         return self.room > 0
 
     def give_way(self):
-        """Have a stream that has reached its bound give back what it is about to take; return how much."""
+        """Make room by the beginning of a bounded stream; return how many bytes."""
         return self.bound.give_way() if self.bound else 0
 
     def move(self):
-        """Move what stands in the FIFO into the file; return how many bytes, 0 at its end, None when there is nothing."""
+        """Move bytes from the FIFO into the file; return how many, 0 at the end, None if empty."""
         if self.held:
             self.write_held()
         try:
@@ -1606,7 +1701,7 @@ class Stream:
         self.room -= moved
         if self.bound:
             self.bound.trim()
-        # 4 full splices in a row: the program is faster than we are.
+        # 4 full splices in a row: the program is faster than the keeper.
         self.full = self.full + 1 if moved >= 65536 else 0
         if self.full >= 4:
             self.full = 0
@@ -1619,7 +1714,7 @@ class Stream:
 
 
 class Pump:
-    """Moves the program's output from its FIFOs into the spool, notes when what came, and stops where the disk is full."""
+    """Moves the program's output into the spool, notes its times, and pauses on a full disk."""
 
     def __init__(self, files, request, poll):
         self.index, self.poll = files["index"], poll
@@ -1646,12 +1741,12 @@ class Pump:
         if event & select.POLLIN:
             self.drain(stream)
         elif event & (select.POLLHUP | select.POLLERR):
-            # Nobody holds the other end: asking again would be a busy loop.
+            # Nobody holds the other end. To poll it would be a busy loop.
             stream.open = False
             self.poll.unregister(fifo)
 
     def drain(self, stream):
-        """Move what is there, at most 16 splices, so that no stream keeps the others waiting."""
+        """Move what the FIFO holds; at most 16 splices, so that other streams get a turn."""
         for _ in range(16):
             try:
                 if not stream.has_room() and unread(stream.fifo):
@@ -1672,7 +1767,7 @@ class Pump:
             self.poll.register(stream.fifo, select.POLLIN)
 
     def note_time(self, stream):
-        """Add to the index when the stream changes, or 10 ms after its last record."""
+        """Add a record to the index when the stream changes, or 10 ms after its last record."""
         now = now_ns()
         if (self.latest is stream and 0 <= now - stream.stamp < INDEX_EVERY_NS) or not unread(
             stream.fifo
@@ -1682,7 +1777,7 @@ class Pump:
         try:
             size = os.fstat(self.index).st_size
             record = INDEX_RECORD.pack(now, stream.number << STREAM_SHIFT | stream.length())
-            # At a multiple of the record's size: a torn one is overwritten.
+            # At a multiple of the record's size, so that a torn record is overwritten.
             os.pwrite(self.index, record, size - size % INDEX_RECORD.size)
             if self.index_bound:
                 self.index_bound.trim()
@@ -1690,7 +1785,7 @@ class Pump:
             pass
 
     def block(self, stream, number):
-        """No room: leave the bytes in the FIFO, where they hold the program back, and ask again later."""
+        """Leave the bytes in the FIFO, where they hold the program back, and try again later."""
         if stream.open and not stream.blocked:
             self.poll.unregister(stream.fifo)
         stream.blocked = True
@@ -1709,7 +1804,7 @@ class Pump:
             self.pause_ns, self.blocked = 0, None
 
     def close(self):
-        """Expect nothing any more: no program came of it, so nobody will ever hang up."""
+        """Expect no output: no program was started, so nobody will ever hang up."""
         for stream in self.streams:
             stream.open = False
 
@@ -1717,11 +1812,11 @@ class Pump:
         return any(stream.open for stream in self.streams)
 
     def written(self):
-        """Return how much the program has written to each stream: what is in the file and what is still on its way."""
+        """Return how many bytes the program has written to each stream, moved or not."""
         return {stream.name: stream.length() + stream.coming() for stream in self.streams}
 
     def short_of(self, lengths):
-        """Return whether the files are shorter than `lengths` and will grow; bytes that are gone aren't waited for."""
+        """Return whether a file is shorter than `lengths` says and more bytes are to come."""
         return any(
             stream.length() < lengths.get(stream.name, 0) and stream.coming()
             for stream in self.streams
@@ -1729,30 +1824,31 @@ class Pump:
 
 
 # ============================================================ guards/stdin
-# The program's stdin: from the spool into the program's own end.
+# The program's stdin, on its way from the spool to the program.
 
 class Intake:
-    """Moves what is sent to the program from the file `stdin` into the program's own end.
+    """Moves bytes from the file `stdin` into the program's own end.
 
-    splice moves the file's position along with the bytes, in one step of the kernel, and all guards share that position, since they inherit
-    one open file: whichever of them is killed when, the next goes on at the very byte. (A position that the mover writes down is behind the
-    truth or ahead of it when he is killed between the two.) To a terminal the way leads through a pipe, which all of them hold as well.
+    splice moves bytes and the file's position in one step of the kernel, and all guards share that
+    position, since they inherit one open file. So after any kill the next guard goes on at the very
+    byte. If the keeper saved the position itself, a kill between the write and the save would leave
+    it wrong. To a terminal the bytes go through a pipe, which all guards hold as well.
     """
 
     def __init__(self, directory, files, poll, forgets):
-        """`forgets`: what the program has read isn't kept in the file."""
+        """Go on at the position that the guards share. `forgets`: wipe what was read."""
         self.directory, self.files, self.poll = directory, files, poll
         self.wiped = os.open("stdin", os.O_WRONLY, dir_fd=directory) if forgets else None
-        self.read = 0  # and wiped
-        self.look_at, self.pause_ns = None, 0  # when to look how far the program has read
+        self.read = 0  # by the program, and wiped
+        self.look_at, self.pause_ns = None, 0  # when to see how far the program has read
         self.file, self.terminal, self.target = (
             files["stdin"],
             files.get("terminal"),
             files.get("fifo/stdin", -1),
         )
-        self.waits = False  # for room in the program's end
+        self.waits = False  # until the program's end has room
         self.open = self.terminal is not None or self.target >= 0
-        self.through = False  # the pipe
+        self.through = False  # a terminal is reached through the pipe
         self.noted = -1
         if self.terminal is not None:
             self.target = self.terminal
@@ -1763,7 +1859,7 @@ class Intake:
                 self.through = error.errno != errno.EINVAL
 
     def move(self):
-        """Move what there is, as far as it goes."""
+        """Move bytes as long as there are bytes and room."""
         if self.open:
             self.move_on()
         if self.wiped is not None:
@@ -1773,24 +1869,26 @@ class Intake:
         try:
             self.waits = self.fill()
         except BrokenPipeError:
-            self.open = self.waits = False  # nobody reads it any more
+            self.open = self.waits = False  # the program has closed it
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            self.waits = False  # nobody has the terminal open: it waits for whoever does
+            self.waits = False  # no process has the terminal open: it waits for the next one
         at = os.lseek(self.file, 0, SEEK_CUR)
         if at != self.noted:
             self.noted = at
-            os.pwrite(
-                self.files["senders"], SENDER_RECORD.pack(at, 0, 0), 0
-            )  # for whoever sends: the truth is the position
+            # For the senders. The truth is the file's position.
+            os.pwrite(self.files["senders"], SENDER_RECORD.pack(at, 0, 0), 0)
         if self.terminal is None and self.waits:
             self.poll.register(self.target, select.POLLOUT)
         elif self.terminal is None:
             self.unregister()
 
     def forget(self):
-        """Wipe what has been read: a password that was typed isn't to lie about. Never before that, as a pipe only refers to the file's pages."""
+        """Wipe what the program has read, such as a password.
+
+        Bytes in the pipe can't be wiped before: a pipe refers to the file's own pages.
+        """
         at, left = os.lseek(self.file, 0, SEEK_CUR), self.left()
         if at - left > self.read:
             wipe(self.wiped, self.read, at - left)
@@ -1799,10 +1897,10 @@ class Intake:
         self.look_at = mono_ns() + self.pause_ns if left else None
 
     def left(self):
-        """Return how much has been moved that the program hasn't read."""
+        """Return how many bytes were moved that the program hasn't read."""
         if self.terminal is not None:
             return unread(self.files["feeding"])
-        # Opened for a moment: our own end may be closed by now.
+        # Opened for a moment, since this guard's own end may be closed by now.
         reader = os.open("fifo/stdin", os.O_RDONLY | os.O_NONBLOCK, dir_fd=self.directory)
         try:
             return unread(reader)
@@ -1810,12 +1908,12 @@ class Intake:
             os.close(reader)
 
     def forget_all(self):
-        """Nobody is left who could read any of it."""
+        """Wipe the rest: no process is left to read it."""
         if self.wiped is not None:
             wipe(self.wiped, self.read, os.fstat(self.file).st_size)
 
     def fill(self):
-        """Move until nothing is left, or until there is no room: then return True."""
+        """Move bytes until there are none, or no room; return whether room is what is missing."""
         for _ in range(64):
             try:
                 moved = pass_on(self.file, self.files["fed"] if self.through else self.target)
@@ -1834,7 +1932,7 @@ class Intake:
         return True
 
     def all_moved(self):
-        """Return whether it has been ended and all of it been moved. A terminal has no end."""
+        """Return whether stdin has ended and all of it was moved. A terminal has no end."""
         return self.terminal is None and all_moved(self.files)
 
     def unregister(self):
@@ -1844,7 +1942,7 @@ class Intake:
             pass
 
     def close(self):
-        """Close this guard's end of it."""
+        """Close this guard's end of the FIFO."""
         held = self.files.pop("fifo/stdin", None)
         if held is not None:
             self.unregister()
@@ -1858,13 +1956,17 @@ def all_moved(files):
 
 
 def pass_on(file, target):
-    """Move bytes from a file's position onwards in one step; return how many. Raises BlockingIOError when there is no room."""
+    """Move bytes from a file's position onwards in one step; return how many.
+
+    Raises BlockingIOError where there is no room.
+    """
     try:
         return splice(file, target, SPLICE)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-    # A file system without splice, or a terminal before Linux 5.12: here a kill between write and lseek has these bytes come twice.
+    # A file system without splice, or a terminal before Linux 5.12. A kill between write and lseek
+    # makes these bytes come twice.
     data = os.pread(file, 2048, os.lseek(file, 0, SEEK_CUR))
     sent = os.write(target, data) if data else 0
     os.lseek(file, sent, SEEK_CUR)
@@ -1872,24 +1974,27 @@ def pass_on(file, target):
 
 
 # ============================================================ guards/terminal
-# The program's terminal.
+# The program's terminal, and the pipes through which it is read and fed.
 
 class Terminal:
-    """The master of the program's terminal: what it says goes into a pipe of the guards and from there into the file, like any other output."""
+    """The master of the program's terminal.
+
+    Its output goes into a pipe of the guards and from there into the file, as any output does.
+    """
 
     def __init__(self, files, pump, poll):
         self.master, self.pipe, self.pump, self.poll = files["terminal"], files["said"], pump, poll
         self.stream = pump.streams[0]
-        self.heed_at = None  # when to look again whether somebody has opened it anew
+        self.heed_at = None  # when to see whether a process has opened it again
 
     def watch(self, writing):
-        """Say what to wake up for. A hang-up comes unasked and for ever, so who hears of one looks again later."""
+        """Register what to wake up for: nothing after a hang-up, which poll reports for ever."""
         wanted = (0 if self.stream.blocked else select.POLLIN) | (select.POLLOUT if writing else 0)
         if self.heed_at is None and self.stream.open:
             self.poll.register(self.master, wanted)
 
     def hear(self):
-        """Move what was said, at most as much as a terminal holds; return False when nobody has it open and all is moved."""
+        """Move what was written to the terminal; return False after a hang-up and the last byte."""
         for _ in range(64):
             try:
                 moved = self.take()
@@ -1913,13 +2018,16 @@ class Terminal:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-        # Linux 5.10 has no splice for terminals: here a kill between the two costs what was read.
+        # Linux 5.10 has no splice for terminals. A kill between read and write loses what was read.
         if unread(self.stream.fifo) > 32768:
             raise BlockingIOError
         return os.write(self.pipe, os.read(self.master, 4096))
 
     def hung_up(self, ended):
-        """Nobody has it open: that is the end of it if the program is at its end, else it may be opened again (login does so)."""
+        """No process has it open. After the program's end that is the end of the output.
+
+        Before that a process may open it again, as login does.
+        """
         try:
             self.poll.unregister(self.master)
         except KeyError:
@@ -1930,12 +2038,16 @@ class Terminal:
             self.heed_at = mono_ns() + int(LOOK_S * 1e9)
 
     def resize(self, rows, columns):
-        """Give it a size. Whoever is in the foreground hears of it also where it is the old one: who has just come wants all drawn anew."""
-        import termios  # in memory already: open_terminal has needed it
+        """Set the terminal's size. The foreground gets SIGWINCH even for the same size.
+
+        An operator who has just attached wants the screen drawn anew.
+        """
+        import termios  # in memory already, by open_terminal
 
         size = struct.pack("HHHH", rows, columns, 0, 0)
         if fcntl.ioctl(self.master, termios.TIOCGWINSZ, b"\0" * 8)[:4] == size[:4]:
-            # The kernel sends the signal, to root's programs too, and only where the size has changed.
+            # The kernel sends the signal only where the size changes, but then to root's programs
+            # too.
             fcntl.ioctl(
                 self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns + 1, 0, 0)
             )
@@ -1943,7 +2055,7 @@ class Terminal:
 
 
 def open_terminal(request, files):
-    """Make the terminal and the pipes beside it, before there is any other guard: all hold them. Raises OSError where there is none to be had."""
+    """Open the terminal and its pipes, for all guards to inherit. Raises OSError."""
     import termios
 
     wanted = (request.get("run") or {}).get("terminal") or {}
@@ -1954,7 +2066,7 @@ def open_terminal(request, files):
         struct.pack("HHHH", wanted.get("rows") or 24, wanted.get("columns") or 80, 0, 0),
     )
     modes = termios.tcgetattr(slave)
-    modes[0] |= 0x4000  # IUTF8: the rubout of a line takes a character and not a byte
+    modes[0] |= 0x4000  # IUTF8: a rubout takes a character and not a byte
     termios.tcsetattr(slave, termios.TCSANOW, modes)
     request["terminal"] = os.ttyname(slave)
     os.close(slave)
@@ -1965,18 +2077,19 @@ def open_terminal(request, files):
 
 
 # ============================================================ guards/decide
-# What the keeper decides: pure functions of what it sees.
+# The keeper's decisions, as functions of what it sees.
 
 def kill_deadline_ns(options):
-    """Return how long after KILL what is left is left."""
+    """Return how long after the first KILL the keeper gives up on survivors."""
     return KILL_DEADLINE_NS + (CARRIER_DEADLINE_NS if options.get("carrier") else 0)
 
 
 def step(view, now):
-    """Return (action, when to look again) for what the keeper sees: it decides, `Keeper` acts. Times are monotonic ns.
+    """Return (action, when to look again) for what the keeper sees. Times are monotonic ns.
 
-    The order of the end is: the record (with the exit status) → the drain of what the program wrote → state.json → reap →
-    leave when nobody holds the FIFOs any more. Each can be repeated by the next keeper.
+    `Keeper.do_ACTION` carries an action out. The end comes in this order: the record, which has
+    the exit status; the drain of the output; state.json; reap; leave, when no process holds the
+    FIFOs any more. The next keeper can repeat each of them.
     """
     stop, wake = view["stop"], None
     if stop and stop[3] == "done":
@@ -2025,153 +2138,23 @@ def step(view, now):
     return None, wake
 
 
-# ============================================================ guards/keeper
-# The keeper: the program's parent.
+# ============================================================ guards/slot
+# The slot: the keeper's record, in memory and in the file `exit`; and state.json.
 
-STAND_IN = 33  # what is added to a signal that a carrier is to pass on: 1 to 31 become the real-time signals 34 to 64
-COURIER_S = 86400
+class Slot:
+    """The keeper's Record, and the first page of the file `exit` that it is saved to."""
 
-
-class Keeper:
-    """The program's parent: moves its output, obeys orders, keeps time, records the end."""
-
-    def __init__(self, directory, files, request, inherited):
-        self.directory, self.files, self.request, self.inherited = (
-            directory,
-            files,
-            request,
-            inherited,
-        )
-        self.options = request.get("run") or {}
-        self.carrier = bool(self.options.get("carrier"))
+    def __init__(self, directory, files, request, streams):
+        self.directory, self.files, self.request = directory, files, request
+        self.streams = streams  # of the Pump
         self.record = Record.read(os.pread(files["exit"], PAGE, 0)) or Record()
         if self.record.ooms is None:
             self.record.ooms = oom_kills()
-        self.report = self.pids = None
-        self.pid = None
-        self.status = None
-        self.told = self.reaped = False
-        self.dirty = self.end_known = True
-        self.timeout_at = None
-        self.retry_at = self.again_at = 0
-        self.courier_at, self.courier_born, self.courier_deaths = None, 0, 0
-        self.pipe = None
-        self.poll = select.poll()
-        self.pump = Pump(files, request, self.poll)
-        self.intake = None
-        if "senders" in files:
-            self.intake = Intake(
-                directory, files, self.poll, self.options.get("forget_stdin") or "terminal" in files
-            )
-        self.ended_stdin = False
-        self.terminal = Terminal(files, self.pump, self.poll) if "terminal" in files else None
-
-    def take_over(self):
-        """Become the program's parent after another keeper's death."""
-        launched = launched_by(self.directory, self.files)
-        if launched is None:
-            self.nothing_to_keep()  # and the slot says why
-            return
-        self.pid = launched[0]
-        self.record.phase = "live" if self.record.phase == "carrying" else self.record.phase
-        self.set_timeout(launched)
-        if "courier" in self.files and (process(self.record.courier) or "Z")[0] in "ZX":
-            self.courier_at = 0
-        while True:
-            try:
-                self.status = ended(self.pid)
-                return
-            except ChildProcessError:
-                # The lock falls before the children are handed over: a process that is still there will be ours.
-                found = process(self.pid)
-                if found is None or found[2] != launched[1]:
-                    self.reaped = True
-                    if self.record.outcome is None:
-                        self.nothing_to_keep()  # no guard left a status: the readers will say lost
-                    return
-                time.sleep(0.001)
-
-    def launch(self):
-        """Fork the program. The pipe closes at its exec or its death and wakes us; a carrier keeps it until the program runs at its other end.
-
-        The first record is written by the forked child, too: what it takes to make one would be 280 kB of ours, for weeks.
-        """
-        self.record.phase = "carrying" if self.carrier else "live"
-        self.pipe, theirs = os.pipe()
-        saved, saving = os.pipe()
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGTERM, _signal.SIGCHLD})
-        try:
-            self.pid = os.fork()
-            if not self.pid:
-                save = lambda: (self.save(), os.close(saving))  # noqa: E731
-                become_program(
-                    self.directory,
-                    self.files,
-                    self.request,
-                    self.inherited,
-                    theirs,
-                    save,
-                    self.tell,
-                )
-        except OSError as error:
-            note_failure(
-                self.files["exit"],
-                "setup",
-                error,
-                "there is no process to be had for it: " + error.strerror,
-            )
-            self.nothing_to_keep()
-        finally:
-            _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGTERM, _signal.SIGCHLD})
-        os.close(theirs)
-        os.close(saving)
-        os.read(saved, 1)  # its end: from here on our own record is the newer one
-        os.close(saved)
-        self.dirty = not self.pid
-        self.poll.register(self.pipe, select.POLLIN)
-
-    def set_timeout(self, launched):
-        if self.options.get("timeout"):
-            self.timeout_at = launched[4] + int(self.options["timeout"] * 1e9)
-
-    def launch_over(self):
-        """Exec was done or refused: whoever waits for the start may look now."""
-        said = os.read(self.pipe, PAGE).decode("utf-8", "surrogateescape").split(" ", 2)
-        if len(said) == 3 and said[1].isdigit():
-            note_failure(self.files["exit"], said[0], OSError(int(said[1]), said[2]), said[2])
-        self.record.phase = "live"
-        self.poll.unregister(self.pipe)
-        os.close(self.pipe)
-        self.pipe = None
-        launched = (
-            read_launched(os.pread(self.files["launched"], 256, 0))
-            if self.options.get("timeout")
-            else None
-        )
-        if launched:
-            self.set_timeout(launched)
-        if exists(
-            self.directory, "launched"
-        ):  # else it died before its claim, and whoever tries again needs the file
-            try:
-                os.unlink("launched.tmp", dir_fd=self.directory)
-            except OSError:
-                pass
-        # The program runs: its secrets and environment need no memory of ours any more.
-        self.inherited = {}
-        self.request["secret_env"] = {}
-        self.courier_at = 0 if "courier" in self.files else None
-        if self.carrier:
-            self.save()
-            self.tell()
-        if self.report is not None:
-            os.close(self.report)
-            self.report = None
-
-    # ======================================================== the keeper: its record
+        self.pids = None  # of the guards, the outermost first
+        self.dirty = True  # the record has changed since the page was written
 
     def save(self):
-        """Write the record; a full disk doesn't matter, since the page is there already."""
+        """Write the record to its page, as a full disk allows; return whether it is written."""
         self.name_guards()
         try:
             os.pwrite(self.files["exit"], self.record.page(), 0)
@@ -2183,7 +2166,7 @@ class Keeper:
             return False
 
     def name_guards(self):
-        """Have the guards in the record; looked up when first needed, which for a run that only waits is never."""
+        """Put the guards into the record; a run that only waits never has to look them up."""
         if not self.record.guards:
             self.record.guards = [
                 (pid, found[2])
@@ -2191,8 +2174,21 @@ class Keeper:
                 if found
             ]
 
+    def log(self, name, number, to, by):
+        """Add a signal to the record's sent ones."""
+        self.record.sent.append((now_ns(), "SIG" + name, number, to, by))
+        self.dirty = True
+
+    def launched(self):
+        """Return the launched process, or None before the program's claim."""
+        return launched_by(self.directory, self.files)
+
+    def failure(self):
+        """Return why the program was not started, from the second page, or None."""
+        return unpack(os.pread(self.files["exit"], PAGE, PAGE))
+
     def tell(self):
-        """Write state.json, a copy for people: nothing depends on it. Where it can't be written the old one goes, as it would be untrue."""
+        """Write state.json, a copy for people; where that fails, remove the old copy."""
         try:
             fd = os.open(
                 "state.json.tmp",
@@ -2215,223 +2211,92 @@ class Keeper:
                     pass
 
     def facts(self):
+        """Return the facts for state_of, as Run.facts does."""
         return {
             "alive": True,
-            "launched": launched_by(self.directory, self.files),
+            "launched": self.launched(),
             "record": self.record,
-            "failure": unpack(os.pread(self.files["exit"], PAGE, PAGE)),
-            "sizes": {stream.name: stream.length() for stream in self.pump.streams},
-            "heads": {
-                stream.name: stream.bound.head for stream in self.pump.streams if stream.bound
-            },
-            "last_ns": max(os.fstat(stream.file).st_mtime_ns for stream in self.pump.streams),
+            "failure": self.failure(),
+            "sizes": {stream.name: stream.length() for stream in self.streams},
+            "heads": {stream.name: stream.bound.head for stream in self.streams if stream.bound},
+            "last_ns": max(os.fstat(stream.file).st_mtime_ns for stream in self.streams),
             "gone": False,
             "boot_id": boot_id(),
             "mono_ns": mono_ns(),
             "spool": self.request["path"],
             "courier": read_file(self.directory, "courier.json", PAGE),
-            "stdin": stdin_facts(self.directory) if self.intake else None,
+            "stdin": stdin_facts(self.directory) if "senders" in self.files else None,
             "standbys": [pid for pid in living_guards(self.record) if pid != self.record.agent],
         }
 
+
+# ============================================================ guards/child
+# The program as its parent sees it: a process to signal, to look at and to reap.
+
+# Added to a signal for a carrier to pass on: 1 to 31 become the real-time signals 34 to 64.
+STAND_IN = 33
+
+
+class Child:
+    """The program. Until it is reaped its pid can't come to mean another process."""
+
+    def __init__(self, slot, carrier):
+        self.slot, self.carrier = slot, carrier
+        self.pid = None
+        self.status = None  # the raw wait status, after its end
+        self.reaped = False
+
+    @property
+    def over(self):
+        return self.status is not None or self.reaped
+
     def peek(self):
-        """Take note of the program's end, if it has come."""
+        """Return the program's raw wait status, or None where no end is known; reap nothing."""
         if self.status is None and self.pid and not self.reaped:
             self.status = ended(self.pid)
-
-    def view(self):
-        stop = self.record.stop
-        self.peek()
-        busy = stop is not None and stop[3] != "done"
-        waits = (
-            bool(self.options.get("wait_children"))
-            and self.status is not None
-            and self.record.phase != "final"
-        )
-        return {
-            "stop": stop,
-            "ended": self.status is not None or self.reaped,
-            "recorded": self.record.outcome is not None or self.reaped,
-            "final": self.record.phase == "final",
-            # A walk over /proc: only when the answer matters, and never while the program itself lives.
-            "alone": (busy or waits) and self.status is not None and not self.descendants(),
-            "wait_children": waits,
-            "timed": (self.status is None and not self.reaped)
-            or (waits and self.record.outcome is not None),
-            "timeout_at": self.timeout_at,
-            "kill_ns": kill_deadline_ns(self.options),
-            "again_at": self.again_at,
-            "retry_at": self.retry_at,
-            "blocked": self.pump.blocked is not None,
-            "room_at": self.pump.again_at,
-            "due": self.record.outcome is not None and self.pump.short_of(self.record.lengths),
-            "told": self.told,
-            "reaped": self.reaped,
-            "open": self.pump.open(),
-            "courier": self.end_known and (self.record.courier or self.courier_at is not None),
-            "courier_at": self.courier_at,
-            "heed_at": self.heed_at(),
-        }
+        return self.status
 
     def descendants(self):
-        """Return the program's living descendants; the courier is ours, and no signal to them is for it."""
-        return tree([os.getpid()], [self.record.courier])
-
-    # ======================================================== the keeper: its acts
-
-    def do_unblock(self, now):
-        self.pump.unblock()
-        self.heed()
-
-    def do_heed(self, now):
-        if self.terminal:
-            self.terminal.heed_at = None
-        if self.intake:
-            self.intake.look_at = None
-        self.heed()
-
-    def heed_at(self):
-        times = [self.terminal and self.terminal.heed_at, self.intake and self.intake.look_at]
-        return min([each for each in times if each] or [None])
-
-    def do_timeout(self, now):
-        name, grace_s = self.options.get("stop_signal") or "TERM", self.options.get("grace")
-        self.begin_stop(
-            "timeout", "timeout", name, GRACE_S if grace_s is None else grace_s, "its own timeout"
-        )
-
-    def begin_stop(self, number, reason, name, grace_s, by):
-        """Ask the program's group to end, and remember when to stop asking."""
-        self.peek()
-        if self.status is not None and not self.status & 0x7F and self.record.outcome is None:
-            self.do_record(mono_ns())  # it ended by itself, before it was asked to
-        kill_at = mono_ns() + int(grace_s * 1e9)
-        pending = self.record.stop if self.record.stop and self.record.stop[3] != "done" else None
-        if pending:
-            kill_at = min(kill_at, pending[2])
-        self.record.stop = [number, pending[1] if pending else reason, kill_at, "grace"]
-        self.record.survivors = []
-        if grace_s > 0:
-            self.send(name, number, by)
-            if self.status is None:
-                self.to_group(_signal.SIGCONT)
-        else:
-            self.log("KILL", number, "tree", by)
-        self.save()
+        """Return the program's living descendants, without the courier."""
+        return process_tree([os.getpid()], [self.slot.record.courier])
 
     def send(self, name, number, by):
-        """Signal the program's group; after its end, whatever of its descendants lives on."""
+        """Signal the program's group; after the program's end, its descendants."""
         if self.status is None:
             self.to_group(SIGNALS[name])
         else:
             for pid, found in self.descendants().items():
                 signal_process(pid, found[2], SIGNALS[name])
-        self.log(name, number, "group" if self.status is None else "tree", by)
+        self.slot.log(name, number, "group" if self.status is None else "tree", by)
 
     def to_group(self, number):
         if self.reaped:
-            return  # from then on the pid and the group can come to mean somebody else
+            return  # the pid and the group may mean other processes by now
         number += STAND_IN if self.carrier and number <= _signal.SIGSYS else 0
         try:
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):
-            # Between fork and setsid the group is still ours.
+            # Between fork and setsid the program is still in the keeper's group.
             signal_process(self.pid, 0, number)
 
-    def log(self, name, number, to, by):
-        self.record.sent.append((now_ns(), "SIG" + name, number, to, by))
-        self.dirty = True
-
-    def do_kill(self, now):
-        if self.record.stop[3] == "grace":
-            if self.record.sent[-1:] and self.record.sent[-1][2:4] != (self.record.stop[0], "tree"):
-                self.log("KILL", self.record.stop[0], "tree", AFTER_GRACE)
-            self.record.stop[2:] = [now, "killing"]
-            self.dirty = True
-            if self.carrier and self.status is None:
-                self.to_group(_signal.SIGKILL)
-        if (
-            not self.carrier
-            or self.status is not None
-            or now > self.record.stop[2] + CARRIER_DEADLINE_NS
-        ):
-            kill_tree([os.getpid()], [self.record.courier])
-        self.again_at = now + 50 * 10**6
-        self.save()
-
-    def do_stopped(self, now):
-        self.record.stop[3] = "done"
-        self.record.survivors = [(pid, found[2]) for pid, found in self.descendants().items()]
-        self.save()
-
-    def do_record(self, now):
-        """The end: peeked at, not yet reaped, so that a guard's death loses no status."""
-        if self.pipe is not None:
-            self.launch_over()  # why nothing was started may stand there, and the status be no program's
-        launched = launched_by(self.directory, self.files)
-        if (
-            launched is None
-            or launched[0] != self.pid
-            or unpack(os.pread(self.files["exit"], PAGE, PAGE)) is not None
-        ):
-            # exec was refused, and the child has said why; or it was killed before its claim, and the next start tries again.
-            self.reap()
-            self.tell()
-            self.nothing_to_keep()
-            return
-        if self.terminal:
-            self.terminal.hear()  # what it said last still stands in the kernel's buffers, where nobody can count it
-        self.record.lengths = self.pump.written()
-        self.record.usage = usage(self.pid)
-        self.record.outcome = (self.status, now_ns(), mono_ns() - launched[4], self.reason())
-        self.record.phase = "ended" if self.options.get("wait_children") else "final"
-        if not self.save():
-            self.record.outcome = None
-            self.retry_at = now + 200 * 10**6
-
-    def nothing_to_keep(self):
-        """No program came of it: nobody will ever hold the FIFOs. Without a State that is final nobody waits for the courier either."""
-        self.end_known = unpack(os.pread(self.files["exit"], PAGE, PAGE)) is not None
-        self.record.phase, self.told, self.reaped = "final", True, True
-        self.pump.close()
+    def relay(self):
+        """Pass a SIGTERM to the keeper on to the program."""
+        if self.status is None and self.pid:
+            signal_process(self.pid, 0, _signal.SIGTERM)  # not reaped, so the pid is its own
+            self.slot.log("TERM", "-", "program", "SIGTERM to the agent")
 
     def reason(self):
-        number = self.status & 0x7F
-        if self.record.stop:
-            return self.record.stop[1]
+        """Return the reason of the program's end, for the State."""
+        record, number = self.slot.record, self.status & 0x7F
+        if record.stop:
+            return record.stop[1]
         if not number:
             return "exited"
         name = SIGNAL_NAMES.get(number)
-        if (
-            number == _signal.SIGKILL
-            and not any(each[1] == name for each in self.record.sent)
-            and oom_kills() > self.record.ooms
-        ):
+        told = any(each[1] == name for each in record.sent)
+        if number == _signal.SIGKILL and not told and oom_kills() > record.ooms:
             return "oom"
-        return "killed" if any(each[1] == name for each in self.record.sent) else "signaled"
-
-    def do_finish(self, now):
-        """With wait_children the run ends when the last descendant has; the program's own status stands."""
-        self.record.lengths = self.pump.written()
-        self.record.phase = "final"
-        status, _, _, reason = self.record.outcome
-        if self.record.stop and self.record.stop[1] == "timeout":
-            reason = "timeout"
-        launched = read_launched(os.pread(self.files["launched"], 256, 0))
-        self.record.outcome = (status, now_ns(), mono_ns() - launched[4], reason)
-        if not self.save():
-            self.record.phase = "ended"
-            self.retry_at = now + 200 * 10**6
-
-    def do_tell(self, now):
-        self.tell()
-        self.told = True
-
-    def do_reap(self, now):
-        self.reap()
-        self.reaped = True
-        self.reap_orphans()
-        self.heed()
+        return "killed" if told else "signaled"
 
     def reap(self):
         try:
@@ -2439,103 +2304,87 @@ class Keeper:
         except ChildProcessError:
             pass
 
-    # ======================================================== the keeper: its loop
 
-    def obey(self):
-        """Read orders: `ID signal NAME BY LAPSES`, `ID stop NAME GRACE-MS BY`, `- window ROWS COLUMNS`; `- stdin` only wakes us."""
-        try:
-            text = os.read(self.files["control"], 65536).decode("ascii", "replace")
-        except BlockingIOError:
-            return
-        for line in text.splitlines():
-            words = line.split(" ")
-            if (
-                words[1:2] == ["window"]
-                and self.terminal
-                and len(words) == 4
-                and words[2].isdigit()
-                and words[3].isdigit()
-            ):
-                self.terminal.resize(min(int(words[2]), 9999), min(int(words[3]), 9999))
-            if (
-                len(words) != 5
-                or words[2] not in SIGNALS
-                or any(each[2] == words[0] for each in self.record.sent)
-            ):
-                continue
-            if self.pid is None:
-                continue  # unanswered: whoever ordered it finds out
-            if words[1] == "signal" and words[4].isdigit() and mono_ns() < int(words[4]):
-                self.send(words[2], words[0], words[3])
-            elif words[1] == "stop" and words[3].isdigit():
-                self.begin_stop(words[0], "killed", words[2], int(words[3]) / 1000, words[4])
+# ============================================================ guards/stops
+# A stop: the signal that asks the program to end, its grace, then KILL for what is left.
 
-    # ======================================================== the keeper: the program's stdin and terminal
+KILL_AGAIN_NS = 50 * 10**6
 
-    def heed(self, event=0):
-        """Move what was said on the terminal and what is to be read, whatever woke us."""
-        if self.terminal and self.launched:
-            heard = self.terminal.stream.blocked or self.terminal.hear()
-            if not heard or (event & select.POLLHUP and not event & select.POLLIN):
-                self.peek()
-                self.terminal.hung_up(self.status is not None or self.reaped)
-        if self.intake and self.launched:
-            self.intake.move()
-            if not self.ended_stdin and self.intake.all_moved():
-                self.ended_stdin = True
-                self.intake.close()
-                self.name_guards()
-                for pid, start in self.record.guards:
-                    if pid != os.getpid():
-                        signal_process(
-                            pid, start, _signal.SIGURG
-                        )  # the end comes when nobody holds it open any more
-        if self.terminal:
-            self.terminal.watch(self.intake.waits)
 
-    @property
-    def launched(self):
-        """Whether the program has its ends open: until then nobody reads them, which means nothing."""
-        return self.pipe is None and self.pid is not None
+class Stops:
+    """The stop in progress, if any. The record has it, so that the next keeper goes on."""
 
-    def waits(self):
-        """Return whether this is a run of which something may be due though nothing has happened."""
-        return (
-            self.carrier
-            or self.intake is not None
-            or "courier" in self.files
-            or bool(self.options.get("timeout"))
-        )
+    def __init__(self, slot, child):
+        self.slot, self.child = slot, child
+        self.again_at = 0  # when to send the next KILL
 
-    def relay(self):
-        """SIGTERM to the keeper is SIGTERM to the program."""
-        if self.status is None and self.pid:
-            signal_process(self.pid, 0, _signal.SIGTERM)  # not reaped, so it is nobody else
-            self.log("TERM", "-", "program", "SIGTERM to the agent")
+    def begin(self, number, reason, name, grace_s, by):
+        """Signal the program's group, and set the time of the KILL."""
+        record = self.slot.record
+        kill_at = mono_ns() + int(grace_s * 1e9)
+        pending = record.stop if record.stop and record.stop[3] != "done" else None
+        if pending:
+            kill_at = min(kill_at, pending[2])
+        record.stop = [number, pending[1] if pending else reason, kill_at, "grace"]
+        record.survivors = []
+        if grace_s > 0:
+            self.child.send(name, number, by)
+            if self.child.status is None:
+                self.child.to_group(_signal.SIGCONT)
+        else:
+            self.slot.log("KILL", number, "tree", by)
+        self.slot.save()
 
-    def reap_orphans(self):
-        """Reap the program's orphans, never the program: its status must be in the record first."""
-        while True:
-            try:
-                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if info is None or not info.si_pid or (info.si_pid == self.pid and not self.reaped):
-                return
-            _, status = os.waitpid(info.si_pid, 0)
-            if info.si_pid == self.record.courier:
-                self.courier_left(status)
+    def kill(self, now):
+        """KILL the whole tree. A carrier first gets time to kill its program elsewhere."""
+        record, child = self.slot.record, self.child
+        if record.stop[3] == "grace":
+            if record.sent[-1:] and record.sent[-1][2:4] != (record.stop[0], "tree"):
+                self.slot.log("KILL", record.stop[0], "tree", AFTER_GRACE)
+            record.stop[2:] = [now, "killing"]
+            self.slot.dirty = True
+            if child.carrier and child.status is None:
+                child.to_group(_signal.SIGKILL)
+        waited = now > record.stop[2] + CARRIER_DEADLINE_NS
+        if not child.carrier or child.status is not None or waited:
+            kill_tree([os.getpid()], [record.courier])
+        self.again_at = now + KILL_AGAIN_NS
+        self.slot.save()
 
-    # ======================================================== the keeper: its courier
+    def end(self):
+        """End the stop; what is left of the tree becomes the record's survivors."""
+        record = self.slot.record
+        record.stop[3] = "done"
+        record.survivors = [(pid, found[2]) for pid, found in self.child.descendants().items()]
+        self.slot.save()
 
-    def do_courier(self, now):
-        """Start the courier: a fresh interpreter of its own, which anything may kill. It gets two files of code, and no lock of ours."""
-        self.courier_at, self.courier_born = None, now
+
+# ============================================================ guards/courier
+# The courier's process, which the keeper starts, and starts again when it dies.
+
+COURIER_S = 86400
+RESTING_NS = 10**10  # a courier that lived for longer has no defect that comes back at once
+
+
+class Couriers:
+    """The couriers of a run, of which one lives at a time."""
+
+    def __init__(self, slot, files, request):
+        self.slot, self.files, self.request = slot, files, request
+        self.at = None  # when to start the next one
+        self.born = self.deaths = 0
+
+    def start(self, now):
+        """Start a courier in a fresh interpreter, which anything may kill.
+
+        It gets two files of code and none of the guards' locks.
+        """
+        self.at, self.born = None, now
         script, agent = self.files["courier"], self.files["agent"]
         try:
             child = os.fork()
         except OSError:
-            self.courier_at = now + 10**10
+            self.at = now + RESTING_NS
             return
         if not child:
             try:
@@ -2556,32 +2405,392 @@ class Keeper:
                 os.execv(sys.executable, [sys.executable] + words)
             finally:
                 os._exit(1)
-        self.record.courier, self.dirty = child, True
+        self.slot.record.courier, self.slot.dirty = child, True
 
-    def courier_left(self, status):
-        """It has done what it could, or died: then another goes on from what was acknowledged."""
-        now, self.record.courier, self.dirty = mono_ns(), 0, True
+    def left(self, status):
+        """Note a courier's end, and when the next one starts if it died."""
+        record, now = self.slot.record, mono_ns()
+        record.courier, self.slot.dirty = 0, True
         if not status:
             return
         config = self.request.get("config") or {}
-        over_ns = self.record.outcome and self.record.outcome[1] + int(
+        over_ns = record.outcome and record.outcome[1] + int(
             ((config.get("timeout") or COURIER_S) + COURIER_S) * 1e9
         )
         if over_ns and now_ns() > over_ns:
-            return  # it can't even say that it gave up
-        self.courier_deaths = 1 if now - self.courier_born > 10**10 else self.courier_deaths + 1
-        # Whoever kills it may do so often; a defect of its own would come back at once.
+            return  # too late even to report that it gave up
+        self.deaths = 1 if now - self.born > RESTING_NS else self.deaths + 1
+        # A courier may be killed often. A defect of its own would come back at once.
         most = 10**9 if status & 0x7F else 60 * 10**9
-        self.courier_at = now + min(10**8 << min(self.courier_deaths - 1, 12), most)
+        self.at = now + min(10**8 << min(self.deaths - 1, 12), most)
 
-    # ======================================================== the keeper: running
+
+# ============================================================ guards/keeper
+# The keeper: the program's parent, and the loop that keeps a run.
+
+RECORD_AGAIN_NS = 200 * 10**6
+
+
+class Keeper:
+    """The program's parent: moves its output, obeys orders, keeps time, records the end."""
+
+    def __init__(self, directory, files, request, inherited):
+        self.directory, self.files, self.request = directory, files, request
+        self.inherited = inherited
+        self.options = request.get("run") or {}
+        self.poll = select.poll()
+        self.pump = Pump(files, request, self.poll)
+        self.slot = Slot(directory, files, request, self.pump.streams)
+        self.child = Child(self.slot, bool(self.options.get("carrier")))
+        self.stops = Stops(self.slot, self.child)
+        self.couriers = Couriers(self.slot, files, request) if "courier" in files else None
+        self.intake = None
+        if "senders" in files:
+            self.intake = Intake(
+                directory, files, self.poll, self.options.get("forget_stdin") or "terminal" in files
+            )
+        self.ended_stdin = False
+        self.terminal = Terminal(files, self.pump, self.poll) if "terminal" in files else None
+        self.report = None  # closed when the launch is over
+        self.pipe = None  # closes at the program's exec
+        self.timeout_at = None
+        self.retry_at = 0  # when to try again to record the end
+        self.told = False  # state.json has the end
+        self.end_known = True
+
+    def take_over(self):
+        """Become the program's parent after another keeper's death."""
+        launched, child, record = self.slot.launched(), self.child, self.slot.record
+        if launched is None:
+            self.nothing_to_keep()  # the slot says why
+            return
+        child.pid = launched[0]
+        record.phase = "live" if record.phase == "carrying" else record.phase
+        self.set_timeout(launched)
+        if self.couriers and (process(record.courier) or "Z")[0] in "ZX":
+            self.couriers.at = 0
+        while True:
+            try:
+                child.status = ended(child.pid)
+                return
+            except ChildProcessError:
+                # The lock falls before the children are handed over. A program that still lives
+                # becomes this keeper's child in a moment.
+                found = process(child.pid)
+                if found is None or found[2] != launched[1]:
+                    child.reaped = True
+                    if record.outcome is None:
+                        self.nothing_to_keep()  # no guard left a status: readers will say lost
+                    return
+                time.sleep(0.001)
+
+    def launch(self):
+        """Fork the program. The pipe closes at its exec or its death, which wakes the keeper.
+
+        A carrier keeps the pipe open until the program runs on the other machine. The forked child
+        also writes the first record: to make one takes 280 kB, which the keeper would hold for
+        weeks.
+        """
+        slot = self.slot
+        slot.record.phase = "carrying" if self.child.carrier else "live"
+        self.pipe, theirs = os.pipe()
+        saved, saving = os.pipe()
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGTERM, _signal.SIGCHLD})
+        try:
+            self.child.pid = os.fork()
+            if not self.child.pid:
+                save = lambda: (slot.save(), os.close(saving))  # noqa: E731
+                become_program(
+                    self.directory,
+                    self.files,
+                    self.request,
+                    self.inherited,
+                    theirs,
+                    save,
+                    slot.tell,
+                )
+        except OSError as error:
+            note_failure(
+                self.files["exit"],
+                "setup",
+                error,
+                "there is no process to be had for it: " + error.strerror,
+            )
+            self.nothing_to_keep()
+        finally:
+            _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGTERM, _signal.SIGCHLD})
+        os.close(theirs)
+        os.close(saving)
+        os.read(saved, 1)  # the pipe's end: from here on the keeper's record is the newer one
+        os.close(saved)
+        slot.dirty = not self.child.pid
+        self.poll.register(self.pipe, select.POLLIN)
+
+    def set_timeout(self, launched):
+        if self.options.get("timeout"):
+            self.timeout_at = launched[4] + int(self.options["timeout"] * 1e9)
+
+    def launch_over(self):
+        """Note that exec was done or refused, and let the starter look."""
+        said = os.read(self.pipe, PAGE).decode("utf-8", "surrogateescape").split(" ", 2)
+        if len(said) == 3 and said[1].isdigit():
+            note_failure(self.files["exit"], said[0], OSError(int(said[1]), said[2]), said[2])
+        self.slot.record.phase = "live"
+        self.poll.unregister(self.pipe)
+        os.close(self.pipe)
+        self.pipe = None
+        launched = (
+            read_launched(os.pread(self.files["launched"], 256, 0))
+            if self.options.get("timeout")
+            else None
+        )
+        if launched:
+            self.set_timeout(launched)
+        # Else the child died before its claim, and the next start needs the file.
+        if exists(self.directory, "launched"):
+            try:
+                os.unlink("launched.tmp", dir_fd=self.directory)
+            except OSError:
+                pass
+        # The program runs, so the keeper needs its secrets and environment no more.
+        self.inherited = {}
+        self.request["secret_env"] = {}
+        if self.couriers:
+            self.couriers.at = 0
+        if self.child.carrier:
+            self.slot.save()
+            self.slot.tell()
+        if self.report is not None:
+            os.close(self.report)
+            self.report = None
+
+    # ======================================================== the keeper: what it sees
+
+    def view(self):
+        """Return what `step` decides by."""
+        record, child, couriers = self.slot.record, self.child, self.couriers
+        child.peek()
+        stop = record.stop
+        busy = stop is not None and stop[3] != "done"
+        waits = (
+            bool(self.options.get("wait_children"))
+            and child.status is not None
+            and record.phase != "final"
+        )
+        return {
+            "stop": stop,
+            "ended": child.over,
+            "recorded": record.outcome is not None or child.reaped,
+            "final": record.phase == "final",
+            # A walk over /proc, only when it matters, and never while the program lives.
+            "alone": (busy or waits) and child.status is not None and not child.descendants(),
+            "wait_children": waits,
+            "timed": not child.over or (waits and record.outcome is not None),
+            "timeout_at": self.timeout_at,
+            "kill_ns": kill_deadline_ns(self.options),
+            "again_at": self.stops.again_at,
+            "retry_at": self.retry_at,
+            "blocked": self.pump.blocked is not None,
+            "room_at": self.pump.again_at,
+            "due": record.outcome is not None and self.pump.short_of(record.lengths),
+            "told": self.told,
+            "reaped": child.reaped,
+            "open": self.pump.open(),
+            "courier": couriers is not None
+            and self.end_known
+            and (record.courier or couriers.at is not None),
+            "courier_at": couriers and couriers.at,
+            "heed_at": self.heed_at(),
+        }
+
+    def heed_at(self):
+        times = [self.terminal and self.terminal.heed_at, self.intake and self.intake.look_at]
+        return min([each for each in times if each] or [None])
+
+    @property
+    def launched(self):
+        """Whether the program has its ends open. Before that an end has no reader."""
+        return self.pipe is None and self.child.pid is not None
+
+    def waits(self):
+        """Return whether something may be due in this run though nothing has happened."""
+        return (
+            self.child.carrier
+            or self.intake is not None
+            or self.couriers is not None
+            or bool(self.options.get("timeout"))
+        )
+
+    # ======================================================== the keeper: its acts
+
+    def do_unblock(self, now):
+        self.pump.unblock()
+        self.heed()
+
+    def do_heed(self, now):
+        if self.terminal:
+            self.terminal.heed_at = None
+        if self.intake:
+            self.intake.look_at = None
+        self.heed()
+
+    def do_timeout(self, now):
+        name, grace_s = self.options.get("stop_signal") or "TERM", self.options.get("grace")
+        grace_s = GRACE_S if grace_s is None else grace_s
+        self.begin_stop("timeout", "timeout", name, grace_s, "its own timeout")
+
+    def begin_stop(self, number, reason, name, grace_s, by):
+        """Begin a stop. A program that has ended by itself is recorded as such first."""
+        status = self.child.peek()
+        if status is not None and not status & 0x7F and self.slot.record.outcome is None:
+            self.do_record(mono_ns())
+        self.stops.begin(number, reason, name, grace_s, by)
+
+    def do_kill(self, now):
+        self.stops.kill(now)
+
+    def do_stopped(self, now):
+        self.stops.end()
+
+    def do_courier(self, now):
+        self.couriers.start(now)
+
+    def do_record(self, now):
+        """Record the program's end before it is reaped, so that a guard's death loses no status."""
+        if self.pipe is not None:
+            self.launch_over()  # the pipe may hold why a carrier started nothing
+        slot, child = self.slot, self.child
+        launched, record = slot.launched(), slot.record
+        if launched is None or launched[0] != child.pid or slot.failure() is not None:
+            # Exec was refused, and the child has noted why. Or the child was killed before its
+            # claim, and the next start tries again.
+            child.reap()
+            slot.tell()
+            self.nothing_to_keep()
+            return
+        if self.terminal:
+            # The last output is in the kernel's buffers, where it can't be counted.
+            self.terminal.hear()
+        record.lengths = self.pump.written()
+        record.usage = usage(child.pid)
+        record.outcome = (child.status, now_ns(), mono_ns() - launched[4], child.reason())
+        record.phase = "ended" if self.options.get("wait_children") else "final"
+        if not slot.save():
+            record.outcome = None
+            self.retry_at = now + RECORD_AGAIN_NS
+
+    def nothing_to_keep(self):
+        """Expect nothing: no program was started, or no guard has its status.
+
+        Where the State isn't final, the keeper doesn't wait for the courier either.
+        """
+        self.end_known = self.slot.failure() is not None
+        self.slot.record.phase, self.told, self.child.reaped = "final", True, True
+        self.pump.close()
+
+    def do_finish(self, now):
+        """End a run with wait_children, as its last descendant has ended; the status stays."""
+        record = self.slot.record
+        record.lengths = self.pump.written()
+        record.phase = "final"
+        status, _, _, reason = record.outcome
+        if record.stop and record.stop[1] == "timeout":
+            reason = "timeout"
+        launched = read_launched(os.pread(self.files["launched"], 256, 0))
+        record.outcome = (status, now_ns(), mono_ns() - launched[4], reason)
+        if not self.slot.save():
+            record.phase = "ended"
+            self.retry_at = now + RECORD_AGAIN_NS
+
+    def do_tell(self, now):
+        self.slot.tell()
+        self.told = True
+
+    def do_reap(self, now):
+        self.child.reap()
+        self.child.reaped = True
+        self.reap_orphans()
+        self.heed()
+
+    def reap_orphans(self):
+        """Reap the program's orphans; the program itself only once its status is in the record."""
+        child = self.child
+        while True:
+            try:
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if info is None or not info.si_pid or (info.si_pid == child.pid and not child.reaped):
+                return
+            _, status = os.waitpid(info.si_pid, 0)
+            if self.couriers and info.si_pid == self.slot.record.courier:
+                self.couriers.left(status)
+
+    # ======================================================== the keeper: its loop
+
+    def obey(self):
+        """Carry out the orders in `control`.
+
+        These are `ID signal NAME BY LAPSES`, `ID stop NAME GRACE-MS BY`, `- window ROWS COLUMNS`,
+        and `- stdin`, which only wakes the keeper.
+        """
+        try:
+            text = os.read(self.files["control"], 65536).decode("ascii", "replace")
+        except BlockingIOError:
+            return
+        for line in text.splitlines():
+            words = line.split(" ")
+            if (
+                words[1:2] == ["window"]
+                and self.terminal
+                and len(words) == 4
+                and words[2].isdigit()
+                and words[3].isdigit()
+            ):
+                self.terminal.resize(min(int(words[2]), 9999), min(int(words[3]), 9999))
+            if (
+                len(words) != 5
+                or words[2] not in SIGNALS
+                or any(each[2] == words[0] for each in self.slot.record.sent)
+            ):
+                continue
+            if self.child.pid is None:
+                continue  # unanswered, which the sender of the order finds out
+            if words[1] == "signal" and words[4].isdigit() and mono_ns() < int(words[4]):
+                self.child.send(words[2], words[0], words[3])
+            elif words[1] == "stop" and words[3].isdigit():
+                self.begin_stop(words[0], "killed", words[2], int(words[3]) / 1000, words[4])
+
+    def heed(self, event=0):
+        """Move the terminal's output and the program's input, whatever woke the keeper."""
+        if self.terminal and self.launched:
+            heard = self.terminal.stream.blocked or self.terminal.hear()
+            if not heard or (event & select.POLLHUP and not event & select.POLLIN):
+                self.child.peek()
+                self.terminal.hung_up(self.child.over)
+        if self.intake and self.launched:
+            self.intake.move()
+            if not self.ended_stdin and self.intake.all_moved():
+                self.end_stdin()
+        if self.terminal:
+            self.terminal.watch(self.intake.waits)
+
+    def end_stdin(self):
+        """Close stdin in all guards: all of it was moved, and then the program reads its end."""
+        self.ended_stdin = True
+        self.intake.close()
+        self.slot.name_guards()
+        for pid, start in self.slot.record.guards:
+            if pid != os.getpid():
+                signal_process(pid, start, _signal.SIGURG)
 
     def run(self, pids, report, launches):
         """Keep the run until nothing of it is left to keep, and launch it first where nobody has.
 
-        `pids` are the guards, ourselves the last, `report` is closed when it has begun.
+        `pids` are the guards', the keeper's own the last. `report` is closed after the launch.
         """
-        self.report, self.pids, self.record.agent = report, pids, pids[-1]
+        slot = self.slot
+        self.report, slot.pids, slot.record.agent = report, pids, pids[-1]
         ours, theirs = os.pipe()
         os.set_blocking(ours, False)
         os.set_blocking(theirs, False)
@@ -2591,14 +2800,15 @@ class Keeper:
         self.poll.register(ours, select.POLLIN)
         self.poll.register(self.files["control"], select.POLLIN)
         if launches:
-            self.record.guards = []  # of those who failed to
+            slot.record.guards = []  # those of guards that launched nothing
             self.launch()
         else:
-            self.save()
+            slot.save()
             self.take_over()
             self.heed()
-        # Of a program that has just been forked, or executed without a timeout, nothing is due; to find that out would cost 120 kB.
-        due, now, wake = not self.pid or not launches, 0, None
+        # Nothing is due after a fork, or after an exec without a timeout. To find that out by
+        # `step` would cost 120 kB.
+        due, now, wake = not self.child.pid or not launches, 0, None
         while True:
             if due:
                 now = mono_ns()
@@ -2610,16 +2820,16 @@ class Keeper:
                 if action:
                     getattr(self, "do_" + action)(now)
                     continue
-                if self.dirty or self.record.blocked != self.pump.blocked:
-                    self.record.blocked = self.pump.blocked
-                    self.save()
+                if slot.dirty or slot.record.blocked != self.pump.blocked:
+                    slot.record.blocked = self.pump.blocked
+                    slot.save()
             # +1: poll's milliseconds are cut, and an early wake-up would only come back here.
             events = self.poll.poll(None if wake is None else max(0, (wake - now) // 10**6 + 1))
             due = len(events) != 1 or events[0][0] != self.pipe or self.waits()
             for fd, event in events:
                 if fd == ours:
                     if _signal.SIGTERM in os.read(ours, 4096):
-                        self.relay()
+                        self.child.relay()
                     self.reap_orphans()
                 elif fd == self.pipe:
                     self.launch_over()
@@ -2641,17 +2851,20 @@ def _nothing(number, frame):
 # The guards of one run: two standbys and the keeper.
 
 def standby(child):
-    """Wait for the guard below us; return when it died without having finished. Nothing wakes us before."""
+    """Wait for the guard below this one; return when it died unfinished."""
     info = os.waitid(os.P_PID, child, os.WEXITED)
     if info.si_code == 1 and info.si_status == 0:
         os._exit(0)
 
 
 def letting_go(files):
-    """Return what a standby does when the keeper tells it (SIGURG) that all of stdin has been moved: it closes its end, if that is true."""
+    """Return a standby's handler of SIGURG, by which the keeper says that all of stdin was moved.
+
+    The standby then closes its end, if that is true.
+    """
 
     def let_go(number, frame):
-        # A handler may be interrupted by itself: whoever takes it out of the table closes it.
+        # A handler may interrupt itself: the one that takes the end out of the table closes it.
         held = files.pop("fifo/stdin", None) if all_moved(files) else None
         if held is not None:
             os.close(held)
@@ -2660,7 +2873,10 @@ def letting_go(files):
 
 
 def ignore_signals():
-    """Guards ignore every signal but KILL, STOP and those that mean a defect of their own; CHLD stays default, or nobody could wait."""
+    """Ignore every signal but KILL, STOP and those that mean a defect of the guard itself.
+
+    CHLD stays at its default, else no guard could wait for a child.
+    """
     kept = {
         SIGNALS[name]
         for name in (
@@ -2685,7 +2901,10 @@ def ignore_signals():
 
 
 def lock_run(directory):
-    """Take the run's lock, which says that it is guarded; return whether we got it. Probers hold it for a moment only."""
+    """Take the lock that shows a guarded run; return whether this guard got it.
+
+    A prober holds the lock for a moment only, so it is tried again.
+    """
     deadline = time.monotonic() + START_DEADLINE_S
     while True:
         try:
@@ -2698,7 +2917,7 @@ def lock_run(directory):
 
 
 def guard(request, report):
-    """The life of the guards of one run: two forks, and whoever is left is the keeper. Never returns."""
+    """Guard one run: fork twice, and keep the run as the innermost guard. Never returns."""
     try:
         guard_run(request, report)
         os._exit(0)
@@ -2708,7 +2927,7 @@ def guard(request, report):
 
 
 def complain(error):
-    """Leave a defect of ours where somebody who looks for it finds it: in the keeper file."""
+    """Write a defect of a guard into the file `keeper`, for whoever looks for it."""
     where, at = [], error.__traceback__
     while at:
         where.append("%s:%d" % (at.tb_frame.f_code.co_name, at.tb_lineno))
@@ -2731,9 +2950,9 @@ def guard_run(request, report):
     os.set_inheritable(report, False)
     become(b"corra-standby")
     ignore_signals()
-    inherited = given_environment()
+    inherited = own_environment()
     directory = os.open(request["path"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    # Opened anew, as every lock of its own: a descriptor that a fork shares shares the lock.
+    # Opened anew for a lock of its own: descriptors that a fork shares also share the lock.
     alive = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
     if (
         not lock_run(alive)
@@ -2747,7 +2966,8 @@ def guard_run(request, report):
     for name in ["exit", "index"] + ["heads"] * exists(directory, "heads"):
         files[name] = os.open(name, os.O_RDWR, dir_fd=directory)
     files["launched"] = os.open("launched.tmp", os.O_RDWR, dir_fd=directory)
-    # O_RDWR: with a writer of our own it never reports a hang-up, and orders wait in it for the next keeper.
+    # O_RDWR: with a writer of its own it never reports a hang-up, and orders wait in it for the
+    # next keeper.
     files["control"] = os.open("control", os.O_RDWR | os.O_NONBLOCK, dir_fd=directory)
     for name in stream_names(request):
         files[name] = os.open(name, os.O_WRONLY, dir_fd=directory)
@@ -2771,36 +2991,39 @@ def guard_run(request, report):
             files["fifo/stdin"] = os.open(
                 "fifo/stdin", os.O_WRONLY | os.O_NONBLOCK, dir_fd=directory
             )
-            os.close(reader)  # the program shall be its only one, so that we see it close it
-            os.chmod(
-                "fifo/stdin", 0o644, dir_fd=directory
-            )  # the program may be another user's by now, and open it anew
+            os.close(
+                reader
+            )  # the program is the only reader, so that the keeper sees it close its end
+            # The program may have become another user's when it opens its stdin anew.
+            os.chmod("fifo/stdin", 0o644, dir_fd=directory)
             _signal.signal(_signal.SIGURG, letting_go(files))
     for name in stream_names(request) if not request["program"].get("pty") else ():
-        # Guards before us may have died after they took the right to read away.
+        # Guards of an earlier start may have died after they took the right to read away.
         os.chmod("fifo/" + name, 0o600, dir_fd=directory)
-        # Not blocking: nobody writes yet. We never hold a writing end, else its end would never come.
+        # Not blocking: nobody writes yet. A guard never holds a writing end, else the end would
+        # never come.
         files["fifo/" + name] = os.open(
             "fifo/" + name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=directory
         )
         os.chmod("fifo/" + name, 0o222, dir_fd=directory)
     if request.get("callback"):
-        # Open for as long as the run is kept: gc or an upgrade may take the files away.
+        # Open as long as the run is kept, since gc or an upgrade may remove the files.
         for name in ("courier", "agent"):
             files[name] = os.open(beside(name + ".py"), os.O_RDONLY)
     keeper, pids, launches = Keeper(directory, files, request, inherited), [os.getpid()], True
     give_back()
-    # From here to the keeper as little as can be: each page that a guard writes to is its own from then on. What is there now never
-    # becomes garbage, and isn't to be looked at (the garbage collector writes into what it looks at).
+    # As little as possible from here to the keeper: a page that a guard writes to is its own from
+    # then on. What exists now never becomes garbage; frozen, the garbage collector doesn't write
+    # into it.
     if hasattr(gc, "freeze"):  # Python 3.7
         gc.freeze()
     while len(pids) < 3:
         try:
             child = fork_thin()
         except OSError:
-            break  # no process to be had: fewer guards, and the State counts them
+            break  # no process can be made: there are fewer guards, and the State counts them
         if not child:
-            _prctl(36, 1, 0, 0, 0)
+            prctl(36, 1, 0, 0, 0)
             pids.append(os.getpid())
             continue
         os.close(files["keeper"])
@@ -2808,29 +3031,30 @@ def guard_run(request, report):
             os.close(report)
             report = None
         standby(child)
-        # flock waits until whoever may touch the FIFOs is dead, or its child has got past exec.
+        # flock waits until the guard that may touch the FIFOs is dead and its child is past exec.
         files["keeper"] = os.open("/proc/self/fd/%d" % complain.file, os.O_RDWR)
         fcntl.flock(files["keeper"], fcntl.LOCK_EX)
         keeper = Keeper(directory, files, request, inherited)
         if launched_by(directory, files) or unpack(os.pread(files["exit"], PAGE, PAGE)) is not None:
             launches = False
             break
-        # Nothing was launched: the program gets its three guards all the same.
+        # Nothing was launched, so there are three guards again for the program.
     become(b"corra-keeper")
     _signal.signal(_signal.SIGURG, _signal.SIG_IGN)
     keeper.run(pids, report, launches)
 
 
 # ============================================================ verbs/starter
-# The start of the guards, and of other programs.
+# The start of the guards and of other programs.
 
-# This is the first of the parts in verbs/, so what they define stands below it in the made file.
+# This part is the first in verbs/, so all that verbs/ defines is below this line of the made file.
 GUARDS_END = sys._getframe().f_lineno
-FORK_KB = 5000  # of its own: more than a process that has this file from its .pyc, less than one that has compiled it
+# More than a process has that got the made file from its .pyc, less than one that compiled it.
+FORK_KB = 5000
 
 
 def thin(code):
-    """Return the made file's code without the verbs': guards hold theirs in memory for weeks."""
+    """Return the made file's code without verbs/; guards hold their code in memory for weeks."""
     if not hasattr(code, "replace"):  # Python 3.7
         return code
     nothing = (lambda: None).__code__
@@ -2841,11 +3065,12 @@ def thin(code):
 
 
 def spawn_guards(request, path):
-    """Start the guards of the run at `path`; return when they have launched the program, or failed to.
+    """Start the guards of the run at `path`; return when the launch is over or has failed.
 
-    They are forked from this process where it is small enough to be carried for weeks, by each of them. Where it isn't (it has compiled
-    this file, or read a large request), or where they belong elsewhere (`before`), a fresh interpreter gets this module's code over a
-    pipe: no file has to be trusted or found, and an upgrade in the middle changes nothing.
+    They are forked from this process where it is small, as each guard keeps its memory for weeks.
+    A process that has compiled the made file or read a large request is too large. Then, and where
+    the guards belong elsewhere (`before`), a fresh interpreter gets the made file's code over a
+    pipe: no file has to be found or trusted, and an upgrade in the middle changes nothing.
     """
     request = dict(request, path=path)
     fresh = request["before"] or resident_kb() > FORK_KB
@@ -2872,8 +3097,10 @@ def spawn_guards(request, path):
             os.set_inheritable(ours, True)
             os.set_inheritable(reporting, True)
             script = (
-                # Read whole: marshal.load asks a file for each few bytes, which takes 5 ms longer.
-                "import marshal,sys;h=open(int(sys.argv[1]),'rb');c,r=marshal.loads(h.read());h.close();n={'__name__':'corra_agent'};"
+                # Read as a whole: marshal.load reads a file in small pieces, which takes 5 ms
+                # longer.
+                "import marshal,sys;h=open(int(sys.argv[1]),'rb');"
+                "c,r=marshal.loads(h.read());h.close();n={'__name__':'corra_agent'};"
                 "exec(c,n);del c,h;n['guard'](r,int(sys.argv[2]))"
             )
             argv = request["before"] + [
@@ -2884,11 +3111,10 @@ def spawn_guards(request, path):
                 str(ours),
                 str(reporting),
             ]
-            variables = given_environment()
+            variables = own_environment()
             if request["before"]:
-                variables.setdefault(
-                    b"XDG_RUNTIME_DIR", b"/run/user/%d" % os.geteuid()
-                )  # sudo takes it away
+                # sudo removes this variable.
+                variables.setdefault(b"XDG_RUNTIME_DIR", b"/run/user/%d" % os.geteuid())
             execute(argv, variables)
         finally:
             os._exit(1)
@@ -2910,13 +3136,13 @@ def spawn_guards(request, path):
 
 
 def resident_kb():
-    """Return how much memory this process has for itself."""
+    """Return how much memory this process shares with no file, in kB."""
     _, resident, shared = slurp("/proc/self/statm").split()[:3]
     return (int(resident) - int(shared)) * 4096 // 1024
 
 
 def execute(words, variables):
-    """Become another program, found by PATH. Raises OSError, the last of them, when none can be."""
+    """Become another program, found by PATH. Raises the OSError of the last try."""
     worst = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), words[0])
     for path in candidates(words, variables):
         try:
@@ -2927,9 +3153,9 @@ def execute(words, variables):
 
 
 def answer_of(words, text, patience_s):
-    """Return what a process prints that reads `text`; nothing, where it fails or isn't done in time.
+    """Return what a process prints that reads `text`; b"" where it fails or takes too long.
 
-    By hand: the subprocess module and what it imports would be the largest part of a start.
+    The subprocess module and its imports would be the largest part of a start.
     """
     asks, ours = os.pipe()
     theirs, answers = os.pipe()
@@ -2939,7 +3165,7 @@ def answer_of(words, text, patience_s):
             null = os.open("/dev/null", os.O_RDWR)
             for target, fd in enumerate((asks, answers, null)):
                 os.dup2(fd, target)
-            execute(words, given_environment())
+            execute(words, own_environment())
         finally:
             os._exit(127)
     os.close(asks)
@@ -2965,17 +3191,18 @@ def answer_of(words, text, patience_s):
 
 
 # ============================================================ verbs/outliving
-# What it takes to outlive the login session.
+# Outliving the login session: whether logind ends it, and the scope that spares the guards.
 
 SCOPED = {"memory_max": ("memory", "MemoryMax=%d"), "cpu_quota": ("cpu", "CPUQuota=%d%%")}
 
 
 def outliving(request):
-    """Return the words to put before the guards' command so that they outlive this login session: none where nothing ends them.
+    """Return the words before the guards' command with which they outlive this login session.
 
-    Where logind's KillUserProcesses is on, the end of a session ends all its processes, daemons too; a scope of the user's own manager
-    is spared while the user lingers, and the system's manager makes one for root. A scope is also what holds limits that are the
-    whole tree's. Raises Refusal where nothing would help.
+    There are none where nothing ends the guards. Where logind's KillUserProcesses is on, the end of
+    a session ends all its processes, daemons too. A scope of the user's own manager is spared while
+    the user lingers; for root the system's manager makes one. A scope also holds the limits of a
+    whole tree. Raises Refusal where nothing would help.
     """
     words = [
         "systemd-run",
@@ -2986,10 +3213,9 @@ def outliving(request):
         "-p",
         "Delegate=yes",
     ]
-    user, limits = (
-        user_name(),
-        (request.get("program") or {}).get("limits") or {},
-    )  # the doctor asks without a program
+    user = user_name()
+    # The doctor asks without a program.
+    limits = (request.get("program") or {}).get("limits") or {}
     scoped = [name for name in sorted(SCOPED) if limits.get(name) is not None]
     for name in scoped:
         words += ["-p", SCOPED[name][1] % limits[name]]
@@ -3010,7 +3236,7 @@ def outliving(request):
 
 
 def check_scope(scoped, user, there):
-    """Raise Refusal where no scope would hold the limits `scoped`: systemd itself takes them in silence and sets nothing."""
+    """Raise Refusal where no scope would hold the limits `scoped`; systemd reports no failure."""
     what, at = " and ".join(scoped), "/sys/fs/cgroup/"
     if not present("/run/systemd/system"):
         raise Refusal(
@@ -3038,7 +3264,7 @@ def check_scope(scoped, user, there):
 
 
 def ends_with_session(request):
-    """Return whether logind will end what is started here when its login session ends, and nobody has said that it may."""
+    """Return whether logind ends this session's processes with it, unless `force` is asked for."""
     scopes = [
         part
         for part in slurp("/proc/self/cgroup").decode("ascii", "replace").split("/")
@@ -3055,7 +3281,7 @@ def ends_with_session(request):
 
 
 def logind_kills(user):
-    """Return whether logind ends the processes of this user's sessions with them, as it says itself."""
+    """Return whether logind ends the processes of this user's sessions, by its own answer."""
     manager = [
         "org.freedesktop.login1",
         "/org/freedesktop/login1",
@@ -3066,9 +3292,8 @@ def logind_kills(user):
         + manager
         + ["KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers"]
     )
-    said = answer_of(asked, "", START_DEADLINE_S).decode(
-        "utf-8", "replace"
-    )  # nothing, where there is no logind that could be asked
+    # Without a logind the answer is empty.
+    said = answer_of(asked, "", START_DEADLINE_S).decode("utf-8", "replace")
     kills, only, excluded = (said.splitlines() + ["b false"] * 3)[:3]
     named = '"%s"' % user
     return (
@@ -3079,10 +3304,10 @@ def logind_kills(user):
 
 
 # ============================================================ verbs/exchange
-# The request on stdin and the reply on stdout.
+# The exchange with the client: the request on stdin, the reply on stdout.
 
 class Input:
-    """stdin without a buffer: what follows the request belongs to somebody else. `ahead` was read before."""
+    """stdin without a buffer, since frames may follow the request. `ahead` was read before."""
 
     def __init__(self, fd=0, ahead=b""):
         self.fd, self.ahead = fd, ahead
@@ -3104,7 +3329,7 @@ class Input:
         return b"".join(parts)
 
     def pour(self, file, size, digest=None):
-        """Put the next `size` bytes into a file, and through a digest if there is one. Raises EOFError."""
+        """Move the next `size` bytes into a file, and through a digest. Raises EOFError."""
         while size:
             moved = None
             if not self.ahead and digest is None:
@@ -3117,9 +3342,8 @@ class Input:
                     if error.errno != errno.EINVAL:
                         raise
             if moved is None:
-                data = self.some(
-                    min(size, 65536)
-                )  # more at once is memory of its own for each read
+                # A larger read takes memory of its own each time.
+                data = self.some(min(size, 65536))
                 moved = len(data)
                 if digest is not None:
                     digest.update(data)
@@ -3139,7 +3363,7 @@ class Input:
         return text
 
     def request(self):
-        """Return (the request, whether frames may follow it on stdin)."""
+        """Return (the request, whether frames may follow on stdin). Raises ValueError, EOFError."""
         first = self.some(1)
         if first == b"{":
             parts = [first]
@@ -3153,7 +3377,7 @@ class Input:
 
 
 class Reply:
-    """stdout: the nonce's line, one JSON value, then whatever the verb streams."""
+    """stdout: the line with the nonce, one JSON value, then the verb's frames or bytes."""
 
     def __init__(self, out, nonce):
         self.out, self.nonce = out, nonce
@@ -3176,7 +3400,7 @@ class Reply:
 
 
 # ============================================================ verbs/finding
-# Ids, and the runs that they name.
+# Ids, and finding the run that a request names.
 
 ID_ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
 
@@ -3191,7 +3415,7 @@ def valid_id(text):
 
 
 def tail_of(prog_id):
-    """Return the part of an id that people type: its last 8 characters, or all of an id that somebody gave."""
+    """Return what people type of an id: its last 8 characters, or all of an id of their own."""
     stamp, dash, tail = prog_id.rpartition("-")
     made = (
         dash
@@ -3211,7 +3435,7 @@ def new_id():
 
 
 def runs_of(request):
-    """Yield (root, prog_id) of every run of this user here. Raises Refusal when a root is there and can't be read."""
+    """Yield (root, prog_id) of each run of this user. Raises Refusal: a root is unreadable."""
     for root in roots(request):
         try:
             names = os.listdir(join(root, "runs"))
@@ -3231,7 +3455,7 @@ def unreadable(root, error):
 
 
 def find_exact(request, prog_id):
-    """Return the run of exactly this id, or None. Raises Refusal: a root that can't be read may hold it."""
+    """Return the run with exactly this id, or None. Raises Refusal where a root can't be read."""
     for root in roots(request):
         try:
             return Run(root, prog_id)
@@ -3243,7 +3467,11 @@ def find_exact(request, prog_id):
 
 
 def find(request):
-    """Return the run that was asked for: by full id, by name (the open one, else the newest), by the beginning of its tail."""
+    """Return the run that the request names.
+
+    Tried in this order: the full id; the name, of which an open run or else the newest is taken;
+    the beginning of an id's tail. Raises Refusal.
+    """
     text = request.get("prog_id") or ""
     exact = find_exact(request, text) if valid_id(text) else None
     if exact:
@@ -3253,7 +3481,7 @@ def find(request):
         try:
             run = Run(root, prog_id)
         except OSError:
-            continue  # removed since it was listed, or not ours
+            continue  # removed since it was listed, or another user's
         total += 1
         if len(text) >= 2 and tail_of(prog_id).startswith(text):
             begun.append((root, prog_id))
@@ -3276,37 +3504,40 @@ def find(request):
 
 
 # ============================================================ verbs/requests
-# What a request may say.
+# The keys of a request, and what may be wrong with their values.
 
 TEXT, NUMBER, FLAG, OBJECT, LIST = (str,), (int, float), (bool,), (dict,), (list, tuple)
 KEYS = {
     "": {
-        "prog_id": TEXT, "nonce": TEXT, "name": TEXT, "origin": OBJECT, "program": OBJECT, "run": OBJECT, "secrets": OBJECT,
-        "callback": OBJECT, "config": OBJECT, "spool": TEXT, "cursor": OBJECT, "tail": NUMBER, "streams": LIST, "live": FLAG,
-        "since": NUMBER, "late": FLAG, "times": FLAG, "signal": TEXT, "grace": NUMBER, "by": TEXT, "stream": TEXT, "start": NUMBER, "end": NUMBER,
-        "match": TEXT, "courier": TEXT, "from": NUMBER, "seconds": NUMBER, "route": TEXT,
-        "sender": NUMBER,
-        "ids": LIST,
-        "older": NUMBER,
-        "max_size": NUMBER,
-        "dry": FLAG,
+        "prog_id": TEXT, "nonce": TEXT, "name": TEXT, "origin": OBJECT, "program": OBJECT,
+        "run": OBJECT, "secrets": OBJECT, "callback": OBJECT, "config": OBJECT, "spool": TEXT,
+        "cursor": OBJECT, "tail": NUMBER, "streams": LIST, "live": FLAG, "since": NUMBER,
+        "late": FLAG, "times": FLAG, "signal": TEXT, "grace": NUMBER, "by": TEXT, "stream": TEXT,
+        "start": NUMBER, "end": NUMBER, "match": TEXT, "courier": TEXT, "from": NUMBER,
+        "seconds": NUMBER, "route": TEXT, "sender": NUMBER, "ids": LIST, "older": NUMBER,
+        "max_size": NUMBER, "dry": FLAG,
     },
     "program": {
-        "argv": LIST, "cwd": TEXT, "env": OBJECT, "env_inherit": FLAG + LIST, "stdin": TEXT + OBJECT, "umask": NUMBER, "merge": FLAG,
-        "pty": FLAG, "limits": OBJECT, "host": TEXT,
+        "argv": LIST, "cwd": TEXT, "env": OBJECT, "env_inherit": FLAG + LIST,
+        "stdin": TEXT + OBJECT, "umask": NUMBER, "merge": FLAG, "pty": FLAG, "limits": OBJECT,
+        "host": TEXT,
     },
     "run": {
-        "timeout": NUMBER, "grace": NUMBER, "stop_signal": TEXT, "keep_output": NUMBER, "keep": NUMBER, "wait_children": FLAG,
-        "force": FLAG, "carrier": LIST, "terminal": OBJECT, "forget_stdin": FLAG,
+        "timeout": NUMBER, "grace": NUMBER, "stop_signal": TEXT, "keep_output": NUMBER,
+        "keep": NUMBER, "wait_children": FLAG, "force": FLAG, "carrier": LIST, "terminal": OBJECT,
+        "forget_stdin": FLAG,
     },
     "secrets": {"env": OBJECT, "token": TEXT},
     "callback": {"url": TEXT, "method": TEXT, "token": TEXT, "ca": TEXT, "state": FLAG},
-    "config": {"retry_frequency": NUMBER, "timeout": NUMBER, "output_buffer": NUMBER, "output_latency": NUMBER},
+    "config": {
+        "retry_frequency": NUMBER, "timeout": NUMBER, "output_buffer": NUMBER,
+        "output_latency": NUMBER,
+    },
 }  # fmt: skip
 
 
 def complaints(request):
-    """Return everything that is wrong with a request, not only the first thing."""
+    """Return all that is wrong with a request, as sentences."""
     if not isinstance(request, dict):
         return ["a request is an object"]
     found = []
@@ -3341,7 +3572,7 @@ def complaints(request):
 
 
 def sound(text):
-    """Return whether `text` can be given to the kernel: no NUL, and no surrogate that stands for no byte."""
+    """Return whether the kernel can take `text`: no NUL, no surrogate that stands for no byte."""
     try:
         return b"\0" not in octets(text)
     except UnicodeEncodeError:
@@ -3349,7 +3580,7 @@ def sound(text):
 
 
 def start_complaints(request):
-    """Return what is wrong with a request to start a program."""
+    """Return all that is wrong with a request to start a program."""
     found = complaints(request)
     if found:
         return found
@@ -3421,7 +3652,7 @@ def start_complaints(request):
 
 
 def limit_complaints(limits):
-    """Return what is wrong with program.limits: {name: number, or [soft, hard]}; -1 is no limit."""
+    """Return all that is wrong with program.limits: {name: number or [soft, hard]}."""
     ranges = {
         "nice": (-20, 19),
         "oom_score_adj": (-1000, 1000),
@@ -3449,17 +3680,17 @@ def limit_complaints(limits):
 
 
 # ============================================================ verbs/orders
-# Orders to the keeper, and what is done without it.
+# Orders to the keeper; the verb signal, which does without a keeper that doesn't answer.
 
 def by_of(request):
-    """Return who asks, as one printable word."""
+    """Return the sender of the request, as one printable word."""
     return "".join(char if "!" <= char <= "~" else "_" for char in request.get("by") or "somebody")[
         :64
     ]
 
 
 def give_order(run, text):
-    """Write one line into the keeper's FIFO; return whether anybody holds its other end."""
+    """Write one line into the keeper's FIFO; return whether a guard holds its other end."""
     try:
         fd = os.open("control", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=run.directory)
     except OSError:
@@ -3468,19 +3699,23 @@ def give_order(run, text):
         os.write(fd, text.encode("ascii") + b"\n")
         return True
     except BlockingIOError:
-        return False  # full: the keeper has been stopped for long
+        return False  # the FIFO is full: the keeper has been stopped for long
     finally:
         os.close(fd)
 
 
 def signal_order(number, name, request):
-    """Return the order for one signal. It lapses before its giver would send the signal himself: a keeper that wakes up doesn't repeat it."""
+    """Return the order for one signal.
+
+    It lapses before the verb would signal the program itself, so that a keeper that wakes up late
+    doesn't send the signal again.
+    """
     lapses = mono_ns() + int(ORDER_DEADLINE_S * 0.9e9)
     return "%s signal %s %s %d" % (number, name, by_of(request), lapses)
 
 
 def ordered(run, number, text):
-    """Give an order and return whether the keeper has carried it out within its 2 seconds."""
+    """Give an order; return whether the keeper has carried it out within ORDER_DEADLINE_S."""
     if not give_order(run, text):
         return False
     deadline, pause = time.monotonic() + ORDER_DEADLINE_S, 0.001
@@ -3497,7 +3732,7 @@ def ordered(run, number, text):
 
 
 def target(run):
-    """Return (pid, start) of the launched program if it is of this boot and still that process, else None."""
+    """Return (pid, start) of the program if it still runs, else None."""
     launched = read_launched(read_file(run.directory, "launched"))
     if launched is None or launched[2] != boot_id():
         return None
@@ -3506,7 +3741,7 @@ def target(run):
 
 
 def signal_directly(run, name):
-    """Signal the program without its keeper; return whether it was there."""
+    """Signal the program without its keeper; return whether the program was there."""
     found = target(run)
     return bool(found) and signal_process(found[0], found[1], SIGNALS[name])
 
@@ -3534,15 +3769,15 @@ def verb_signal(request, stdin, reply, framed):
 
 
 # ============================================================ verbs/stop
-# The verb stop.
+# The verb stop, by the keeper's order or, without a keeper that answers, directly.
 
 def family(run):
-    """Return {pid: (state, parent, start, name)} of the program's living tree, as far as it can still be told."""
+    """Return {pid: (state, parent, start, name)} of the program's living tree, as far as known."""
     pages = run.pages()
     record = (Record.read(pages[0]) if pages else None) or Record()
     guards = living_guards(record) if run.alive() else []
     found = target(run)
-    below = tree(guards + ([found[0]] if found else []), [record.courier])
+    below = process_tree(guards + ([found[0]] if found else []), [record.courier])
     if found:
         below[found[0]] = process(found[0]) or ("?", 0, found[1], "?")
     return {pid: each for pid, each in below.items() if pid not in guards}
@@ -3586,7 +3821,7 @@ def wchan(pid):
 
 
 def await_stop(run, grace):
-    """Wait until the keeper says that the stop is over, or is gone itself, or should long have been done."""
+    """Wait until the record says that the stop is over, the keeper has gone, or time is up."""
     allowed_s = kill_deadline_ns(run.request.get("run") or {}) / 1e9
     deadline, pause = time.monotonic() + grace + allowed_s + ORDER_DEADLINE_S, 0.001
     while time.monotonic() < deadline and run.alive():
@@ -3596,7 +3831,7 @@ def await_stop(run, grace):
             break
         time.sleep(pause)
         pause = min(pause * 1.5, 0.05)
-    # The record of the end follows within a moment of the last process.
+    # The record of the end follows the last process within a moment.
     ending = time.monotonic() + 1
     while (
         run.state()["state"] not in FINAL
@@ -3608,7 +3843,7 @@ def await_stop(run, grace):
 
 
 def stop_directly(run, name, grace):
-    """Do what the keeper would have done: it is stopped, stuck or gone."""
+    """Stop the program in place of a keeper that is stopped, stuck or gone."""
     if grace > 0:
         signal_directly(run, name)
     deadline = time.monotonic() + grace
@@ -3627,17 +3862,18 @@ def stop_directly(run, name, grace):
 
 
 # ============================================================ verbs/sender
-# Sending to a program.
+# Sending bytes to a program's stdin.
 
-AHEAD_MAX = 64 << 20  # how much may have been accepted that the program hasn't read
+AHEAD_MAX = 64 << 20  # accepted bytes that the program hasn't read
 
 
 class Sender:
-    """One client's bytes for the program, put behind all that others have sent, each once.
+    """Appends one client's bytes to `stdin`, behind those of all others, each byte once.
 
-    A client calls itself by a number that it made, and counts its own bytes from 0. `senders` says from which offset of `stdin` on the bytes
-    are whose, and which of his they are. That is written before the bytes are: so what has been accepted from whom follows from the
-    lengths of the two files, whoever was killed in the middle of what.
+    A client names itself by a number of its own making and counts its bytes from 0. A record in
+    `senders` says from which offset of `stdin` on the bytes are a client's, and which of that
+    client's bytes they are. The record is written before the bytes. So after any kill, the lengths
+    of both files tell how much was accepted from each client.
     """
 
     def __init__(self, run, number):
@@ -3645,7 +3881,7 @@ class Sender:
         self.file = os.open("stdin", os.O_WRONLY | os.O_NOFOLLOW, dir_fd=run.directory)
         self.senders = os.open("senders", os.O_RDWR | os.O_NOFOLLOW, dir_fd=run.directory)
         self.terminal = bool(run.request["program"].get("pty"))
-        self.at = SENDER_RECORD.size  # of `senders`, after the first record, which is the keeper's
+        self.at = SENDER_RECORD.size  # in `senders`; the first record is the keeper's
         self.last = (0, 0, 0)
         self.accepted = 0
         self.ended = False
@@ -3654,7 +3890,7 @@ class Sender:
         fcntl.flock(self.senders, fcntl.LOCK_UN)
 
     def look(self):
-        """Take note of what has been accepted, from whomever; return the length of the whole. The lock is held."""
+        """Read the new records of all senders; return the length of stdin. Needs the lock."""
         more = os.fstat(self.senders).st_size - self.at
         data = (
             os.pread(self.senders, more // SENDER_RECORD.size * SENDER_RECORD.size, self.at)
@@ -3677,20 +3913,22 @@ class Sender:
 
     def note(self, who, length):
         record = (who, length, self.accepted)
-        # At a multiple of the record's size: one that a full disk has torn is overwritten.
+        # At a multiple of the record's size, so that one torn by a full disk is overwritten.
         if os.pwrite(self.senders, SENDER_RECORD.pack(*record), self.at) < SENDER_RECORD.size:
             raise OSError(errno.ENOSPC, "no room")
         self.at, self.last = self.at + SENDER_RECORD.size, record
 
     def take(self, offset, data):
-        """Accept what is new of `data`, the client's bytes from `offset` on; `data` None is the end. Raises BlockingIOError while there is no room,
-        EOFError where nothing is taken any more, ValueError for a hole.
+        """Accept what is new of `data`, the client's bytes from `offset` on; None is the end.
+
+        Raises BlockingIOError while there is no room, EOFError where stdin has ended or nobody has
+        it open, ValueError where bytes before `offset` are missing.
         """
         fcntl.flock(self.senders, fcntl.LOCK_EX)
         try:
             length = self.look()
             if data is None and self.terminal:
-                data = b"\x04"  # what is typed there to mean it; a terminal goes on after it
+                data = b"\x04"  # typed, it means the end; a terminal goes on after it
             if self.ended or self.unheard():
                 raise EOFError
             if offset > self.accepted:
@@ -3703,7 +3941,7 @@ class Sender:
             if not data:
                 return
             moved = SENDER_RECORD.unpack(os.pread(self.senders, SENDER_RECORD.size, 0))[0]
-            if length - moved > AHEAD_MAX or room(self.file) < len(data):
+            if length - moved > AHEAD_MAX or free_room(self.file) < len(data):
                 raise BlockingIOError
             if self.last[0] != self.number:
                 self.note(self.number, length)
@@ -3718,7 +3956,7 @@ class Sender:
             fcntl.flock(self.senders, fcntl.LOCK_UN)
 
     def unheard(self):
-        """Return whether the program runs and nobody has its stdin open."""
+        """Return whether the program was launched and no process has its stdin open for reading."""
         if self.terminal or not exists(self.run.directory, "launched"):
             return False
         try:
@@ -3735,7 +3973,7 @@ class Sender:
 
 
 # ============================================================ verbs/times
-# What is known of a run's past output: when it came, where its last lines begin, what it switched in a terminal.
+# A run's past output: when it came, where its last lines begin, which modes it switched.
 
 SWITCHED_FIRST, SWITCHED_LATELY, SWITCHED_MAX = (
     1 << 20,
@@ -3745,14 +3983,12 @@ SWITCHED_FIRST, SWITCHED_LATELY, SWITCHED_MAX = (
 
 
 class Times:
-    """The index, read as it grows: which bytes came when, in the order in which they came."""
+    """The index, read as it grows: the time of each byte, in order of arrival."""
 
     def __init__(self, run):
         try:
             self.file = os.open("index", os.O_RDONLY, dir_fd=run.directory)
-            fcntl.flock(
-                self.file, fcntl.LOCK_SH
-            )  # as long as somebody watches, gc leaves the run alone
+            fcntl.flock(self.file, fcntl.LOCK_SH)  # gc leaves a run alone that is watched
         except FileNotFoundError:
             self.file = os.open("/dev/null", os.O_RDONLY)  # times are lost, bytes are not
         self.run, self.streams = run, run.streams
@@ -3761,16 +3997,17 @@ class Times:
         self.behind = True
 
     def spans(self, sizes):
-        """Return [(stream, start, end, time)] of what lies below `sizes`, in the order it came, from at most 1 MiB of new records.
+        """Return [(stream, start, end, time)] of the bytes below `sizes`, in order of arrival.
 
-        Call again while `behind`: an index of years isn't read into memory at once.
+        It reads at most 1 MiB of new records, since an index of years doesn't fit into memory; call
+        again while `behind`.
         """
         while True:
             data = os.pread(self.file, 1 << 20, self.at)
             head = self.run.heads().get("index", 0)
             if head <= self.at:
                 break
-            self.at, self.last = head, {}  # what we read may have been a hole
+            self.at, self.last = head, {}  # the data may have been a hole
         data = data[: len(data) // INDEX_RECORD.size * INDEX_RECORD.size]
         self.at += len(data)
         self.behind = self.at + INDEX_RECORD.size <= os.fstat(self.file).st_size
@@ -3784,7 +4021,8 @@ class Times:
                         packed & (1 << STREAM_SHIFT) - 1,
                     )
                 )
-        # Backwards: a span ends where the stream's next one begins. The last one of each ends with the file, unless more records follow.
+        # Backwards: a span ends where the stream's next one begins. A stream's last span ends with
+        # the file, unless more records follow.
         ends, spans = {} if self.behind else dict(sizes), []
         for time_ns, name, begin in reversed(records):
             if name not in ends:
@@ -3796,19 +4034,19 @@ class Times:
         if not self.behind:
             for time_ns, name, begin in records:
                 self.last[name] = (time_ns, begin)
-        # What no record speaks of (the index is torn or missing) comes first, without a time.
+        # Bytes without a record, where the index is torn or missing, come first and have no time.
         spans += [(name, 0, end, 0) for name, end in ends.items() if end]
         return spans[::-1]
 
 
 def tail_cursor(run, files, index, lines):
-    """Return where each stream's part of the last `lines` lines begins, the streams taken in the order of their arrival."""
+    """Return the offset in each stream at which the run's last `lines` lines begin."""
     sizes = {name: os.fstat(file).st_size for name, file in files.items()}
     if lines <= 0:
         return sizes
     size = os.fstat(index).st_size
     whole, heads = Times(run), run.heads()
-    # The last 1 MiB of the index, 65,536 records: beyond that a tail of lines is a tail of whatever came before, in file order.
+    # Only the last 1 MiB of the index, 65,536 records. Lines before those count in file order.
     whole.at = max(whole.at, size - (1 << 20)) // INDEX_RECORD.size * INDEX_RECORD.size
     cursor = dict(sizes)
     left, first = lines, True
@@ -3836,7 +4074,7 @@ def tail_cursor(run, files, index, lines):
 
 
 def since_cursor(run, files, since_us):
-    """Return where in each stream begins what came since then (microseconds of the epoch), or at a time nobody knows."""
+    """Return the offset in each stream of what came since then (us), or at an unknown time."""
     sizes = {name: os.fstat(file).st_size for name, file in files.items()}
     cursor, times = dict(sizes), Times(run)
     while times.behind:
@@ -3848,9 +4086,9 @@ def since_cursor(run, files, since_us):
 
 
 def switched(file):
-    """Return what was switched in the terminal whose output this is, each sequence where it came last.
+    """Return the sequences in a terminal's output that switch its modes, each at its last place.
 
-    Of a long output it is what was so at its beginning, where most programs do it, and what they have done lately.
+    Of a long output only the beginning is read, where most programs switch modes, and the end.
     """
     import re
 
@@ -3865,33 +4103,33 @@ def switched(file):
 
 
 # ============================================================ verbs/follow
-# The verbs follow and wait.
+# The verbs follow and wait: a run's output and States as frames, its stdin and orders back.
 
-HELD_MAX = (
-    8 << 20
-)  # what a sender may have sent that isn't accepted yet: twice what our own client does
+# Sent bytes that aren't accepted yet: twice what corra's own client sends.
+HELD_MAX = 8 << 20
 INPUT_MAX = 1 << 20
 FRAME_MAX = 256 * 1024
 PING_DEADLINE_S = 60.0
-LOOK_ALONE_S = (
-    1.0  # where the keeper's death can't be waited for, however much a client has to say meanwhile
-)
+# Where the keeper's death can't be waited for, whatever frames the client sends meanwhile.
+LOOK_ALONE_S = 1.0
 
 
-class Watch:
-    """inotify on what a follower has to hear of: the output, the slot, the directory's end.
+class FileWatch:
+    """inotify on the output, the slot and the directory's end.
 
-    A user has 128 of them on most hosts. A follower that gets none is blind: it has to look by itself, LOOK_S after it looked last.
+    On most hosts a user has 128 of these. A follower that gets none is blind, and looks by itself
+    LOOK_S after its last look.
     """
 
     def __init__(self, directory, names):
-        self.fd = _c("inotify_init1")(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.fd = c_function("inotify_init1")(os.O_NONBLOCK | os.O_CLOEXEC)
         self.blind = self.fd < 0
         for name in names if not self.blind else ():
-            # IN_MODIFY; for the directory itself IN_DELETE | IN_CREATE, since its own end comes only after everybody has closed it
+            # IN_MODIFY. For the directory IN_DELETE | IN_CREATE: its own end is reported only after
+            # every process has closed it.
             path = b"/proc/self/fd/%d/%s" % (directory, name.encode())
             if (
-                _c("inotify_add_watch")(self.fd, path, 0x300 if name == "." else 0x2) < 0
+                c_function("inotify_add_watch")(self.fd, path, 0x300 if name == "." else 0x2) < 0
                 and _ctypes.get_errno() != errno.ENOENT
             ):
                 self.blind = True
@@ -3906,8 +4144,8 @@ class Watch:
             pass
 
 
-class Follow:
-    """Sends a run's output and States as frames, from a cursor to its end. It reads; it changes nothing."""
+class Follower:
+    """Sends a run's output and States as frames, from a cursor on; takes the client's frames."""
 
     def __init__(self, run, request, stdin, out):
         self.run, self.request, self.stdin, self.out = run, request, stdin, out.fileno()
@@ -3917,7 +4155,7 @@ class Follow:
         self.files = {
             name: os.open(name, os.O_RDONLY, dir_fd=run.directory) for name in self.streams
         }
-        self.watch = Watch(run.directory, self.streams + ["exit", "."])
+        self.watch = FileWatch(run.directory, self.streams + ["exit", "."])
         self.times = Times(run)
         self.cursor = dict.fromkeys(self.streams, 0)
         if request.get("tail") is not None:
@@ -3940,14 +4178,12 @@ class Follow:
         self.sender = None
         if request.get("sender") and takes_more(run.request):
             self.sender = Sender(run, int(request["sender"]))
-        self.came, self.body = (
-            b"",
-            None,
-        )  # of the client's frames: a piece of a header; (offset, bytes left) of what is to be sent
-        self.given = []  # (offset, bytes) that the program is to read, not accepted yet
+        self.came = b""  # the piece of a header
+        self.body = None  # (offset, bytes left) of the frame for stdin that is being read
+        self.given = []  # (offset, bytes) for stdin, not accepted yet
         self.window = None
         self.began = self.heard = self.looked = time.monotonic()
-        self.keeper = None  # a pidfd: its death is news
+        self.keeper = None  # a pidfd, which tells of its death
 
     def go(self):
         os.set_blocking(self.out, False)
@@ -3967,7 +4203,7 @@ class Follow:
             if not blocked and self.over():
                 return
             if not blocked and self.queue:
-                continue  # the last State
+                continue  # the last State is still to go out
             poll.register(self.out, select.POLLOUT if blocked else 0)
             if self.keeper is not None:
                 poll.register(self.keeper, select.POLLIN)
@@ -3984,7 +4220,7 @@ class Follow:
                 poll.unregister(self.keeper)
                 os.close(self.keeper)
                 self.keeper = self.page = None
-                self.resize()  # it may have died with the order
+                self.resize()  # the order may have died with the keeper
             if (
                 self.keeper in events
                 or self.page is None
@@ -3999,7 +4235,7 @@ class Follow:
                 self.look()
 
     def patience_ms(self):
-        """Return how long nothing may happen: the ping's deadline; less where the keeper's death can't be waited for."""
+        """Return how long to wait for events: to the ping's deadline, or to the next look."""
         waits = [self.heard + PING_DEADLINE_S - time.monotonic() + 0.1] if self.stdin else []
         waits += [LOOK_ALONE_S] if self.keeper is None else []
         waits += [LOOK_S] if self.watch.blind else []
@@ -4009,7 +4245,7 @@ class Follow:
     # ======================================================== follow: what goes out
 
     def look(self):
-        """Take note of what has changed: the State, and how far the output goes."""
+        """Read the State where the slot has changed, and queue it if it differs."""
         self.looked = time.monotonic()
         pages = self.run.pages()
         page = pages and b"".join(pages)
@@ -4032,7 +4268,7 @@ class Follow:
         self.queue.append(b"S %d\n" % len(data) + data)
 
     def limits(self):
-        """Return how far each stream may be sent now: never beyond what a final State covers, unless late output was asked for."""
+        """Return how far each stream may be sent: up to a final State's length, unless `late`."""
         found = {}
         for name, file in self.files.items():
             size = os.fstat(file).st_size
@@ -4045,7 +4281,7 @@ class Follow:
         return found
 
     def plan(self):
-        """Line up the next spans of output that have not been sent; return whether there are any."""
+        """Queue the next spans of output that were not sent; return whether there are any."""
         limits = self.limits()
         while not self.spans and (
             self.times.behind or any(self.cursor[name] < limits[name] for name in limits)
@@ -4066,12 +4302,12 @@ class Follow:
         return bool(self.spans)
 
     def over(self):
-        """Return whether all has been sent, the last State included."""
+        """Return whether all was sent, the last State included."""
         if self.done or self.spans or self.sending:
             return self.done
         final, supervised = self.state["state"] in FINAL, self.state["supervisor"] != "gone"
         if self.live and not final:
-            # A start that died before it launched anything: whoever repeats it will see more.
+            # The start died before it launched anything; a repeated start may follow.
             abandoned = self.state["state"] == "starting" and not supervised
             if not abandoned or time.monotonic() - self.began < START_DEADLINE_S:
                 return False
@@ -4083,7 +4319,7 @@ class Follow:
             [name for name in self.streams if self.cursor[name] < lengths[name]] if final else []
         )
         if short and supervised and self.live:
-            return False  # the keeper is still moving them: the disk may be full
+            return False  # the keeper still moves them, as when the disk is full
         for name in short:
             self.queue.append(b"G %s %d %d\n" % (name.encode(), self.cursor[name], lengths[name]))
         self.tell()
@@ -4121,7 +4357,7 @@ class Follow:
             data = os.pread(self.files[name], size, begin)
             head = self.run.heads().get(name, 0)
             if size and head > begin:
-                # What we have read may have been a hole. All that is gone is one gap, however many spans it was.
+                # The data may have been a hole. All that is gone makes one gap, whatever its spans.
                 self.cursor[name] = min(head, max(end, self.limits()[name]))
                 self.partial = b"G %s %d %d\n" % (name.encode(), begin, self.cursor[name])
                 return
@@ -4144,7 +4380,7 @@ class Follow:
     # ======================================================== follow: what comes in
 
     def listen(self):
-        """Read the client's frames; return False when it has gone, or speaks another language."""
+        """Read the client's frames; return False where it has gone or a frame makes no sense."""
         try:
             data = os.read(self.stdin.fd, FRAME_MAX)
         except BlockingIOError:
@@ -4176,14 +4412,13 @@ class Follow:
         )
 
     def heed(self, words):
-        """Do what a header says; return whether it is one."""
+        """Carry out a frame's header; return whether it is one."""
         numbers = [int(word) for word in words[1:] if word.isdigit()]
         if words[0] == "P":
             self.queue.append(b"H\n")
         elif words[0] == "K" and len(words) == 3 and words[2].isdigit():
-            if (
-                words[1] in SIGNALS
-            ):  # another machine may have more; without an answer the client knows that it wasn't sent
+            # Another machine may have more signals. No answer tells the client that none was sent.
+            if words[1] in SIGNALS:
                 number = os.urandom(4).hex()
                 give_order(self.run, signal_order(number, words[1], self.request))
                 self.orders[number] = (int(words[2]), words[1], time.monotonic() + ORDER_DEADLINE_S)
@@ -4198,14 +4433,14 @@ class Follow:
             return False
         return True
 
-    # ======================================================== follow: what the program is to read
+    # ======================================================== follow: the program's stdin
 
     def resize(self):
         if self.window:
             give_order(self.run, "- window %d %d" % tuple(self.window))
 
     def accept(self):
-        """Have the program given what there is room for, and say what has been accepted; return False for what makes no sense."""
+        """Accept bytes for stdin and acknowledge them; return False where bytes are missing."""
         if not self.given:
             return True
         ended, accepted, closed = self.sender.ended, self.sender.accepted, False
@@ -4230,7 +4465,7 @@ class Follow:
         self.queue.append(b"A %s %d\n" % (kind, self.sender.accepted))
 
     def answer(self):
-        """Acknowledge the orders that the keeper has carried out; carry out those that it hasn't in time."""
+        """Acknowledge the orders that the keeper has carried out; signal directly if it is late."""
         if not self.orders:
             return
         record = Record.read(self.page[:PAGE]) or Record()
@@ -4245,9 +4480,11 @@ class Follow:
 
 
 def verb_follow(request, stdin, reply, framed):
-    """Reply with the State; with a tail or a time asked for, also with the `cursor` where it begins: a link cut at once loses no line.
+    """Reply with the State, then with frames.
 
-    Whose terminal becomes the program's gets to know what is `switched` on there.
+    For a tail or a time the State has the `cursor` where it begins, so that a link cut at once
+    loses no line. For a client whose terminal becomes the program's, it has the modes `switched`
+    on there.
     """
     run = find(request)
     state = run.state()
@@ -4255,7 +4492,7 @@ def verb_follow(request, stdin, reply, framed):
         file = run.request["program"].get("stdin") is not None
         how = "what it was given at its start" if file else "/dev/null"
         raise Refusal("no_stdin", "its stdin is %s (run had no -i)" % how, state=state)
-    follow = Follow(run, request, stdin if framed else None, reply.out)
+    follow = Follower(run, request, stdin if framed else None, reply.out)
     more = {"cursor": follow.cursor} if {"tail", "since"} & set(request) else {}
     if more and follow.sender and state["pty"] and "output" in follow.files:
         more["switched"] = switched(follow.files["output"])
@@ -4268,14 +4505,14 @@ def verb_wait(request, stdin, reply, framed):
 
 
 # ============================================================ verbs/gc
-# The verb gc, and what a start cleans up once a day.
+# The verb gc, and the daily cleaning by a start.
 
 KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
 KEEP_BYTES = 2 << 30
 
 
-class Ended:
-    """A run that gc may look at: ended, unguarded, nobody watching, nothing of it owed to a collector."""
+class EndedRun:
+    """A run that gc may remove: ended, unguarded, unwatched, with nothing owed to a collector."""
 
     def __init__(self, root, prog_id, run, state, now):
         self.root, self.prog_id, self.run, self.state = root, prog_id, run, state
@@ -4296,7 +4533,7 @@ class Ended:
         )
 
     def drop_output(self):
-        """Empty the files that grow. Their lengths stand in the record, so that a reader is told what is gone."""
+        """Empty the files that grow. Readers find their lengths in the record."""
         for name in self.run.streams + ["index", "stdin"]:
             try:
                 os.truncate(
@@ -4306,8 +4543,8 @@ class Ended:
                 pass
 
 
-def ended_runs(request, now):
-    """Yield the runs that gc may look at, each locked against watchers as long as it is looked at."""
+def collectable_runs(request, now):
+    """Yield the runs that gc may remove, each locked against watchers until the next."""
     for root, prog_id in runs_of(request):
         try:
             run = Run(root, prog_id)
@@ -4324,9 +4561,9 @@ def ended_runs(request, now):
             if index is not None:
                 fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if state["state"] in FINAL and not run.alive() and not owed:
-                yield Ended(root, prog_id, run, state, now)
+                yield EndedRun(root, prog_id, run, state, now)
         except BlockingIOError:
-            pass  # somebody watches it
+            pass  # the run is watched
         finally:
             if index is not None:
                 os.close(index)
@@ -4334,12 +4571,15 @@ def ended_runs(request, now):
 
 
 def collect(request, now):
-    """Return what gc removes, and remove it unless `dry`: output by age, then the oldest beyond the size, records of 400 days."""
+    """Return what gc removes, and remove it unless `dry`.
+
+    Output goes by its age, then the oldest beyond `max_size`; records go after KEEP_RECORD_S.
+    """
     ids, older, dry = request.get("ids"), request.get("older"), request.get("dry")
     most = KEEP_BYTES if request.get("max_size") is None else request["max_size"]
     sizes = sorted(
         (ended.end_ns, ended.bytes, ended.age_s, ended.prog_id)
-        for ended in ended_runs(request, now)
+        for ended in collectable_runs(request, now)
     )
     total, surplus = sum(size for _, size, _, _ in sizes), set()
     for _, size, age_s, prog_id in sizes:
@@ -4347,12 +4587,12 @@ def collect(request, now):
             surplus.add(prog_id)
             total -= size
     removed, forgotten, freed = [], [], 0
-    for ended in ended_runs(request, now):
+    for ended in collectable_runs(request, now):
         old = ended.age_s > (ended.keep_s if older is None else older)
         wanted = ended.prog_id in ids if ids is not None else old or ended.prog_id in surplus
         runbook = (ended.run.request.get("origin") or {}).get("runbook")
         if ids is None and ended.age_s > KEEP_RECORD_S and not runbook:
-            # Only now: a retried id whose record is gone would run again.
+            # Not before: a start that is repeated after its record is gone would run again.
             forgotten.append(ended.prog_id)
             freed += ended.bytes
             if not dry:
@@ -4373,7 +4613,7 @@ def collect(request, now):
 
 
 def sweep_leftovers(request, now_s):
-    """Remove what a starter that died left half made, and agents that nobody has started for a month."""
+    """Remove half-made runs of starters that died, and agents not started for KEEP_AGENT_S."""
     for root in roots(request):
         try:
             runs = secure(join(root, "runs"))
@@ -4386,12 +4626,12 @@ def sweep_leftovers(request, now_s):
     own = parent(absolute(CODE.co_filename))
     cache = parent(own)
     if len(base(own)) != 64:
-        return  # run by hand: not from a cache
+        return  # run by hand and not from a cache
     for name in os.listdir(cache):
         path = join(cache, name + "/agent.py")
         if len(name) != 64 or name == base(own) or not present(path):
             continue
-        # Every start reads the file to check its hash, and reading moves atime at least once a day.
+        # Every start reads the file to check its hash, which moves atime at least once a day.
         if max(os.stat(path).st_atime, os.stat(path).st_mtime) < now_s - KEEP_AGENT_S:
             above = os.open(cache, os.O_RDONLY | os.O_DIRECTORY)
             discard(above, name)
@@ -4411,7 +4651,7 @@ def verb_gc(request, stdin, reply, framed):
 
 
 def daily_gc(request, root):
-    """Once a day a start also cleans up, in a process of its own that nobody waits for."""
+    """Clean up once a day, in a process of its own that no start waits for."""
     stamp = join(root, "gc")
     try:
         if os.stat(stamp).st_mtime > time.time() - 86400:
@@ -4435,10 +4675,13 @@ def daily_gc(request, root):
 
 
 # ============================================================ verbs/deliver
-# The courier's file, and the verb deliver.
+# The courier's file beside the agent, and the verb deliver.
 
 def place_courier(source):
-    """Put the courier beside the agent, if it came with the request; by hand it is there. Raises Refusal."""
+    """Put the courier that came with the request beside the agent. Raises Refusal.
+
+    By hand none comes, and it must be there.
+    """
     path = beside("courier.py")
     there = slurp(path) if present(path) else None
     if source is None and there is None:
@@ -4459,7 +4702,7 @@ def place_courier(source):
 
 
 def verb_deliver(request, stdin, reply, framed):
-    """Send the run's output and end to a collector once more, or tell its courier of another token or way there."""
+    """Deliver the run's output and end once more, or give its courier another token or route."""
     run = find(request)
     callback = request.get("callback") or {}
     if not run.request.get("callback") and not callback.get("url"):
@@ -4489,7 +4732,7 @@ def verb_status(request, stdin, reply, framed):
 
 
 def verb_list(request, stdin, reply, framed):
-    """All runs, oldest first."""
+    """Reply with the States of all runs, the oldest first."""
     found = []
     for root, prog_id in runs_of(request):
         try:
@@ -4508,7 +4751,7 @@ def verb_list(request, stdin, reply, framed):
 
 
 def verb_read(request, stdin, reply, framed):
-    """Reply with a range of a stream's bytes; its end may lie beyond what is there, never what is sent."""
+    """Reply with a range of a stream's bytes, as far as the stream goes."""
     run = find(request)
     name = request.get("stream") or run.streams[0]
     if name not in run.streams:
@@ -4530,7 +4773,10 @@ def verb_read(request, stdin, reply, framed):
 
 
 def read_bounded(run, reply, name, file, begin, end, size):
-    """Reply with what is there of a range whose beginning may be gone or go: at most BOUND_STEP of it, read before its place is told."""
+    """Reply with at most BOUND_STEP of a range whose beginning may be gone, or go meanwhile.
+
+    It is read before its place is named.
+    """
     while True:
         begin = min(max(begin, run.heads().get(name, 0)), end)
         data = os.pread(file, min(end - begin, BOUND_STEP), begin)
@@ -4544,14 +4790,14 @@ def read_bounded(run, reply, name, file, begin, end, size):
 # The verbs start and run.
 
 def new_run(request, stdin, reply):
-    """Return (root, prog_id) of the run that the request asks for, made now or there already. Raises Refusal."""
+    """Return (root, prog_id) of the run, and make it unless it exists. Raises Refusal."""
     prog_id = request["prog_id"]
     there = find_exact(request, prog_id)
     if there:
         same_program(there, request)
         there.close()
         return parent(parent(there.path)), prog_id
-    request["before"] = outliving(request)  # a refusal comes before anything is made
+    request["before"] = outliving(request)  # its refusal must come before anything is made
     stored = {
         key: request[key]
         for key in ("prog_id", "name", "origin", "program", "run", "callback", "config")
@@ -4568,13 +4814,13 @@ def new_run(request, stdin, reply):
     source = request["program"].get("stdin")
 
     def feed(directory):
-        """Put what the program will read into its file."""
+        """Fill the file `stdin`."""
         if isinstance(source, str):
             fill(directory, "stdin", octets(source))
             return
         digest = None
         if source.get("sha256"):
-            import hashlib  # here, and not for all: it takes 5 ms
+            import hashlib  # only here, as it takes 5 ms
 
             digest = hashlib.sha256()
         reply.first_line(" send")
@@ -4613,7 +4859,7 @@ def new_run(request, stdin, reply):
                 {"dir": root, "errno": error.errno, "message": error.strerror or str(error)}
             )
             if isinstance(source, dict) and error.errno in FULL:
-                break  # the bytes for stdin are half read: they can't be read again for the next root
+                break  # half of stdin was read, and the next root would need it all
     if tried[0]["errno"] == errno.EOPNOTSUPP:
         raise Refusal(
             "unsupported",
@@ -4628,8 +4874,11 @@ def same_program(run, request):
         raise Refusal("conflict", "this id already names another command", there=run.state())
 
 
-def start(request, stdin, reply):
-    """Start the program, or find it started; return its Run and State. Safe to repeat with the same id."""
+def start_run(request, stdin, reply):
+    """Start the program unless it was started; return its Run and State.
+
+    It is safe to repeat with the same id. Raises Refusal.
+    """
     if not sys.platform.startswith("linux"):
         raise Refusal(
             "unsupported", "the agent is for Linux, this is %s: use the chaperone" % sys.platform
@@ -4643,7 +4892,7 @@ def start(request, stdin, reply):
     try:
         daily_gc(request, root)
     except OSError:
-        pass  # no room, or no process to be had: a later start will
+        pass  # no room or no process for it: a later start cleans up
     run = Run(root, prog_id)
     secret = (request.get("secrets") or {}).get("env") or {}
     deadline = time.monotonic() + START_DEADLINE_S
@@ -4655,9 +4904,8 @@ def start(request, stdin, reply):
             return run, state
         if time.monotonic() > deadline:
             raise no_process(root, errno.EAGAIN)
-        if (
-            state["supervisor"] == "gone"
-        ):  # new, or whoever began it died before it launched anything
+        # It is new, or the guards that began it died before they launched anything.
+        if state["supervisor"] == "gone":
             before = outliving(run.request) if request.get("before") is None else request["before"]
             try:
                 spawn_guards(
@@ -4670,24 +4918,24 @@ def start(request, stdin, reply):
 
 
 def no_process(root, number):
-    """Return the refusal of a start for which there is no process; nothing was started, and a later start of the same id may be."""
+    """Return the refusal of a start for want of a process; the same id may be started later."""
     message = "no process can be started here: " + os.strerror(number)
     return Refusal("no_room", message, tried=[{"dir": root, "errno": number, "message": message}])
 
 
 def verb_start(request, stdin, reply, framed):
-    reply.send(start(request, stdin, reply)[1])
+    reply.send(start_run(request, stdin, reply)[1])
 
 
 def verb_run(request, stdin, reply, framed):
-    run, state = start(request, stdin, reply)
+    run, state = start_run(request, stdin, reply)
     reply.send(state)
     if state["state"] != "not_started":
-        Follow(run, request, stdin if framed else None, reply.out).go()
+        Follower(run, request, stdin if framed else None, reply.out).go()
 
 
 # ============================================================ verbs/main
-# All verbs, and main.
+# All verbs by name, and main.
 
 VERBS = {
     "start": verb_start,
@@ -4733,5 +4981,5 @@ def main(argv, stdin, stdout):
 
 
 if __name__ == "__main__":
-    # Nothing is open that a finalisation of 2 ms would close better; replies are flushed as they are sent.
+    # Replies are flushed as they are sent, so Python's finalisation, 2 ms, would close nothing.
     os._exit(main(sys.argv[1:], Input(0), sys.stdout.buffer))

@@ -339,7 +339,7 @@ def adopt() -> None:
 def descendants() -> dict[int, Any]:
     """Return {pid: what the agent sees of it} of all that live below this process, but for the servers that fork.
 
-    As agent.tree, which looks at every process of the machine, as it must where others are the parents.
+    As agent.process_tree, which looks at every process of the machine, as it must where others are the parents.
     """
     found: dict[int, Any] = {}
     todo = [os.getpid()]

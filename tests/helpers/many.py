@@ -152,7 +152,7 @@ def in_turn(count: int, root: Path, agent: Path, python: str = sys.executable) -
             run.close()
 
     def held() -> dict[str, int]:
-        tree = host_agent.tree([os.getpid()])
+        tree = host_agent.process_tree([os.getpid()])
         return {
             "descriptors": len(os.listdir("/proc/self/fd")),
             "processes": len(tree),

@@ -705,8 +705,8 @@ while True: signal.pause()
 def test_daemonised_grandchildren_other_sessions_and_a_respawner_are_all_cleaned(door):
     state = door.start([sys.executable, "-ISEc", FAMILY])
     outer = guards(state)[0]
-    eventually(lambda: len(agent.tree([state["agent_pid"]])) == 45, "the whole family")
-    family = set(agent.tree([state["agent_pid"]]))
+    eventually(lambda: len(agent.process_tree([state["agent_pid"]])) == 45, "the whole family")
+    family = set(agent.process_tree([state["agent_pid"]]))
     over = door.stop(state["prog_id"], 0.05)
     assert over["ended"] and over["survivors"] == []
     assert not any(alive(pid) for pid in family)
@@ -736,11 +736,11 @@ def test_the_programs_orphans_are_reaped_by_its_keeper_and_by_the_next_one(door,
         )
 
     gate.open(25)
-    eventually(lambda: len(agent.tree([third])) == 26)
+    eventually(lambda: len(agent.process_tree([third])) == 26)
     kill(third)
     eventually(lambda: door.status(state["prog_id"])["agent_pid"] == second)
     gate.open(25)
-    eventually(lambda: len(agent.tree([second])) == 1 and not zombies())
+    eventually(lambda: len(agent.process_tree([second])) == 1 and not zombies())
     door.stop(state["prog_id"], 0)
 
 

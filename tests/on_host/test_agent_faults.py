@@ -282,7 +282,7 @@ def test_all_three_guards_killed_is_an_honest_loss_and_the_output_a_true_prefix(
 
 def test_a_lost_runs_program_is_still_killed_by_stop(door):
     state = door.ready('trap "" TERM; setsid sleep 1000 & echo ready; wait')
-    family = set(agent.tree([state["agent_pid"]])) - set(guards(state))
+    family = set(agent.process_tree([state["agent_pid"]])) - set(guards(state))
     kill(*guards(state))
     eventually(lambda: door.status(state["prog_id"])["state"] == "lost")
     assert len(family) == 2 and all(map(alive, family))
@@ -504,7 +504,9 @@ def test_a_pid_used_again_in_a_pid_namespace_is_never_signalled(tmp_path, python
     if first.stdout.readline() != b"up\n":
         first.communicate()
         pytest.skip("no pid namespaces here")
-    inside = next(pid for pid, found in agent.tree([first.pid]).items() if found[1] == first.pid)
+    inside = next(
+        pid for pid, found in agent.process_tree([first.pid]).items() if found[1] == first.pid
+    )
     enter = ["nsenter", "-t", str(inside), "-p", "-m", "--"]
     try:
         for door in fresh(tmp_path, python=python, prefix=enter):

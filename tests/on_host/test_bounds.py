@@ -305,7 +305,7 @@ class Small:
         os.set_blocking(theirs, False)
         self.run = agent.Run(str(base), "x")
         self.theirs = open(theirs, "wb", 0)  # noqa: SIM115 - closed below
-        self.follow = agent.Follow(self.run, {"times": True}, None, self.theirs)
+        self.follow = agent.Follower(self.run, {"times": True}, None, self.theirs)
         self.meanwhile: list[int] = []
         self.follow.look()
         self.parser = Parser()

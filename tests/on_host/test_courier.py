@@ -345,7 +345,7 @@ def test_without_a_callback_there_is_no_courier_and_none_is_needed(home):
     (home.base / "courier.py").unlink()
     state = home.ask("start", program={"argv": ["sleep", "60"]})
     assert (state["state"], state["callback"]) == ("running", None)
-    assert [each[3] for each in agent.tree([state["agent_pid"]]).values()] == ["sleep"]
+    assert [each[3] for each in agent.process_tree([state["agent_pid"]]).values()] == ["sleep"]
     refused = home.ask("start", program={"argv": ["true"]}, callback={"url": "http://127.0.0.1:1/"})
     assert refused["error"] == "no_courier"
 
@@ -705,7 +705,7 @@ def test_the_token_is_in_no_argv_no_environment_no_state_and_goes_when_all_is_de
     prog_id = home.start(listener, "env; read a < $HOME/gate")
     listener.wait(lambda each: each.output())
     pid = eventually(lambda: home.courier(prog_id))
-    for each in [pid, *agent.tree([os.getpid()])]:
+    for each in [pid, *agent.process_tree([os.getpid()])]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             assert TOKEN.encode() not in Path(f"/proc/{each}/cmdline").read_bytes()
             assert TOKEN.encode() not in Path(f"/proc/{each}/environ").read_bytes()

@@ -241,6 +241,7 @@ def silent(root: Path) -> None:
         (opened("paths", "from .records import Record\n"), "which isn't before it"),
         (opened("paths", "from .paths import join\n"), "which isn't before it"),
         (opened("files", "from .paths import join as joined\n"), "keeps its name"),
+        (opened("processes", "from .kernel import _splice\n"), "is private to"),
         (opened("files", "from . import paths\n"), "only parts are imported from"),
         (opened("files", "from ..courier import main\n"), "only parts are imported from"),
         (opened("files", "from corra.errors import CorraError\n"), "neither of the standard"),

@@ -379,7 +379,7 @@ def test_the_end_of_the_link_is_not_the_end_of_the_program(carry, tmp_path):
 def _descendants(pid: int) -> list[int]:
     from corra import agent
 
-    return list(agent.tree([pid]))
+    return list(agent.process_tree([pid]))
 
 
 def test_the_tether_killed_takes_its_ssh_along_and_leaves_the_program(carry, tmp_path):

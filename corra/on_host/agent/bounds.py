@@ -1,4 +1,4 @@
-"""Where a bounded stream begins: `keep_output` gives its beginning back to the disk."""
+"""Bounded streams: `keep_output` gives a stream's beginning back to the disk."""
 
 import errno
 import posix as os
@@ -8,12 +8,12 @@ from .contract import BOUND_MIN, BOUND_STEP, FULL, PAGE
 from .files import fill_in_place, read_file
 from .kernel import punch
 
-HEAD = struct.Struct("<QQ")  # an offset and its complement: a torn one shows
+HEAD = struct.Struct("<QQ")  # an offset and its complement, so that a torn record shows
 HEAD_MASK = (1 << 64) - 1
 
 
 def prepare_bound(directory, names):
-    """Make the file `heads`. Raises OSError (EOPNOTSUPP) where no file can be made shorter at its beginning."""
+    """Make the file `heads`. Raises OSError: EOPNOTSUPP where the file system has no holes."""
     fill_in_place(directory, "heads", HEAD.pack(0, HEAD_MASK) * (len(names) + 1))
     file = os.open("index", os.O_WRONLY, dir_fd=directory)
     try:
@@ -27,7 +27,10 @@ def prepare_bound(directory, names):
 
 
 def read_heads(directory, names):
-    """Return {name: offset of the first byte that is there} of the streams `names` and of the index; {} where none is bounded."""
+    """Return {name: offset of its first byte} for the streams `names` and the index.
+
+    It is {} where no stream is bounded.
+    """
     names = list(names) + ["index"]
     for _ in range(100):
         data = read_file(directory, "heads", HEAD.size * len(names))
@@ -36,13 +39,15 @@ def read_heads(directory, names):
         found = [head for head, check in HEAD.iter_unpack(data) if head ^ check == HEAD_MASK]
         if len(found) == len(names):
             return dict(zip(names, found))
-    return dict.fromkeys(
-        names, 0
-    )  # torn when the machine went down: Run.heads asks the files themselves then
+    # The machine went down during a write. Run.heads asks the files themselves then.
+    return dict.fromkeys(names, 0)
 
 
 def first_data(directory, name):
-    """Return where a file's holes at its beginning end, as its file system has it: true after a power cut, unlike `heads`."""
+    """Return where a file's first data begins, as the file system says.
+
+    This is true after a power cut; `heads` may not be.
+    """
     try:
         file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
     except FileNotFoundError:
@@ -50,18 +55,18 @@ def first_data(directory, name):
     try:
         return os.lseek(file, 0, os.SEEK_DATA)
     except OSError as error:
-        return (
-            os.fstat(file).st_size if error.errno == errno.ENXIO else 0
-        )  # ENXIO: there is nothing but holes
+        # ENXIO: the file has nothing but holes.
+        return os.fstat(file).st_size if error.errno == errno.ENXIO else 0
     finally:
         os.close(file)
 
 
 class Bound:
-    """Keeps the last `keep` bytes of a file that grows, and up to a sixteenth more, by punching out what is before them.
+    """Keeps the last `keep` bytes of a growing file, and up to a sixteenth more.
 
-    Where the file begins is written down before the hole is made. So whoever reads first and looks there afterwards knows whether
-    what was read was bytes or may have been a hole. After a keeper's death the next one punches from the beginning anew.
+    What is before them is punched out. The file's new beginning is written to `heads` before the
+    hole is made: a reader that reads bytes first and `heads` afterwards knows whether those bytes
+    may have been a hole. After a keeper's death the next keeper punches from the beginning anew.
     """
 
     def __init__(self, number, file, heads, keep):
@@ -71,11 +76,14 @@ class Bound:
         self.head = head if head ^ check == HEAD_MASK else 0
 
     def trim(self):
-        """Punch out what is more than `keep`, once it is worth it."""
+        """Punch out what is more than `keep`, once it is more by `spare`."""
         self.cut(self.keep, self.spare)
 
     def give_way(self):
-        """Punch out a sixteenth more than that, for a disk that is full; return how much. Else the last page of it could never be written anew."""
+        """Punch out a sixteenth of `keep` as well, for a full disk; return how many bytes.
+
+        Else a stream at its bound could never write again on that disk.
+        """
         return self.cut(max(0, self.keep - max(self.keep // 16, PAGE)), 0)
 
     def cut(self, keep, spare):
@@ -88,6 +96,6 @@ class Bound:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            return 0  # it takes room to make room, and there is none: the next time
+            return 0  # to make room takes room, and there is none: try the next time
         freed, self.head = end - self.head, end
         return freed

@@ -1,4 +1,4 @@
-"""Files of a directory that is open: made, read, replaced and removed by name."""
+"""Files of an open directory: make, read, replace and remove them by name."""
 
 import fcntl
 import posix as os
@@ -17,10 +17,10 @@ def fill(directory, name, data, mode=0o600):
 
 
 def fill_in_place(directory, name, data):
-    """Make a file that will be overwritten where it is, which works on a full disk where a new one doesn't."""
+    """Make a file that will be overwritten in place, which works on a full disk."""
     file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
     try:
-        # btrfs would need room to overwrite in place; NOCOW works only while the file is empty.
+        # btrfs needs room to overwrite in place, unless NOCOW was set while the file was empty.
         fcntl.ioctl(file, 0x40086602, struct.pack("l", 0x00800000))
     except OSError:
         pass
@@ -29,7 +29,7 @@ def fill_in_place(directory, name, data):
 
 
 def replace(directory, name, data):
-    """Give a file of the run another content in one step."""
+    """Replace the content of a file in one step. Raises OSError; the old content is there then."""
     new = "%s.%s" % (name, os.urandom(4).hex())
     try:
         fill(directory, new, data)
@@ -41,7 +41,7 @@ def replace(directory, name, data):
 
 
 def discard(above, name):
-    """Remove a directory and all in it, as a run's."""
+    """Remove a directory such as a run's, and all that is in it."""
     directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
     try:
         for entry in os.listdir(directory):
@@ -55,7 +55,7 @@ def discard(above, name):
 
 
 def read_file(directory, name, limit=REQUEST_MAX):
-    """Return a file's bytes, or None when it isn't there."""
+    """Return a file's bytes; None where there is no file."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The kernel, by the C library's own functions: pipes, disks and clocks."""
+"""Pipes, disks and clocks of the kernel, by the C library's own functions."""
 
 import _ctypes
 import errno
@@ -8,10 +8,11 @@ import struct
 import sys
 import time
 
-SEEK_CUR, SEEK_END = 1, 2  # os has names for them, posix has not
+SEEK_CUR, SEEK_END = 1, 2  # os has these names, posix doesn't
 PIPE_MAX = 256 * 1024
+# How much of a disk corra leaves free: FLOOR, or on a small disk its last twentieth.
 FLOOR = 1 << 30
-FLOOR_SHARE = 20  # the last twentieth of a small disk isn't ours either
+FLOOR_SHARE = 20
 
 
 def now_ns():
@@ -34,13 +35,14 @@ class _Offset(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "q"
 
 
-class _Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
+class Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "c"
 
 
 class _Function(_ctypes.CFuncPtr):
     _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
-    _restype_ = _Int  # not long: the upper half of a register with an int in it is anything, and -1 wouldn't be below 0
+    # Not long: the upper half of a register that holds an int is undefined, so -1 could be above 0.
+    _restype_ = _Int
 
 
 class _LongFunction(_ctypes.CFuncPtr):
@@ -48,28 +50,21 @@ class _LongFunction(_ctypes.CFuncPtr):
     _restype_ = _Long
 
 
-def _c(name, kind=_Function):
-    """Return a function of the C library. ctypes itself is a package of Python code: 3 ms and 250 kB that each guard would carry."""
+def c_function(name, kind=_Function):
+    """Return a function of the C library.
+
+    ctypes itself is Python code: 3 ms of a start, and 250 kB of each guard.
+    """
     return kind(_ctypes.dlsym(_ctypes.dlopen(None, os.RTLD_NOW), name))
 
 
-_splice, _syscall = _c("splice", _LongFunction), _c("syscall", _LongFunction)
-_prctl, _statfs, _fork = _c("prctl"), _c("statfs"), _c("fork")
-_WAITID = {
-    "x86_64": 247,
-    "aarch64": 95,
-    "riscv64": 95,
-    "ppc64le": 272,
-    "s390x": 281,
-    "i686": 284,
-    "armv7l": 280,
-}
-_PIDFD_SEND_SIGNAL, _PIDFD_OPEN = 424, 434
-_F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
+_splice, syscall = c_function("splice", _LongFunction), c_function("syscall", _LongFunction)
+prctl, _statfs, c_fork = c_function("prctl"), c_function("statfs"), c_function("fork")
+F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
 _FIONREAD = 0x541B
 
 
-def _checked(result):
+def checked(result):
     if result < 0:
         number = _ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -77,61 +72,66 @@ def _checked(result):
 
 
 def splice(source, target, size):
-    """Move up to `size` bytes from a pipe into a file in one step; 0 at the end, BlockingIOError when there are none."""
+    """Move up to `size` bytes from a pipe into a file in one step; return how many, 0 at the end.
+
+    Raises OSError; BlockingIOError where the pipe is empty, or where the target is full.
+    """
     while True:
-        result = _splice(
-            source, None, target, None, _Long(size), 3
-        )  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+        # 3: SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+        result = _splice(source, None, target, None, _Long(size), 3)
         if result >= 0 or _ctypes.get_errno() != errno.EINTR:
-            return _checked(result)
+            return checked(result)
 
 
 def widen(pipe, factor=2):
-    """Have a pipe hold `factor` times as much, up to PIPE_MAX.
+    """Enlarge a pipe by `factor`, up to PIPE_MAX.
 
-    256 KiB are as fast as 1 MiB, and as an ordinary user 64 pipes of 1 MiB use up pipe-user-pages-soft, after which every new one is 8 KiB.
+    256 KiB are as fast as 1 MiB. 64 pipes of 1 MiB would use up an ordinary user's
+    pipe-user-pages-soft, after which each new pipe holds 8 KiB.
     """
     try:
         size = fcntl.fcntl(pipe, _F_GETPIPE_SZ)
         if size < PIPE_MAX:
-            fcntl.fcntl(pipe, _F_SETPIPE_SZ, min(size * factor, PIPE_MAX))
+            fcntl.fcntl(pipe, F_SETPIPE_SZ, min(size * factor, PIPE_MAX))
     except OSError:
-        pass  # not a pipe, or no more of them for this user
+        pass  # not a pipe, or this user has no pages for pipes left
 
 
 def unread(fifo):
-    """Return how many bytes stand in a FIFO."""
+    """Return how many bytes a FIFO holds."""
     return struct.unpack("i", fcntl.ioctl(fifo, _FIONREAD, b"\0" * 4))[0]
 
 
 def give_back():
-    """Give the C library's free memory back to the kernel: three guards would keep it for weeks."""
+    """Give the C library's free memory back to the kernel. Three guards would keep it for weeks."""
     try:
-        _c("malloc_trim")(0)
+        c_function("malloc_trim")(0)
     except OSError:
-        pass  # musl has none, and keeps little
+        pass  # musl has no malloc_trim, and keeps little
 
 
 def wide(name):
-    """Return the C library's function whose offsets have 64 bits: where off_t always has, as in musl, it has the plain name."""
+    """Return the C library's function with 64-bit offsets; in musl it has the plain name."""
     try:
-        return _c(name + "64")
+        return c_function(name + "64")
     except OSError:
-        return _c(name)
+        return c_function(name)
 
 
 def punch(file, end, begin=0):
-    """Give a file's disk below `end` back; its length stays, and with it every offset. Raises OSError: EOPNOTSUPP where there are no holes."""
+    """Give a file's disk from `begin` to `end` back; its length and every offset stay.
+
+    Raises OSError: EOPNOTSUPP where the file system has no holes.
+    """
     while True:
-        result = wide("fallocate")(
-            file, 3, _Offset(begin), _Offset(end - begin)
-        )  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+        # 3: FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+        result = wide("fallocate")(file, 3, _Offset(begin), _Offset(end - begin))
         if result >= 0 or _ctypes.get_errno() != errno.EINTR:
-            return _checked(result)
+            return checked(result)
 
 
 def wipe(file, begin, end):
-    """Give a part of a file back to the disk; where that can't be done, at least nobody can read it any more."""
+    """Give a part of a file back to the disk; overwrite it where there are no holes."""
     try:
         if begin < end:
             punch(file, end, begin)
@@ -142,12 +142,12 @@ def wipe(file, begin, end):
 
 def file_system(path):
     """Return the statfs type of `path`."""
-    buffer = (_Byte * 512)()
-    _checked(_statfs(path.encode(sys.getfilesystemencoding(), "surrogateescape"), buffer))
+    buffer = (Byte * 512)()
+    checked(_statfs(path.encode(sys.getfilesystemencoding(), "surrogateescape"), buffer))
     return struct.unpack_from("@l", buffer.raw)[0] & 0xFFFFFFFF
 
 
-def room(file):
-    """Return how many bytes the disk under `file` has above its floor; what is below that isn't ours to fill."""
+def free_room(file):
+    """Return how many bytes the disk under `file` has above its floor."""
     disk = os.fstatvfs(file)
     return disk.f_bavail * disk.f_frsize - min(FLOOR, disk.f_blocks * disk.f_frsize // FLOOR_SHARE)

@@ -1,4 +1,4 @@
-"""Paths, and the files that they lead to.
+"""Paths, and reading a file by its path.
 
 os.path is Python code, of which a run's guards would keep 150 to 440 kB.
 """
@@ -6,13 +6,12 @@ os.path is Python code, of which a run's guards would keep 150 to 440 kB.
 import posix as os
 import sys
 
-CODE = (
-    sys._getframe().f_code
-)  # this module, compiled: the guards get it over a pipe and trust no file
+# The made file, compiled. Guards in a fresh interpreter get it over a pipe and trust no file.
+CODE = sys._getframe().f_code
 
 
 def join(above, name):
-    """Return the path of `name` in the directory `above`; a `name` that begins at the root stands for itself."""
+    """Return the path of `name` in the directory `above`; an absolute `name` stays as it is."""
     slash = "/" if isinstance(above, str) else b"/"
     return name if name.startswith(slash) else above.rstrip(slash) + slash + name
 
@@ -36,7 +35,7 @@ def base(path):
 
 
 def present(path):
-    """Return whether there is anything at `path` that we may know of."""
+    """Return whether there is anything at `path` that this user may see."""
     try:
         os.stat(path)
         return True
@@ -45,12 +44,12 @@ def present(path):
 
 
 def text_of(path):
-    """Return the path `path` (bytes) as the text that this Python opens files by."""
+    """Return `path` (bytes) as the text by which this Python opens the file."""
     return path.decode(sys.getfilesystemencoding(), "surrogateescape")
 
 
 def octets(text):
-    """Return the bytes that `text` stands for, whatever the locale here says: JSON is UTF-8, and so was what the client read."""
+    """Return the bytes that `text` stands for. JSON is UTF-8, whatever the locale."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -60,10 +59,11 @@ def make_directories(path, mode):
         try:
             os.mkdir(path, mode)
         except FileExistsError:
-            pass  # another start has just made it
+            pass  # another start has just made the directory
 
 
 def slurp(path, limit=1 << 20):
+    """Return the first bytes of a file, as one read gives them. Raises OSError."""
     fd = os.open(path, os.O_RDONLY)
     try:
         return os.read(fd, limit)
@@ -72,5 +72,5 @@ def slurp(path, limit=1 << 20):
 
 
 def beside(name):
-    """Return the path of a file in this file's directory."""
+    """Return the path of a file in the made file's directory."""
     return join(parent(absolute(CODE.co_filename)), name)

@@ -1,4 +1,4 @@
-"""Processes: to be one, to look at them, to signal them."""
+"""Processes: fork thinly, look at a process or a tree, signal it."""
 
 import _signal
 import errno
@@ -6,40 +6,47 @@ import posix as os
 import struct
 import sys
 
-from .kernel import (
-    _PIDFD_OPEN,
-    _PIDFD_SEND_SIGNAL,
-    _WAITID,
-    _Byte,
-    _checked,
-    _fork,
-    _prctl,
-    _syscall,
-)
+from .kernel import Byte, c_fork, checked, prctl, syscall
 from .paths import slurp
+
+# The numbers of system calls for which the C library has no function.
+_WAITID = {
+    "x86_64": 247,
+    "aarch64": 95,
+    "riscv64": 95,
+    "ppc64le": 272,
+    "s390x": 281,
+    "i686": 284,
+    "armv7l": 280,
+}
+_PIDFD_SEND_SIGNAL, _PIDFD_OPEN = 424, 434
 
 
 def become(title):
-    """Name this process, and take in the orphans of its descendants (the subreaper flag isn't inherited by fork)."""
-    _prctl(15, title, 0, 0, 0)
-    _prctl(36, 1, 0, 0, 0)
+    """Name this process and make it the subreaper of its descendants (a flag that fork drops)."""
+    prctl(15, title, 0, 0, 0)
+    prctl(36, 1, 0, 0, 0)
 
 
 def fork_thin():
-    """Fork by the C library alone, where there is one thread: what Python does besides writes to 15 pages that were shared till then.
+    """Fork by the C library alone; this process has one thread. Raises OSError.
 
-    Before 3.8 that is also what makes signals heard. Raises OSError.
+    Python's own fork writes to 15 pages that parent and child would share. Before Python 3.8 the
+    child needs it, or would hear no signals.
     """
-    return _checked(_fork()) if sys.version_info >= (3, 8) else os.fork()
+    return checked(c_fork()) if sys.version_info >= (3, 8) else os.fork()
 
 
 def usage(pid):
-    """Return the resource usage of a dead but unreaped child; os.waitid has it thrown away, the raw call hasn't."""
+    """Return the resource usage of a dead child that isn't reaped; None on an unknown machine.
+
+    os.waitid drops the usage; the raw system call returns it.
+    """
     number = _WAITID.get(os.uname().machine)
     if number is None:
         return None
-    info, spent = (_Byte * 128)(), (_Byte * 256)()
-    if _syscall(number, os.P_PID, pid, info, os.WEXITED | os.WNOHANG | os.WNOWAIT, spent) < 0:
+    info, spent = (Byte * 128)(), (Byte * 256)()
+    if syscall(number, os.P_PID, pid, info, os.WEXITED | os.WNOHANG | os.WNOWAIT, spent) < 0:
         return None
     (
         u_s,
@@ -75,14 +82,14 @@ def usage(pid):
 
 
 def pidfd(pid):
-    """Return a descriptor that means this process for ever. Raises OSError (ENOSYS before Linux 5.3)."""
-    return _checked(_syscall(_PIDFD_OPEN, pid, 0))
+    """Return a descriptor that never means another process. Raises OSError, as before Linux 5.3."""
+    return checked(syscall(_PIDFD_OPEN, pid, 0))
 
 
 def signal_process(pid, start, number):
-    """Send a signal to the process `pid` that began at `start`; return whether it was there to be signalled.
+    """Signal the process `pid` that began at `start`; return whether that process was there.
 
-    The start time is looked at again after the pidfd is open: from then on the pid can't come to mean a stranger.
+    The start time is read after the pidfd is open, which can't come to mean a stranger.
     """
     if pid <= 1:
         return False
@@ -99,17 +106,20 @@ def signal_process(pid, start, number):
         if handle < 0:
             os.kill(pid, number)
         else:
-            _checked(_syscall(_PIDFD_SEND_SIGNAL, handle, number, None, 0))
+            checked(syscall(_PIDFD_SEND_SIGNAL, handle, number, None, 0))
         return True
     except (ProcessLookupError, PermissionError):
-        return False  # gone, or it has become another user's: who counts survivors will see it
+        return False  # gone, or another user's by now: a count of survivors will show it
     finally:
         if handle >= 0:
             os.close(handle)
 
 
 def ended(pid):
-    """Return the raw wait status of the child `pid` without reaping it, or None while it lives. Raises ChildProcessError."""
+    """Return the raw wait status of the child `pid`, or None while it lives, without reaping it.
+
+    Raises ChildProcessError.
+    """
     info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     if info is None or not info.si_pid:
         return None
@@ -125,19 +135,22 @@ def boot_id():
 
 
 def process(pid):
-    """Return (state letter, parent, start time in ticks, name) of a process, or None when there is none."""
+    """Return (state letter, parent, start time in ticks, name) of a process, or None."""
     try:
         text = slurp("/proc/%d/stat" % pid).decode("ascii", "replace")
     except OSError:
         return None
-    # After the last ")": a program may call itself "a) Z 1 1 (".
+    # Split at the last ")": a program may call itself "a) Z 1 1 (".
     head, _, tail = text.rpartition(")")
     fields = tail.split()
     return fields[0], int(fields[1]), int(fields[19]), head.partition("(")[2]
 
 
-def tree(roots, spared=()):
-    """Return {pid: (state, parent, start, name)} of all living descendants of the processes `roots`, without `spared` and theirs."""
+def process_tree(roots, spared=()):
+    """Return {pid: (state, parent, start, name)} of all living descendants of `roots`.
+
+    The processes `spared` and their descendants are left out.
+    """
     seen, children = {}, {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -155,18 +168,26 @@ def tree(roots, spared=()):
 
 
 def children(pid):
-    """Return the pids of a single-threaded process's children, zombies too: one small file, where `tree` looks at all processes there are."""
+    """Return the pids of a single-threaded process's children, zombies included.
+
+    This reads one small file; `process_tree` looks at every process of the machine.
+    """
     try:
         return [int(each) for each in slurp("/proc/%d/task/%d/children" % (pid, pid)).split()]
     except OSError:
-        return list(tree([pid]))  # a kernel without CONFIG_PROC_CHILDREN
+        return list(process_tree([pid]))  # a kernel without CONFIG_PROC_CHILDREN
 
 
 def kill_tree(roots, spared=()):
-    """KILL all descendants of `roots`: stop every one first, until a walk finds no new one, so that nobody forks away."""
+    """KILL all descendants of `roots`; return how many.
+
+    Every process is stopped first, until a walk finds no new one. So none can fork and get away.
+    """
     stopped = {}
     for _ in range(200):
-        fresh = {pid: found for pid, found in tree(roots, spared).items() if pid not in stopped}
+        fresh = {
+            pid: found for pid, found in process_tree(roots, spared).items() if pid not in stopped
+        }
         if not fresh:
             break
         for pid, found in fresh.items():
@@ -178,7 +199,10 @@ def kill_tree(roots, spared=()):
 
 
 def oom_kills():
-    """Return how many processes of our memory cgroup (else of the machine) the kernel has killed for want of memory, ever."""
+    """Return how many processes the kernel has ever killed for want of memory.
+
+    The count is that of this process's memory cgroup, or of the machine where there is none.
+    """
     places = []
     for line in slurp("/proc/self/cgroup").decode("utf-8", "surrogateescape").splitlines():
         number, controllers, path = line.split(":", 2)

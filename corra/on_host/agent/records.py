@@ -1,4 +1,4 @@
-"""JSON, and the keeper's record: one page that is read whole and written whole."""
+"""JSON, and the keeper's record: one page that is read and written as a whole."""
 
 import _json
 import zlib
@@ -7,7 +7,10 @@ from .contract import LAYOUT, PAGE
 
 
 def to_json(value):
-    """Return `value` as ASCII JSON. With from_json it is what we need of json; that package costs 25 ms and 1.2 MB for its regular expressions."""
+    """Return `value` as ASCII JSON.
+
+    The json package would cost 25 ms and 1.2 MB, for its regular expressions.
+    """
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -26,10 +29,10 @@ def to_json(value):
 
 
 class _Scanner:
-    """How json's own scanner, written in C, is to read."""
+    """The settings for json's own scanner, which is written in C."""
 
     strict, object_hook, object_pairs_hook, parse_float, parse_int = True, None, None, float, int
-    parse_constant = float  # NaN and Infinity: refused with the name of their key
+    parse_constant = float  # NaN and Infinity: `complaints` refuses them by the name of their key
 
 
 def from_json(data):
@@ -38,7 +41,7 @@ def from_json(data):
     try:
         value, end = _json.make_scanner(_Scanner)(text, 0)
     except (StopIteration, SystemError):
-        # SystemError: the scanner's own exception lives in json.decoder, which nobody has imported.
+        # SystemError: the scanner's own exception is in json.decoder, which isn't imported.
         raise ValueError("not JSON") from None
     if end != len(text):
         raise ValueError("not JSON: more after its end")
@@ -46,7 +49,7 @@ def from_json(data):
 
 
 def pack(lines):
-    """Return one page that holds `lines`, with its own checksum in front; the oldest "sent" lines go when it is full."""
+    """Return a page of `lines` and their checksum; a full one loses its oldest "sent" lines."""
     lines = [" ".join(str(word) for word in line).replace("\n", " ") for line in lines]
     while True:
         body = ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
@@ -63,7 +66,7 @@ def pack(lines):
 
 
 def unpack(page):
-    """Return the lines of a page as lists of words, or None when it is empty or torn."""
+    """Return the lines of a page as lists of words; None for a page that is empty or torn."""
     head, _, rest = page.partition(b"\n")
     words = head.split()
     try:
@@ -77,23 +80,22 @@ def unpack(page):
 
 
 class Record:
-    """What the keeper knows that others must: one page of the slot, read whole and written whole."""
+    """What the keeper knows and others need: the first page of the slot."""
 
     def __init__(self):
         self.phase = "live"
         self.agent = 0
         self.guards = []  # (pid, start), the outermost first
         self.sent = []  # (time ns, signal name, request id, to, by)
-        self.stop = (
-            None  # [request id, reason, monotonic ns of the KILL, "grace" | "killing" | "done"]
-        )
+        # [request id, reason, monotonic ns of the KILL, "grace" | "killing" | "done"]
+        self.stop = None
         self.survivors = []  # (pid, start)
         self.blocked = None  # (since ns, errno)
         self.outcome = None  # (status, end ns, elapsed ns, reason)
         self.usage = None
         self.lengths = {}
-        self.ooms = None  # how many oom kills there had been at the launch
-        self.courier = 0  # its pid, while there is one
+        self.ooms = None  # the count of oom kills at the launch
+        self.courier = 0  # the courier's pid, while it lives
 
     def page(self):
         lines = [
@@ -114,7 +116,7 @@ class Record:
 
     @classmethod
     def read(cls, page):
-        """Return the record in `page`, or None when none has been written."""
+        """Return the record in `page`; None for a page that is empty or torn."""
         lines = unpack(page)
         if lines is None:
             return None

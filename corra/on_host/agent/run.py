@@ -1,4 +1,4 @@
-"""A run, looked at: its files, its lock, and the State that follows from them."""
+"""A run as a reader sees it: its files, its lock, and the State that follows from both."""
 
 import errno
 import fcntl
@@ -10,18 +10,18 @@ from .contract import FINAL, GRACE_S, KEEP_BAD_S, KEEP_GOOD_S, LAYOUT, PAGE, SIG
 from .files import read_file
 from .kernel import mono_ns
 from .paths import join
-from .processes import boot_id, children, process, tree
+from .processes import boot_id, children, process, process_tree
 from .records import Record, from_json, unpack
 from .spool import read_launched, stdin_facts, stream_names, takes_more
 
 
 class Run:
-    """A run's directory, looked at: it reads and never changes anything."""
+    """A run's directory, open for reading. It never changes anything."""
 
     def __init__(self, root, prog_id):
         self.path = join(root, "runs/" + prog_id)
         self.directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        # In /var/tmp anybody may have made our root before us, and runs in it.
+        # Anybody may have made this user's root in /var/tmp, and runs in it.
         ours = os.fstat(self.directory).st_uid == os.geteuid()
         text = read_file(self.directory, "program.json") if ours else None
         if text is None:
@@ -34,7 +34,7 @@ class Run:
         self.rebooted = None
 
     def heads(self):
-        """Return {stream or "index": offset of the first byte that is still there}; {} where the output isn't bounded."""
+        """Return {stream or "index": offset of its first byte}; {} for unbounded output."""
         if not self.bounded:
             return {}
         found = read_heads(self.directory, self.streams)
@@ -42,7 +42,7 @@ class Run:
             launched = read_launched(read_file(self.directory, "launched"))
             self.rebooted = launched and launched[2] != boot_id()
         if self.rebooted:
-            # A power cut may have taken back what `heads` said last, and not the holes.
+            # A power cut may have taken back the last write to `heads`, and not the holes.
             found = {
                 name: max(head, first_data(self.directory, name)) for name, head in found.items()
             }
@@ -52,7 +52,10 @@ class Run:
         os.close(self.directory)
 
     def alive(self):
-        """Return whether any guard lives. A shared lock for a moment: probers don't disturb each other, and a starter tries again."""
+        """Return whether any guard lives, by trying a shared lock for a moment.
+
+        Probers don't disturb each other, and a starter that meets one tries again.
+        """
         fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.directory)
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -72,15 +75,16 @@ class Run:
         return found
 
     def pages(self):
-        """Return the slot's two pages, or None when the spool has been deleted."""
+        """Return the slot's two pages, or None where the spool was deleted."""
         slot = read_file(self.directory, "exit", PAGE * 2)
         return (slot[:PAGE], slot[PAGE:]) if slot is not None else None
 
     def facts(self):
         """Return all that the State is computed from.
 
-        Who launched held the lock from before `launched` until its end; so a free lock means death only if `launched` was
-        there before the lock was tried, and what is read after that is the truth.
+        The guards hold the lock from before `launched` exists until their end. So a free lock means
+        that they are dead only if `launched` was there before the lock was tried. What is read
+        after that is final.
         """
         before = read_launched(read_file(self.directory, "launched"))
         alive = self.alive()
@@ -89,7 +93,7 @@ class Run:
         for _ in range(20):
             if record is not None or not pages or not pages[0].strip():
                 break
-            pages = self.pages()  # torn: we read while it was written
+            pages = self.pages()  # torn: read during a write
             record = Record.read(pages[0]) if pages else None
         launched = read_launched(read_file(self.directory, "launched"))
         stats = self.sizes()
@@ -110,7 +114,7 @@ class Run:
         }
 
     def state(self, details=False):
-        """Return the run's State; with `details` also the processes that outlived the program."""
+        """Return the run's State; with `details` also the processes that outlive the program."""
         facts = self.facts()
         record = facts["record"]
         keeper = record and record.agent
@@ -118,27 +122,27 @@ class Run:
         if facts["alive"] and record:
             living = {pid: process(pid) for pid in living_guards(record)}
             living = {pid: found for pid, found in living.items() if found}
-            # The innermost that lives keeps the run, or is to do so as soon as it can.
+            # The innermost living guard keeps the run, or is about to.
             facts["stopped"] = [found[0] in "Tt" for found in living.values()][-1:] == [True]
             facts["standbys"] = [pid for pid in living if pid != keeper]
-            # A zombie has no children any more: they are its keeper's by now.
+            # A zombie's children are the keeper's by now.
             ours = {facts["launched"] and facts["launched"][0], record.courier}
             if details and record.outcome and set(children(keeper)) - ours:
                 facts["stragglers"] = [
                     {"pid": pid, "name": found[3]}
-                    for pid, found in tree([keeper], [record.courier]).items()
+                    for pid, found in process_tree([keeper], [record.courier]).items()
                 ]
         return state_of(self.request, facts)
 
 
 def living_guards(record):
-    """Return the pids of the guards that live: by their start times, so that another run's guard is never taken for one of ours."""
+    """Return the pids of the living guards. Start times tell them from later processes."""
     found = [(pid, start, process(pid)) for pid, start in record.guards]
     return [pid for pid, start, each in found if each and each[2] == start and each[0] not in "ZX"]
 
 
 def iso(ns):
-    """Return UTC with its offset, to the millisecond."""
+    """Return a time as UTC with its offset, to the millisecond; None for 0."""
     if not ns:
         return None
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ns // 10**9)) + ".%03d+00:00" % (
@@ -147,7 +151,7 @@ def iso(ns):
 
 
 def state_of(request, facts):
-    """Return the State as JSON: one pure function of the request, the files and the lock. Unknown is `lost`."""
+    """Return the State as JSON, by the request, the files and the lock. Unknown is `lost`."""
     record, launched, failure = facts["record"] or Record(), facts["launched"], facts["failure"]
     program, options = request["program"], request.get("run") or {}
     state, reason, exception, outcome = "starting", None, None, None
@@ -164,10 +168,8 @@ def state_of(request, facts):
         }
         state, reason = "not_started", "exec" if found.get("stage") == "exec" else "setup"
     elif record.outcome and options.get("carrier") and record.outcome[0] & 0x7F:
-        state, reason = (
-            "lost",
-            "link",
-        )  # it exits as the program did; what ended it otherwise says nothing of the program
+        # A carrier exits as the program did. A signal that ends it says nothing of the program.
+        state, reason = "lost", "link"
     elif record.outcome and (record.phase == "final" or not facts["alive"]):
         state, outcome = "exited", record.outcome
         reason = outcome[3]
@@ -229,7 +231,7 @@ def state_of(request, facts):
         "streams": {
             name: {
                 "length": lengths[name],
-                # Given back by keep_output at its beginning; gone with all guards, or removed by gc, at its end.
+                # keep_output gives back a beginning; an end goes with all guards, or by gc.
                 "dropped": min(
                     lengths[name],
                     heads.get(name, 0)
@@ -253,11 +255,11 @@ def state_of(request, facts):
 
 
 def delivered(page):
-    """Return what the courier has written down: how much of each stream is acknowledged, when the end was, what is in the way."""
+    """Return the State's `callback`, which the courier has written: what is acknowledged."""
     try:
         found = from_json(page or b"{}")
     except (ValueError, RecursionError):
-        found = {}  # torn: the collector knows
+        found = {}  # torn: the collector has the facts
     return {key: found.get(key) for key in ("acked", "completed", "error", "since", "over")}
 
 

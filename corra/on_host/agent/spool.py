@@ -1,4 +1,4 @@
-"""The spool: where runs are, and how a run's directory is made."""
+"""The spool: the roots that hold runs, and the making of a run's directory."""
 
 import errno
 import posix as os
@@ -11,7 +11,7 @@ from .kernel import file_system
 from .paths import absolute, join, make_directories, octets, parent, present, text_of
 from .records import to_json
 
-# What statfs calls the file systems where a stalled server would hold the program in splice.
+# By statfs type: a stalled server would hold the keeper in splice, and so the program.
 REMOTE_TYPES = {
     0x6969: "NFS",
     0xFF534D42: "CIFS",
@@ -37,7 +37,10 @@ def user_name(uid=None):
 
 
 def home():
-    """Return the caller's home directory, or None; a $HOME that belongs to somebody else (sudo without -H) isn't ours."""
+    """Return this user's home directory, or None.
+
+    A $HOME that belongs to another user isn't taken: sudo without -H leaves one.
+    """
     import pwd
 
     path = text_of(os.environ.get(b"HOME", b""))
@@ -53,7 +56,7 @@ def home():
 
 
 def roots(request):
-    """Return the directories that may hold runs, best first."""
+    """Return the directories that may hold runs, the best one first."""
     if request.get("spool"):
         return [absolute(text_of(octets(request["spool"])))]
     found = []
@@ -67,7 +70,10 @@ def roots(request):
 
 
 def secure(path):
-    """Open a directory that only its owner can write to, and the owner is us. Raises OSError (EPERM for a stranger's)."""
+    """Open a directory that is this user's and that nobody else can write to.
+
+    Raises OSError: EPERM where another user owns it or can write to it.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     found = os.fstat(fd)
     if found.st_uid != os.geteuid() or found.st_mode & 0o022:
@@ -77,7 +83,7 @@ def secure(path):
 
 
 def prepare_root(root):
-    """Make ROOT/runs and return its descriptor. Raises OSError with what is in the way."""
+    """Make ROOT/runs and return its descriptor. Raises OSError, which says what is in the way."""
     above = root
     while not present(above):
         above = parent(above)
@@ -90,9 +96,10 @@ def prepare_root(root):
 
 
 def claim(runs, prog_id, request, feed, token):
-    """Make the run's directory, whole, and give it its name in one step; return whether we were the first.
+    """Make the run's directory; return whether this start was the first to do so.
 
-    Raises OSError when there is no room; nothing is left behind then.
+    It is made under another name and renamed, so that it is there as a whole or not at all.
+    Raises OSError where there is no room. Nothing is left behind then.
     """
     temporary = ".new-%s-%d-%s" % (prog_id, os.getpid(), os.urandom(4).hex())
     os.mkdir(temporary, 0o700, dir_fd=runs)
@@ -143,14 +150,14 @@ def stream_names(request):
 
 
 def fifo_names(request):
-    """Return the program's ends that are FIFOs: on a terminal there are none."""
+    """Return the names of the program's ends that are FIFOs. A program on a terminal has none."""
     if request["program"].get("pty"):
         return []
     return stream_names(request) + (["stdin"] if takes_more(request) else [])
 
 
 def takes_more(request):
-    """Return whether something may be sent to the program while it runs."""
+    """Return whether the program's stdin is held open, so that bytes may be sent while it runs."""
     source = request["program"].get("stdin")
     return bool(request["program"].get("pty")) or (
         isinstance(source, dict) and bool(source.get("open"))
@@ -168,7 +175,10 @@ def read_launched(text):
 
 
 def launched_by(directory, files):
-    """Return who was launched, or None; the claim is the name `launched`, unless the whole spool has been deleted."""
+    """Return the launched process as `read_launched` does, or None before the program's claim.
+
+    The claim is the name `launched`; where the whole spool was deleted, it is the open file.
+    """
     launched = read_launched(os.pread(files["launched"], 256, 0))
     if launched and os.fstat(files["launched"]).st_nlink == 1 and not exists(directory, "launched"):
         return None
@@ -176,7 +186,10 @@ def launched_by(directory, files):
 
 
 def stdin_facts(directory):
-    """Return what is known of a stdin that is held open: how much was accepted, how much of it moved to the program, whether it is all."""
+    """Return the State's `stdin`: bytes accepted, bytes moved, and whether it has ended.
+
+    It is None where stdin isn't held open.
+    """
     try:
         fd = os.open("senders", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
     except FileNotFoundError:
@@ -195,7 +208,10 @@ def stdin_facts(directory):
 
 
 def end_of_stdin(senders):
-    """Return where a stdin that is held open ends, or None while more may come: nothing is accepted after that record."""
+    """Return where a stdin that was held open ends, or None while more may come.
+
+    No sender is accepted after the record of the end.
+    """
     last = os.fstat(senders).st_size // SENDER_RECORD.size - 1
     if last < 1:
         return None

@@ -1,1 +1,1 @@
-"""What keeps a run: the guards, and all that they do for its program."""
+"""The guards of a run, and all that they do for its program."""

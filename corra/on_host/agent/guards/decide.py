@@ -1,18 +1,19 @@
-"""What the keeper decides: pure functions of what it sees."""
+"""The keeper's decisions, as functions of what it sees."""
 
 from ..contract import CARRIER_DEADLINE_NS, KILL_DEADLINE_NS
 
 
 def kill_deadline_ns(options):
-    """Return how long after KILL what is left is left."""
+    """Return how long after the first KILL the keeper gives up on survivors."""
     return KILL_DEADLINE_NS + (CARRIER_DEADLINE_NS if options.get("carrier") else 0)
 
 
 def step(view, now):
-    """Return (action, when to look again) for what the keeper sees: it decides, `Keeper` acts. Times are monotonic ns.
+    """Return (action, when to look again) for what the keeper sees. Times are monotonic ns.
 
-    The order of the end is: the record (with the exit status) → the drain of what the program wrote → state.json → reap →
-    leave when nobody holds the FIFOs any more. Each can be repeated by the next keeper.
+    `Keeper.do_ACTION` carries an action out. The end comes in this order: the record, which has
+    the exit status; the drain of the output; state.json; reap; leave, when no process holds the
+    FIFOs any more. The next keeper can repeat each of them.
     """
     stop, wake = view["stop"], None
     if stop and stop[3] == "done":

@@ -8,29 +8,32 @@ import time
 
 from ..contract import PAGE, SIGNALS, START_DEADLINE_S, VERSION
 from ..files import exists, read_file
-from ..kernel import _prctl, give_back
+from ..kernel import give_back, prctl
 from ..paths import beside
 from ..processes import become, fork_thin
 from ..records import unpack
 from ..spool import launched_by, stream_names, takes_more
 from .keeper import Keeper
-from .program import given_environment, note_failure
+from .program import note_failure, own_environment
 from .stdin import all_moved
 from .terminal import open_terminal
 
 
 def standby(child):
-    """Wait for the guard below us; return when it died without having finished. Nothing wakes us before."""
+    """Wait for the guard below this one; return when it died unfinished."""
     info = os.waitid(os.P_PID, child, os.WEXITED)
     if info.si_code == 1 and info.si_status == 0:
         os._exit(0)
 
 
 def letting_go(files):
-    """Return what a standby does when the keeper tells it (SIGURG) that all of stdin has been moved: it closes its end, if that is true."""
+    """Return a standby's handler of SIGURG, by which the keeper says that all of stdin was moved.
+
+    The standby then closes its end, if that is true.
+    """
 
     def let_go(number, frame):
-        # A handler may be interrupted by itself: whoever takes it out of the table closes it.
+        # A handler may interrupt itself: the one that takes the end out of the table closes it.
         held = files.pop("fifo/stdin", None) if all_moved(files) else None
         if held is not None:
             os.close(held)
@@ -39,7 +42,10 @@ def letting_go(files):
 
 
 def ignore_signals():
-    """Guards ignore every signal but KILL, STOP and those that mean a defect of their own; CHLD stays default, or nobody could wait."""
+    """Ignore every signal but KILL, STOP and those that mean a defect of the guard itself.
+
+    CHLD stays at its default, else no guard could wait for a child.
+    """
     kept = {
         SIGNALS[name]
         for name in (
@@ -64,7 +70,10 @@ def ignore_signals():
 
 
 def lock_run(directory):
-    """Take the run's lock, which says that it is guarded; return whether we got it. Probers hold it for a moment only."""
+    """Take the lock that shows a guarded run; return whether this guard got it.
+
+    A prober holds the lock for a moment only, so it is tried again.
+    """
     deadline = time.monotonic() + START_DEADLINE_S
     while True:
         try:
@@ -77,7 +86,7 @@ def lock_run(directory):
 
 
 def guard(request, report):
-    """The life of the guards of one run: two forks, and whoever is left is the keeper. Never returns."""
+    """Guard one run: fork twice, and keep the run as the innermost guard. Never returns."""
     try:
         guard_run(request, report)
         os._exit(0)
@@ -87,7 +96,7 @@ def guard(request, report):
 
 
 def complain(error):
-    """Leave a defect of ours where somebody who looks for it finds it: in the keeper file."""
+    """Write a defect of a guard into the file `keeper`, for whoever looks for it."""
     where, at = [], error.__traceback__
     while at:
         where.append("%s:%d" % (at.tb_frame.f_code.co_name, at.tb_lineno))
@@ -110,9 +119,9 @@ def guard_run(request, report):
     os.set_inheritable(report, False)
     become(b"corra-standby")
     ignore_signals()
-    inherited = given_environment()
+    inherited = own_environment()
     directory = os.open(request["path"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    # Opened anew, as every lock of its own: a descriptor that a fork shares shares the lock.
+    # Opened anew for a lock of its own: descriptors that a fork shares also share the lock.
     alive = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
     if (
         not lock_run(alive)
@@ -126,7 +135,8 @@ def guard_run(request, report):
     for name in ["exit", "index"] + ["heads"] * exists(directory, "heads"):
         files[name] = os.open(name, os.O_RDWR, dir_fd=directory)
     files["launched"] = os.open("launched.tmp", os.O_RDWR, dir_fd=directory)
-    # O_RDWR: with a writer of our own it never reports a hang-up, and orders wait in it for the next keeper.
+    # O_RDWR: with a writer of its own it never reports a hang-up, and orders wait in it for the
+    # next keeper.
     files["control"] = os.open("control", os.O_RDWR | os.O_NONBLOCK, dir_fd=directory)
     for name in stream_names(request):
         files[name] = os.open(name, os.O_WRONLY, dir_fd=directory)
@@ -150,36 +160,39 @@ def guard_run(request, report):
             files["fifo/stdin"] = os.open(
                 "fifo/stdin", os.O_WRONLY | os.O_NONBLOCK, dir_fd=directory
             )
-            os.close(reader)  # the program shall be its only one, so that we see it close it
-            os.chmod(
-                "fifo/stdin", 0o644, dir_fd=directory
-            )  # the program may be another user's by now, and open it anew
+            os.close(
+                reader
+            )  # the program is the only reader, so that the keeper sees it close its end
+            # The program may have become another user's when it opens its stdin anew.
+            os.chmod("fifo/stdin", 0o644, dir_fd=directory)
             _signal.signal(_signal.SIGURG, letting_go(files))
     for name in stream_names(request) if not request["program"].get("pty") else ():
-        # Guards before us may have died after they took the right to read away.
+        # Guards of an earlier start may have died after they took the right to read away.
         os.chmod("fifo/" + name, 0o600, dir_fd=directory)
-        # Not blocking: nobody writes yet. We never hold a writing end, else its end would never come.
+        # Not blocking: nobody writes yet. A guard never holds a writing end, else the end would
+        # never come.
         files["fifo/" + name] = os.open(
             "fifo/" + name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=directory
         )
         os.chmod("fifo/" + name, 0o222, dir_fd=directory)
     if request.get("callback"):
-        # Open for as long as the run is kept: gc or an upgrade may take the files away.
+        # Open as long as the run is kept, since gc or an upgrade may remove the files.
         for name in ("courier", "agent"):
             files[name] = os.open(beside(name + ".py"), os.O_RDONLY)
     keeper, pids, launches = Keeper(directory, files, request, inherited), [os.getpid()], True
     give_back()
-    # From here to the keeper as little as can be: each page that a guard writes to is its own from then on. What is there now never
-    # becomes garbage, and isn't to be looked at (the garbage collector writes into what it looks at).
+    # As little as possible from here to the keeper: a page that a guard writes to is its own from
+    # then on. What exists now never becomes garbage; frozen, the garbage collector doesn't write
+    # into it.
     if hasattr(gc, "freeze"):  # Python 3.7
         gc.freeze()
     while len(pids) < 3:
         try:
             child = fork_thin()
         except OSError:
-            break  # no process to be had: fewer guards, and the State counts them
+            break  # no process can be made: there are fewer guards, and the State counts them
         if not child:
-            _prctl(36, 1, 0, 0, 0)
+            prctl(36, 1, 0, 0, 0)
             pids.append(os.getpid())
             continue
         os.close(files["keeper"])
@@ -187,14 +200,14 @@ def guard_run(request, report):
             os.close(report)
             report = None
         standby(child)
-        # flock waits until whoever may touch the FIFOs is dead, or its child has got past exec.
+        # flock waits until the guard that may touch the FIFOs is dead and its child is past exec.
         files["keeper"] = os.open("/proc/self/fd/%d" % complain.file, os.O_RDWR)
         fcntl.flock(files["keeper"], fcntl.LOCK_EX)
         keeper = Keeper(directory, files, request, inherited)
         if launched_by(directory, files) or unpack(os.pread(files["exit"], PAGE, PAGE)) is not None:
             launches = False
             break
-        # Nothing was launched: the program gets its three guards all the same.
+        # Nothing was launched, so there are three guards again for the program.
     become(b"corra-keeper")
     _signal.signal(_signal.SIGURG, _signal.SIG_IGN)
     keeper.run(pids, report, launches)

@@ -1,20 +1,20 @@
-"""The limits of the program."""
+"""The program's limits: rlimits, nice and its score when memory runs out."""
 
 import posix as os
 import struct
 
 from ..contract import RLIMITS
-from ..kernel import _Byte, _checked, wide
+from ..kernel import Byte, checked, wide
 
 RLIM_INFINITY = (1 << 64) - 1
-CPU_GRACE_S = 5  # from SIGXCPU, which tells why, to SIGKILL
+CPU_GRACE_S = 5  # from SIGXCPU, which names the reason, to SIGKILL
 
 
-def limit(name, value):
-    """Set one limit of this process, the program that is to be. Raises OSError, in words that name the limit."""
+def set_limit(name, value):
+    """Set one limit of this process. Raises OSError, whose message names the limit."""
     try:
         if name in RLIMITS:
-            limit_resource(name, value)
+            set_resource_limit(name, value)
         elif name == "nice":
             os.setpriority(os.PRIO_PROCESS, 0, value)
         elif name == "oom_score_adj":
@@ -30,18 +30,21 @@ def limit(name, value):
 
 
 def spelled(value):
-    """Return a limit as it is typed."""
+    """Return a limit as the operator types it."""
     return ":".join(
         "unlimited" if each == -1 else str(each)
         for each in (value if isinstance(value, (list, tuple)) else [value])
     )
 
 
-def limit_resource(name, value):
-    """Set a soft and a hard limit, both to the same where only one is given: but a program that has used up its CPU time is first told so."""
-    now, new = (_Byte * 16)(), (_Byte * 16)()
+def set_resource_limit(name, value):
+    """Set a soft and a hard limit; one number sets both. Raises OSError.
+
+    The hard limit of CPU time is CPU_GRACE_S above that number, so that SIGXCPU comes first.
+    """
+    now, new = (Byte * 16)(), (Byte * 16)()
     prlimit = wide("prlimit")
-    _checked(prlimit(0, RLIMITS[name], None, now))
+    checked(prlimit(0, RLIMITS[name], None, now))
     most = struct.unpack("=QQ", now.raw)[1]
     if isinstance(value, (list, tuple)):
         soft, hard = (value[0], value[-1])
@@ -50,7 +53,7 @@ def limit_resource(name, value):
         hard = min(hard % (1 << 64), max(most, soft % (1 << 64)))
     new.raw = struct.pack("=QQ", soft % (1 << 64), hard % (1 << 64))
     try:
-        _checked(prlimit(0, RLIMITS[name], new, None))
+        checked(prlimit(0, RLIMITS[name], new, None))
     except OSError as error:
         raise OSError(
             error.errno,

@@ -1,4 +1,4 @@
-"""The program's output: from its FIFOs into the spool."""
+"""The program's output, on its way from the FIFOs into the spool."""
 
 import errno
 import posix as os
@@ -6,7 +6,7 @@ import select
 
 from ..bounds import Bound
 from ..contract import FULL, INDEX_RECORD, SPLICE, STREAM_SHIFT
-from ..kernel import SEEK_END, mono_ns, now_ns, room, splice, unread, widen
+from ..kernel import SEEK_END, free_room, mono_ns, now_ns, splice, unread, widen
 from ..spool import stream_names
 
 INDEX_EVERY_NS = 10 * 10**6
@@ -14,7 +14,7 @@ ROOM_STEP = 16 << 20
 
 
 class Stream:
-    """One of the program's outputs: the FIFO's read end, the file it goes into, and how that went."""
+    """One of the program's outputs: a FIFO, and the file that its bytes are moved to."""
 
     def __init__(self, number, name, fifo, file, bound):
         self.number, self.name, self.fifo, self.file, self.bound = number, name, fifo, file, bound
@@ -23,33 +23,34 @@ class Stream:
         self.full = 0
         self.room = 0
         self.stamp = 0
-        self.held = b""  # only where splice isn't possible: read but not yet written
+        self.held = b""  # read but not yet written, only where splice isn't possible
 
     def length(self):
         return os.fstat(self.file).st_size
 
     def coming(self):
-        """Return how many bytes are not yet in the file."""
+        """Return how many bytes the program has written that aren't in the file yet."""
         return len(self.held) + unread(self.fifo)
 
     def has_room(self):
-        """Return whether the disk is above its floor; asked again only after as many bytes as were free above it, at most 16 MiB."""
+        """Return whether the disk is above its floor.
+
+        The disk is asked again after half as many bytes as were free, at most ROOM_STEP.
+        """
         if self.room <= 0:
             if not os.fstat(self.file).st_nlink:
-                os.ftruncate(
-                    self.file, 0
-                )  # deleted: nobody will read it, so it shall not fill the disk
-            self.room = min(room(self.file) // 2, ROOM_STEP)
+                os.ftruncate(self.file, 0)  # deleted: it mustn't fill the disk for no reader
+            self.room = min(free_room(self.file) // 2, ROOM_STEP)
             if self.room <= 0:
                 self.room = self.give_way()
         return self.room > 0
 
     def give_way(self):
-        """Have a stream that has reached its bound give back what it is about to take; return how much."""
+        """Make room by the beginning of a bounded stream; return how many bytes."""
         return self.bound.give_way() if self.bound else 0
 
     def move(self):
-        """Move what stands in the FIFO into the file; return how many bytes, 0 at its end, None when there is nothing."""
+        """Move bytes from the FIFO into the file; return how many, 0 at the end, None if empty."""
         if self.held:
             self.write_held()
         try:
@@ -68,7 +69,7 @@ class Stream:
         self.room -= moved
         if self.bound:
             self.bound.trim()
-        # 4 full splices in a row: the program is faster than we are.
+        # 4 full splices in a row: the program is faster than the keeper.
         self.full = self.full + 1 if moved >= 65536 else 0
         if self.full >= 4:
             self.full = 0
@@ -81,7 +82,7 @@ class Stream:
 
 
 class Pump:
-    """Moves the program's output from its FIFOs into the spool, notes when what came, and stops where the disk is full."""
+    """Moves the program's output into the spool, notes its times, and pauses on a full disk."""
 
     def __init__(self, files, request, poll):
         self.index, self.poll = files["index"], poll
@@ -108,12 +109,12 @@ class Pump:
         if event & select.POLLIN:
             self.drain(stream)
         elif event & (select.POLLHUP | select.POLLERR):
-            # Nobody holds the other end: asking again would be a busy loop.
+            # Nobody holds the other end. To poll it would be a busy loop.
             stream.open = False
             self.poll.unregister(fifo)
 
     def drain(self, stream):
-        """Move what is there, at most 16 splices, so that no stream keeps the others waiting."""
+        """Move what the FIFO holds; at most 16 splices, so that other streams get a turn."""
         for _ in range(16):
             try:
                 if not stream.has_room() and unread(stream.fifo):
@@ -134,7 +135,7 @@ class Pump:
             self.poll.register(stream.fifo, select.POLLIN)
 
     def note_time(self, stream):
-        """Add to the index when the stream changes, or 10 ms after its last record."""
+        """Add a record to the index when the stream changes, or 10 ms after its last record."""
         now = now_ns()
         if (self.latest is stream and 0 <= now - stream.stamp < INDEX_EVERY_NS) or not unread(
             stream.fifo
@@ -144,7 +145,7 @@ class Pump:
         try:
             size = os.fstat(self.index).st_size
             record = INDEX_RECORD.pack(now, stream.number << STREAM_SHIFT | stream.length())
-            # At a multiple of the record's size: a torn one is overwritten.
+            # At a multiple of the record's size, so that a torn record is overwritten.
             os.pwrite(self.index, record, size - size % INDEX_RECORD.size)
             if self.index_bound:
                 self.index_bound.trim()
@@ -152,7 +153,7 @@ class Pump:
             pass
 
     def block(self, stream, number):
-        """No room: leave the bytes in the FIFO, where they hold the program back, and ask again later."""
+        """Leave the bytes in the FIFO, where they hold the program back, and try again later."""
         if stream.open and not stream.blocked:
             self.poll.unregister(stream.fifo)
         stream.blocked = True
@@ -171,7 +172,7 @@ class Pump:
             self.pause_ns, self.blocked = 0, None
 
     def close(self):
-        """Expect nothing any more: no program came of it, so nobody will ever hang up."""
+        """Expect no output: no program was started, so nobody will ever hang up."""
         for stream in self.streams:
             stream.open = False
 
@@ -179,11 +180,11 @@ class Pump:
         return any(stream.open for stream in self.streams)
 
     def written(self):
-        """Return how much the program has written to each stream: what is in the file and what is still on its way."""
+        """Return how many bytes the program has written to each stream, moved or not."""
         return {stream.name: stream.length() + stream.coming() for stream in self.streams}
 
     def short_of(self, lengths):
-        """Return whether the files are shorter than `lengths` and will grow; bytes that are gone aren't waited for."""
+        """Return whether a file is shorter than `lengths` says and more bytes are to come."""
         return any(
             stream.length() < lengths.get(stream.name, 0) and stream.coming()
             for stream in self.streams

@@ -1,4 +1,4 @@
-"""The program's side of the fork: its environment, its ends, exec."""
+"""The forked child before it becomes the program: environment, ends, limits, exec."""
 
 import _signal
 import errno
@@ -6,22 +6,29 @@ import fcntl
 import posix as os
 
 from ..contract import PAGE, PATH
-from ..kernel import _F_SETPIPE_SZ, mono_ns, now_ns
+from ..kernel import F_SETPIPE_SZ, mono_ns, now_ns
 from ..paths import join, octets, slurp, text_of
 from ..processes import boot_id, process
 from ..records import pack
 from ..spool import stream_names, takes_more
-from .limits import limit
+from .limits import set_limit
 
 
-def given_environment():
-    """Return the environment that this process was started with; posix.environ has LC_CTYPE too where Python left the C locale."""
+def own_environment():
+    """Return the environment that this process was started with.
+
+    posix.environ may have an LC_CTYPE that Python has added to the C locale.
+    """
     pairs = (each.partition(b"=") for each in slurp("/proc/self/environ", 8 << 20).split(b"\0"))
     return {name: value for name, _, value in pairs if name}
 
 
 def environment(request, inherited):
-    """Return the program's environment as bytes: inherited, set, removed, secrets, and its PROG-ID; corra's own variables stripped."""
+    """Return the program's environment as bytes: inherited, set by the request, and its PROG-ID.
+
+    corra's own variables are removed. A carrier gets the request's as CORRA_FAR_NAME, and no
+    secrets.
+    """
     program = request["program"]
     keep = True if program.get("env_inherit") is None else program["env_inherit"]
     wanted = None if keep is True else {octets(name) for name in keep or ()}
@@ -44,13 +51,17 @@ def environment(request, inherited):
 
 
 def secrets_pipe(secrets):
-    """Return the read end of a pipe with `secrets` in it, as an environment has them, but where no look into /proc shows them."""
+    """Return the read end of a pipe that holds `secrets` in the form of an environment.
+
+    /proc shows nobody what is in a pipe. Raises OSError: E2BIG where they are more than a pipe
+    takes.
+    """
     data = b"".join(b"%s=%s\0" % (octets(name), octets(value)) for name, value in secrets.items())
     ours, theirs = os.pipe()
     try:
-        fcntl.fcntl(theirs, _F_SETPIPE_SZ, max(len(data), PAGE))
+        fcntl.fcntl(theirs, F_SETPIPE_SZ, max(len(data), PAGE))
     except OSError:
-        pass  # all of this user's pipes are too many already; then it has the size that it has
+        pass  # this user has no pages for pipes left: the pipe keeps its size
     os.set_blocking(theirs, False)
     if os.write(theirs, data) < len(data):
         raise OSError(errno.E2BIG, "%d bytes are more than a pipe takes" % len(data))
@@ -60,7 +71,7 @@ def secrets_pipe(secrets):
 
 
 def explain(number, path, argv, variables):
-    """Return what exec's errno means for this file, in words that say what to do."""
+    """Return what exec's errno means for this file, or "" where strerror says enough."""
     if number == errno.E2BIG:
         longest = max(map(len, argv))
         return (
@@ -89,7 +100,7 @@ def explain(number, path, argv, variables):
 
 
 def candidates(argv, variables):
-    """Return the files that exec is to try, in the order of PATH."""
+    """Return the files that exec tries, in the order of PATH."""
     name = octets(argv[0])
     if b"/" in name:
         return [name]
@@ -97,7 +108,10 @@ def candidates(argv, variables):
 
 
 def note_failure(slot, stage, error, message, path=None):
-    """Write why the program was not started into the slot's second page. A pipe's bytes would die with the guard that reads them."""
+    """Write to the slot's second page why the program was not started.
+
+    Bytes in a pipe would be lost with the guard that reads them.
+    """
     number = getattr(error, "errno", 0) or 0
     text = message or (os.strerror(number) if number else str(error))
     lines = [
@@ -111,25 +125,28 @@ def note_failure(slot, stage, error, message, path=None):
 
 
 def prefer_for_oom():
-    """When memory runs out the kernel is to take the program rather than one of the guards that would tell of it."""
+    """Have the kernel kill the program, and not a guard, when memory runs out."""
     try:
         score = int(slurp("/proc/self/oom_score_adj"))
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
         os.write(fd, b"%d" % min(1000, score + 100))
         os.close(fd)
     except (OSError, ValueError):
-        pass  # not in every container; then all are equal
+        pass  # some containers forbid it; then program and guards are equal
 
 
 def become_program(directory, files, request, inherited, report, save, tell):
-    """In the forked child: put everything in place, claim `launched`, exec. Never returns.
+    """Prepare the forked child, claim `launched` and exec. Never returns.
 
-    It also writes the keeper's first record (`save`) and state.json (`tell`): its memory ends with the exec while the keeper's is kept for weeks.
+    The child also writes the keeper's first record (`save`) and state.json (`tell`): the memory
+    that takes ends with the exec here, while the keeper would hold it for weeks.
 
-    A carrier (`run.carrier`) is executed with argv behind its own words and takes the program to another machine. It closes $CORRA_REPORT
-    once the program runs there, or writes "STAGE ERRNO WORDS" into it; signal 33 + N asks it to give the program signal N; it exits as the
-    program did, and where a signal ends it the run is lost, or not started if it has said so. The program's variables are CORRA_FAR_NAME
-    to it, the secret ones stand in a pipe ($CORRA_SECRETS), its cwd is no affair of ours.
+    A carrier (`run.carrier`) takes the program to another machine. It is executed with argv behind
+    its own words. It closes $CORRA_REPORT once the program runs there, or writes "STAGE ERRNO
+    WORDS" into it. Signal 33 + N asks it to send the program signal N. It exits as the program
+    did. Where a signal ends a carrier, the run is lost, or not started if the carrier has reported
+    that. It finds the program's variables as CORRA_FAR_NAME and the secret ones in a pipe,
+    $CORRA_SECRETS; the program's cwd is left to it.
     """
     program, carrier = request["program"], (request.get("run") or {}).get("carrier")
     words = list(carrier or ()) + list(program["argv"])
@@ -144,7 +161,7 @@ def become_program(directory, files, request, inherited, report, save, tell):
                 pass
         prefer_for_oom()
         if program.get("pty"):
-            # The first terminal that the leader of a session opens is the session's own.
+            # The first terminal that a session's leader opens becomes the session's own.
             ends = [os.open(request["terminal"], os.O_RDWR)] * 3
         else:
             outputs = [
@@ -186,27 +203,28 @@ def become_program(directory, files, request, inherited, report, save, tell):
         text = "%d %d %s %d %d" % (pid, process(pid)[2], boot_id(), now_ns(), mono_ns())
         os.pwrite(files["launched"], text.encode().ljust(255), 0)
         os.fsync(files["launched"])
-        # Last, as they hold for us too; memory after the others.
+        # Limits come last, since they hold for this code too; memory after the other limits.
         for name, value in sorted(
             (program.get("limits") or {}).items(), key=lambda each: each[0] == "memory"
         ):
             if value is not None:
-                limit(name, value)
+                set_limit(name, value)
         try:
             os.link("launched.tmp", "launched", src_dir_fd=directory, dst_dir_fd=directory)
         except FileExistsError:
-            os._exit(127)  # launched before: whoever did it has its status
-        # A machine that dies from here on must know afterwards that exec was tried, or a repeated start would run it again.
+            os._exit(127)  # launched before, by a guard that has the status
+        # After a crash from here on the host must know that exec was tried: a repeated start would
+        # run the program again.
         os.fsync(directory)
         tell()
         stage, worst, where = "exec", None, argv[0]
-        # The mask goes last: a TERM that came since the fork must end the program, not this code.
+        # The mask goes last: a TERM since the fork must end the program and not this code.
         _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
         for path in candidates(words, variables):
             try:
                 os.execve(path, argv, variables)
             except OSError as error:
-                # As execvp: what is not there doesn't hide what may not be run.
+                # As execvp: a file that isn't there doesn't hide one that may not be run.
                 if worst is None or error.errno not in (errno.ENOENT, errno.ENOTDIR):
                     worst, where = error, path
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):

@@ -1,4 +1,4 @@
-"""The program's stdin: from the spool into the program's own end."""
+"""The program's stdin, on its way from the spool to the program."""
 
 import errno
 import posix as os
@@ -10,27 +10,28 @@ from ..spool import end_of_stdin
 
 
 class Intake:
-    """Moves what is sent to the program from the file `stdin` into the program's own end.
+    """Moves bytes from the file `stdin` into the program's own end.
 
-    splice moves the file's position along with the bytes, in one step of the kernel, and all guards share that position, since they inherit
-    one open file: whichever of them is killed when, the next goes on at the very byte. (A position that the mover writes down is behind the
-    truth or ahead of it when he is killed between the two.) To a terminal the way leads through a pipe, which all of them hold as well.
+    splice moves bytes and the file's position in one step of the kernel, and all guards share that
+    position, since they inherit one open file. So after any kill the next guard goes on at the very
+    byte. If the keeper saved the position itself, a kill between the write and the save would leave
+    it wrong. To a terminal the bytes go through a pipe, which all guards hold as well.
     """
 
     def __init__(self, directory, files, poll, forgets):
-        """`forgets`: what the program has read isn't kept in the file."""
+        """Go on at the position that the guards share. `forgets`: wipe what was read."""
         self.directory, self.files, self.poll = directory, files, poll
         self.wiped = os.open("stdin", os.O_WRONLY, dir_fd=directory) if forgets else None
-        self.read = 0  # and wiped
-        self.look_at, self.pause_ns = None, 0  # when to look how far the program has read
+        self.read = 0  # by the program, and wiped
+        self.look_at, self.pause_ns = None, 0  # when to see how far the program has read
         self.file, self.terminal, self.target = (
             files["stdin"],
             files.get("terminal"),
             files.get("fifo/stdin", -1),
         )
-        self.waits = False  # for room in the program's end
+        self.waits = False  # until the program's end has room
         self.open = self.terminal is not None or self.target >= 0
-        self.through = False  # the pipe
+        self.through = False  # a terminal is reached through the pipe
         self.noted = -1
         if self.terminal is not None:
             self.target = self.terminal
@@ -41,7 +42,7 @@ class Intake:
                 self.through = error.errno != errno.EINVAL
 
     def move(self):
-        """Move what there is, as far as it goes."""
+        """Move bytes as long as there are bytes and room."""
         if self.open:
             self.move_on()
         if self.wiped is not None:
@@ -51,24 +52,26 @@ class Intake:
         try:
             self.waits = self.fill()
         except BrokenPipeError:
-            self.open = self.waits = False  # nobody reads it any more
+            self.open = self.waits = False  # the program has closed it
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            self.waits = False  # nobody has the terminal open: it waits for whoever does
+            self.waits = False  # no process has the terminal open: it waits for the next one
         at = os.lseek(self.file, 0, SEEK_CUR)
         if at != self.noted:
             self.noted = at
-            os.pwrite(
-                self.files["senders"], SENDER_RECORD.pack(at, 0, 0), 0
-            )  # for whoever sends: the truth is the position
+            # For the senders. The truth is the file's position.
+            os.pwrite(self.files["senders"], SENDER_RECORD.pack(at, 0, 0), 0)
         if self.terminal is None and self.waits:
             self.poll.register(self.target, select.POLLOUT)
         elif self.terminal is None:
             self.unregister()
 
     def forget(self):
-        """Wipe what has been read: a password that was typed isn't to lie about. Never before that, as a pipe only refers to the file's pages."""
+        """Wipe what the program has read, such as a password.
+
+        Bytes in the pipe can't be wiped before: a pipe refers to the file's own pages.
+        """
         at, left = os.lseek(self.file, 0, SEEK_CUR), self.left()
         if at - left > self.read:
             wipe(self.wiped, self.read, at - left)
@@ -77,10 +80,10 @@ class Intake:
         self.look_at = mono_ns() + self.pause_ns if left else None
 
     def left(self):
-        """Return how much has been moved that the program hasn't read."""
+        """Return how many bytes were moved that the program hasn't read."""
         if self.terminal is not None:
             return unread(self.files["feeding"])
-        # Opened for a moment: our own end may be closed by now.
+        # Opened for a moment, since this guard's own end may be closed by now.
         reader = os.open("fifo/stdin", os.O_RDONLY | os.O_NONBLOCK, dir_fd=self.directory)
         try:
             return unread(reader)
@@ -88,12 +91,12 @@ class Intake:
             os.close(reader)
 
     def forget_all(self):
-        """Nobody is left who could read any of it."""
+        """Wipe the rest: no process is left to read it."""
         if self.wiped is not None:
             wipe(self.wiped, self.read, os.fstat(self.file).st_size)
 
     def fill(self):
-        """Move until nothing is left, or until there is no room: then return True."""
+        """Move bytes until there are none, or no room; return whether room is what is missing."""
         for _ in range(64):
             try:
                 moved = pass_on(self.file, self.files["fed"] if self.through else self.target)
@@ -112,7 +115,7 @@ class Intake:
         return True
 
     def all_moved(self):
-        """Return whether it has been ended and all of it been moved. A terminal has no end."""
+        """Return whether stdin has ended and all of it was moved. A terminal has no end."""
         return self.terminal is None and all_moved(self.files)
 
     def unregister(self):
@@ -122,7 +125,7 @@ class Intake:
             pass
 
     def close(self):
-        """Close this guard's end of it."""
+        """Close this guard's end of the FIFO."""
         held = self.files.pop("fifo/stdin", None)
         if held is not None:
             self.unregister()
@@ -136,13 +139,17 @@ def all_moved(files):
 
 
 def pass_on(file, target):
-    """Move bytes from a file's position onwards in one step; return how many. Raises BlockingIOError when there is no room."""
+    """Move bytes from a file's position onwards in one step; return how many.
+
+    Raises BlockingIOError where there is no room.
+    """
     try:
         return splice(file, target, SPLICE)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-    # A file system without splice, or a terminal before Linux 5.12: here a kill between write and lseek has these bytes come twice.
+    # A file system without splice, or a terminal before Linux 5.12. A kill between write and lseek
+    # makes these bytes come twice.
     data = os.pread(file, 2048, os.lseek(file, 0, SEEK_CUR))
     sent = os.write(target, data) if data else 0
     os.lseek(file, sent, SEEK_CUR)

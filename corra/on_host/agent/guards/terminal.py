@@ -1,4 +1,4 @@
-"""The program's terminal."""
+"""The program's terminal, and the pipes through which it is read and fed."""
 
 import errno
 import fcntl
@@ -11,21 +11,24 @@ from ..kernel import mono_ns, splice, unread
 
 
 class Terminal:
-    """The master of the program's terminal: what it says goes into a pipe of the guards and from there into the file, like any other output."""
+    """The master of the program's terminal.
+
+    Its output goes into a pipe of the guards and from there into the file, as any output does.
+    """
 
     def __init__(self, files, pump, poll):
         self.master, self.pipe, self.pump, self.poll = files["terminal"], files["said"], pump, poll
         self.stream = pump.streams[0]
-        self.heed_at = None  # when to look again whether somebody has opened it anew
+        self.heed_at = None  # when to see whether a process has opened it again
 
     def watch(self, writing):
-        """Say what to wake up for. A hang-up comes unasked and for ever, so who hears of one looks again later."""
+        """Register what to wake up for: nothing after a hang-up, which poll reports for ever."""
         wanted = (0 if self.stream.blocked else select.POLLIN) | (select.POLLOUT if writing else 0)
         if self.heed_at is None and self.stream.open:
             self.poll.register(self.master, wanted)
 
     def hear(self):
-        """Move what was said, at most as much as a terminal holds; return False when nobody has it open and all is moved."""
+        """Move what was written to the terminal; return False after a hang-up and the last byte."""
         for _ in range(64):
             try:
                 moved = self.take()
@@ -49,13 +52,16 @@ class Terminal:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-        # Linux 5.10 has no splice for terminals: here a kill between the two costs what was read.
+        # Linux 5.10 has no splice for terminals. A kill between read and write loses what was read.
         if unread(self.stream.fifo) > 32768:
             raise BlockingIOError
         return os.write(self.pipe, os.read(self.master, 4096))
 
     def hung_up(self, ended):
-        """Nobody has it open: that is the end of it if the program is at its end, else it may be opened again (login does so)."""
+        """No process has it open. After the program's end that is the end of the output.
+
+        Before that a process may open it again, as login does.
+        """
         try:
             self.poll.unregister(self.master)
         except KeyError:
@@ -66,12 +72,16 @@ class Terminal:
             self.heed_at = mono_ns() + int(LOOK_S * 1e9)
 
     def resize(self, rows, columns):
-        """Give it a size. Whoever is in the foreground hears of it also where it is the old one: who has just come wants all drawn anew."""
-        import termios  # in memory already: open_terminal has needed it
+        """Set the terminal's size. The foreground gets SIGWINCH even for the same size.
+
+        An operator who has just attached wants the screen drawn anew.
+        """
+        import termios  # in memory already, by open_terminal
 
         size = struct.pack("HHHH", rows, columns, 0, 0)
         if fcntl.ioctl(self.master, termios.TIOCGWINSZ, b"\0" * 8)[:4] == size[:4]:
-            # The kernel sends the signal, to root's programs too, and only where the size has changed.
+            # The kernel sends the signal only where the size changes, but then to root's programs
+            # too.
             fcntl.ioctl(
                 self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns + 1, 0, 0)
             )
@@ -79,7 +89,7 @@ class Terminal:
 
 
 def open_terminal(request, files):
-    """Make the terminal and the pipes beside it, before there is any other guard: all hold them. Raises OSError where there is none to be had."""
+    """Open the terminal and its pipes, for all guards to inherit. Raises OSError."""
     import termios
 
     wanted = (request.get("run") or {}).get("terminal") or {}
@@ -90,7 +100,7 @@ def open_terminal(request, files):
         struct.pack("HHHH", wanted.get("rows") or 24, wanted.get("columns") or 80, 0, 0),
     )
     modes = termios.tcgetattr(slave)
-    modes[0] |= 0x4000  # IUTF8: the rubout of a line takes a character and not a byte
+    modes[0] |= 0x4000  # IUTF8: a rubout takes a character and not a byte
     termios.tcsetattr(slave, termios.TCSANOW, modes)
     request["terminal"] = os.ttyname(slave)
     os.close(slave)

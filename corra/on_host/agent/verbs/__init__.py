@@ -1,1 +1,1 @@
-"""What a request asks for: the verbs. No guard needs any of it, so a guard is started without it."""
+"""The verbs, for what a request asks. No guard needs any of it: it starts without this folder."""

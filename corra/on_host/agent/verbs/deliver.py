@@ -1,4 +1,4 @@
-"""The courier's file, and the verb deliver."""
+"""The courier's file beside the agent, and the verb deliver."""
 
 import posix as os
 import sys
@@ -12,7 +12,10 @@ from .starter import answer_of
 
 
 def place_courier(source):
-    """Put the courier beside the agent, if it came with the request; by hand it is there. Raises Refusal."""
+    """Put the courier that came with the request beside the agent. Raises Refusal.
+
+    By hand none comes, and it must be there.
+    """
     path = beside("courier.py")
     there = slurp(path) if present(path) else None
     if source is None and there is None:
@@ -33,7 +36,7 @@ def place_courier(source):
 
 
 def verb_deliver(request, stdin, reply, framed):
-    """Send the run's output and end to a collector once more, or tell its courier of another token or way there."""
+    """Deliver the run's output and end once more, or give its courier another token or route."""
     run = find(request)
     callback = request.get("callback") or {}
     if not run.request.get("callback") and not callback.get("url"):

@@ -1,4 +1,4 @@
-"""The request on stdin and the reply on stdout."""
+"""The exchange with the client: the request on stdin, the reply on stdout."""
 
 import errno
 import posix as os
@@ -10,7 +10,7 @@ from ..records import from_json, to_json
 
 
 class Input:
-    """stdin without a buffer: what follows the request belongs to somebody else. `ahead` was read before."""
+    """stdin without a buffer, since frames may follow the request. `ahead` was read before."""
 
     def __init__(self, fd=0, ahead=b""):
         self.fd, self.ahead = fd, ahead
@@ -32,7 +32,7 @@ class Input:
         return b"".join(parts)
 
     def pour(self, file, size, digest=None):
-        """Put the next `size` bytes into a file, and through a digest if there is one. Raises EOFError."""
+        """Move the next `size` bytes into a file, and through a digest. Raises EOFError."""
         while size:
             moved = None
             if not self.ahead and digest is None:
@@ -45,9 +45,8 @@ class Input:
                     if error.errno != errno.EINVAL:
                         raise
             if moved is None:
-                data = self.some(
-                    min(size, 65536)
-                )  # more at once is memory of its own for each read
+                # A larger read takes memory of its own each time.
+                data = self.some(min(size, 65536))
                 moved = len(data)
                 if digest is not None:
                     digest.update(data)
@@ -67,7 +66,7 @@ class Input:
         return text
 
     def request(self):
-        """Return (the request, whether frames may follow it on stdin)."""
+        """Return (the request, whether frames may follow on stdin). Raises ValueError, EOFError."""
         first = self.some(1)
         if first == b"{":
             parts = [first]
@@ -81,7 +80,7 @@ class Input:
 
 
 class Reply:
-    """stdout: the nonce's line, one JSON value, then whatever the verb streams."""
+    """stdout: the line with the nonce, one JSON value, then the verb's frames or bytes."""
 
     def __init__(self, out, nonce):
         self.out, self.nonce = out, nonce

@@ -1,4 +1,4 @@
-"""Ids, and the runs that they name."""
+"""Ids, and finding the run that a request names."""
 
 import posix as os
 import time
@@ -21,7 +21,7 @@ def valid_id(text):
 
 
 def tail_of(prog_id):
-    """Return the part of an id that people type: its last 8 characters, or all of an id that somebody gave."""
+    """Return what people type of an id: its last 8 characters, or all of an id of their own."""
     stamp, dash, tail = prog_id.rpartition("-")
     made = (
         dash
@@ -41,7 +41,7 @@ def new_id():
 
 
 def runs_of(request):
-    """Yield (root, prog_id) of every run of this user here. Raises Refusal when a root is there and can't be read."""
+    """Yield (root, prog_id) of each run of this user. Raises Refusal: a root is unreadable."""
     for root in roots(request):
         try:
             names = os.listdir(join(root, "runs"))
@@ -61,7 +61,7 @@ def unreadable(root, error):
 
 
 def find_exact(request, prog_id):
-    """Return the run of exactly this id, or None. Raises Refusal: a root that can't be read may hold it."""
+    """Return the run with exactly this id, or None. Raises Refusal where a root can't be read."""
     for root in roots(request):
         try:
             return Run(root, prog_id)
@@ -73,7 +73,11 @@ def find_exact(request, prog_id):
 
 
 def find(request):
-    """Return the run that was asked for: by full id, by name (the open one, else the newest), by the beginning of its tail."""
+    """Return the run that the request names.
+
+    Tried in this order: the full id; the name, of which an open run or else the newest is taken;
+    the beginning of an id's tail. Raises Refusal.
+    """
     text = request.get("prog_id") or ""
     exact = find_exact(request, text) if valid_id(text) else None
     if exact:
@@ -83,7 +87,7 @@ def find(request):
         try:
             run = Run(root, prog_id)
         except OSError:
-            continue  # removed since it was listed, or not ours
+            continue  # removed since it was listed, or another user's
         total += 1
         if len(text) >= 2 and tail_of(prog_id).startswith(text):
             begun.append((root, prog_id))

@@ -1,4 +1,4 @@
-"""The verbs follow and wait."""
+"""The verbs follow and wait: a run's output and States as frames, its stdin and orders back."""
 
 import _ctypes
 import errno
@@ -7,7 +7,7 @@ import select
 import time
 
 from ..contract import FINAL, LOOK_S, ORDER_DEADLINE_S, PAGE, SIGNALS, START_DEADLINE_S, Refusal
-from ..kernel import _c, widen
+from ..kernel import c_function, widen
 from ..processes import pidfd
 from ..records import Record, to_json
 from ..spool import takes_more
@@ -16,31 +16,31 @@ from .orders import give_order, signal_directly, signal_order
 from .sender import Sender
 from .times import Times, since_cursor, switched, tail_cursor
 
-HELD_MAX = (
-    8 << 20
-)  # what a sender may have sent that isn't accepted yet: twice what our own client does
+# Sent bytes that aren't accepted yet: twice what corra's own client sends.
+HELD_MAX = 8 << 20
 INPUT_MAX = 1 << 20
 FRAME_MAX = 256 * 1024
 PING_DEADLINE_S = 60.0
-LOOK_ALONE_S = (
-    1.0  # where the keeper's death can't be waited for, however much a client has to say meanwhile
-)
+# Where the keeper's death can't be waited for, whatever frames the client sends meanwhile.
+LOOK_ALONE_S = 1.0
 
 
-class Watch:
-    """inotify on what a follower has to hear of: the output, the slot, the directory's end.
+class FileWatch:
+    """inotify on the output, the slot and the directory's end.
 
-    A user has 128 of them on most hosts. A follower that gets none is blind: it has to look by itself, LOOK_S after it looked last.
+    On most hosts a user has 128 of these. A follower that gets none is blind, and looks by itself
+    LOOK_S after its last look.
     """
 
     def __init__(self, directory, names):
-        self.fd = _c("inotify_init1")(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.fd = c_function("inotify_init1")(os.O_NONBLOCK | os.O_CLOEXEC)
         self.blind = self.fd < 0
         for name in names if not self.blind else ():
-            # IN_MODIFY; for the directory itself IN_DELETE | IN_CREATE, since its own end comes only after everybody has closed it
+            # IN_MODIFY. For the directory IN_DELETE | IN_CREATE: its own end is reported only after
+            # every process has closed it.
             path = b"/proc/self/fd/%d/%s" % (directory, name.encode())
             if (
-                _c("inotify_add_watch")(self.fd, path, 0x300 if name == "." else 0x2) < 0
+                c_function("inotify_add_watch")(self.fd, path, 0x300 if name == "." else 0x2) < 0
                 and _ctypes.get_errno() != errno.ENOENT
             ):
                 self.blind = True
@@ -55,8 +55,8 @@ class Watch:
             pass
 
 
-class Follow:
-    """Sends a run's output and States as frames, from a cursor to its end. It reads; it changes nothing."""
+class Follower:
+    """Sends a run's output and States as frames, from a cursor on; takes the client's frames."""
 
     def __init__(self, run, request, stdin, out):
         self.run, self.request, self.stdin, self.out = run, request, stdin, out.fileno()
@@ -66,7 +66,7 @@ class Follow:
         self.files = {
             name: os.open(name, os.O_RDONLY, dir_fd=run.directory) for name in self.streams
         }
-        self.watch = Watch(run.directory, self.streams + ["exit", "."])
+        self.watch = FileWatch(run.directory, self.streams + ["exit", "."])
         self.times = Times(run)
         self.cursor = dict.fromkeys(self.streams, 0)
         if request.get("tail") is not None:
@@ -89,14 +89,12 @@ class Follow:
         self.sender = None
         if request.get("sender") and takes_more(run.request):
             self.sender = Sender(run, int(request["sender"]))
-        self.came, self.body = (
-            b"",
-            None,
-        )  # of the client's frames: a piece of a header; (offset, bytes left) of what is to be sent
-        self.given = []  # (offset, bytes) that the program is to read, not accepted yet
+        self.came = b""  # the piece of a header
+        self.body = None  # (offset, bytes left) of the frame for stdin that is being read
+        self.given = []  # (offset, bytes) for stdin, not accepted yet
         self.window = None
         self.began = self.heard = self.looked = time.monotonic()
-        self.keeper = None  # a pidfd: its death is news
+        self.keeper = None  # a pidfd, which tells of its death
 
     def go(self):
         os.set_blocking(self.out, False)
@@ -116,7 +114,7 @@ class Follow:
             if not blocked and self.over():
                 return
             if not blocked and self.queue:
-                continue  # the last State
+                continue  # the last State is still to go out
             poll.register(self.out, select.POLLOUT if blocked else 0)
             if self.keeper is not None:
                 poll.register(self.keeper, select.POLLIN)
@@ -133,7 +131,7 @@ class Follow:
                 poll.unregister(self.keeper)
                 os.close(self.keeper)
                 self.keeper = self.page = None
-                self.resize()  # it may have died with the order
+                self.resize()  # the order may have died with the keeper
             if (
                 self.keeper in events
                 or self.page is None
@@ -148,7 +146,7 @@ class Follow:
                 self.look()
 
     def patience_ms(self):
-        """Return how long nothing may happen: the ping's deadline; less where the keeper's death can't be waited for."""
+        """Return how long to wait for events: to the ping's deadline, or to the next look."""
         waits = [self.heard + PING_DEADLINE_S - time.monotonic() + 0.1] if self.stdin else []
         waits += [LOOK_ALONE_S] if self.keeper is None else []
         waits += [LOOK_S] if self.watch.blind else []
@@ -158,7 +156,7 @@ class Follow:
     # ======================================================== follow: what goes out
 
     def look(self):
-        """Take note of what has changed: the State, and how far the output goes."""
+        """Read the State where the slot has changed, and queue it if it differs."""
         self.looked = time.monotonic()
         pages = self.run.pages()
         page = pages and b"".join(pages)
@@ -181,7 +179,7 @@ class Follow:
         self.queue.append(b"S %d\n" % len(data) + data)
 
     def limits(self):
-        """Return how far each stream may be sent now: never beyond what a final State covers, unless late output was asked for."""
+        """Return how far each stream may be sent: up to a final State's length, unless `late`."""
         found = {}
         for name, file in self.files.items():
             size = os.fstat(file).st_size
@@ -194,7 +192,7 @@ class Follow:
         return found
 
     def plan(self):
-        """Line up the next spans of output that have not been sent; return whether there are any."""
+        """Queue the next spans of output that were not sent; return whether there are any."""
         limits = self.limits()
         while not self.spans and (
             self.times.behind or any(self.cursor[name] < limits[name] for name in limits)
@@ -215,12 +213,12 @@ class Follow:
         return bool(self.spans)
 
     def over(self):
-        """Return whether all has been sent, the last State included."""
+        """Return whether all was sent, the last State included."""
         if self.done or self.spans or self.sending:
             return self.done
         final, supervised = self.state["state"] in FINAL, self.state["supervisor"] != "gone"
         if self.live and not final:
-            # A start that died before it launched anything: whoever repeats it will see more.
+            # The start died before it launched anything; a repeated start may follow.
             abandoned = self.state["state"] == "starting" and not supervised
             if not abandoned or time.monotonic() - self.began < START_DEADLINE_S:
                 return False
@@ -232,7 +230,7 @@ class Follow:
             [name for name in self.streams if self.cursor[name] < lengths[name]] if final else []
         )
         if short and supervised and self.live:
-            return False  # the keeper is still moving them: the disk may be full
+            return False  # the keeper still moves them, as when the disk is full
         for name in short:
             self.queue.append(b"G %s %d %d\n" % (name.encode(), self.cursor[name], lengths[name]))
         self.tell()
@@ -270,7 +268,7 @@ class Follow:
             data = os.pread(self.files[name], size, begin)
             head = self.run.heads().get(name, 0)
             if size and head > begin:
-                # What we have read may have been a hole. All that is gone is one gap, however many spans it was.
+                # The data may have been a hole. All that is gone makes one gap, whatever its spans.
                 self.cursor[name] = min(head, max(end, self.limits()[name]))
                 self.partial = b"G %s %d %d\n" % (name.encode(), begin, self.cursor[name])
                 return
@@ -293,7 +291,7 @@ class Follow:
     # ======================================================== follow: what comes in
 
     def listen(self):
-        """Read the client's frames; return False when it has gone, or speaks another language."""
+        """Read the client's frames; return False where it has gone or a frame makes no sense."""
         try:
             data = os.read(self.stdin.fd, FRAME_MAX)
         except BlockingIOError:
@@ -325,14 +323,13 @@ class Follow:
         )
 
     def heed(self, words):
-        """Do what a header says; return whether it is one."""
+        """Carry out a frame's header; return whether it is one."""
         numbers = [int(word) for word in words[1:] if word.isdigit()]
         if words[0] == "P":
             self.queue.append(b"H\n")
         elif words[0] == "K" and len(words) == 3 and words[2].isdigit():
-            if (
-                words[1] in SIGNALS
-            ):  # another machine may have more; without an answer the client knows that it wasn't sent
+            # Another machine may have more signals. No answer tells the client that none was sent.
+            if words[1] in SIGNALS:
                 number = os.urandom(4).hex()
                 give_order(self.run, signal_order(number, words[1], self.request))
                 self.orders[number] = (int(words[2]), words[1], time.monotonic() + ORDER_DEADLINE_S)
@@ -347,14 +344,14 @@ class Follow:
             return False
         return True
 
-    # ======================================================== follow: what the program is to read
+    # ======================================================== follow: the program's stdin
 
     def resize(self):
         if self.window:
             give_order(self.run, "- window %d %d" % tuple(self.window))
 
     def accept(self):
-        """Have the program given what there is room for, and say what has been accepted; return False for what makes no sense."""
+        """Accept bytes for stdin and acknowledge them; return False where bytes are missing."""
         if not self.given:
             return True
         ended, accepted, closed = self.sender.ended, self.sender.accepted, False
@@ -379,7 +376,7 @@ class Follow:
         self.queue.append(b"A %s %d\n" % (kind, self.sender.accepted))
 
     def answer(self):
-        """Acknowledge the orders that the keeper has carried out; carry out those that it hasn't in time."""
+        """Acknowledge the orders that the keeper has carried out; signal directly if it is late."""
         if not self.orders:
             return
         record = Record.read(self.page[:PAGE]) or Record()
@@ -394,9 +391,11 @@ class Follow:
 
 
 def verb_follow(request, stdin, reply, framed):
-    """Reply with the State; with a tail or a time asked for, also with the `cursor` where it begins: a link cut at once loses no line.
+    """Reply with the State, then with frames.
 
-    Whose terminal becomes the program's gets to know what is `switched` on there.
+    For a tail or a time the State has the `cursor` where it begins, so that a link cut at once
+    loses no line. For a client whose terminal becomes the program's, it has the modes `switched`
+    on there.
     """
     run = find(request)
     state = run.state()
@@ -404,7 +403,7 @@ def verb_follow(request, stdin, reply, framed):
         file = run.request["program"].get("stdin") is not None
         how = "what it was given at its start" if file else "/dev/null"
         raise Refusal("no_stdin", "its stdin is %s (run had no -i)" % how, state=state)
-    follow = Follow(run, request, stdin if framed else None, reply.out)
+    follow = Follower(run, request, stdin if framed else None, reply.out)
     more = {"cursor": follow.cursor} if {"tail", "since"} & set(request) else {}
     if more and follow.sender and state["pty"] and "output" in follow.files:
         more["switched"] = switched(follow.files["output"])

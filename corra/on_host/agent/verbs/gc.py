@@ -1,4 +1,4 @@
-"""The verb gc, and what a start cleans up once a day."""
+"""The verb gc, and the daily cleaning by a start."""
 
 import fcntl
 import posix as os
@@ -17,8 +17,8 @@ KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
 KEEP_BYTES = 2 << 30
 
 
-class Ended:
-    """A run that gc may look at: ended, unguarded, nobody watching, nothing of it owed to a collector."""
+class EndedRun:
+    """A run that gc may remove: ended, unguarded, unwatched, with nothing owed to a collector."""
 
     def __init__(self, root, prog_id, run, state, now):
         self.root, self.prog_id, self.run, self.state = root, prog_id, run, state
@@ -39,7 +39,7 @@ class Ended:
         )
 
     def drop_output(self):
-        """Empty the files that grow. Their lengths stand in the record, so that a reader is told what is gone."""
+        """Empty the files that grow. Readers find their lengths in the record."""
         for name in self.run.streams + ["index", "stdin"]:
             try:
                 os.truncate(
@@ -49,8 +49,8 @@ class Ended:
                 pass
 
 
-def ended_runs(request, now):
-    """Yield the runs that gc may look at, each locked against watchers as long as it is looked at."""
+def collectable_runs(request, now):
+    """Yield the runs that gc may remove, each locked against watchers until the next."""
     for root, prog_id in runs_of(request):
         try:
             run = Run(root, prog_id)
@@ -67,9 +67,9 @@ def ended_runs(request, now):
             if index is not None:
                 fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if state["state"] in FINAL and not run.alive() and not owed:
-                yield Ended(root, prog_id, run, state, now)
+                yield EndedRun(root, prog_id, run, state, now)
         except BlockingIOError:
-            pass  # somebody watches it
+            pass  # the run is watched
         finally:
             if index is not None:
                 os.close(index)
@@ -77,12 +77,15 @@ def ended_runs(request, now):
 
 
 def collect(request, now):
-    """Return what gc removes, and remove it unless `dry`: output by age, then the oldest beyond the size, records of 400 days."""
+    """Return what gc removes, and remove it unless `dry`.
+
+    Output goes by its age, then the oldest beyond `max_size`; records go after KEEP_RECORD_S.
+    """
     ids, older, dry = request.get("ids"), request.get("older"), request.get("dry")
     most = KEEP_BYTES if request.get("max_size") is None else request["max_size"]
     sizes = sorted(
         (ended.end_ns, ended.bytes, ended.age_s, ended.prog_id)
-        for ended in ended_runs(request, now)
+        for ended in collectable_runs(request, now)
     )
     total, surplus = sum(size for _, size, _, _ in sizes), set()
     for _, size, age_s, prog_id in sizes:
@@ -90,12 +93,12 @@ def collect(request, now):
             surplus.add(prog_id)
             total -= size
     removed, forgotten, freed = [], [], 0
-    for ended in ended_runs(request, now):
+    for ended in collectable_runs(request, now):
         old = ended.age_s > (ended.keep_s if older is None else older)
         wanted = ended.prog_id in ids if ids is not None else old or ended.prog_id in surplus
         runbook = (ended.run.request.get("origin") or {}).get("runbook")
         if ids is None and ended.age_s > KEEP_RECORD_S and not runbook:
-            # Only now: a retried id whose record is gone would run again.
+            # Not before: a start that is repeated after its record is gone would run again.
             forgotten.append(ended.prog_id)
             freed += ended.bytes
             if not dry:
@@ -116,7 +119,7 @@ def collect(request, now):
 
 
 def sweep_leftovers(request, now_s):
-    """Remove what a starter that died left half made, and agents that nobody has started for a month."""
+    """Remove half-made runs of starters that died, and agents not started for KEEP_AGENT_S."""
     for root in roots(request):
         try:
             runs = secure(join(root, "runs"))
@@ -129,12 +132,12 @@ def sweep_leftovers(request, now_s):
     own = parent(absolute(CODE.co_filename))
     cache = parent(own)
     if len(base(own)) != 64:
-        return  # run by hand: not from a cache
+        return  # run by hand and not from a cache
     for name in os.listdir(cache):
         path = join(cache, name + "/agent.py")
         if len(name) != 64 or name == base(own) or not present(path):
             continue
-        # Every start reads the file to check its hash, and reading moves atime at least once a day.
+        # Every start reads the file to check its hash, which moves atime at least once a day.
         if max(os.stat(path).st_atime, os.stat(path).st_mtime) < now_s - KEEP_AGENT_S:
             above = os.open(cache, os.O_RDONLY | os.O_DIRECTORY)
             discard(above, name)
@@ -154,7 +157,7 @@ def verb_gc(request, stdin, reply, framed):
 
 
 def daily_gc(request, root):
-    """Once a day a start also cleans up, in a process of its own that nobody waits for."""
+    """Clean up once a day, in a process of its own that no start waits for."""
     stamp = join(root, "gc")
     try:
         if os.stat(stamp).st_mtime > time.time() - 86400:

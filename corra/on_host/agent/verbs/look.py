@@ -13,7 +13,7 @@ def verb_status(request, stdin, reply, framed):
 
 
 def verb_list(request, stdin, reply, framed):
-    """All runs, oldest first."""
+    """Reply with the States of all runs, the oldest first."""
     found = []
     for root, prog_id in runs_of(request):
         try:
@@ -32,7 +32,7 @@ def verb_list(request, stdin, reply, framed):
 
 
 def verb_read(request, stdin, reply, framed):
-    """Reply with a range of a stream's bytes; its end may lie beyond what is there, never what is sent."""
+    """Reply with a range of a stream's bytes, as far as the stream goes."""
     run = find(request)
     name = request.get("stream") or run.streams[0]
     if name not in run.streams:
@@ -54,7 +54,10 @@ def verb_read(request, stdin, reply, framed):
 
 
 def read_bounded(run, reply, name, file, begin, end, size):
-    """Reply with what is there of a range whose beginning may be gone or go: at most BOUND_STEP of it, read before its place is told."""
+    """Reply with at most BOUND_STEP of a range whose beginning may be gone, or go meanwhile.
+
+    It is read before its place is named.
+    """
     while True:
         begin = min(max(begin, run.heads().get(name, 0)), end)
         data = os.pread(file, min(end - begin, BOUND_STEP), begin)

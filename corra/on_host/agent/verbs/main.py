@@ -1,4 +1,4 @@
-"""All verbs, and main."""
+"""All verbs by name, and main."""
 
 import posix as os
 import sys
@@ -58,5 +58,5 @@ def main(argv, stdin, stdout):
 
 
 if __name__ == "__main__":
-    # Nothing is open that a finalisation of 2 ms would close better; replies are flushed as they are sent.
+    # Replies are flushed as they are sent, so Python's finalisation, 2 ms, would close nothing.
     os._exit(main(sys.argv[1:], Input(0), sys.stdout.buffer))

@@ -1,4 +1,4 @@
-"""Orders to the keeper, and what is done without it."""
+"""Orders to the keeper; the verb signal, which does without a keeper that doesn't answer."""
 
 import posix as os
 import time
@@ -13,14 +13,14 @@ from .finding import find
 
 
 def by_of(request):
-    """Return who asks, as one printable word."""
+    """Return the sender of the request, as one printable word."""
     return "".join(char if "!" <= char <= "~" else "_" for char in request.get("by") or "somebody")[
         :64
     ]
 
 
 def give_order(run, text):
-    """Write one line into the keeper's FIFO; return whether anybody holds its other end."""
+    """Write one line into the keeper's FIFO; return whether a guard holds its other end."""
     try:
         fd = os.open("control", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=run.directory)
     except OSError:
@@ -29,19 +29,23 @@ def give_order(run, text):
         os.write(fd, text.encode("ascii") + b"\n")
         return True
     except BlockingIOError:
-        return False  # full: the keeper has been stopped for long
+        return False  # the FIFO is full: the keeper has been stopped for long
     finally:
         os.close(fd)
 
 
 def signal_order(number, name, request):
-    """Return the order for one signal. It lapses before its giver would send the signal himself: a keeper that wakes up doesn't repeat it."""
+    """Return the order for one signal.
+
+    It lapses before the verb would signal the program itself, so that a keeper that wakes up late
+    doesn't send the signal again.
+    """
     lapses = mono_ns() + int(ORDER_DEADLINE_S * 0.9e9)
     return "%s signal %s %s %d" % (number, name, by_of(request), lapses)
 
 
 def ordered(run, number, text):
-    """Give an order and return whether the keeper has carried it out within its 2 seconds."""
+    """Give an order; return whether the keeper has carried it out within ORDER_DEADLINE_S."""
     if not give_order(run, text):
         return False
     deadline, pause = time.monotonic() + ORDER_DEADLINE_S, 0.001
@@ -58,7 +62,7 @@ def ordered(run, number, text):
 
 
 def target(run):
-    """Return (pid, start) of the launched program if it is of this boot and still that process, else None."""
+    """Return (pid, start) of the program if it still runs, else None."""
     launched = read_launched(read_file(run.directory, "launched"))
     if launched is None or launched[2] != boot_id():
         return None
@@ -67,7 +71,7 @@ def target(run):
 
 
 def signal_directly(run, name):
-    """Signal the program without its keeper; return whether it was there."""
+    """Signal the program without its keeper; return whether the program was there."""
     found = target(run)
     return bool(found) and signal_process(found[0], found[1], SIGNALS[name])
 

@@ -1,4 +1,4 @@
-"""What it takes to outlive the login session."""
+"""Outliving the login session: whether logind ends it, and the scope that spares the guards."""
 
 import posix as os
 
@@ -11,11 +11,12 @@ SCOPED = {"memory_max": ("memory", "MemoryMax=%d"), "cpu_quota": ("cpu", "CPUQuo
 
 
 def outliving(request):
-    """Return the words to put before the guards' command so that they outlive this login session: none where nothing ends them.
+    """Return the words before the guards' command with which they outlive this login session.
 
-    Where logind's KillUserProcesses is on, the end of a session ends all its processes, daemons too; a scope of the user's own manager
-    is spared while the user lingers, and the system's manager makes one for root. A scope is also what holds limits that are the
-    whole tree's. Raises Refusal where nothing would help.
+    There are none where nothing ends the guards. Where logind's KillUserProcesses is on, the end of
+    a session ends all its processes, daemons too. A scope of the user's own manager is spared while
+    the user lingers; for root the system's manager makes one. A scope also holds the limits of a
+    whole tree. Raises Refusal where nothing would help.
     """
     words = [
         "systemd-run",
@@ -26,10 +27,9 @@ def outliving(request):
         "-p",
         "Delegate=yes",
     ]
-    user, limits = (
-        user_name(),
-        (request.get("program") or {}).get("limits") or {},
-    )  # the doctor asks without a program
+    user = user_name()
+    # The doctor asks without a program.
+    limits = (request.get("program") or {}).get("limits") or {}
     scoped = [name for name in sorted(SCOPED) if limits.get(name) is not None]
     for name in scoped:
         words += ["-p", SCOPED[name][1] % limits[name]]
@@ -50,7 +50,7 @@ def outliving(request):
 
 
 def check_scope(scoped, user, there):
-    """Raise Refusal where no scope would hold the limits `scoped`: systemd itself takes them in silence and sets nothing."""
+    """Raise Refusal where no scope would hold the limits `scoped`; systemd reports no failure."""
     what, at = " and ".join(scoped), "/sys/fs/cgroup/"
     if not present("/run/systemd/system"):
         raise Refusal(
@@ -78,7 +78,7 @@ def check_scope(scoped, user, there):
 
 
 def ends_with_session(request):
-    """Return whether logind will end what is started here when its login session ends, and nobody has said that it may."""
+    """Return whether logind ends this session's processes with it, unless `force` is asked for."""
     scopes = [
         part
         for part in slurp("/proc/self/cgroup").decode("ascii", "replace").split("/")
@@ -95,7 +95,7 @@ def ends_with_session(request):
 
 
 def logind_kills(user):
-    """Return whether logind ends the processes of this user's sessions with them, as it says itself."""
+    """Return whether logind ends the processes of this user's sessions, by its own answer."""
     manager = [
         "org.freedesktop.login1",
         "/org/freedesktop/login1",
@@ -106,9 +106,8 @@ def logind_kills(user):
         + manager
         + ["KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers"]
     )
-    said = answer_of(asked, "", START_DEADLINE_S).decode(
-        "utf-8", "replace"
-    )  # nothing, where there is no logind that could be asked
+    # Without a logind the answer is empty.
+    said = answer_of(asked, "", START_DEADLINE_S).decode("utf-8", "replace")
     kills, only, excluded = (said.splitlines() + ["b false"] * 3)[:3]
     named = '"%s"' % user
     return (

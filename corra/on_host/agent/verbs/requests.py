@@ -1,4 +1,4 @@
-"""What a request may say."""
+"""The keys of a request, and what may be wrong with their values."""
 
 from ..contract import BOUND_MIN, RLIMITS, SIGNALS, STREAM_SHIFT
 from ..paths import octets
@@ -7,32 +7,35 @@ from .finding import valid_id
 TEXT, NUMBER, FLAG, OBJECT, LIST = (str,), (int, float), (bool,), (dict,), (list, tuple)
 KEYS = {
     "": {
-        "prog_id": TEXT, "nonce": TEXT, "name": TEXT, "origin": OBJECT, "program": OBJECT, "run": OBJECT, "secrets": OBJECT,
-        "callback": OBJECT, "config": OBJECT, "spool": TEXT, "cursor": OBJECT, "tail": NUMBER, "streams": LIST, "live": FLAG,
-        "since": NUMBER, "late": FLAG, "times": FLAG, "signal": TEXT, "grace": NUMBER, "by": TEXT, "stream": TEXT, "start": NUMBER, "end": NUMBER,
-        "match": TEXT, "courier": TEXT, "from": NUMBER, "seconds": NUMBER, "route": TEXT,
-        "sender": NUMBER,
-        "ids": LIST,
-        "older": NUMBER,
-        "max_size": NUMBER,
-        "dry": FLAG,
+        "prog_id": TEXT, "nonce": TEXT, "name": TEXT, "origin": OBJECT, "program": OBJECT,
+        "run": OBJECT, "secrets": OBJECT, "callback": OBJECT, "config": OBJECT, "spool": TEXT,
+        "cursor": OBJECT, "tail": NUMBER, "streams": LIST, "live": FLAG, "since": NUMBER,
+        "late": FLAG, "times": FLAG, "signal": TEXT, "grace": NUMBER, "by": TEXT, "stream": TEXT,
+        "start": NUMBER, "end": NUMBER, "match": TEXT, "courier": TEXT, "from": NUMBER,
+        "seconds": NUMBER, "route": TEXT, "sender": NUMBER, "ids": LIST, "older": NUMBER,
+        "max_size": NUMBER, "dry": FLAG,
     },
     "program": {
-        "argv": LIST, "cwd": TEXT, "env": OBJECT, "env_inherit": FLAG + LIST, "stdin": TEXT + OBJECT, "umask": NUMBER, "merge": FLAG,
-        "pty": FLAG, "limits": OBJECT, "host": TEXT,
+        "argv": LIST, "cwd": TEXT, "env": OBJECT, "env_inherit": FLAG + LIST,
+        "stdin": TEXT + OBJECT, "umask": NUMBER, "merge": FLAG, "pty": FLAG, "limits": OBJECT,
+        "host": TEXT,
     },
     "run": {
-        "timeout": NUMBER, "grace": NUMBER, "stop_signal": TEXT, "keep_output": NUMBER, "keep": NUMBER, "wait_children": FLAG,
-        "force": FLAG, "carrier": LIST, "terminal": OBJECT, "forget_stdin": FLAG,
+        "timeout": NUMBER, "grace": NUMBER, "stop_signal": TEXT, "keep_output": NUMBER,
+        "keep": NUMBER, "wait_children": FLAG, "force": FLAG, "carrier": LIST, "terminal": OBJECT,
+        "forget_stdin": FLAG,
     },
     "secrets": {"env": OBJECT, "token": TEXT},
     "callback": {"url": TEXT, "method": TEXT, "token": TEXT, "ca": TEXT, "state": FLAG},
-    "config": {"retry_frequency": NUMBER, "timeout": NUMBER, "output_buffer": NUMBER, "output_latency": NUMBER},
+    "config": {
+        "retry_frequency": NUMBER, "timeout": NUMBER, "output_buffer": NUMBER,
+        "output_latency": NUMBER,
+    },
 }  # fmt: skip
 
 
 def complaints(request):
-    """Return everything that is wrong with a request, not only the first thing."""
+    """Return all that is wrong with a request, as sentences."""
     if not isinstance(request, dict):
         return ["a request is an object"]
     found = []
@@ -67,7 +70,7 @@ def complaints(request):
 
 
 def sound(text):
-    """Return whether `text` can be given to the kernel: no NUL, and no surrogate that stands for no byte."""
+    """Return whether the kernel can take `text`: no NUL, no surrogate that stands for no byte."""
     try:
         return b"\0" not in octets(text)
     except UnicodeEncodeError:
@@ -75,7 +78,7 @@ def sound(text):
 
 
 def start_complaints(request):
-    """Return what is wrong with a request to start a program."""
+    """Return all that is wrong with a request to start a program."""
     found = complaints(request)
     if found:
         return found
@@ -147,7 +150,7 @@ def start_complaints(request):
 
 
 def limit_complaints(limits):
-    """Return what is wrong with program.limits: {name: number, or [soft, hard]}; -1 is no limit."""
+    """Return all that is wrong with program.limits: {name: number or [soft, hard]}."""
     ranges = {
         "nice": (-20, 19),
         "oom_score_adj": (-1000, 1000),

@@ -1,4 +1,4 @@
-"""Sending to a program."""
+"""Sending bytes to a program's stdin."""
 
 import errno
 import fcntl
@@ -6,17 +6,18 @@ import posix as os
 
 from ..contract import END_OF_STDIN, FULL, SENDER_RECORD
 from ..files import exists
-from ..kernel import room
+from ..kernel import free_room
 
-AHEAD_MAX = 64 << 20  # how much may have been accepted that the program hasn't read
+AHEAD_MAX = 64 << 20  # accepted bytes that the program hasn't read
 
 
 class Sender:
-    """One client's bytes for the program, put behind all that others have sent, each once.
+    """Appends one client's bytes to `stdin`, behind those of all others, each byte once.
 
-    A client calls itself by a number that it made, and counts its own bytes from 0. `senders` says from which offset of `stdin` on the bytes
-    are whose, and which of his they are. That is written before the bytes are: so what has been accepted from whom follows from the
-    lengths of the two files, whoever was killed in the middle of what.
+    A client names itself by a number of its own making and counts its bytes from 0. A record in
+    `senders` says from which offset of `stdin` on the bytes are a client's, and which of that
+    client's bytes they are. The record is written before the bytes. So after any kill, the lengths
+    of both files tell how much was accepted from each client.
     """
 
     def __init__(self, run, number):
@@ -24,7 +25,7 @@ class Sender:
         self.file = os.open("stdin", os.O_WRONLY | os.O_NOFOLLOW, dir_fd=run.directory)
         self.senders = os.open("senders", os.O_RDWR | os.O_NOFOLLOW, dir_fd=run.directory)
         self.terminal = bool(run.request["program"].get("pty"))
-        self.at = SENDER_RECORD.size  # of `senders`, after the first record, which is the keeper's
+        self.at = SENDER_RECORD.size  # in `senders`; the first record is the keeper's
         self.last = (0, 0, 0)
         self.accepted = 0
         self.ended = False
@@ -33,7 +34,7 @@ class Sender:
         fcntl.flock(self.senders, fcntl.LOCK_UN)
 
     def look(self):
-        """Take note of what has been accepted, from whomever; return the length of the whole. The lock is held."""
+        """Read the new records of all senders; return the length of stdin. Needs the lock."""
         more = os.fstat(self.senders).st_size - self.at
         data = (
             os.pread(self.senders, more // SENDER_RECORD.size * SENDER_RECORD.size, self.at)
@@ -56,20 +57,22 @@ class Sender:
 
     def note(self, who, length):
         record = (who, length, self.accepted)
-        # At a multiple of the record's size: one that a full disk has torn is overwritten.
+        # At a multiple of the record's size, so that one torn by a full disk is overwritten.
         if os.pwrite(self.senders, SENDER_RECORD.pack(*record), self.at) < SENDER_RECORD.size:
             raise OSError(errno.ENOSPC, "no room")
         self.at, self.last = self.at + SENDER_RECORD.size, record
 
     def take(self, offset, data):
-        """Accept what is new of `data`, the client's bytes from `offset` on; `data` None is the end. Raises BlockingIOError while there is no room,
-        EOFError where nothing is taken any more, ValueError for a hole.
+        """Accept what is new of `data`, the client's bytes from `offset` on; None is the end.
+
+        Raises BlockingIOError while there is no room, EOFError where stdin has ended or nobody has
+        it open, ValueError where bytes before `offset` are missing.
         """
         fcntl.flock(self.senders, fcntl.LOCK_EX)
         try:
             length = self.look()
             if data is None and self.terminal:
-                data = b"\x04"  # what is typed there to mean it; a terminal goes on after it
+                data = b"\x04"  # typed, it means the end; a terminal goes on after it
             if self.ended or self.unheard():
                 raise EOFError
             if offset > self.accepted:
@@ -82,7 +85,7 @@ class Sender:
             if not data:
                 return
             moved = SENDER_RECORD.unpack(os.pread(self.senders, SENDER_RECORD.size, 0))[0]
-            if length - moved > AHEAD_MAX or room(self.file) < len(data):
+            if length - moved > AHEAD_MAX or free_room(self.file) < len(data):
                 raise BlockingIOError
             if self.last[0] != self.number:
                 self.note(self.number, length)
@@ -97,7 +100,7 @@ class Sender:
             fcntl.flock(self.senders, fcntl.LOCK_UN)
 
     def unheard(self):
-        """Return whether the program runs and nobody has its stdin open."""
+        """Return whether the program was launched and no process has its stdin open for reading."""
         if self.terminal or not exists(self.run.directory, "launched"):
             return False
         try:

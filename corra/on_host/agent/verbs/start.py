@@ -13,7 +13,7 @@ from ..run import Run
 from ..spool import claim, prepare_root, roots, user_name
 from .deliver import place_courier
 from .finding import find_exact, new_id
-from .follow import Follow
+from .follow import Follower
 from .gc import daily_gc
 from .outliving import outliving
 from .requests import start_complaints
@@ -21,14 +21,14 @@ from .starter import spawn_guards
 
 
 def new_run(request, stdin, reply):
-    """Return (root, prog_id) of the run that the request asks for, made now or there already. Raises Refusal."""
+    """Return (root, prog_id) of the run, and make it unless it exists. Raises Refusal."""
     prog_id = request["prog_id"]
     there = find_exact(request, prog_id)
     if there:
         same_program(there, request)
         there.close()
         return parent(parent(there.path)), prog_id
-    request["before"] = outliving(request)  # a refusal comes before anything is made
+    request["before"] = outliving(request)  # its refusal must come before anything is made
     stored = {
         key: request[key]
         for key in ("prog_id", "name", "origin", "program", "run", "callback", "config")
@@ -45,13 +45,13 @@ def new_run(request, stdin, reply):
     source = request["program"].get("stdin")
 
     def feed(directory):
-        """Put what the program will read into its file."""
+        """Fill the file `stdin`."""
         if isinstance(source, str):
             fill(directory, "stdin", octets(source))
             return
         digest = None
         if source.get("sha256"):
-            import hashlib  # here, and not for all: it takes 5 ms
+            import hashlib  # only here, as it takes 5 ms
 
             digest = hashlib.sha256()
         reply.first_line(" send")
@@ -90,7 +90,7 @@ def new_run(request, stdin, reply):
                 {"dir": root, "errno": error.errno, "message": error.strerror or str(error)}
             )
             if isinstance(source, dict) and error.errno in FULL:
-                break  # the bytes for stdin are half read: they can't be read again for the next root
+                break  # half of stdin was read, and the next root would need it all
     if tried[0]["errno"] == errno.EOPNOTSUPP:
         raise Refusal(
             "unsupported",
@@ -105,8 +105,11 @@ def same_program(run, request):
         raise Refusal("conflict", "this id already names another command", there=run.state())
 
 
-def start(request, stdin, reply):
-    """Start the program, or find it started; return its Run and State. Safe to repeat with the same id."""
+def start_run(request, stdin, reply):
+    """Start the program unless it was started; return its Run and State.
+
+    It is safe to repeat with the same id. Raises Refusal.
+    """
     if not sys.platform.startswith("linux"):
         raise Refusal(
             "unsupported", "the agent is for Linux, this is %s: use the chaperone" % sys.platform
@@ -120,7 +123,7 @@ def start(request, stdin, reply):
     try:
         daily_gc(request, root)
     except OSError:
-        pass  # no room, or no process to be had: a later start will
+        pass  # no room or no process for it: a later start cleans up
     run = Run(root, prog_id)
     secret = (request.get("secrets") or {}).get("env") or {}
     deadline = time.monotonic() + START_DEADLINE_S
@@ -132,9 +135,8 @@ def start(request, stdin, reply):
             return run, state
         if time.monotonic() > deadline:
             raise no_process(root, errno.EAGAIN)
-        if (
-            state["supervisor"] == "gone"
-        ):  # new, or whoever began it died before it launched anything
+        # It is new, or the guards that began it died before they launched anything.
+        if state["supervisor"] == "gone":
             before = outliving(run.request) if request.get("before") is None else request["before"]
             try:
                 spawn_guards(
@@ -147,17 +149,17 @@ def start(request, stdin, reply):
 
 
 def no_process(root, number):
-    """Return the refusal of a start for which there is no process; nothing was started, and a later start of the same id may be."""
+    """Return the refusal of a start for want of a process; the same id may be started later."""
     message = "no process can be started here: " + os.strerror(number)
     return Refusal("no_room", message, tried=[{"dir": root, "errno": number, "message": message}])
 
 
 def verb_start(request, stdin, reply, framed):
-    reply.send(start(request, stdin, reply)[1])
+    reply.send(start_run(request, stdin, reply)[1])
 
 
 def verb_run(request, stdin, reply, framed):
-    run, state = start(request, stdin, reply)
+    run, state = start_run(request, stdin, reply)
     reply.send(state)
     if state["state"] != "not_started":
-        Follow(run, request, stdin if framed else None, reply.out).go()
+        Follower(run, request, stdin if framed else None, reply.out).go()

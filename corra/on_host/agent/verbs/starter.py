@@ -1,4 +1,4 @@
-"""The start of the guards, and of other programs."""
+"""The start of the guards and of other programs."""
 
 import _signal
 import errno
@@ -10,16 +10,17 @@ import time
 
 from ..contract import START_DEADLINE_S
 from ..guards.guards import guard
-from ..guards.program import candidates, given_environment
+from ..guards.program import candidates, own_environment
 from ..paths import CODE, octets, slurp
 
-# This is the first of the parts in verbs/, so what they define stands below it in the made file.
+# This part is the first in verbs/, so all that verbs/ defines is below this line of the made file.
 GUARDS_END = sys._getframe().f_lineno
-FORK_KB = 5000  # of its own: more than a process that has this file from its .pyc, less than one that has compiled it
+# More than a process has that got the made file from its .pyc, less than one that compiled it.
+FORK_KB = 5000
 
 
 def thin(code):
-    """Return the made file's code without the verbs': guards hold theirs in memory for weeks."""
+    """Return the made file's code without verbs/; guards hold their code in memory for weeks."""
     if not hasattr(code, "replace"):  # Python 3.7
         return code
     nothing = (lambda: None).__code__
@@ -30,11 +31,12 @@ def thin(code):
 
 
 def spawn_guards(request, path):
-    """Start the guards of the run at `path`; return when they have launched the program, or failed to.
+    """Start the guards of the run at `path`; return when the launch is over or has failed.
 
-    They are forked from this process where it is small enough to be carried for weeks, by each of them. Where it isn't (it has compiled
-    this file, or read a large request), or where they belong elsewhere (`before`), a fresh interpreter gets this module's code over a
-    pipe: no file has to be trusted or found, and an upgrade in the middle changes nothing.
+    They are forked from this process where it is small, as each guard keeps its memory for weeks.
+    A process that has compiled the made file or read a large request is too large. Then, and where
+    the guards belong elsewhere (`before`), a fresh interpreter gets the made file's code over a
+    pipe: no file has to be found or trusted, and an upgrade in the middle changes nothing.
     """
     request = dict(request, path=path)
     fresh = request["before"] or resident_kb() > FORK_KB
@@ -61,8 +63,10 @@ def spawn_guards(request, path):
             os.set_inheritable(ours, True)
             os.set_inheritable(reporting, True)
             script = (
-                # Read whole: marshal.load asks a file for each few bytes, which takes 5 ms longer.
-                "import marshal,sys;h=open(int(sys.argv[1]),'rb');c,r=marshal.loads(h.read());h.close();n={'__name__':'corra_agent'};"
+                # Read as a whole: marshal.load reads a file in small pieces, which takes 5 ms
+                # longer.
+                "import marshal,sys;h=open(int(sys.argv[1]),'rb');"
+                "c,r=marshal.loads(h.read());h.close();n={'__name__':'corra_agent'};"
                 "exec(c,n);del c,h;n['guard'](r,int(sys.argv[2]))"
             )
             argv = request["before"] + [
@@ -73,11 +77,10 @@ def spawn_guards(request, path):
                 str(ours),
                 str(reporting),
             ]
-            variables = given_environment()
+            variables = own_environment()
             if request["before"]:
-                variables.setdefault(
-                    b"XDG_RUNTIME_DIR", b"/run/user/%d" % os.geteuid()
-                )  # sudo takes it away
+                # sudo removes this variable.
+                variables.setdefault(b"XDG_RUNTIME_DIR", b"/run/user/%d" % os.geteuid())
             execute(argv, variables)
         finally:
             os._exit(1)
@@ -99,13 +102,13 @@ def spawn_guards(request, path):
 
 
 def resident_kb():
-    """Return how much memory this process has for itself."""
+    """Return how much memory this process shares with no file, in kB."""
     _, resident, shared = slurp("/proc/self/statm").split()[:3]
     return (int(resident) - int(shared)) * 4096 // 1024
 
 
 def execute(words, variables):
-    """Become another program, found by PATH. Raises OSError, the last of them, when none can be."""
+    """Become another program, found by PATH. Raises the OSError of the last try."""
     worst = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), words[0])
     for path in candidates(words, variables):
         try:
@@ -116,9 +119,9 @@ def execute(words, variables):
 
 
 def answer_of(words, text, patience_s):
-    """Return what a process prints that reads `text`; nothing, where it fails or isn't done in time.
+    """Return what a process prints that reads `text`; b"" where it fails or takes too long.
 
-    By hand: the subprocess module and what it imports would be the largest part of a start.
+    The subprocess module and its imports would be the largest part of a start.
     """
     asks, ours = os.pipe()
     theirs, answers = os.pipe()
@@ -128,7 +131,7 @@ def answer_of(words, text, patience_s):
             null = os.open("/dev/null", os.O_RDWR)
             for target, fd in enumerate((asks, answers, null)):
                 os.dup2(fd, target)
-            execute(words, given_environment())
+            execute(words, own_environment())
         finally:
             os._exit(127)
     os.close(asks)

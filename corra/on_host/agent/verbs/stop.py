@@ -1,4 +1,4 @@
-"""The verb stop."""
+"""The verb stop, by the keeper's order or, without a keeper that answers, directly."""
 
 import _signal
 import posix as os
@@ -7,7 +7,7 @@ import time
 from ..contract import FINAL, GRACE_S, KILL_DEADLINE_NS, ORDER_DEADLINE_S
 from ..guards.decide import kill_deadline_ns
 from ..paths import slurp
-from ..processes import process, signal_process, tree
+from ..processes import process, process_tree, signal_process
 from ..records import Record
 from ..run import living_guards
 from .finding import find
@@ -15,12 +15,12 @@ from .orders import by_of, checked_signal, ordered, signal_directly, target
 
 
 def family(run):
-    """Return {pid: (state, parent, start, name)} of the program's living tree, as far as it can still be told."""
+    """Return {pid: (state, parent, start, name)} of the program's living tree, as far as known."""
     pages = run.pages()
     record = (Record.read(pages[0]) if pages else None) or Record()
     guards = living_guards(record) if run.alive() else []
     found = target(run)
-    below = tree(guards + ([found[0]] if found else []), [record.courier])
+    below = process_tree(guards + ([found[0]] if found else []), [record.courier])
     if found:
         below[found[0]] = process(found[0]) or ("?", 0, found[1], "?")
     return {pid: each for pid, each in below.items() if pid not in guards}
@@ -64,7 +64,7 @@ def wchan(pid):
 
 
 def await_stop(run, grace):
-    """Wait until the keeper says that the stop is over, or is gone itself, or should long have been done."""
+    """Wait until the record says that the stop is over, the keeper has gone, or time is up."""
     allowed_s = kill_deadline_ns(run.request.get("run") or {}) / 1e9
     deadline, pause = time.monotonic() + grace + allowed_s + ORDER_DEADLINE_S, 0.001
     while time.monotonic() < deadline and run.alive():
@@ -74,7 +74,7 @@ def await_stop(run, grace):
             break
         time.sleep(pause)
         pause = min(pause * 1.5, 0.05)
-    # The record of the end follows within a moment of the last process.
+    # The record of the end follows the last process within a moment.
     ending = time.monotonic() + 1
     while (
         run.state()["state"] not in FINAL
@@ -86,7 +86,7 @@ def await_stop(run, grace):
 
 
 def stop_directly(run, name, grace):
-    """Do what the keeper would have done: it is stopped, stuck or gone."""
+    """Stop the program in place of a keeper that is stopped, stuck or gone."""
     if grace > 0:
         signal_directly(run, name)
     deadline = time.monotonic() + grace

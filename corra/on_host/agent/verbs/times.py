@@ -1,4 +1,4 @@
-"""What is known of a run's past output: when it came, where its last lines begin, what it switched in a terminal."""
+"""A run's past output: when it came, where its last lines begin, which modes it switched."""
 
 import fcntl
 import posix as os
@@ -13,14 +13,12 @@ SWITCHED_FIRST, SWITCHED_LATELY, SWITCHED_MAX = (
 
 
 class Times:
-    """The index, read as it grows: which bytes came when, in the order in which they came."""
+    """The index, read as it grows: the time of each byte, in order of arrival."""
 
     def __init__(self, run):
         try:
             self.file = os.open("index", os.O_RDONLY, dir_fd=run.directory)
-            fcntl.flock(
-                self.file, fcntl.LOCK_SH
-            )  # as long as somebody watches, gc leaves the run alone
+            fcntl.flock(self.file, fcntl.LOCK_SH)  # gc leaves a run alone that is watched
         except FileNotFoundError:
             self.file = os.open("/dev/null", os.O_RDONLY)  # times are lost, bytes are not
         self.run, self.streams = run, run.streams
@@ -29,16 +27,17 @@ class Times:
         self.behind = True
 
     def spans(self, sizes):
-        """Return [(stream, start, end, time)] of what lies below `sizes`, in the order it came, from at most 1 MiB of new records.
+        """Return [(stream, start, end, time)] of the bytes below `sizes`, in order of arrival.
 
-        Call again while `behind`: an index of years isn't read into memory at once.
+        It reads at most 1 MiB of new records, since an index of years doesn't fit into memory; call
+        again while `behind`.
         """
         while True:
             data = os.pread(self.file, 1 << 20, self.at)
             head = self.run.heads().get("index", 0)
             if head <= self.at:
                 break
-            self.at, self.last = head, {}  # what we read may have been a hole
+            self.at, self.last = head, {}  # the data may have been a hole
         data = data[: len(data) // INDEX_RECORD.size * INDEX_RECORD.size]
         self.at += len(data)
         self.behind = self.at + INDEX_RECORD.size <= os.fstat(self.file).st_size
@@ -52,7 +51,8 @@ class Times:
                         packed & (1 << STREAM_SHIFT) - 1,
                     )
                 )
-        # Backwards: a span ends where the stream's next one begins. The last one of each ends with the file, unless more records follow.
+        # Backwards: a span ends where the stream's next one begins. A stream's last span ends with
+        # the file, unless more records follow.
         ends, spans = {} if self.behind else dict(sizes), []
         for time_ns, name, begin in reversed(records):
             if name not in ends:
@@ -64,19 +64,19 @@ class Times:
         if not self.behind:
             for time_ns, name, begin in records:
                 self.last[name] = (time_ns, begin)
-        # What no record speaks of (the index is torn or missing) comes first, without a time.
+        # Bytes without a record, where the index is torn or missing, come first and have no time.
         spans += [(name, 0, end, 0) for name, end in ends.items() if end]
         return spans[::-1]
 
 
 def tail_cursor(run, files, index, lines):
-    """Return where each stream's part of the last `lines` lines begins, the streams taken in the order of their arrival."""
+    """Return the offset in each stream at which the run's last `lines` lines begin."""
     sizes = {name: os.fstat(file).st_size for name, file in files.items()}
     if lines <= 0:
         return sizes
     size = os.fstat(index).st_size
     whole, heads = Times(run), run.heads()
-    # The last 1 MiB of the index, 65,536 records: beyond that a tail of lines is a tail of whatever came before, in file order.
+    # Only the last 1 MiB of the index, 65,536 records. Lines before those count in file order.
     whole.at = max(whole.at, size - (1 << 20)) // INDEX_RECORD.size * INDEX_RECORD.size
     cursor = dict(sizes)
     left, first = lines, True
@@ -104,7 +104,7 @@ def tail_cursor(run, files, index, lines):
 
 
 def since_cursor(run, files, since_us):
-    """Return where in each stream begins what came since then (microseconds of the epoch), or at a time nobody knows."""
+    """Return the offset in each stream of what came since then (us), or at an unknown time."""
     sizes = {name: os.fstat(file).st_size for name, file in files.items()}
     cursor, times = dict(sizes), Times(run)
     while times.behind:
@@ -116,9 +116,9 @@ def since_cursor(run, files, since_us):
 
 
 def switched(file):
-    """Return what was switched in the terminal whose output this is, each sequence where it came last.
+    """Return the sequences in a terminal's output that switch its modes, each at its last place.
 
-    Of a long output it is what was so at its beginning, where most programs do it, and what they have done lately.
+    Of a long output only the beginning is read, where most programs switch modes, and the end.
     """
     import re
 
