@@ -29,13 +29,6 @@ from sshd import Sshd, user
 ID = r"\d{8}t\d{6}z-[0-9a-z]{8}"
 
 
-@pytest.fixture
-def door(tmp_path: Path) -> Any:
-    from agent_door import fresh
-
-    yield from fresh(tmp_path)
-
-
 def run(target: str, argv: list[str], **how: Any) -> Run:
     return starting.start(target, argv, via="chaperone", **how)
 
