@@ -29,7 +29,7 @@ def main(verb, request, nonce, out):
     try:
         value, more = VERBS[verb](request)
     except agent.Refusal as refusal:
-        value, more = refusal.facts, b""
+        value, more = refusal.reply, b""
     except OSError as error:
         value, more = (
             {
@@ -218,7 +218,7 @@ def logout(request):
     try:
         return {"scope": bool(agent.outliving(dict(request, prog_id="doctor"))), "ends": False}
     except agent.Refusal as refusal:
-        return {"ends": True, "user": refusal.facts.get("user")}
+        return {"ends": True, "user": refusal.reply.get("user")}
 
 
 def processes():
