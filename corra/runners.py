@@ -37,6 +37,7 @@ from corra.model.words import duration
 from corra.runs import request
 from corra.runs.events import LinkDown, LinkUp
 from corra.runs.follow import Follow
+from corra.runs.patience import Patience
 from corra.runs.result import Result as CorraResult
 from corra.runs.run import Run
 from corra.runs.stdin_feed import StdinFeed
@@ -151,8 +152,8 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         self.run_, self.prog_id = launch.run, launch.run.id
         self._feed = StdinFeed() if (interactive or self.using_pty) and not self._disowned else None
         self._follow = launch.follow(
+            Patience(reconnect_timeout_s=self._setting("reconnect_timeout")),
             stay=not self._disowned,
-            reconnect_timeout_s=self._setting("reconnect_timeout"),
             feed=self._feed,
         )
         if self.using_pty and self._feed is not None:

@@ -137,8 +137,7 @@ def attach(c: Context, given: AttachFlags) -> int:
         found,
         tail=tail,
         feed=feed,
-        timeout_s=given.timeout,
-        **selection.link_options(c, given),
+        patience=selection.patience(c, given, timeout_s=given.timeout),
     )
     relay = frozenset({signals.SIGINT, signals.SIGTERM}) if given.sig_proxy else frozenset[int]()
     how: dict[str, Any] = {
@@ -177,9 +176,8 @@ def send(c: Context, given: SendFlags) -> int:
         source.start()
     found.pass_on(
         feed,
-        timeout_s=given.timeout,
+        selection.patience(c, given, timeout_s=given.timeout),
         watch=partial(_said_of_link, given, found),
-        **selection.link_options(c, given),
     )
     if given.json:
         given.screen.event("sent", host=str(found.host), prog_id=found.id, bytes=feed.taken)
@@ -208,7 +206,7 @@ def logs(c: Context, given: LogsFlags) -> int:
         "live": given.follow,
         "late": given.late,
         "times": timed,
-        **selection.link_options(c, given),
+        "patience": selection.patience(c, given),
     }
     if given.bytes is not None:
         begin, end = given.bytes
@@ -388,7 +386,7 @@ def wait(c: Context, given: WaitFlags) -> int:
     def end(text: str) -> int:
         found = selection.find_run(c, given, text, limit_s=given.timeout)
         follow = found.follow(
-            streams=[], timeout_s=given.timeout, **selection.link_options(c, given)
+            streams=[], patience=selection.patience(c, given, timeout_s=given.timeout)
         )
         watch = Watch(follow, found, given.screen)
         for event in follow:
@@ -613,7 +611,7 @@ def _launched(
         else None
     )
     feed = keyboard.feed if keyboard is not None else None
-    follow = launch.follow(stay=not given.detach, feed=feed, **selection.link_options(c, given))
+    follow = launch.follow(selection.patience(c, given), stay=not given.detach, feed=feed)
     how: dict[str, Any] = {
         "relay": frozenset({signals.SIGTERM}),
         "hide": given.hide,

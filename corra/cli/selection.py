@@ -31,6 +31,7 @@ from .words import Given
 if TYPE_CHECKING:
     from corra.model.state import State
     from corra.remote.agent_client import Agent
+    from corra.runs.patience import Patience
     from corra.runs.run import Run
 
 _HISTORY_HOSTS = 32
@@ -57,8 +58,10 @@ def host_reach(c: Context, given: ReachFlags) -> dict[str, Any]:
     }
 
 
-def link_options(c: Context, given: Given) -> dict[str, Any]:
-    """Return how patient a follow is with its link: the flags, and under them what the configuration says."""
+def patience(c: Context, given: Given, *, timeout_s: float | None = None) -> Patience:
+    """Return how patient a follow is: the flags, and under them what the configuration says."""
+    from corra.runs.patience import Patience
+
     flags = (
         {"reconnect_timeout": given.reconnect_timeout, "dead_after": given.dead_after}
         if isinstance(given, LinkFlags)
@@ -67,7 +70,8 @@ def link_options(c: Context, given: Given) -> dict[str, Any]:
     told = {
         name: setting(c.config, name) if value is None else value for name, value in flags.items()
     }
-    return {f"{name}_s": value for name, value in told.items() if value is not None}
+    known = {f"{name}_s": value for name, value in told.items() if value is not None}
+    return Patience(**known, timeout_s=timeout_s)
 
 
 def _said(given: ReachFlags) -> tuple[str | None, str | None]:

@@ -17,6 +17,7 @@ from corra.model.state import State
 from corra.runs import request
 from corra.runs.events import LinkDown, LinkUp
 from corra.runs.follow import Follow
+from corra.runs.patience import Patience
 from corra.runs.run import OUTPUT_KEPT
 
 
@@ -79,11 +80,8 @@ def watch_attempt(
     """Start or take hold of `launch` and return what it came to. Raises CorraError; StillRunning when somebody closed the follow."""
     run = launch.run
     kept = {"stdout": TailKept(OUTPUT_KEPT), "stderr": TailKept(OUTPUT_KEPT)}
-    follow = (
-        run.follow(reconnect_timeout_s=patience_s)
-        if confirmed
-        else launch.follow(reconnect_timeout_s=patience_s)
-    )
+    patience = Patience(reconnect_timeout_s=patience_s)
+    follow = run.follow(patience=patience) if confirmed else launch.follow(patience)
     watcher.follows(follow)
     first: State | None = None
     try:

@@ -47,6 +47,7 @@ from corra.remote.targets import Reach, agent_for, is_a, is_one
 from corra.runs import request
 from corra.runs.events import LinkDown, LinkUp
 from corra.runs.follow import Follow
+from corra.runs.patience import Patience
 from corra.runs.run import AT_ONCE, Run
 from corra.settings import setting
 from corra.transport.channel import LinkLost
@@ -763,7 +764,7 @@ class Runbook:
 
     def _order(self, work: Work, place: Place, number: int) -> State:
         with contextlib.closing(self._launch(work, place, number)) as launch:
-            follow = launch.follow(stay=False, reconnect_timeout_s=0.0)
+            follow = launch.follow(Patience(reconnect_timeout_s=0.0), stay=False)
             for _ in follow:
                 pass
             if follow.state is None:

@@ -21,6 +21,10 @@ class Clock:
             else time.time()
         )
 
+    def slept_s(self) -> float:
+        """Return a number that grows by the time this machine sleeps."""
+        return self.with_sleep() - self.now()
+
     def wait(self, event: threading.Event, timeout_s: float) -> None:
         event.wait(timeout_s)
 

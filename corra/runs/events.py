@@ -8,7 +8,7 @@ from corra.model.frames import Gap, Output, Status, Taken
 
 
 class LinkDown(NamedTuple):
-    """There is no link and has been none for `since_s`; `attempt` to make one is next. The program isn't affected."""
+    """No link has brought anything new for `since_s`; `attempt` to make one is next. The program isn't affected."""
 
     since_s: float
     error: str
@@ -16,7 +16,7 @@ class LinkDown(NamedTuple):
 
 
 class LinkUp(NamedTuple):
-    """The link is back, and nothing was missed."""
+    """The link is back: it has brought something new or answered a ping. Nothing was missed."""
 
     down_s: float
 

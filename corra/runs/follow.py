@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from corra.errors import CorraError, MaybeStarted, Misuse, StillRunning, Unreachable
 from corra.model import ids
-from corra.model.frames import Ack, Beat, Cursor, Gap, Output, Parser, Status, Taken
+from corra.model.frames import Ack, Beat, Gap, Output, Parser, Status, Taken
 from corra.model.host import Host
 from corra.model.program import Request
 from corra.model.refusals import refusal_error, retold
@@ -29,27 +29,18 @@ from corra.transport.channel import LinkLost, NoAnswer, Silent
 
 from .clock import Clock
 from .events import Event, LinkDown, LinkUp, Tick
+from .patience import SLEPT_S, Cut, KeepAlive, Patience, pause_s
 from .stdin_feed import StdinFeed
+from .wanted import Hole, Position, Wanted
 
-PING_EVERY_S = 5.0
-DEAD_AFTER_S = 15.0
-
-# A suspended machine's clocks drift apart by the time it slept; a step of NTP may look the same and only costs one new link.
-SLEPT_S = 5.0
 # Looking at the clocks once a second notices a wake-up within that second and costs less than 0.01 % of a core.
 LOOK_EVERY_S = 1.0
-# The host's follow leaves when it has had no ping for 60 s. If we were away half as long (Ctrl-Z, a pager that doesn't scroll),
-# its leaving is nobody's fault and not worth a word.
-AWAY_S = 30.0
 
 # A login may take longer than ANSWER_S (a slow .profile, a home on a sleepy NFS server): each silent try is given twice the time, up to 8 times.
 PATIENCE_DOUBLED_MAX = 3
-# A hole that no G frame announced is the link's fault, until the host has left the same one this often.
-SKIPS_MAX = 3
 # A command that ended without an answer may have been killed by chance; three in a row are no chance.
 NO_ANSWERS_MAX = 3
-_FIRST_PAUSE_S = 0.25
-_LONGEST_PAUSE_S = 15.0
+WHOLE, PATIENT = Wanted(), Patience()
 
 
 class OpenLink(Protocol):
@@ -84,27 +75,27 @@ class AnsweringAgent(Protocol):
     def close(self) -> None: ...
 
 
-class _Cut(Exception):
-    """A link that is no good any more.
+class Start(NamedTuple):
+    """What a Follow starts first. `stay=False`: leave as soon as the host has confirmed the start.
 
-    `quiet`: nobody needs to hear of it unless it can't be made again. `dead`: neither is the connection below it any good.
+    `payload` is the program's stdin, seekable. `fresh`: nobody else can have started or seen the run before.
     """
 
-    def __init__(self, why: str, *, quiet: bool = False, dead: bool = False) -> None:
-        super().__init__(why)
-        self.quiet = quiet
-        self.dead = dead
+    request: Request
+    stay: bool = True
+    payload: BinaryIO | None = None
+    fresh: bool = False
 
 
 class _Down(NamedTuple):
-    """Since when there has been no link, and which try to make one is next."""
+    """Since when no link has brought anything new, and which try to make one is next."""
 
     at: float
     quiet: bool
     attempt: int = 1
 
-    def again(self) -> _Down:
-        return _Down(self.at, False, self.attempt + 1)
+    def again(self, cut: Cut) -> _Down:
+        return _Down(self.at, self.quiet and cut.quiet, self.attempt + 1)
 
 
 class Follow:
@@ -121,75 +112,47 @@ class Follow:
         self,
         agent: AnsweringAgent,
         prog_id: str,
+        wanted: Wanted = WHOLE,
+        patience: Patience = PATIENT,
+        start: Start | None = None,
         *,
-        start: Request | None = None,
-        stay: bool = True,
-        payload: BinaryIO | None = None,
-        cursor: Mapping[str, int] | None = None,
-        tail: int | None = None,
-        since_ns: int | None = None,
-        streams: Sequence[str] | None = None,
-        live: bool = True,
-        late: bool = False,
-        times: bool = False,
         spool: str | None = None,
         begun: bool = False,
-        dead_after_s: float = DEAD_AFTER_S,
-        reconnect_timeout_s: float | None = None,
-        timeout_s: float | None = None,
-        tick_s: float | None = None,
         by: str = "",
         feed: StdinFeed | None = None,
         told: Callable[[State | None], None] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """`prog_id`: an id, or what the host is to find it by. `start`: start this first; `stay=False` then leaves as soon as the host has confirmed it. `payload` is its stdin, seekable.
-
-        `begun`: the run is known to have been started, though this Follow hasn't heard of it yet. `dead_after_s` of silence make a link
-        dead; `timeout_s` limits the whole watch. `feed` is what goes to the program meanwhile. `told` hears of each State, and None when `start`
-        has certainly started nothing.
+        """`prog_id`: an id, or what the host is to find the run by. `begun`: the run is known to have been started, though this
+        Follow hasn't heard of it yet. `feed` is what goes to the program meanwhile. `told` hears of each State, and None when
+        `start` has certainly started nothing.
         """
         self.prog_id = prog_id
         self.host = agent.host
         self.state: State | None = None
         self.switched = b""  # what its program has switched on in its terminal before we came
-        self.first = False  # nobody has seen anything of it before us
         self.placed = 0
+        self.feed = feed
         self._agent = agent
+        self._wanted = wanted
+        self._position = Position(wanted)
+        self._patience = patience
         self._start = start
-        self._stay = stay
-        self._payload = payload
-        self._cursor = Cursor(cursor)
-        self._tail = tail
-        self._since_ns = since_ns
-        self._within = (
-            tail is not None or since_ns is not None
-        )  # the first byte shown needn't be the first there is
-        self._streams = None if streams is None else tuple(streams)
-        self._live = live
-        self._late = late
-        self._times = times
-        self._spool = spool if start is None else start.spool
+        self._spool = spool if start is None else start.request.spool
         self._begun = begun
         self._by = by
-        self.feed = feed
         self._told = told or (lambda _: None)
         self._clock = clock or Clock()
-        self._dead_after_s = dead_after_s
-        self._ping_every_s = min(PING_EVERY_S, dead_after_s / 3)
-        self._reconnect_timeout_s = reconnect_timeout_s
-        self._tick_s = tick_s
-        self._deadline = None if timeout_s is None else self._clock.now() + timeout_s
-        self._timeout_s = timeout_s
-        self._tick_at = self._clock.now() + (tick_s or 0)
+        self._deadline = (
+            None if patience.timeout_s is None else self._clock.now() + patience.timeout_s
+        )
+        self._tick_at = self._clock.now() + (patience.tick_s or 0)
         self._link: OpenLink | None = None
         self._parser = Parser()
-        self._before: dict[str, int] = {}
-        self._tried = self._useful = self._away = self._iterating = self._sent = False
+        self._alive = KeepAlive(patience, self._clock)
+        self._down: _Down | None = None
+        self._tried = self._iterating = self._sent = False
         self._no_answers = self._silences = 0
-        self._skips: dict[tuple[str, int], int] = {}
-        self._heard_at = self._ping_at = self._slept_s = 0.0
-        self._asked_at: float | None = None
         self._closed = threading.Event()
         self._wake = threading.Event()
         self._order = itertools.count(1)
@@ -200,7 +163,12 @@ class Follow:
     @property
     def cursor(self) -> dict[str, int]:
         """The next offset of each stream, behind the last event handed out."""
-        return dict(self._cursor.offsets)
+        return self._position.offsets
+
+    @property
+    def first(self) -> bool:
+        """Whether nobody can have seen anything of the run before us."""
+        return self._start is not None and self._start.fresh
 
     @property
     def confirmed(self) -> bool:
@@ -220,11 +188,6 @@ class Follow:
     def forget(self) -> None:
         """Tell whoever keeps track that this start has certainly started nothing."""
         self._told(None)
-
-    @property
-    def linked(self) -> bool:
-        """Whether a link is open at the moment."""
-        return self._link is not None
 
     def __iter__(self) -> Iterator[Event]:
         self._drop()
@@ -265,47 +228,68 @@ class Follow:
     # One link after the other
 
     def _watch(self) -> Iterator[Event]:
-        down: _Down | None = None
-        fruitless = 0
+        self._down = None
         while not self._closed.is_set():
             try:
-                state = self._connect()
-                if down is not None and not down.quiet:
-                    yield LinkUp(self._clock.now() - down.at)
-                down = None
-                yield Status(state)
+                before, reply = self.state, self._connect()
+                if self._is_news(before):
+                    yield from self._proven()
+                yield Status(reply)
                 # What was never started has no output, and the host says no more of it.
-                if not self._stay or state["state"] == "not_started":
+                if not self._stay or reply["state"] == "not_started":
                     return
                 yield from self._pump()
                 return
-            except _Cut as cut:
+            except Cut as cut:
                 self._drop()
                 if self._closed.is_set():
                     return
                 if cut.dead:
                     # The next link must not wait for a connection that says nothing; others that use it notice now instead of later.
                     self._agent.close()
-                down = down.again() if down else _Down(self._clock.now(), cut.quiet)
-                fruitless = 1 if self._useful else fruitless + 1
-                since_s = self._clock.now() - down.at
+                down: _Down | None = self._down
+                self._down = down.again(cut) if down else _Down(self._clock.now(), cut.quiet)
+                since_s = self._clock.now() - self._down.at
                 self._give_up(since_s, str(cut))
-                if not down.quiet:
-                    yield LinkDown(since_s, str(cut), down.attempt)
-                yield from self._pause(fruitless)
+                if not self._down.quiet:
+                    yield LinkDown(since_s, str(cut), self._down.attempt)
+                yield from self._pause()
+
+    @property
+    def _stay(self) -> bool:
+        return self._start is None or self._start.stay
+
+    def _is_news(self, before: State | None) -> bool:
+        """Return whether the State says anything that `before` didn't: its clocks and counts don't count, its bytes do by themselves."""
+        now = self.state
+        if before is None or now is None:
+            return True
+        return (now.state, bool(now.blocked), len(now.signals_sent)) != (
+            before.state,
+            bool(before.blocked),
+            len(before.signals_sent),
+        )
+
+    def _proven(self) -> Iterator[LinkUp]:
+        """Note that the link has brought something new: only such a link ends the time without one."""
+        down = self._down
+        self._down = None
+        if down is not None and not down.quiet:
+            yield LinkUp(self._clock.now() - down.at)
 
     def _connect(self) -> Mapping[str, Any]:
         """Make a link and return the State it begins with."""
         starting = self.starting
         verb = "follow" if not starting else "run" if self._stay else "start"
-        first, self._tried, self._useful = not self._tried, True, False
-        if self._payload is not None:
-            self._payload.seek(0)
+        first, self._tried = not self._tried, True
+        payload = self._start.payload if self._start is not None else None
+        if payload is not None:
+            payload.seek(0)
         try:
             link = self._agent.stream(
                 verb,
                 self._request(starting),
-                payload=self._payload if starting else None,
+                payload=payload if starting else None,
                 timeout_s=self._patience_s(),
                 sending=self._sending,
             )
@@ -319,7 +303,7 @@ class Follow:
                     self._told(None)
                 if self._begun and self._over:
                     raise self._left(
-                        f"not seen to end in {duration(self._timeout_s or 0)}: {error.why}"
+                        f"not seen to end in {duration(self._patience.timeout_s or 0)}: {error.why}"
                     ) from error
                 raise retold(
                     error,
@@ -328,16 +312,16 @@ class Follow:
                     prog_id=self.prog_id,
                 ) from error
             # Any of these may heal: a host key that changes in mid-run is shown and never accepted.
-            raise _Cut(error.why) from error
+            raise Cut(error.why) from error
         except NoAnswer as error:
             self._no_answers += 1
             if self._no_answers >= NO_ANSWERS_MAX:
                 raise self._left(str(error)) from error
-            raise _Cut(str(error)) from error
+            raise Cut(str(error)) from error
         except (ConnectionError, TimeoutError) as error:
             silent = isinstance(error, (Silent, TimeoutError))
             self._silences += silent
-            raise _Cut(str(error) or "no answer", dead=silent) from error
+            raise Cut(str(error) or "no answer", dead=silent) from error
         self._no_answers = self._silences = 0
         with self._lock:
             self._link, self._parser = link, Parser()
@@ -345,11 +329,7 @@ class Follow:
                 self._send_order(number)
         if self.feed is not None and self._stay:
             self.feed.linked(link)
-        self._heard_at = self._clock.now()
-        self._ping_at = self._heard_at + self._ping_every_s
-        self._asked_at = None
-        self._slept_s = self._sleep_so_far()
-        self._away = False
+        self._alive.begin(after_a_break=self._down is not None)
         self.placed = self.placed or link.placed
         try:
             state = State.from_json(link.reply)
@@ -360,7 +340,7 @@ class Follow:
         self.prog_id = (
             state.prog_id
         )  # until now it may have been a name, which can come to mean another run
-        if self.state is None and self._within:
+        if self.state is None and self._wanted.begins_later:
             self._begin_tail(link.reply, state)
         self.state = state
         self._told(self.state)
@@ -383,44 +363,24 @@ class Follow:
             self._sent = True
 
     def _begin_tail(self, reply: Mapping[str, Any], state: State) -> None:
-        """Learn where a tail begins, so that a link cut before its first byte loses none: where the host says, else the end of what was.
-
-        And what its program has switched on in a terminal, of which the tail may not tell.
-        """
-        begins = reply.get("cursor")
-        if isinstance(begins, Mapping):
-            for stream, offset in begins.items():
-                self._cursor.offsets.setdefault(str(stream), int(offset))
+        """Learn where a tail begins, and what the program has switched on in a terminal, of which the tail may not tell."""
+        self._position.begin(reply, state)
         self.switched = str(reply.get("switched") or "").encode("latin-1", "replace")
-        self._before = {
-            stream: facts.get("length", 0) for stream, facts in (state.streams or {}).items()
-        }
 
     def _request(self, starting: bool) -> dict[str, Any]:
-        offsets = dict(self._cursor.offsets)
-        again = self._within and self.confirmed and (bool(offsets) or self._tail == 0)
-        if again:
-            offsets = {**self._before, **offsets}
-        follow: dict[str, Any] = {
-            "cursor": offsets or None,
-            "tail": None if again else self._tail,
-            "since": None if again or self._since_ns is None else self._since_ns // 1000,
+        follow = {
+            **self._position.request(again=self.confirmed),
             "by": self._by or None,
-            "streams": None if self._streams is None else list(self._streams),
-            "late": self._late or None,
-            "times": self._times or None,
             "sender": self.feed.sender if self.feed is not None else None,
         }
+        if not starting:
+            follow |= {"prog_id": self.prog_id, "live": self._wanted.live, "spool": self._spool}
+        told = {k: v for k, v in follow.items() if v is not None}
         if starting:
             assert self._start is not None
-            whole = self._start.to_json()
-            return (
-                {**whole, **{k: v for k, v in follow.items() if v is not None}}
-                if self._stay
-                else whole
-            )
-        follow |= {"prog_id": self.prog_id, "live": self._live, "spool": self._spool}
-        return {k: v for k, v in follow.items() if v is not None}
+            whole = self._start.request.to_json()
+            return {**whole, **told} if self._stay else whole
+        return told
 
     def _drop(self) -> None:
         with self._lock:
@@ -432,7 +392,8 @@ class Follow:
 
     def _give_up(self, since_s: float, why: str) -> None:
         """Raise if the caller's patience with a missing link is over."""
-        if self._reconnect_timeout_s is None or since_s < self._reconnect_timeout_s:
+        limit_s = self._patience.reconnect_timeout_s
+        if limit_s is None or since_s < limit_s:
             return
         if self.confirmed or self._start is None:
             raise self._left(f"link lost {duration(since_s)} ago, given up: {why}")
@@ -452,16 +413,18 @@ class Follow:
             return retold(Unreachable(why, **self._facts), verb="follow")
         return StillRunning(why, **self._facts)
 
-    def _pause(self, fruitless: int) -> Iterator[Event]:
-        """Wait before the next try, each time twice as long; an order, a wake-up of this machine or `close` cuts it short."""
-        # Half of it by chance: a hundred followers of a host that comes back must not knock in the same moment.
-        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(fruitless - 1, 10)) * (
-            0.5 + self._clock.random() / 2
+    def _pause(self) -> Iterator[Event]:
+        """Wait before the next try; an order, a wake-up of this machine, `close` or the end of the caller's patience cuts it short."""
+        assert self._down is not None
+        until, slept_s = (
+            self._clock.now() + pause_s(self._down.attempt, self._clock),
+            self._clock.slept_s(),
         )
-        until, slept_s = self._clock.now() + pause_s, self._sleep_so_far()
+        if (limit_s := self._patience.reconnect_timeout_s) is not None:
+            until = min(until, self._down.at + limit_s)
         while not (self._wake.is_set() or self._closed.is_set()):
             yield from self._clockwork()
-            if self._clock.now() >= until or self._sleep_so_far() - slept_s > SLEPT_S:
+            if self._clock.now() >= until or self._clock.slept_s() - slept_s > SLEPT_S:
                 break
             self._clock.wait(self._wake, self._nap(until))
         self._wake.clear()
@@ -469,86 +432,75 @@ class Follow:
     # One link
 
     def _pump(self) -> Iterator[Event]:
-        """Hand out what the link brings until the run is over. Raises _Cut."""
+        """Hand out what the link brings until the run is over. Raises Cut."""
         final = last_was_status = False
         while True:
             yield from self._clockwork()
             if self._closed.is_set():
                 return
-            self._keep_alive()
+            if self._alive.is_ping_due():
+                self._send(b"P\n")
+            self._alive.check()
             data = self._read()
             if data is None:
                 continue
-            if not data:
-                if final or (last_was_status and not self._live):
-                    yield from self._shortfall(final)
-                    return
-                raise _Cut("the link was closed", quiet=self._away)
-            self._heard_at, self._asked_at = self._clock.now(), None
             try:
+                if not data:
+                    if final or (last_was_status and not self._wanted.live):
+                        yield from self._rest(final)
+                        return
+                    raise Cut("the link was closed", quiet=self._alive.away)
+                self._alive.hear()
                 for frame in self._parser.feed(data):
                     last_was_status = isinstance(frame, Status)
                     if isinstance(frame, (Output, Gap)):
-                        self._useful = True
-                        begin = frame.offset if isinstance(frame, Output) else frame.start
-                        if self._within:
-                            self._cursor.offsets.setdefault(frame.stream, begin)
-                        self._expect(frame.stream, begin)
-                        yield from self._cursor.take(frame)
+                        for each in self._position.take(frame):
+                            yield from self._proven()
+                            yield each
                     elif isinstance(frame, Status):
-                        self.state = State.from_json(frame.state)
+                        before, self.state = self.state, State.from_json(frame.state)
                         self._told(self.state)
                         final = self.state.ended
-                        if final and not self._late:
-                            yield from self._shortfall(final)
+                        if self._is_news(before):
+                            yield from self._proven()
+                        if final and not self._wanted.late:
+                            yield from self._rest(final)
                             yield frame
                             return
                         yield frame
                     elif isinstance(frame, Beat):
-                        self._useful, self._away = True, False
+                        self._alive.away = False
+                        yield from self._proven()
                     elif isinstance(frame, Ack):
                         self._orders.pop(frame.number, None)
                     elif isinstance(frame, Taken):
-                        self._useful = True
-                        if self.feed is not None:
-                            self.feed.told(frame)
+                        if self.feed is not None and self.feed.told(frame):
+                            yield from self._proven()
                         yield frame
                     else:
                         raise self._explained(
                             str(frame.error.get("error")), frame.error, verb="follow"
                         )
+            except Hole as hole:
+                raise Cut(str(hole), quiet=True) from hole
             except ValueError as error:
                 raise self._stranger(error) from error
+
+    def _rest(self, final: bool) -> Iterator[Output | Gap]:
+        if final and self.state is not None:
+            yield from self._position.rest(self.state)
 
     def _read(self) -> bytes | None:
         """Return what has come, b"" at the end, None when it is time to look at the clock."""
         link = self._link
         if link is None:
-            raise _Cut("the link was closed")
+            raise Cut("the link was closed")
         try:
-            return link.read(self._nap(self._ping_at))
+            return link.read(self._nap(self._alive.ping_at))
         except TimeoutError:
             return None
         except ConnectionError as error:
-            raise _Cut(str(error) or "the link broke", quiet=self._away) from error
-
-    def _keep_alive(self) -> None:
-        """Ping when it is time to; raise _Cut when the other side has been silent for too long or this machine has slept."""
-        now = self._clock.now()
-        if self._sleep_so_far() - self._slept_s > SLEPT_S:
-            raise _Cut("this machine slept", dead=True)
-        if now >= self._ping_at:
-            self._away = self._away or now - self._ping_at > AWAY_S
-            self._ping_at = now + self._ping_every_s
-            self._asked_at = now if self._asked_at is None else self._asked_at
-            self._send(b"P\n")
-        # Silence counts only behind a ping: whoever was stopped for a minute must first ask and read before it calls the other side dead.
-        asked_s = 0.0 if self._asked_at is None else now - self._asked_at
-        if (
-            now - self._heard_at >= self._dead_after_s
-            and asked_s >= self._dead_after_s - self._ping_every_s
-        ):
-            raise _Cut(f"silent for {duration(now - self._heard_at)}", quiet=self._away, dead=True)
+            raise Cut(str(error) or "the link broke", quiet=self._alive.away) from error
 
     def _send(self, data: bytes) -> None:
         link = self._link
@@ -556,7 +508,7 @@ class Follow:
             if link is not None:
                 link.send(data)
         except ConnectionError as error:
-            raise _Cut(str(error) or "the link broke", quiet=self._away) from error
+            raise Cut(str(error) or "the link broke", quiet=self._alive.away) from error
 
     def _send_order(self, number: int) -> None:
         link = self._link
@@ -567,35 +519,13 @@ class Follow:
             # Whoever reads the link will find it broken and make another, over which the order goes again.
             pass
 
-    def _expect(self, stream: str, begin: int) -> None:
-        """Raise _Cut where `begin` leaves bytes out that nobody said are gone: they are asked for again, and not often."""
-        at = self._cursor.offsets.get(stream, 0)
-        if begin <= at:
-            return
-        left_out = self._skips[stream, at] = self._skips.get((stream, at), 0) + 1
-        if left_out < SKIPS_MAX:
-            raise _Cut(f"{stream} went on at byte {begin} and not at {at}", quiet=True)
-
-    def _shortfall(self, final: bool) -> Iterator[Output | Gap]:
-        """Yield a Gap for what the final State counts and nobody sent, though asked again: a hole is never passed over in silence."""
-        if not final or self._within or self.state is None:
-            return
-        for stream, facts in (self.state.streams or {}).items():
-            at = self._cursor.offsets.get(stream, 0)
-            if facts.get("length", 0) > at and (self._streams is None or stream in self._streams):
-                self._expect(stream, facts["length"])
-                yield from self._cursor.take(Gap(stream, at, facts["length"]))
-
     # Time
-
-    def _sleep_so_far(self) -> float:
-        return self._clock.with_sleep() - self._clock.now()
 
     def _nap(self, until: float) -> float:
         """Return how long we may be idle before a clock has to be looked at: `until`, or before."""
         now = self._clock.now()
         ends = [now + LOOK_EVERY_S, until]
-        if self._tick_s:
+        if self._patience.tick_s:
             ends.append(self._tick_at)
         if self._deadline is not None:
             ends.append(self._deadline)
@@ -610,14 +540,14 @@ class Follow:
         """Yield a Tick when one is due. Raises StillRunning when the caller's time is over; Unreachable where nobody knows the run."""
         now = self._clock.now()
         if self._over:
-            limit = duration(self._timeout_s or 0)
+            limit = duration(self._patience.timeout_s or 0)
             raise self._left(
                 f"not over after {limit}"
                 if self.confirmed or self._begun
                 else f"no answer in {limit}"
             )
-        if self._tick_s and now >= self._tick_at:
-            self._tick_at = now + self._tick_s
+        if self._patience.tick_s and now >= self._tick_at:
+            self._tick_at = now + self._patience.tick_s
             yield Tick()
 
     # Words
@@ -627,7 +557,7 @@ class Follow:
         return (
             self.state.label
             if self.state
-            else ids.label(self.prog_id, self._start.name if self._start else None)
+            else ids.label(self.prog_id, self._start.request.name if self._start else None)
         )
 
     @property
@@ -642,7 +572,7 @@ class Follow:
             verb=verb,
             text=self.prog_id,
             label=self._label,
-            start=self._start,
+            start=self._start.request if self._start else None,
         )
 
     def _stranger(self, error: ValueError) -> CorraError:

@@ -18,8 +18,10 @@ from corra.remote.targets import Reach, agent_for, is_a
 
 from . import history
 from .asking import asked_by, who_asks
-from .follow import Follow
+from .follow import PATIENT, Follow, Start
+from .patience import Patience
 from .run import Run
+from .stdin_feed import StdinFeed
 from .stdin_file import payload_of
 
 if TYPE_CHECKING:
@@ -55,10 +57,16 @@ class Launch(NamedTuple):
     via: str | None = None
     connection: Any = None
 
-    def follow(self, *, stay: bool = True, **how: Any) -> Follow:
-        """Return the loop that starts it and, with `stay`, shows it to its end. `how`: what Follow takes."""
+    def follow(
+        self,
+        patience: Patience = PATIENT,
+        *,
+        stay: bool = True,
+        feed: StdinFeed | None = None,
+    ) -> Follow:
+        """Return the loop that starts it and, with `stay`, shows it to its end."""
         host, request = self.agent.host, self.request
-        # Before the first byte is sent: whoever is killed in the middle finds the id here and may repeat the start with it.
+        # Before the first byte is sent: a client that is killed in the middle has the id here, and its user may repeat the start with it.
         fresh = history.begin_entry(
             history.Entry(
                 request.prog_id,
@@ -70,18 +78,15 @@ class Launch(NamedTuple):
                 request.program.argv,
             )
         )
-        follow = Follow(
+        return Follow(
             self.agent,
             request.prog_id,
-            start=request,
-            stay=stay,
-            payload=self.payload,
+            patience=patience,
+            start=Start(request, stay, self.payload, fresh),
             by=asked_by(),
+            feed=feed,
             told=self._told(request.prog_id, fresh=fresh),
-            **how,
         )
-        follow.first = fresh
-        return follow
 
     @staticmethod
     def _told(prog_id: str, *, fresh: bool) -> Callable[[State | None], None]:

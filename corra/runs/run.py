@@ -29,10 +29,13 @@ from .asking import (
     last_word,
     no_answer_error,
 )
+from .clock import Clock
 from .disk import Freed
 from .events import Event
-from .follow import DEAD_AFTER_S, Follow, OpenLink
+from .follow import PATIENT, Follow, OpenLink
+from .patience import DEAD_AFTER_S, Patience
 from .stdin_feed import StdinFeed
+from .wanted import Wanted
 
 if TYPE_CHECKING:
     from .result import Result
@@ -188,27 +191,27 @@ class Run:
         cursor: Mapping[str, int] | None = None,
         *,
         tail: int | None = None,
+        since_ns: int | None = None,
         streams: Sequence[str] | None = None,
         live: bool = True,
         late: bool = False,
         times: bool = False,
-        **how: Any,
+        patience: Patience = PATIENT,
+        feed: StdinFeed | None = None,
+        clock: Clock | None = None,
     ) -> Follow:
-        """Return its events from `cursor` (or the last `tail` lines) on, each byte once, to its end. `how`: the rest Follow takes."""
+        """Return its events from `cursor` (or the last `tail` lines) on, each byte once, to its end."""
         return Follow(
             self.agent,
             self.id,
-            cursor=cursor,
-            tail=tail,
-            streams=streams,
-            live=live,
-            late=late,
-            times=times,
+            Wanted(cursor, tail, since_ns, streams, live, late, times),
+            patience,
             spool=self._spool,
             begun=self.begun or self.known is not None,
             by=asked_by(),
+            feed=feed,
             told=self._told,
-            **how,
+            clock=clock,
         )
 
     def __iter__(self) -> Iterator[Event]:
@@ -219,7 +222,7 @@ class Run:
 
         Raises StillRunning when `timeout` is over first.
         """
-        follow = self.follow(streams=[], timeout_s=in_seconds(timeout))
+        follow = self.follow(streams=[], patience=Patience(timeout_s=in_seconds(timeout)))
         for _ in follow:
             pass
         state = follow.state
@@ -261,23 +264,18 @@ class Run:
         if eof:
             feed.end()
         feed.finish()
-        self.pass_on(feed, timeout_s=in_seconds(timeout))
+        self.pass_on(feed, Patience(timeout_s=in_seconds(timeout)))
 
     def eof(self) -> None:
         """End the program's stdin; on a terminal, type what means that there."""
         self.send(b"", eof=True)
 
     def pass_on(
-        self,
-        feed: StdinFeed,
-        *,
-        timeout_s: float | None = None,
-        watch: OnEvent | None = None,
-        **how: Any,
+        self, feed: StdinFeed, patience: Patience = PATIENT, *, watch: OnEvent | None = None
     ) -> None:
-        """Send what `feed` is given, until it is finished and the host has all of it. `how`: the rest Follow takes. Raises NotSent."""
+        """Send what `feed` is given, until it is finished and the host has all of it. Raises NotSent."""
         follow = self.follow(
-            streams=[], feed=feed, timeout_s=timeout_s, tick_s=SENDER_LOOK_S, **how
+            streams=[], feed=feed, patience=patience._replace(tick_s=SENDER_LOOK_S)
         )
         why = "it has ended"
         try:

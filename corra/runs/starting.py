@@ -20,6 +20,7 @@ from corra.model.program import Request
 from corra.model.units import in_seconds
 
 from .asking import who_asks
+from .patience import Patience
 from .request import Launch, StartOptions, launch, new_run_id
 from .run import OnEvent, Run
 
@@ -92,7 +93,7 @@ def start(
     LinkDown and LinkUp of the meantime. Raises NotStarted, Unreachable, MaybeStarted, Misuse.
     """
     starting = launch(target, argv, **options)
-    follow = starting.follow(stay=False, reconnect_timeout_s=in_seconds(reconnect_timeout))
+    follow = starting.follow(_patience(reconnect_timeout), stay=False)
     with contextlib.closing(starting):
         for event in follow:
             if watch is not None:
@@ -127,7 +128,7 @@ def run(
 
     hidden = _hidden(hide)
     starting = launch(target, argv, **options)
-    follow = starting.follow(reconnect_timeout_s=in_seconds(reconnect_timeout))
+    follow = starting.follow(_patience(reconnect_timeout))
     kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
     truncated = False
     sinks = {
@@ -170,6 +171,10 @@ def run(
     if error is not None and not warn:
         raise error
     return result
+
+
+def _patience(reconnect_timeout: float | str | None) -> Patience:
+    return Patience(reconnect_timeout_s=in_seconds(reconnect_timeout))
 
 
 def _hidden(hide: bool | str | None) -> tuple[str, ...]:

@@ -159,8 +159,8 @@ class StdinFeed:
             self._link = None
             self._changed.notify_all()
 
-    def told(self, taken: Taken) -> None:
-        """Take note of what the host has taken."""
+    def told(self, taken: Taken) -> bool:
+        """Take note of what the host has taken; return whether it has taken more than it had."""
         with self._changed:
             # On a terminal our end is a byte too, which isn't among those we count.
             fresh = min(taken.offset, self.given) - self._taken
@@ -175,6 +175,7 @@ class StdinFeed:
             )
             self._sent = self._taken if self._sent is None else self._sent
             self._changed.notify_all()
+            return fresh > 0
 
     def _send_all(self) -> None:
         while True:

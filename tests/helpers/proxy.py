@@ -141,8 +141,9 @@ class Proxy:
                 if down and self._limit is not None and pair.passed_down + len(data) > self._limit:
                     self._reach_limit(pair, target, data[: max(0, self._limit - pair.passed_down)])
                     return
-                pass_on(data)
+                # Counted first: a test that asks has seen what came of these bytes.
                 pair.passed_down += len(data) if down else 0
+                pass_on(data)
         if pass_on != target.sendall:
             pass_on(b"")
         else:

@@ -38,7 +38,9 @@ from corra.model.state import State
 from corra.remote.exchange import ANSWER_S, Refused
 from corra.runs.clock import Clock
 from corra.runs.events import Event, LinkDown, LinkUp, Tick
-from corra.runs.follow import AWAY_S, SKIPS_MAX, Follow
+from corra.runs.follow import Follow, Start
+from corra.runs.patience import AWAY_S, FIRST_PING_S, Patience
+from corra.runs.wanted import SKIPS_MAX, Wanted
 from corra.transport.channel import LinkLost, NoAnswer, Silent
 from properties import EXACTLY_ONCE
 
@@ -266,7 +268,7 @@ def test_a_first_connection_that_fails_is_an_error_at_once(clock: SetClock) -> N
     told: list[State | None] = []
     for error in (Unreachable("refused"), Auth("denied"), HostKey("unknown")):
         with pytest.raises(type(error)):
-            list(Follow(Agent(error), ID, start=request(), told=told.append, clock=clock))
+            list(Follow(Agent(error), ID, start=Start(request()), told=told.append, clock=clock))
     assert told == [None, None, None]
     assert clock.at == 1000.0
 
@@ -311,7 +313,7 @@ def test_a_start_is_repeated_with_the_same_request_until_it_is_confirmed(clock: 
     agent = Agent(
         ConnectionError("reset"), TimeoutError(), Unreachable("refused"), link(clock, said())
     )
-    follow = Follow(agent, ID, start=request(), payload=payload, clock=clock)
+    follow = Follow(agent, ID, start=Start(request(), payload=payload), clock=clock)
     list(follow)
     assert [verb for verb, _ in agent.asked] == ["run"] * 4
     assert all(asked == agent.asked[0][1] for _, asked in agent.asked)
@@ -321,14 +323,22 @@ def test_a_start_is_repeated_with_the_same_request_until_it_is_confirmed(clock: 
 
 def test_once_confirmed_it_follows_and_never_starts_again(clock: SetClock) -> None:
     agent = Agent(link(clock, out("stdout", 0, b"a"), b""), link(clock, said(stdout=1)))
-    list(Follow(agent, ID, start=request(), clock=clock))
+    list(Follow(agent, ID, start=Start(request()), clock=clock))
     assert [verb for verb, _ in agent.asked] == ["run", "follow"]
 
 
 def test_a_start_that_isnt_confirmed_in_time_may_have_started(clock: SetClock) -> None:
     agent = Agent(*[ConnectionError("reset")] * 50)
     with pytest.raises(MaybeStarted) as caught:
-        list(Follow(agent, ID, start=request(), reconnect_timeout_s=30, clock=clock))
+        list(
+            Follow(
+                agent,
+                ID,
+                start=Start(request()),
+                patience=Patience(reconnect_timeout_s=30),
+                clock=clock,
+            )
+        )
     assert (
         caught.value.started == "unknown"
         and caught.value.code == 123
@@ -341,7 +351,7 @@ def test_a_command_that_ends_unanswered_time_and_again_is_given_up_and_may_have_
     clock: SetClock,
 ) -> None:
     once = Agent(NoAnswer("exit 137"), NoAnswer("exit 137"), link(clock, said()))
-    assert kinds(list(Follow(once, ID, start=request(), clock=clock))) == [
+    assert kinds(list(Follow(once, ID, start=Start(request()), clock=clock))) == [
         "LinkDown",
         "LinkDown",
         "LinkUp",
@@ -350,7 +360,7 @@ def test_a_command_that_ends_unanswered_time_and_again_is_given_up_and_may_have_
     ]
     always = Agent(*[NoAnswer("the command on db1 ended with exit 137")] * 3)
     with pytest.raises(MaybeStarted) as caught:
-        list(Follow(always, ID, start=request(), clock=clock))
+        list(Follow(always, ID, start=Start(request()), clock=clock))
     assert (
         caught.value.why == "the command on db1 ended with exit 137"
         and f"--id {ID}" in caught.value.hint[0]
@@ -363,7 +373,7 @@ def test_a_host_that_says_nothing_is_asked_over_a_new_connection_and_given_more_
     clock: SetClock,
 ) -> None:
     agent = Agent(*[Silent("no answer")] * 6, link(clock, b""), link(clock, said()))
-    list(Follow(agent, ID, start=request(), clock=clock))
+    list(Follow(agent, ID, start=Start(request()), clock=clock))
     assert [patience / ANSWER_S for patience in agent.patience_s] == [1, 2, 4, 8, 8, 8, 8, 1]
     assert agent.closed == 6
 
@@ -372,7 +382,7 @@ def test_once_closed_nothing_is_sent_any_more_and_it_is_known_whether_anything_w
     clock: SetClock,
 ) -> None:
     early = Agent(link(clock, said()))
-    closed = Follow(early, ID, start=request(), clock=clock)
+    closed = Follow(early, ID, start=Start(request()), clock=clock)
 
     def close_first(verb: str, asked: Mapping[str, Any]) -> Link:
         raise AssertionError("asked")
@@ -386,7 +396,7 @@ def test_once_closed_nothing_is_sent_any_more_and_it_is_known_whether_anything_w
 
     early.stream = slow  # type: ignore[method-assign]
     assert list(closed) == [] and early.asked == [] and not closed.sent
-    late = Follow(Agent(link(clock, said())), ID, start=request(), clock=clock)
+    late = Follow(Agent(link(clock, said())), ID, start=Start(request()), clock=clock)
     assert not late.sent
     list(late)
     assert late.sent
@@ -397,7 +407,15 @@ def test_a_link_given_up_after_a_confirmed_start_leaves_the_program_running(
 ) -> None:
     agent = Agent(link(clock, b""), *[Unreachable("refused")] * 50)
     with pytest.raises(StillRunning) as caught:
-        list(Follow(agent, ID, start=request(), reconnect_timeout_s=30, clock=clock))
+        list(
+            Follow(
+                agent,
+                ID,
+                start=Start(request()),
+                patience=Patience(reconnect_timeout_s=30),
+                clock=clock,
+            )
+        )
     assert (
         "refused" in caught.value.why
         and caught.value.code == 122
@@ -407,9 +425,9 @@ def test_a_link_given_up_after_a_confirmed_start_leaves_the_program_running(
 
 def test_start_without_staying_ends_with_the_confirmation(clock: SetClock) -> None:
     agent = Agent(link(clock))
-    assert kinds(list(Follow(agent, ID, start=request(spool="/s"), stay=False, clock=clock))) == [
-        "Status"
-    ]
+    assert kinds(
+        list(Follow(agent, ID, start=Start(request(spool="/s"), stay=False), clock=clock))
+    ) == ["Status"]
     assert agent.asked[0][0] == "start"
 
 
@@ -441,7 +459,9 @@ def test_a_silent_link_is_pinged_and_then_called_dead(
     clock: SetClock, limit: float, every: float
 ) -> None:
     silent, good = link(clock), link(clock, said())
-    events = list(Follow(Agent(silent, good), ID, dead_after_s=limit, clock=clock))
+    events = list(
+        Follow(Agent(silent, good), ID, patience=Patience(dead_after_s=limit), clock=clock)
+    )
     assert silent.sent == [b"P\n"] * round(limit / every)
     assert not silent.open
     assert next(e for e in events if isinstance(e, LinkDown)).error.startswith("silent for")
@@ -515,7 +535,7 @@ def test_whoever_was_stopped_asks_before_it_calls_the_other_side_dead(clock: Set
 
 def test_a_tick_comes_as_often_as_asked_for(clock: SetClock) -> None:
     only = link(clock)
-    follow = Follow(Agent(only), ID, tick_s=0.5, clock=clock)
+    follow = Follow(Agent(only), ID, patience=Patience(tick_s=0.5), clock=clock)
     ticks = 0
     for event in follow:
         ticks += isinstance(event, Tick)
@@ -526,11 +546,16 @@ def test_a_tick_comes_as_often_as_asked_for(clock: SetClock) -> None:
 
 def test_its_own_time_is_a_limit_while_linked_and_while_not(clock: SetClock) -> None:
     with pytest.raises(StillRunning) as caught:
-        list(Follow(Agent(link(clock)), ID, timeout_s=4, clock=clock))
+        list(Follow(Agent(link(clock)), ID, patience=Patience(timeout_s=4), clock=clock))
     assert "4.0 s" in caught.value.why and clock.at == pytest.approx(1004)
     with pytest.raises(StillRunning):
         list(
-            Follow(Agent(link(clock, b""), *[Unreachable("no")] * 20), ID, timeout_s=4, clock=clock)
+            Follow(
+                Agent(link(clock, b""), *[Unreachable("no")] * 20),
+                ID,
+                patience=Patience(timeout_s=4),
+                clock=clock,
+            )
         )
     assert clock.at == pytest.approx(1008)
 
@@ -550,13 +575,25 @@ def test_a_limit_that_ends_a_first_try_says_still_running_only_of_what_is_known_
         LinkLost("db1 gave no answer in 4 s"),
     ):
         with pytest.raises(kind) as caught:
-            list(Follow(Agent(partial(late, first)), ID, timeout_s=4, begun=begun, clock=clock))
+            list(
+                Follow(
+                    Agent(partial(late, first)),
+                    ID,
+                    patience=Patience(timeout_s=4),
+                    begun=begun,
+                    clock=clock,
+                )
+            )
         assert caught.value.why.startswith(why) and "4" in caught.value.why
         assert caught.value.code == (122 if begun else 125)
     with pytest.raises(Unreachable):  # its time isn't over, so it is no answer to how long
         list(
             Follow(
-                Agent(Unreachable("connection refused")), ID, timeout_s=4, begun=begun, clock=clock
+                Agent(Unreachable("connection refused")),
+                ID,
+                patience=Patience(timeout_s=4),
+                begun=begun,
+                clock=clock,
             )
         )
 
@@ -645,7 +682,11 @@ def test_close_ends_the_iteration_of_another_thread(clock: SetClock) -> None:
 
 def test_what_is_there_now_and_no_more_ends_with_the_link(clock: SetClock) -> None:
     agent = Agent(link(clock, out("stdout", 0, b"a"), said("running", stdout=1), b""))
-    assert kinds(list(Follow(agent, ID, live=False, clock=clock))) == ["Status", "Output", "Status"]
+    assert kinds(list(Follow(agent, ID, Wanted(live=False), clock=clock))) == [
+        "Status",
+        "Output",
+        "Status",
+    ]
 
 
 def test_what_is_there_now_is_asked_for_again_if_it_was_cut_short(clock: SetClock) -> None:
@@ -653,18 +694,18 @@ def test_what_is_there_now_is_asked_for_again_if_it_was_cut_short(clock: SetCloc
         link(clock, out("stdout", 0, b"a"), b""),
         link(clock, out("stdout", 1, b"b"), said("running", stdout=2), b""),
     )
-    assert shown(list(Follow(agent, ID, live=False, clock=clock))) == b"ab"
+    assert shown(list(Follow(agent, ID, Wanted(live=False), clock=clock))) == b"ab"
 
 
 def test_late_output_is_read_to_the_end_of_the_link(clock: SetClock) -> None:
     agent = Agent(link(clock, said(stdout=0), out("stdout", 0, b"late"), b""))
-    events = list(Follow(agent, ID, late=True, clock=clock))
+    events = list(Follow(agent, ID, Wanted(late=True), clock=clock))
     assert shown(events) == b"late"
 
 
 def test_a_tail_begins_where_the_host_says_without_a_gap(clock: SetClock) -> None:
     agent = Agent(link(clock, out("stdout", 500, b"end\n"), b""), link(clock, said(stdout=504)))
-    events = list(Follow(agent, ID, tail=1, clock=clock))
+    events = list(Follow(agent, ID, Wanted(tail=1), clock=clock))
     assert not any(isinstance(e, Gap) for e in events) and shown(events) == b"end\n"
     assert agent.asked[0][1]["tail"] == 1
     assert agent.asked[1][1]["cursor"] == {"stdout": 504}
@@ -674,14 +715,14 @@ def test_from_now_on_stays_from_now_on_when_the_link_breaks(clock: SetClock) -> 
     first = Link(state(stdout=500, stderr=7), clock)
     first.coming += [out("stdout", 510, b"new"), b""]
     agent = Agent(first, link(clock, said(stdout=513, stderr=7)))
-    events = list(Follow(agent, ID, tail=0, clock=clock))
+    events = list(Follow(agent, ID, Wanted(tail=0), clock=clock))
     assert shown(events) == b"new" and not any(isinstance(e, Gap) for e in events)
     assert agent.asked[1][1]["cursor"] == {"stdout": 513, "stderr": 7}
 
 
 def test_only_the_streams_asked_for_are_missed(clock: SetClock) -> None:
     agent = Agent(link(clock, said(stdout=5, stderr=0)))
-    assert kinds(list(Follow(agent, ID, streams=[], clock=clock))) == ["Status", "Status"]
+    assert kinds(list(Follow(agent, ID, Wanted(streams=[]), clock=clock))) == ["Status", "Status"]
 
 
 class Spool:
@@ -763,7 +804,9 @@ class AnyNetwork(RuleBasedStateMachine):
         self.chunk = chunk
         self.next = dict.fromkeys(STREAMS, 0)
         self.reordered: dict[tuple[str, int], int] = {}
-        self.events: Iterator[Event] = iter(Follow(self.spool, ID, tick_s=1.0, clock=self.clock))
+        self.events: Iterator[Event] = iter(
+            Follow(self.spool, ID, patience=Patience(tick_s=1.0), clock=self.clock)
+        )
         self.over = False
         self.pull()
 
@@ -941,6 +984,54 @@ def test_link_up_says_how_long_it_was_down(clock: SetClock) -> None:
     assert up.down_s == pytest.approx(clock.at - 1000)
 
 
+def test_a_link_that_brings_nothing_new_is_no_link(clock: SetClock) -> None:
+    """The host answers each time, with what we know, and each link breaks before it brings more."""
+    links = [link(clock, out("stdout", 0, b"ab"), b"")]
+    links += [link(clock, out("stdout", 0, b"ab"), b"") for _ in range(100)]
+    events: list[Event] = []
+    with pytest.raises(StillRunning, match="given up: the link was closed"):
+        events.extend(
+            Follow(Agent(*links), ID, patience=Patience(reconnect_timeout_s=30), clock=clock)
+        )
+    assert 30 <= clock.at - 1000 <= 31
+    assert "LinkUp" not in kinds(events)
+    downs = [e for e in events if isinstance(e, LinkDown)]
+    assert [e.attempt for e in downs] == list(range(1, len(downs) + 1))
+
+
+@pytest.mark.parametrize(
+    "news",
+    [out("stdout", 2, b"c"), b"G stdout 2 9\n", said("starting")],
+    ids=["output", "gap", "state"],
+)
+def test_the_link_is_back_with_the_first_thing_that_is_new(clock: SetClock, news: bytes) -> None:
+    old = link(clock, out("stdout", 0, b"ab"), b"")
+    again = link(clock, out("stdout", 0, b"ab"), news, said())
+    events = kinds(list(Follow(Agent(old, again), ID, clock=clock)))
+    assert events[:4] == ["Status", "Output", "LinkDown", "Status"]
+    assert events[4] == "LinkUp"
+
+
+def test_a_quiet_run_s_link_is_back_when_it_has_answered_a_ping(clock: SetClock) -> None:
+    class Answering(Link):
+        def send(self, data: bytes) -> None:
+            super().send(data)
+            self.coming.append(b"H\n" if len(self.sent) < 3 else said())
+
+    agent = Agent(link(clock, b""), Answering(state(), clock))
+    events = list(Follow(agent, ID, clock=clock))
+    up = next(e for e in events if isinstance(e, LinkUp))
+    assert up.down_s == pytest.approx(FIRST_PING_S, abs=0.25)
+    assert kinds(events) == ["Status", "LinkDown", "Status", "LinkUp", "Status"]
+
+
+def test_no_pause_outlasts_the_patience_with_a_missing_link(clock: SetClock) -> None:
+    agent = Agent(link(clock, b""), *[Unreachable("refused")] * 50)
+    with pytest.raises(StillRunning):
+        list(Follow(agent, ID, patience=Patience(reconnect_timeout_s=20), clock=clock))
+    assert clock.at == pytest.approx(1020, abs=0.1)
+
+
 def test_from_a_time_on_begins_where_the_host_says_and_stays_there_when_the_link_breaks(
     clock: SetClock,
 ) -> None:
@@ -950,7 +1041,7 @@ def test_from_a_time_on_begins_where_the_host_says_and_stays_there_when_the_link
         first,
         link(clock, out("stdout", 404, b"r"), out("stderr", 70, b"e"), said(stdout=405, stderr=71)),
     )
-    events = list(Follow(agent, ID, since_ns=5_000_000, clock=clock))
+    events = list(Follow(agent, ID, Wanted(since_ns=5_000_000), clock=clock))
     assert (agent.asked[0][1]["since"], "cursor" in agent.asked[0][1]) == (5000, False)
     assert (
         agent.asked[1][1]["cursor"] == {"stdout": 404, "stderr": 70}

@@ -20,12 +20,14 @@ from conftest import Cli
 
 import corra
 from console import screen
+from corra.errors import StillRunning
 from corra.model.frames import Gap, Output, Status
 from corra.remote.agent_client import Agent
 from corra.remote.targets import agent_for
 from corra.runs import asking, follow
 from corra.runs.clock import Clock
 from corra.runs.events import LinkDown, LinkUp
+from corra.runs.patience import Patience
 from proxy import Proxy, wait_for
 from sshd import Sshd
 from terminal import Terminal
@@ -111,7 +113,7 @@ def test_megabytes_come_exactly_once_over_links_that_break(
     run.agent.close()
     got = hashlib.sha256()
     downs = ups = 0
-    for event in run.follow(dead_after_s=1.0):
+    for event in run.follow(patience=Patience(dead_after_s=1.0)):
         match event:
             case Output(stream="stdout", data=data):
                 got.update(data)
@@ -125,13 +127,32 @@ def test_megabytes_come_exactly_once_over_links_that_break(
     assert downs == ups >= times
 
 
+def test_links_that_break_as_soon_as_the_host_has_answered_are_given_up_in_time(
+    proxied: Proxy, via: str, home: Path
+) -> None:
+    """The host lets us in and answers each time, and no link brings anything that we don't know."""
+    run = corra.start("p", waiting(home / "go", "true"), via=via)
+    wait_for(lambda: run.read("stdout") == b"a\n")
+    events: list[Any] = []
+    begun = Clock().now()
+    with pytest.raises(StillRunning, match="ago, given up: "):
+        for event in run.follow({"stdout": 2}, patience=Patience(reconnect_timeout_s=1.0)):
+            events.append(event)
+            if isinstance(event, Status):
+                proxied.cut()
+    assert Clock().now() - begun < 12
+    assert sum(isinstance(event, Status) for event in events) > 1, events
+    assert not any(isinstance(event, (LinkUp, Output)) for event in events)
+    run.kill(grace=0)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_follow_that_is_killed_or_stands_still_on_its_host_is_replaced(
     target: Agent, home: Path, sent: signal.Signals
 ) -> None:
     run = corra.start(target, waiting(home / "go", "seq 1 50000"))
     got, downs, hurt = b"", 0, []
-    for event in run.follow(dead_after_s=1.0):
+    for event in run.follow(patience=Patience(dead_after_s=1.0)):
         if isinstance(event, Output):
             got += event.data
             if got == b"a\n":
@@ -378,20 +399,20 @@ def test_on_wake_the_link_is_made_again_at_once_though_the_old_one_says_nothing(
     proxied: Proxy, via: str, home: Path
 ) -> None:
     class Laptop(Clock):
-        slept_s = 0.0
+        asleep_s = 0.0
 
         def with_sleep(self) -> float:
-            return super().with_sleep() + self.slept_s
+            return super().with_sleep() + self.asleep_s
 
     clock = Laptop()
     run = corra.start("p", waiting(home / "go", "echo b"), via=via)
     seen, downs, ups = b"", [], []
-    for event in run.follow(clock=clock, dead_after_s=60.0):
+    for event in run.follow(clock=clock, patience=Patience(dead_after_s=60.0)):
         if isinstance(event, Output):
             seen += event.data
             if seen == b"a\n":
                 proxied.strand()
-                clock.slept_s = 1800.0
+                clock.asleep_s = 1800.0
                 slept_at = clock.now()
         elif isinstance(event, LinkDown):
             downs.append(event.error)
@@ -531,7 +552,7 @@ def test_a_control_master_that_has_gone_silent_is_left_aside(
         run = corra.start("m", waiting(home / "go", "seq 1 5000"), via="openssh")
         assert proxy.accepted == 1
         got, downs = b"", 0
-        for event in run.follow(dead_after_s=1.0):
+        for event in run.follow(patience=Patience(dead_after_s=1.0)):
             if isinstance(event, Output):
                 got += event.data
                 if got == b"a\n":

@@ -24,6 +24,7 @@ from conftest import Cli
 import corra
 from corra.model.frames import Gap, Output
 from corra.runs.events import LinkDown, LinkUp
+from corra.runs.patience import Patience
 from proxy import Proxy, wait_for
 from sshd import Sshd, public
 
@@ -267,7 +268,7 @@ def test_a_black_hole_is_noticed_and_left_in_time(
             run = corra.start("far", ["sh", "-c", script], connect_timeout=3, via=via)
             drop = [*inside, "iptables", "-w", "-I", "INPUT", "-i", "eth0", "-j", "DROP"]
             got, noticed, silent_from = b"", 0.0, 0.0
-            for event in run.follow(dead_after_s=3):
+            for event in run.follow(patience=Patience(dead_after_s=3)):
                 if isinstance(event, Output):
                     got += event.data
                     if got == b"a\n":
