@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""The collector beside the bare framework it is built on, and what idle watchers cost: `benchmarks/collector.py [--write]`.
+"""The collector beside the bare framework it is built on, and what idle watchers cost:
+`benchmarks/collector.py [--write]`.
 
-Appends a second over 32 connections, A B A B, against a Starlette application on the same uvicorn that reads the body and answers 200.
-The goal is a ratio of 0.3 with SQLite, every append on the disk before its answer; and 1,000 idle watchers that cost no CPU.
+Appends a second over 32 connections, A B A B, against a Starlette application on the same uvicorn
+that reads the body and answers 200. The goal is a ratio of 0.3 with SQLite, every append on the
+disk before its answer; and 1,000 idle watchers that cost no CPU.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ def bare(ready: object) -> None:
 
 
 def load(port: int, token: str, size: int, offsets: dict[str, int], seconds: float) -> float:
-    """Return the appends a second that `port` answers with 200. `offsets`: how long each connection's stream is already."""
+    """Return the appends a second that `port` answers with 200. `offsets`: how long each
+    connection's stream is already.
+    """
 
     async def one(run: str, until: float) -> int:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -116,7 +120,9 @@ def cpu_s(pid: int) -> float:
 
 
 def watchers(served: Served, member: Client) -> list[str]:
-    """Return rows of the server's CPU in 10 s without watchers and with 1,000 that nothing happens to."""
+    """Return rows of the server's CPU in 10 s without watchers and with 1,000 that nothing happens
+    to.
+    """
     assert served.process is not None
     for number in range(10):
         member.append(f"watched-{number}", 0, b"x")

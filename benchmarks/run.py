@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Measure corra beside what people use today, in one run, A B A B, against a private sshd on loopback: `benchmarks/run.py [--write]`.
+"""Measure corra beside what people use today, in one run, A B A B, against a private sshd on
+loopback: `benchmarks/run.py [--write]`.
 
-Absolute figures drift with the machine; the ratios of one run are what counts. `--write` keeps the table, with the machine, in RESULTS.md.
+Absolute figures drift with the machine; the ratios of one run are what counts. `--write` keeps the
+table, with the machine, in RESULTS.md.
 """
 
 from __future__ import annotations
@@ -238,7 +240,9 @@ def far_output(place: Place, memory: Path) -> Contest:
 
 
 def inputs(place: Place, memory: Path) -> Contest:
-    """A gigabyte into a program. corra's lies whole on the host before the program starts, and is there still when the link breaks in between."""
+    """A gigabyte into a program. corra's lies whole on the host before the program starts, and is
+    there still when the link breaks in between.
+    """
     big, there = memory / "sent", memory / "received"
     with big.open("wb") as file:
         for _ in range(SENT_BYTES // MB):
@@ -385,7 +389,9 @@ def captures(place: Place, memory: Path) -> Contest:
 
 
 def idle_memory(place: Place) -> str:
-    """Return the table of what one more idle run costs: the PSS of its three guards, averaged over many; what all share was there before."""
+    """Return the table of what one more idle run costs: the PSS of its three guards, averaged over
+    many; what all share was there before.
+    """
     rows = []
 
     def live() -> list[dict[str, Any]]:
@@ -421,7 +427,8 @@ def idle_memory(place: Place) -> str:
         rows.append(
             f"| {way} | {len(pids) / runs:.1f} | {one_more:.2f} MB | {each:.2f} MB | {idle_ms} ms |"
         )
-    # What all processes of one Python share is divided among them: with others there, less is counted of the first run, and so more of one more.
+    # What all processes of one Python share is divided among them: with others there, less is
+    # counted of the first run, and so more of one more.
     strangers = sum(is_of_python(pid) for pid in os.listdir("/proc") if pid.isdigit())
     version = subprocess.run(
         [HOSTS_PYTHON, "-V"], capture_output=True, text=True, check=True

@@ -1,6 +1,8 @@
-"""What an open follow costs and how prompt it is, with the goals beside: `benchmarks/watching.py [--idle SECONDS]`.
+"""What an open follow costs and how prompt it is, with the goals beside: `benchmarks/watching.py
+[--idle SECONDS]`.
 
-Over a private sshd on loopback. Both ends read the same monotonic clock, so a delay is the difference of two of its readings.
+Over a private sshd on loopback. Both ends read the same monotonic clock, so a delay is the
+difference of two of its readings.
 """
 
 from __future__ import annotations
@@ -83,7 +85,9 @@ def signalled() -> list[float]:
 
 
 def idle(place: Place, seconds: float) -> tuple[float, float]:
-    """Return the CPU in % of a core that an idle watcher takes: the client here, and the follow on the host."""
+    """Return the CPU in % of a core that an idle watcher takes: the client here, and the follow on
+    the host.
+    """
     client = subprocess.Popen(
         [*place.inv, "sleep", "600"],
         env=place.env,

@@ -1,4 +1,5 @@
-"""Say in one line what the suites came to; a test that was left out, or passed only when it was tried again, is never passed over in silence.
+"""Say in one line what the suites came to; a test that was left out, or passed only when it was
+tried again, is never passed over in silence.
 
 A report NAME-again.xml is of the tests that had failed in NAME.xml, each tried once more by itself.
 """

@@ -1,8 +1,11 @@
-"""Make this checkout's environment, or bring it up to date: `scripts/setup run|dev|invoke3`, or `relock`.
+"""Make this checkout's environment, or bring it up to date: `scripts/setup run|dev|invoke3`, or
+`relock`.
 
-`run` is what `inv` needs, `dev` adds the tests' tools, and `invoke3` is a second environment, .venv-invoke3: the first one behind the major
-version of Invoke that Fabric's own metadata doesn't allow yet. Nothing is done when the environment's stamp says so; of two calls at once one waits; what was
-interrupted is made anew. An environment that somebody else made is installed into and never deleted.
+`run` is what `inv` needs, `dev` adds the tests' tools, and `invoke3` is a second environment,
+.venv-invoke3: the first one behind the major version of Invoke that Fabric's own metadata doesn't
+allow yet. Nothing is done when the environment's stamp says so; of two calls at once one waits;
+what was interrupted is made anew. An environment that somebody else made is installed into and
+never deleted.
 """
 
 from __future__ import annotations
@@ -66,7 +69,9 @@ class Environment:
         new.replace(self.stamp)
 
     def expected(self) -> str:
-        """What the stamp says when all is well. scripts/inv composes the same words, since starting a Python costs more than `cksum`."""
+        """What the stamp says when all is well. scripts/inv composes the same words, since starting
+        a Python costs more than `cksum`.
+        """
         files = b"".join(
             (ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")
         )
@@ -84,7 +89,9 @@ class Environment:
         ]
 
     def make(self) -> None:
-        """Create the directory with its mark in it, so that it is ours to delete from the first moment on."""
+        """Create the directory with its mark in it, so that it is ours to delete from the first
+        moment on.
+        """
         new = self.path.with_name(self.path.name + ".new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
@@ -98,7 +105,9 @@ class Environment:
             self.make_without_ensurepip()
 
     def make_without_ensurepip(self) -> None:
-        """Do without python3-venv, which a plain Debian lacks: the pip beside that Python installs another into the environment."""
+        """Do without python3-venv, which a plain Debian lacks: the pip beside that Python installs
+        another into the environment.
+        """
         pip = importlib.util.find_spec("pip")
         if pip and pip.origin:
             quiet(sys.executable, "-m", "venv", "--without-pip", self.path)
@@ -233,7 +242,9 @@ def ensure(kind: str) -> None:
 
 
 def relock() -> None:
-    """Write what is installed in .venv (made with Python 3.11 or later) into constraints.txt; the lines for 3.10 are kept as they are."""
+    """Write what is installed in .venv (made with Python 3.11 or later) into constraints.txt; the
+    lines for 3.10 are kept as they are.
+    """
     kept = [
         line
         for line in CONSTRAINTS.read_text().splitlines()

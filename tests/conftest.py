@@ -1,4 +1,5 @@
-"""What every test may ask for: a home of its own, a private sshd, and corra's command line as a process.
+"""What every test may ask for: a home of its own, a private sshd, and corra's command line as a
+process.
 
 No test touches the real home, the real ~/.ssh or a port that is not on 127.0.0.1.
 """
@@ -34,7 +35,8 @@ from sshd import QUICKLY, Sshd, program  # noqa: E402
 from terminal import KIND, Terminal  # noqa: E402
 from warm import Warm  # noqa: E402
 
-# A shell that starts the tests in its background has these ignored, for each program they start as well: then no Ctrl-C would be one.
+# A shell that starts the tests in its background has these ignored, for each program they start as
+# well: then no Ctrl-C would be one.
 for number in (signal.SIGINT, signal.SIGQUIT):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(
@@ -61,7 +63,9 @@ _FOREIGN = (
 
 @pytest.fixture(autouse=True)
 def same_umask() -> Iterator[None]:
-    """What a test leaves behind in its process spoils others far from it: with another umask, users can't log in and machines don't boot."""
+    """What a test leaves behind in its process spoils others far from it: with another umask, users
+    can't log in and machines don't boot.
+    """
     before = _umask()
     yield
     after = _umask()
@@ -80,7 +84,8 @@ def _umask() -> int:
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty directory that is $HOME and holds every XDG directory, for this process, for `cli` and for what `sshd` starts.
+    """An empty directory that is $HOME and holds every XDG directory, for this process, for `cli`
+    and for what `sshd` starts.
 
     Its path is short, since a unix socket's must be. What a test has left running ends with it.
     """
@@ -116,9 +121,11 @@ def home_environment(path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def new_sshd(home: Path) -> Iterator[Callable[..., Sshd]]:
-    """A function that starts one more server: `new_sshd(alias="jump", options={"MaxSessions": 2}, environment={"PATH": "/none"})`.
+    """A function that starts one more server: `new_sshd(alias="jump", options={"MaxSessions": 2},
+    environment={"PATH": "/none"})`.
 
-    All of them share one user key, the client's ssh_config (`$CORRA_SSH_CONFIG`) and its known_hosts.
+    All of them share one user key, the client's ssh_config (`$CORRA_SSH_CONFIG`) and its
+    known_hosts.
     """
     if program() is None:
         pytest.skip("no sshd on this machine (apt-get install openssh-server)")
@@ -131,7 +138,8 @@ def new_sshd(home: Path) -> Iterator[Callable[..., Sshd]]:
         options: Mapping[str, str | int] | None = None,
         **how: Any,
     ) -> Sshd:
-        # PATH: sshd's own default has no ~/.pyenv in it, and a test's Python must not depend on who runs it.
+        # PATH: sshd's own default has no ~/.pyenv in it, and a test's Python must not depend on who
+        # runs it.
         given = {
             **home_environment(home),
             "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
@@ -168,7 +176,9 @@ def target(request: pytest.FixtureRequest, home: Path) -> Iterator[Agent]:
 
 
 def reached(request: pytest.FixtureRequest) -> Iterator[Agent]:
-    """Yield the agent of this machine, or through sshd by the way that the fixture's parameter names."""
+    """Yield the agent of this machine, or through sshd by the way that the fixture's parameter
+    names.
+    """
     if request.param != "local":
         request.getfixturevalue("sshd")
     agent = agent_for("local" if request.param == "local" else "h", via=request.param)
@@ -177,7 +187,8 @@ def reached(request: pytest.FixtureRequest) -> Iterator[Agent]:
 
 
 class Cli:
-    """corra's command line as a process of its own, in the test's home: forked from one that has imported corra, unless `program` is changed.
+    """corra's command line as a process of its own, in the test's home: forked from one that has
+    imported corra, unless `program` is changed.
 
     What makes another interpreter of it (`env={"LC_ALL": ..}`) starts one.
     """
@@ -210,7 +221,8 @@ class Cli:
         terminal: bool = False,
         **how: Any,
     ) -> subprocess.Popen[bytes]:
-        """Start it with pipes for stdout and stderr, in a session of its own; the test must wait for it.
+        """Start it with pipes for stdout and stderr, in a session of its own; the test must wait
+        for it.
 
         With `terminal`, what is given for stdin is the terminal of that session.
         """
@@ -235,7 +247,9 @@ class Cli:
 
 @pytest.fixture
 def cli(home: Path) -> Cli:
-    """`cli("run", "--host", "h", "--", "true")` gives a CompletedProcess with returncode, stdout and stderr in bytes."""
+    """`cli("run", "--host", "h", "--", "true")` gives a CompletedProcess with returncode, stdout
+    and stderr in bytes.
+    """
     return Cli(home)
 
 
@@ -263,7 +277,9 @@ def as_root() -> None:
 
 @pytest.fixture
 def test_user(as_root: None) -> Iterator[str]:
-    """A user made for this test, with a home and a shell and a password that nothing matches, gone afterwards."""
+    """A user made for this test, with a home and a shell and a password that nothing matches, gone
+    afterwards.
+    """
     with users.made(f"corra{os.getpid()}") as user:
         yield user.name
 
@@ -275,9 +291,11 @@ NEXT_BOOT = "22222222-2222-2222-2222-222222222222"
 def new_machine(
     home: Path, as_root: None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Path]]:
-    """A function that starts a host whose boot id is a file of ours: its sshd lives in a mount namespace that shows it in /proc.
+    """A function that starts a host whose boot id is a file of ours: its sshd lives in a mount
+    namespace that shows it in /proc.
 
-    `new_machine(alias="m", environment={..})` returns the file, which lies in a directory of the host's own.
+    `new_machine(alias="m", environment={..})` returns the file, which lies in a directory of the
+    host's own.
     """
     real = program()
     if real is None or shutil.which("unshare") is None:

@@ -1,4 +1,6 @@
-"""Fabric's `Connection.run` over Durable: what Fabric and Invoke document of it, and what they can't do."""
+"""Fabric's `Connection.run` over Durable: what Fabric and Invoke document of it, and what they
+can't do.
+"""
 
 from __future__ import annotations
 
@@ -385,7 +387,9 @@ def test_what_was_typed_arrives_once_over_links_that_break(sshd: Sshd) -> None:
 def test_a_reconnect_trusts_the_host_of_the_first_connection_and_no_other(
     new_sshd: Callable[..., Sshd], home: Path
 ) -> None:
-    """Fabric checks no key: a host that known_hosts doesn't have stays usable after a break, and another one doesn't get in its place."""
+    """Fabric checks no key: a host that known_hosts doesn't have stays usable after a break, and
+    another one doesn't get in its place.
+    """
     sshd, other = new_sshd(), new_sshd(alias="other")
     with Proxy(sshd.port) as proxy:
         sshd.add_host("p", Port=proxy.port, UserKnownHostsFile="/dev/null")

@@ -1,4 +1,5 @@
-"""What the documentation of Invoke and Fabric says of `run`, sentence by sentence, over Durable and on both of Invoke's major versions.
+"""What the documentation of Invoke and Fabric says of `run`, sentence by sentence, over Durable and
+on both of Invoke's major versions.
 
 What isn't here stands in test_durable.py.
 """
@@ -123,7 +124,9 @@ def test_echo_stdin_writes_what_is_read_to_what_is_written(c: Any) -> None:
 def test_the_environment_there_is_the_hosts_own_and_what_was_given(
     c: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fabric's default, unlike Invoke's: `replace_env`, or each laptop's PATH would be sent to the hosts."""
+    """Fabric's default, unlike Invoke's: `replace_env`, or each laptop's PATH would be sent to the
+    hosts.
+    """
     monkeypatch.setenv("HERE_ONLY", "1")
     result = c.run("echo ${HERE_ONLY-none} $A; command -v sh", env={"A": "a"}, hide=True)
     assert result.stdout.splitlines()[0] == "none a" and result.stdout.splitlines()[1].startswith(
@@ -221,7 +224,9 @@ def test_files_and_the_connection_itself_are_as_before(c: Any, home: Path) -> No
 
 
 def test_much_output_costs_what_its_bytes_cost(c: Any) -> None:
-    """Invoke joins all that has come at each thousand bytes: 16 MB take it 26 s on a free machine, and 32 MB four times that."""
+    """Invoke joins all that has come at each thousand bytes: 16 MB take it 26 s on a free machine,
+    and 32 MB four times that.
+    """
     began = time.monotonic()
     result = c.run("head -c 32000000 /dev/zero | tr '\\0' x", hide=True)
     assert len(result.stdout) == 32_000_000 and time.monotonic() - began < 30

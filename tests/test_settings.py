@@ -1,4 +1,6 @@
-"""The configuration under `corra`, and the verbs among other people's tasks: under inv, under fab, flat and below a name."""
+"""The configuration under `corra`, and the verbs among other people's tasks: under inv, under fab,
+flat and below a name.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Bad input and bad luck, as somebody at a terminal of 80 columns meets them: one clear line, its code, nothing half-started.
+"""Bad input and bad luck, as somebody at a terminal of 80 columns meets them: one clear line, its
+code, nothing half-started.
 
 Each command is `inv` of either Invoke, at a real sshd and at `local`.
 """
@@ -36,7 +37,8 @@ def held(home: Path) -> Callable[[list[Case]], None]:
             )
             assert first.startswith("corra: ") and said in first, f"{typed}\n{first}"
             assert status == code, f"{typed}\n{first}\n{hints}"
-            # Hints are indented, and there are three at most; a command that is to be typed is not broken.
+            # Hints are indented, and there are three at most; a command that is to be typed is not
+            # broken.
             assert len(hints) <= 3 and all(hint.startswith("       ") for hint in hints), (
                 f"{typed}\n{hints}"
             )

@@ -1,4 +1,6 @@
-"""The verbs as an operator types them: words, streams, exit codes. On this machine, and one of each over ssh."""
+"""The verbs as an operator types them: words, streams, exit codes. On this machine, and one of each
+over ssh.
+"""
 
 from __future__ import annotations
 
@@ -237,7 +239,9 @@ def test_misuse_is_one_line_and_code_2(cli: Cli, typed: str, line: str) -> None:
 
 
 def test_what_is_piped_in_is_sent_and_let_go_of(cli: Cli) -> None:
-    """A temporary file that is left to the garbage collector is a warning of Python's, which would stand in the operator's way."""
+    """A temporary file that is left to the garbage collector is a warning of Python's, which would
+    stand in the operator's way.
+    """
     done = cli(
         "run",
         *LOCAL,
@@ -736,7 +740,9 @@ def test_wait_for_any_leaves_with_the_first(cli: Cli, started: Callable[..., str
 
 
 def test_a_wait_is_over_when_its_time_is_though_nobody_lets_us_in(cli: Cli, sshd: Sshd) -> None:
-    """125 after 15 s is no answer to `wait -T 1s`; and what was never seen to start isn't said to be running."""
+    """125 after 15 s is no answer to `wait -T 1s`; and what was never seen to start isn't said to
+    be running.
+    """
     prog_id = cli("run", "-d", "--host", "h", "--", "sleep", "600").stdout.decode().strip()
     os.kill(sshd.pid, signal.SIGSTOP)  # the kernel takes the connection, nobody answers
     try:
@@ -874,7 +880,8 @@ def test_a_program_held_back_by_a_full_disk_is_said_to_be(cli: Cli, tmp_path: Pa
             line = next(each for each in watcher.stderr if b"started" not in each)
             assert line.decode().endswith(" on local: HELD BACK: no room on the disk there\n")
             assert cli("kill", "-y", "hog").returncode == 0
-            # Its last bytes still wait for room, and nothing is lost: who watches gets them when there is some.
+            # Its last bytes still wait for room, and nothing is lost: who watches gets them when
+            # there is some.
             subprocess.run(["mount", "-o", "remount,size=32m", str(small.at)], check=True)
             assert watcher.wait(60) == 143
     finally:

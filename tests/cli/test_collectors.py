@@ -1,4 +1,6 @@
-"""`--collector` on the command line, from `corra run` here to a real collector and back, and the way there through ssh."""
+"""`--collector` on the command line, from `corra run` here to a real collector and back, and the
+way there through ssh.
+"""
 
 from __future__ import annotations
 

@@ -285,7 +285,9 @@ words_of_any_kind = st.lists(
 def test_whatever_follows_a_verb_invoke_hands_the_verb_its_own_reading(
     verb: Verb, words: list[str]
 ) -> None:
-    """No ParseError, so no answer of Invoke's; what another verb's name ends is that verb's business."""
+    """No ParseError, so no answer of Invoke's; what another verb's name ends is that verb's
+    business.
+    """
     before = sys.argv
     sys.argv = ["inv", verb.name, *words]
     try:

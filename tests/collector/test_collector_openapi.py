@@ -1,6 +1,8 @@
-"""What the OpenAPI document says is what the server does, whatever it is asked: schemathesis makes up the questions.
+"""What the OpenAPI document says is what the server does, whatever it is asked: schemathesis makes
+up the questions.
 
-`CORRA_API_CASES` says how many for each operation (15; 500 once by hand, see benchmarks/RESULTS.md).
+`CORRA_API_CASES` says how many for each operation (15; 500 once by hand, see
+benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ def test_no_question_makes_it_fail_and_each_answer_is_as_documented(served, oper
         if case.path.endswith("/events"):
             query["live"] = query.get("live", "false") if query.get("live") != "true" else "false"
             case.query = query
-        # A gap is as long as it is said to be, and its NULs are sent: petabytes would take some time to read.
+        # A gap is as long as it is said to be, and its NULs are sent: petabytes would take some
+        # time to read.
         offset = str((case.headers or {}).get("Upload-Offset", ""))
         if "Upload-Gap" in (case.headers or {}) and offset.isascii() and offset.isdigit():
             case.headers["Upload-Offset"] = str(int(offset) % (1 << 20))

@@ -1,6 +1,8 @@
-"""The agent's second door: as a process of its own, spoken to over pipes, with real files, processes and signals.
+"""The agent's second door: as a process of its own, spoken to over pipes, with real files,
+processes and signals.
 
-Each `Door` has a home and a spool of its own. `sweep` ends what a test left behind, since the test process takes in every orphan.
+Each `Door` has a home and a spool of its own. `sweep` ends what a test left behind, since the test
+process takes in every orphan.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ _compiled: set[tuple[int, str]] = set()
 
 
 def copy_of_the_agent() -> str:
-    """Return a directory with agent.py in it, one for this process: an edit in the middle of a run of the tests changes nothing."""
+    """Return a directory with agent.py in it, one for this process: an edit in the middle of a run
+    of the tests changes nothing.
+    """
     if os.getpid() not in _copies:
         at = tempfile.mkdtemp(prefix="corra-agent-", dir="/tmp")
         os.chmod(at, 0o755)
@@ -54,7 +58,9 @@ def copy_of_the_agent() -> str:
 
 
 def compile_the_agent(python: str) -> None:
-    """Have a .pyc of the copy for `python`, as a host has from its first start on: who isn't root could leave none there."""
+    """Have a .pyc of the copy for `python`, as a host has from its first start on: who isn't root
+    could leave none there.
+    """
     if (os.getpid(), python) not in _compiled:
         subprocess.run(
             [python, "-ISE", "-c", LOADER.format(copy_of_the_agent(), "sys.exit(); ")], check=True
@@ -131,7 +137,9 @@ class Door:
         )
 
     def encode(self, request: Mapping[str, Any], payload: bytes = b"") -> bytes:
-        """Return a request as it goes over the wire; `"spool": None` asks for the default directories."""
+        """Return a request as it goes over the wire; `"spool": None` asks for the default
+        directories.
+        """
         full = {"spool": str(self.spool), **request}
         data = json.dumps(
             {key: value for key, value in full.items() if not (key == "spool" and value is None)}
@@ -228,7 +236,9 @@ class Door:
 
 
 class Stream:
-    """A verb that sends frames. It checks what every follower may rely on: each stream's offsets have neither hole nor overlap."""
+    """A verb that sends frames. It checks what every follower may rely on: each stream's offsets
+    have neither hole nor overlap.
+    """
 
     def __init__(self, door: Door, verb: str, request: Mapping[str, Any]) -> None:
         self.process = door.popen(verb)
@@ -339,9 +349,11 @@ def adopt() -> None:
 
 
 def descendants() -> dict[int, Any]:
-    """Return {pid: what the agent sees of it} of all that live below this process, but for the servers that fork.
+    """Return {pid: what the agent sees of it} of all that live below this process, but for the
+    servers that fork.
 
-    As agent.process_tree, which looks at every process of the machine, as it must where others are the parents.
+    As agent.process_tree, which looks at every process of the machine, as it must where others are
+    the parents.
     """
     found: dict[int, Any] = {}
     todo = [os.getpid()]
@@ -450,7 +462,8 @@ class Gate:
     def __init__(self, path: Path) -> None:
         self.path = str(path)
         os.mkfifo(path)
-        # With a writer of our own, opening it never waits for the other side, and no end of it comes too early.
+        # With a writer of our own, opening it never waits for the other side, and no end of it
+        # comes too early.
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     def open(self, times: int = 1) -> None:

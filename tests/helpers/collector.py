@@ -36,7 +36,9 @@ class Answer:
 
 
 class Served:
-    """`corra serve` with data of its own. It may be killed and started again at the same port; `cold`, by a Python of its own."""
+    """`corra serve` with data of its own. It may be killed and started again at the same port;
+    `cold`, by a Python of its own.
+    """
 
     cold = False
 

@@ -1,4 +1,5 @@
-"""The ```console blocks of the documentation: run them on a terminal, and compare what they show with what the page says.
+"""The ```console blocks of the documentation: run them on a terminal, and compare what they show
+with what the page says.
 
 `CORRA_WRITE_DOCS=1 pytest tests/test_docs.py` puts what they show into the pages instead.
 """
@@ -46,7 +47,9 @@ def replaced(page: str, new: Sequence[str]) -> str:
 
 
 def run(typed: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> list[list[str]]:
-    """Run the commands in one shell on a terminal of 80 columns; return the lines that stand there after each."""
+    """Run the commands in one shell on a terminal of 80 columns; return the lines that stand there
+    after each.
+    """
     script = "".join(f"{command}\n__code=$?; printf '\\036'; (exit $__code)\n" for command in typed)
     words = ["bash", "-c", script]
     _, text = _shown(lambda **how: subprocess.Popen(words, cwd=cwd, env=env, **how))
@@ -54,7 +57,9 @@ def run(typed: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> list[list
 
 
 def one(start: Callable[..., subprocess.Popen[bytes]]) -> tuple[int, list[str]]:
-    """Return the exit code of what `start` starts on such a terminal, and the lines that stand there."""
+    """Return the exit code of what `start` starts on such a terminal, and the lines that stand
+    there.
+    """
     code, text = _shown(start)
     return code, screen(text)
 
@@ -66,7 +71,9 @@ def _shown(start: Callable[..., subprocess.Popen[bytes]]) -> tuple[int, str]:
 
 
 def screen(text: str) -> list[str]:
-    """Return the lines that a terminal shows in the end: carriage returns overwrite, erased is gone, colours don't matter."""
+    """Return the lines that a terminal shows in the end: carriage returns overwrite, erased is
+    gone, colours don't matter.
+    """
     lines = []
     for written in text.split("\n"):
         cells: list[str] = []
@@ -84,7 +91,9 @@ def screen(text: str) -> list[str]:
 
 
 def pattern(line: str) -> re.Pattern[str]:
-    """Return what a line of a page stands for: numbers, ids and the widths of columns may differ, nothing else."""
+    """Return what a line of a page stands for: numbers, ids and the widths of columns may differ,
+    nothing else.
+    """
     cut = line.endswith("..")  # how much of it is shown depends on the width of a column
     line = line[:-8] if cut else line
     text = re.sub(r"\b\d{8}t\d{6}z-[0-9a-z]{8}\b", "\0", _AT.sub("", line))

@@ -1,6 +1,8 @@
-"""A collector that misbehaves when it is told to, over real sockets and real TLS, and the private authority that vouches for it.
+"""A collector that misbehaves when it is told to, over real sockets and real TLS, and the private
+authority that vouches for it.
 
-Unless told otherwise it does what a collector does: it appends by offset, answers a hole with 409, and takes the end once all is in.
+Unless told otherwise it does what a collector does: it appends by offset, answers a hole with 409,
+and takes the end once all is in.
 """
 
 from __future__ import annotations
@@ -47,12 +49,15 @@ class Held:
     states: list[dict[str, Any]] = field(default_factory=list)
 
 
-# What a request comes to instead: (status, headers, body), or a function that has the connection to itself.
+# What a request comes to instead: (status, headers, body), or a function that has the connection to
+# itself.
 Odd = tuple[int, Mapping[str, str], bytes] | Callable[["Listener", socket.socket], None]
 
 
 class Listener:
-    """`odd` holds what the next requests get, first to last; `odd_for(path, answer)` what each one of that path gets."""
+    """`odd` holds what the next requests get, first to last; `odd_for(path, answer)` what each one
+    of that path gets.
+    """
 
     def __init__(
         self,

@@ -14,13 +14,16 @@ import pytest
 
 _OLDEST = (3, 6)
 _WHO = "import sys; print('%d %d' % sys.version_info[:2]); print(sys.executable)"
-# The oldest that the agent promises, what old and present Debians, Ubuntus and Red Hats have, and the newest here.
+# The oldest that the agent promises, what old and present Debians, Ubuntus and Red Hats have, and
+# the newest here.
 _FAULTS = ((3, 6), (3, 8), (3, 11), (3, 13))
 
 
 @functools.cache
 def versions() -> dict[tuple[int, ...], str]:
-    """Return an executable for every Python 3.6 or later found on PATH and in ~/.pyenv, oldest first."""
+    """Return an executable for every Python 3.6 or later found on PATH and in ~/.pyenv, oldest
+    first.
+    """
     # The passwd entry's home, not $HOME: the tests give $HOME another meaning.
     own = Path(pwd.getpwuid(os.getuid()).pw_dir)
     candidates = [str(path) for path in own.glob(".pyenv/versions/*/bin/python3")]
@@ -55,7 +58,9 @@ def name(python: str) -> str:
 
 
 def for_faults() -> list[str]:
-    """Return the Pythons that each fault of a host is tried with. $CORRA_AGENT_PYTHON is then the only one."""
+    """Return the Pythons that each fault of a host is tried with. $CORRA_AGENT_PYTHON is then the
+    only one.
+    """
     if only := os.environ.get("CORRA_AGENT_PYTHON"):
         return [only]
     return [versions()[each] for each in _FAULTS if each in versions()] or [
@@ -64,7 +69,9 @@ def for_faults() -> list[str]:
 
 
 def for_dear_faults() -> list[str]:
-    """Return those for what takes more than a second: the oldest and the newest; with CORRA_PYTHONS=all, each."""
+    """Return those for what takes more than a second: the oldest and the newest; with
+    CORRA_PYTHONS=all, each.
+    """
     found = for_faults()
     return (
         found

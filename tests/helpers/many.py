@@ -46,7 +46,9 @@ def guards(spool: Path) -> list[int]:
 
 
 def pss_kb(pid: int) -> int:
-    """Return the memory of one process, what it shares divided by those it shares it with. Raises OSError when it is gone."""
+    """Return the memory of one process, what it shares divided by those it shares it with. Raises
+    OSError when it is gone.
+    """
     return int(
         re.findall(
             r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE
@@ -65,7 +67,9 @@ def switches(pids: list[int]) -> int:
 
 
 def at_once(count: int, root: Path, agent: Path, python: str = sys.executable) -> dict[str, object]:
-    """Have `count` runs open at once, then let all of them end; return the figures and what was violated."""
+    """Have `count` runs open at once, then let all of them end; return the figures and what was
+    violated.
+    """
     spool, gate = root / "spool", root / "gate"
     spool.mkdir()
     os.mkfifo(gate)
@@ -131,7 +135,9 @@ def at_once(count: int, root: Path, agent: Path, python: str = sys.executable) -
 
 
 def in_turn(count: int, root: Path, agent: Path, python: str = sys.executable) -> dict[str, object]:
-    """Start `count` runs one after another, each to its end, by one process; return the figures and what there is more than before."""
+    """Start `count` runs one after another, each to its end, by one process; return the figures and
+    what there is more than before.
+    """
     spool, gate = root / "spool", root / "gate"
     spool.mkdir()
     os.mkfifo(gate)

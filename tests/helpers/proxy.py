@@ -42,7 +42,8 @@ class _Pair:
 class Proxy:
     """Passes connections on to `port` of this machine. `accepted` counts them.
 
-    Before a connection is made: `delay_s` is how long each byte takes, in either direction; `rate` is how many bytes a second pass in each.
+    Before a connection is made: `delay_s` is how long each byte takes, in either direction; `rate`
+    is how many bytes a second pass in each.
     """
 
     def __init__(self, port: int) -> None:
@@ -81,7 +82,9 @@ class Proxy:
         self._flowing.clear()
 
     def strand(self) -> None:
-        """Freeze the connections there are, for good: what a laptop's are worth once it has slept and the network has forgotten them."""
+        """Freeze the connections there are, for good: what a laptop's are worth once it has slept
+        and the network has forgotten them.
+        """
         with self._lock:
             for pair in self._pairs:
                 pair.stranded = True
@@ -94,7 +97,9 @@ class Proxy:
         self._refusing = yes
 
     def limit(self, size: int | None, then: str = "cut") -> None:
-        """Do `then` (cut, reset, freeze) to each connection once it has carried `size` bytes towards the client."""
+        """Do `then` (cut, reset, freeze) to each connection once it has carried `size` bytes
+        towards the client.
+        """
         self._limit, self._at_limit = size, then
 
     def carried(self) -> int:
@@ -150,7 +155,9 @@ class Proxy:
             pair.end(reset=False)
 
     def _slowly(self, pair: _Pair, target: socket.socket) -> Callable[[bytes], None]:
-        """Return what takes data and has it arrive later, each piece as late as the others; b"" is the end."""
+        """Return what takes data and has it arrive later, each piece as late as the others; b"" is
+        the end.
+        """
         line: queue.Queue[tuple[float, bytes]] = queue.Queue(8 if self.rate else _UNDER_WAY)
 
         def deliver() -> None:
@@ -175,11 +182,13 @@ class Proxy:
         return take
 
     def _receive(self, pair: _Pair, source: socket.socket) -> bytes:
-        # Never blocked in recv: that would hold the connection open beyond close(), and no RST would go out.
+        # Never blocked in recv: that would hold the connection open beyond close(), and no RST
+        # would go out.
         while not select.select([source], [], [], 0.02)[0]:
             if pair.over.is_set():
                 return b""
-        # A narrow line's own buffers are small, or a cut would come minutes after what was sent before it.
+        # A narrow line's own buffers are small, or a cut would come minutes after what was sent
+        # before it.
         return source.recv(1024 if self.rate else _PIECE)
 
     def _reach_limit(self, pair: _Pair, target: socket.socket, last: bytes) -> None:
@@ -190,7 +199,9 @@ class Proxy:
 
 
 def wait_for(condition: Any, *, deadline_s: float = 20.0, what: str = "") -> Any:
-    """Return the first true value of `condition()`. Raises AssertionError when there is none in time."""
+    """Return the first true value of `condition()`. Raises AssertionError when there is none in
+    time.
+    """
     until = time.monotonic() + deadline_s
     pause = threading.Event()
     while not (value := condition()):

@@ -1,4 +1,6 @@
-"""A machine with an init of its own: systemd, logind and sshd booted in namespaces over a throw-away layer on this one's files."""
+"""A machine with an init of its own: systemd, logind and sshd booted in namespaces over a
+throw-away layer on this one's files.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A private OpenSSH server on 127.0.0.1: own port, own keys, own files, nothing of the machine's own configuration."""
+"""A private OpenSSH server on 127.0.0.1: own port, own keys, own files, nothing of the machine's
+own configuration.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _START_S = 20.0
-# What the ssh program chooses first takes it 0.1 s of a processor for each connection. `options=SLOWLY` leaves it the choice.
+# What the ssh program chooses first takes it 0.1 s of a processor for each connection.
+# `options=SLOWLY` leaves it the choice.
 QUICKLY = {"KexAlgorithms": "-sntrup*,mlkem*"}
 SLOWLY = {"KexAlgorithms": "+curve25519-sha256"}
 
 
 def program() -> str | None:
-    """Return the path of sshd, which must be absolute when it is started, or None where there is none."""
+    """Return the path of sshd, which must be absolute when it is started, or None where there is
+    none.
+    """
     return shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
 
@@ -49,7 +54,9 @@ def new_key(path: Path, kind: str = "ed25519") -> Path:
 
 @functools.cache
 def _pair(whose: str) -> tuple[str, str]:
-    """Return the two files of a key pair, one and the same for each name in all of this process's tests."""
+    """Return the two files of a key pair, one and the same for each name in all of this process's
+    tests.
+    """
     with tempfile.TemporaryDirectory(prefix="corra-key-", dir="/tmp") as base:
         key = new_key(Path(base) / whose.partition(" ")[0])
         return key.read_text(), key.with_name(key.name + ".pub").read_text()
@@ -65,7 +72,9 @@ def _key(path: Path, alias: str) -> Path:
 
 
 def public(key: Path) -> str:
-    """Return `ssh-ed25519 AAAA...`, the part of a public key that known_hosts and authorized_keys hold."""
+    """Return `ssh-ed25519 AAAA...`, the part of a public key that known_hosts and authorized_keys
+    hold.
+    """
     return " ".join(key.with_name(key.name + ".pub").read_text().split()[:2])
 
 
@@ -88,8 +97,9 @@ def _name(pid: int) -> str:
 class Sshd:
     """One running server and the client files that reach it.
 
-    `ssh_config` has a `Host h` (and whatever `add_host` adds), `known_hosts` the server's key, `user_key` may log in. Sessions get
-    `environment` from the server, over what sshd itself sets; `options` go into sshd_config before all others, so they win.
+    `ssh_config` has a `Host h` (and whatever `add_host` adds), `known_hosts` the server's key,
+    `user_key` may log in. Sessions get `environment` from the server, over what sshd itself sets;
+    `options` go into sshd_config before all others, so they win.
     """
 
     def __init__(
@@ -141,7 +151,9 @@ class Sshd:
         return said.stdout.split()[1]
 
     def start(self) -> Sshd:
-        """Start the server and return when it listens; the first start also writes the client's files."""
+        """Start the server and return when it listens; the first start also writes the client's
+        files.
+        """
         for _ in range(5):  # the free port may have been taken by somebody else meanwhile
             port = self.port or free_port()
             if self._listen(port):
@@ -193,7 +205,8 @@ class Sshd:
         ready.set()
 
     def _config(self, port: int) -> list[tuple[str, str | int]]:
-        # sshd takes the first value it meets for most keywords, so what a test asks for stands at the top.
+        # sshd takes the first value it meets for most keywords, so what a test asks for stands at
+        # the top.
         settings: list[tuple[str, str | int]] = list(self.options.items())
         given = {name.lower() for name in self.options}
         defaults: dict[str, str | int] = {
@@ -232,7 +245,9 @@ class Sshd:
             file.write(f"{name or f'[127.0.0.1]:{self.port}'} {key}\n")
 
     def add_host(self, alias: str, **options: str | int) -> str:
-        """Add a `Host` to the client's ssh_config that leads here, `options` going before what it otherwise has. Return the alias."""
+        """Add a `Host` to the client's ssh_config that leads here, `options` going before what it
+        otherwise has. Return the alias.
+        """
         settings: dict[str, str | int] = {
             "HostName": "127.0.0.1",
             "Port": self.port,
@@ -262,14 +277,17 @@ class Sshd:
     def cut(self) -> None:
         """Kill every connection's server process, as a crash or an impatient administrator would."""
         for pid in self.sessions():
-            # Who isn't root is served by a child of the one that is, and that child has the connection.
+            # Who isn't root is served by a child of the one that is, and that child has the
+            # connection.
             for each in [*_children(pid), pid]:
                 if _name(each) == "sshd":
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(each, signal.SIGKILL)
 
     def stop(self) -> None:
-        """End the listener and the connections it has; programs started through them live on. `start` brings it back on its port."""
+        """End the listener and the connections it has; programs started through them live on.
+        `start` brings it back on its port.
+        """
         if self._process is None:
             return
         self.cut()

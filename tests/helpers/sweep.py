@@ -1,7 +1,9 @@
-"""The kill-point sweep: one guard is killed at its N-th system call, for every N, and nothing may be lost.
+"""The kill-point sweep: one guard is killed at its N-th system call, for every N, and nothing may
+be lost.
 
-A tracer follows the start of a run through its forks with ptrace and counts the system calls of the guard it is after; at the N-th
-it sends SIGKILL. Unlike a random moment, this finds the window of one instruction.
+A tracer follows the start of a run through its forks with ptrace and counts the system calls of the
+guard it is after; at the N-th it sends SIGKILL. Unlike a random moment, this finds the window of
+one instruction.
 """
 
 from __future__ import annotations
@@ -44,10 +46,12 @@ def _ptrace(request: int, pid: int, data: int | ctypes.c_ulong = 0) -> int:
 
 
 class Tracer:
-    """Runs one start under ptrace and kills the guard `role` at its `point`-th stop at a system call (entry and exit both count).
+    """Runs one start under ptrace and kills the guard `role` at its `point`-th stop at a system
+    call (entry and exit both count).
 
-    Guards are told by their forks: the starter's grandchild (by hand: once it calls exec) is the standby, its child the middle, and so
-    on; the count begins there, so that every instruction of a guard's life is within reach.
+    Guards are told by their forks: the starter's grandchild (by hand: once it calls exec) is the
+    standby, its child the middle, and so on; the count begins there, so that every instruction of a
+    guard's life is within reach.
     """
 
     def __init__(
@@ -64,7 +68,8 @@ class Tracer:
         self.roles: dict[int, str] = {}
         self.calls: dict[str, int] = dict.fromkeys(ROLES, 0)
         self.killed = 0
-        # A new process may stop before its parent's fork is reported; until then nobody knows what it is, so it waits.
+        # A new process may stop before its parent's fork is reported; until then nobody knows what
+        # it is, so it waits.
         self.unknown: set[int] = set()
 
     def run(self) -> bytes:
@@ -155,7 +160,8 @@ class Tracer:
             os.kill(pid, signal.SIGKILL)
 
 
-# It is its own sender: what it reads has gone through the spool and the guards, to an end that they must agree upon.
+# It is its own sender: what it reads has gone through the spool and the guards, to an end that they
+# must agree upon.
 PROGRAM = """
 import os, sys, time
 os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), b"x")
@@ -196,7 +202,9 @@ def one(
     python: str = sys.executable,
     by_hand: bool = False,
 ) -> tuple[dict[str, int], bool, list[str]]:
-    """Do one start with `role` killed at `point`; return how many stops each guard made, whether it was killed, and what was violated."""
+    """Do one start with `role` killed at `point`; return how many stops each guard made, whether it
+    was killed, and what was violated.
+    """
     prog_id, violations = f"sweep-{role or 'none'}-{point}", []
     executed = root / f"x-{prog_id}"
     program = {

@@ -1,4 +1,6 @@
-"""A real terminal for a program under test, and somebody who types on it: expect, with the standard library."""
+"""A real terminal for a program under test, and somebody who types on it: expect, with the standard
+library.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ from proxy import wait_for
 
 PATIENCE_S = 60.0
 PROMPT = "me$ "
-# What a program may leave changed in a terminal, as far as tmux tells; one that doesn't know a name says nothing for it.
+# What a program may leave changed in a terminal, as far as tmux tells; one that doesn't know a name
+# says nothing for it.
 _FLAGS = (
     *(
         "alternate_on",
@@ -52,7 +53,9 @@ _FORM = " ".join(f"{name}=#{{{name}}}" for name in _FLAGS).replace(
 
 
 class Tmux:
-    """One window of a server of its own, with `command` in it, or a shell without settings whose prompt is PROMPT. `home` is the shell's."""
+    """One window of a server of its own, with `command` in it, or a shell without settings whose
+    prompt is PROMPT. `home` is the shell's.
+    """
 
     def __init__(
         self,
@@ -123,7 +126,9 @@ class Tmux:
         self._say("paste-buffer", "-p")
 
     def command(self, line: str) -> None:
-        """Have the shell run `line`, on an empty screen: what is expected of it isn't found in the line itself."""
+        """Have the shell run `line`, on an empty screen: what is expected of it isn't found in the
+        line itself.
+        """
         (self._home / "line").write_text(f"clear\n{line}\n")
         self.type(f". {self._home}/line", "Enter")
 
@@ -146,7 +151,9 @@ class Tmux:
 
     @property
     def modes(self) -> tuple[str, list[Any]]:
-        """What the terminal has been switched to, and what the kernel's side of it is set to. A region to its last line is told by its distance."""
+        """What the terminal has been switched to, and what the kernel's side of it is set to. A
+        region to its last line is told by its distance.
+        """
         fd = os.open(self._tty, os.O_RDONLY | os.O_NOCTTY)
         try:
             return self.ask(_FORM), termios.tcgetattr(fd)
@@ -160,7 +167,9 @@ class Tmux:
         return int(Path(f"/proc/{shell}/task/{shell}/children").read_text().split()[0])
 
     def expect(self, pattern: str) -> re.Match[str]:
-        """Wait for `pattern` on the screen; `^` and `$` are of its lines. Raises AssertionError with what is there instead."""
+        """Wait for `pattern` on the screen; `^` and `$` are of its lines. Raises AssertionError
+        with what is there instead.
+        """
         wanted, deadline = re.compile(pattern, re.MULTILINE), time.monotonic() + PATIENCE_S
 
         def found() -> re.Match[str] | None:

@@ -1,11 +1,13 @@
-"""Torture: programs that write known bytes or pass on what they are sent, and faults at random moments.
+"""Torture: programs that write known bytes or pass on what they are sent, and faults at random
+moments.
 
-Each case is made from its seed alone: what the program writes, what it is sent over which kind of stdin, how it ends, which fault hits when. Afterwards the invariants are
-looked at: every byte once and in order, executed once, the status right, no process, lock or file left that shouldn't be. A seed
-repeats the schedule, not always the race.
+Each case is made from its seed alone: what the program writes, what it is sent over which kind of
+stdin, how it ends, which fault hits when. Afterwards the invariants are looked at: every byte once
+and in order, executed once, the status right, no process, lock or file left that shouldn't be. A
+seed repeats the schedule, not always the race.
 
-What a client hadn't sent is lost with it. So the next one is given what the host says it hasn't accepted, once nobody there is left who
-could accept more of the dead one's.
+What a client hadn't sent is lost with it. So the next one is given what the host says it hasn't
+accepted, once nobody there is left who could accept more of the dead one's.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ from warm import Warm
 
 AGENT = Path(host_agent.__file__)
 DEADLINE_S = 30.0
-# As the loader does on a host, where a .pyc is beside the file: then the guards are forked, where by hand they are a fresh interpreter.
+# As the loader does on a host, where a .pyc is beside the file: then the guards are forked, where
+# by hand they are a fresh interpreter.
 PLACED = "import sys; sys.path.insert(0, sys.argv[1]); import agent; sys.exit(agent.main(sys.argv[2:], agent.Input(0), sys.stdout.buffer))"
 
 
@@ -53,7 +56,9 @@ def agent_argv(python: str, agent: Path, *, by_hand: bool) -> list[str]:
 
 
 def place(agent: Path, root: Path, python: str) -> Path:
-    """Copy the agent into `root`, as on a host: with its .pyc. A run of an hour should be of one agent."""
+    """Copy the agent into `root`, as on a host: with its .pyc. A run of an hour should be of one
+    agent.
+    """
     copy = Path(shutil.copy(agent, root))
     subprocess.run(
         [python, "-ISE", "-c", "import sys; sys.path.insert(0, sys.argv[1]); import agent", root],
@@ -62,7 +67,8 @@ def place(agent: Path, root: Path, python: str) -> Path:
     return copy
 
 
-# Writes its chunks, each to its stream after its pause, and ends as told. Standard library only, on any Python 3.6.
+# Writes its chunks, each to its stream after its pause, and ends as told. Standard library only, on
+# any Python 3.6.
 PROGRAM = """
 import os, signal, sys, time
 os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), b"x")
@@ -82,7 +88,8 @@ os._exit(end)
 """
 
 
-# Says that it is ready (on a terminal, that it is raw), passes on what it is sent, in pieces of its own, to the end of it, and ends as told.
+# Says that it is ready (on a terminal, that it is raw), passes on what it is sent, in pieces of its
+# own, to the end of it, and ends as told.
 ECHO = """
 import os, signal, sys, time
 os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), b"x")
@@ -133,8 +140,8 @@ def written(seed: int, chunks: int) -> dict[str, bytes]:
     return {name: bytes(data) for name, data in out.items()}
 
 
-# `together`: guards, of three at most two, link and client. `kept`: by the chaperone, with two guards and the client killed.
-# `link`: by the chaperone, whose link is cut.
+# `together`: guards, of three at most two, link and client. `kept`: by the chaperone, with two
+# guards and the client killed. `link`: by the chaperone, whose link is cut.
 FAULTS = (
     "none",
     "one",
@@ -205,12 +212,15 @@ class Place:
             stdin=subprocess.DEVNULL if case.kind == "written" else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            bufsize=0,  # else what a dead client didn't take would be written once more where the pipe is closed
+            # else what a dead client didn't take would be written once more where the pipe is
+            # closed
+            bufsize=0,
             env=self.environment,
         )
 
     def session(self, case: Case) -> int:
-        """Return the sshd process that carries the case's link, or 0: the ancestor of whoever is the host's side of it.
+        """Return the sshd process that carries the case's link, or 0: the ancestor of whoever is
+        the host's side of it.
 
         That is who has its spool open, or with the chaperone the program itself.
         """
@@ -368,7 +378,9 @@ class Case:
         self.violations.append("no final State in time")
 
     def watch_over_ssh(self) -> None:
-        """Let `corra run` do it; where it is killed, type the same once more, and send what the host hasn't accepted."""
+        """Let `corra run` do it; where it is killed, type the same once more, and send what the
+        host hasn't accepted.
+        """
         assert self.place
         for _ in range(1 + len(self.moments)):
             with self.place.client(self) as self.process:
@@ -401,7 +413,9 @@ class Case:
             self.bytes["stderr"] += own
 
     def talk(self, client: subprocess.Popen[bytes], at: int) -> tuple[bytes, bytes]:
-        """Send `client` what is to be sent from `at` on, piece by piece behind what comes back, and the end; return what it shows."""
+        """Send `client` what is to be sent from `at` on, piece by piece behind what comes back, and
+        the end; return what it shows.
+        """
         assert client.stdout and client.stderr
         shown: dict[Any, bytearray] = {client.stdout: bytearray(), client.stderr: bytearray()}
         pipes = list(shown)
@@ -422,7 +436,9 @@ class Case:
         return bytes(shown[client.stdout]), bytes(shown[client.stderr])
 
     def pass_on(self, client: subprocess.Popen[bytes], at: int, back: int) -> int:
-        """Send as many pieces from `at` on as may be ahead of the `back` bytes that came back, and behind the last the end."""
+        """Send as many pieces from `at` on as may be ahead of the `back` bytes that came back, and
+        behind the last the end.
+        """
         if client.stdin is None or client.stdin.closed:
             return at
         most = self.ends[
@@ -436,7 +452,9 @@ class Case:
         return max(at, most)
 
     def accepted_there(self) -> int:
-        """Return how much of stdin the host has accepted, once nobody there is left who could accept more of a dead client's."""
+        """Return how much of stdin the host has accepted, once nobody there is left who could
+        accept more of a dead client's.
+        """
         deadline = time.monotonic() + DEADLINE_S
         while self.locked("index"):  # by whoever follows
             if time.monotonic() > deadline:
@@ -492,7 +510,9 @@ class Case:
         return self.state.get("state") in host_agent.FINAL
 
     def send(self, process: subprocess.Popen[bytes]) -> None:
-        """Send some more behind what has been accepted, a part of it twice over; at its end the end."""
+        """Send some more behind what has been accepted, a part of it twice over; at its end the
+        end.
+        """
         assert process.stdin
         if self.ended_there or not self.bytes["output" if self.kind == "typed" else "stdout"]:
             return
@@ -519,7 +539,9 @@ class Case:
     # -------------------------------------------------------- faults
 
     def guards(self) -> list[int]:
-        """Return this run's guards, outermost first; from the record, or by their environment while there is none."""
+        """Return this run's guards, outermost first; from the record, or by their environment while
+        there is none.
+        """
         with contextlib.suppress(OSError):
             record = host_agent.Record.read((self.path / "exit").read_bytes()[: host_agent.PAGE])
             if record and record.guards:
@@ -539,7 +561,8 @@ class Case:
                 or f"TORTURE={self.mark}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
             )
             found = host_agent.process(pid)
-            # The program, until its exec, is called corra-keeper too; it alone leads a session besides the outermost guard.
+            # The program, until its exec, is called corra-keeper too; it alone leads a session
+            # besides the outermost guard.
             leads = os.getsid(pid) == pid and found is not None and found[3] == "corra-keeper"
             return (
                 ours
@@ -552,7 +575,9 @@ class Case:
             return False
 
     def strike(self) -> None:
-        """Do the fault at its moments, counted from when the guards are there (from the start, where the starter is the victim)."""
+        """Do the fault at its moments, counted from when the guards are there (from the start,
+        where the starter is the victim).
+        """
         if self.fault not in ("starter", "full", "follow", "inv"):
             self.await_(self.guards)
         began = time.monotonic()
@@ -799,7 +824,9 @@ class Case:
             self.violations.append(f"directories left: {extra}")
 
     def locked(self, name: str = ".") -> bool:
-        """Return whether somebody holds the lock of the run, or that of one of its files; what isn't there yet is nobody's."""
+        """Return whether somebody holds the lock of the run, or that of one of its files; what
+        isn't there yet is nobody's.
+        """
         try:
             fd = os.open(self.path / name, os.O_RDONLY)
         except FileNotFoundError:
@@ -814,7 +841,9 @@ class Case:
 
 
 def become_subreaper() -> None:
-    """Make this process the parent of every orphan below it, so that what a run leaves behind is seen."""
+    """Make this process the parent of every orphan below it, so that what a run leaves behind is
+    seen.
+    """
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
 
@@ -833,7 +862,9 @@ def started(
 
 
 def reap() -> None:
-    """Take away the orphans that have ended. Another thread's child isn't one: its status would be read as 0."""
+    """Take away the orphans that have ended. Another thread's child isn't one: its status would be
+    read as 0.
+    """
     with _birth:
         for entry in os.listdir("/proc"):
             if entry.isdigit() and int(entry) not in _ours:

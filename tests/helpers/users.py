@@ -34,7 +34,9 @@ class User:
 
 @contextlib.contextmanager
 def made(name: str, password: str = "") -> Iterator[User]:
-    """Make a user; an empty `password` is one that nothing matches. Skips the test where that can't be done."""
+    """Make a user; an empty `password` is one that nothing matches. Skips the test where that can't
+    be done.
+    """
     if os.getuid() != 0:
         pytest.skip("needs root: it makes users")
     if not (shutil.which("useradd") and shutil.which("userdel")):

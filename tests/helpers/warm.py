@@ -1,8 +1,10 @@
-"""corra's command line, `inv`, `fab` and the collector in processes that are forked from one which has imported corra already.
+"""corra's command line, `inv`, `fab` and the collector in processes that are forked from one which
+has imported corra already.
 
-`python -m corra` is 0.2 s of imports, and the tests start a thousand of them. What is forked here is as much a process of its own: its own
-words, environment, directory, descriptors, session and signals, their `main`, Python's own end, and it is the child of whoever asked for it.
-How corra starts from nothing is for the tests that start it so.
+`python -m corra` is 0.2 s of imports, and the tests start a thousand of them. What is forked here
+is as much a process of its own: its own words, environment, directory, descriptors, session and
+signals, their `main`, Python's own end, and it is the child of whoever asked for it. How corra
+starts from nothing is for the tests that start it so.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 _HEAD = struct.Struct("!I")
-# A server that forks gives its child to its own parent by this, so that the test waits for it as for any other.
+# A server that forks gives its child to its own parent by this, so that the test waits for it as
+# for any other.
 _CLONE_PARENT = 0x8000
 _CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine())
 # What an interpreter looks at before it looks at us.
@@ -67,12 +70,16 @@ _PROGRAMS = {
 
 
 def differs(env: Mapping[str, str]) -> bool:
-    """Whether this environment would make another interpreter of it than the one that imported corra."""
+    """Whether this environment would make another interpreter of it than the one that imported
+    corra.
+    """
     return _CLONE is None or any(name.startswith(_STARTS_DIFFERENTLY) for name in env)
 
 
 class Warm(subprocess.Popen[bytes]):
-    """A Popen of one of the programs; `args` are its words alone. With `terminal`, stdin is the terminal of the session that it leads."""
+    """A Popen of one of the programs; `args` are its words alone. With `terminal`, stdin is the
+    terminal of the session that it leads.
+    """
 
     def __init__(
         self,
@@ -190,7 +197,9 @@ def _opened(imported: Sequence[str]) -> tuple[subprocess.Popen[bytes], socket.so
 
 
 def _serve(door: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Fork for each order until there is nobody to ask; return in each child, with its order and its descriptors."""
+    """Fork for each order until there is nobody to ask; return in each child, with its order and
+    its descriptors.
+    """
     while True:
         head, fds, _, _ = socket.recv_fds(door, _HEAD.size, 3)
         if not head:

@@ -1,4 +1,6 @@
-"""The agent as a process: what it starts and how, what it says of it, how it ends it, and how it is followed."""
+"""The agent as a process: what it starts and how, what it says of it, how it ends it, and how it is
+followed.
+"""
 
 from __future__ import annotations
 

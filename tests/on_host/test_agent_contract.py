@@ -1,4 +1,6 @@
-"""What the agent promises about itself: one file, standard library only, Python 3.6, silent, and small when it waits."""
+"""What the agent promises about itself: one file, standard library only, Python 3.6, silent, and
+small when it waits.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ AGENT = Path(__file__).resolve().parents[2] / "corra" / "agent.py"
 SOURCE = AGENT.read_text()
 TREE = ast.parse(SOURCE)
 
-# Free or nearly so: C modules, and what every Python has loaded anyway. A guard that sleeps for weeks pays for each of them.
+# Free or nearly so: C modules, and what every Python has loaded anyway. A guard that sleeps for
+# weeks pays for each of them.
 LIGHT = {
     "_ctypes",
     "errno",
@@ -59,7 +62,9 @@ def test_what_is_imported_at_the_top_costs_a_waiting_guard_next_to_nothing():
 
 @pytest.mark.parametrize("python", machine.pythons(), ids=machine.name)
 def test_what_it_calls_os_is_posix_and_has_all_that_it_takes_from_there(python):
-    """A run's guards would carry os.py for weeks; so nobody may import it on the way to them, nor use what only it has."""
+    """A run's guards would carry os.py for weeks; so nobody may import it on the way to them, nor
+    use what only it has.
+    """
     used = {
         node.attr
         for node in ast.walk(TREE)
@@ -81,7 +86,8 @@ def test_it_is_written_in_the_language_of_python_3_6():
     assert [
         node.args for node in ast.walk(TREE) if isinstance(node, ast.arguments) and node.posonlyargs
     ] == []
-    # f"{x=}" parses under any feature_version; what it leaves in the tree is the text "x=" before the value.
+    # f"{x=}" parses under any feature_version; what it leaves in the tree is the text "x=" before
+    # the value.
     assert not re.search(r"""f["'][^"']*\{[^{}"']*[^=!<>]=\}""", SOURCE)
 
 

@@ -1,4 +1,5 @@
-"""What the agent keeps of its word when guards are killed, disks are full, machines start anew and pids come to mean somebody else.
+"""What the agent keeps of its word when guards are killed, disks are full, machines start anew and
+pids come to mean somebody else.
 
 Real signals, real file systems; what needs root is left out without it, and says so.
 """
@@ -51,7 +52,9 @@ FLOW = f'echo x >> "$1"; read a < "$0"; seq 1 {SIZE}; read a < "$0"; exit 7'
 
 @pytest.fixture(params=machine.for_faults(), ids=machine.name)
 def python(request: pytest.FixtureRequest) -> str:
-    """Each of the Pythons that faults are tried with; `machine.DEAR` is for what takes more than a second."""
+    """Each of the Pythons that faults are tried with; `machine.DEAR` is for what takes more than a
+    second.
+    """
     path: str = request.param
     return path
 
@@ -95,7 +98,9 @@ def test_the_claim_and_its_name_are_on_the_disk_before_the_program_is_executed(
 def test_a_program_killed_before_its_claim_is_started_by_whoever_tries_again(
     door: Door, tmp_path: Path, python: str
 ) -> None:
-    """It is held just before the claim's name, by strace, and killed there; the start itself tries again."""
+    """It is held just before the claim's name, by strace, and killed there; the start itself tries
+    again.
+    """
     if shutil.which("strace") is None:
         pytest.skip("no strace here, which holds a process at a system call")
     mark, log = tmp_path / "mark", tmp_path / "calls"
@@ -119,7 +124,8 @@ def test_a_program_killed_before_its_claim_is_started_by_whoever_tries_again(
         )
         (claimant, *_) = eventually(lambda: claim.exists() and claim.read_text().split())
         eventually(lambda: re.search(rf"(?m)^{claimant} .*stopped by SIGSTOP", log.read_text()))
-        starter.kill()  # the tracer: those that it traced go on untraced, and who is stopped stays so
+        # the tracer: those that it traced go on untraced, and who is stopped stays so
+        starter.kill()
         kill(int(claimant))
         assert starter.stdout is not None
         assert json.loads(starter.stdout.read())["state"] in ("running", "exited")
@@ -163,7 +169,9 @@ def answered(pings: int, follow: Stream) -> bool:
 
 
 def test_a_client_that_never_stops_talking_hears_that_all_guards_are_dead(tmp_path, python):
-    """Where the keeper's death can't be waited for, as before Linux 5.3, or when it was over too soon: a look each second, whatever else happens."""
+    """Where the keeper's death can't be waited for, as before Linux 5.3, or when it was over too
+    soon: a look each second, whatever else happens.
+    """
     for door in fresh(tmp_path, python=python, constants="agent._PIDFD_OPEN = 99999; "):
         state = door.ready("echo ready; exec sleep 1000")
         with door.follow(state["prog_id"]) as follow:
@@ -223,7 +231,8 @@ def test_random_kills_at_any_moment_leave_every_run_exact_or_with_all_guards_dea
                 7,
                 ["x"],
             ), where
-            # The record comes before the last bytes: with all guards dead between the two, what is missing is said.
+            # The record comes before the last bytes: with all guards dead between the two, what is
+            # missing is said.
             missing = final["streams"]["stdout"]["dropped"]
             assert missing == 0 or count == 3, where
             assert door.file(name) == expected[: len(expected) - missing], where
@@ -545,7 +554,9 @@ def test_a_torn_record_is_no_record_and_never_a_wrong_status(door):
 
 @pytest.fixture
 def faked_clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What libfaketime leaves behind in /dev/shm is removed; one test at a time, or it would be another's."""
+    """What libfaketime leaves behind in /dev/shm is removed; one test at a time, or it would be
+    another's.
+    """
 
     def there() -> set[Path]:
         return set(Path("/dev/shm").glob("*faketime*"))
@@ -684,7 +695,9 @@ def test_the_exit_status_is_recorded_on_a_disk_without_a_byte_left(door, small, 
 
 
 def test_a_quota_that_is_used_up_holds_the_program_back_until_it_is_raised(door, gate):
-    """The kernel says EDQUOT to the keeper, through strace: few of the machines that run this have quotas."""
+    """The kernel says EDQUOT to the keeper, through strace: few of the machines that run this have
+    quotas.
+    """
     if shutil.which("strace") is None:
         pytest.skip("no strace here, which makes the kernel say EDQUOT")
     state = door.ready('echo ready; read a < "$0"; seq 1 20000; exit 5', gate.path)
@@ -718,7 +731,9 @@ def test_a_quota_that_is_used_up_holds_the_program_back_until_it_is_raised(door,
 def test_where_the_kernel_splices_nothing_the_bytes_are_read_and_written(
     door, gate, tmp_path, python
 ):
-    """As on a file system without splice: all guards are told EINVAL, through strace, for what goes in and for what comes out."""
+    """As on a file system without splice: all guards are told EINVAL, through strace, for what goes
+    in and for what comes out.
+    """
     if shutil.which("strace") is None:
         pytest.skip("no strace here, which makes the kernel say EINVAL")
     sent = os.urandom(100_000)
@@ -1136,7 +1151,9 @@ def test_when_memory_runs_out_the_program_is_killed_and_its_guards_live_to_say_w
 
 
 def test_a_user_whose_pipes_may_hold_hardly_anything_any_more_loses_nothing(open_tmp, theirs):
-    """After some 500 runs of one ordinary user his next pipes have one page or two (pipe-user-pages-soft)."""
+    """After some 500 runs of one ordinary user his next pipes have one page or two
+    (pipe-user-pages-soft).
+    """
     hoard = (
         "import fcntl, os, sys\nkept = []\nfor _ in range(64):\n kept.append(os.pipe())\n try: fcntl.fcntl(kept[-1][0], 1031, 1 << 20)\n"
         " except OSError: break\nprint(fcntl.fcntl(os.pipe()[0], 1032), flush=True)\nsys.stdin.read()"

@@ -1,4 +1,6 @@
-"""The agent's pure parts, imported and called: what the keeper decides, what a State says, records, JSON, the index, requests."""
+"""The agent's pure parts, imported and called: what the keeper decides, what a State says, records,
+JSON, the index, requests.
+"""
 
 from __future__ import annotations
 
@@ -423,7 +425,9 @@ def test_whatever_is_wrong_in_a_request_is_a_complaint_and_what_passes_can_be_gi
 
 
 class Directory:
-    """A run's files, written as the keeper writes them: a record when the stream changes or 10 ms after that stream's last."""
+    """A run's files, written as the keeper writes them: a record when the stream changes or 10 ms
+    after that stream's last.
+    """
 
     def __init__(self, at: Path) -> None:
         self.at, self.clock, self.latest, self.stamps = at, 10**18, "", {"stdout": 0, "stderr": 0}
@@ -536,7 +540,9 @@ def test_a_damaged_index_loses_times_and_never_a_byte(tmp_path, damage):
 
 @pytest.mark.parametrize("records", [0, 1, 65_535, 65_536, 65_537, 140_000])
 def test_a_tail_is_exact_however_long_the_index_is(tmp_path, records):
-    """Each of the last lines alternates between the streams; 65,536 records are one read of the index."""
+    """Each of the last lines alternates between the streams; 65,536 records are one read of the
+    index.
+    """
     names = ("stdout", "stderr")
     packed = [
         agent.INDEX_RECORD.pack(10**18 + at, at % 2 << agent.STREAM_SHIFT | at // 2 * 2)

@@ -1,6 +1,8 @@
-"""Output that is bounded (keep_output), and what a program may use (limits): real files, real processes, real file systems.
+"""Output that is bounded (keep_output), and what a program may use (limits): real files, real
+processes, real file systems.
 
-A bounded stream loses its beginning while it is read. What a reader gets is exact all the same: bytes at their true offsets, or a gap.
+A bounded stream loses its beginning while it is read. What a reader gets is exact all the same:
+bytes at their true offsets, or a gap.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def disk(path: Path) -> int:
 
 
 def exact(whole: bytes, follow: Any, stream: str = "stdout") -> int:
-    """Check that each byte that came is the one at its offset and that gaps are all that is between; return how much was in gaps."""
+    """Check that each byte that came is the one at its offset and that gaps are all that is
+    between; return how much was in gaps.
+    """
     at = gone = 0
     for frame in follow.frames:
         if isinstance(frame, Output) and frame.stream == stream:
@@ -58,7 +62,9 @@ def exact(whole: bytes, follow: Any, stream: str = "stdout") -> int:
 
 
 def ruled(begin: int, end: int) -> bytes:
-    """Return a part of endless lines that tell their own offsets, never a NUL as in a hole: `seq -f %07.0f 0 9999999`."""
+    """Return a part of endless lines that tell their own offsets, never a NUL as in a hole: `seq -f
+    %07.0f 0 9999999`.
+    """
     return b"".join(b"%07d\n" % number for number in range(begin // 8, end // 8 + 1))[begin % 8 :][
         : end - begin
     ]
@@ -107,7 +113,9 @@ def dropped(door: Door, prog_id: str) -> int:
 
 
 def test_a_follower_that_lags_is_told_of_each_gap_and_never_shown_a_hole(door):
-    """It reads a little, and each time more is cut than it has read; the program never waits for it."""
+    """It reads a little, and each time more is cut than it has read; the program never waits for
+    it.
+    """
     prog_id = door.start(
         ["seq", "-f", "%07.0f", "0", "9999999"], run={"keep_output": agent.BOUND_MIN}
     )["prog_id"]
@@ -259,11 +267,14 @@ def test_a_bound_that_cant_be_kept_is_refused(door, value):
     assert refused.value.kind == "bad_request" and "keep_output" in str(refused.value)
 
 
-# ---------------------------------------------------------------- keep_output: every order of writing, cutting and reading
+# ---------------------------------------------------------------- keep_output: every order of
+# writing, cutting and reading
 
 
 class Small:
-    """A bounded run of this process: the keeper's Pump and a Follow, real files and pipes between them, and steps instead of time."""
+    """A bounded run of this process: the keeper's Pump and a Follow, real files and pipes between
+    them, and steps instead of time.
+    """
 
     def __init__(self, base: Path, keep: int) -> None:
         self.root = base
@@ -393,7 +404,8 @@ def test_whatever_is_written_cut_and_read_in_whatever_order_a_reader_has_bytes_o
             if isinstance(frame, Output):
                 assert frame.offset == at[frame.stream]
                 assert frame.data == small.written[frame.stream][frame.offset : frame.end]
-                # A byte is never said to have come later than it did, nor more than the index's 10 ms earlier.
+                # A byte is never said to have come later than it did, nor more than the index's 10
+                # ms earlier.
                 latest = max(
                     when for offset, when in small.came[frame.stream] if offset <= frame.offset
                 )

@@ -1,6 +1,8 @@
-"""The courier: what it makes of answers, and that a collector gets every byte once, whatever it answers and whoever is killed meanwhile.
+"""The courier: what it makes of answers, and that a collector gets every byte once, whatever it
+answers and whoever is killed meanwhile.
 
-The collector here is one that misbehaves on purpose, over real sockets; the program, its guards and the courier are real.
+The collector here is one that misbehaves on purpose, over real sockets; the program, its guards and
+the courier are real.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ TEXT = "".join(f"{number}\n" for number in range(20_000))
 
 
 class Home:
-    """A directory with the agent and the courier in it, and a spool: the agent is imported, as on a host, or run `by_hand`."""
+    """A directory with the agent and the courier in it, and a spool: the agent is imported, as on a
+    host, or run `by_hand`.
+    """
 
     def __init__(
         self, base: Path, python: str = sys.executable, *, by_hand: bool = False, **constants: float
@@ -109,7 +113,9 @@ class Home:
         return str(state["prog_id"])
 
     def status(self, prog_id: str) -> dict[str, Any]:
-        """Return the State, without a process for it: a test asks for it until something has come about."""
+        """Return the State, without a process for it: a test asks for it until something has come
+        about.
+        """
         run = agent.Run(str(self.spool), prog_id)
         with contextlib.closing(run):
             state: dict[str, Any] = run.state(details=True)
@@ -130,7 +136,9 @@ class Home:
 
 @pytest.fixture
 def new_home(tmp_path: Path) -> Iterator[Callable[..., Home]]:
-    """A function that makes a Home: `new_home(python, REFUSED_S=600.0)`. What a test leaves running ends with it."""
+    """A function that makes a Home: `new_home(python, REFUSED_S=600.0)`. What a test leaves running
+    ends with it.
+    """
     with nothing_left():
         yield lambda *args, **constants: Home(tmp_path, *args, **constants)
 

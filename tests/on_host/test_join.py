@@ -1,4 +1,6 @@
-"""corra/agent.py is what scripts/join makes of its parts, and a line of it leads back to the part it comes from."""
+"""corra/agent.py is what scripts/join makes of its parts, and a line of it leads back to the part
+it comes from.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A login session's end, on a machine with systemd and logind: what KillUserProcesses and linger do to a run, and what start does about it."""
+"""A login session's end, on a machine with systemd and logind: what KillUserProcesses and linger do
+to a run, and what start does about it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A program's stdin that is held open: each byte once and in order, whoever sends, whichever guard is killed, to an end that stays one."""
+"""A program's stdin that is held open: each byte once and in order, whoever sends, whichever guard
+is killed, to an end that stays one.
+"""
 
 from __future__ import annotations
 
@@ -232,7 +234,9 @@ sends = st.lists(
 def test_whatever_is_sent_again_torn_or_at_once_each_senders_bytes_are_there_once_and_in_order(
     steps,
 ):
-    """Each step: a sender gives its bytes from `back` before what it believes it has sent, `size` of them; sometimes it is a new process."""
+    """Each step: a sender gives its bytes from `back` before what it believes it has sent, `size`
+    of them; sometimes it is a new process.
+    """
     with tempfile.TemporaryDirectory() as at:
         for name, data in (("stdin", b""), ("senders", agent.SENDER_RECORD.pack(0, 0, 0))):
             Path(at, name).write_bytes(data)

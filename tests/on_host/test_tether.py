@@ -1,4 +1,6 @@
-"""Both ends of the chaperone's link, with a shell of this machine instead of ssh: what goes in there comes out here."""
+"""Both ends of the chaperone's link, with a shell of this machine instead of ssh: what goes in
+there comes out here.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def far(
     variables: Mapping[str, str] | None = None,
     before: str = "",
 ) -> Any:
-    """Run `argv` as FAR does, with nothing but a pipe for a link; return (exit status by mark, stdout, stderr, other marks)."""
+    """Run `argv` as FAR does, with nothing but a pipe for a link; return (exit status by mark,
+    stdout, stderr, other marks).
+    """
     text = tether.program_text(list(argv), dict(variables or {}), before, merge=False)
     header = b"%s\n-\n%s\n" % (NONCE, tether.octal(text))
     done = subprocess.run(
@@ -69,7 +73,9 @@ def far(
 
 @pytest.fixture
 def carry() -> Iterator[Any]:
-    """A function that starts the tether with a shell as its ssh; `report` is what it told the agent."""
+    """A function that starts the tether with a shell as its ssh; `report` is what it told the
+    agent.
+    """
     started: list[subprocess.Popen[bytes]] = []
 
     def start(
@@ -261,7 +267,8 @@ def test_the_program_has_three_descriptors_and_no_signal_ignored(shell):
     lines = out.decode().split()
     assert status == 0
     assert lines[1] == "0000000000000000", out
-    # bit 12 is SIGPIPE, which the Python that runs the tests ignores for all it starts unless told otherwise
+    # bit 12 is SIGPIPE, which the Python that runs the tests ignores for all it starts unless told
+    # otherwise
     assert int(lines[3], 16) & ~(1 << 12) == 0, out
     assert lines[4:] == ["0", "1", "2", "3"]
 
@@ -324,7 +331,8 @@ def test_kill_there_is_for_the_whole_tree(carry, shell, where, tmp_path):
     text = (
         text.replace("command -v setsid", "command -v corra-none") if where == "no setsid" else text
     )
-    # A child in a session of its own, one that ignores what it can, and one of a child; each says its pid.
+    # A child in a session of its own, one that ignores what it can, and one of a child; each says
+    # its pid.
     script = """trap '' TERM HUP; echo $$ >>"$0"
     setsid sh -c 'echo $$ >>"$0"; sleep 1000; :' "$0" & (sh -c 'echo $$ >>"$0"; sleep 1000; :' "$0"; :) & sleep 1000 & echo $! >>"$0"
     echo ready; wait"""

@@ -1,4 +1,6 @@
-"""Runbooks that resume: what was done isn't done again, what runs is taken hold of, what failed is repeated, LOST waits for a person."""
+"""Runbooks that resume: what was done isn't done again, what runs is taken hold of, what failed is
+repeated, LOST waits for a person.
+"""
 
 from __future__ import annotations
 
@@ -926,7 +928,9 @@ def test_a_reboot_is_a_result_and_happens_once(machine: Path, home: Path) -> Non
 
 
 def test_a_pass_that_dies_in_a_reboot_finds_the_host_rebooted(machine: Path, home: Path) -> None:
-    """The order is given, the pass is killed, the host goes down; the next pass gives no second order."""
+    """The order is given, the pass is killed, the host goes down; the next pass gives no second
+    order.
+    """
     marks = home / "marks"
     order = ["sh", "-c", f"echo ran >> {marks}"]
     code = (

@@ -1,4 +1,6 @@
-"""The follow loop against a host in memory: links that break, freeze, repeat themselves, and clocks that jump."""
+"""The follow loop against a host in memory: links that break, freeze, repeat themselves, and clocks
+that jump.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,9 @@ class Link:
 
 
 class Agent:
-    """A host that answers as its `answers` say, one after the other: a link, an error, or a function of (verb, request)."""
+    """A host that answers as its `answers` say, one after the other: a link, an error, or a
+    function of (verb, request).
+    """
 
     host = Host("db1")
 
@@ -795,7 +799,9 @@ class _Pinged(Link):
 
 
 class AnyNetwork(RuleBasedStateMachine):
-    """Whatever the network does, output and gaps tile each stream: every byte once, in order, and never a wrong one."""
+    """Whatever the network does, output and gaps tile each stream: every byte once, in order, and
+    never a wrong one.
+    """
 
     @initialize(chunk=st.integers(1, 50))
     def begin(self, chunk: int) -> None:
@@ -833,7 +839,9 @@ class AnyNetwork(RuleBasedStateMachine):
 
     @rule(which=st.floats(0, 1))
     def reorder(self, which: float) -> None:
-        """A frame overtakes all that were on their way; not each time that the same bytes are asked for, or nobody could ever show them."""
+        """A frame overtakes all that were on their way; not each time that the same bytes are asked
+        for, or nobody could ever show them.
+        """
         link = self.spool.link
         at = 0 if link is None or link.torn else round(which * (len(link.coming) - 1))
         if link is None or at <= 0:
@@ -883,7 +891,9 @@ class AnyNetwork(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(STREAMS), share=st.floats(0, 1))
     def punch(self, name: str, share: float) -> None:
-        """The head of a stream is given up (--keep-output): only bytes that were sent before may still come."""
+        """The head of a stream is given up (--keep-output): only bytes that were sent before may
+        still come.
+        """
         self.spool.gone[name] = max(self.spool.gone[name], int(share * len(self.spool.bytes[name])))
 
     @precondition(lambda self: not self.over)
@@ -941,7 +951,9 @@ def test_the_state_of_each_frame_is_told(clock: SetClock) -> None:
 
 
 def test_large_frames_are_handed_on_as_they_come(clock: SetClock) -> None:
-    """No per-line work, no growing buffer: a piece that was read is a piece shown, cut at most where a frame ends."""
+    """No per-line work, no growing buffer: a piece that was read is a piece shown, cut at most
+    where a frame ends.
+    """
     payload = bytes(range(256)) * 1024
     frames = b"".join(out("stdout", i * len(payload), payload) for i in range(8))
     pieces = [frames[i : i + 65536] for i in range(0, len(frames), 65536)]
@@ -955,7 +967,9 @@ def test_large_frames_are_handed_on_as_they_come(clock: SetClock) -> None:
 
 
 def test_what_came_of_a_torn_frame_needs_not_come_again(clock: SetClock) -> None:
-    """On a line that breaks more often than it carries a whole frame, the output goes on all the same."""
+    """On a line that breaks more often than it carries a whole frame, the output goes on all the
+    same.
+    """
     payload = bytes(range(256)) * 1024
     torn = out("stdout", 0, payload)[:100_000]
     agent = Agent(

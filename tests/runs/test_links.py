@@ -1,4 +1,6 @@
-"""Links that end, break, freeze and are refused, through every transport and a real sshd: each byte once, each start once."""
+"""Links that end, break, freeze and are refused, through every transport and a real sshd: each byte
+once, each start once.
+"""
 
 from __future__ import annotations
 
@@ -311,7 +313,8 @@ def test_a_start_whose_answer_is_lost_is_repeated_and_runs_once(
 def test_a_start_nobody_confirms_may_have_started(proxied: Proxy) -> None:
     agent = agent_for("p", connect_timeout=0.5)
     corra.run(agent, ["true"])
-    # The open connection lets the request through and breaks in the middle of the answer, and there won't be another.
+    # The open connection lets the request through and breaks in the middle of the answer, and there
+    # won't be another.
     proxied.limit(proxied.carried() + 600, "reset")
     proxied.refuse()
     with pytest.raises(corra.MaybeStarted) as caught:

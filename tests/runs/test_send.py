@@ -1,4 +1,6 @@
-"""`inv send`, `run -i` into pipes, and the same in Python: what is sent arrives once, and what isn't is said not to have been."""
+"""`inv send`, `run -i` into pipes, and the same in Python: what is sent arrives once, and what
+isn't is said not to have been.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What is sent to a program: each byte once and in order, whatever the host has taken of it when a link breaks."""
+"""What is sent to a program: each byte once and in order, whatever the host has taken of it when a
+link breaks.
+"""
 
 from __future__ import annotations
 

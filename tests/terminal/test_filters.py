@@ -105,7 +105,9 @@ def test_what_is_no_expression_or_no_patience_is_misuse():
 
 @pytest.fixture
 def spoken(cli: Cli) -> Callable[..., list[bytes]]:
-    """A run that wrote three lines, each at a time of its own; gives the lines that `logs` with these flags shows of it."""
+    """A run that wrote three lines, each at a time of its own; gives the lines that `logs` with
+    these flags shows of it.
+    """
     script = "echo one; sleep 0.1; echo two >&2; sleep 0.1; echo three"
     assert cli("run", "--host", "local", "--", "sh", "-c", script).returncode == 0
 

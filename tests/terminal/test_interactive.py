@@ -1,4 +1,6 @@
-"""A program's terminal that is ours: typed and shown over real terminals, over ssh, over slow links and links that break."""
+"""A program's terminal that is ours: typed and shown over real terminals, over ssh, over slow links
+and links that break.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +117,9 @@ def test_the_keys_wait_until_the_host_has_what_was_typed_before_them() -> None:
 
 @pytest.mark.parametrize("has_pty", [True, False])
 def test_a_window_that_is_closed_is_no_end_of_what_the_program_reads(has_pty: bool) -> None:
-    """A terminal that has gone reads as empty as often as it is an error: a shell there was typed Ctrl-D."""
+    """A terminal that has gone reads as empty as often as it is an error: a shell there was typed
+    Ctrl-D.
+    """
     for _ in range(5):
         tty = Pty()
         feed = StdinFeed()
@@ -154,7 +158,9 @@ def test_keys_that_the_host_may_not_have_are_said(terminal: Callable[..., Termin
 def test_who_comes_later_has_what_is_switched_on_there_is_asked_nothing_old_and_may_leave_by_keys_as_it_asked_for_them(
     terminal: Callable[..., Terminal],
 ) -> None:
-    """A full-screen program, as seen by who started it and by who comes later: it has asked what the terminal is, and for keys as kitty sends them."""
+    """A full-screen program, as seen by who started it and by who comes later: it has asked what
+    the terminal is, and for keys as kitty sends them.
+    """
     asks = r"printf '\033[?1049h\033[?1h\033[?2004h\033[>1u\033[6n\033]11;?\007first\n'; sed -u 's/^/said: /'"
     opened = terminal(
         "run", "-i", "--pty", "--name", "full", "--host", "local", "--", "sh", "-c", asks
@@ -178,7 +184,9 @@ def test_who_comes_later_has_what_is_switched_on_there_is_asked_nothing_old_and_
 
 
 def test_a_stop_from_outside_is_no_end_of_it(terminal: Callable[..., Terminal]) -> None:
-    """A shell that we were stopped under has made the terminal its own; when we go on, it is the program's again."""
+    """A shell that we were stopped under has made the terminal its own; when we go on, it is the
+    program's again.
+    """
     opened = shell(terminal)
     opened.type("printf '\\033[?1000h'; echo mou'se'\r")
     opened.expect("mouse")

@@ -1,4 +1,6 @@
-"""A terminal that has been lent: which keys leave it, what is switched off in it, and what of old output it isn't asked again."""
+"""A terminal that has been lent: which keys leave it, what is switched off in it, and what of old
+output it isn't asked again.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +145,9 @@ _TYPED = st.lists(
 def test_nothing_that_is_typed_is_lost_or_doubled_on_its_way_to_the_program(
     keys: bytes, pieces: list[bytes]
 ) -> None:
-    """Until the keys come each byte goes on, in order; they come at the same place however the input is cut."""
+    """Until the keys come each byte goes on, in order; they come at the same place however the
+    input is cut.
+    """
     whole = b"".join(pieces)
     before, left = Keys(keys).take(
         whole + (b"" if keys == b"" else b"~")

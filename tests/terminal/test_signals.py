@@ -1,6 +1,8 @@
-"""Ctrl-C, TERM, HUP and a closed terminal: what they do to the watching, and that they do to the program only what was meant.
+"""Ctrl-C, TERM, HUP and a closed terminal: what they do to the watching, and that they do to the
+program only what was meant.
 
-Each watcher is a process of its own, on pipes or in a pseudo-terminal, and told apart from the program by where the signal is sent.
+Each watcher is a process of its own, on pipes or in a pseudo-terminal, and told apart from the
+program by where the signal is sent.
 """
 
 from __future__ import annotations
@@ -323,7 +325,9 @@ def test_the_live_line_shows_what_runs_and_is_gone_at_the_end(
 def test_whoever_attaches_sees_how_long_a_program_has_been_silent(
     cli: Cli, terminal: Callable[..., Terminal]
 ) -> None:
-    """Not how long ago its last words reached this terminal: a program that hangs must look like one."""
+    """Not how long ago its last words reached this terminal: a program that hangs must look like
+    one.
+    """
     prog_id = (
         cli("run", "-d", *LOCAL, "--name", "it", "--", "sh", "-c", "echo one; exec sleep 600")
         .stdout.decode()

@@ -1,6 +1,8 @@
-"""A program's terminal as whoever sits before it sees it: the screen of a real terminal, over ssh and 100 ms.
+"""A program's terminal as whoever sits before it sees it: the screen of a real terminal, over ssh
+and 100 ms.
 
-Where the same program can run in a terminal beside it, its screen is what corra's has to be, cell by cell.
+Where the same program can run in a terminal beside it, its screen is what corra's has to be, cell
+by cell.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from sshd import Sshd
 from tmux import PATIENCE_S, PROMPT, Tmux
 
 CORRA = f"{shlex.quote(sys.executable)} -m corra"
-# Each thing that a program may leave switched and that tmux tells of, and characters that are drawn as lines.
+# Each thing that a program may leave switched and that tmux tells of, and characters that are drawn
+# as lines.
 ALL = r"\033[?1049h\033[?1h\033=\033[?25l\033[3 q\033[?1003h\033[?1006h\033[?2004h\033[?7l\033[4h\033[2;9r\033[?6h\033(0\033[31m"
 SIGNALS = {
     "HUP": [signal.SIGHUP],
@@ -92,7 +95,9 @@ def same(one: Tmux, other: Tmux, pattern: str) -> None:
 
 
 def as_it_was(there: Tmux, before: object) -> None:
-    """The shell has a terminal as before, which goes on behind the last column, inserts nothing and draws letters."""
+    """The shell has a terminal as before, which goes on behind the last column, inserts nothing and
+    draws letters.
+    """
     wait_for(lambda: there.modes == before, what=f"{there.modes}, and was {before}")
     columns, wide = int(there.ask("#{pane_width}")), "lqk" * 50
     typed = f"{PROMPT}echo {wide}"
@@ -181,7 +186,8 @@ def test_what_fills_the_screen_follows_its_size_and_keys_and_leaves_the_screen_a
         there.type("Escape")
         there.expect("F10Quit")
     there.type("q")
-    # top has no screen of its own: what was there before isn't brought back by it without us either.
+    # top has no screen of its own: what was there before isn't brought back by it without us
+    # either.
     above = "" if program == "top" else r"\Aearlier\n(corra: .*\n)+"
     there.expect(rf"{above}\n?corra: .*done: exit 0.*\n{SHELL_PROMPT}\Z")
     as_it_was(there, before)
@@ -329,7 +335,9 @@ def glass(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tmux, IO[b
 
 
 def show(glass: tuple[Tmux, IO[bytes], Path], data: bytes) -> None:
-    """Write `data`, and wait until the terminal has taken all of it in: what it answers comes in order."""
+    """Write `data`, and wait until the terminal has taken all of it in: what it answers comes in
+    order.
+    """
     _, shown, answers = glass
     before = answers.stat().st_size
     shown.write(data + b"\x1b[5n")

@@ -1,4 +1,6 @@
-"""The packet layer of our own against paramiko's, byte for byte, however the bytes are cut on their way; and against whoever means harm."""
+"""The packet layer of our own against paramiko's, byte for byte, however the bytes are cut on their
+way; and against whoever means harm.
+"""
 
 import os
 import socket

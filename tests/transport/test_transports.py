@@ -1,4 +1,6 @@
-"""The three transports behind one seam, against a real sshd: what carries bytes, and what each failure says."""
+"""The three transports behind one seam, against a real sshd: what carries bytes, and what each
+failure says.
+"""
 
 import contextlib
 import hashlib
@@ -226,7 +228,9 @@ def test_a_host_that_lets_us_in_but_allows_no_session_is_given_up(
 
 @contextlib.contextmanager
 def another_server(sshd: Sshd, made: Callable[[list[Any]], Any]) -> Iterator[list[Any]]:
-    """`other` is a paramiko server that lets everybody in; yield its transports, each made ready to serve by `made`."""
+    """`other` is a paramiko server that lets everybody in; yield its transports, each made ready to
+    serve by `made`.
+    """
     import paramiko
 
     def serve() -> None:
@@ -621,7 +625,9 @@ def test_an_agent_that_never_signs_is_given_up(
 def relayed_agent(
     sshd: Sshd, home: Path, may_sign: Callable[[socket.socket], bool]
 ) -> Iterator[None]:
-    """`relayed` has its key in an ssh-agent that signs when `may_sign` allows it, which sees the connection to us."""
+    """`relayed` has its key in an ssh-agent that signs when `may_sign` allows it, which sees the
+    connection to us.
+    """
 
     def relay() -> None:
         near = listener.accept()[0]
@@ -800,7 +806,8 @@ def test_a_stream_may_end_while_the_keys_are_exchanged_anew(
 ) -> None:
     from paramiko.packet import Packetizer
 
-    # Every MiB instead of every 512: among lengths around it some end just then, and paramiko alone stands still for 30 s.
+    # Every MiB instead of every 512: among lengths around it some end just then, and paramiko alone
+    # stands still for 30 s.
     monkeypatch.setattr(Packetizer, "REKEY_BYTES", 1 << 20)
     target = open_runner("h")
     for n in range(60):

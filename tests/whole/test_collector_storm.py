@@ -1,4 +1,5 @@
-"""Courier and collector, both killed at random, over real TLS: nothing lost, nothing doubled, every end taken once.
+"""Courier and collector, both killed at random, over real TLS: nothing lost, nothing doubled, every
+end taken once.
 
 `CORRA_STORM_CRASHES` says how many kills (20; 1,000 once by hand, see benchmarks/RESULTS.md).
 """

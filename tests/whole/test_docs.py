@@ -24,7 +24,9 @@ WRITE = bool(os.environ.get("CORRA_WRITE_DOCS"))
 
 @pytest.fixture
 def reader(new_sshd, home: Path) -> dict[str, str]:
-    """The environment of somebody who reads along: `inv`, `corra`, `scripts/inv` and `ssh`, and a host called db1."""
+    """The environment of somebody who reads along: `inv`, `corra`, `scripts/inv` and `ssh`, and a
+    host called db1.
+    """
     there = home / "db1"  # so that the first run on db1 has to bring the agent along
     there.mkdir()
     new_sshd(alias="db1", environment=home_environment(there), options=SLOWLY)
@@ -63,7 +65,8 @@ def told(line: str, home: Path) -> str:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     "page",
-    # Every verb goes through Invoke in the same way: one page shows that each of its versions takes what is typed.
+    # Every verb goes through Invoke in the same way: one page shows that each of its versions takes
+    # what is typed.
     [
         pytest.param(page, id=page.stem, marks=[pytest.mark.invoke] if page.stem == "kill" else [])
         for page in PAGES
@@ -156,7 +159,8 @@ def test_the_page_about_python_names_every_keyword_and_every_method():
     for kind in (corra.Run, corra.Results):
         there |= {name for name in vars(kind) if not name.startswith("_")}
     there |= set(corra.Result.__annotations__) | {"reason", "signal", "elapsed"}
-    # The verbs' own: they pass on what is typed, start a run once more, and keep what a host has told.
+    # The verbs' own: they pass on what is typed, start a run once more, and keep what a host has
+    # told.
     assert there - named <= {"heard", "pass_on", "record", "skipped", "spool", "via"}
 
 

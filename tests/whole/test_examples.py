@@ -120,7 +120,8 @@ def test_the_drill_finds_a_backup_that_is_good_and_one_that_isnt(home: Path, hos
     assert said.returncode != 0 and "STOPPED at 1 dump" in said.stderr
 
 
-# What the kernel's runbook calls on a host: each says in $HOME/log that it was called. A new kernel is there after the next boot.
+# What the kernel's runbook calls on a host: each says in $HOME/log that it was called. A new kernel
+# is there after the next boot.
 CALLED = {
     "apt-get": 'echo "apt-get $DEBIAN_FRONTEND $*" >> $HOME/log; case $1 in -y) echo "${3#linux-image-}" > $HOME/next;; esac',
     "curl": "test -e $HOME/healthy",
@@ -135,7 +136,9 @@ CALLED = {
 
 @pytest.fixture
 def site(new_sshd: Callable[..., Sshd], new_machine: Callable[..., Path], home: Path) -> Path:
-    """Hosts web1 to web3 that can be rebooted, a balancer lb1, and ops1 for journals. Returns the directory with their homes."""
+    """Hosts web1 to web3 that can be rebooted, a balancer lb1, and ops1 for journals. Returns the
+    directory with their homes.
+    """
     programs = home / "programs"
     programs.mkdir()
     for name, text in CALLED.items():
@@ -156,7 +159,9 @@ def site(new_sshd: Callable[..., Sshd], new_machine: Callable[..., Path], home: 
 
 
 def kernel(home: Path, *, until: Callable[[], bool] | None = None) -> tuple[int, str]:
-    """Run the upgrade at a terminal, where somebody says yes to each question; kill it as soon as `until` is true. Return its code and words."""
+    """Run the upgrade at a terminal, where somebody says yes to each question; kill it as soon as
+    `until` is true. Return its code and words.
+    """
     words = [
         "-r",
         str(ROOT / "examples"),
@@ -189,7 +194,8 @@ def test_the_kernel_upgrade_goes_on_where_it_was_killed_and_reboots_each_host_on
     site: Path, home: Path
 ) -> None:
     (site / "web1/healthy").touch()
-    # The canary is done and the second wave is up again, though not healthy, when the laptop's battery is empty.
+    # The canary is done and the second wave is up again, though not healthy, when the laptop's
+    # battery is empty.
     second = [site / name / ".local/state/corra/runs" for name in ("web2", "web3")]
     code, said = kernel(home, until=lambda: all("healthy" in names(each) for each in second))
     assert code == -9 and "wave 2: reboot web[2-3] into 6.1.0-28? [y/N]" in said, said

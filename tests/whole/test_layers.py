@@ -1,6 +1,7 @@
 """Which room may import which: only rooms below it, so that a room can be read without those above.
 
-Imports inside functions and under TYPE_CHECKING count too: what a module names is what it depends on.
+Imports inside functions and under TYPE_CHECKING count too: what a module names is what it depends
+on.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ MODULES = {
     if "migrations" not in path.parts
 }
 
-# A value does no I/O. Two exceptions: an id is made of the time and of chance, and a hint names corra as it was typed.
+# A value does no I/O. Two exceptions: an id is made of the time and of chance, and a hint names
+# corra as it was typed.
 FORBIDDEN_TO_VALUES = {
     "socket",
     "subprocess",

@@ -1,6 +1,8 @@
-"""ssh and sudo in every order, with the agent there and with the chaperone here: a real sudo, a real sshd, two users made for it.
+"""ssh and sudo in every order, with the agent there and with the chaperone here: a real sudo, a
+real sshd, two users made for it.
 
-The product of modes and of what may happen is large, and most of it goes through the same code; `CORRA_MODES=all` tries all of it.
+The product of modes and of what may happen is large, and most of it goes through the same code;
+`CORRA_MODES=all` tries all of it.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ SHOW = 'for word; do printf "%s:%s" "$(printf %s "$word" | wc -c)" "$word"; done
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to a host. `target` and `as_user` as they are typed; OPS and DEPLOY stand for the users."""
+    """One way to a host. `target` and `as_user` as they are typed; OPS and DEPLOY stand for the
+    users.
+    """
 
     name: str
     target: str
@@ -84,7 +88,8 @@ AGENT = [
     Mode("sudo-then-ssh", "far", "OPS,"),
     Mode("sudo-then-ssh-then-sudo", "far", "OPS,DEPLOY"),
 ]
-# The last two are kept by another machine, which is ops at its server: "far" is a name that only its ssh_config knows.
+# The last two are kept by another machine, which is ops at its server: "far" is a name that only
+# its ssh_config knows.
 CHAPERONE = [
     *(Mode(mode.name, mode.target, mode.as_user, "chaperone") for mode in AGENT if mode.by_ssh),
     Mode("ssh-as", "far", None, "chaperone@ops"),

@@ -1,6 +1,8 @@
-"""Whatever a network does, an operator sees what the program wrote: through the command line and a real sshd.
+"""Whatever a network does, an operator sees what the program wrote: through the command line and a
+real sshd.
 
-What takes long is as long as the environment says; the whole proof is CORRA_CATCH_UP_MB=100 CORRA_LINE_MB=1000 CORRA_FROZEN_S=60.
+What takes long is as long as the environment says; the whole proof is CORRA_CATCH_UP_MB=100
+CORRA_LINE_MB=1000 CORRA_FROZEN_S=60.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def through(sshd: Sshd) -> Iterator[Callable[..., Proxy]]:
-    """Puts a proxy in front of the sshd: `through(delay_s=0.05, rate=7000)`; host `p` leads through it."""
+    """Puts a proxy in front of the sshd: `through(delay_s=0.05, rate=7000)`; host `p` leads through
+    it.
+    """
     with Proxy(sshd.port) as proxy:
         sshd.add_host("p", Port=proxy.port, HostKeyAlias=f"[127.0.0.1]:{sshd.port}")
 
@@ -65,7 +69,9 @@ def collect(run: corra.Run, **how: Any) -> tuple[bytes, list[Any]]:
 def test_a_narrow_line_of_long_delay_that_breaks_carries_every_byte_once(
     through: Callable[..., Proxy],
 ) -> None:
-    """56 kbit/s and 100 ms there and back; less than one frame has come when it is cut, and that much isn't sent again."""
+    """56 kbit/s and 100 ms there and back; less than one frame has come when it is cut, and that
+    much isn't sent again.
+    """
     corra.run("p", ["true"], hide=True)
     proxy = through(delay_s=0.05, rate=7000)
     run = corra.start("p", ["seq", "1", "8000"], connect_timeout=30)

@@ -1,7 +1,8 @@
-"""A runbook of ten steps over four hosts, killed at random again and again, from two machines in turn: each step is executed exactly once.
+"""A runbook of ten steps over four hosts, killed at random again and again, from two machines in
+turn: each step is executed exactly once.
 
-`CORRA_STORM_KILLS` is how many kills; `CORRA_STORM_SEED` repeats a schedule. What a kill meets (a login, a start, a journal's line, a
-wait) is chance.
+`CORRA_STORM_KILLS` is how many kills; `CORRA_STORM_SEED` repeats a schedule. What a kill meets (a
+login, a start, a journal's line, a wait) is chance.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def test_each_step_is_executed_exactly_once_however_often_the_runbook_is_killed(
 
 
 def _pass(home: Path, machine: str, key: str, patience_s: float) -> bool:
-    """Run the runbook from `machine`, and kill it after `patience_s` within its body; return whether it came to its end before that."""
+    """Run the runbook from `machine`, and kill it after `patience_s` within its body; return
+    whether it came to its end before that.
+    """
     env = {**os.environ, **home_environment(home / machine), "PYTHONPATH": str(ROOT)}
     errors = home / f"{machine}.err"
     with (

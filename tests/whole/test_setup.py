@@ -15,7 +15,9 @@ CALLED = 99
 
 
 class Checkout:
-    """A copy of the scripts with an environment that somebody made: its `inv` only says what it was called with."""
+    """A copy of the scripts with an environment that somebody made: its `inv` only says what it was
+    called with.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

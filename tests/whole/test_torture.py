@@ -1,6 +1,7 @@
 """Random faults, and every system call: what a run promises holds whatever is killed, whenever.
 
-Both have a process of their own (`scripts/torture`): the tracer and the reaper wait for any child, and would take away another test's.
+Both have a process of their own (`scripts/torture`): the tracer and the reaper wait for any child,
+and would take away another test's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import sshd
 import sweep
 import torture
 
-# Another day, other moments; a failure prints the seed, and `scripts/torture --runs 1 --seed N` repeats it.
+# Another day, other moments; a failure prints the seed, and `scripts/torture --runs 1 --seed N`
+# repeats it.
 SEED = int(os.environ.get("CORRA_SEED") or int.from_bytes(os.urandom(3), "big"))
 RUNS = int(os.environ.get("CORRA_TORTURE_RUNS") or 300)
 MANY = int(os.environ.get("CORRA_MANY") or 60)

@@ -1,4 +1,6 @@
-"""mypy --strict over a runbook as somebody would write it: the API's types say what they promise, and refuse what makes no sense."""
+"""mypy --strict over a runbook as somebody would write it: the API's types say what they promise,
+and refuse what makes no sense.
+"""
 
 from __future__ import annotations
 
