@@ -2926,6 +2926,12 @@ def guard(request, report):
         os._exit(1)
 
 
+class Complaints:
+    """The descriptor for defects of ours: stderr, then the keeper file."""
+
+    file = 2
+
+
 def complain(error):
     """Write a defect of a guard into the file `keeper`, for whoever looks for it."""
     where, at = [], error.__traceback__
@@ -2934,16 +2940,13 @@ def complain(error):
         at = at.tb_next
     try:
         os.write(
-            complain.file,
+            Complaints.file,
             ("agent %s: %r at %s\n" % (VERSION, error, " < ".join(reversed(where)))).encode(
                 "utf-8", "replace"
             ),
         )
     except OSError:
         pass
-
-
-complain.file = 2
 
 
 def guard_run(request, report):
@@ -2960,7 +2963,7 @@ def guard_run(request, report):
         or unpack(read_file(directory, "exit")[PAGE:]) is not None
     ):
         return
-    complain.file = os.open("keeper", os.O_WRONLY | os.O_APPEND, dir_fd=directory)
+    Complaints.file = os.open("keeper", os.O_WRONLY | os.O_APPEND, dir_fd=directory)
     files = {"keeper": os.open("keeper", os.O_RDWR, dir_fd=directory)}
     fcntl.flock(files["keeper"], fcntl.LOCK_EX)
     for name in ["exit", "index"] + ["heads"] * exists(directory, "heads"):
@@ -3032,7 +3035,7 @@ def guard_run(request, report):
             report = None
         standby(child)
         # flock waits until the guard that may touch the FIFOs is dead and its child is past exec.
-        files["keeper"] = os.open("/proc/self/fd/%d" % complain.file, os.O_RDWR)
+        files["keeper"] = os.open("/proc/self/fd/%d" % Complaints.file, os.O_RDWR)
         fcntl.flock(files["keeper"], fcntl.LOCK_EX)
         keeper = Keeper(directory, files, request, inherited)
         if launched_by(directory, files) or unpack(os.pread(files["exit"], PAGE, PAGE)) is not None:
@@ -3466,11 +3469,17 @@ def find_exact(request, prog_id):
     return None
 
 
+def ambiguous(message, found):
+    """Return the refusal of a text that means each of `found`, (root, prog_id) each."""
+    return Refusal("ambiguous", message, runs=[Run(*each).state() for each in found[:20]])
+
+
 def find(request):
     """Return the run that the request names.
 
     Tried in this order: the full id; the name, of which an open run or else the newest is taken;
-    the beginning of an id's tail. Raises Refusal.
+    the beginning of an id's tail. Raises Refusal, also for a name that several open runs have: the
+    newest of them would be a guess.
     """
     text = request.get("prog_id") or ""
     exact = find_exact(request, text) if valid_id(text) else None
@@ -3490,16 +3499,16 @@ def find(request):
                 (run.state()["state"] not in FINAL, run.request.get("created", 0), root, prog_id)
             )
         run.close()
+    open_ = [each for each in named if each[0]]
+    if len(open_) > 1:
+        found = [each[2:] for each in sorted(open_, reverse=True)]
+        raise ambiguous("%d open runs are called %s" % (len(found), text), found)
     if named:
         return Run(*max(named)[2:])
     if len(begun) == 1:
         return Run(*begun[0])
     if begun:
-        raise Refusal(
-            "ambiguous",
-            "%d runs begin with %s" % (len(begun), text),
-            runs=[Run(*each).state() for each in sorted(begun)[:20]],
-        )
+        raise ambiguous("%d runs begin with %s" % (len(begun), text), sorted(begun))
     raise Refusal("not_found", "no run %s among %d" % (text, total), count=total, user=user_name())
 
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from corra.model import ids
-from corra.model.answers import end_error
+from corra.model.ends import end_error
 from corra.model.state import State, exit_code
 from corra.model.words import decimal_size, duration, local_time
 

@@ -28,7 +28,7 @@ from invoke.terminals import pty_size
 from invoke.watchers import FailingResponder, Responder
 
 from corra.model import ids
-from corra.model.answers import end_error, start_error
+from corra.model.ends import end_error, start_error
 from corra.model.frames import Gap, Output, Status
 from corra.model.host import Host
 from corra.model.program import OPEN

@@ -137,30 +137,8 @@ def run(c: Context, given: Given) -> int:
 
     with contextlib.ExitStack() as opened:
         opened.enter_context(file)
-        launch = request.launch(
-            agent,
-            given.argv,
-            id=given.id,
-            name=given.name,
-            cwd=given.cwd,
-            env=inputs.given_environment(given),
-            secrets=inputs.given_secrets(given),
-            stdin=stdin,
-            merge=given.merge,
-            pty=given.pty,
-            timeout=given.timeout,
-            grace=setting(c.config, "grace") if given.grace is None else given.grace,
-            stop_signal=given.stop_signal,
-            keep=setting(c.config, "keep") if given.keep is None else given.keep,
-            keep_output=setting(c.config, "keep_output")
-            if given.keep_output is None
-            else given.keep_output,
-            limits=dict(each.split("=", 1) for each in given.limit),
-            wait_children=given.wait_children,
-            force=given.force,
-            spool=given.spool,
-            **reach,
-        )
+        options = inputs.given_options(c, given, stdin)
+        launch = request.launch(agent, given.argv, **options, **reach)
         opened.callback(launch.close)
         return _launched(c, given, launch, opened, target)
 

@@ -6,6 +6,7 @@ No test touches the real home, the real ~/.ssh or a port that is not on 127.0.0.
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import shutil
 import signal
@@ -26,10 +27,11 @@ sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 import agent_door  # noqa: E402
 import users  # noqa: E402
 import warm  # noqa: E402
+from agent_door import door, gate  # noqa: E402, F401 - fixtures that several rooms ask for
 from corra.remote.agent_client import Agent  # noqa: E402
 from corra.remote.targets import agent_for  # noqa: E402
-from seat import Terminal  # noqa: E402
 from sshd import QUICKLY, Sshd, program  # noqa: E402
+from terminal import KIND, Terminal  # noqa: E402
 from warm import Warm  # noqa: E402
 
 # A shell that starts the tests in its background has these ignored, for each program they start as well: then no Ctrl-C would be one.
@@ -239,10 +241,12 @@ def cli(home: Path) -> Cli:
 
 @pytest.fixture
 def terminal(cli: Cli) -> Iterator[Callable[..., Terminal]]:
+    """`terminal("run", "-i", ..)` is corra's command line on a terminal."""
     made: list[Terminal] = []
 
-    def start(*words: str) -> Terminal:
-        made.append(Terminal(cli, *words))
+    def start(*words: str, **size: int) -> Terminal:
+        popen = functools.partial(cli.popen, *words, terminal=True, env=KIND)
+        made.append(Terminal(popen, **size))
         return made[-1]
 
     yield start

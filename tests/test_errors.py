@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import functools
 import pickle
-import pty
 import re
 import subprocess
 import sys
@@ -17,9 +16,10 @@ from invoke.exceptions import Exit, UnexpectedExit
 from invoke.runners import Result
 
 from corra import errors
-from corra.model.answers import refusal_error
 from corra.model.host import Host
+from corra.model.refusals import refusal_error
 from properties import PROPERTY
+from terminal import Terminal
 
 TREE = [
     each
@@ -208,15 +208,8 @@ def test_a_task_may_catch_it_as_invokes_unexpected_exit(inv):
 
 @pytest.mark.invoke
 def test_hints_are_for_people_at_a_terminal(inv):
-    terminal, end = pty.openpty()
-    try:
-        code = subprocess.run(
-            [*inv, "away"], stdin=end, stdout=end, stderr=end, timeout=60, check=False
-        ).returncode
-        said = os.read(terminal, 4096).decode()
-    finally:
-        os.close(terminal)
-        os.close(end)
+    with Terminal(functools.partial(subprocess.Popen, [*inv, "away"])) as terminal:
+        code, said = terminal.end(), terminal.text
     assert (code, said) == (125, "corra: db9: NOT STARTED: no answer\r\n       ssh db9 true\r\n")
 
 

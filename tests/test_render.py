@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import pty
 import re
-import select
 import threading
 import time
 from collections.abc import Iterator
@@ -22,10 +20,11 @@ from corra import render
 from corra.agent import AFTER_GRACE
 from corra.errors import NotFound
 from corra.model import words
-from corra.model.answers import end_error as bad_end, outcome_words
+from corra.model.ends import end_error as bad_end, outcome_words
 from corra.model.state import State
 from corra.terminal.sanitiser import Sanitiser
 from corra.terminal.screen import OUT, Gone, Screen
+from terminal import Pty
 
 NOW = datetime(2026, 11, 23, 4, 0, tzinfo=timezone.utc)
 COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
@@ -359,31 +358,10 @@ def test_a_character_cut_in_two_stays_whole_and_a_colour_too() -> None:
 # -- The screen on a real terminal, and on pipes
 
 
-class Terminal:
-    """A pseudo-terminal and everything that was written to it."""
-
-    def __init__(self) -> None:
-        self.master, self.slave = pty.openpty()
-        self.seen = b""
-
-    def until(self, text: bytes, deadline_s: float = 10) -> bytes:
-        while text not in self.seen:
-            assert select.select([self.master], [], [], deadline_s)[0], (
-                f"{text!r} never came: {self.seen!r}"
-            )
-            self.seen += os.read(self.master, 65536)
-        return self.seen
-
-    def close(self) -> None:
-        os.close(self.master)
-        os.close(self.slave)
-
-
 @pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    made = Terminal()
-    yield made
-    made.close()
+def terminal() -> Iterator[Pty]:
+    with Pty() as made:
+        yield made
 
 
 @pytest.fixture
@@ -431,48 +409,49 @@ def test_hints_and_good_ends_are_for_terminals_only(pipe: tuple[int, int]) -> No
 
 
 def test_a_terminal_gets_hints_below_the_line_and_no_colour_where_none_is_wanted(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+    terminal: Pty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     screen = Screen(out=terminal.slave, err=terminal.slave)
     screen.error(NotFound("in this machine's history", label="k7m2qx", hint=["look: corra ps"]))
-    seen = terminal.until(b"ps\r\n")
+    seen = terminal.until("ps\r\n")
     assert (
-        seen == b"corra: k7m2qx: NOT FOUND: in this machine's history\r\n       look: corra ps\r\n"
+        seen == "corra: k7m2qx: NOT FOUND: in this machine's history\r\n       look: corra ps\r\n"
     )
 
 
-def test_program_output_is_never_read_as_markup(terminal: Terminal) -> None:
+def test_program_output_is_never_read_as_markup(terminal: Pty) -> None:
     screen = Screen(out=terminal.slave, err=terminal.slave)
     screen.output(OUT, b"[bold]x[/bold] :smile:\n")
-    assert terminal.until(b"\n") == b"[bold]x[/bold] :smile:\r\n"
+    assert terminal.until("\n") == "[bold]x[/bold] :smile:\r\n"
 
 
 def test_a_colour_the_program_left_open_is_reset_before_our_words_and_at_the_end(
-    terminal: Terminal,
+    terminal: Pty,
 ) -> None:
     screen = Screen(out=terminal.slave, err=terminal.slave)
     screen.output(OUT, b"\x1b[31mred\n")
     screen.note("x", "h", "a fact")
     screen.output(OUT, b"still red\n")
     screen.close()
-    seen = terminal.until(b"still red\r\n\x1b[0m").decode()
+    terminal.expect("still red\r\n")
+    seen = terminal.seen.decode()
     assert "\x1b[0mcorra: x on h: a fact" in seen
     assert "\x1b[31mstill red" in seen
 
 
-def test_our_words_begin_a_line_of_their_own(terminal: Terminal) -> None:
+def test_our_words_begin_a_line_of_their_own(terminal: Pty) -> None:
     screen = Screen(out=terminal.slave, err=terminal.slave)
     screen.output(OUT, b"Password: ")
     screen.note("x", "h", "a fact")
-    assert b"Password: \r\ncorra: x on h: a fact" in terminal.until(b"fact\r\n")
+    assert "Password: \r\ncorra: x on h: a fact" in terminal.until("fact\r\n")
 
 
-def test_a_closed_screen_shows_what_a_cut_off_sequence_held_back(terminal: Terminal) -> None:
+def test_a_closed_screen_shows_what_a_cut_off_sequence_held_back(terminal: Pty) -> None:
     screen = Screen(out=terminal.slave, err=terminal.slave)
     screen.output(OUT, b"end\x1b[3")
     screen.close()
-    assert terminal.until(b"^[[3").endswith(b"end^[[3")
+    assert terminal.until("^[[3").endswith("end^[[3")
 
 
 def test_a_stopped_reader_of_stdout_does_not_keep_us_from_speaking(pipe: tuple[int, int]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+import shlex
+from typing import TYPE_CHECKING
 
 from invoke.context import Context
 
@@ -53,10 +54,18 @@ def attach_by_collector(c: Context, given: Given, tail: int | None) -> int:
         raise Misuse(
             "--collector excludes --host and --sig-proxy: a collector only listens", fate="NOT DONE"
         )
-    found: Any = named_collector(c, given.collector).find(given.ids[0] if given.ids else None)
+    found = named_collector(c, given.collector).find(given.ids[0] if given.ids else None)
     streams = None if given.stream in (None, "both") else [given.stream]
-    follow: Any = found.follow(tail=tail, timeout_s=given.timeout, streams=streams)
-    watch = Watch(follow, found, given.screen, hide=given.hide, stamps=given.timestamps, tail=tail)
+    follow = found.follow(tail=tail, timeout_s=given.timeout, streams=streams)
+    watch = Watch(
+        follow,
+        found,
+        given.screen,
+        hide=given.hide,
+        stamps=given.timestamps,
+        tail=tail,
+        again=f" --collector {shlex.quote(given.collector)}",
+    )
     try:
         state = watch.stay()
     except Gone:

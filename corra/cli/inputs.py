@@ -10,13 +10,17 @@ import os
 import stat
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from invoke.context import Context
 
 from corra.errors import Misuse
+from corra.settings import SETTINGS, setting
 
 from .words import Given
 
 if TYPE_CHECKING:
+    from corra.runs.request import StartOptions
     from corra.runs.stdin_feed import StdinFeed
     from corra.terminal.keyboard import Keyboard
 
@@ -47,6 +51,25 @@ def given_stdin(given: Given) -> tuple[Any, contextlib.AbstractContextManager[An
             hint=["send it: --stdin -            don't: --stdin none  (or < /dev/null)"],
         )
     return None, contextlib.nullcontext()
+
+
+def given_options(c: Context, given: Given, stdin: Any) -> StartOptions:
+    """Return the options of a start: the flags of the same names, what flags of other names say, and the configuration's defaults."""
+    from corra.model.options import OPTIONS
+
+    options: dict[str, Any] = {
+        name: getattr(given, name, None) for name in (*OPTIONS, "id", "name", "spool")
+    }
+    for name in OPTIONS.keys() & SETTINGS.keys():
+        if options[name] is None:
+            options[name] = setting(c.config, name)
+    options |= {
+        "stdin": stdin,
+        "env": given_environment(given),
+        "secrets": given_secrets(given),
+        "limits": dict(each.split("=", 1) for each in given.limit),
+    }
+    return cast("StartOptions", {k: v for k, v in options.items() if v is not None})
 
 
 def given_keyboard(given: Given) -> Keyboard:

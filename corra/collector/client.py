@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from corra.errors import Auth, CorraError, Misuse, NotFound, NotKilled, StillRunning, Unreachable
+from corra.errors import Auth, CorraError, Misuse, NotFound, StillRunning, Unreachable
 from corra.model import ids
-from corra.model.answers import ambiguous_error
 from corra.model.frames import Cursor, Gap, Output, Status
-from corra.model.host import Host
+from corra.model.refusals import ambiguous_error
 from corra.model.state import State
 from corra.model.words import duration
 from corra.remote.bootstrap import courier_source
@@ -263,7 +262,7 @@ class Collector:
 
 
 class Collected:
-    """One run as the collector knows it: what watching needs of a Run."""
+    """One run as the collector knows it. A collector only listens, so nothing can be ordered here."""
 
     def __init__(self, collector: Collector, state: State) -> None:
         self.collector, self.known = collector, state
@@ -276,26 +275,6 @@ class Collected:
     @property
     def label(self) -> str:
         return self.known.label
-
-    def state(self) -> State:
-        self.known = _state(self.collector.ask(f"/runs/{quote(self.id)}"))
-        return self.known
-
-    def read(self, stream: str = "stdout") -> bytes:
-        """Return all that has come of a stream."""
-        connection, answer = self.collector.open(f"/runs/{quote(self.id)}/output/{quote(stream)}")
-        try:
-            return answer.read()
-        finally:
-            connection.close()
-
-    def kill(self, **_: Any) -> Any:
-        raise NotKilled(
-            "a collector only listens: kill it on its host",
-            label=self.label,
-            host=self.host,
-            prog_id=self.id,
-        )
 
     def follow(
         self,
@@ -310,11 +289,10 @@ class Collected:
 
 
 class CollectedFollow:
-    """A run's events as they come, each byte once; whatever breaks is made again from the cursor. What Watch needs of a Follow."""
+    """A run's events as they come, each byte once.
 
-    placed = 0
-    starting = False
-    sent = confirmed = True
+    A connection that breaks is made again, from the cursor on.
+    """
 
     def __init__(
         self,
@@ -326,9 +304,8 @@ class CollectedFollow:
         streams: list[str] | None,
     ) -> None:
         self.run, self._tail, self._live, self._streams = run, tail, live, streams
-        # Not `local`, whatever the host's name is: nothing was placed anywhere.
-        self.host = Host(run.host) if _is_host(run.host) else Host("host")
-        self.state: State | None = None
+        self.state = run.known
+        self._ended = False
         self._cursor = Cursor()
         self._event_id: str | None = None
         self._until = None if timeout_s is None else time.monotonic() + timeout_s
@@ -351,14 +328,6 @@ class CollectedFollow:
             with contextlib.suppress(OSError):
                 connection.sock.shutdown(socket.SHUT_RDWR)
 
-    def signal(self, name: str) -> None:
-        raise NotKilled(
-            "a collector only listens: signal it on its host",
-            label=self.run.label,
-            host=self.run.host,
-            prog_id=self.run.id,
-        )
-
     def __iter__(self) -> Iterator[Event]:
         lost_at, tries, why, reached = 0.0, 0, "", False
         if self._timeout_s is not None:
@@ -373,7 +342,7 @@ class CollectedFollow:
                     yield LinkUp(time.monotonic() - lost_at)
                     tries = 0
                 yield from self._events(answer)
-                if not self._live or (self.state and self.state.ended) or self._closed.is_set():
+                if not self._live or self._ended or self._closed.is_set():
                     return
                 why = "the stream ended"
             except (OSError, ValueError, http.client.HTTPException, AttributeError) as error:
@@ -416,7 +385,7 @@ class CollectedFollow:
             if "event" in fields:
                 yield from self._event(fields["event"], json.loads(fields.get("data", "null")))
                 self._event_id = fields.get("id", self._event_id)
-                if self.state is not None and self.state.ended:
+                if self._ended:
                     return
             fields = {}
 
@@ -440,8 +409,9 @@ class CollectedFollow:
             if self._streams is None or name in self._streams:
                 yield from self._cursor.take(frame)
         elif kind in ("state", "end"):
-            self.state = _state(data)
+            self.state = self.run.known = _state(data)
             self.run.name = self.state.name
+            self._ended = kind == "end"
             yield Status(self.state.to_json())
 
     def _over(self) -> None:
@@ -459,14 +429,6 @@ def _state(value: Any) -> State:
         return State.from_json(value)
     except (ValueError, TypeError) as error:
         raise CorraError(f"the collector sent no State: {error}", fate="NOT DONE") from error
-
-
-def _is_host(text: str) -> bool:
-    try:
-        Host(text)
-    except Misuse:
-        return False
-    return True
 
 
 def _read(path: str) -> str:

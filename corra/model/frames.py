@@ -1,7 +1,8 @@
-"""Frames from the host, and the Cursor that makes of them each byte once and in order. No I/O, no clock.
+"""Frames from the host, and the Cursor that hands out each byte once and in order.
 
-A frame is one header line and its payload. What a host sends is never trusted: a header is at most 256 bytes, output at most 1 MiB, a
-State at most 80 MiB, an unknown kind or a number that isn't one ends the stream with BadFrame.
+A frame is one header line and its payload. A host is never trusted: a header has at most 256 bytes,
+output at most 1 MiB, a State at most 80 MiB. An unknown kind, or a number that isn't one, ends the
+stream with BadFrame.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-# Records are NamedTuples here and elsewhere on a verb's way: one costs a fifth of a dataclass to import, and there are twenty.
+# Records that each verb imports are NamedTuples: one takes a fifth of a dataclass's time to import.
 HEADER_MAX = 256
 PAYLOAD_MAX = 1 << 20
-# A State names argv twice; the kernel takes 6 MiB of it at most, and JSON makes 6 bytes of one that isn't ASCII.
+# A State names argv twice; the kernel takes at most 6 MiB of argv, and JSON makes 6 bytes of a byte
+# that isn't ASCII.
 STATE_MAX = 80 << 20
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,15}")
@@ -26,7 +28,7 @@ class BadFrame(ValueError):
 
 
 class Output(NamedTuple):
-    """`data` stands at `offset` of the run's `stream`; `time_ns` is when it arrived at the keeper (0: not known)."""
+    """`data` at `offset` of the run's `stream`; it came to the keeper at `time_ns` (0: unknown)."""
 
     stream: str
     offset: int
@@ -39,7 +41,7 @@ class Output(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """The bytes from `start` to `end` of `stream` are gone, and nobody pretends otherwise."""
+    """The bytes from `start` to `end` of `stream` are gone."""
 
     stream: str
     start: int
@@ -47,7 +49,7 @@ class Gap(NamedTuple):
 
 
 class Status(NamedTuple):
-    """The run's State as it is now; the last frame of a run's stream is a final one."""
+    """The run's State now; the last frame of a run that has ended is a final one."""
 
     state: Mapping[str, Any]
 
@@ -59,7 +61,10 @@ class Ack(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """The host has accepted what we sent to the program up to `offset`; `ended`: and its end; `closed`: and takes no more, since nobody reads it."""
+    """The host has accepted the bytes for the program up to `offset`.
+
+    `ended`: it has accepted their end too. `closed`: it takes no more, since nobody reads stdin.
+    """
 
     offset: int
     ended: bool = False
@@ -81,17 +86,18 @@ Frame = Output | Gap | Status | Ack | Taken | ErrorFrame | Beat
 
 
 class Parser:
-    """Cuts a byte stream into frames. `feed` it whatever arrived.
+    """Cuts a byte stream into frames. `feed` takes whatever arrived.
 
-    Output is handed out as it comes, a frame of it in pieces if need be: on a line of 56 kbit/s a whole one takes half a minute, and what had come
-    of it would be lost with the link. Of anything else an incomplete frame is held, and never more than that.
+    Output is handed out as it comes, if need be a frame in pieces: at 56 kbit/s a whole frame takes
+    half a minute, and a link that broke meanwhile would lose it. Of any other kind the Parser holds
+    one incomplete frame and no more.
     """
 
     def __init__(self) -> None:
         self._held = bytearray()
-        self._wanted = 0  # how long `held` must be to be worth another look
+        self._wanted = 0  # `_held` needs no look before it is this long
         self._open: tuple[str, int, int, int] | None = (
-            None  # the output frame in the middle of which we are: stream, offset, bytes left, time
+            None  # an output frame that goes on: stream, offset, bytes left, time
         )
 
     def feed(self, data: bytes) -> Iterator[Frame]:
@@ -148,7 +154,7 @@ class Parser:
 
 
 def _cut(source: bytes | bytearray, begin: int, end: int) -> bytes:
-    """Return a part of `source`: itself, if that is all of it."""
+    """Return a part of `source`; all of a bytes object is the object itself."""
     if isinstance(source, bytes):
         return source[begin:end]
     with memoryview(source) as view:
@@ -217,13 +223,16 @@ def _object(payload: bytes) -> dict[str, Any]:
 
 
 class Cursor:
-    """The next offset of each stream: never goes back, trims an overlap, makes a hole explicit."""
+    """The next offset of each stream. It never goes back; it cuts overlaps and makes Gaps of holes."""
 
     def __init__(self, offsets: Mapping[str, int] | None = None) -> None:
         self.offsets: dict[str, int] = dict(offsets or {})
 
     def take(self, frame: Output | Gap) -> Iterator[Output | Gap]:
-        """Yield what of `frame` is new, after a Gap for what it skips. Afterwards the cursor stands at the frame's end."""
+        """Yield a Gap for what `frame` skips, then the part of it that is new.
+
+        Afterwards the cursor stands at the frame's end.
+        """
         at = self.offsets.get(frame.stream, 0)
         if frame.end <= at:
             return

@@ -1,4 +1,4 @@
-"""A Host: where a run lives, who logs in there and whom sudo makes of them. No I/O."""
+"""A Host: where a run lives, who logs in there, and the user that sudo changes to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from corra.errors import Misuse
 
 LOCAL = "local"
 
-# What ssh itself takes in a destination, without the leading dash that would make it an option (CVE-2017-1000117).
+# As ssh's own destinations, but without a leading dash, which makes an option (CVE-2017-1000117).
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.:%][A-Za-z0-9_.:%-]*")
 _USER_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@\\+-]*\$?")
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -29,7 +29,11 @@ class Mode(enum.Enum):
 
 @dataclass(frozen=True)
 class Host:
-    """Where a run lives. `caller` is whom sudo makes of us here, `login` who logs in by ssh, `user` whom sudo makes of them there."""
+    """Where a run lives.
+
+    `caller` is the user that sudo changes to here, `login` logs in by ssh, and `user` is the user
+    that sudo changes to there.
+    """
 
     name: str
     port: int | None = None
@@ -45,7 +49,8 @@ class Host:
                 raise Misuse(f"not a user name: {user!r}")
         if self.caller and self.is_local:
             raise Misuse(
-                f"local has no ssh that {self.caller} could call: --as {self.user or self.caller} is enough"
+                f"local has no ssh that {self.caller} could call:"
+                f" --as {self.user or self.caller} is enough"
             )
         if self.port is not None and not 0 < self.port < 65536:
             raise Misuse(f"not a port: {self.port}")
@@ -57,9 +62,10 @@ class Host:
 
     @classmethod
     def parse(cls, text: str, *, login: str | None = None, user: str | None = None) -> Host:
-        """Read `[login@]name[:port]`, `[v6::addr]:port` or `local`; `login` is used where the text names nobody, `user` is as `as_user` has it.
+        """Read `[login@]name[:port]`, `[v6::addr]:port` or `local`.
 
-        Raises Misuse for anything that ssh could take for an option or a shell for syntax.
+        `login` is used if the text has none; `user` is what `run_as` takes. Raises Misuse for
+        anything that ssh could take for an option or a shell for syntax.
         """
         before, at, rest = text.rpartition("@")
         name, colon, port = rest, "", ""
@@ -77,7 +83,10 @@ class Host:
         return cls(name, int(port) if colon else None, login).run_as(user)
 
     def run_as(self, text: str | None) -> Host:
-        """Return this host with `text` said of it: `THERE`, `HERE,THERE` or `HERE,`; what it says already stays."""
+        """Return this host with the users of `text`: `THERE`, `HERE,THERE` or `HERE,`.
+
+        A user that the host has already stays.
+        """
         caller, _, user = (
             ("," + text if "," not in text else text).partition(",") if text else ("", "", "")
         )
@@ -85,7 +94,7 @@ class Host:
 
     @property
     def as_user(self) -> str | None:
-        """The text that `run_as` reads back, by which a run is found again."""
+        """The text that `run_as` reads back; history keeps it to find a run again."""
         return f"{self.caller},{self.user or ''}" if self.caller else self.user
 
     @property
@@ -109,7 +118,10 @@ class Host:
 
 
 def login_and_user(user: str | None, mode: Mode | None) -> tuple[str | None, str | None]:
-    """Return who logs in and, as `Host.run_as` reads it, whom sudo makes of them, when `mode` says what `user` means. Raises Misuse."""
+    """Return the login and the text for `Host.run_as`, as `mode` says what `user` means.
+
+    Raises Misuse.
+    """
     if mode in (Mode.SSH_AS, Mode.SSH_THEN_SUDO) and user and "," in user:
         raise Misuse(f"--mode {mode.value} has one user: --as {user} names two")
     if mode is Mode.SSH_AS:
@@ -124,7 +136,10 @@ def login_and_user(user: str | None, mode: Mode | None) -> tuple[str | None, str
 def meant_host(
     host: Host | str, user: str | None, mode: Mode | None = None, *, port: int | None = None
 ) -> Host:
-    """Return `host` with what it doesn't say itself: its user, as `mode` has it, and its port. Raises Misuse, also where the mode is another."""
+    """Return `host` with the user, as `mode` has it, and the port that it doesn't have itself.
+
+    Raises Misuse, also if that makes another mode.
+    """
     found = Host.parse(host) if isinstance(host, str) else host
     login, user = login_and_user(user, mode)
     found = replace(found, login=found.login or login, port=found.port or port).run_as(user)

@@ -1,7 +1,7 @@
-"""Sets of hosts as people write them, `web[1-6,9],db1`, in the order they were written, and in waves.
+"""Sets of hosts as people write them, `web[1-6,9],db1`, in the order written, and in waves.
 
-ClusterShell's NodeSet reads and writes them: its language is the one operators know from clush, Slurm and pdsh. Its sets are sorted; here
-the first host named stays the first, since it is the canary.
+ClusterShell's NodeSet reads and writes them: operators know its language from clush, Slurm and
+pdsh. NodeSet sorts; here the host named first stays first, since it is the canary.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from corra.errors import Misuse
 
 from .host import Host
 
-# What makes a text more than a list: difference, intersection, symmetric difference (`web[1-6]!web3`).
+# Difference, intersection, symmetric difference (`web[1-6]!web3`): such a text is more than a list.
 _OPERATORS = re.compile(r"[!&^]")
 # A comma that separates parts stands outside brackets.
 _PARTS = re.compile(r",(?![^\[]*\])")
@@ -51,9 +51,10 @@ class Hosts(Sequence[str]):
 
 
 def hosts(text: str | Iterable[str]) -> Hosts:
-    """Return the hosts that `text` names: `web[1-6]`, `db1,ops@web[1-3]`, `web[1-6]!web3`, `@group` of ClusterShell's own groups.
+    """Return the hosts that `text` names.
 
-    Raises Misuse for what can't be read, and for nothing at all.
+    It may say `web[1-6]`, `db1,ops@web[1-3]`, `web[1-6]!web3`, or a `@group` of ClusterShell's.
+    Raises Misuse for a text that can't be read or names no host.
     """
     texts = [text] if isinstance(text, str) else list(text)
     names = [name for each in texts for name in _expanded(each)]
@@ -81,9 +82,10 @@ def _part(text: str) -> list[str]:
 
 
 def waves(hosts: Iterable[str], *sizes: int | str) -> list[Hosts]:
-    """Return `hosts` in waves of these sizes: a number, or a share of them all such as "25%"; the last size goes on to the end.
+    """Return `hosts` in waves of these sizes; the last size is repeated to the end.
 
-    `waves(fleet, 1, 2, "100%")` is a canary, two more, and the rest. A share is at least one host. Raises Misuse for no or a bad size.
+    A size is a number, or a share of all hosts such as "25%", which is at least one host.
+    `waves(fleet, 1, 2, "100%")` is a canary, two more, and the rest. Raises Misuse.
     """
     left = list(dict.fromkeys(hosts))
     total = len(left)

@@ -1,7 +1,7 @@
 """PROG-IDs: `20261123t014409z-k7m2qxwp` names one run for ever.
 
-The client makes the id before the first byte is sent, so that a start whose answer was lost can be repeated safely. People see and
-type the tail: six characters are shown, any unique prefix of two or more is accepted.
+The client makes the id before it sends a byte, so a start whose answer was lost can be repeated
+safely. People see six characters of the tail, and may type any unique prefix of two or more.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ def new_id(now_s: float | None = None) -> str:
 
 
 def derived(*parts: str | int) -> str:
-    """Return the PROG-ID that follows from `parts` alone, the same on every machine: a runbook's step finds its run again by it.
+    """Return the PROG-ID that follows from `parts`, the same on every machine.
 
-    It has the form of the others, so that its tail is what people see and type; a year 0000 that no clock has made tells it apart.
+    By it a runbook's step finds its run again. It has the form of the others, so people see and
+    type its tail too; its year is 0000, which no clock makes.
     """
     number = int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest(), "big")
     number, stamp = divmod(number, 10**10)
@@ -43,17 +44,20 @@ def derived(*parts: str | int) -> str:
 
 
 def is_valid(prog_id: str) -> bool:
-    """Return whether `prog_id` may name a run: safe as a file name, an URL part and a shell word."""
+    """Return whether `prog_id` is safe as a file name, a part of a URL and a shell word."""
     return _VALID.fullmatch(prog_id) is not None
 
 
 def short(prog_id: str) -> str:
-    """Return what people see of an id: six characters of the tail, or the whole of an id that somebody gave."""
+    """Return what people see of an id: six characters of its tail; all of an id given by --id."""
     return tail(prog_id)[:TAIL_SHOWN] if _MADE.fullmatch(prog_id) else prog_id
 
 
 def tail(prog_id: str) -> str:
-    """Return what people type the beginning of: the last eight characters of an id made here, the whole of any other."""
+    """Return what people type the beginning of: an id's last eight characters.
+
+    Of an id given by --id it is the whole.
+    """
     made = _MADE.fullmatch(prog_id)
     return made.group(1) if made else prog_id
 

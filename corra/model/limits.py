@@ -1,4 +1,4 @@
-"""What a program may use: the values of `--limit`, read into what the agent sets."""
+"""What a program may use: the values of `--limit`, as the agent reads them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _cpu(text: str) -> int:
 
 
 _UNLIMITED = ("unlimited", "infinity")
-# name: how its value is read, the least and the most there is, what it means
+# name: reader of its value, least, most, meaning
 LIMITS: dict[str, tuple[Callable[[str], int], int, int, str]] = {
     "files": (_number, 0, 1 << 62, "open files"),
     "core": (parse_size, 0, 1 << 62, "size of a core dump"),
@@ -50,9 +50,10 @@ LIMITS: dict[str, tuple[Callable[[str], int], int, int, str]] = {
 
 
 def parse_limits(given: Mapping[str, int | str | Sequence[int]]) -> dict[str, int | list[int]]:
-    """Return limits as the agent reads them. A value is a number, its text (`4096`, `2G`, `1h`, `150%`, `unlimited`), or soft and hard: `1024:4096`.
+    """Return limits as the agent reads them.
 
-    Raises Misuse for a name there isn't and a value that means nothing.
+    A value is a number, its text (`4096`, `2G`, `1h`, `150%`, `unlimited`), or soft and hard:
+    `1024:4096`. Raises Misuse for an unknown name or a bad value.
     """
     return {_limit_name(name): _limit(_limit_name(name), value) for name, value in given.items()}
 

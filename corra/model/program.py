@@ -1,6 +1,7 @@
-"""What to run, and where: the values a run is made of. No I/O here.
+"""What to run: the values that a start is made of.
 
-argv never becomes a shell string: words that aren't UTF-8 travel as surrogateescape, and whoever wants a shell asks for `["sh", "-c", ...]`.
+argv never becomes a shell string; whoever wants a shell asks for `["sh", "-c", ...]`. Words that
+aren't UTF-8 travel as surrogateescape.
 """
 
 from __future__ import annotations
@@ -8,14 +9,16 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from corra.errors import Misuse
 
+from .options import RUN_KEYS
+
 
 class Open(enum.Enum):
-    """A stdin that is held open: what the program reads is sent while it runs."""
+    """A stdin that is held open: its bytes are sent while the program runs."""
 
     OPEN = "open"
 
@@ -25,7 +28,7 @@ OPEN = Open.OPEN
 
 @dataclass(frozen=True)
 class Program:
-    """argv, cwd, env, stdin and the rest of what exec needs: what to run."""
+    """What to run: argv, cwd, env, stdin and the rest that exec needs."""
 
     argv: tuple[str, ...]
     cwd: str | None = None
@@ -62,63 +65,45 @@ class Program:
                 raise Misuse(f"not an environment variable: {name!r}")
         if self.pty and (self.stdin is not None or self.merge):
             raise Misuse(
-                "on a terminal of its own there is no other stdin, and stdout and stderr are one stream anyway"
+                "on a terminal of its own there is no other stdin,"
+                " and stdout and stderr are one stream anyway"
             )
 
     @property
     def takes_more(self) -> bool:
-        """Whether something may be sent to it while it runs."""
+        """Whether bytes may be sent to the program while it runs."""
         return self.pty or (isinstance(self.stdin, Mapping) and bool(self.stdin.get("open")))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the `program` object of program.json, without what is left at its default."""
-        everything: dict[str, Any] = {
-            "cwd": self.cwd,
-            "env": dict(self.env),
-            "env_inherit": list(self.env_inherit)
-            if isinstance(self.env_inherit, tuple)
-            else self.env_inherit,
-            "stdin": self.stdin,
-            "umask": self.umask,
-            "merge": self.merge,
-            "limits": {
-                name: list(value) if isinstance(value, Sequence) else value
-                for name, value in self.limits.items()
-            },
-            "pty": self.pty,
+        """Return the `program` object of program.json, without defaults."""
+        said = {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if getattr(self, each.name) != _default(each)
         }
-        defaults: dict[str, Any] = {
-            "env": {},
-            "env_inherit": True,
-            "merge": False,
-            "limits": {},
-            "pty": False,
-        }
-        return {
-            "argv": list(self.argv),
-            **{k: v for k, v in everything.items() if v != defaults.get(k)},
-        }
+        return {name: _plain(value) for name, value in said.items()}
+
+
+def _default(each: Field[Any]) -> Any:
+    return each.default if each.default_factory is MISSING else each.default_factory()
+
+
+def _plain(value: Any) -> Any:
+    """Return a field's value as JSON has it."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)
 class Request:
-    """All that `start` needs: the id made by the client, the program, and how the run is to be kept."""
+    """All that `start` needs: the id made by the client, the program, how to keep the run."""
 
     prog_id: str
     program: Program
     name: str | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
-    timeout_s: float | None = None
-    grace_s: float | None = None
-    stop_signal: str | None = None
-    keep_s: float | None = None
-    keep_output: int | None = None
-    wait_children: bool = False
-    force: bool = False
-    forget_stdin: bool = False
-    terminal: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # of a program with a pty: rows, columns, term
+    run: Mapping[str, Any] = field(default_factory=dict)  # the options of OPTIONS, and `terminal`
     secrets: Mapping[str, str] = field(
         default_factory=dict, repr=False
     )  # a traceback may show what it holds
@@ -131,27 +116,16 @@ class Request:
 
     def to_json(self) -> dict[str, Any]:
         """Return the request that the agent's `start` and `run` read."""
-        run = {
-            "timeout": self.timeout_s,
-            "grace": self.grace_s,
-            "stop_signal": self.stop_signal,
-            "keep": self.keep_s,
-            "keep_output": self.keep_output,
-            "wait_children": self.wait_children or None,
-            "force": self.force or None,
-            "forget_stdin": self.forget_stdin or None,
-            "terminal": dict(self.terminal) or None,
-        }
         whole: dict[str, Any] = {
             "prog_id": self.prog_id,
             "name": self.name,
-            # Their names alone, so that whoever starts it again can be told what is missing.
+            # Only the names of secrets, so that `again` can say which are missing.
             "origin": {
                 **self.origin,
                 **({"secrets": ",".join(sorted(self.secrets))} if self.secrets else {}),
             },
             "program": self.program.to_json(),
-            "run": {k: v for k, v in run.items() if v is not None},
+            "run": {k: v for k, v in self.run.items() if v is not None and v is not False},
             "secrets": {"env": dict(self.secrets)} if self.secrets else {},
             "spool": self.spool,
             "callback": dict(self.callback),
@@ -164,17 +138,16 @@ class Request:
     def from_record(
         cls, record: Mapping[str, Any], prog_id: str, *, origin: Mapping[str, str], **more: Any
     ) -> Request:
-        """Return the request that asks for the same once more, from the program.json of a run; `more` are fields it doesn't hold.
+        """Return the request for the same program again, from the program.json of a run.
 
-        Where it was kept, by what, and whom it reported to is left behind. Raises Misuse for what a newer corra has written.
+        `more` are fields that the record doesn't hold. The spool, the carrier and the callback of
+        the old run are left out. Raises Misuse for a record of a newer corra.
         """
         program = {k: v for k, v in record["program"].items() if k != "host" and v is not None}
         run = {
             k: v for k, v in (record.get("run") or {}).items() if k != "carrier" and v is not None
         }
-        known = {f.name for f in fields(cls)}
-        told = {f"{name}_s" if f"{name}_s" in known else name: value for name, value in run.items()}
-        unknown = [*(set(program) - {f.name for f in fields(Program)}), *(set(told) - known)]
+        unknown = [*(set(program) - {f.name for f in fields(Program)}), *(set(run) - RUN_KEYS)]
         if unknown:
             raise Misuse(f"its record says {min(unknown)}, which this corra doesn't know")
         values: dict[str, Any] = {
@@ -182,12 +155,12 @@ class Request:
             for name, value in program.items()
         }
         return cls(
-            prog_id, Program(**values), name=record.get("name"), origin=origin, **told, **more
+            prog_id, Program(**values), name=record.get("name"), origin=origin, run=run, **more
         )
 
 
 def _is_bytes(text: str) -> bool:
-    """Return whether `text` stands for some bytes: UTF-8, with surrogateescape for what isn't."""
+    """Return whether `text` stands for bytes: UTF-8, with surrogateescape for the rest."""
     try:
         text.encode(errors="surrogateescape")
     except UnicodeEncodeError:
@@ -196,7 +169,10 @@ def _is_bytes(text: str) -> bool:
 
 
 def argv_words(argv: Sequence[str | bytes | os.PathLike[str]]) -> tuple[str, ...]:
-    """Return `argv` as a Program takes it; a bare string is refused, since it would be split into letters."""
+    """Return `argv` as a Program takes it.
+
+    Raises Misuse for a bare string, which would be split into letters.
+    """
     if isinstance(argv, (str, bytes)):
         raise Misuse(f'argv must be a list of words: ["sh", "-c", {argv!r}] asks for a shell')
     try:

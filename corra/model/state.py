@@ -1,4 +1,4 @@
-"""What is known of a run, as the host's agent says it. Unknown is `lost`, never success."""
+"""A run as its host's agent tells it. Unknown is `lost`, never success."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from . import ids
 
 @dataclass(frozen=True)
 class State:
-    """One run as its host sees it. Times are ISO 8601 with offset, durations are seconds by the host's own clock."""
+    """One run as its host sees it.
+
+    Times are ISO 8601 with an offset. Durations are seconds by the host's own clock.
+    """
 
     prog_id: str
     state: str
@@ -61,7 +64,10 @@ class State:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> State:
-        """Read the agent's object; a key of a newer agent is left aside. Raises ValueError when it isn't a State."""
+        """Read the agent's object; a newer agent's keys are left aside.
+
+        Raises ValueError if it isn't a State.
+        """
         if not isinstance(value, Mapping):
             raise ValueError("a State that isn't an object")
         given = {
@@ -78,7 +84,7 @@ class State:
         return cls(**given)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all fields, and `proc_id`, the seed's name for `prog_id`."""
+        """Return all fields, and `proc_id`, another name for `prog_id`."""
         whole = {f.name: getattr(self, f.name) for f in fields(self)}
         return {
             "proc_id": self.prog_id,
@@ -87,7 +93,7 @@ class State:
 
     @property
     def ended(self) -> bool:
-        """Whether this will never change again."""
+        """Whether the run is over: this State never changes again."""
         return self.state in FINAL
 
     @property
@@ -119,7 +125,8 @@ def _list_of(is_member: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, (list, tuple)) and all(map(is_member, value))
 
 
-# A host is never trusted: what isn't as the fields above say is not a State, rather than a traceback where it is shown.
+# A host is never trusted: a value that isn't as its field says is refused here, or it would be a
+# traceback where it is shown.
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "str": _is_str,
     "int": _is_int,
@@ -141,12 +148,12 @@ def _checked(name: str, annotation: Any, value: Any) -> Any:
 
 
 def exit_code(state: State) -> int:
-    """Return what a call that waited for `state` exits with: DESIGN.md, "exit codes"."""
+    """Return the exit code of a verb that waited for `state` (docs/exit-codes.md)."""
     if state.state == "exited":
         if state.reason == "timeout":
             return TIMED_OUT
         if state.status is not None and state.status & 0x7F:
-            # The number as the host has it: a realtime signal has no name here, and another system's numbers differ.
+            # The host's number: a realtime signal has no name, and other systems' numbers differ.
             return 128 + (state.status & 0x7F)
         return LOST if state.return_code is None else state.return_code
     if state.state == "not_started":

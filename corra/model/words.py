@@ -1,10 +1,29 @@
-"""Facts in words: durations, times and sizes."""
+"""Facts in words: durations, times, sizes, errnos, foreign text."""
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
+from corra.errors import plain
+
+_ERRNO_WORDS = {
+    errno.ENOENT: "not found",
+    errno.EACCES: "not executable",
+    errno.EPERM: "not permitted",
+    errno.ENOEXEC: "neither a program nor a script with a #! line",
+    errno.E2BIG: "its words and environment are too long",
+    errno.ETXTBSY: "is being written",
+    errno.ENOTDIR: "not a directory",
+    errno.ELOOP: "a loop of symbolic links",
+    errno.ENOSPC: "disk full",
+    errno.EDQUOT: "quota used up",
+    errno.EROFS: "read-only",
+    errno.ENOMEM: "no memory",
+}
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
@@ -61,7 +80,7 @@ def side_by_side(hints: Sequence[str], width: int = WIDTH, *, gap: str = "      
 
 
 def local_time(text: str | None) -> datetime | None:
-    """Read a State's time, as local time with its offset; None for what isn't one."""
+    """Return a State's time as local time with its offset; None for a text that is no time."""
     if not text:
         return None
     try:
@@ -73,7 +92,7 @@ def local_time(text: str | None) -> datetime | None:
 
 
 def clock_time(text: str | None, form: str = "%H:%M") -> str:
-    """Return the local hour and minute of a State's time; `?` for none."""
+    """Return the local hour and minute of a State's time; `?` if there is none."""
     then = local_time(text)
     return "?" if then is None else then.strftime(form)
 
@@ -84,3 +103,23 @@ def bare_signal(signal: str) -> str:
 
 def now() -> datetime:
     return datetime.now().astimezone()
+
+
+def one_line(text: Any) -> str:
+    """Return foreign text on one line, with control characters made visible."""
+    return plain(" ".join(str(text).split()))
+
+
+def errno_words(number: Any, message: str = "") -> str:
+    """Return `disk full (ENOSPC)` for an errno, else the host's own words."""
+    words = (
+        _ERRNO_WORDS.get(number)
+        or message
+        or (os.strerror(number) if isinstance(number, int) and number else "")
+    )
+    name = errno_name(number)
+    return f"{words} ({name})" if name and name not in words else words
+
+
+def errno_name(number: Any) -> str:
+    return errno.errorcode.get(number, "") if isinstance(number, int) else ""

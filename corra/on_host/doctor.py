@@ -1,11 +1,12 @@
-"""What a host can tell beyond the State of its runs: whether all is there that a run needs, what was asked of one, its processes.
+"""What a host tells beyond States: whether it has what a run needs; a run's request, its processes.
 
-It is sent together with agent.py for one answer and stays in memory (corra/place.py, `Agent.visit`), so that it works where nothing can be
-written, and changes nothing. Standard library only, Python 3.6 and later.
+The client sends it together with agent.py for one answer (corra/remote/agent_client.py, `visit`).
+It stays in memory, so it works where nothing can be written, and it changes nothing. Standard
+library only, Python 3.6 and later.
 
-    examine {spool, digest}   what the checks of `doctor` are made of
+    examine {spool, digest}   the facts that the checks of `doctor` judge
     record  {prog_id, spool}  {"record": program.json, "stdin": BYTES}, then those bytes
-    tree    {prog_id, spool}  {"processes": [...]}, what each has used, and how much a second just now
+    tree    {prog_id, spool}  {"processes": [...]}: what each has used, and uses a second now
 
 A refusal is {"error": KIND, "message": TEXT}, as the agent's.
 """
@@ -28,7 +29,7 @@ def main(verb, request, nonce, out):
     try:
         value, more = VERBS[verb](request)
     except agent.Refusal as refusal:
-        value, more = refusal.facts, b""
+        value, more = refusal.reply, b""
     except OSError as error:
         value, more = (
             {
@@ -37,7 +38,7 @@ def main(verb, request, nonce, out):
             },
             b"",
         )
-    # Last, so that it is as near to its arrival as can be.
+    # The time comes last, so that it is as near to its arrival as can be.
     reply.send(dict(value, time=time.time()))
     reply.write(more)
     return 1 if "error" in value else 0
@@ -47,7 +48,7 @@ def main(verb, request, nonce, out):
 
 
 def record(request):
-    """Return what was asked of a run, and what it was given to read."""
+    """Return the request of a run, and the bytes of its stdin."""
     run = agent.find(request)
     given = (
         agent.read_file(run.directory, "stdin")
@@ -58,7 +59,7 @@ def record(request):
 
 
 def tree(request):
-    """Return the living processes of a run: the program, what it started, and what that left behind."""
+    """Return the living processes of a run: the program and all that descend from it."""
     run = agent.find(request)
     before = {pid: used(pid) for pid in agent.family(run)}
     began = time.monotonic()
@@ -96,7 +97,7 @@ def used(pid):
 
 
 def memory(pid):
-    """Return the bytes of memory that are this process's share, or what it has in memory where only its owner may know more."""
+    """Return a process's share of memory in bytes (PSS), or its RSS if only its owner may know."""
     for line in looked("/proc/%d/smaps_rollup" % pid).splitlines():
         if line.startswith(b"Pss:"):
             return int(line.split()[1]) * 1024
@@ -115,7 +116,7 @@ def looked(path):
 
 
 def examine(request):
-    """Return the facts about this host and user; what they mean is judged where they are read (corra/checkup.py)."""
+    """Return the facts about this host and user; corra/remote/checkup.py judges them."""
     return {
         "python": "%d.%d.%d" % sys.version_info[:3],
         "executable": sys.executable,
@@ -133,7 +134,7 @@ def examine(request):
 
 
 def caches():
-    """Return where the agent may be kept, as the loader has it."""
+    """Return the directories where the loader may put the agent."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     home = os.environ.get("HOME", "") or agent.home() or "/nonexistent"
     return [
@@ -143,7 +144,7 @@ def caches():
 
 
 def cache(path, digest):
-    """Return whether the agent is there, and what would keep it from coming."""
+    """Return whether the agent is there, and what would keep the loader from putting it there."""
     source = os.path.join(path, str(digest), "agent.py")
     above = existing(path)
     problem = unsafe(path if os.path.lexists(path) else above) or unwritable(above)
@@ -153,7 +154,7 @@ def cache(path, digest):
 
 
 def spool(root):
-    """Return what would keep a run from being spooled below `root`."""
+    """Return the facts of a spool's root, and what would keep a run from being spooled there."""
     above = existing(root)
     problem = unwritable(above)
     try:
@@ -174,7 +175,7 @@ def spool(root):
 
 
 def existing(path):
-    """Return the nearest directory above `path` that is there, or `path` itself."""
+    """Return `path`, or the nearest directory above it that exists."""
     while not os.path.isdir(path) and path != "/":
         path = os.path.dirname(path)
     return path
@@ -187,7 +188,7 @@ def unwritable(path):
 
 
 def unsafe(path):
-    """Return why a file there could be somebody else's doing, as the loader sees it."""
+    """Return why the loader wouldn't trust a file there, or None."""
     path = os.path.realpath(path)
     while True:
         found = os.stat(path)
@@ -201,7 +202,7 @@ def unsafe(path):
 
 
 def room(path):
-    """Return how much is free where `path` is, and how much of it is left to others."""
+    """Return how much is free on the disk of `path`, and how much corra leaves to others."""
     disk = os.statvfs(path)
     size = disk.f_blocks * disk.f_frsize
     return {
@@ -213,15 +214,15 @@ def room(path):
 
 
 def logout(request):
-    """Return what the end of a login session does to a run: nothing, nothing thanks to a scope, or its end."""
+    """Return whether a run ends when its login session ends, and whether it gets a scope."""
     try:
         return {"scope": bool(agent.outliving(dict(request, prog_id="doctor"))), "ends": False}
     except agent.Refusal as refusal:
-        return {"ends": True, "user": refusal.facts.get("user")}
+        return {"ends": True, "user": refusal.reply.get("user")}
 
 
 def processes():
-    """Return how many processes there are of ours and how many there may be: the user's limit, and that of each control group above."""
+    """Return how many processes there are and may be: of this user, and of each control group."""
     found = []
     own = os.geteuid()
     most = limit(resource.RLIMIT_NPROC)

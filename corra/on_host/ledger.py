@@ -1,18 +1,23 @@
-"""Journals on a host: files that only grow, one line an event, kept by nobody in particular. Standard library only, Python 3.6 and later.
+"""Journals on a host: files that only grow, one line an event. Nothing runs between two calls.
 
-It travels and is spoken to as agent.py is (corra/place.py), or is called here without any of that. Nothing runs between two calls.
+The client places it and speaks to it as to agent.py (corra/remote/agent_client.py), or imports it
+where the journal is on this machine. Standard library only, Python 3.6 and later.
 
-    append {book, key, at, lines}  add whole lines, then answer as `read` from `at` on: so a writer learns what others wrote meanwhile
+    append {book, key, at, lines}  add whole lines, then answer as `read` from `at` on, so that a
+                                   writer learns what others wrote meanwhile
     read   {book, key, at}         {"start": AT, "end": SIZE}, then those bytes
     list   {}                      {"books": [{"book", "key", "size", "time"}]}
     boot   {}                      {"boot_id": ID}
 
-    ${XDG_STATE_HOME:-~/.local/state}/corra/books/BOOK/KEY.jsonl      or below /var/tmp/corra-UID, where the home can't be written
+    ${XDG_STATE_HOME:-~/.local/state}/corra/books/BOOK/KEY.jsonl
+    /var/tmp/corra-UID/books/BOOK/KEY.jsonl                 where the home can't be written
 
-A line is on the disk before its append is answered. What a power cut left of a line is closed with a line end by the next append, so that
-it can spoil nothing but itself. `book` and `key` come as file names: whoever made them of a ticket's text quoted it.
+A line is on the disk before its append is answered. If a power cut left part of a line, the next
+append closes it with a line end, so it spoils nothing but itself. `book` and `key` are file names:
+the client has quoted the text that they were made of.
 
-A refusal is {"error": KIND, "message": TEXT}; exit codes as the agent's: 0 answered, 1 refused, 2 request unreadable.
+A refusal is {"error": KIND, "message": TEXT}. Exit codes are the agent's: 0 answered, 1 refused,
+2 the request could not be read.
 """
 
 import contextlib
@@ -34,7 +39,7 @@ class Refusal(Exception):
 
 
 class Input:
-    """stdin without a buffer. `ahead` was read before."""
+    """stdin without a buffer. `ahead` are bytes that were read before."""
 
     def __init__(self, fd=0, ahead=b""):
         self.fd, self.ahead = fd, ahead
@@ -80,7 +85,7 @@ def roots():
 
 
 def named(book, key):
-    """Return the path of a journal below a root. Raises Refusal for what is no file name."""
+    """Return the path of a journal below a root. Raises Refusal for a name that is no file name."""
     for name in (book, key):
         if (
             not isinstance(name, str)
@@ -94,7 +99,10 @@ def named(book, key):
 
 
 def there(name):
-    """Return the root whose journal of that name exists, or None. A root that can't be read is an error: it may hold it."""
+    """Return the root that has the journal, or None.
+
+    A root that can't be read is refused, since it may have the journal.
+    """
     for root in roots():
         try:
             if stat.S_ISREG(os.lstat(os.path.join(root, name)).st_mode):
@@ -112,8 +120,9 @@ def there(name):
 
 
 def make(root, name):
-    """Make the directories above a journal, which nobody but us may write to."""
-    # Each by itself, with its own rights: makedirs leaves those above the last to the umask, which is one for all threads of a runbook.
+    """Make the directories above a journal. Raises PermissionError if others may write there."""
+    # Each by itself, with its own rights: makedirs leaves the rights of all but the last to the
+    # umask, which all threads of a runbook share.
     path = missing = os.path.dirname(os.path.join(root, name))
     lacking = []
     while not os.path.isdir(missing):
@@ -129,7 +138,10 @@ def make(root, name):
 
 
 def opened(name):
-    """Return (descriptor, path) of a journal to be written to, in the first root that will have it. Raises Refusal."""
+    """Return (descriptor, path) of a journal, opened for writing. Raises Refusal.
+
+    A journal that is nowhere yet is made in the first root that takes it.
+    """
     known = there(name)
     tried = []
     for root in [known] if known else roots():
@@ -149,7 +161,7 @@ def opened(name):
 
 
 def append(request):
-    """Add lines, and return what stands there from `at` on."""
+    """Add lines, and return the journal from `at` on."""
     data = request["lines"].encode("utf-8", "surrogateescape")
     if data and not data.endswith(b"\n"):
         raise Refusal("bad_request", "the last line has no end")
@@ -164,7 +176,7 @@ def append(request):
         try:
             add(fd, data)
         except OSError as error:
-            # Part of a line would be nobody's event: take it back, which needs no room.
+            # Part of a line is no event: take it back, which needs no room.
             os.ftruncate(fd, size)
             raise Refusal(
                 "no_room", "journal %s: %s" % (path, error.strerror), errno=error.errno, tried=[]
@@ -199,7 +211,7 @@ def part(fd, at):
 
 
 def read(request):
-    """Return the bytes from `at` on; nothing where there is no such journal."""
+    """Return the bytes from `at` on; none if there is no such journal."""
     name = named(request["book"], request["key"])
     root = there(name)
     if root is None:
@@ -245,7 +257,7 @@ def listed(path):
 
 
 def boot(request):
-    """Return which boot this is: it changes when the host has really been down, and only then."""
+    """Return the id of this boot, which changes only when the host has been down."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         return {"boot_id": file.read().strip()}, b""
 

@@ -177,7 +177,8 @@ def load():
         tried = []
         if sha256(source) != digest:
             say(
-                b'\n{"error": "bad_request", "message": "the agent that came is not the one announced"}\n'
+                b'\n{"error": "bad_request",'
+                b' "message": "the agent that came is not the one announced"}\n'
             )
             return 1
         for root in roots:
@@ -208,7 +209,8 @@ def load():
     try:
         import agent
     except (EOFError, ValueError, TypeError):
-        # Python before 3.12.8 and 3.13.1 leaves a .pyc cut short where a disk is full or ulimit -f is low, and then trips over it.
+        # On a full disk, or with a low ulimit -f, Python before 3.12.8 and 3.13.1 leaves a .pyc
+        # that is cut short, and then fails to import it.
         cache = where + "/__pycache__/"
         for name in os.listdir(cache):
             os.unlink(cache + name)

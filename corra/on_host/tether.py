@@ -1,24 +1,31 @@
 #!/usr/bin/env python3
-r"""Carries a program over ssh to a host where nothing can be placed, and stands for it here. Both ends of that link are in this file.
+r"""Carries a program over ssh to a host where nothing can be placed. Both ends are in this file.
 
-The agent on this machine runs it in place of the program (`run.carrier`), and it keeps to what the agent expects of a carrier:
+The agent on this machine runs the tether in the place of the program (`run.carrier`). The tether
+keeps to what the agent expects of a carrier:
 
-    $CORRA_REPORT       a descriptor: closed when the program runs there; or "STAGE ERRNO WORDS", why it never will
-    signal 33 + N       give signal N to the program; a real TERM, INT, HUP, QUIT, USR1 or USR2 means the same
-    CORRA_FAR_NAME      the variable NAME of the program
-    $CORRA_SECRETS      a descriptor: more of them, as NAME=VALUE NUL, which no look into /proc shows
-    exit                as the program did; ended by a signal: the link is lost, and nobody knows what became of the program,
-                        or it never was: that has been reported, but the guard it was told may have died of a kill before it read it
+    $CORRA_REPORT    a descriptor: closed when the program runs on the host; or
+                     "STAGE ERRNO WORDS": why it never will
+    signal 33 + N    give signal N to the program;
+                     a real TERM, INT, HUP, QUIT, USR1 or USR2 means the same
+    CORRA_FAR_NAME   the variable NAME of the program
+    $CORRA_SECRETS   a descriptor: more variables, as NAME=VALUE NUL, which /proc doesn't show
+    exit             as the program's. If the tether ends by a signal, the link is lost, and what
+                     became of the program is unknown; or the program never started: then the
+                     tether has reported it, but the guard may have been killed before it read that
 
-FAR is what the host's own sh runs: constant, so that nothing a user says meets a login shell. It says hello on stderr and then takes, on
-stdin, three lines and maybe a file: a nonce, the size of the file or "-", and the program as shell text in octal. After that stdin carries
-orders ("TERM PID"), and its end means that the link is gone, not that the program should go. What FAR has to say are marks, lines that
-begin with "corra-NONCE ": on stdout `begin` and `end`, on stderr `pid N`, `exit N` or `refused STAGE ERRNO WORDS`. They are cut off here.
-Both ends are marked since sshd may forward one stream before the other.
+FAR is the text that the host's sh runs. It is constant, so that no login shell ever reads what a
+user wrote. FAR says hello on stderr. Then it takes three lines from stdin, and maybe a file: a
+nonce, the size of the file or "-", and the program as shell text in octal. After that stdin carries
+orders ("TERM PID"). The end of stdin means that the link is gone; the program goes on. FAR speaks
+in marks, lines that begin with "corra-NONCE ": on stdout `begin` and `end`, on stderr `pid N`,
+`exit N` or `refused STAGE ERRNO WORDS`. The tether cuts them off. Both streams have marks, since
+sshd may forward one stream before the other.
 
-A sudo on the way that wants a password asks with a prompt of ours, and gets the one that came with the secrets, once.
+A sudo on the way that wants a password asks by a prompt of ours. It gets the password that came
+with the secrets, once.
 
-Needs Python 3.6 and its standard library, and a POSIX sh there.
+Needs Python 3.6 and its standard library here, and a POSIX sh on the host.
 """
 
 import ctypes
@@ -35,7 +42,7 @@ HELLO = b"corra-far hello\n"
 PROMPTS = (b"corra-sudo-here:", b"corra-sudo-there:")
 PASSWORD = "CORRA_SUDO_PASSWORD"  # noqa: S105 - the name of a variable
 PREFIX = "CORRA_FAR_"
-# Signals 34 to 64 stand for 1 to 31, KILL and STOP among them, which nobody could pass on otherwise.
+# Signals 34 to 64 stand for 1 to 31. Else KILL and STOP could not be passed on.
 STAND_IN = 33
 REAL = (
     signal.SIGTERM,
@@ -47,17 +54,21 @@ REAL = (
 )
 PIECE = 1 << 16
 SAID_MAX = 1 << 14
-# The longest mark: a PATH in a refusal. What only begins as one, and goes on for ever, is not to be held.
+# The longest mark is a PATH in a refusal. A line that begins as a mark and never ends isn't held.
 MARK_MAX = 1 << 15
-# How long ssh has to go by itself once all is said; what holds it up is a child that the program left behind there.
+# How long ssh may take to end by itself. A child that the program left on the host holds ssh up.
 LEAVE_S = 0.5
 
-# The program is in the foreground, since a POSIX sh has what it starts with & ignore INT and QUIT; whoever reads the orders is in the
-# background. What sh itself has to say ("Killed") goes to /dev/null. KILL means the whole tree: each process is stopped before the next
-# walk, so that none forks away. The program goes last, since with it goes whoever reads the orders: nobody may be given its pid meanwhile.
+# The program is in the foreground, as a POSIX sh makes a process that it starts with & ignore INT
+# and QUIT. The reader of the orders is in the background. sh's own words ("Killed") go to
+# /dev/null. KILL means the whole tree: FAR stops each process before the next walk, so that none
+# forks away. The program is killed last: once it ends, the reader of the orders ends, and no other
+# process may get the program's pid before that.
 FAR = r"""exec 3<&0 4>&2 2>/dev/null
 printf 'corra-far hello\n' >&4
-IFS= read -r corra_nonce <&3 && IFS= read -r corra_size <&3 && IFS= read -r corra_text <&3 || exit 125
+IFS= read -r corra_nonce <&3 &&
+    IFS= read -r corra_size <&3 &&
+    IFS= read -r corra_text <&3 || exit 125
 corra_text=$(printf %b "$corra_text")
 corra_session=$(command -v setsid)
 mark() { printf 'corra-%s %s\n' "$corra_nonce" "$*" >&4; }
@@ -80,7 +91,8 @@ add() {
     case $found in *" $2 "* | *" $3 "*) found="$found$1 "; more=1; kill -s STOP "$1";; esac
 }
 walk() {
-    set -- $(sed -n 's/^\([0-9]*\) (.*) [A-Za-z] \([0-9]*\) \([0-9]*\) .*/\1 \2 \3/p' /proc/[0-9]*/stat)
+    set -- $(sed -n 's/^\([0-9]*\) (.*) [A-Za-z] \([0-9]*\) \([0-9]*\) .*/\1 \2 \3/p' \
+        /proc/[0-9]*/stat)
     [ $# -gt 2 ] || set -- $(ps -A -o pid= -o ppid= -o pgid=)
     while [ $# -gt 2 ]; do
         add "$1" "$2" "$3"
@@ -109,7 +121,8 @@ if [ "$corra_size" != - ]; then
         corra_file=
     done
     set +C
-    [ "$corra_file" ] || refuse setup 13 "no directory there takes its stdin (tried ${TMPDIR:-/tmp} /var/tmp /dev/shm $HOME)"
+    [ "$corra_file" ] || refuse setup 13 \
+        "no directory there takes its stdin (tried ${TMPDIR:-/tmp} /var/tmp /dev/shm $HOME)"
     head -c "$corra_size" <&3 >"$corra_file" || dd bs=1 count="$corra_size" <&3 >"$corra_file"
     exec 5<"$corra_file"
     corra_came=$(wc -c <"$corra_file")
@@ -139,13 +152,16 @@ exit "$corra_status"
 
 
 def program_text(argv, variables, before, merge):
-    """Return the shell text that becomes `argv`, run by FAR: what `before` says, the variables, and what can be refused before exec."""
+    """Return the shell text for FAR that becomes `argv`.
+
+    It does what `before` says, sets the variables, and refuses what can be refused before exec.
+    """
     lines = ['cd "$HOME" || cd /', before]
     lines += [
         "export %s=%s" % (name, shlex.quote(value)) for name, value in sorted(variables.items())
     ]
     lines.append("find " + shlex.quote(argv[0]))
-    # From here on the words of sh (why exec failed) are the program's own stderr.
+    # From here on sh's words (why exec failed) go to the program's stderr.
     lines.append(
         'mark pid "$corra_pid"; exec 2>&4 4>&- 0<&5 5<&-' + ("; exec 2>&1" if merge else "")
     )
@@ -156,7 +172,7 @@ def program_text(argv, variables, before, merge):
 
 
 def octal(text):
-    """Return `text` as one line of ASCII that `printf %b` gives back."""
+    """Return `text` as one line of ASCII that `printf %b` turns back into `text`."""
     plain = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 +,-./:=@_"
     return "".join(
         chr(byte) if byte in plain else "\\0%03o" % byte for byte in os.fsencode(text)
@@ -164,7 +180,7 @@ def octal(text):
 
 
 class Marks:
-    """Tells FAR's marks from a stream's own bytes, wherever in it they begin and however the bytes are cut."""
+    """Tells FAR's marks from a stream's own bytes, however the bytes are cut."""
 
     def __init__(self, nonce):
         self.head = b"corra-%s " % nonce
@@ -198,12 +214,12 @@ class Marks:
             yield before, None
 
     def rest(self):
-        """Return what was held back, at the end of the stream: unless it is a mark cut short, it is the stream's own."""
+        """Return the bytes held back at the end of the stream, unless they are half a mark."""
         return b"" if self.held.startswith(self.head) else self.held
 
 
 class Stream:
-    """One of ssh's outputs and where it goes. `first` and `last` are the marks that it lies between."""
+    """One of ssh's outputs and its target. The program's bytes lie between two marks."""
 
     def __init__(self, source, target, nonce, first, last):
         self.source, self.target, self.marks = source, target, Marks(nonce)
@@ -240,7 +256,7 @@ class Stream:
 
 
 class Failed(Exception):
-    """The program was not started, for certain."""
+    """The program was certainly not started."""
 
     def __init__(self, stage, number, words):
         Exception.__init__(self, words)
@@ -248,7 +264,7 @@ class Failed(Exception):
 
 
 class Tether:
-    """One ssh and the program at its other end."""
+    """One ssh and the program at its far end."""
 
     def __init__(self, ssh, text, password, patience_s, report):
         self.text, self.password, self.report = text, password, report
@@ -281,10 +297,13 @@ class Tether:
         os.set_blocking(theirs, False)
         signal.set_wakeup_fd(theirs)
 
-    # ---- going round
+    # ---- the loop
 
     def run(self):
-        """Carry until the end; return the exit status, or None when the link was lost. Raises Failed."""
+        """Carry bytes until the end; return the exit status, or None if the link was lost.
+
+        Raises Failed.
+        """
         while True:
             for stream in (self.out, self.err):
                 stream.flush()
@@ -341,15 +360,12 @@ class Tether:
         except BlockingIOError:
             pass
         except BrokenPipeError:
-            self.rising, self.source = (
-                b"",
-                None,
-            )  # what ssh has to say about it comes by its other ends
+            self.rising, self.source = b"", None  # ssh says why by its other ends
 
     # ---- the beginning
 
     def greet(self, data):
-        """Answer sudo, and wait for hello; all else is noise, kept for the case that nothing comes of it."""
+        """Answer sudo, and wait for hello. All other bytes are kept in case hello never comes."""
         self.said = (self.said + data)[-SAID_MAX:]
         if HELLO in self.said:
             self.greeted = True
@@ -368,7 +384,7 @@ class Tether:
         for prompt in PROMPTS:
             if prompt in self.said:
                 self.said = self.said.replace(prompt, b"")
-                # Asked again: it was wrong, and a third try would be logged as an attack.
+                # sudo asks again: the password was wrong. A third try would be logged as an attack.
                 if prompt in self.asked or self.password is None:
                     raise Failed("link", 13, "sudo: incorrect password attempt")
                 self.asked.add(prompt)
@@ -396,7 +412,7 @@ class Tether:
     # ---- orders
 
     def order(self, number):
-        """Do what a signal to us means."""
+        """Do what a signal to the tether means."""
         number = number - STAND_IN if number > STAND_IN else number
         name = signal.Signals(number).name[3:]
         if self.pid is not None:
@@ -412,14 +428,14 @@ class Tether:
     # ---- the end
 
     def lost(self):
-        """Look why ssh has ended before the program was seen to. Raises Failed where it was never started."""
+        """Find out why ssh ended early. Raises Failed if the program was never started."""
         code = self.process.wait()
         if not self.greeted:
             words = said(self.said)
             raise Failed("link", 0, words or "ssh ended with exit %d and no word" % code)
 
     def leave(self):
-        """Let ssh go: what still holds the streams there was left behind by the program."""
+        """Let ssh end. Only children that the program left behind hold its streams now."""
         self.process.stdin.close()
         try:
             self.process.wait(LEAVE_S)
@@ -427,23 +443,23 @@ class Tether:
             try:
                 self.process.terminate()
             except PermissionError:
-                pass  # sudo's: it goes when its own ssh does
+                pass  # it is sudo's, and ends with its ssh
 
 
 def said(text):
-    """Return foreign text as one line, its lines told apart by " | "."""
+    """Return foreign text as one line, with " | " between its lines."""
     return " | ".join(
         line.strip() for line in text.decode("utf-8", "replace").splitlines() if line.strip()
     )
 
 
 def leave_with_parent():
-    """In the forked child: ssh ends when we are killed, or the program there would be heard by nobody and never know."""
+    """In the forked child: have ssh end if the tether is killed, so that the host notices."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
 
 
 class Report:
-    """Where the agent is told, once, that the program runs (b"") or why it never will."""
+    """Tells the agent, once, that the program runs (b"") or why it never will."""
 
     def __init__(self, descriptor):
         self.descriptor = descriptor
@@ -456,13 +472,16 @@ class Report:
         try:
             os.write(self.descriptor, words[:2048])
         except BrokenPipeError:
-            pass  # the keeper is dead; the next one takes it that we carry
+            pass  # the keeper is dead; the next one takes the program for started
         os.close(self.descriptor)
         self.descriptor = None
 
 
 def main(words):
-    """`words`: --before TEXT, --patience SECONDS, --merge, then `N`, the N words of ssh and those of the program."""
+    """Run the tether. `words` are flags, then `N`, the N words of ssh, and the program's words.
+
+    The flags are --before TEXT, --patience SECONDS and --merge.
+    """
     before, patience_s, merge = "", 60.0, False
     while words[0].startswith("--"):
         flag = words.pop(0)
@@ -516,5 +535,5 @@ if __name__ == "__main__":
     if code is None:
         os.kill(
             os.getpid(), signal.SIGKILL
-        )  # there is no exit status of the program, so none may be made up
+        )  # the program's exit status is unknown, and none is invented
     os._exit(code or 0)

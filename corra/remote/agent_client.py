@@ -1,15 +1,17 @@
-"""The agent, brought to a host and spoken to: one exec places it, starts it and carries all that follows.
+"""The agent on one host: one exec places it, starts it and carries its answer.
 
-The remote command is a constant, so nothing a user says can meet a shell. It finds a Python and has it execute the beginning of stdin, the
-LOADER, whose length is part of the command; all else is data on the same stdin:
+The remote command is a constant, so nothing a user says can meet a shell. The command finds a
+Python, and that Python executes the beginning of stdin, the loader. The loader's length is part of
+the command. All else on stdin is data:
 
     exec('...the loader...');run()
     <nonce> <sha256 of agent.py> <verb>
     <bytes>                                 the request, as JSON of that many bytes
 
-The loader imports `<cache>/<sha256>/agent.py` if its bytes have that hash and nobody else could have put them there. Else it answers
-`corra 1 <nonce> need`, takes `<bytes>` and the source from stdin, and checks the hash before anything runs. Whatever a login shell
-prints first is noise, told apart by the nonce.
+The loader imports `<cache>/<sha256>/agent.py` if the file has that hash and nobody else could have
+written it. Else it answers `corra 1 <nonce> need`, reads `<bytes>` and the source from stdin, and
+checks the hash before it imports the source. What a login shell prints first lacks the nonce, and
+is skipped as noise.
 """
 
 from __future__ import annotations
@@ -40,31 +42,34 @@ class Agent:
 
     @property
     def runner(self) -> Runner:
-        """What carries its bytes."""
+        """The Runner that carries the agent's bytes."""
         return self._runner
 
     @property
     def digest(self) -> str:
-        """The hash it has on the host."""
+        """The SHA-256 of the agent's source, its directory's name on the host."""
         return self._digest
 
     @property
     def user(self) -> str:
-        """Who its runs belong to there: whom sudo makes of us, else who logs in."""
+        """The user on the host whose runs these are: the one sudo changes to, else the login."""
         return self.host.user or self._runner.login
 
     def beside(self, source: bytes) -> Agent:
-        """Return another file for the same host, placed and spoken to in the same way, over the same connection."""
+        """Return the Agent of another source file on the same host, over the same connection."""
         return Agent(self._runner, source)
 
     def begin(self) -> None:
-        """Start connecting, beside what the caller still has to do before the first verb."""
+        """Start connecting in the background, before the first verb needs the connection."""
         self._runner.begin()
 
     def call(
         self, verb: str, request: Mapping[str, Any], *, timeout_s: float = 15.0
     ) -> dict[str, Any]:
-        """Return the reply of a verb that has nothing more to say. Raises Refused, CorraError, LinkLost."""
+        """Return the reply of a verb that sends nothing else.
+
+        Raises Refused, CorraError, LinkLost.
+        """
         link = self.stream(verb, request, timeout_s=timeout_s)
         link.close()
         return link.reply
@@ -78,10 +83,10 @@ class Agent:
         timeout_s: float = 15.0,
         sending: Callable[[], None] | None = None,
     ) -> Link:
-        """Return the Link once the reply has come; `payload` is sent where the verb asks for it.
+        """Return the Link once the reply has come; `payload` is sent if the host asks for it.
 
-        `timeout_s` is how long the host may be silent before the reply. `sending` is called before the first byte goes out; what it raises
-        keeps that byte back. Raises Refused, CorraError, LinkLost.
+        `timeout_s` is how long the host may be silent before the reply. `sending` is called before
+        the first byte is sent; if it raises, nothing is sent. Raises Refused, CorraError, LinkLost.
         """
         return self._ask(
             lambda exchange: exchange.reply_to(request, self._digest, self._source, payload),
@@ -91,7 +96,10 @@ class Agent:
         )
 
     def visit(self, verb: str, request: Mapping[str, Any], *, timeout_s: float = 15.0) -> Link:
-        """Return the Link of a verb of doctor.py, of which nothing stays there. Raises what `stream` does."""
+        """Return the Link of a verb of doctor.py, which leaves nothing on the host.
+
+        Raises what `stream` raises.
+        """
         return self._ask(
             lambda exchange: exchange.reply_to_visit(request, visitor_modules()), verb, timeout_s
         )
@@ -118,14 +126,14 @@ class Agent:
 
     @property
     def _command(self) -> str:
-        # Here we are a Python that will do; cron's PATH, say, may lead to none.
+        # On this machine our own Python will do; in cron's PATH there may be none.
         return loader_command(sys.executable) if self._runner.host.mode is Mode.LOCAL else COMMAND
 
     def close(self) -> None:
-        """Let go of the connection. Runs go on."""
+        """Close the connection. Runs go on."""
         self._runner.close()
 
 
 def place(runner: Runner, *, source: bytes | None = None) -> Agent:
-    """Return the agent behind `runner`; it is placed there when the first verb finds it missing."""
+    """Return the agent that `runner` leads to; the first verb places it if it is missing."""
     return Agent(runner, source)

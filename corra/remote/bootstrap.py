@@ -1,4 +1,4 @@
-"""The constant command that finds a Python on a host, and the files it is sent: loader, agent, courier, doctor."""
+"""The constant command that finds a Python on a host, and the files that are sent to it."""
 
 from __future__ import annotations
 
@@ -17,35 +17,39 @@ _ON_HOST = Path(__file__).parents[1] / "on_host"
 
 
 def _sent(name: str) -> str:
-    """Return the code of a file that is executed on the host, without the comment above it."""
+    """Return the code of a file that the host executes, without the comment at its top."""
     text = (_ON_HOST / name).read_text()
     return text[text.index("\nimport ") :].lstrip()
 
 
 _LOADER, _VISITOR = _sent("loader.py"), _sent("visitor.py")
 
-# run() stands outside: while exec runs a text it keeps what it was parsed into, 300 kB that a run's guards would be forked with. (compile()
-# makes a class for each kind of syntax, 200 kB.)
+# run() stands outside: while exec runs a text it keeps the text's syntax tree, 300 kB that would be
+# forked into a run's guards. (compile() makes a class for each kind of syntax, 200 kB.)
 FIRST = b"exec(%s);run()\n" % repr(_LOADER).encode("ascii")
 VISIT = b"exec(%s)\n" % repr(_VISITOR).encode("ascii").ljust(len(FIRST) - len("exec()\n"))
-# By its length, since a line would be read byte by byte: 7 ms of each verb.
+# By length: a line would be read byte by byte, which takes 7 ms of each verb.
 READ_FIRST = f'stdin=open(0,"rb",{len(FIRST)},closefd=0);exec(stdin.read({len(FIRST)}))'
 
 
 def loader_command(*first: str) -> str:
-    """Return the constant command; `first` are Pythons to be tried before the usual ones."""
+    """Return the constant command; it tries the Pythons in `first` before the usual ones."""
     find = with_python('"$0"', *first)
     return f"""exec /bin/sh -c '{find}echo corra 1 no-python; exit 127' '{READ_FIRST}'"""
 
 
 def with_python(words: str, *first: str) -> str:
-    """Return shell text that becomes a Python which executes `words`, code and what that is given; what stands behind it runs where none is."""
+    """Return shell text that execs a Python with `-c words`.
+
+    Text behind it runs on a host without Python.
+    """
     names = " ".join(
         [*(path for path in first if re.fullmatch(r"[A-Za-z0-9/._+-]+", path)), *PYTHONS]
     )
-    # No `!`, no backslash, no newline, no quote inside quotes: sh, bash, zsh, fish and tcsh read it alike.
+    # Without `!`, backslash, newline and nested quotes, sh, bash, zsh, fish and tcsh read it alike.
     return (
-        f"""for p in {names}; do case $("$p" -V 2>/dev/null) in "Python 3."[6-9]*|"Python 3."[1-9][0-9]*) """
+        f"""for p in {names}; do case $("$p" -V 2>/dev/null) in """
+        """"Python 3."[6-9]*|"Python 3."[1-9][0-9]*) """
         f"""exec "$p" -ISE -OO -c {words};; esac; done; """
     )
 
@@ -55,18 +59,18 @@ COMMAND = loader_command()
 
 @functools.cache
 def agent_source() -> bytes:
-    """Return the agent as it is sent: this version's agent.py."""
+    """Return this version's agent.py."""
     return (_ON_HOST.parent / "agent.py").read_bytes()
 
 
 @functools.cache
 def courier_source() -> str:
-    """Return the courier as it is sent along with a start that asks for a callback."""
+    """Return courier.py, which a start with a callback carries along."""
     return (_ON_HOST / "courier.py").read_text(encoding="utf-8")
 
 
 @functools.cache
 def visitor_modules() -> tuple[tuple[str, bytes], ...]:
-    """Return the modules of a visit, packed: who looks, and the agent whose ways it knows."""
+    """Return the modules of a visit, packed: the agent, and doctor.py, which imports it."""
     doctor = (_ON_HOST / "doctor.py").read_bytes()
     return (("agent", zlib.compress(agent_source())), ("doctor", zlib.compress(doctor)))

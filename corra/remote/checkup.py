@@ -1,7 +1,7 @@
-"""Whether a host has all that corra needs: one Check for each thing, in the order in which a start meets them.
+"""Whether a host has all that corra needs: a Check for each thing, in the order a start needs it.
 
-The host tells facts (doctor.py) and what they mean is decided here, by a pure function. A PROBLEM keeps programs from being started or loses
-their output; a note is worth knowing.
+The host tells facts (doctor.py); the pure function `judge` decides what they mean. A PROBLEM keeps
+programs from being started or loses their output. A note is worth knowing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from corra.errors import Auth, CorraError, HostKey, NoPython, typed
-from corra.model.answers import refusal_error
+from corra.model.refusals import refusal_error
 from corra.model.words import decimal_size, duration
 from corra.on_host.agent.contract import VERSION
 from corra.transport import host_keys
@@ -30,14 +30,14 @@ PROBLEM: Final = "PROBLEM"
 # What a start needs: three guards, the program, and some for what that starts.
 PROCESSES = 8
 INODES = 1000
-# More than the way of an answer takes, and less than anybody's log is confused by.
+# More than an answer takes to arrive, and less than would confuse a reader of logs.
 CLOCK_S = 5.0
 FILES = 64
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: `hint` is what to do about it."""
+    """One thing that was looked at; `hint` says what to do about it."""
 
     name: str
     verdict: Literal["ok", "note", "PROBLEM"]
@@ -56,7 +56,10 @@ class Check:
 def examine_host(
     target: Any, *, place: bool = False, spool: str | None = None, **reach: Any
 ) -> list[Check]:
-    """Return the Checks of a host, as far as it can be reached; with `place` the agent is brought there too. Raises Misuse."""
+    """Return the Checks of a host, as far as it can be reached; `place` brings the agent there too.
+
+    Raises Misuse.
+    """
     agent = agent_to_ask(target, **reach)
     there = {"spool": spool} if spool else {}
     try:
@@ -79,7 +82,7 @@ def examine_host(
 
 
 def _way(agent: Agent) -> list[Check]:
-    """Return the Checks of the way there, as they are once it has been gone."""
+    """Return the Checks of the way to a host that has answered."""
     runner = agent.far if isinstance(agent, Chaperone) else agent.runner
     sudo = [Check("sudo", OK, f"runs as {runner.host.user}")] if runner.host.user else []
     if not isinstance(runner, (Fabric, OpenSSH)):
@@ -118,7 +121,7 @@ def _short(path: str) -> str:
 
 
 def _stopped(agent: Agent, error: Exception) -> list[Check]:
-    """Return the Checks up to the one that `error` is about."""
+    """Return the Checks up to the one that failed with `error`."""
     try:
         way = _way(agent)
     except CorraError:  # ssh_config can't be read, which is what `error` says
@@ -162,7 +165,7 @@ def _placed(agent: Agent, there: Mapping[str, Any]) -> Check:
 
 
 def judge(facts: Mapping[str, Any], heard: float) -> list[Check]:
-    """Return what the host's facts mean; `heard` is our own time when they came."""
+    """Return the Checks that the host's facts make; `heard` is our own time when they came."""
     return [
         Check("python", OK, f"{facts['python']}, {facts['executable']}"),
         _cache(facts["cache"]),
@@ -314,11 +317,10 @@ def _limits(facts: Mapping[str, Any]) -> list[Check]:
 
 
 def check_lines(host: str, checks: Sequence[Check], *, bad_only: bool = False) -> list[str]:
-    """Return the screen of one host: a line for each Check, and below it what to do."""
+    """Return the lines for one host: one for each Check, with its hints below it."""
     problems = sum(check.verdict == PROBLEM for check in checks)
-    shown = [
-        f"{host}: {'ready' if not problems else f'NOT READY: {problems} problem' + 's' * (problems > 1)}"
-    ]
+    count = f"{problems} problem" + "s" * (problems > 1)
+    shown = [f"{host}: {f'NOT READY: {count}' if problems else 'ready'}"]
     for check in checks:
         if not bad_only or check.verdict == PROBLEM:
             shown.append(f"  {check.verdict:<8} {check.name:<9} {check.what}")

@@ -1,4 +1,4 @@
-"""One exchange with a host: the request that goes out, the reply that comes back, and the Link that stays open."""
+"""One exchange with a host: a request, its reply, and the Link that stays open."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ANSWER_S = 15.0
 ANSWER_PREFIX = b"corra 1 "
 NOISE_MAX = 1 << 20
 REPLY_MAX = STATE_MAX
-# Written in one go; the host's pipe and ssh's window take this much without a pause.
+# The host's pipe and ssh's window take this much without a pause.
 PAYLOAD_STEP = 256 * 1024
 
 
 class Refused(Exception):
-    """The host answered `{"error": KIND, ...}`; nothing was done beyond what `facts` say."""
+    """The host answered `{"error": KIND, ...}`; it did nothing but what `facts` say."""
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
         self.facts = dict(facts)
@@ -33,11 +33,11 @@ class Refused(Exception):
 
 
 class BadReply(NoAnswer):
-    """What came isn't corra's protocol."""
+    """The host's answer isn't corra's protocol."""
 
 
 class Link:
-    """An answered verb: its reply, and the bytes that follow in either direction."""
+    """An answered verb: its reply, and the channel for the bytes after it."""
 
     def __init__(self, channel: Channel, reply: dict[str, Any], ahead: bytes, placed: int) -> None:
         self.reply = reply
@@ -46,23 +46,23 @@ class Link:
         self._ahead = ahead
 
     def read(self, timeout_s: float | None) -> bytes:
-        """Return the bytes that came, b"" at the end. Raises TimeoutError, LinkLost."""
+        """Return the next bytes, b"" at the end. Raises TimeoutError, LinkLost."""
         if self._ahead:
             data, self._ahead = self._ahead, b""
             return data
         return self._channel.read(timeout_s)
 
     def send(self, data: bytes) -> None:
-        """Send all of `data`, whole against what other threads send. Raises LinkLost."""
+        """Send all of `data`; other threads' bytes don't come between. Raises LinkLost."""
         self._channel.write(data)
 
     def close(self) -> None:
-        """Leave at once; a `read` in another thread ends with LinkLost."""
+        """Close the channel at once; a `read` in another thread ends with LinkLost."""
         self._channel.close()
 
 
 class Exchange:
-    """From the first byte of a channel to the end of the reply's line."""
+    """A channel, from its first byte to the end of the reply's line."""
 
     def __init__(self, runner: Runner, channel: Channel, verb: str, timeout_s: float) -> None:
         self._runner = runner
@@ -107,7 +107,7 @@ class Exchange:
         return Link(self._channel, self._object(), bytes(self._held), 0)
 
     def _send(self, data: bytes) -> bool:
-        """Send `data`; where the other side has gone, what it said before that is what counts, so that the next read tells."""
+        """Send `data`; return False if the host has gone, whose last words are still to be read."""
         try:
             self._channel.write(data)
         except LinkLost:
@@ -120,7 +120,7 @@ class Exchange:
                 return
 
     def _answer(self, marker: bytes) -> bytes:
-        """Return what follows the nonce in its line: b"" before the reply, b" need" or b" send"; noise before it is dropped."""
+        """Skip noise; return the word behind the nonce: b" need", b" send", b"" before a reply."""
         none = ANSWER_PREFIX + b"no-python\n"
         while True:
             at = self._held.find(marker)
@@ -130,17 +130,19 @@ class Exchange:
                 del self._held[: end + 1]
                 return word
             if none in self._held:
+                via = f"--via chaperone --host {self._runner.host}"
                 raise errors.NoPython(
                     f"no Python 3.6 or later (tried {PYTHONS[0]}, {PYTHONS[2]} ..)",
                     host=self._runner.host.name,
                     hint=[
-                        f"keep it from here:  {errors.typed()} run --via chaperone --host {self._runner.host} -- ..",
+                        f"keep it from here:  {errors.typed()} run {via} -- ..",
                         "or install one there:  apt-get install python3-minimal",
                     ],
                 )
             if len(self._held) > NOISE_MAX:
                 raise BadReply(
-                    f"{self._runner.host.name} printed {NOISE_MAX} bytes before any reply: {first_line(bytes(self._held))!r}"
+                    f"{self._runner.host.name} printed {NOISE_MAX} bytes before any reply:"
+                    f" {first_line(bytes(self._held))!r}"
                 )
             self._more()
 
@@ -179,7 +181,7 @@ class Exchange:
         self._held += data
 
     def _no_reply(self) -> Exception:
-        """Return what it means that the command ended without a reply."""
+        """Return the error for a command that ended without a reply."""
         status = self._channel.exit_status()
         said = self._channel.stderr()
         name = self._runner.host.name
@@ -188,14 +190,14 @@ class Exchange:
         ):
             return refusal
         if b"Traceback (most recent call last)" in said:
-            # The agent broke down while it worked, so what it had done by then is anybody's guess.
+            # The agent broke down at its work, so what it had done by then is unknown.
             last = said.decode(errors="replace").strip().splitlines()[-1]
             return BadReply(f"the agent on {name} broke down: {last[:200]}")
         quoted = first_line(said) or first_line(bytes(self._held)) or "nothing was said"
         if status is None:
             return LinkLost(f"{name} closed the channel: {quoted}")
         if self._spoke or status > 128:
-            # Whatever was killed may have been killed behind the start.
+            # A command that was killed may have been killed after the start.
             return NoAnswer(
                 f"the command on {name} ended with exit {status} before it answered: {quoted}"
             )

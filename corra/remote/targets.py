@@ -1,4 +1,4 @@
-"""From a target, as people and their tasks name it, to the agent there. Nothing is connected yet."""
+"""From a target, as people and their tasks name it, to its agent. Nothing connects here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Reach(TypedDict, total=False):
-    """How a host is reached: who logs in, whom sudo makes of them there, by what, and how patiently."""
+    """How a host is reached: the login, the user of sudo, the transport, the patience."""
 
     user: str | None
     as_user: str | None
@@ -39,7 +39,10 @@ def agent_for(
     connect_timeout: float | None = CONNECT_S,
     accept_new_key: bool = False,
 ) -> Agent:
-    """Return the agent of `target`; nothing is connected before its first call. Raises TypeError for what is no target."""
+    """Return the agent of `target`; its first verb connects.
+
+    Raises TypeError for a value that is no target, Misuse for a target that makes no sense.
+    """
     if isinstance(target, Agent):
         return target
     limits: dict[str, Any] = {
@@ -51,7 +54,8 @@ def agent_for(
         host = host_of(target).run_as(as_user)
         if host.caller:
             raise Misuse(
-                f"an open connection is nobody's to call anew: {host.caller} needs the host's name as target",
+                f"an open connection is nobody's to call anew: {host.caller} needs the host's name"
+                " as target",
                 host=host.name,
             )
         return place(
@@ -82,13 +86,16 @@ def agent_for(
 
 
 def _sudo_password(config: Any) -> str | None:
-    """Return what Invoke's configuration, or its --prompt-for-sudo-password, says for sudo."""
+    """Return sudo's password from Invoke's configuration or --prompt-for-sudo-password."""
     password = None if config is None else (config.get("sudo") or {}).get("password")
     return None if password is None else str(password)
 
 
 def agent_to_ask(target: Any, **reach: Unpack[Reach]) -> Agent:
-    """Return the agent of `target` for somebody who starts nothing, and isn't told of a start where the target makes no sense."""
+    """Return the agent of `target` for a verb that starts nothing.
+
+    The fate of its errors is NOT DONE, not NOT STARTED.
+    """
     try:
         return agent_for(target, **reach)
     except Misuse as error:
@@ -97,7 +104,10 @@ def agent_to_ask(target: Any, **reach: Unpack[Reach]) -> Agent:
 
 
 def is_one(target: object) -> bool:
-    """Return whether `target` is one host and not several. A Connection can be iterated over as well: over the keys of its configuration."""
+    """Return whether `target` is one host and not several.
+
+    A Connection is iterable too: over the keys of its configuration.
+    """
     return (
         isinstance(target, (str, Host, Agent))
         or is_a(target, "invoke.context", "Context")
@@ -106,6 +116,9 @@ def is_one(target: object) -> bool:
 
 
 def is_a(value: object, module: str, name: str) -> bool:
-    """Return whether `value` is an instance of that class, without importing its module: who has an instance has imported it."""
+    """Return whether `value` is an instance of that class, without importing its module.
+
+    Whoever has an instance has imported the module.
+    """
     kind = getattr(sys.modules.get(module), name, None)
     return kind is not None and isinstance(value, kind)

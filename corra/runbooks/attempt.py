@@ -6,6 +6,7 @@ again: if its record has gone from the host meanwhile, starting would be doing i
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,6 +38,34 @@ class Seen:
     stderr: str = ""
     truncated: bool = False
     was_over: bool = False
+
+
+class OpenFollows:
+    """The follows of one pass, closed together when the operator leaves; the programs go on."""
+
+    def __init__(self) -> None:
+        self.left = threading.Event()
+        self._follows: set[Follow] = set()
+        self._lock = threading.Lock()
+
+    def add(self, follow: Follow) -> None:
+        """Keep `follow` until `discard`; one that comes after `leave` is closed at once."""
+        with self._lock:
+            self._follows.add(follow)
+        if self.left.is_set():
+            follow.close()
+
+    def discard(self, follow: Follow) -> None:
+        with self._lock:
+            self._follows.discard(follow)
+
+    def leave(self) -> None:
+        """Close every follow, and each that is added from now on."""
+        self.left.set()
+        with self._lock:
+            follows = list(self._follows)
+        for each in follows:
+            each.close()
 
 
 def watch_attempt(

@@ -35,7 +35,7 @@ from corra.errors import (
     typed,
 )
 from corra.model import ids
-from corra.model.answers import end_error
+from corra.model.ends import end_error
 from corra.model.host import Host
 from corra.model.host_sets import hosts
 from corra.model.program import OPEN
@@ -52,7 +52,7 @@ from corra.settings import setting
 from corra.transport.channel import LinkLost
 from corra.transport.fabric.connection import name_of
 
-from .attempt import Seen, end_of, watch_attempt
+from .attempt import OpenFollows, Seen, end_of, watch_attempt
 from .book import HERE, STEP, Attempt, Do, differences, next_move, program_facts
 from .journal import Journal
 from .ledgers import Here, boot_id_of, ledger_on
@@ -88,7 +88,7 @@ class Runbook:
         quiet: bool = False,
         at_once: int = AT_ONCE,
         reconnect_timeout: float | str | None = None,
-        **how: Unpack[request.What],
+        **how: Unpack[request.Options],
     ) -> None:
         """`journal`: the host that keeps it (this machine). `how` goes for every step that doesn't say otherwise: as_user, via, env, timeout ..
 
@@ -98,15 +98,14 @@ class Runbook:
         self.key = key
         self.label = f"{name} {key}"
         self._params = _plain(dict(params or {}), "params must be JSON")
-        if unknown := [each for each in how if each not in request.What.__annotations__]:
-            raise TypeError(
-                f"runbook() got an unexpected keyword argument {unknown[0]!r}"
-            )  # at once, and not at its first step
+        request.refuse_unknown(
+            "runbook", how, request.Options
+        )  # at once, and not at its first step
         self._how: dict[str, Any] = dict(how)
         self._at_once = at_once
         self._patience_s = in_seconds(reconnect_timeout)
         where = journal if journal is not None else setting(how.get("config"), "journal")
-        self._teller = Progress(self.label, quiet=quiet)
+        self._progress = Progress(self.label, quiet=quiet)
         # Who logs in and how goes for the journal's host too; whom sudo makes of us there doesn't: it is no program of the runbook's.
         reach = {each: self._how[each] for each in _REACH if each in self._how}
         self._journal = Journal(
@@ -121,16 +120,15 @@ class Runbook:
         self._agents: dict[Any, Agent] = {}
         self._numbers: dict[str, int] = {}
         self._seen: set[tuple[str, str]] = set()
-        self._follows: set[Follow] = set()
         self._lock = threading.Lock()
-        self._left = threading.Event()
+        self._open_follows = OpenFollows()
         self._replay = False
 
     def __repr__(self) -> str:
         return f"<Runbook {self.label}>"
 
     def _about_journal(self, text: str) -> None:
-        self._teller.screen.note("", str(self._journal.where.host), f"journal: {text}")
+        self._progress.screen.note("", str(self._journal.where.host), f"journal: {text}")
 
     # -- Beginning and end
     def __enter__(self) -> Self:
@@ -146,10 +144,10 @@ class Runbook:
             )
         if book.done is not None:
             self._replay = True
-            self._teller.already_done(book.done)
+            self._progress.already_done(book.done)
             return self
         self._point()
-        self._teller.begins(book, str(self._journal))
+        self._progress.begins(book, str(self._journal))
         self._journal.write("open", params=self._params, pid=os.getpid())
         return self
 
@@ -172,7 +170,7 @@ class Runbook:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._left.set()
+        self._open_follows.left.set()
         try:
             if error is None:
                 self._finish()
@@ -180,10 +178,10 @@ class Runbook:
                 self._stop(error)
         finally:
             self._journal.close()
-            self._teller.close()
+            self._progress.close()
 
     def _finish(self) -> None:
-        self._teller.flush()
+        self._progress.flush()
         if self._replay:
             return
         self._journal.write("done")
@@ -193,7 +191,7 @@ class Runbook:
         tries = {f"{n} {step}": self._tries(step) for n, step in enumerate(steps, 1)}
         again = repeated(tries)
         count = f"{len(steps)} step{'' if len(steps) == 1 else 's'}"
-        self._teller.say(
+        self._progress.say(
             "done",
             f"{count} in {took(self._book.begun, self._book.done.at)}"
             + (f" ({again})" if again else ""),
@@ -206,7 +204,7 @@ class Runbook:
         )
 
     def _stop(self, error: BaseException) -> None:
-        self._teller.flush()
+        self._progress.flush()
         if isinstance(error, CorraError):
             error.label = error.label or self.label
             why, code = f"{error.fate}: {error.why}", error.code
@@ -224,7 +222,7 @@ class Runbook:
             hint = [
                 "go on: the same command" + (f"     stop: {typed()} kill {runs}" if runs else "")
             ]
-            self._teller.say("STILL RUNNING" if open_ else "STOPPED", what or "by Ctrl-C", hint)
+            self._progress.say("STILL RUNNING" if open_ else "STOPPED", what or "by Ctrl-C", hint)
         else:
             why, code = f"{type(error).__name__}: {error}", 1
         if isinstance(error, Unreachable) and error.host == str(self._journal.where.host):
@@ -247,7 +245,7 @@ class Runbook:
         hide: bool = ...,
         at_once: int | None = ...,
         max_fail: int = ...,
-        **how: Unpack[request.What],
+        **how: Unpack[request.Options],
     ) -> Result: ...
     @overload
     def run(
@@ -260,7 +258,7 @@ class Runbook:
         hide: bool = ...,
         at_once: int | None = ...,
         max_fail: int = ...,
-        **how: Unpack[request.What],
+        **how: Unpack[request.Options],
     ) -> Results: ...
     def run(
         self,
@@ -272,7 +270,7 @@ class Runbook:
         hide: bool = True,
         at_once: int | None = None,
         max_fail: int = 0,
-        **how: Unpack[request.What],
+        **how: Unpack[request.Options],
     ) -> Result | Results:
         """Run `argv` on a host, or on several at once, unless it was done before; return its Result, of several their Results.
 
@@ -285,7 +283,7 @@ class Runbook:
         places, alone = self._places(target, given)
         named = self._claim(step, places)
         accepts = warn or (max_fail > 0 and self._is_over(step, places, max_fail))
-        shown = None if hide else lambda host: self._teller.lines(host, alone=alone)
+        shown = None if hide else lambda host: self._progress.lines(host, alone=alone)
         work = Work(named, argv, given, accepts, shown)
         for place in places:
             self._check(work, place)
@@ -429,23 +427,23 @@ class Runbook:
             next_move(self._book.part(step.name, place.key), accepts=accepts)[0] for place in places
         }
         if todo & {Do.RESUME, Do.BEGIN}:
-            self._teller.flush()
-            self._teller.live(step.number, step.name, len(places))
+            self._progress.flush()
+            self._progress.live(step.number, step.name, len(places))
         try:
             outcomes = list(
                 Crew(one, places, at_once=at_once or self._at_once, enough=enough).go().values()
             )
         except BaseException:
-            self._let_go()
+            self._open_follows.leave()
             raise
         finally:
-            self._teller.live_no_more()
+            self._progress.live_no_more()
         if self._replay:
             return outcomes
         if all(each.before and each.error is None for each in outcomes):
-            self._teller.done_before(step.number, step.name, [each.before for each in outcomes])
+            self._progress.done_before(step.number, step.name, [each.before for each in outcomes])
         else:
-            self._teller.rows(
+            self._progress.rows(
                 step.number,
                 step.name,
                 [
@@ -454,14 +452,6 @@ class Runbook:
                 ],
             )
         return outcomes
-
-    def _let_go(self) -> None:
-        """Leave what runs running: somebody has interrupted us."""
-        self._left.set()
-        with self._lock:
-            follows = list(self._follows)
-        for each in follows:
-            each.close()
 
     def _results(
         self, outcomes: Sequence[Outcome], max_fail: int, step: StepHosts, of: int
@@ -514,7 +504,7 @@ class Runbook:
         except CorraError as error:
             return Outcome(place, error.fate or "NOT REACHED", error=error)
         finally:
-            self._teller.over(place.key)
+            self._progress.over(place.key)
 
     def _attempt(self, work: Work, place: Place, current: Attempt | None, number: int) -> Seen:
         launch = self._launch(work, place, number)
@@ -529,7 +519,15 @@ class Runbook:
                 user=place.agent.user,
             )
         confirmed = current is not None and current.number == number and current.confirmed
-        watcher = _Watcher(self, work, place, number, confirmed=confirmed)
+        watcher = _Watcher(
+            work,
+            place,
+            number,
+            confirmed=confirmed,
+            journal=self._journal,
+            progress=self._progress,
+            open_follows=self._open_follows,
+        )
         try:
             with contextlib.closing(launch):
                 return watch_attempt(
@@ -715,7 +713,7 @@ class Runbook:
         except CorraError as error:
             return Outcome(place, error.fate or "NOT REACHED", error=error)
         finally:
-            self._teller.over(place.key)
+            self._progress.over(place.key)
 
     def _boot(self, place: Place) -> str:
         try:
@@ -729,14 +727,14 @@ class Runbook:
         """Give the order, once, and wait for another boot id. Raises TimedOut, and Failed when the order itself failed."""
         began, ordered = time.monotonic(), False
         run = self._launch(work, place, number).run
-        while time.monotonic() < began + limit_s and not self._left.is_set():
+        while time.monotonic() < began + limit_s and not self._open_follows.left.is_set():
             try:
                 boot = boot_id_of(place.agent)
                 if boot != attempt.old_boot:
                     return {"new_boot": boot, "down_s": round(_since(attempt.at), 1)}
                 if not ordered:
                     state = self._order(work, place, number)
-                    self._teller.begun(place.key, state)
+                    self._progress.begun(place.key, state)
                     ordered = True
                 else:
                     state = run.state()
@@ -755,7 +753,7 @@ class Runbook:
                     raise error
             except (LinkLost, TimeoutError, Unreachable):
                 place.agent.close()
-            self._left.wait(REBOOT_LOOK_S)
+            self._open_follows.left.wait(REBOOT_LOOK_S)
         raise TimedOut(
             f"not rebooted in {duration(limit_s)}",
             result=None,
@@ -803,17 +801,17 @@ class Runbook:
                     ],
                 )
             if not self._replay:
-                self._teller.done_before(named.number, step, [part.value.at])
+                self._progress.done_before(named.number, step, [part.value.at])
             return cast("T", part.value.facts.get("result"))
         if part.skipped is not None:
-            self._teller.rows(named.number, step, [HostRow("here", "skipped")])
+            self._progress.rows(named.number, step, [HostRow("here", "skipped")])
             return cast("T", None)
         if self._replay:
             raise self._new_since(step)
         began = time.monotonic()
         result = _plain(function(*args, **kwargs), f"what step {step} returns must be JSON")
         self._journal.write("did", step=step, **given, result=result)
-        self._teller.rows(named.number, step, [HostRow("here", "done", time.monotonic() - began)])
+        self._progress.rows(named.number, step, [HostRow("here", "done", time.monotonic() - began)])
         return result
 
     def confirm(self, question: str, *, step: str = "") -> None:
@@ -830,13 +828,15 @@ class Runbook:
             if part.value is not None and (was := part.value.facts.get("question")) != question:
                 raise self._changed(named, HERE, [("question", was, question)])
             if not self._replay:
-                self._teller.done_before(named.number, step, [part.value.at if part.value else ""])
+                self._progress.done_before(
+                    named.number, step, [part.value.at if part.value else ""]
+                )
             return
         if self._replay:
             raise self._new_since(step)
-        self._teller.flush()
+        self._progress.flush()
         place = f"{named.number} {step}"
-        if not (os.isatty(0) and self._teller.screen.err_is_terminal):
+        if not (os.isatty(0) and self._progress.screen.err_is_terminal):
             hint = [f"a yes, from anywhere: {named.command('skip')}    then the same command"]
             raise Stop(
                 f"{question}: nobody here to say yes",
@@ -844,7 +844,7 @@ class Runbook:
                 fate=f"STOPPED at {place}",
                 hint=hint,
             )
-        if not self._teller.screen.ask(self.label, "", f"{question} [y/N] "):
+        if not self._progress.screen.ask(self.label, "", f"{question} [y/N] "):
             raise Stop(
                 f"{question}: you said no",
                 label=self.label,
@@ -864,29 +864,36 @@ class Runbook:
         ):
             return
         self._journal.write("note", text=text)
-        self._teller.say("", text)
+        self._progress.say("", text)
 
 
 class _Watcher:
-    """Passes on what is heard of one attempt: to the journal, to the live line, to whoever interrupts."""
+    """Passes on what one attempt says: to the journal, to the live line and to the open follows."""
 
     def __init__(
-        self, book: Runbook, work: Work, place: Place, number: int, *, confirmed: bool
+        self,
+        work: Work,
+        place: Place,
+        number: int,
+        *,
+        confirmed: bool,
+        journal: Journal,
+        progress: Progress,
+        open_follows: OpenFollows,
     ) -> None:
-        self._book, self._step, self._place, self._number = book, work.step.name, place, number
+        """`confirmed`: the journal has the start already."""
+        self._step, self._place, self._number = work.step.name, place, number
         self._confirmed = confirmed
+        self._journal, self._progress, self._open_follows = journal, progress, open_follows
         self._lines = work.shown(place.key) if work.shown is not None else None
         self._follow: Follow | None = None
 
     def follows(self, follow: Follow) -> None:
         self._follow = follow
-        with self._book._lock:  # noqa: SLF001 - a part of the Runbook, in a class of its own
-            self._book._follows.add(follow)  # noqa: SLF001
-        if self._book._left.is_set():  # noqa: SLF001
-            follow.close()
+        self._open_follows.add(follow)
 
     def began(self, state: State) -> None:
-        self._book._teller.begun(self._place.key, state)  # noqa: SLF001
+        self._progress.begun(self._place.key, state)
         if not self._confirmed and state.state != "not_started":
             facts = {
                 "boot_id": state.boot_id,
@@ -894,17 +901,14 @@ class _Watcher:
                 "user": state.user,
                 "spool": state.spool,
             }
-            self._book._journal.write(  # noqa: SLF001
+            self._journal.write(
                 "started", step=self._step, host=self._place.key, attempt=self._number, **facts
             )
 
     def link(self, event: LinkDown | LinkUp) -> None:
         up = isinstance(event, LinkUp)
-        self._book._teller.link(  # noqa: SLF001
-            self._place.key,
-            up=up,
-            for_s=event.down_s if isinstance(event, LinkUp) else event.since_s,
-        )
+        for_s = event.down_s if isinstance(event, LinkUp) else event.since_s
+        self._progress.link(self._place.key, up=up, for_s=for_s)
 
     def output(self, stream: str, data: bytes) -> None:
         if self._lines is not None:
@@ -914,8 +918,7 @@ class _Watcher:
         if self._lines is not None:
             self._lines.end()
         if self._follow is not None:
-            with self._book._lock:  # noqa: SLF001
-                self._book._follows.discard(self._follow)  # noqa: SLF001
+            self._open_follows.discard(self._follow)
 
 
 def runbook(
@@ -927,7 +930,7 @@ def runbook(
     quiet: bool = False,
     at_once: int = AT_ONCE,
     reconnect_timeout: float | str | None = None,
-    **how: Unpack[request.What],
+    **how: Unpack[request.Options],
 ) -> Runbook:
     """Return the runbook `name` for `key` (a ticket, say), to be entered by `with`. The same name and key continue it, from any machine.
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from corra.errors import CorraError, Unreachable
 from corra.model import ids
-from corra.model.answers import refusal_error, retold
 from corra.model.frames import Parser, Status
 from corra.model.host import Host
+from corra.model.refusals import refusal_error, retold
 from corra.model.words import duration
 from corra.on_host.agent.contract import VERSION
 from corra.remote.agent_client import Agent

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from corra.errors import CorraError, NotFound, typed
 from corra.model import host_sets
-from corra.model.answers import ambiguous_error
+from corra.model.refusals import ambiguous_error
 from corra.model.state import State
 from corra.model.words import WIDTH
 from corra.remote.agent_client import Agent

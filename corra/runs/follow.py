@@ -17,10 +17,10 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from corra.errors import CorraError, MaybeStarted, Misuse, StillRunning, Unreachable
 from corra.model import ids
-from corra.model.answers import refusal_error, retold
 from corra.model.frames import Ack, Beat, Cursor, Gap, Output, Parser, Status, Taken
 from corra.model.host import Host
 from corra.model.program import Request
+from corra.model.refusals import refusal_error, retold
 from corra.model.signal_names import signal_name
 from corra.model.state import State
 from corra.model.words import duration

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from corra.errors import Misuse
 from corra.model import ids
-from corra.model.limits import parse_limits as read_limits
+from corra.model.options import RecordedOptions, read_options
 from corra.model.program import OPEN, Open, Program, Request, argv_words
-from corra.model.signal_names import signal_name
 from corra.model.state import State
-from corra.model.units import in_seconds, output_kept
 from corra.remote.agent_client import Agent
 from corra.remote.bootstrap import courier_source
 from corra.remote.targets import Reach, agent_for, is_a
@@ -30,31 +28,16 @@ if TYPE_CHECKING:
 Stdin = str | bytes | IO[bytes] | IO[str] | Open | None
 
 
-class What(Reach, total=False):
-    """What may be said of any program beside its command. Durations are seconds, or text such as `5m`."""
+class Options(RecordedOptions, Reach, total=False):
+    """What may be said of any program beside its command."""
 
-    cwd: str | None
-    env: Mapping[str, str | None] | None
-    env_inherit: bool | Sequence[str]
-    secrets: Mapping[str, str] | None
     stdin: Stdin
-    umask: int | None
-    merge: bool
-    limits: Mapping[str, int | str | Sequence[int]] | None
-    pty: bool | tuple[int, int]
-    forget_stdin: bool
-    timeout: float | str | None
-    grace: float | str | None
-    stop_signal: str | int | None
-    keep: float | str | None
-    keep_output: int | str | None
-    wait_children: bool
-    force: bool
+    secrets: Mapping[str, str] | None
     spool: str | None
 
 
-class How(What, total=False):
-    """What `start` and `run` may be told beside the command."""
+class StartOptions(Options, total=False):
+    """What may be said of one start; `start` and `run` take a few more for themselves."""
 
     id: str | None
     name: str | None
@@ -131,82 +114,54 @@ class Launch(NamedTuple):
         )
 
 
-def launch(
-    target: Any,
-    argv: Sequence[str],
-    *,
-    id: str | None = None,  # noqa: A002 - what it is called everywhere else
-    name: str | None = None,
-    cwd: str | None = None,
-    env: Mapping[str, str | None] | None = None,
-    env_inherit: bool | Sequence[str] = True,
-    secrets: Mapping[str, str] | None = None,
-    stdin: Stdin = None,
-    umask: int | None = None,
-    merge: bool = False,
-    limits: Mapping[str, int | str | Sequence[int]] | None = None,
-    pty: bool | tuple[int, int] = False,
-    forget_stdin: bool = False,
-    timeout: float | str | None = None,
-    grace: float | str | None = None,
-    stop_signal: str | int | None = None,
-    keep: float | str | None = None,
-    keep_output: int | str | None = None,
-    wait_children: bool = False,
-    force: bool = False,
-    spool: str | None = None,
-    origin: Mapping[str, str] | None = None,
-    callback: Mapping[str, Any] | None = None,
-    callback_config: Mapping[str, float] | None = None,
-    **reach: Unpack[Reach],
-) -> Launch:
+def launch(target: Any, argv: Sequence[str], **options: Unpack[StartOptions]) -> Launch:
     """Return the Launch of `argv` on `target`. Raises Misuse for what no host could start. No I/O but reading `stdin`.
 
-    `stdin=OPEN` holds it open for `Run.send`; `pty` gives the program a terminal of its own, which can be sent to as well, of (rows, columns), else of
-    the size of ours or 24 by 80. What is sent is kept in the spool; with `forget_stdin`, and with a terminal, only until the program has read it.
+    `stdin=OPEN` holds it open for `Run.send`. `pty` gives the program a terminal of its own, which can be sent to as well; its size
+    is (rows, columns), else that of our own terminal, else 24 by 80. What is sent is kept in the spool; with `forget_stdin`, and with
+    a terminal, only until the program has read it.
     """
-    prog_id = new_run_id(id)
-    agent = agent_for(target, **reach)
-    if cwd is None and agent.host.is_local:
-        cwd = os.getcwd()
-    described, payload = (
-        ({"open": True}, None) if stdin is OPEN else payload_of(stdin, named=id is not None)
-    )
-    if pty and stdin is OPEN:
-        described = None
-    program = Program(
-        argv_words(argv),
-        cwd=cwd,
-        env=dict(env or {}),
-        env_inherit=env_inherit if isinstance(env_inherit, bool) else tuple(env_inherit),
-        stdin=described,
-        umask=umask,
-        merge=merge,
-        limits=read_limits(limits or {}),
-        pty=bool(pty),
-    )
+    refuse_unknown("launch", options, StartOptions)
+    prog_id = new_run_id(options.get("id"))
+    agent = agent_for(target, **reach_of(options))
+    recorded = read_options(options, "program")
+    run = read_options(options, "run")
+    if "cwd" not in recorded and agent.host.is_local:
+        recorded["cwd"] = os.getcwd()
+    stdin, pty, payload = options.get("stdin"), options.get("pty"), None
+    if stdin is not OPEN:
+        recorded["stdin"], payload = payload_of(stdin, named=options.get("id") is not None)
+    elif not pty:
+        recorded["stdin"] = {"open": True}
+    if pty:
+        run["terminal"] = _terminal(pty)
+    callback = options.get("callback")
     request = Request(
         prog_id,
-        program,
-        name=name,
-        origin={**who_asks(), **(origin or {})},
-        timeout_s=in_seconds(timeout),
-        grace_s=in_seconds(grace),
-        stop_signal=None if stop_signal is None else signal_name(stop_signal),
-        keep_s=in_seconds(keep),
-        keep_output=output_kept(keep_output),
-        wait_children=wait_children,
-        force=force,
-        terminal=_terminal(pty) if pty else {},
-        forget_stdin=forget_stdin,
-        secrets=dict(secrets or {}),
-        spool=spool,
+        Program(argv_words(argv), **recorded),
+        name=options.get("name"),
+        origin={**who_asks(), **(options.get("origin") or {})},
+        run=run,
+        secrets=dict(options.get("secrets") or {}),
+        spool=options.get("spool"),
         callback=dict(callback or {}),
-        config=dict(callback_config or {}),
+        config=dict(options.get("callback_config") or {}),
         courier=courier_source() if callback else None,
     )
     connection = target if is_a(target, "fabric.connection", "Connection") else None
-    return Launch(agent, request, payload, reach.get("via"), connection)
+    return Launch(agent, request, payload, options.get("via"), connection)
+
+
+def reach_of(options: Mapping[str, Any]) -> Reach:
+    """Return those of `options` that say how the host is reached."""
+    return cast("Reach", {name: options[name] for name in Reach.__annotations__ if name in options})
+
+
+def refuse_unknown(function: str, given: Iterable[str], options: type) -> None:
+    """Raise TypeError for a keyword that isn't one of `options`, as Python does for a function's own."""
+    for name in given:
+        if name not in options.__annotations__:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
 def new_run_id(given: str | None) -> str:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corra.errors import CorraError, NotKilled, NotSent, StillRunning, Unreachable
 from corra.model import ids
-from corra.model.answers import refusal_error, retold
 from corra.model.host import Host
+from corra.model.refusals import refusal_error, retold
 from corra.model.signal_names import signal_name
 from corra.model.state import State
 from corra.model.units import in_seconds

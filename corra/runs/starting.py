@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from corra.errors import Misuse, NotStarted, typed
 from corra.model import ids
-from corra.model.answers import end_error, start_error
+from corra.model.ends import end_error, start_error
 from corra.model.frames import Gap, Output
 from corra.model.program import Request
 from corra.model.units import in_seconds
 
 from .asking import who_asks
-from .request import How, Launch, launch, new_run_id
+from .request import Launch, StartOptions, launch, new_run_id
 from .run import OnEvent, Run
 
 if TYPE_CHECKING:
@@ -84,14 +84,14 @@ def start(
     *,
     reconnect_timeout: float | str | None = None,
     watch: OnEvent | None = None,
-    **how: Unpack[How],
+    **options: Unpack[StartOptions],
 ) -> Run:
     """Start `argv` on `target` and return as soon as the host has confirmed it.
 
     The same `id` again is the same run, so a start that failed with MaybeStarted may be repeated with it. `watch` is given the
     LinkDown and LinkUp of the meantime. Raises NotStarted, Unreachable, MaybeStarted, Misuse.
     """
-    starting = launch(target, argv, **how)
+    starting = launch(target, argv, **options)
     follow = starting.follow(stay=False, reconnect_timeout_s=in_seconds(reconnect_timeout))
     with contextlib.closing(starting):
         for event in follow:
@@ -115,7 +115,7 @@ def run(
     err_stream: Any = None,
     reconnect_timeout: float | str | None = None,
     watch: OnEvent | None = None,
-    **how: Unpack[How],
+    **options: Unpack[StartOptions],
 ) -> Result:
     """Start `argv` on `target`, show its output as it comes, and return its Result when it has ended.
 
@@ -126,7 +126,7 @@ def run(
     from .result import Result
 
     hidden = _hidden(hide)
-    starting = launch(target, argv, **how)
+    starting = launch(target, argv, **options)
     follow = starting.follow(reconnect_timeout_s=in_seconds(reconnect_timeout))
     kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
     truncated = False

@@ -12,12 +12,12 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import Any
+from typing import Any, NoReturn
 
 from invoke.exceptions import Exit
 
 
-def die_of(name: str) -> None:
+def die_of(name: str) -> NoReturn:
     """End this process by the signal `name`."""
     import signal
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from corra import render
 from corra.errors import NotDead
-from corra.model.answers import end_error
+from corra.model.ends import end_error
 from corra.model.state import State
 from corra.model.words import chosen_time, now
 from corra.runs.run import Run

@@ -13,15 +13,17 @@ import queue
 import signal as signals
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from corra import render
 from corra.errors import EPIPE_CODE, CorraError, MaybeStarted, NotStarted, typed
 from corra.model import ids, words
-from corra.model.answers import end_error
+from corra.model.ends import end_error
 from corra.model.frames import Gap, Output, Status
+from corra.model.host import Host
 from corra.model.state import State, exit_code
 from corra.model.words import chosen_time, duration, now, side_by_side
 from corra.runs.events import Event, LinkDown, LinkUp
@@ -47,6 +49,29 @@ GAPS_S = 10.0
 HANGUP_S = 0.3
 
 
+class WatchedRun(Protocol):
+    """The run on the Screen: what it is called and where it runs."""
+
+    id: str
+    name: str | None
+
+    @property
+    def host(self) -> Host | str: ...
+    @property
+    def label(self) -> str: ...
+
+
+class WatchedEvents(Protocol):
+    """The events of a run, from its host or from a collector. `close` may be called from any thread."""
+
+    @property
+    def state(self) -> State | None: ...
+    @property
+    def cursor(self) -> dict[str, int]: ...
+    def __iter__(self) -> Iterator[Event]: ...
+    def close(self) -> None: ...
+
+
 class _End(NamedTuple):
     """The pump has come to its end: well, or with an error."""
 
@@ -67,8 +92,8 @@ class Watch:
 
     def __init__(
         self,
-        follow: Follow,
-        run: Run,
+        follow: WatchedEvents,
+        run: WatchedRun,
         screen: Screen,
         *,
         relay: frozenset[int] = frozenset(),
@@ -78,14 +103,20 @@ class Watch:
         announce: bool = True,
         sieve: Sieve | Range | None = None,
         keyboard: Keyboard | None = None,
+        again: str = "",
     ) -> None:
         """`relay`: the signals that are passed on to the program. `hide`: out, err or both. `announce`: say that the agent was placed.
-        `keyboard`: what is typed here is for the program.
+        `keyboard`: what is typed here is for the program. `again`: the flags that `attach` needs to
+        watch this run once more.
         """
         self.follow = follow
         self.run = run
         self.screen = screen
-        self.host = str(follow.host)
+        self.host = str(run.host)
+        # Only a run's host starts it, takes signals for it and stops it. A collector only tells.
+        self._by_host = follow if isinstance(follow, Follow) else None
+        self._stoppable = run if isinstance(run, Run) else None
+        self._again = again
         self._relay = relay
         self._hidden = {
             "out": {OUT},
@@ -122,11 +153,12 @@ class Watch:
     @property
     def placed(self) -> str:
         """`(agent 1.0 placed, 61 kB)` where this call has brought the agent to the host; on this machine that is nobody's concern."""
-        if not self.follow.placed or self.follow.host.is_local:
+        link = self._by_host
+        if link is None or not link.placed or link.host.is_local:
             return ""
         from corra.on_host.agent.contract import VERSION
 
-        return f"(agent {VERSION} placed, {words.decimal_size(self.follow.placed)})"
+        return f"(agent {VERSION} placed, {words.decimal_size(link.placed)})"
 
     # -- The pump
     def _pump(self) -> None:
@@ -237,16 +269,18 @@ class Watch:
                 render.since(state.last_output_time, render.host_now(state, now())) or 0.0
             )
             self.was_over = state.ended and state.state != "not_started"
-            self._event("start", state=state.to_json(), placed=self.follow.placed)
+            placed = self._by_host.placed if self._by_host is not None else 0
+            self._event("start", state=state.to_json(), placed=placed)
             if self._announce and self.placed:
                 self.screen.say(self.label, self.host, render.STARTED, self.placed)
             if self._keyboard is not None:
-                self._replay = Replay(0 if self.follow.first else self._old.get("output", 0))
+                assert self._by_host is not None
+                self._replay = Replay(0 if self._by_host.first else self._old.get("output", 0))
                 self._keyboard.begin(
                     state,
                     self._desk.put,
                     lambda text: self.screen.note(self.label, self.host, text),
-                    switched=self.follow.switched,
+                    switched=self._by_host.switched,
                 )
 
     def _show_link_down(self, down: LinkDown) -> None:
@@ -316,11 +350,12 @@ class Watch:
                 self._keyboard.resume()
             elif (
                 item in self._relay
-                and self.follow.sent
+                and self._by_host is not None
+                and self._by_host.sent
                 and not (item == signals.SIGTERM and self._session_ends())
             ):
                 name = signals.Signals(item).name.removeprefix("SIG")
-                self.follow.signal(name)
+                self._by_host.signal(name)
                 self.screen.note(self.label, self.host, f"{name} passed on to it")
             elif item == signals.SIGINT:
                 self._interrupted()
@@ -336,7 +371,7 @@ class Watch:
             self._desk.put_back(item)
         return shutting_down()
 
-    def _leave(self, name: str) -> None:
+    def _leave(self, name: str) -> NoReturn:
         self._detach("you have detached" if name == "SIGINT" else f"detached by {name}")
         self.screen.close()
         die_of(name)
@@ -346,19 +381,20 @@ class Watch:
         if self._keyboard is not None:
             self._keyboard.restore()
         self.screen.live(None)
-        if self.follow.starting:
+        if self._by_host is not None and self._by_host.starting:
             # From here on nothing is sent, so that what is said stays true.
             self.follow.close()
-            self.screen.error(self._left_early())
+            self.screen.error(self._left_early(self._by_host))
             return
-        if not self.follow.confirmed:
+        if self.follow.state is None:
             self.screen.note(self.label, self.host, f"you left before {self.host} answered")
             return
         self._event("detach", why=why)
-        again = " -i" if self._keyboard is not None else ""
-        hint = side_by_side(
-            [f"watch: {typed()} attach{again} {self.short}", f"stop: {typed()} kill {self.short}"]
-        )
+        again = self._again + (" -i" if self._keyboard is not None else "")
+        hint = [f"watch: {typed()} attach{again} {self.short}"]
+        if self._stoppable is not None:
+            hint.append(f"stop: {typed()} kill {self.short}")
+        hint = side_by_side(hint)
         self.screen.say(self.label, self.host, render.STILL_RUNNING, why, [*hint, *more])
 
     def _unsent(self) -> list[str]:
@@ -370,24 +406,20 @@ class Watch:
             else [f"what you typed last may not be there: {feed.waiting} bytes"]
         )
 
-    def _left_early(self) -> CorraError:
+    def _left_early(self, start: Follow) -> CorraError:
         facts: dict[str, Any] = {"label": self.label, "host": self.host, "prog_id": self.run.id}
-        if not self.follow.sent:
-            self.follow.forget()
+        if not start.sent:
+            start.forget()
             return NotStarted(f"you left before {self.host} was reached", **{**facts, "label": ""})
         hint = [f"safe to repeat, it starts at most once: the same command, --id {self.run.id}"]
         return MaybeStarted(f"you left before {self.host} confirmed it", hint=hint, **facts)
 
     def _interrupted(self) -> None:
         """Answer Ctrl-C: leave, but for a person wait a moment for the second one, which stops the program."""
-        if not (self.screen.err_is_terminal and self.follow.confirmed):
-            self._leave("SIGINT")
         state = self.follow.state
-        how = (
-            f"{state.stop_signal}, KILL after {chosen_time(state.grace)}"
-            if state
-            else "TERM, then KILL"
-        )
+        if self._stoppable is None or state is None or not self.screen.err_is_terminal:
+            self._leave("SIGINT")
+        how = f"{state.stop_signal}, KILL after {chosen_time(state.grace)}"
         self._detach(
             "you have detached", f"Ctrl-C again within {SECOND_CTRL_C_S:g} s stops it now ({how})"
         )
@@ -400,17 +432,17 @@ class Watch:
             if isinstance(item, _End):
                 break
             if item == signals.SIGINT and time.monotonic() - first >= MASHED_S:
-                self._stop()
+                self._stop(self._stoppable)
                 break
             if item != signals.SIGINT:
                 break
         self.screen.close()
         die_of("SIGINT")
 
-    def _stop(self) -> None:
+    def _stop(self, run: Run) -> None:
         """Stop the program as `kill` does; one more Ctrl-C leaves that to the host."""
         self.screen.echoed()
-        threading.Thread(target=self._kill, name="kill", daemon=True).start()
+        threading.Thread(target=self._kill, args=(run,), name="kill", daemon=True).start()
         while True:
             item = self._desk.get()
             if isinstance(item, CorraError):
@@ -420,9 +452,9 @@ class Watch:
             ):  # its end was asked for; what counts is whether the stop succeeded
                 return
 
-    def _kill(self) -> None:
+    def _kill(self, run: Run) -> None:
         try:
-            stop(self.screen, self.run)
+            stop(self.screen, run)
             self._desk.put(None)
         except CorraError as error:
             self._desk.put(error)

@@ -1,7 +1,10 @@
-"""The seam between corra and whatever carries its bytes: a Runner opens Channels, a Channel is a command's stdin, stdout and stderr.
+"""The seam between corra and what carries its bytes.
 
-A Channel's three fates are kept apart: `read` returns b"" when the command closed its stdout, raises LinkLost when nobody can know what
-it did after the last byte, and raises a CorraError when the link never came to be, so that the host was asked for nothing.
+A Runner opens Channels. A Channel is the stdin, stdout and stderr of one command.
+
+`Channel.read` tells three endings apart. It returns b"" when the command closed its stdout. It
+raises LinkLost when the link broke: what the command did after the last byte is unknown. It raises
+a CorraError when there never was a link: the host was asked for nothing.
 """
 
 from __future__ import annotations
@@ -10,11 +13,12 @@ from typing import Protocol
 
 from corra.model.host import Host
 
-# As much as one call hands over: a window's worth on a fast link, and more per call gained nothing measurable.
+# The most that one `read` returns. More per call gained nothing measurable.
 READ_MAX = 256 * 1024
-# What is kept of a command's stderr: enough for any message, not for a flood.
+# How much of a command's stderr is kept: enough for any message, too little for a flood.
 STDERR_MAX = 64 * 1024
-# A peer that takes no byte for this long is called gone. The host's own buffers hold a request; only a stuck link gets here.
+# A peer that takes no byte for this long counts as gone. The host's buffers hold a whole request,
+# so only a stuck link makes a write wait.
 WRITE_S = 30.0
 
 
@@ -23,13 +27,13 @@ class LinkLost(ConnectionError):
 
 
 class Silent(LinkLost):
-    """The other side says nothing; the connection below may be dead without knowing it."""
+    """The host says nothing; the connection may be dead without this machine knowing."""
 
 
 class NoAnswer(LinkLost):
-    """The command ended before it answered, or said something else: what it did is unknown.
+    """The command ended without an answer, or with another one: what it did is unknown.
 
-    The link isn't at fault, so trying again may well come to the same.
+    The link isn't at fault, so a second try may well end in the same way.
     """
 
 
@@ -37,22 +41,28 @@ class Channel(Protocol):
     """A command that runs somewhere. One thread reads, any thread writes or closes."""
 
     def read(self, timeout_s: float | None) -> bytes:
-        """Return what has come, up to READ_MAX, or b"" at the end. Raises TimeoutError, LinkLost, CorraError."""
+        """Return the bytes that have come, up to READ_MAX, or b"" at the end.
+
+        Raises TimeoutError, LinkLost, CorraError.
+        """
 
     def write(self, data: bytes) -> None:
-        """Send all of `data`. Raises LinkLost when the peer is gone or takes nothing for WRITE_S."""
+        """Send all of `data`. Raises LinkLost if the peer is gone or takes nothing for WRITE_S."""
 
     def close_write(self) -> None:
         """Let the command see the end of its stdin."""
 
     def close(self) -> None:
-        """Leave at once; a `read` in another thread ends with LinkLost. The command isn't waited for."""
+        """Leave at once, without waiting for the command.
+
+        A `read` in another thread ends with LinkLost.
+        """
 
     def stderr(self) -> bytes:
-        """Return the last STDERR_MAX bytes that the command, or what carries it, wrote there so far."""
+        """Return the last STDERR_MAX bytes of stderr so far, of the command or of its ssh."""
 
     def exit_status(self) -> int | None:
-        """Return the command's exit status after the end of its output, or None when it can't be had."""
+        """Return the command's exit status after the end of its output, or None if unknown."""
 
 
 class Runner(Protocol):
@@ -62,16 +72,19 @@ class Runner(Protocol):
 
     @property
     def login(self) -> str:
-        """Who logs in there (or is here already), before any sudo."""
+        """The user who logs in (on this machine: who runs corra), before any sudo."""
 
     def begin(self) -> None:
-        """Start connecting, where that takes time, beside what the caller still has to do; what goes wrong is said by the first `open`."""
+        """Start to connect in the background. The first `open` raises what went wrong."""
 
     def open(self, command: str) -> Channel:
-        """Start `command`, POSIX shell text, as the user that `host` means. Raises Unreachable, HostKey, Auth."""
+        """Start `command`, POSIX shell text, as the user that `host` means.
+
+        Raises Unreachable, HostKey, Auth.
+        """
 
     def close(self) -> None:
-        """Let go of every connection; the commands' own fates are theirs."""
+        """Close every connection. Commands that run are not stopped."""
 
 
 class Tail:
@@ -89,7 +102,7 @@ class Tail:
 
 
 def first_line(text: bytes) -> str:
-    """Return the first line of foreign text that says anything, printable, to be quoted in a line of ours."""
+    """Return the first line of foreign text that isn't blank, made printable, for a quotation."""
     for line in text.decode(errors="replace").splitlines():
         clean = "".join(c if c.isprintable() else " " for c in line).strip()
         if clean:

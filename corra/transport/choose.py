@@ -1,4 +1,4 @@
-"""The one place that decides which transport reaches a host."""
+"""Decides which transport reaches a host."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ def choose_runner(
     accept_new_key: bool = False,
     password: str | None = None,
 ) -> Runner:
-    """Return the Runner for a Host, or for an existing fabric.Connection, whose transport is used while it is open.
+    """Return the Runner for a Host, or for a fabric.Connection, which is used while it is open.
 
-    `config` is an Invoke config; `connect_timeout_s` None leaves it to ssh_config; `password` is for the sudo on the way. Another user of
-    this machine can only call the ssh program, so that is what is used for one. Nothing is connected yet. Raises Misuse.
+    `config` is an Invoke config. Where `connect_timeout_s` is None, ssh_config decides. `password`
+    is for the sudo on the way. If sudo makes us another user here first, that user can only call
+    the ssh program, so the Runner is OpenSSH. Nothing is connected yet. Raises Misuse.
     """
     if not isinstance(target, Host):
         return Fabric(

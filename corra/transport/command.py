@@ -1,8 +1,9 @@
-"""ssh and sudo as functions from a command to a command: no I/O, and a mode is a branch between compositions.
+"""ssh and sudo as functions from a command to a command. No I/O; each mode is one composition.
 
-Two kinds of things are told apart all the way. An *argv* is a list of words that exec gets as they are. A *command* is text for a POSIX
-shell. ssh knows no argv: it hands one text to the login shell there, which may be fish or tcsh, so whatever goes through ssh is made
-`portable` first. No word ever becomes an option: host and user have been checked by Host, and `--` stands before both.
+An *argv* is a list of words that exec gets as they are. A *command* is text for a POSIX shell. ssh
+knows no argv: it hands one text to the host's login shell, which may be fish or tcsh. So each
+command that goes through ssh is made `portable` first. No word becomes an option: Host has checked
+the host and the users, and `--` stands before the host.
 """
 
 from __future__ import annotations
@@ -16,23 +17,26 @@ from typing import NamedTuple
 from corra.model.host import LOCAL, Host, Mode, meant_host
 
 SHELL = "/bin/sh"
-# What sudo asks with, here and there; nobody else says it. tether.PROMPTS are the same.
+# The prompts of sudo on this machine and on the host. tether.PROMPTS are the same.
 ASK_HERE, ASK_THERE = "corra-sudo-here:", "corra-sudo-there:"
 
-# Between single quotes sh, bash, zsh, fish and tcsh agree on all of ASCII but this: tcsh expands ! and can't take a newline there, fish
-# reads \\ and \' as one character, and a single quote ends the word (`'"'"'` brings it in, and all of them agree on that again).
+# Between single quotes sh, bash, zsh, fish and tcsh agree on all of ASCII but this: tcsh expands !
+# and takes no newline; fish reads \\ and \' as one character. A single quote ends the word;
+# `'"'"'` brings one in, in all five shells.
 _ALIKE = re.compile(r"(?:[ -~])*")
 _UNLIKE = re.compile(r"!|\\(?!0)")
-# `exec` and words that are bare or in single quotes: a text that needs no shell of its own to mean the same everywhere.
+# `exec` and words that are bare or in single quotes: every login shell reads them alike.
 _WORDS = re.compile(r"""exec(?: (?:[A-Za-z0-9+,./:_-]|'[^']*'|"'")+)+""")
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 %+,-./:=@_")
 
 
 class Options(NamedTuple):
-    """How a command gets where it is to run. What is None is left to ssh_config, as everything that isn't named here.
+    """How a command reaches its host. ssh_config decides what is None, and what isn't named here.
 
-    `mode` says what a bare user's name means. `batch`: ssh fails where it would ask. `tty`: the command has a terminal there, and stdout and
-    stderr are one. `password`: a sudo on the way may ask for one, by the prompt ASK_HERE or ASK_THERE on stderr, and reads it from stdin.
+    `mode` says what a bare user name means. With `batch`, ssh fails where it would ask. With `tty`,
+    the command gets a terminal on the host, and stdout and stderr are one. With `password`, a sudo
+    on the way may ask for a password: by the prompt ASK_HERE or ASK_THERE on stderr. It reads the
+    password from stdin.
     """
 
     port: int | None = None
@@ -49,7 +53,7 @@ class Options(NamedTuple):
 
 def build_program(argv: Sequence[str]) -> str:
     """Return the command that replaces its shell by `argv`, each word exactly as it is."""
-    # dash takes no `exec --`, but nothing else needs it: only a first word with a dash could be read as an option of exec.
+    # dash knows no `exec --`. Only a first word with a dash could be read as an option of exec.
     exec_ = "exec env --" if argv[0].startswith("-") else "exec"
     return " ".join([exec_, *map(shlex.quote, argv)])
 
@@ -60,9 +64,10 @@ def build_command(
     user: str | None = None,
     options: Options | None = None,
 ) -> list[str]:
-    """Return the argv that runs `command`, here, as `user` on `host`; None is this machine. Raises Misuse.
+    """Return the argv that runs `command` as `user` on `host`; None is this machine. Raises Misuse.
 
-    `user` is who `--as` would name: whom sudo makes of us there, unless the mode says otherwise; `HERE,THERE` names two.
+    `user` is what `--as` takes: the user that sudo changes to on the host, unless the mode says
+    otherwise; `HERE,THERE` names two.
     """
     options = options or Options()
     host = meant_host(host or LOCAL, user, options.mode, port=options.port)
@@ -87,7 +92,10 @@ def build_command(
 
 
 def login_command(command: str, host: Host, *, password: bool = False) -> str:
-    """Return what the login shell on `host` is given so that `command` runs there as `host.user`, or as who logs in."""
+    """Return the text for the login shell on `host` that runs `command` as `host.user`.
+
+    Where `host.user` is None, the command runs as the user who logs in.
+    """
     return (
         portable(command)
         if host.user is None
@@ -96,7 +104,7 @@ def login_command(command: str, host: Host, *, password: bool = False) -> str:
 
 
 def behind_sudo(user: str, command: str, *, ask: str = "") -> str:
-    """Return what a login shell is given so that `command` runs as `user`."""
+    """Return the text for a login shell that runs `command` as `user`."""
     return portable(build_program(sudo(user, shell(command), ask=ask)))
 
 
@@ -107,20 +115,22 @@ def shell(command: str) -> list[str]:
 def sudo(user: str, argv: Sequence[str], *, ask: str = "") -> list[str]:
     """Return the argv that runs `argv` as `user`, with that user's home.
 
-    Where sudo wants a password it fails at once, or with `ask` asks by that prompt on stderr and reads one line of stdin.
+    Where sudo wants a password, it fails at once. With `ask`, it asks by that prompt on stderr and
+    reads one line of stdin.
     """
     return ["sudo", *(["-S", "-p", ask] if ask else ["-n"]), "-H", "-u", user, "--", *argv]
 
 
 def by_ssh(host: Host, command: str, options: Options) -> list[str]:
-    """Return the argv that hands `command` to the login shell on `host`, with no question asked, no terminal, nothing forwarded."""
+    """Return the argv that hands `command` to the login shell on `host`, and forwards nothing."""
     settings = [
         *(["BatchMode=yes"] if options.batch else []),
         f"ConnectTimeout={max(1, round(options.connect_timeout_s))}",
         "ClearAllForwardings=yes",
         "PermitLocalCommand=no",
         "RemoteCommand=none",
-        # A failure must say why: ssh hides "Connection closed by" at LogLevel ERROR and everything at QUIET.
+        # A failure must say why: ssh hides "Connection closed by" at LogLevel ERROR, and every
+        # message at QUIET.
         "LogLevel=INFO",
     ]
     if options.alive_interval_s is not None:
@@ -142,10 +152,11 @@ def by_ssh(host: Host, command: str, options: Options) -> list[str]:
 
 
 def portable(command: str) -> str:
-    """Return text that any login shell understands alike, and that runs `command` in a POSIX shell in its own place."""
+    """Return text that any login shell reads alike, and that runs `command` in a POSIX shell."""
     if _ALIKE.fullmatch(command) and not _UNLIKE.search(command):
         return command if _WORDS.fullmatch(command) else f"exec {SHELL} -c {_quote(command)}"
-    # Octal digits need no quoting anywhere. `$(...)` drops newlines at the end, which mean nothing to a shell.
+    # Octal digits need no quoting in any shell. `$(...)` drops newlines at the end, which mean
+    # nothing to a shell.
     encoded = "".join(
         chr(byte) if byte in _PLAIN else f"\\0{byte:03o}" for byte in os.fsencode(command)
     )
@@ -153,5 +164,5 @@ def portable(command: str) -> str:
 
 
 def _quote(text: str) -> str:
-    # shlex.quote leaves `=ls` and `%1` bare, which zsh and fish have ideas about.
+    # shlex.quote leaves `=ls` and `%1` bare, which zsh and fish expand.
     return "'" + text.replace("'", "'\"'\"'") + "'"

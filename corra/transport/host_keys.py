@@ -1,7 +1,8 @@
-"""Whether a host is who it was: known_hosts read as ssh reads it, and the two answers that stop everything.
+"""Checks a host's key against known_hosts, which it reads as ssh does.
 
-Fabric looks at no host key at all and paramiko forgets which line said what, so the check is our own. A host that is known by another
-key than the one it offers is never accepted, not even where new hosts are, except when ssh_config says StrictHostKeyChecking no.
+Fabric checks no host key, and paramiko forgets which line holds which key. A host that known_hosts
+knows by another key is refused, also where new hosts are accepted. The one exception is
+StrictHostKeyChecking no.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ _KINDS = {"ssh-ed25519": "ED25519", "ssh-rsa": "RSA", "ssh-dss": "DSA"}
 
 
 class Key(NamedTuple):
-    """A public key: its type as in a known_hosts line, its fingerprint as ssh shows it, and its bytes where they are at hand."""
+    """A public key: its type as in known_hosts, its fingerprint as ssh shows it, and its bytes.
+
+    The bytes are empty where only the fingerprint is known.
+    """
 
     type: str
     fingerprint: str
@@ -45,7 +49,7 @@ class Key(NamedTuple):
 
     @property
     def short(self) -> str:
-        """The same for a line that says more: what is to be compared stands whole below it."""
+        """The key for a message's first line; the whole fingerprint stands in a line below."""
         whole = str(self)
         return f"{whole[:-37]}..{whole[-3:]}" if self.fingerprint.startswith("SHA256:") else whole
 
@@ -60,7 +64,7 @@ class Known(NamedTuple):
 
 
 def known(name: str, files: Iterable[str]) -> list[Known]:
-    """Return the lines that are about `name`, which is `host` or `[host]:port`; a certificate authority's are left out."""
+    """Return the lines about `name`, which is `host` or `[host]:port`, without @cert-authority."""
     return [entry for file in files for entry in _read(name, file)]
 
 
@@ -68,7 +72,7 @@ def _read(name: str, file: str) -> Iterator[Known]:
     try:
         with open(file, "rb") as lines:
             text = lines.read()
-    except OSError:  # ssh takes a file that isn't there, or isn't ours to read, for an empty one
+    except OSError:  # to ssh too, a file that it can't read is an empty one
         return
     for number, line in enumerate(text.splitlines(), 1):
         marker, *fields = line.split() if line.startswith(b"@") else [b"", *line.split()]
@@ -98,7 +102,7 @@ def _matches(name: str, patterns: str) -> bool:
 
 
 def _like(name: str, pattern: str) -> bool:
-    # Square brackets are part of `[host]:port` here, not a set.
+    # A square bracket belongs to `[host]:port` and begins no set of characters.
     return fnmatch.fnmatchcase(name, pattern.replace("[", "[[]"))
 
 
@@ -110,9 +114,10 @@ def check(
     accept_new: bool = False,
     config: str | None = None,
 ) -> None:
-    """Return when `offered` is what `host` is known by, or when it is a new host's that may be remembered, and was. Raises HostKey.
+    """Return if `host` is known by the key `offered`, or is a new host that may be remembered.
 
-    `config` is the ssh_config in use, for the commands in the hints.
+    A new host's key is written into known_hosts. `config` is the ssh_config in use, for the
+    commands in the hints. Raises HostKey.
     """
     entries = lines_about(settings)
     refusal = verdict(offered, entries, host, settings, config=config)
@@ -132,7 +137,7 @@ def verdict(
     *,
     config: str | None = None,
 ) -> HostKey | None:
-    """Return what is wrong with `offered`, going by the lines of known_hosts about `host`, or None."""
+    """Return what is wrong with `offered` by the lines of known_hosts about `host`, or None."""
     ssh = " ".join(
         [
             "ssh",
@@ -160,18 +165,19 @@ def verdict(
                 f"compare it, then  {ssh}  (asks, remembers), or --accept-new-key",
             ],
         )
-    # The line that contradicts: one of the same type if there is one.
+    # The line that contradicts `offered`: one of the same type if there is one.
     entry = next((each for each in others if each.key.type == offered.type), others[0])
     usual = os.path.expanduser("~/.ssh/known_hosts")
     where = "known_hosts" if entry.file == usual else entry.file
     file = "" if entry.file == usual else f" -f {shlex.quote(entry.file)}"
+    again = f"ssh-keygen -R {shlex.quote(settings.known_as)}{file}"
     return HostKey(
         f"HOST KEY CHANGED: not the one in {where} line {entry.line}",
         host=host.name,
         hint=[
             f"known {entry.key}",
             f"offered {offered}",
-            f"rebuilt? ssh-keygen -R {shlex.quote(settings.known_as)}{file}, then {ssh}.  If not: stop, report it.",
+            f"rebuilt? {again}, then {ssh}.  If not: stop, report it.",
         ],
     )
 
@@ -186,7 +192,7 @@ def _files(settings: SshSettings) -> tuple[str, ...]:
 
 
 def remember_key(key: Key, settings: SshSettings) -> None:
-    """Add the host to the first of the user's known_hosts files, its name hashed where ssh_config wants it."""
+    """Add the host to the first UserKnownHostsFile, its name hashed if HashKnownHosts says so."""
     name = settings.known_as
     if settings.hash_known_hosts:
         salt = os.urandom(20)
@@ -196,7 +202,7 @@ def remember_key(key: Key, settings: SshSettings) -> None:
     try:
         os.makedirs(os.path.dirname(file) or ".", mode=0o700, exist_ok=True)
         _append(file, f"{name} {key.type} {base64.b64encode(key.blob).decode()}\n".encode())
-    except OSError:  # as ssh does: a host that may be new can be new again next time
+    except OSError:  # as with ssh: the host is new again next time
         return
 
 
@@ -211,7 +217,10 @@ def _append(file: str, line: bytes) -> None:
 
 
 def types_first(types: Iterable[str], entries: Iterable[Known]) -> list[str]:
-    """Return the host key algorithms `types` with those first that a known key can answer, so that a host isn't asked for another."""
+    """Return the host key algorithms `types`, those of known keys first.
+
+    Else a host that has several keys might answer with one that known_hosts doesn't hold.
+    """
     wanted = set()
     for entry in entries:
         wanted |= (

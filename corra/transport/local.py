@@ -15,7 +15,7 @@ from .pipes import Process
 
 
 class Local:
-    """Commands on this machine, as me or by sudo as somebody else."""
+    """Commands on this machine, as who runs corra, or by sudo as another user."""
 
     def __init__(self, host: Host, *, password: str | None = None) -> None:
         self.host = host

@@ -1,7 +1,8 @@
-"""The ssh program's pipes as a Channel, and its few words on stderr as errors.
+"""The ssh program's pipes as a Channel, and its words on stderr as errors.
 
-ssh says why it failed in text and exit status 255. Before the first byte from the host that means it was asked for nothing; a start that
-sshd turned away in a burst is tried again, with all that was written so far. After the first byte the link is lost.
+ssh says why it failed in text and by exit status 255. If no byte has come from the host before
+that, the host was asked for nothing. If sshd turned ssh away in a burst, ssh is started again, and
+gets again what was written so far. After the first byte, an exit status 255 means a lost link.
 """
 
 from __future__ import annotations
@@ -25,30 +26,34 @@ from .command import Options, build_command, build_program
 from .pipes import Process
 from .ssh_config import SSH_PORT, SshSettings, config_path, ssh_settings
 
-# ssh's own failures, and nothing of corra's: the agent's verbs end with 0, 1 or 2.
+# The exit status of ssh's own failures. The agent's verbs end with 0, 1 or 2.
 SSH_FAILED = 255
-# Requests are far smaller; a program's stdin is sent only after the first byte has come.
+# What is kept for a second try. Requests are far smaller; a program's stdin is sent only after the
+# first byte has come.
 REPLAY_MAX = 1 << 20
 
 _TURNED_AWAY = re.compile(
-    r"kex_exchange_identification|banner exchange: Connection|ssh_exchange_identification|Connection (?:closed|reset) by"
+    r"kex_exchange_identification|banner exchange: Connection|ssh_exchange_identification"
+    r"|Connection (?:closed|reset) by"
 )
-# What ssh says of a session that had begun: the host may have acted by then.
+# What ssh says when a session had begun: the host may have acted.
 _CUT = re.compile(
-    r"client_loop|Read from remote host|Connection to \S+ closed|Timeout, server|Broken pipe|packet_write_wait"
+    r"client_loop|Read from remote host|Connection to \S+ closed|Timeout, server|Broken pipe"
+    r"|packet_write_wait"
 )
-# What it says before there is any connection.
+# What ssh says before there is a session.
 _NEVER = re.compile(
-    r"Unable to negotiate|Bad configuration option|command-line: line|no matching|terminating, \d+ bad|unknown option|usage: ssh"
+    r"Unable to negotiate|Bad configuration option|command-line: line|no matching"
+    r"|terminating, \d+ bad|unknown option|usage: ssh"
 )
 
 
 class TurnedAway(Unreachable):
-    """The peer hung up before it said who it is."""
+    """The host hung up before it sent its greeting."""
 
 
 class SshProcess(Process):
-    """`argv`, an ssh, that asks `host` for something."""
+    """The process `argv`, an ssh that runs a command on `host`."""
 
     def __init__(
         self,
@@ -97,8 +102,9 @@ class SshProcess(Process):
         raise error
 
     def _again(self) -> bool:
-        """Start ssh once more, if the time allows it; what was written is written again."""
-        self._pause_s = min(2.0, self._pause_s * 2) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+        """Start ssh again and write again what was written; return whether the time allowed it."""
+        jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+        self._pause_s = min(2.0, self._pause_s * 2) * jitter
         if time.monotonic() + self._pause_s > self._deadline or len(self._written) >= REPLAY_MAX:
             return False
         time.sleep(self._pause_s)
@@ -119,9 +125,10 @@ def failure(
     config: str | None,
     argv: Sequence[str] | None,
 ) -> Exception:
-    """Return the error that ssh's words mean; what isn't recognised is quoted, and may have come after the host had begun to act.
+    """Return the error that ssh's words mean.
 
-    `argv` None: it can't be asked any more than it has said.
+    Words that aren't recognised are quoted; the host may have begun to act before ssh said them.
+    With `argv` None, ssh can't be started again to say more.
     """
     name = host.name
     if match := _CUT.search(said):
@@ -174,16 +181,17 @@ def failure(
 def _host_key(
     said: str, host: Host, known: SshSettings, config: str | None, argv: Sequence[str] | None
 ) -> CorraError:
-    """Return the HostKey error with the facts that ssh keeps for its debug output."""
+    """Return the HostKey error with the facts that ssh writes with -v only."""
     if argv is None or known.proxy_jump or known.proxy_command or host.caller:
-        # Of a caller's known hosts only the caller's ssh knows. And it may be the key of a host on the way, and only ssh knows which.
+        # Only the caller's ssh can read the caller's known_hosts. And only ssh knows whether the
+        # key is the host's own, or one of a host on the way.
         line = next((line for line in said.splitlines() if "host key" in line.lower()), said)
         return HostKey(
             first_line(line.encode()),
             host=host.name,
             hint=[f"ssh {host} true  asks, and remembers"],
         )
-    # -v on the same call, with nothing to run, says which key was offered; known_hosts says the rest.
+    # The same call with -v, and with `true` to run, says which key was offered.
     at = argv.index("--")
     more = subprocess.run(
         [*argv[:at], "-v", *argv[at:-1], "true"],
@@ -200,14 +208,14 @@ def _host_key(
     return refusal or HostKey(f"host key not accepted: {offered}", host=host.name)
 
 
-# Three of these without an answer and ssh gives the link up.
+# After three of these without an answer, ssh gives the link up.
 ALIVE_S = 5.0
 
 
 class OpenSSH:
-    """Commands on `host` through the ssh program, with everything it knows: ControlMaster, FIDO keys, GSSAPI, ServerAlive.
+    """Commands on `host` through the ssh program, which can do all that ssh_config says.
 
-    Where another user of this machine calls it, it has that user's keys, known hosts and ssh_config, and none of ours.
+    If another user of this machine calls ssh, that user's keys, known_hosts and ssh_config count.
     """
 
     def __init__(
@@ -230,14 +238,14 @@ class OpenSSH:
 
     @property
     def login(self) -> str:
-        """Who is to be in sudoers: on this machine we are, there whoever logs in."""
+        """Who must be in sudoers: who runs corra, or who logs in on the host."""
         if self.host.caller:
             return self._me if self.host.user is None else self.host.login or self.host.caller
         return self.host.login or self.settings.user
 
     @property
     def _me(self) -> str:
-        """Who calls ssh, or sudo to have it called."""
+        """Who calls ssh, or calls sudo to have ssh called."""
         return getpass.getuser()
 
     def _look_for_programs(self, host: Host) -> None:
@@ -247,7 +255,7 @@ class OpenSSH:
 
     @property
     def connect_timeout_s(self) -> float:
-        """How long a connection may take to come about."""
+        """How long it may take to connect."""
         return self._connect_timeout_s or self.settings.connect_timeout_s or CONNECT_S
 
     @property
@@ -258,13 +266,14 @@ class OpenSSH:
         return self._settings
 
     def begin(self) -> None:
-        """Nothing yet: ssh is started together with its command."""
+        """Do nothing: ssh starts together with its command."""
 
     def argv(self, command: str, *options: str) -> list[str]:
-        """Return the argv that `open` starts, with more `options` for ssh."""
+        """Return the argv that `open` starts. `options` are added to ssh's options."""
         accept = self._accept_new_key and self.settings.strict in {"ask", "yes"}
-        # A master that doesn't go into the background would be ours to end, with all that goes through it; and one that is silent (its
-        # machine slept, its line is cut) would be silent to each new command as well.
+        # If a master of ours didn't go into the background, corra would have to end it, with every
+        # session that goes through it. A master that is silent (its machine slept, its line is
+        # cut) would be silent to each new command, too.
         master = (
             ["-oControlPath=none"]
             if self._apart
@@ -275,7 +284,7 @@ class OpenSSH:
         how = Options(
             config=self._config_path,
             connect_timeout_s=self.connect_timeout_s,
-            # What ssh_config says goes before our own idea.
+            # ssh_config's interval goes before ours.
             alive_interval_s=None if self.settings.alive_interval_s else ALIVE_S,
             password=self.password is not None,
             ssh=(*(["-oStrictHostKeyChecking=accept-new"] if accept else []), *options, *master),
@@ -283,7 +292,7 @@ class OpenSSH:
         return build_command(command, self.host, options=how)
 
     def failure(self, said: str) -> Exception:
-        """Return the error that ssh's words mean: a CorraError, or LinkLost where they don't say whether it was let in."""
+        """Return the error that ssh's words mean: a CorraError, or LinkLost if it may be in."""
         return failure(
             said,
             self.host,
@@ -305,12 +314,12 @@ class OpenSSH:
         )
 
     def close(self) -> None:
-        """Let later commands connect anew: each has an ssh of its own, but it may have gone through a ControlMaster, which lives on."""
+        """Have later commands connect anew, past a ControlMaster that was used so far."""
         self._apart = True
 
 
 class Elsewhere(OpenSSH):
-    """The ssh program of another machine, `keeper`: with its ssh_config, keys and known hosts, and none of ours."""
+    """The ssh program of another machine, `keeper`, with the keeper's ssh_config and keys."""
 
     def __init__(self, host: Host, keeper: Runner, **how: Any) -> None:
         self._keeper = keeper
@@ -318,7 +327,7 @@ class Elsewhere(OpenSSH):
         self._config_path = None
 
     def _look_for_programs(self, host: Host) -> None:
-        """What is there its own words will tell."""
+        """Look for nothing: if the keeper has no ssh, its shell says so."""
 
     @property
     def _me(self) -> str:

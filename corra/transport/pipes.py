@@ -1,4 +1,4 @@
-"""A Channel that is the pipes of a process here: a local command, or the ssh program."""
+"""A Channel that is the pipes of a process on this machine: a local command, or the ssh program."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import IO, cast
 
 from .channel import READ_MAX, WRITE_S, LinkLost, Tail
 
-# How long a process may take to leave after its output has ended, before it is asked to and before it is left to itself.
+# How long a process may live on after its output has ended, before it gets a TERM.
 _LEAVE_S = 2.0
 
 
 class Process:
-    """`argv` as a Channel, in a session of its own, so that a Ctrl-C at our terminal is ours alone."""
+    """`argv` as a Channel. It has a session of its own: a Ctrl-C at corra's terminal misses it."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         self._closed = False
@@ -41,7 +41,7 @@ class Process:
             (process.stdin, process.stdout, process.stderr),
         )
         os.set_blocking(self._in.fileno(), False)
-        # EPERM: an ordinary user's allowance of pipe pages is used up, and the default serves as well.
+        # EPERM: the user's allowance of pipe pages is used up. The default size serves as well.
         with contextlib.suppress(PermissionError):
             fcntl.fcntl(self._out, fcntl.F_SETPIPE_SZ, READ_MAX)
         self._poll = select.poll()
@@ -80,10 +80,10 @@ class Process:
             self._poll.unregister(self._err)
 
     def _begun(self) -> None:
-        """The first bytes have come, and later ones."""
+        """Take note that bytes have come."""
 
     def _ended(self) -> bool:
-        """The output is at its end. Returns whether there is more to come after all; may raise what that end means."""
+        """Take the end of the output: return True if more will come, or raise what it means."""
         self.exit_status()
         return False
 
@@ -115,7 +115,7 @@ class Process:
         return bytes(self._tail)
 
     def exit_status(self) -> int | None:
-        """Return the status, after what stood in stderr has been read; None when the process stays for other reasons."""
+        """Return the status, with all of stderr read before; None if the process stays."""
         with self._reading:
             if not self._closed:
                 self._drain_stderr()
@@ -148,7 +148,7 @@ class Process:
             os.close(self._wake)
 
     def _let_go(self) -> None:
-        """Close the pipes; whoever doesn't leave for that is asked to, and reaped when it does."""
+        """Close the pipes. If the process doesn't end then, it gets a TERM, and is reaped."""
         for file in (self._in, self._out, self._err):
             file.close()
         if self._process.poll() is None:
@@ -159,7 +159,7 @@ def _see_off(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_LEAVE_S)
         return
-    # sudo belongs to root, and can't be signalled by whoever called it.
+    # sudo belongs to root: who called it can't signal it.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         process.terminate()
     process.wait()

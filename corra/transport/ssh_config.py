@@ -1,7 +1,7 @@
-"""What ~/.ssh/config means for a host, as ssh itself sees it.
+"""What ssh_config means for a host, as ssh itself reads it.
 
-`ssh -G` knows Include, Match and canonical names, which no parser in Python does (paramiko#1609), and takes 4 ms. Where there is no ssh
-program, paramiko's parser has to do.
+`ssh -G` knows Include, Match and canonical names, which no parser in Python does (paramiko#1609),
+and takes 4 ms. Where there is no ssh program, paramiko's parser reads ssh_config.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TOKEN = re.compile(r"%(.)|\$\{(\w+)\}")
 
 
 class SshSettings(NamedTuple):
-    """The options that decide how a host is reached. `strict` is yes, ask, accept-new or no, as in StrictHostKeyChecking."""
+    """The directives that decide how a host is reached. `strict` is yes, ask, accept-new or no."""
 
     hostname: str
     port: int
@@ -65,19 +65,25 @@ class SshSettings(NamedTuple):
 
 
 def config_path(config: Any = None) -> str | None:
-    """Return the ssh_config to be used instead of the usual ones: Fabric's `ssh_config_path`, or $CORRA_SSH_CONFIG."""
+    """Return the ssh_config to be used instead of the usual ones, or None.
+
+    It is Fabric's `ssh_config_path`, or $CORRA_SSH_CONFIG.
+    """
     path = config.get("ssh_config_path") if config is not None else None
     path = path or os.environ.get("CORRA_SSH_CONFIG")
     return os.path.expanduser(path) if path else None
 
 
 def ssh_settings(host: Host, path: str | None = None) -> SshSettings:
-    """Return the Settings for `host`, what it says itself going before ssh_config. Raises NotStarted when ssh can't read that."""
+    """Return the settings for `host`; what `host` says itself goes before ssh_config.
+
+    Raises NotStarted if ssh can't read ssh_config.
+    """
     return Question(host, path).answer()
 
 
 class Question:
-    """`ssh -G`, asked at once; until somebody waits for its answer it runs beside us."""
+    """An `ssh -G` that runs in the background until `answer` waits for it."""
 
     def __init__(self, host: Host, path: str | None = None) -> None:
         self.host = host
@@ -101,7 +107,7 @@ class Question:
             self._failed = error
 
     def answer(self) -> SshSettings:
-        """Return the Settings, once. Raises NotStarted when ssh can't read its configuration, or can't be started."""
+        """Return the settings, once. Raises NotStarted if ssh fails or can't be started."""
         if self._failed is not None:
             raise NotStarted(
                 f"ssh -G {self.host.name}: {self._failed.strerror}", host=self.host.name
@@ -217,7 +223,7 @@ def _read(host: Host, found: Mapping[str, Sequence[str]]) -> SshSettings:
 
 
 def expand(text: str, tokens: Mapping[str, str]) -> str:
-    """Replace ssh_config's %h and ${NAME}; what isn't known stays as it is."""
+    """Replace ssh_config's %h and ${NAME}. A token that isn't known stays as it is."""
 
     def value(match: re.Match[str]) -> str:
         token, variable = match.groups()
@@ -229,7 +235,7 @@ def expand(text: str, tokens: Mapping[str, str]) -> str:
 
 
 def _home() -> str:
-    # As ssh does: the passwd entry, whatever $HOME says.
+    # As ssh does: from the passwd entry, whatever $HOME says.
     return pwd.getpwuid(os.getuid()).pw_dir
 
 

@@ -1,7 +1,8 @@
-"""sudo on the way: the password it asks for, and what it means when it says no.
+"""sudo on the way: the password that sudo asks for, and what its refusals mean.
 
-The password goes to sudo's stdin, when it asks and only then: where it doesn't ask (NOPASSWD, or a ticket that is still good) the line would
-be read by the command instead. So the command waits behind sudo, says that it is there, and is let go by a line of ours.
+The password goes to sudo's stdin only when sudo asks for it. Where sudo doesn't ask (NOPASSWD, or a
+ticket that is still good), the command would read the password. So a `gated` command says that sudo
+has let it in, and waits for a line before it goes on.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ from .channel import Channel, LinkLost
 from .command import ASK_HERE, ASK_THERE
 
 _PASSED = b"corra-sudo-passed\n"
-# PAM takes its time: 2 s for each wrong password, and more where a directory server is asked.
+# PAM takes 2 s for each wrong password, and more where it asks a directory server.
 _PATIENCE_S = 30.0
-# stderr isn't waited for, only looked at: a channel wakes us for stdout.
+# A channel wakes its reader for stdout only, so stderr is looked at this often.
 _LOOK_EVERY_S = 0.05
 
 
 def gated(command: str) -> str:
-    """Return `command` so that it says when sudo has let it in, and then waits for a line."""
+    """Return `command` with a gate before it: it says that sudo let it in and waits for a line."""
     return f"printf '{_PASSED.decode().rstrip()}\\n'; read -r corra_go; {command}"
 
 
 def enter(channel: Channel, password: str, host: Host, login: Callable[[], str]) -> Channel:
-    """Return `channel`, a `gated` command, once every sudo on the way has let it in. Raises Auth, CorraError, LinkLost."""
+    """Return `channel`, a `gated` command, once every sudo on the way has let it in.
+
+    Raises Auth, CorraError, LinkLost.
+    """
     try:
         _answer(channel, password, host, login)
     except BaseException:
@@ -73,10 +77,10 @@ def _refused(channel: Channel, host: Host, login: Callable[[], str]) -> Auth:
 
 
 def refusal(said: str, host: Host, login: Callable[[], str]) -> Auth | None:
-    """Return what sudo's words mean and what would help, or None when it wasn't sudo that spoke."""
+    """Return the error that sudo's words mean, with a remedy, or None if sudo didn't speak."""
     if host.as_user is None:
         return None
-    # ssh's own words don't begin with "sudo:", so whether it was the sudo here or the one there only the way tells.
+    # The words don't say whether the sudo here spoke or the one on the host. The mode does.
     here = host.user is None
     user = (host.caller if here else host.user) or ""
     where = "here" if here or host.is_local else "there"

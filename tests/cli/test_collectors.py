@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import pytest
 from agent_door import eventually
 from collector import Client, Served
 from listener import Authority
+from terminal import Terminal
 
 pytest.importorskip("starlette", reason="corra[collector] isn't installed")
 
@@ -140,6 +143,25 @@ def test_what_goes_on_is_followed_to_its_end_and_beyond_a_restart_of_the_collect
     (home / "go").touch()
     out, err = watching.communicate(timeout=60)
     assert (watching.returncode, out) == (0, b"two\n"), err
+
+
+def test_who_leaves_a_run_of_a_collector_is_told_how_to_watch_it_there_and_no_way_to_stop_it(
+    cli, team, home
+):
+    cli("run", "-d", "--collector", "team", "--name", "slow", "--host", "local", "--", "sh", "-c",
+        'echo one; until [ -e "$HOME/go" ]; do sleep 0.05; done')  # fmt: skip
+    eventually(
+        lambda: team("GET", "/api/v1/runs?name=slow").json["runs"][0]["collector"]["received"]
+    )
+    watching = functools.partial(cli.popen, "attach", "--collector", "team", "slow")
+    with Terminal(watching) as screen:
+        screen.expect("one")
+        screen.type("\x03")
+        screen.expect("STILL RUNNING: you have detached")
+        screen.expect("watch: corra attach --collector team slow")
+        assert screen.end() == -signal.SIGINT
+        assert b"stop" not in screen.seen
+    (home / "go").touch()
 
 
 def test_nothing_is_started_where_the_collector_cant_be_told(cli, team, home):

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import pytest
+
 import warm
 from corra import agent
 from corra.model.frames import Ack, Beat, ErrorFrame, Frame, Gap, Output, Parser, Status
@@ -482,3 +484,16 @@ def fresh(tmp: Path, **how: Any) -> Iterator[Door]:
     """Yield a Door, and afterwards end whatever it started."""
     with nothing_left():
         yield Door(tmp, **how)
+
+
+@pytest.fixture
+def door(tmp_path: Path, python: str) -> Iterator[Door]:
+    yield from fresh(tmp_path, python=python)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """What a program waits for; it lies beside the door's home."""
+    made = Gate(tmp_path / "gate")
+    yield made
+    made.close()

@@ -5,23 +5,18 @@
 
 from __future__ import annotations
 
-import os
-import pty
+import functools
 import re
-import select
-import struct
 import subprocess
-import termios
-import time
 from collections.abc import Callable, Mapping, Sequence
-from fcntl import ioctl
 from pathlib import Path
+
+from terminal import Terminal
 
 _BLOCK = re.compile(r"(?<=^```console\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
 # Whether a run had ended before we looked is chance, and then its line says when.
 _AT = re.compile(r",? at \d\d:\d\d(?= after |$)")
 _END = "\x1e"
-_BLOCK_S = 60.0
 
 
 def blocks(page: str) -> list[str]:
@@ -65,29 +60,9 @@ def one(start: Callable[..., subprocess.Popen[bytes]]) -> tuple[int, list[str]]:
 
 
 def _shown(start: Callable[..., subprocess.Popen[bytes]]) -> tuple[int, str]:
-    terminal, end = pty.openpty()
-    try:
-        ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        process = start(stdin=subprocess.DEVNULL, stdout=end, stderr=end, start_new_session=True)
-        os.close(end)
-        text = _read(terminal)
-        return process.wait(timeout=_BLOCK_S), text
-    finally:
-        os.close(terminal)
-
-
-def _read(terminal: int) -> str:
-    """Return all that is written until nobody has the terminal open any more."""
-    text, deadline = bytearray(), time.monotonic() + _BLOCK_S
-    while select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0]:
-        try:
-            data = os.read(terminal, 65536)
-        except OSError:  # EIO: the last one has closed it
-            return text.decode()
-        if not data:
-            return text.decode()
-        text += data
-    raise TimeoutError(f"still running after {_BLOCK_S} s: {text.decode(errors='replace')[-400:]}")
+    own_session = functools.partial(start, start_new_session=True)
+    with Terminal(own_session, stdin=subprocess.DEVNULL) as terminal:
+        return terminal.end(), terminal.seen.decode()
 
 
 def screen(text: str) -> list[str]:

@@ -57,8 +57,8 @@ class Rig:
             timeout=BOOT_S,
         )
 
-    def user(self, *argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a command in it as the user, outside any session."""
+    def user_argv(self, *argv: str) -> list[str]:
+        """Return the words that run a command in it as the user, outside any session."""
         who = [
             "setpriv",
             f"--reuid={USER}",
@@ -69,30 +69,27 @@ class Rig:
             f"HOME=/home/{USER}",
             "PATH=/usr/bin:/bin",
         ]
-        enter = ["nsenter", f"--target={self.leader}", "--all", "--"]
-        return subprocess.run(
-            [*enter, *who, *argv],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=BOOT_S,
+        return ["nsenter", f"--target={self.leader}", "--all", "--", *who, *argv]
+
+    def ssh_argv(self, command: str) -> list[str]:
+        """Return the words that log in over ssh, run a command, and log out."""
+        settings = (
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "LogLevel=ERROR",
+            "BatchMode=yes",
         )
+        options = [word for each in settings for word in ("-o", each)]
+        key = f"/home/{USER}/.ssh/id"
+        return self.user_argv("ssh", "-i", key, *options, f"{USER}@127.0.0.1", command)
+
+    def user(self, *argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command in it as the user, outside any session."""
+        return _done(self.user_argv(*argv), stdin)
 
     def ssh(self, command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Log in over ssh, run a command, log out."""
-        options = [
-            "-o",
-            "StrictHostKeyChecking=no",
-            "-o",
-            "UserKnownHostsFile=/dev/null",
-            "-o",
-            "LogLevel=ERROR",
-            "-o",
-            "BatchMode=yes",
-        ]
-        key = f"/home/{USER}/.ssh/id"
-        return self.user("ssh", "-i", key, *options, f"{USER}@127.0.0.1", command, stdin=stdin)
+        return _done(self.ssh_argv(command), stdin)
 
     def sessions(self) -> list[str]:
         """Return the user's sessions that nobody has logged out of."""
@@ -106,6 +103,12 @@ class Rig:
         return [
             each for each, shown in states.items() if shown.stdout.strip() not in ("closing", "")
         ]
+
+
+def _done(argv: Sequence[str], stdin: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        argv, input=stdin, capture_output=True, text=True, check=False, timeout=BOOT_S
+    )
 
 
 def _ready(told: socket.socket, nspawn: subprocess.Popen[bytes]) -> bool:

@@ -276,7 +276,7 @@ def test_a_cursor_is_not_the_dict_it_was_made_from():
 
 
 class Resume(RuleBasedStateMachine):
-    """A host that repeats, skips and cuts as it likes against a client that shows each byte of `TRUTH` at most once and in order."""
+    """A host repeats, skips and cuts; the client shows each byte of `TRUTH` at most once."""
 
     TRUTH = bytes(range(256))
 

@@ -1,9 +1,10 @@
-"""Programs, hosts and requests: what is refused before any byte is sent, and that nothing is changed on the way."""
+"""Programs, hosts and requests: what is refused before a byte is sent, and that nothing changes."""
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from corra import agent
 from corra.errors import Misuse
 from corra.model.host import Host, Mode
 from corra.model.limits import LIMITS, parse_limits
+from corra.model.options import OPTIONS, RUN_KEYS, read_options
 from corra.model.program import Program, Request, argv_words
 from corra.model.units import output_kept, parse_seconds
 from properties import PROPERTY, words as any_word
@@ -186,10 +188,8 @@ def test_a_request_puts_each_thing_where_the_agent_looks_for_it():
         "x",
         Program(("true",)),
         name="n",
-        timeout_s=2.0,
-        grace_s=0.0,
+        run={"timeout": 2.0, "grace": 0.0, "wait_children": True, "force": False, "keep": None},
         secrets={"T": "s"},
-        wait_children=True,
         spool="/s",
     )
     assert request.to_json() == {
@@ -203,6 +203,20 @@ def test_a_request_puts_each_thing_where_the_agent_looks_for_it():
     }
 
 
+def test_each_option_is_a_field_of_the_program_or_a_key_the_agent_takes_in_run():
+    program = {each.name for each in fields(Program)} - {"argv", "stdin"}
+    assert {name for name, option in OPTIONS.items() if option.place == "program"} == program
+    assert agent.KEYS["run"].keys() >= RUN_KEYS  # type: ignore[attr-defined]
+
+
+def test_an_option_is_read_as_it_was_typed_and_left_out_where_nothing_was():
+    given = {"timeout": "5m", "grace": None, "stop_signal": "int", "cwd": "/x", "spool": "/s"}
+    assert read_options(given, "run") == {"timeout": 300.0, "stop_signal": "INT"}
+    assert read_options(given, "program") == {"cwd": "/x"}
+    with pytest.raises(Misuse, match="not a duration"):
+        read_options({"keep": "soon"}, "run")
+
+
 def test_limits_are_read_as_they_are_typed_and_as_numbers():
     typed = {
         "files": "1024:4096",
@@ -213,7 +227,8 @@ def test_limits_are_read_as_they_are_typed_and_as_numbers():
         "oom-score-adj": " 300 ",
     }
     assert parse_limits(typed) == {
-        "files": [1024, 4096], "core": -1, "cpu": 7200, "memory": 3 << 29, "nice": -5, "oom_score_adj": 300,
+        "files": [1024, 4096], "core": -1, "cpu": 7200, "memory": 3 << 29, "nice": -5,
+        "oom_score_adj": 300,
     }  # fmt: skip
     assert parse_limits({"memory_max": "2G", "cpu_quota": "150%"}) == {
         "memory_max": 2 << 30,

@@ -1,4 +1,4 @@
-"""What a host says of a run: read strictly, and turned into an exit code that never claims success without proof."""
+"""A State: read strictly, and an exit code that never claims success without proof."""
 
 from __future__ import annotations
 

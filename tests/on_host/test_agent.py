@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ import machine
 from agent_door import (
     SOURCE,
     Door,
-    Gate,
     Refused,
     alive,
     children,
@@ -43,18 +41,6 @@ SEED_KEYS = {
 # Says how often TERM came; USR1 ends it. `wait` is what a trap interrupts.
 COUNTS_TERM = 'trap "echo term" TERM; trap "kill $!; exit 3" USR1; setsid sleep 1000 & echo ready; while kill -0 $!; do wait $!; done'
 IGNORES_TERM = 'trap "" TERM; echo ready; sleep 1000 & wait'
-
-
-@pytest.fixture
-def door(tmp_path: Path, python: str) -> Iterator[Door]:
-    yield from fresh(tmp_path, python=python)
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    made = Gate(tmp_path / "gate")
-    yield made
-    made.close()
 
 
 # ---------------------------------------------------------------- by hand

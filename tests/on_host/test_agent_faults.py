@@ -32,7 +32,6 @@ import machine
 from agent_door import (
     SOURCE,
     Door,
-    Gate,
     Mount,
     Refused,
     Stream,
@@ -55,18 +54,6 @@ def python(request: pytest.FixtureRequest) -> str:
     """Each of the Pythons that faults are tried with; `machine.DEAR` is for what takes more than a second."""
     path: str = request.param
     return path
-
-
-@pytest.fixture
-def door(tmp_path: Path, python: str) -> Iterator[Door]:
-    yield from fresh(tmp_path, python=python)
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    made = Gate(tmp_path / "gate")
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -9,21 +9,15 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import machine
-from agent_door import Door, Refused, eventually, fresh
+from agent_door import Door, Refused, eventually
 from corra import agent
 
 DAY_NS = 86400 * 10**9
-
-
-@pytest.fixture
-def door(tmp_path: Path, python: str) -> Iterator[Door]:
-    yield from fresh(tmp_path, python=python)
 
 
 def aged(door: Door, prog_id: str, days: float) -> None:

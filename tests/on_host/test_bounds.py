@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 import corra
 import machine
-from agent_door import Door, Gate, Mount, Refused, eventually, fresh, guards, kill
+from agent_door import Door, Mount, Refused, eventually, fresh, guards, kill
 from corra import agent
 from corra.model.frames import Gap, Output, Parser
 from corra.terminal.screen import Screen
@@ -35,18 +35,6 @@ SPARE = agent.BOUND_MIN + agent.PAGE  # what may stand there beyond it
 MS = 10**6
 NOBODY = 65534
 PREAD = os.pread
-
-
-@pytest.fixture
-def door(tmp_path: Path, python: str) -> Iterator[Door]:
-    yield from fresh(tmp_path, python=python)
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    made = Gate(tmp_path / "gate")
-    yield made
-    made.close()
 
 
 def disk(path: Path) -> int:

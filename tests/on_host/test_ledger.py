@@ -18,6 +18,7 @@ from corra.on_host import ledger
 
 SOURCE = Path(ledger.__file__)
 BOOK = {"book": "kernel", "key": "OPS-1"}
+SPEAK = "sys.exit(ledger.main(sys.argv[1:], ledger.Input(0), sys.stdout.buffer))"
 
 
 def add(*lines: str, at: int = 0) -> tuple[dict[str, Any], bytes]:
@@ -99,7 +100,7 @@ def test_only_its_user_may_look_into_it_whatever_the_umask(home):
         add("one")
     finally:
         os.umask(before)
-    # Not a word about the umask here: it belongs to all threads, and one that sets and restores it takes another's for its own.
+    # The ledger leaves the umask alone: all threads share it, and two would mix it up.
     assert file(home).stat().st_mode & 0o777 == 0o600
     made = [each for each in file(home).parents if home in each.parents]
     assert len(made) == 5 and {each.stat().st_mode & 0o777 for each in made} == {0o700}
@@ -133,7 +134,7 @@ def test_all_journals_are_listed(home):
 @pytest.mark.parametrize("python", machine.pythons(), ids=machine.name)
 def test_each_python_on_this_machine_speaks_it_over_pipes(home, python):
     request = json.dumps({**BOOK, "at": 0, "lines": "über\n", "nonce": "n1"}).encode()
-    script = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); import ledger; sys.exit(ledger.main(sys.argv[1:], ledger.Input(0), sys.stdout.buffer))"
+    script = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); import ledger; {SPEAK}"
     said = subprocess.run(
         [python, "-ISE", "-c", script, "append"],
         input=b"%d\n%s" % (len(request), request),
@@ -155,7 +156,7 @@ def test_each_python_on_this_machine_speaks_it_over_pipes(home, python):
     [("nope", b"2\n{}", 2), ("read", b"nonsense", 2), ("read", b"2\n{}", 1), ("boot", b"2\n{}", 0)],
 )
 def test_it_answers_what_it_cant_do_and_never_with_a_traceback(home, verb, request_, code):
-    script = "import sys; from corra.on_host import ledger; sys.exit(ledger.main(sys.argv[1:], ledger.Input(0), sys.stdout.buffer))"
+    script = f"import sys; from corra.on_host import ledger; {SPEAK}"
     said = subprocess.run(
         [sys.executable, "-c", script, verb],
         input=request_,

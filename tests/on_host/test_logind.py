@@ -10,6 +10,10 @@ import pytest
 
 import rig
 from agent_door import SOURCE, eventually
+from corra.model.host import Host
+from corra.remote import checkup
+from corra.remote.agent_client import Agent
+from corra.transport.pipes import Process
 
 pytestmark = [pytest.mark.timeout(300)]
 KILLS = "/etc/systemd/logind.conf.d/corra.conf"
@@ -211,3 +215,43 @@ def test_a_tree_that_outgrows_its_memory_is_killed_and_its_guards_live_to_say_wh
     eventually(lambda: ask(machine, "status", state["prog_id"])["state"] == "exited", timeout_s=60)
     after = ask(machine, "status", state["prog_id"])
     assert (after["signal"], after["reason"]) == ("SIGKILL", "oom")
+
+
+class Login:
+    """The booted machine, by a login of its user over ssh for each verb."""
+
+    login = rig.USER
+
+    def __init__(self, machine: rig.Rig) -> None:
+        self.host = Host("h")
+        self._machine = machine
+
+    def begin(self) -> None:
+        pass
+
+    def open(self, command: str) -> Process:
+        return Process(self._machine.ssh_argv(command))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kills", "lingers", "verdict", "said"),
+    [
+        ("yes", False, "PROBLEM", f"logind ends programs, linger is off for {rig.USER}"),
+        ("yes", True, "ok", "ends nothing: each run gets a scope of its own"),
+        ("no", False, "ok", "ends nothing"),
+    ],
+)
+def test_the_doctor_says_what_the_end_of_a_login_does_to_a_run(
+    machine: rig.Rig, kills: str, lingers: bool, verdict: str, said: str
+) -> None:
+    linger(machine, lingers)
+    kill_user_processes(machine, kills)
+    checks = checkup.examine_host(Agent(Login(machine)))
+    (found,) = [check for check in checks if check.name == "logout"]
+    assert (found.verdict, found.what) == (verdict, said)
+    assert [each.split("there:  ")[-1] for each in found.hint] == (
+        [f"loginctl enable-linger {rig.USER}"] if verdict == "PROBLEM" else []
+    )

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,11 +22,6 @@ from corra.model.frames import Taken
 from properties import PROPERTY
 
 OPEN = {"open": True}
-
-
-@pytest.fixture
-def door(tmp_path: Path) -> Iterator[Door]:
-    yield from fresh(tmp_path)
 
 
 def taken(stream: Stream) -> Taken:

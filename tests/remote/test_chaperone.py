@@ -1,4 +1,7 @@
-"""`--via chaperone` as an operator meets it: what it says, which run is meant, and what it can't do; a real sshd, no mode but ssh."""
+"""`--via chaperone` as an operator meets it: its words, which run is meant, what it can't do.
+
+A real sshd, and no mode but ssh.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,6 @@ from proxy import Proxy, wait_for
 from sshd import Sshd, user
 
 ID = r"\d{8}t\d{6}z-[0-9a-z]{8}"
-
-
-@pytest.fixture
-def door(tmp_path: Path) -> Any:
-    from agent_door import fresh
-
-    yield from fresh(tmp_path)
 
 
 def run(target: str, argv: list[str], **how: Any) -> Run:

@@ -20,6 +20,7 @@ from corra.model.host import Host
 from corra.remote import checkup
 from corra.remote.agent_client import Agent
 from corra.remote.bootstrap import READ_FIRST
+from corra.remote.exchange import Refused
 from corra.remote.targets import agent_for
 from corra.transport.pipes import Process
 from sshd import Sshd, new_key, public
@@ -163,9 +164,7 @@ def test_every_python_answers_and_nothing_is_written(python: str, home: Path) ->
     assert sorted(home.rglob("*")) == before
 
 
-def test_it_is_written_in_the_language_of_python_3_6_and_needs_the_standard_library_and_the_agent() -> (
-    None
-):
+def test_it_is_written_for_python_3_6_and_imports_the_standard_library_and_the_agent() -> None:
     ast.parse((ON_HOST / "visitor.py").read_text(), feature_version=(3, 6))
     tree = ast.parse(SOURCE, feature_version=(3, 6))
     imported = {
@@ -173,6 +172,14 @@ def test_it_is_written_in_the_language_of_python_3_6_and_needs_the_standard_libr
     }
     assert imported == {"agent", "errno", "os", "resource", "stat", "sys", "time"}
     assert not any(isinstance(node, ast.ImportFrom) for node in ast.walk(tree))
+
+
+@pytest.mark.parametrize("python", machine.pythons(), ids=machine.name)
+@pytest.mark.parametrize("verb", ["record", "tree"])
+def test_a_run_that_is_gone_is_said_to_be_gone(python: str, home: Path, verb: str) -> None:
+    with pytest.raises(Refused) as caught:
+        Agent(By(python)).visit(verb, {"prog_id": "gone"})
+    assert caught.value.kind == "not_found" and caught.value.facts["count"] == 0
 
 
 def checks(cli: Cli, *words: str) -> tuple[int, dict[str, str], list[dict[str, Any]]]:

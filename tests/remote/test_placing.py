@@ -1,4 +1,4 @@
-"""The agent is placed by one exec, only where it is missing, and never runs unless its bytes are the ones announced."""
+"""One exec places the agent, only where it is missing, and only the announced bytes run."""
 
 import hashlib
 import io
@@ -16,9 +16,9 @@ import pytest
 
 import machine
 from corra.errors import Auth, CorraError, NoPython, NoRoom, NotStarted
-from corra.model.answers import refusal_error
 from corra.model.host import Host
-from corra.remote import bootstrap
+from corra.model.refusals import refusal_error
+from corra.remote import bootstrap, exchange
 from corra.remote.agent_client import Agent, place
 from corra.remote.bootstrap import COMMAND
 from corra.remote.exchange import NOISE_MAX, BadReply, Refused
@@ -59,8 +59,9 @@ def main(argv, stdin, stdout):
         stdout.write(head + b" send\\n")
         stdout.flush()
         got = stdin.exactly(request["stdin"]["bytes"])
-    reply = {"verb": argv[0], "echo": request.get("words"), "python": sys.version.split()[0], "umask": os.umask(0o22),
-             "file": __file__, "got": len(got), "flags": [sys.flags.isolated, sys.flags.no_site], "user": os.geteuid()}
+    reply = {"verb": argv[0], "echo": request.get("words"), "python": sys.version.split()[0],
+             "umask": os.umask(0o22), "file": __file__, "got": len(got),
+             "flags": [sys.flags.isolated, sys.flags.no_site], "user": os.geteuid()}
     if argv[0] == "refuse":
         reply = {"error": "not_found", "message": "no such run", "count": 3}
     stdout.write(head + b"\\n" + json.dumps(reply).encode() + b"\\n")
@@ -97,7 +98,7 @@ def placed(home: Path) -> Path:
 
 @pytest.fixture
 def spare() -> Iterator[Path]:
-    """The directory that is used where the home can't be; it is this user's own and may exist before."""
+    """The directory used where the home can't be; it is this user's own and may exist before."""
     path = Path(f"/var/tmp/corra-{os.getuid()}")
     leftover = path / "cache" / DIGEST
     shutil.rmtree(leftover, ignore_errors=True)
@@ -106,7 +107,7 @@ def spare() -> Iterator[Path]:
 
 
 class Wrapped:
-    """A host that is reached by a program of the test's own: a login shell, a noisy one, none at all."""
+    """A host reached by a program of the test's own: a login shell, a noisy one, none at all."""
 
     login = "me"
 
@@ -228,7 +229,7 @@ def test_any_login_shell_will_do_however_noisy(agent: New, home: Path, login_she
 def test_a_login_that_prints_all_sorts_of_things_through_sshd(
     sshd: Sshd, agent: New, home: Path
 ) -> None:
-    # bash reads ~/.bashrc when sshd runs it, whatever else it is; other login shells have their own files.
+    # bash reads ~/.bashrc when sshd runs it; other login shells have their own files.
     (home / ".bashrc").write_text(
         "echo 'corra 1 no'; printf 'motd\\0\\377 no newline'; echo err >&2\n"
     )
@@ -365,8 +366,10 @@ def test_a_home_that_can_t_be_written_gives_way_to_var_tmp(agent: New, spare: Pa
     assert nowhere.call("status", {})["file"] == str(spare)
 
 
-def test_nowhere_to_write_is_said_with_all_that_was_tried(agent: New) -> None:
-    # A file where the directory should be: the spare root is taken out of the way in the loader's own text, whose length stays.
+def test_nowhere_to_write_is_said_with_all_that_was_tried(
+    agent: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A file where the directory should be. The loader's text loses its spare root, not its length.
     blocked = next(
         path
         for path in (Path(f"/tmp/{number:03}") for number in range(1000))
@@ -374,13 +377,12 @@ def test_nowhere_to_write_is_said_with_all_that_was_tried(agent: New) -> None:
     )
     blocked.touch(exist_ok=False)
     there = agent(Wrapped("/bin/sh", "-c", env={"HOME": str(blocked), "XDG_CACHE_HOME": ""}))
-    original = bootstrap.FIRST
-    bootstrap.FIRST = original.replace(b"/var/tmp", os.fsencode(blocked))
+    shorter = bootstrap.FIRST.replace(b"/var/tmp", os.fsencode(blocked))
+    monkeypatch.setattr(exchange, "FIRST", shorter)
     try:
         with pytest.raises(Refused) as caught:
             there.call("status", {})
     finally:
-        bootstrap.FIRST = original
         blocked.unlink()
     assert caught.value.kind == "no_room"
     assert [each["dir"] for each in caught.value.facts["tried"]] == [
@@ -440,12 +442,15 @@ def test_a_host_without_python_says_what_was_looked_for(
 def test_where_only_the_platforms_own_python_is_it_will_do(
     as_root: None, agent: New, home: Path, python: str
 ) -> None:
-    """In a mount namespace of its own, where /usr/libexec has nothing else in it and PATH no Python."""
+    """In a mount namespace where /usr/libexec has nothing else in it and PATH no Python."""
     if not shutil.which("unshare") or not os.path.isdir("/usr/libexec"):
         pytest.skip("no unshare, or nowhere to show it")
     (home / "bin").mkdir()
     (home / "bin" / "env").symlink_to("/usr/bin/env")
-    show = f'mount -t tmpfs none /usr/libexec && ln -s {python} /usr/libexec/platform-python && PATH={home}/bin exec /bin/sh -c "$1"'
+    show = (
+        f"mount -t tmpfs none /usr/libexec && ln -s {python} /usr/libexec/platform-python"
+        f' && PATH={home}/bin exec /bin/sh -c "$1"'
+    )
     there = agent(Wrapped("/usr/bin/unshare", "-m", "/bin/sh", "-c", show, "sh"))
     assert there.call("status", {})["python"] == version(python)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -26,6 +26,7 @@ from corra.model import ids
 from corra.runbooks import journal as journals, ledgers
 from proxy import Proxy, wait_for
 from sshd import Sshd, user
+from terminal import Terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -838,28 +839,17 @@ print("went on", flush=True)
 
 
 def test_a_person_is_asked_once(home: Path) -> None:
-    for answer, code, asked in (("n", 125, True), ("y", 0, True), ("", 0, False)):
-        terminal, end = pty.openpty()
-        asking = subprocess.Popen(
-            [sys.executable, "-c", ASK],
-            stdin=end,
-            stdout=subprocess.PIPE,
-            stderr=end,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
-        )
-        os.close(end)
-        os.write(terminal, b"y\n")  # typed before the question, it answers nothing
-        said, left = b"", asked
-        with contextlib.suppress(OSError):  # EIO: the last one has closed it
-            while data := os.read(terminal, 65536):
-                said += data
-                if left and b"[y/N]" in said:
-                    os.write(terminal, f"{answer}\n".encode())
-                    left = False
-        out, _ = asking.communicate(timeout=30)
-        os.close(terminal)
-        assert (out == b"went on\n") is (code == 0)
-        assert answer or b"[y/N]" not in said
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    asking = functools.partial(subprocess.Popen, [sys.executable, "-c", ASK], env=env)
+    for answer, went_on, asked in (("n", False, True), ("y", True, True), ("", True, False)):
+        with Terminal(asking) as terminal:
+            terminal.type("y\n")  # typed before the question, it answers nothing
+            if asked:
+                terminal.until("[y/N]")
+                terminal.type(f"{answer}\n")
+            assert (terminal.end() == 0) is went_on
+        assert ("went on\r\n" in terminal.text) is went_on
+        assert asked or "[y/N]" not in terminal.text
 
 
 # -- The journal

@@ -124,13 +124,15 @@ def test_a_record_means_the_request_it_was_written_from() -> None:
         "one",
         program,
         name="n",
-        timeout_s=1.5,
-        grace_s=2,
-        stop_signal="HUP",
-        keep_s=3,
-        keep_output=1 << 20,
-        wait_children=True,
-        force=True,
+        run={
+            "timeout": 1.5,
+            "grace": 2,
+            "stop_signal": "HUP",
+            "keep": 3,
+            "keep_output": 1 << 20,
+            "wait_children": True,
+            "force": True,
+        },
     )
     record = json.loads(json.dumps(asked.to_json()))
     assert Request.from_record(record, "one", origin={}) == asked

@@ -621,3 +621,8 @@ def test_an_error_in_somebodys_task_prints_one_line_and_sets_the_code(home: Path
 def test_the_state_is_json_and_back(home: Path) -> None:
     state = corra.run("local", ["true"]).state
     assert corra.State.from_json(json.loads(json.dumps(state.to_json()))) == state
+
+
+def test_a_keyword_that_no_option_has_is_refused_as_python_refuses_its_own() -> None:
+    with pytest.raises(TypeError, match=r"launch\(\) got an unexpected keyword argument 'tiemout'"):
+        corra.start("local", ["true"], tiemout=3)  # type: ignore[call-arg]

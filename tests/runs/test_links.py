@@ -27,8 +27,8 @@ from corra.runs import asking, follow
 from corra.runs.clock import Clock
 from corra.runs.events import LinkDown, LinkUp
 from proxy import Proxy, wait_for
-from seat import Terminal
 from sshd import Sshd
+from terminal import Terminal
 
 BURST = int(os.environ.get("CORRA_BURST", "24"))
 
@@ -220,7 +220,7 @@ def test_a_lost_link_is_one_quiet_line_on_a_terminal_and_two_in_a_pipe(
     lost, back = err.decode().splitlines()
     assert lost == "corra: p: link lost, program unaffected as far as known; trying on"
     assert back.startswith("corra: p: link back after ") and back.endswith(", nothing missed")
-    lasting = [line for line in screen(seen.seen.decode()) if line]
+    lasting = [line for line in screen(seen.text) if line]
     assert [line.split(": ")[0] for line in lasting] == ["a", "corra", "b", "corra"]
     assert "link back after" in lasting[1] and ": done: " in lasting[3]
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import pty
 import re
 import signal
 import sys
 import termios
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +24,9 @@ from corra.terminal.keyboard import Keyboard
 from corra.terminal.screen import Screen
 from proxy import Proxy, wait_for
 from sshd import Sshd
-from terminal import Terminal
+from terminal import Pty, Terminal
 
 pytestmark = pytest.mark.usefixtures("home")
-
-
-@pytest.fixture
-def terminal(cli: Cli, home: Path) -> Iterator[Callable[..., Terminal]]:
-    """`terminal("run", "-i", ..)` is corra's command line on a terminal."""
-    opened: list[Terminal] = []
-
-    def open_(*words: str, **how: Any) -> Terminal:
-        opened.append(Terminal(functools.partial(cli.popen, *words), **how))
-        return opened[-1]
-
-    yield open_
-    for each in opened:
-        each.__exit__(None, None, None)
 
 
 def shell(
@@ -110,45 +94,44 @@ def test_the_keys_leave_it_running_and_attach_takes_it_up_where_it_was(
 
 
 def test_the_keys_wait_until_the_host_has_what_was_typed_before_them() -> None:
-    ours, theirs = pty.openpty()
+    tty = Pty()
     feed, left = StdinFeed(), threading.Event()
-    keyboard = Keyboard(feed, Screen(out=theirs, err=theirs), fd=theirs)
+    keyboard = Keyboard(feed, Screen(out=tty.slave, err=tty.slave), fd=tty.slave)
     try:
         keyboard.begin(
             State("20261123t014409z-k7m2qxwp", "running", pty=True),
             lambda _: left.set(),
             lambda _: None,
         )
-        os.write(ours, b"abc\x1d")
+        tty.type("abc\x1d")
         wait_for(lambda: feed.given == 3)
         assert not left.wait(0.2)
         feed.told(Taken(3))
         assert left.wait(20)
     finally:
         keyboard.restore()
-        os.close(ours)
-        os.close(theirs)
+        tty.close()
 
 
 @pytest.mark.parametrize("has_pty", [True, False])
 def test_a_window_that_is_closed_is_no_end_of_what_the_program_reads(has_pty: bool) -> None:
     """A terminal that has gone reads as empty as often as it is an error: a shell there was typed Ctrl-D."""
     for _ in range(5):
-        ours, theirs = pty.openpty()
+        tty = Pty()
         feed = StdinFeed()
-        keyboard = Keyboard(feed, Screen(out=theirs, err=theirs), fd=theirs)
+        keyboard = Keyboard(feed, Screen(out=tty.slave, err=tty.slave), fd=tty.slave)
         keyboard.begin(
             State("20261123t014409z-k7m2qxwp", "running", pty=has_pty),
             lambda _: None,
             lambda _: None,
         )
         assert keyboard.raw == has_pty
-        os.close(ours)
+        tty.hang_up()
         wait_for(lambda: not any(each.name == "keyboard" for each in threading.enumerate()))
         feed.finish()
         assert feed.done  # with an end to send it wouldn't be
         keyboard.restore()
-        os.close(theirs)
+        tty.close()
 
 
 def test_keys_that_the_host_may_not_have_are_said(terminal: Callable[..., Terminal]) -> None:

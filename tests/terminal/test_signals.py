@@ -22,9 +22,10 @@ from conftest import COLD, Cli
 from agent_door import eventually
 from corra import agent
 from corra.model import ids
-from seat import DEADLINE_S, Terminal
 from sshd import Sshd
+from terminal import Terminal
 
+DEADLINE_S = 30.0
 LOCAL = ("--host", "local")
 # Says when it is ready, what it was sent, and ends by itself should a test forget it.
 PROGRAM = "trap 'echo got term; exit 5' TERM; trap 'echo got hup; exit 6' HUP; echo ready; i=0; while [ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done"
@@ -115,7 +116,7 @@ def test_a_shell_script_around_us_stops_at_ctrl_c_too(
     shell.until("ready")
     shell.type("\x03")
     assert shell.end() == -signal.SIGINT
-    assert "went on" not in shell.seen.decode()
+    assert "went on" not in shell.text
     assert running(cli, "it")
 
 
@@ -145,7 +146,7 @@ def test_a_second_ctrl_c_stops_the_program(cli: Cli, terminal: Callable[..., Ter
         select.select([], [], [], mashed_for - time.monotonic())
     screen.type("\x03")
     screen.until(
-        "TERM sent; KILL to ", "KILLED: exit 5" if b"KILLED: exit" in screen.seen else "corra: it ("
+        "TERM sent; KILL to ", "KILLED: exit 5" if "KILLED: exit" in screen.text else "corra: it ("
     )
     assert screen.end() == -signal.SIGINT
     assert cli("status", "--exit-code", "it").returncode == 5
@@ -160,10 +161,7 @@ def test_ctrl_c_before_anything_was_sent_says_that_nothing_was_started(
             there.until("connecting")
             there.type("\x03")
             assert there.end() == -signal.SIGINT
-    assert (
-        "NOT STARTED: you left before 127.0.0.1:" in there.seen.decode()
-        and b"MAYBE" not in there.seen
-    )
+    assert "NOT STARTED: you left before 127.0.0.1:" in there.text and "MAYBE" not in there.text
     assert cli("attach").returncode == 125  # nor does history know of it
 
 
@@ -176,7 +174,7 @@ def test_mashing_ctrl_c_does_not_stop_the_program(
     screen.until("Ctrl-C again")
     screen.type("\x03\x03\x03")
     assert screen.end() == -signal.SIGINT
-    assert "TERM sent" not in screen.seen.decode()
+    assert "TERM sent" not in screen.text
     assert running(cli, "it")
 
 
@@ -252,9 +250,8 @@ def test_a_terminal_that_is_closed_leaves_the_program_running(
 ) -> None:
     screen = terminal(*RUN)
     screen.until("ready")
-    os.close(screen.master)
+    screen.hang_up()
     code = screen.process.wait(DEADLINE_S)
-    screen.master = os.open("/dev/null", os.O_RDWR)
     assert code == -signal.SIGHUP
     assert running(cli, "it")
 
@@ -318,12 +315,9 @@ def test_the_live_line_shows_what_runs_and_is_gone_at_the_end(
     go.touch()
     screen.until("two\r\n", "done: exit 0 after")
     assert screen.end() == 0
-    last = screen.seen.decode().rpartition("two\r\n")[2]
+    last = screen.text.rpartition("two\r\n")[2]
     assert "running" not in last
-    assert (
-        "two\r\ncorra: it (" in screen.seen.decode()
-        or "two\r\n\r\x1b[Kcorra: it (" in screen.seen.decode()
-    )
+    assert "two\r\ncorra: it (" in screen.text or "two\r\n\r\x1b[Kcorra: it (" in screen.text
 
 
 def test_whoever_attaches_sees_how_long_a_program_has_been_silent(
@@ -351,9 +345,11 @@ def test_whoever_attaches_sees_how_long_a_program_has_been_silent(
 def test_a_program_can_not_drive_the_terminal_unless_raw(terminal: Callable[..., Terminal]) -> None:
     words = ("--host", "local", "--", "printf", "\\033]0;title\\007\\033[31mred\\n")
     screen = terminal("run", *words)
-    assert "^[]0;title^G\x1b[31mred\r\n" in screen.until("done: exit 0")
+    screen.until("done: exit 0")
+    assert b"^[]0;title^G\x1b[31mred\r\n" in screen.seen
     screen = terminal("run", "--raw", *words)
-    assert "\x1b]0;title\x07\x1b[31mred\r\n" in screen.until("done: exit 0")
+    screen.until("done: exit 0")
+    assert b"\x1b]0;title\x07\x1b[31mred\r\n" in screen.seen
 
 
 def test_attach_on_a_terminal_shows_the_last_200_lines(
@@ -388,7 +384,7 @@ def test_a_detached_start_that_places_the_agent_says_started_once(
 ) -> None:
     shown = terminal("run", "-d", "--host", "h", "--name", "nap", "--", "sleep", "60")
     assert shown.end() == 0
-    said = [line for line in shown.seen.decode().splitlines() if "started" in line]
+    said = [line for line in shown.text.splitlines() if "started" in line]
     assert len(said) == 1 and re.search(
         r"nap \(\w{6}\) on h: started \(agent \S+ placed, \d+ kB\)", said[0]
     )
@@ -402,7 +398,7 @@ def test_what_history_warns_of_is_said_once_in_our_own_words(
     (cli.home / ".local" / "state" / "corra" / "history.sqlite3").mkdir()
     shown = terminal("run", *LOCAL, "--", "true")
     assert shown.end() == 0
-    assert shown.seen.decode().count("corra: history ") == 1
+    assert shown.text.count("corra: history ") == 1
 
 
 def test_a_detached_start_says_where_to_watch_on_a_terminal(

@@ -145,7 +145,7 @@ def test_the_page_about_python_names_every_keyword_and_every_method():
     from corra.runs import request
 
     there = {
-        *request.How.__annotations__,
+        *request.StartOptions.__annotations__,
         "reconnect_timeout",
         "watch",
         "warn",

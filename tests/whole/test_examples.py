@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import os
-import pty
-import select
 import subprocess
 import time
 from collections.abc import Callable
@@ -19,6 +17,7 @@ import corra
 import warm
 from proxy import wait_for
 from sshd import Sshd
+from terminal import Terminal
 from warm import Warm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,7 +157,6 @@ def site(new_sshd: Callable[..., Sshd], new_machine: Callable[..., Path], home: 
 
 def kernel(home: Path, *, until: Callable[[], bool] | None = None) -> tuple[int, str]:
     """Run the upgrade at a terminal, where somebody says yes to each question; kill it as soon as `until` is true. Return its code and words."""
-    terminal, end = pty.openpty()
     words = [
         "-r",
         str(ROOT / "examples"),
@@ -173,31 +171,18 @@ def kernel(home: Path, *, until: Callable[[], bool] | None = None) -> tuple[int,
         "web[1-3]",
     ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
-    process = Warm(
-        words,
-        program="inv",
-        env=env,
-        cwd=home,
-        stdin=end,
-        stdout=end,
-        stderr=end,
-        start_new_session=True,
-    )
-    os.close(end)
-    said, answered, deadline = b"", 0, time.monotonic() + 80
-    with contextlib.suppress(OSError):  # EIO: the last one has closed it
-        while time.monotonic() < deadline:
+    start = functools.partial(Warm, words, program="inv", env=env, cwd=home, start_new_session=True)
+    answered, deadline = 0, time.monotonic() + 80
+    with Terminal(start) as terminal:
+        while not terminal.has_ended and time.monotonic() < deadline:
             if until is not None and until():
-                process.kill()
-            if not select.select([terminal], [], [], 0.1)[0]:
-                continue
-            said += os.read(terminal, 65536)
-            if said.count(b"[y/N]") > answered:
+                terminal.process.kill()
+            terminal.read(0.1)
+            if terminal.text.count("[y/N]") > answered:
                 answered += 1
-                os.write(terminal, b"y\n")
-    process.kill()
-    os.close(terminal)
-    return process.wait(), said.decode()
+                terminal.type("y\n")
+        terminal.process.kill()
+        return terminal.end(), terminal.text
 
 
 def test_the_kernel_upgrade_goes_on_where_it_was_killed_and_reboots_each_host_once(

@@ -134,6 +134,16 @@ def test_no_import_is_part_of_a_circle():
     assert not waiting, f"a circle among {', '.join(waiting)}"
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_what_is_private_to_a_module_is_imported_by_no_other(module):
+    private = {
+        name
+        for name in imports(module)
+        if name.startswith("corra.") and re.match("_[^_]", name.rpartition(".")[2])
+    }
+    assert private == set()
+
+
 def test_nothing_of_ours_is_imported_by_a_name_that_is_made_at_run_time():
     """The package's own lazy names and the stand-ins for foreign packages are the two exceptions."""
     dynamic = {

@@ -1,1 +1,1 @@
-"""Bytes to a command through Fabric's connection."""
+"""Carries bytes to a command through Fabric's connection."""

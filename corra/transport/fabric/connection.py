@@ -1,8 +1,9 @@
 """Commands through Fabric's Connection: checked, tuned, shared by threads, and opened once.
 
-Fabric opens a connection as it stands in facts: no host key is checked, ssh_config's Include is unknown, Nagle's algorithm costs 40 ms an
-exchange, its Runner is quadratic in the output. So the Connection is made by Fabric and opened through its own `open`, and everything
-that goes in is ours: the socket, the host key's check, the keys that are tried, the transport's ciphers and windows, the channels.
+Fabric by itself checks no host key, knows no Include in ssh_config, pays 40 ms an exchange to
+Nagle's algorithm, and its Runner is quadratic in the output. So Fabric makes the Connection, and
+its own `open` opens it, but this module gives it the socket, the check of the host key, the keys to
+try, and the transport with its ciphers, windows and channels.
 """
 
 from __future__ import annotations
@@ -36,19 +37,22 @@ if TYPE_CHECKING:
     from fabric import Connection
 
 CONNECT_S = 15.0
-# The kernel gives a connection up when what was sent stays unacknowledged for this long; without it a write could wait 15 minutes.
+# The kernel gives a connection up if sent bytes stay unacknowledged for this long. By itself it
+# would take 15 minutes.
 SILENCE_MS = 30_000
-# How long an open connection may take to open one more channel before a new connection is tried: it may have died in a laptop's sleep.
+# How long an open connection may take to open one more channel before a new connection is tried.
+# It may have died in a laptop's sleep.
 REUSE_S = 5.0
 JUMPS_MAX = 8
-# A new connection's sessions may all be taken by other threads before ours, but not time and again.
+# Other threads may take all sessions of a new connection before this one gets its own, but hardly
+# this often.
 CONNECTS_MAX = 3
 
 
 class Fabric:
-    """Commands on `host` over one Fabric connection, and more of them where the host allows only so many sessions on one.
+    """Commands on `host` over one Fabric connection, or more if the host limits its sessions.
 
-    Everything waits for the first `open`. After `close` the next `open` connects anew.
+    It connects at the first `open`. After `close`, the next `open` connects anew.
     """
 
     def __init__(
@@ -85,7 +89,7 @@ class Fabric:
 
     @property
     def login(self) -> str:
-        """Who logs in: as said, else as ssh_config says."""
+        """Who logs in, by the host or by ssh_config."""
         return self.host.login or self.settings.user
 
     @property
@@ -102,8 +106,9 @@ class Fabric:
 
     def begin(self) -> None:
         if self._begun is None and not self._open:
-            # ssh -G and the network do their part while fabric is imported, and what our caller still has to import while keys are
-            # exchanged. Two threads that import at once would hinder each other.
+            # ssh -G and the network do their part while fabric is imported. The keys are exchanged
+            # while the caller imports the rest. Two threads that import at once would hinder each
+            # other.
             if self._settings is None:
                 self._asked = Question(self.host, self._config_path)
             dialling = _InThread(lambda: self._socket(*self._time()))
@@ -134,13 +139,17 @@ class Fabric:
             if made == CONNECTS_MAX:
                 raise self._unreachable(f"{self._where()} let {self.login} in, but starts nothing")
             with self._connecting:
-                # Somebody else may have connected while we waited. By identity: Fabric's connections to one host are all equal.
+                # Another thread may have connected while this one waited. Compared by identity:
+                # all of Fabric's connections to one host are equal.
                 if all(any(each is tried for tried in before) for each in self._open):
                     self._open.append(self._connect())
                     made += 1
 
     def _session(self, connection: Connection, text: str) -> Any:
-        """Return a new session on an open connection, for the command `text`, or None when it takes no more or has died."""
+        """Return a new session on an open connection for the command `text`.
+
+        None if the connection takes no more sessions, or has died.
+        """
         from paramiko import ChannelException, SSHException
 
         from .transport import Transport
@@ -164,7 +173,10 @@ class Fabric:
                 connection.close()
 
     def listen_there(self, taken: Callable[[Any], None]) -> int:
-        """Have the host listen on its loopback and return the port; `taken` gets a paramiko channel for each connection. Raises Unreachable."""
+        """Have the host listen on its loopback, and return the port. Raises Unreachable.
+
+        `taken` gets a paramiko channel for each connection.
+        """
         from paramiko import SSHException
 
         if not self._open:
@@ -184,18 +196,21 @@ class Fabric:
         with self._connecting:
             gone, self._open = self._open, []
             for connection in gone:
-                if connection is not self._given:  # whoever gave it closes it
+                if connection is not self._given:  # its owner closes it
                     connection.close()
             if self._gateway is not None:
                 self._gateway.close()
 
     def _time(self) -> tuple[float, float]:
-        """Return until when a connection that is begun now may take, and how long that is."""
+        """Return the deadline of a connection that is begun now, and the seconds until then."""
         limit = self._connect_timeout_s or self.settings.connect_timeout_s or CONNECT_S
         return time.monotonic() + limit, limit
 
     def _connect(self, dialling: _InThread | None = None) -> Connection:
-        """Return a new open connection; `dialling` is what has begun of it. Raises Unreachable, HostKey, Auth."""
+        """Return a new open connection; `dialling` is one that has begun.
+
+        Raises Unreachable, HostKey, Auth.
+        """
         deadline, limit = self._time()
         pause_s = 0.1
         while True:
@@ -204,9 +219,11 @@ class Fabric:
                     dialling or _InThread(lambda: self._socket(deadline, limit)), deadline, limit
                 )
             except _TurnedAwayError as error:
-                # sshd drops part of a burst before it says hello (MaxStartups 10:30:100), and takes who comes back a little later.
+                # In a burst sshd drops some connections before its greeting (MaxStartups), and a
+                # little later it takes them.
                 dialling = None
-                pause_s = min(2.0, pause_s * 2) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+                jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+                pause_s = min(2.0, pause_s * 2) * jitter
                 if time.monotonic() + pause_s > deadline:
                     raise self._unreachable(
                         f"{self._where()} closed the connection before it began", error.said
@@ -224,9 +241,10 @@ class Fabric:
         offered: list[Key] = []
 
         class Policy(paramiko.MissingHostKeyPolicy):  # type: ignore[misc] # paramiko has no hints
-            """Ours, and always asked, since paramiko knows of no key."""
+            """Checks the host key. paramiko asks it each time, as it was given no known keys."""
 
-            def missing_host_key(policy, client: Any, hostname: str, key: Any) -> None:  # noqa: N805
+            @staticmethod
+            def missing_host_key(client: Any, hostname: str, key: Any) -> None:
                 offered.append(Key.of(key.get_name(), key.asbytes()))
                 host_keys.check(
                     offered[0],
@@ -267,7 +285,10 @@ class Fabric:
         return connection
 
     def _new(self) -> Connection:
-        """Return a Fabric connection that isn't open, with its own copy of the config: Fabric writes one host's keys into it."""
+        """Return a Fabric connection that isn't open.
+
+        It gets a copy of the config, as Fabric writes one host's keys into it.
+        """
         from fabric import Config, Connection as New
         from paramiko import SSHConfig
 
@@ -277,9 +298,10 @@ class Fabric:
         text = f"Host *\nHostName {known.hostname}\nPort {known.port}\nUser {known.user}\n"
         base = self._given.config if self._given is not None else self._config
         config = Config(ssh_config=SSHConfig()) if base is None else base.clone(into=Config)
-        config._set(base_ssh_config=SSHConfig.from_text(text))  # noqa: SLF001 - clone() takes no ssh_config
+        ssh_config = SSHConfig.from_text(text)
+        config._set(base_ssh_config=ssh_config)  # noqa: SLF001 - clone() takes no ssh_config
         kwargs = None if self._given is None else _without(self._given.connect_kwargs, *_OURS)
-        # False, not None: the way there is ours to find.
+        # False, not None: the jump is made by this module.
         return New(self.host.name, gateway=False, config=config, connect_kwargs=kwargs)
 
     def _transport(self, carrier: Any, **kwargs: Any) -> Any:
@@ -293,7 +315,7 @@ class Fabric:
         return transport
 
     def _socket(self, deadline: float, limit: float) -> Any:
-        """Return what the bytes go through: a TCP connection, a ProxyCommand's pipes, or a channel of the host we jump from."""
+        """Return the way of the bytes: TCP, a ProxyCommand's pipes, or a channel of a jump host."""
         known = self.settings
         gateway = (
             self._given.gateway
@@ -349,7 +371,10 @@ class Fabric:
             raise
 
     def tunnel(self, address: str, port: int, deadline: float) -> Any:
-        """Return a channel that this host connects to `address`, to be used like a socket. Raises Unreachable, HostKey, Auth."""
+        """Return a channel from this host to `address`, to be used like a socket.
+
+        Raises Unreachable, HostKey, Auth.
+        """
         from paramiko import ChannelException, SSHException
 
         with self._connecting:
@@ -370,9 +395,9 @@ class Fabric:
             raise self._unreachable(f"link lost: {error}") from error
 
     def _dial(self, name: str, port: int, deadline: float, limit: float) -> socket.socket:
-        """Return a TCP connection. The addresses share what time is left, so that a dead IPv6 leaves some to IPv4."""
+        """Return a TCP connection. The addresses share the time: a dead IPv6 leaves IPv4 some."""
         try:
-            # As bytes: a str takes Python through its tables for other alphabets, which take 5 ms to load, also where there is nothing to do.
+            # As bytes: for a str Python loads its tables of other alphabets, which takes 5 ms.
             found = socket.getaddrinfo(
                 name.encode() if name.isascii() else name,
                 port,
@@ -400,7 +425,7 @@ class Fabric:
                 failures.append(error)
             else:
                 return carrier
-        # A refusal says more than a silence: somebody is there.
+        # A refusal says more than a silence: there is a machine.
         worst = next(
             (each for each in failures if isinstance(each, ConnectionRefusedError)), failures[0]
         )
@@ -414,7 +439,7 @@ class Fabric:
     def _meaning(
         self, error: Exception, *, greeted: bool, judged: bool, late: bool, limit: float
     ) -> Exception:
-        """Return what an error in the middle of the handshake says to a person."""
+        """Return the error that an error in the middle of the handshake means."""
         from paramiko import SSHException
 
         text = str(error) or type(error).__name__
@@ -446,20 +471,23 @@ def host_of(connection: Connection) -> Host:
 
 
 def name_of(connection: Connection) -> str:
-    """Return what a person types for the host of a Fabric connection: without the port that ssh_config gives it anyway."""
+    """Return what a person types for the host of a Fabric connection.
+
+    The port is left out if ssh_config has the same.
+    """
     host = replace(host_of(connection), login=None)
     implied = int(connection.ssh_config.get("port", 22))
     return str(replace(host, port=None) if host.port == implied else host)
 
 
 def load() -> None:
-    """Import all that a connection needs: a fifth of a second, which nobody else is to pay."""
+    """Import all that a connection needs, which takes a fifth of a second."""
     load_fabric()
     from . import transport  # noqa: F401
 
 
 _SILENT = logging.NullHandler()
-# What a connection is given by `_attempt`, and must not be handed on to the next one.
+# What `_attempt` gives to one connection; the next one must not get it.
 _OURS = ("sock", "transport_factory", "auth_strategy", "banner_timeout", "auth_timeout")
 
 
@@ -468,7 +496,7 @@ def _without(kwargs: Any, *names: str) -> dict[str, Any]:
 
 
 class _TurnedAwayError(Exception):
-    """The peer hung up before it said who it is."""
+    """The host hung up before it sent its greeting."""
 
     def __init__(self, said: str) -> None:
         self.said = said
@@ -476,7 +504,7 @@ class _TurnedAwayError(Exception):
 
 
 class _InThread:
-    """A call that runs beside us: getaddrinfo can't be interrupted, and imports needn't wait for the network."""
+    """A call in a thread. getaddrinfo can't be interrupted, and imports needn't wait for it."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self._done = threading.Event()
@@ -488,12 +516,12 @@ class _InThread:
     def _run(self) -> None:
         try:
             self._value = self._call()
-        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+        except BaseException as error:  # noqa: BLE001 - `result` raises it
             self._error = error
         self._done.set()
 
     def result(self, deadline: float | None = None) -> Any:
-        """Return the call's value or raise its error; None when it is still busy a second after `deadline`."""
+        """Return the call's value or raise its error; None if it lasts past `deadline` + 1 s."""
         if not self._done.wait(
             None if deadline is None else max(0.0, deadline - time.monotonic()) + 1.0
         ):
@@ -504,7 +532,7 @@ class _InThread:
 
 
 def _proxy(command: str) -> socket.socket:
-    """Start a ProxyCommand as ssh does, by the user's shell, and return the socket that is its stdin and stdout."""
+    """Start a ProxyCommand by the user's shell, as ssh does; return its stdin and stdout."""
     ours, theirs = socket.socketpair()
     with theirs:
         shell = os.environ.get("SHELL") or "/bin/sh"
@@ -515,6 +543,6 @@ def _proxy(command: str) -> socket.socket:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-    # It leaves when the socket is closed, and is reaped here.
+    # It ends when the socket is closed. The thread reaps it.
     threading.Thread(target=process.wait, daemon=True).start()
     return ours

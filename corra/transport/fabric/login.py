@@ -1,7 +1,7 @@
-"""Which keys are tried, and what is said when none fits.
+"""Decides which keys are tried, and says why none fitted.
 
-paramiko's own way reads a missing IdentityFile as an error, tries each key of the agent where IdentitiesOnly forbids it, and ends with
-whatever went wrong last.
+paramiko's own way fails for a missing IdentityFile, tries each key of the ssh-agent even where
+IdentitiesOnly forbids it, and reports only the last error.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from corra.errors import Auth
 from corra.model.host import Host
 from corra.transport.ssh_config import SshSettings
 
-# An ssh-agent may have to ask somebody, or wait for a token to be touched; sshd itself waits no longer (LoginGraceTime).
+# An ssh-agent may have to ask its user, or wait until a token is touched. sshd itself waits no
+# longer than this (LoginGraceTime).
 SIGN_S = 120.0
 
 
 class Login:
-    """paramiko's `auth_strategy`: the keys ssh would try, in an order that spends few of the server's MaxAuthTries.
+    """paramiko's `auth_strategy`: the keys that ssh would try, few of the server's MaxAuthTries.
 
-    First what the caller gave, then agent keys that ssh_config names, its key files, and the rest of the agent unless IdentitiesOnly.
+    First comes the key that the caller gave, then the ssh-agent's keys that ssh_config names, then
+    key files, and then the rest of the ssh-agent's keys unless IdentitiesOnly is set.
     """
 
     def __init__(self, host: Host, user: str, known: SshSettings, kwargs: dict[str, Any]) -> None:
@@ -116,7 +118,7 @@ class Login:
                     yield f"agent's {key.comment or key.get_name()}", key
 
     def _load(self, path: str) -> Any:
-        """Return the private key in a file, with its certificate, or None when there is none that we can use."""
+        """Return the private key in a file, with its certificate, or None if it can't be used."""
         from paramiko import ECDSAKey, Ed25519Key, PasswordRequiredException, RSAKey, SSHException
 
         if not os.access(path, os.R_OK):  # ssh_config may name a file for another machine
@@ -140,7 +142,7 @@ class Login:
         from paramiko import SSHException
         from paramiko.agent import AgentSSH
 
-        # paramiko's own Agent looks at $SSH_AUTH_SOCK only, and ssh_config's IdentityAgent may be another.
+        # paramiko's own Agent knows $SSH_AUTH_SOCK only; IdentityAgent may name another socket.
         agent = AgentSSH()
         carrier = self._agent.enter_context(socket.socket(socket.AF_UNIX))
         carrier.settimeout(5)
@@ -154,7 +156,7 @@ class Login:
 
 
 def _public_blob(path: str) -> bytes | None:
-    """Return the bytes of the public key beside a private one, which ssh-keygen leaves there."""
+    """Return the bytes of the public key beside a private one, or None."""
     try:
         with open(path if path.endswith(".pub") else path + ".pub", encoding="ascii") as file:
             return base64.b64decode(file.read().split()[1])

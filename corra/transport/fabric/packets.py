@@ -1,9 +1,11 @@
-"""paramiko's packet layer for AES-GCM, at half of its cost. Imported only once a connection is made.
+"""paramiko's packet layer for AES-GCM, at half of its cost. Imported when a connection is made.
 
-paramiko seals a packet of 32 KiB with eight copies of it and opens one with as many: sending a gigabyte took a client 6.7 s of CPU, and takes
-3.2 here. Until the keys are there, and with any other cipher, all is left to paramiko. Here as there, one thread reads.
+paramiko copies a packet of 32 KiB eight times to seal it, and as often to open it. To send a
+gigabyte took a client 6.7 s of CPU, and takes 3.2 s with this module. paramiko itself does the work
+until the keys have been exchanged, and with any other cipher. One thread reads, as in paramiko.
 
-Sealing is RFC 5647, 7 in OpenSSH's form: the length stands in the clear and is authenticated, and the last eight bytes of the IV count.
+A packet is sealed as in RFC 5647, 7, in OpenSSH's form: the length is authenticated and not
+encrypted, and the last eight bytes of the IV count.
 """
 
 from __future__ import annotations
@@ -26,14 +28,14 @@ _MSG_CHANNEL_DATA = 94
 _BLOCK, _TAG = 16, 16
 _PAD_MAX = _BLOCK + 3
 _NOTHING_YET = (TimeoutError, BlockingIOError)
-# What a packet may be: sshd itself sends 32 KiB, and no more than this.
+# The longest packet that is taken. sshd itself sends 32 KiB.
 PACKET_MAX = 512 << 10
-# Several of sshd's packets; more gained nothing.
+# How much is read at once: several of sshd's packets. More gained nothing.
 _AHEAD = 256 << 10
 
 
 class Data:
-    """Bytes for a channel, to be sent in packets of at most `step`; it goes where paramiko has a Message."""
+    """Bytes for a channel, to be sent in packets of at most `step`, in the place of a Message."""
 
     def __init__(self, channel: int, data: memoryview, step: int) -> None:
         self._channel, self._data, self._step = channel, data, step
@@ -64,7 +66,7 @@ class Data:
 
 
 class _Keys:
-    """One direction of AES-GCM: the cipher, its IV, and how much has been said under it."""
+    """One direction of AES-GCM: the cipher, its IV, and how much it has sealed or opened."""
 
     def __init__(self, cipher: Any, iv: bytes) -> None:
         self.cipher = cipher
@@ -78,7 +80,7 @@ class _Keys:
 
 
 class Packets(Packetizer):  # type: ignore[misc] # paramiko has no hints
-    """The packets of one connection. `deliver` is shown a channel's data first, and says whether it has taken them."""
+    """The packets of one connection. `deliver` gets a channel's data first, and may take them."""
 
     def __init__(self, carrier: Any, deliver: Callable[[int, memoryview], bool]) -> None:
         super().__init__(carrier)
@@ -108,7 +110,8 @@ class Packets(Packetizer):  # type: ignore[misc] # paramiko has no hints
         if how.get("aead"):
             return _Keys(how["block_engine"], how[iv])
         if before is not None:
-            # paramiko has counted no packet since, and its counts are part of every other cipher's authentication.
+            # paramiko has counted no packet meanwhile, and every other cipher authenticates by its
+            # counts.
             raise SSHException("the host went from AES-GCM to another cipher")
         return None
 
@@ -153,7 +156,10 @@ class Packets(Packetizer):  # type: ignore[misc] # paramiko has no hints
     # From the host
 
     def read_message(self) -> tuple[int, Any]:
-        """Return the next message that isn't a channel's data taken by `deliver`. Raises NeedRekeyException, SSHException, EOFError."""
+        """Return the next message that `deliver` doesn't take.
+
+        Raises NeedRekeyException, SSHException, EOFError.
+        """
         while True:
             if self._in is None:
                 kind, message = super().read_message()
@@ -198,7 +204,7 @@ class Packets(Packetizer):  # type: ignore[misc] # paramiko has no hints
             raise SSHException("a packet of nothing but padding")
         return memoryview(plain)[1 : size - plain[0]]
 
-    # The bytes from the host: whatever is there is read at once, and handed out of one buffer
+    # The bytes from the host: all that has come is read at once, into one buffer
 
     def read_all(self, n: int, check_rekey: bool = False) -> bytes:
         self._fill(n, check_rekey=check_rekey)
@@ -238,7 +244,10 @@ class Packets(Packetizer):  # type: ignore[misc] # paramiko has no hints
                 raise
 
     def _read(self, size: int) -> None:
-        """Read what there is, with room for `size` bytes from `_at` on. Raises TimeoutError, OSError; EOFError also for a line without an end."""
+        """Read what has come, with room for `size` bytes from `_at` on.
+
+        Raises TimeoutError, OSError, and EOFError, also for a line without an end.
+        """
         if self._at == self._end:
             self._at = self._end = 0
         if len(self._buffer) - self._at < size:
@@ -251,7 +260,7 @@ class Packets(Packetizer):  # type: ignore[misc] # paramiko has no hints
         room = self._view[self._end :]
         if isinstance(self._carrier, socket.socket):
             came = self._carrier.recv_into(room)
-        else:  # a channel of the host that we jump from
+        else:  # a channel of the host that we jump from, or a pipe
             data = self._carrier.recv(len(room))
             came = len(data)
             room[:came] = data
@@ -261,5 +270,8 @@ class Packets(Packetizer):  # type: ignore[misc] # paramiko has no hints
 
 
 def _pad(size: int) -> int:
-    """Return how many bytes fill a payload of `size` up to whole blocks: at least four (RFC 4253, 6)."""
+    """Return how many bytes fill a payload of `size` up to whole blocks, at least four.
+
+    RFC 4253, 6.
+    """
     return 3 + _BLOCK - (size + 4) % _BLOCK

@@ -9,12 +9,15 @@ from typing import Any
 
 from corra.transport.channel import READ_MAX, WRITE_S, LinkLost, Tail
 
-# What sshd takes for a channel in one packet, whatever more it may say.
+# What sshd takes for a channel in one packet, even if it announces more.
 _PACKET_MAX = 32 << 10
 
 
 class Inbox:
-    """What has come and wasn't read yet, as paramiko's BufferedPipe, which copies each byte four times on its way through an array."""
+    """The bytes that have come and weren't read, in the place of paramiko's BufferedPipe.
+
+    BufferedPipe copies each byte four times on its way through an array.
+    """
 
     def __init__(self) -> None:
         self.ready = threading.Event()
@@ -30,7 +33,7 @@ class Inbox:
             self._announce()
 
     def read(self, size: int, timeout: float | None = None) -> bytes:
-        """Return what there is, up to about `size` bytes; b"" when nothing more will come. Raises PipeTimeout."""
+        """Return the bytes at hand, up to about `size`; b"" at the end. Raises PipeTimeout."""
         from paramiko.buffered_pipe import PipeTimeout
 
         if not self.ready.wait(timeout):
@@ -77,13 +80,16 @@ def to_run(command: str, channel: int) -> Any:
 
 
 class Session:
-    """A paramiko session that runs one command, as a Channel; one with an Inbox has been asked for it already."""
+    """A paramiko session that runs one command, as a Channel.
+
+    If the session has an Inbox, the host has been asked to run the command already.
+    """
 
     def __init__(self, session: Any, command: str) -> None:
         self._session = session
         self._tail = Tail()
         self._closed = False
-        # Reading waits on an event, so that the session's one timeout is free to bound the writes.
+        # A read waits on an event, so the session's one timeout is free to bound the writes.
         asked = isinstance(session.in_buffer, Inbox)
         if not asked:
             session.in_buffer = Inbox()
@@ -91,8 +97,9 @@ class Session:
         session.settimeout(WRITE_S)
         self._writing = threading.Lock()
         if not asked:
-            # Without waiting to be told that it runs: that would be a round trip more before the first byte.
-            session.transport._send_user_message(to_run(command, session.remote_chanid))  # noqa: SLF001 - as exec_command does
+            # Without a wait for the reply: it would cost one more round trip before the first byte.
+            request = to_run(command, session.remote_chanid)
+            session.transport._send_user_message(request)  # noqa: SLF001 - as exec_command does
 
     def read(self, timeout_s: float | None) -> bytes:
         if not self._ready.wait(timeout_s):
@@ -112,12 +119,12 @@ class Session:
             SSHException,
             EOFError,
             OSError,
-        ) as error:  # reading also tells the host that there is room again
+        ) as error:  # a read also tells the host that there is room again
             raise LinkLost(str(error) or self._why()) from error
         return data
 
     def _host_ended(self) -> bool:
-        """Whether the host said that this is the end, and not just nothing more."""
+        """Whether the host announced the end of the output, as a lost link doesn't."""
         return not self._closed and (
             self._session.eof_received or self._session.transport.is_active()
         )
@@ -145,10 +152,14 @@ class Session:
             raise LinkLost(self._why()) from error
 
     def _room(self, size: int) -> int:
-        """Take up to `size` bytes of what the host has room for, and wait until it has any. Raises TimeoutError, OSError."""
+        """Wait until the host has room, and take up to `size` bytes of it.
+
+        Raises TimeoutError, OSError.
+        """
         session = self._session
         with session.lock:
-            taken = session._wait_for_send_window(size)  # noqa: SLF001 - what send does, which takes a packet's worth at a time
+            # As `send` does, which takes one packet's worth at a time.
+            taken = session._wait_for_send_window(size)  # noqa: SLF001
             if not taken:
                 raise OSError("closed")
             more = min(size - taken, session.out_window_size)
@@ -160,7 +171,7 @@ class Session:
 
         session = self._session
         sent = Data(session.remote_chanid, data, min(session.out_max_packet_size, _PACKET_MAX))
-        # A connection that somebody gave us open is paramiko's own.
+        # If the caller gave an open Fabric connection, its packets are paramiko's own.
         for message in (
             (sent,) if isinstance(session.transport.packetizer, Packets) else sent.messages()
         ):
@@ -174,7 +185,7 @@ class Session:
         from paramiko import SSHException
 
         self._closed = True
-        # The host is told, if there is still a connection to tell it by.
+        # Tells the host, if the connection still stands.
         with contextlib.suppress(SSHException, OSError, EOFError):
             self._session.close()
         self._ready.set()
@@ -184,7 +195,8 @@ class Session:
         return bytes(self._tail)
 
     def exit_status(self) -> int | None:
-        # It follows the end of the output at once; a death by signal has none (paramiko#598).
+        # The status comes right after the output. A command that a signal ended has none
+        # (paramiko#598).
         self._session.status_event.wait(2.0)
         status: int = self._session.exit_status
         return status if status >= 0 else None

@@ -1,9 +1,11 @@
-"""The TCP connection below paramiko: no message that waits for an acknowledgement.
+"""The TCP connection below paramiko, on which no message waits for an acknowledgement.
 
-sshd has Nagle's algorithm on until a session begins, and for ever where it carries a ProxyJump: it holds its next message back until the one
-before is acknowledged, which Linux puts off by 40 ms. So what is short is acknowledged at once; a first session took 41 ms, and takes 1.
+sshd has Nagle's algorithm on until a session begins, and for ever where it carries a ProxyJump. It
+holds its next message back until the last one is acknowledged, which Linux puts off by 40 ms. So
+this end acknowledges short messages at once: a first session took 41 ms, and takes 1 ms now.
 
-Our greeting goes out before paramiko is imported: the host's half of the first round trip is here when its keys are to be exchanged.
+The client's greeting leaves before paramiko is imported. The host's greeting has come by the time
+that paramiko exchanges keys.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-# What a client says first (RFC 4253, 4.2). paramiko waits for the host's before it goes on, and the host for ours.
+# The client's first line (RFC 4253, 4.2).
 GREETING = "SSH-2.0-corra"
-# More is a stream, whose next piece acknowledges this one.
+# A longer piece belongs to a stream, whose next piece acknowledges it.
 _SHORT = 8192
 
 
@@ -25,7 +27,7 @@ class Carrier(socket.socket):
         self._greeted = b""
 
     def greet(self) -> None:
-        """Say who we are; paramiko's own try to say the same is passed over."""
+        """Send the greeting. When paramiko sends the same greeting later, it is dropped."""
         greeting = GREETING.encode() + b"\r\n"
         self.sendall(greeting)
         self._greeted = greeting
@@ -39,6 +41,6 @@ class Carrier(socket.socket):
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0, /) -> int:
         came = super().recv_into(buffer, size, flags)
         if 0 < came < _SHORT:
-            # Not once and for all: the kernel falls back with the next byte we send.
+            # Each time: the kernel forgets it with the next byte that is sent.
             self.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         return came

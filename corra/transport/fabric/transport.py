@@ -1,4 +1,4 @@
-"""paramiko's Transport with what a long and fast stream needs. Imported only once a connection is made."""
+"""paramiko's Transport, tuned for long and fast streams. Imported when a connection is made."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from .packets import Packets
 from .session import Inbox, to_run
 from .tcp import GREETING
 
-# AES-GCM carries 1.4 times what paramiko's own first choice does (280 against 203 MB/s), where the CPU has AES.
+# AES-GCM carries 1.4 times what paramiko's own first choice does (280 against 203 MB/s) on a CPU
+# with AES instructions.
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
-# A window of 8 MiB fills 80 MB/s at 100 ms; it is also what a reader that stands still lets pile up in our memory. Packets of 256 KiB
-# are an eighth of paramiko's work per byte.
+# A window of 8 MiB is enough for 80 MB/s at 100 ms. It also bounds the memory that a reader who
+# stands still takes. With packets of 256 KiB, paramiko's work per byte is an eighth.
 WINDOW = 8 << 20
 PACKET = 256 << 10
 _AWAKE_S = 1.0
@@ -48,7 +49,7 @@ class Transport(Plain):  # type: ignore[misc] # paramiko has no hints
     def auth_publickey(
         self, username: str, key: Any, event: threading.Event | None = None
     ) -> list[str]:
-        """Log in by a key, and return what else is wanted. `event` is for paramiko's own callers, and there are none."""
+        """Log in by a key, and return what else the host wants. `event` is not used."""
         self.auth_handler = _Prompt(self)
         answered = threading.Event()
         self.auth_handler.auth_publickey(username, key, answered)
@@ -56,11 +57,11 @@ class Transport(Plain):  # type: ignore[misc] # paramiko has no hints
         return more
 
     def calm(self) -> None:
-        """Wake up once a second from here on, not ten times as during the handshake: an idle watcher costs 0.1 % of a core otherwise."""
+        """Wake up once a second from here on; the handshake's ten times take 0.1 % of a core."""
         self.sock.settimeout(_AWAKE_S)
 
     def _take(self, number: int, data: memoryview) -> bool:
-        """Hand a channel's data to whoever reads them, past paramiko's dispatch; return whether there is somebody."""
+        """Hand data to their channel's Inbox, past paramiko's dispatch; return if there is one."""
         channel = self._channels.get(number)
         inbox = None if channel is None else channel.in_buffer
         if not isinstance(inbox, Inbox):
@@ -69,16 +70,18 @@ class Transport(Plain):  # type: ignore[misc] # paramiko has no hints
         return True
 
     def stop_thread(self) -> None:
-        # The thread notices a closed connection when its read ends: so that it ends now.
+        # The thread notices a closed connection when its read ends. A shutdown ends the read now.
         with contextlib.suppress(OSError, EOFError, SSHException):
             self.sock.shutdown(socket.SHUT_RDWR)
         super().stop_thread()
 
     def open_running(self, command: str, timeout_s: float) -> Any:
-        """Return a new session that has been asked for `command` already, if this is the first channel: that is a round trip less.
+        """Return a new session; if it is the first channel, `command` has been asked for already.
 
-        A request names its channel by the host's number for it, which the host has yet to say. OpenSSH counts from 0; a host that poses as
-        one and doesn't would be bound to end the connection. Raises what `open_session` does, and SSHException for such a host.
+        That saves a round trip. The request names the channel by the host's number, which the host
+        hasn't said yet. OpenSSH counts from 0. A host that only claims to be OpenSSH and counts
+        otherwise must end the connection. Raises what `open_session` does, and SSHException for
+        such a host.
         """
         self._asking.command = command
         try:
@@ -103,7 +106,7 @@ class Transport(Plain):  # type: ignore[misc] # paramiko has no hints
             if not (first and command and self.remote_version.startswith("SSH-2.0-OpenSSH")):
                 self._send_later(data)
                 return
-            # Where the host's login shell prints something, it may come before our caller has the session.
+            # Output of the host's login shell may come before the caller has the session.
             opened = Message(data.asbytes()[1:])
             opened.get_string()
             self._channels.get(opened.get_int()).in_buffer = Inbox()
@@ -112,31 +115,33 @@ class Transport(Plain):  # type: ignore[misc] # paramiko has no hints
             self._asking.command = None
 
     def _send_later(self, data: Any) -> None:
-        # Every 512 MB the keys are exchanged anew, and meanwhile nothing may be sent. paramiko's own thread answers the end of a channel
-        # by a message of this kind: it would wait 30 s for the exchange that only itself can finish, and then give the connection up.
+        # Every 512 MB the keys are exchanged anew, and nothing else may be sent meanwhile.
+        # paramiko's own thread answers the end of a channel with such a message. It would wait 30 s
+        # for the exchange, which only this thread can finish, and then give the connection up.
         if threading.current_thread() is self and not self.clear_to_send.is_set():
             self._held.append(data)
         else:
             super()._send_user_message(data)
 
     def send_held(self) -> None:
-        """Send what had to wait; called with the right to send."""
+        """Send the messages that had to wait for the exchange of keys."""
         held, self._held = self._held, []
         for data in held:
             self._send_message(data)
 
 
 class _Prompt(AuthHandler):  # type: ignore[misc]
-    """Asks for the service and logs in by it in one breath, as RFC 4253, 10 allows and dropbear does: a round trip less.
+    """Asks for the login service and logs in without a wait between, which saves a round trip.
 
-    But for RSA, where the host must first have said which hashes it takes.
+    RFC 4253, 10 allows it, and dropbear does the same. With RSA the host must first say which
+    hashes it takes.
     """
 
     _asked = False
 
     def _request_auth(self) -> None:
-        # Before a byte leaves: the host may accept while the key still signs, in an ssh-agent or on a token that is touched,
-        # and paramiko's thread would have it sign a second time, over the same socket.
+        # Set before a byte leaves. The host may accept the service while the key still signs (in an
+        # ssh-agent, or on a token), and paramiko's thread would have it sign a second time.
         self._asked = "rsa" not in self.private_key.get_name()
         super()._request_auth()
         if self._asked:
@@ -151,7 +156,7 @@ class _Prompt(AuthHandler):  # type: ignore[misc]
 
 
 class _Gate(threading.Event):
-    """Set while messages may be sent. paramiko sets it in its own thread, when the keys have been exchanged."""
+    """Set while messages may be sent. paramiko's thread sets it after an exchange of keys."""
 
     def __init__(self, transport: Transport) -> None:
         super().__init__()

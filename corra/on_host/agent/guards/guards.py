@@ -95,6 +95,12 @@ def guard(request, report):
         os._exit(1)
 
 
+class Complaints:
+    """The descriptor for defects of ours: stderr, then the keeper file."""
+
+    file = 2
+
+
 def complain(error):
     """Write a defect of a guard into the file `keeper`, for whoever looks for it."""
     where, at = [], error.__traceback__
@@ -103,16 +109,13 @@ def complain(error):
         at = at.tb_next
     try:
         os.write(
-            complain.file,
+            Complaints.file,
             ("agent %s: %r at %s\n" % (VERSION, error, " < ".join(reversed(where)))).encode(
                 "utf-8", "replace"
             ),
         )
     except OSError:
         pass
-
-
-complain.file = 2
 
 
 def guard_run(request, report):
@@ -129,7 +132,7 @@ def guard_run(request, report):
         or unpack(read_file(directory, "exit")[PAGE:]) is not None
     ):
         return
-    complain.file = os.open("keeper", os.O_WRONLY | os.O_APPEND, dir_fd=directory)
+    Complaints.file = os.open("keeper", os.O_WRONLY | os.O_APPEND, dir_fd=directory)
     files = {"keeper": os.open("keeper", os.O_RDWR, dir_fd=directory)}
     fcntl.flock(files["keeper"], fcntl.LOCK_EX)
     for name in ["exit", "index"] + ["heads"] * exists(directory, "heads"):
@@ -201,7 +204,7 @@ def guard_run(request, report):
             report = None
         standby(child)
         # flock waits until the guard that may touch the FIFOs is dead and its child is past exec.
-        files["keeper"] = os.open("/proc/self/fd/%d" % complain.file, os.O_RDWR)
+        files["keeper"] = os.open("/proc/self/fd/%d" % Complaints.file, os.O_RDWR)
         fcntl.flock(files["keeper"], fcntl.LOCK_EX)
         keeper = Keeper(directory, files, request, inherited)
         if launched_by(directory, files) or unpack(os.pread(files["exit"], PAGE, PAGE)) is not None:

@@ -72,11 +72,17 @@ def find_exact(request, prog_id):
     return None
 
 
+def ambiguous(message, found):
+    """Return the refusal of a text that means each of `found`, (root, prog_id) each."""
+    return Refusal("ambiguous", message, runs=[Run(*each).state() for each in found[:20]])
+
+
 def find(request):
     """Return the run that the request names.
 
     Tried in this order: the full id; the name, of which an open run or else the newest is taken;
-    the beginning of an id's tail. Raises Refusal.
+    the beginning of an id's tail. Raises Refusal, also for a name that several open runs have: the
+    newest of them would be a guess.
     """
     text = request.get("prog_id") or ""
     exact = find_exact(request, text) if valid_id(text) else None
@@ -96,14 +102,14 @@ def find(request):
                 (run.state()["state"] not in FINAL, run.request.get("created", 0), root, prog_id)
             )
         run.close()
+    open_ = [each for each in named if each[0]]
+    if len(open_) > 1:
+        found = [each[2:] for each in sorted(open_, reverse=True)]
+        raise ambiguous("%d open runs are called %s" % (len(found), text), found)
     if named:
         return Run(*max(named)[2:])
     if len(begun) == 1:
         return Run(*begun[0])
     if begun:
-        raise Refusal(
-            "ambiguous",
-            "%d runs begin with %s" % (len(begun), text),
-            runs=[Run(*each).state() for each in sorted(begun)[:20]],
-        )
+        raise ambiguous("%d runs begin with %s" % (len(begun), text), sorted(begun))
     raise Refusal("not_found", "no run %s among %d" % (text, total), count=total, user=user_name())
