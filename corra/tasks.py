@@ -17,26 +17,24 @@ from invoke.context import Context
 
 from corra.cli import collectors, inputs, selection
 from corra.cli.flags import (
-    COLLECTOR_FLAGS,
-    FILTER_FLAGS,
-    HOST_FLAG,
-    KEYBOARD_FLAGS,
-    LINK_FLAGS,
-    REACH_FLAGS,
-    SHOW_FLAGS,
-    TARGET_FLAG,
-    WATCH_FLAGS,
-)
-from corra.cli.readers import (
-    read_limit,
-    read_lines,
-    read_output_kept,
-    read_seconds,
-    read_signal,
-    read_size,
+    TAIL_BY_TERMINAL,
+    AgainFlags,
+    AttachFlags,
+    BookFlags,
+    DoctorFlags,
+    GcFlags,
+    KillFlags,
+    LaunchFlags,
+    LogsFlags,
+    PsFlags,
+    RunFlags,
+    SendFlags,
+    ShowFlags,
+    StatusFlags,
+    WaitFlags,
 )
 from corra.cli.verb import verb
-from corra.cli.words import Given, listing, option, switch
+from corra.cli.words import Given
 
 from .errors import EPIPE_CODE, NOTHING_DONE, STILL_RUNNING, CorraError, Misuse, typed
 from .settings import setting
@@ -54,71 +52,11 @@ MERGED = "output"
 # For looking, a host that is down must not keep the others' answers back.
 LOOK_TIMEOUT_S = 5.0
 
-_RUN = (
-    switch("detach", "d", help="Print the id and leave as soon as it is started."),
-    option("name", help="A name to find it by."),
-    option("id", help="Its id: the same id with the same command is the same run."),
-    option("cwd", "C", help="Directory there (the home; on local: this one)."),
-    listing("env", "E", help="K=V, or K for my own value of it; repeatable."),
-    option("env-file", help="A file of K=V lines."),
-    listing(
-        "secret",
-        help="K=FILE, or K for my own value: in the program's environment, never on disk; repeatable.",
-    ),
-    option(
-        "stdin", help="FILE, - for my own stdin, or none (none): all there is before it starts."
-    ),
-    switch("interactive", "i", help="Hold its stdin open and send mine, or later inv send's."),
-    switch("pty", "p", help="Give it a terminal; with -i it is this one (docs/interactive.md)."),
-    *KEYBOARD_FLAGS,
-    switch("merge", help="stdout and stderr as one stream, in order."),
-    option(
-        "timeout",
-        "T",
-        read=read_seconds,
-        help="End it after this long, on the host's own clock (never).",
-    ),
-    option("grace", read=read_seconds, help="From its stop signal to KILL (10s)."),
-    option("stop-signal", read=read_signal, help="What asks it to stop (TERM)."),
-    option("keep", read=read_seconds, help="How long the host keeps its output (14d)."),
-    option(
-        "keep-output",
-        read=read_output_kept,
-        help="Keep only the last SIZE of each stream, however much it writes (all).",
-    ),
-    listing(
-        "limit",
-        read=read_limit,
-        help="NAME=VALUE: files, core, cpu, memory, nice, oom_score_adj, memory_max, cpu_quota (docs/run.md); repeatable.",
-    ),
-    switch("wait-children", help="It ends when the last of its descendants has."),
-    switch("force", help="Start it though a logout there will end it."),
-    switch("accept-new-key", help="Remember the key of a host never seen before."),
-    *LINK_FLAGS,
-    switch("raw", help="Let escape sequences through to this terminal."),
-    option(
-        "collector",
-        help="Have it report its output and its end to this collector of the configuration.",
-    ),
-    switch(
-        "callback-through-ssh",
-        help="Lead it there through this connection, while somebody watches: the host has no route of its own.",
-    ),
-)
-
-
 # -- The verbs
 
 
-@verb(
-    TARGET_FLAG,
-    *REACH_FLAGS,
-    *_RUN,
-    command=True,
-    fate="NOT STARTED",
-    begin=selection.begin_connecting,
-)
-def run(c: Context, given: Given) -> int:
+@verb(RunFlags, command=True, fate="NOT STARTED", begin=selection.begin_connecting)
+def run(c: Context, given: RunFlags) -> int:
     """Start a program that outlives ssh, and show it: inv run --host db1 -- uptime
 
     Ctrl-C leaves it running. We exit as it does: its own code, 128+N by signal N, 124 by --timeout, 126 or 127 when it can't be
@@ -143,34 +81,8 @@ def run(c: Context, given: Given) -> int:
         return _launched(c, given, launch, opened, target)
 
 
-@verb(
-    HOST_FLAG,
-    *REACH_FLAGS,
-    switch("detach", "d", help="Print the new id and leave as soon as it is started."),
-    switch(
-        "interactive", "i", help="Send it what is typed or piped in here, if the run took that."
-    ),
-    *KEYBOARD_FLAGS,
-    option("id", help="The new run's id: the same id with the same command is the same run."),
-    listing(
-        "secret",
-        help="K=FILE, or K for my own value: what the run had as a secret no host has kept; repeatable.",
-    ),
-    switch("accept-new-key", help="Remember the key of a host never seen before."),
-    *LINK_FLAGS,
-    switch("raw", help="Let escape sequences through to this terminal."),
-    option(
-        "collector",
-        help="Have it report its output and its end to this collector of the configuration.",
-    ),
-    switch(
-        "callback-through-ssh",
-        help="Lead it there through this connection, while somebody watches.",
-    ),
-    ids=True,
-    fate="NOT STARTED",
-)
-def again(c: Context, given: Given) -> int:
+@verb(AgainFlags, ids=True, fate="NOT STARTED")
+def again(c: Context, given: AgainFlags) -> int:
     """Start a run's program once more, as a new run on its host: inv again ID
 
     From the record on the host: command, directory, given variables, stdin, limits and name are the same; the login's environment is that
@@ -197,33 +109,8 @@ def again(c: Context, given: Given) -> int:
         return _launched(c, given, launch, opened, str(found.host))
 
 
-@verb(
-    HOST_FLAG,
-    *REACH_FLAGS,
-    switch(
-        "interactive",
-        "i",
-        help="Send it what is typed or piped in here; its terminal becomes this one.",
-    ),
-    *KEYBOARD_FLAGS,
-    option(
-        "tail",
-        "n",
-        read=read_lines,
-        default="",
-        help="Begin with the last N lines, or all (200 on a terminal, else all; 0: from now).",
-    ),
-    *SHOW_FLAGS,
-    *WATCH_FLAGS,
-    switch("sig-proxy", help="Pass INT and TERM on to the program."),
-    *COLLECTOR_FLAGS,
-    switch(
-        "callback-through-ssh",
-        help="Lead the run's reports to --collector through this connection, while somebody watches.",
-    ),
-    ids=True,
-)
-def attach(c: Context, given: Given) -> int:
+@verb(AttachFlags, ids=True)
+def attach(c: Context, given: AttachFlags) -> int:
     """Show a run's output and go on live, from anywhere: inv attach [ID]
 
     ID is an id, the beginning of its tail, or a name; without one it is the newest run of mine. We exit as run does.
@@ -231,22 +118,18 @@ def attach(c: Context, given: Given) -> int:
     from corra.terminal.screen import Gone
     from corra.terminal.watch import Watch
 
-    tail = (
-        given.tail
-        if given.tail != ""
-        else TAIL_ON_A_TERMINAL
-        if given.screen.out_is_terminal
-        else None
-    )
+    tail = given.tail
+    if tail == TAIL_BY_TERMINAL:
+        tail = TAIL_ON_A_TERMINAL if given.screen.out_is_terminal else None
     if given.collector and given.interactive:
         raise Misuse(
             "-i and --collector exclude each other: a collector only listens", fate="NOT DONE"
         )
     if given.collector and not given.callback_through_ssh:
-        return collectors.attach_by_collector(c, given, tail)
-    found = selection.find_one_run(c, given)
+        return collectors.attach_by_collector(c, given, given.collector, tail)
+    found = selection.find_one_run(c, given, limit_s=given.timeout)
     keyboard = inputs.given_keyboard(given) if given.interactive else None
-    if keyboard is not None and tail is not None and given.tail == "":
+    if keyboard is not None and tail is not None and given.tail == TAIL_BY_TERMINAL:
         tail = given.screen.height  # a screenful: on a terminal it is drawn over
     feed = keyboard.feed if keyboard is not None else None
     follow = _follow(
@@ -274,23 +157,15 @@ def attach(c: Context, given: Given) -> int:
     return STILL_RUNNING if state is None else watch.outcome(state)
 
 
-@verb(
-    HOST_FLAG,
-    *REACH_FLAGS,
-    switch("line", help="End TEXT with a newline."),
-    switch("eof", help="Then end its stdin; on a terminal, type Ctrl-D."),
-    *WATCH_FLAGS,
-    ids=True,
-    fate="NOT SENT",
-)
-def send(c: Context, given: Given) -> int:
+@verb(SendFlags, ids=True, fate="NOT SENT")
+def send(c: Context, given: SendFlags) -> int:
     """Send TEXT, or what is piped in here, to a program started with -i or --pty: inv send ID [TEXT]
 
     Each byte arrives once, whatever the network does. Exits 0 when the host has all of it, which the program may read later; 125 when it
     takes none, having ended or closed its stdin.
     """
     feed, source = inputs.given_to_send(given)
-    found = selection.find_run(c, given, given.ids[0])
+    found = selection.find_run(c, given, given.ids[0], limit_s=given.timeout)
     if given.dry:
         given.screen.note(
             found.label,
@@ -311,16 +186,8 @@ def send(c: Context, given: Given) -> int:
     return 0
 
 
-@verb(
-    HOST_FLAG,
-    *REACH_FLAGS,
-    switch("follow", "f", help="Go on as more comes, to the end."),
-    option("tail", "n", read=read_lines, default=None, help="Only the last N lines (all)."),
-    *SHOW_FLAGS,
-    *FILTER_FLAGS,
-    ids=True,
-)
-def logs(c: Context, given: Given) -> int:
+@verb(LogsFlags, ids=True)
+def logs(c: Context, given: LogsFlags) -> int:
     """Show what a run has written: inv logs [ID]
 
     The errors of the last 10 minutes: inv logs -g ERROR --since 10m ID; the first 4 kB: inv logs --bytes 0:4K ID. What it became doesn't matter here: the exit code is 0 when the output could be shown.
@@ -363,24 +230,8 @@ def logs(c: Context, given: Given) -> int:
     return 0
 
 
-@verb(
-    HOST_FLAG,
-    *REACH_FLAGS,
-    option(
-        "signal",
-        "s",
-        read=read_signal,
-        help="Send just this one, no KILL after it (its stop signal, the grace, then KILL to the whole tree).",
-    ),
-    switch("kill-now", "9", help="KILL to the whole tree now."),
-    option("grace", read=read_seconds, help="From there to KILL (what run was given, 10s)."),
-    switch("all", "a", help="All that run on --host."),
-    switch("yes", "y", help="Don't ask, though it is another's run or on several hosts."),
-    switch("no-wait", help="Don't wait for the end."),
-    ids=True,
-    fate="NOT KILLED",
-)
-def kill(c: Context, given: Given) -> int:
+@verb(KillFlags, ids=True, fate="NOT KILLED")
+def kill(c: Context, given: KillFlags) -> int:
     """Stop runs: TERM, and after --grace KILL to the whole tree: inv kill ID..
 
     Exits 0 when none is left, also when it had ended already, 1 when something outlives KILL, 125 when nothing could be done.
@@ -424,27 +275,8 @@ def kill(c: Context, given: Given) -> int:
     return max(_each(end, runs))
 
 
-@verb(
-    HOST_FLAG,
-    *REACH_FLAGS,
-    switch("all", "a", help="Those that ended well or long ago, too."),
-    switch("quiet", "q", help="Full ids only."),
-    option(
-        "state",
-        help="Only these, by the word in the table: running, done, FAILED, KILLED, TIMEOUT, LOST ..",
-    ),
-    option("grep", help="Only those with this in their name, id or command."),
-    option(
-        "since", read=read_seconds, default=86400.0, help="How far back an end still counts (24h)."
-    ),
-    switch("mine", help="Only those I started."),
-    option(
-        "format", help="A line of my own: '{id} {state} {command}', any column or key of --json."
-    ),
-    switch("no-trunc", help="Don't cut commands off."),
-    *COLLECTOR_FLAGS,
-)
-def ps(c: Context, given: Given) -> int:
+@verb(PsFlags)
+def ps(c: Context, given: PsFlags) -> int:
     """List runs, what runs first, then what went wrong lately: inv ps --host db1,db2
 
     Without --host the hosts of this machine's history. Exits 125 when a host didn't answer; the others' runs are shown all the same.
@@ -456,7 +288,7 @@ def ps(c: Context, given: Given) -> int:
     if given.connect_timeout is None:
         given.connect_timeout = setting(c.config, "connect_timeout") or LOOK_TIMEOUT_S
     states, errors = (
-        (collectors.collected_states(c, given), [])
+        (collectors.collected_states(c, given, given.collector), [])
         if given.collector
         else selection.to_list(c, given)
     )
@@ -507,14 +339,8 @@ def ps(c: Context, given: Given) -> int:
     return max((error.code for error in errors), default=0)
 
 
-@verb(
-    HOST_FLAG,
-    *REACH_FLAGS,
-    switch("tree", help="Its processes, too, and what each uses."),
-    switch("exit-code", help="Exit as the program did, 122 while it runs (else 0)."),
-    ids=True,
-)
-def status(c: Context, given: Given) -> int:
+@verb(StatusFlags, ids=True)
+def status(c: Context, given: StatusFlags) -> int:
     """Show all that is known of runs: inv status [ID..]
 
     Exits 0 when the host could tell, whatever became of the program; see --exit-code.
@@ -544,14 +370,8 @@ def status(c: Context, given: Given) -> int:
     return max(_each(show, given.ids or [None]))
 
 
-@verb(
-    HOST_FLAG,
-    *REACH_FLAGS,
-    switch("any", help="Until the first of them has ended."),
-    *WATCH_FLAGS,
-    ids=True,
-)
-def wait(c: Context, given: Given) -> int:
+@verb(WaitFlags, ids=True)
+def wait(c: Context, given: WaitFlags) -> int:
     """Wait until runs have ended: inv wait ID..
 
     Exits as the program did; of several the largest code, with --any that of the first to end. 122: --timeout was over.
@@ -566,7 +386,7 @@ def wait(c: Context, given: Given) -> int:
         raise Misuse("wait needs an id", fate="NOT DONE")
 
     def end(text: str) -> int:
-        found = selection.find_run(c, given, text)
+        found = selection.find_run(c, given, text, limit_s=given.timeout)
         follow = found.follow(
             streams=[], timeout_s=given.timeout, **selection.link_options(c, given)
         )
@@ -607,21 +427,8 @@ def wait(c: Context, given: Given) -> int:
     return worst
 
 
-@verb(
-    HOST_FLAG,
-    *REACH_FLAGS,
-    option(
-        "older",
-        read=read_seconds,
-        help="What ended longer ago than this (14d after a good end, else 30d).",
-    ),
-    option(
-        "max-size", read=read_size, help="Then the oldest, until a host has no more than this (2G)."
-    ),
-    switch("yes", "y", help="Don't ask."),
-    ids=True,
-)
-def gc(c: Context, given: Given) -> int:
+@verb(GcFlags, ids=True)
+def gc(c: Context, given: GcFlags) -> int:
     """Free the disk that ended runs' output takes on hosts: inv gc --host db1
 
     Never what is unfinished, watched, or not yet delivered. The record of a run outlives its output: status still tells how it ended.
@@ -639,9 +446,15 @@ def gc(c: Context, given: Given) -> int:
             (found.label, str(found.host), found.free) for found in selection.ended_runs(c, given)
         ]
     else:
-        rules = {"older": given.older, "max_size": given.max_size}
         known = selection.places(c, given, "gc", 90 * 86400.0)
-        wanted = [("", host, partial(disk.free_disk, host, **rules, **how)) for host, how in known]
+        wanted = [
+            (
+                "",
+                host,
+                partial(disk.free_disk, host, older=given.older, max_size=given.max_size, **how),
+            )
+            for host, how in known
+        ]
 
     def clean(each: tuple[str, str, Callable[..., Freed]]) -> int:
         label, host, free = each
@@ -665,13 +478,8 @@ def gc(c: Context, given: Given) -> int:
     return max(_each(clean, wanted) if given.yes or given.dry else [clean(each) for each in wanted])
 
 
-@verb(
-    HOST_FLAG,
-    *REACH_FLAGS,
-    switch("place", help="Bring the agent there, too."),
-    switch("accept-new-key", help="Remember the key of a host never seen before."),
-)
-def doctor(c: Context, given: Given) -> int:
+@verb(DoctorFlags)
+def doctor(c: Context, given: DoctorFlags) -> int:
     """Check whether hosts have all that corra needs: inv doctor --host db1
 
     A line for each thing and what to do about it. Nothing is written there, unless --place says so. Without --host the hosts of this
@@ -740,7 +548,7 @@ def _said_of_link(given: Given, found: Run, event: Any) -> None:
 
 
 def _follow(
-    given: Given,
+    given: ShowFlags,
     found: Run,
     *,
     times: bool = False,
@@ -785,7 +593,7 @@ def _at(state: State, found: Run) -> State:
 
 
 def _launched(
-    c: Context, given: Given, launch: Launch, opened: contextlib.ExitStack, target: str
+    c: Context, given: LaunchFlags, launch: Launch, opened: contextlib.ExitStack, target: str
 ) -> int:
     """Start it, show it unless --detach, and return the exit code."""
     from corra.terminal.screen import Gone
@@ -798,7 +606,7 @@ def _launched(
     if given.dry:
         return 0
     if given.collector:
-        launch = collectors.register(c, given, launch)
+        launch = collectors.register(c, given.collector, launch)
     keyboard = (
         inputs.given_keyboard(given)
         if launch.request.program.takes_more and given.interactive and not given.detach
@@ -823,7 +631,7 @@ def _launched(
     return STILL_RUNNING if state is None else watch.outcome(state)
 
 
-def _detached(given: Given, watch: Watch, state: State, target: str, keeper: str) -> int:
+def _detached(given: LaunchFlags, watch: Watch, state: State, target: str, keeper: str) -> int:
     from corra.model import ids
     from corra.model.words import side_by_side
 
@@ -848,7 +656,7 @@ def _detached(given: Given, watch: Watch, state: State, target: str, keeper: str
     return 0
 
 
-def _refuse_contradictions(given: Given) -> None:
+def _refuse_contradictions(given: KillFlags) -> None:
     given_flags = [
         name
         for name, value in (("-s", given.signal), ("-9", given.kill_now), ("--grace", given.grace))
@@ -866,23 +674,8 @@ def _hours(since_s: float) -> str:
     return "24 h" if since_s == 86400 else chosen_time(since_s)
 
 
-@verb(
-    listing(
-        "host",
-        "H",
-        "hosts",
-        help="The host that keeps the journal. Default: where a runbook run from here keeps its own, or here.",
-    ),
-    *REACH_FLAGS[:-1],
-    listing(
-        "redo",
-        help="Have STEP or STEP@HOST done anew by the next pass; the only way for a LOST one. Repeatable.",
-    ),
-    listing("skip", help="Leave STEP or STEP@HOST out; of a question it is a yes. Repeatable."),
-    switch("markdown", help="The audit trail as Markdown."),
-    ids=True,
-)
-def book(c: Context, given: Given) -> int:
+@verb(BookFlags, ids=True)
+def book(c: Context, given: BookFlags) -> int:
     """List runbooks, show one, or decide about a step: inv book [NAME [KEY]]
 
     --redo and --skip start nothing: the runbook's own command goes on with what they say. With --json or --markdown it is the audit trail.
@@ -919,7 +712,7 @@ def book(c: Context, given: Given) -> int:
     return 0
 
 
-def _list_books(c: Context, given: Given) -> int:
+def _list_books(c: Context, given: BookFlags) -> int:
     from corra.cli import journals
     from corra.model.words import now
     from corra.runbooks import audit

@@ -10,7 +10,7 @@ from invoke.context import Context
 
 from corra.errors import Misuse
 
-from .words import Given
+from .flags import AttachFlags, PsFlags, TunnelFlags
 
 if TYPE_CHECKING:
     from corra.collector.client import Collector
@@ -27,12 +27,14 @@ def named_collector(c: Context, name: str) -> Collector:
     return Collector.named(name, setting(c.config, "collectors"))
 
 
-def register(c: Context, given: Given, launch: Launch) -> Launch:
-    """Make a run known to --collector and return its Launch with a callback there."""
-    return named_collector(c, given.collector).register(launch)
+def register(c: Context, name: str, launch: Launch) -> Launch:
+    """Make a run known to that collector and return its Launch with a callback there."""
+    return named_collector(c, name).register(launch)
 
 
-def led_through_ssh(c: Context, given: Given, run: Run) -> contextlib.AbstractContextManager[None]:
+def led_through_ssh(
+    c: Context, given: TunnelFlags, run: Run
+) -> contextlib.AbstractContextManager[None]:
     """Return what leads the run's reports through our connection where that was asked for."""
     if not given.callback_through_ssh:
         return contextlib.nullcontext()
@@ -43,7 +45,7 @@ def led_through_ssh(c: Context, given: Given, run: Run) -> contextlib.AbstractCo
     return through(run, named_collector(c, given.collector).url, run.agent.runner)
 
 
-def attach_by_collector(c: Context, given: Given, tail: int | None) -> int:
+def attach_by_collector(c: Context, given: AttachFlags, name: str, tail: int | None) -> int:
     """Show a run as the collector has it, and go on live."""
     from corra.terminal.screen import Gone
     from corra.terminal.watch import Watch
@@ -54,7 +56,7 @@ def attach_by_collector(c: Context, given: Given, tail: int | None) -> int:
         raise Misuse(
             "--collector excludes --host and --sig-proxy: a collector only listens", fate="NOT DONE"
         )
-    found = named_collector(c, given.collector).find(given.ids[0] if given.ids else None)
+    found = named_collector(c, name).find(given.ids[0] if given.ids else None)
     streams = None if given.stream in (None, "both") else [given.stream]
     follow = found.follow(tail=tail, timeout_s=given.timeout, streams=streams)
     watch = Watch(
@@ -64,7 +66,7 @@ def attach_by_collector(c: Context, given: Given, tail: int | None) -> int:
         hide=given.hide,
         stamps=given.timestamps,
         tail=tail,
-        again=f" --collector {shlex.quote(given.collector)}",
+        again=f" --collector {shlex.quote(name)}",
     )
     try:
         state = watch.stay()
@@ -73,11 +75,11 @@ def attach_by_collector(c: Context, given: Given, tail: int | None) -> int:
     return 0 if state is None else watch.outcome(state)
 
 
-def collected_states(c: Context, given: Given) -> list[State]:
+def collected_states(c: Context, given: PsFlags, name: str) -> list[State]:
     """Return the runs that a collector has, of --host where given."""
     import time
 
-    collector = named_collector(c, given.collector)
+    collector = named_collector(c, name)
     hosts: list[str | None] = [name for each in given.host for name in each.split(",") if name] or [
         None
     ]

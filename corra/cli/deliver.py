@@ -10,35 +10,12 @@ from invoke.context import Context
 from corra.errors import CorraError, Misuse
 
 from . import collectors, selection
-from .flags import HOST_FLAG, REACH_FLAGS
-from .readers import read_seconds
+from .flags import DeliverFlags
 from .verb import verb
-from .words import Given, option
 
 
-def _offset(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError(text)
-    return int(text)
-
-
-@verb(
-    HOST_FLAG,
-    *REACH_FLAGS,
-    option(
-        "to",
-        help="Another collector: its name in the configuration, or its URL with $CORRA_COLLECTOR_TOKEN.",
-    ),
-    option(
-        "from",
-        read=_offset,
-        help="Send again from this byte of each stream (what is acknowledged).",
-    ),
-    option("timeout", "T", read=read_seconds, default=60.0, help="How long it may take (60s)."),
-    ids=True,
-    fate="NOT DELIVERED",
-)
-def deliver(c: Context, given: Given) -> int:
+@verb(DeliverFlags, ids=True, fate="NOT DELIVERED")
+def deliver(c: Context, given: DeliverFlags) -> int:
     """Send a run's reports once more, or to another collector: corra deliver ID..
 
     A courier that is waiting tries at once. Exits 0 when all there is has been acknowledged.
@@ -55,14 +32,13 @@ def deliver(c: Context, given: Given) -> int:
     return worst
 
 
-def _deliver(c: Context, given: Given, text: str) -> None:
-    found = selection.find_run(c, given, text)
+def _deliver(c: Context, given: DeliverFlags, text: str) -> None:
+    found = selection.find_run(c, given, text, limit_s=given.timeout)
     callback: Mapping[str, Any] | None = None
     if given.to:
         collector = collectors.named_collector(c, given.to)
         made = collector.admit(found.state(), str(found.host))
         callback = collector.callback(found.id, made)
-    begin = vars(given)["from"]  # a word of Python's
     if given.dry:
         given.screen.note(
             found.label,
@@ -70,7 +46,7 @@ def _deliver(c: Context, given: Given, text: str) -> None:
             f"would be delivered{' to ' + given.to if given.to else ''}",
         )
         return
-    answer = found.deliver(callback=callback, start=begin, seconds=given.timeout)
+    answer = found.deliver(callback=callback, start=given.start, seconds=given.timeout)
     report = answer.get("delivered") or {}
     facts: dict[str, Any] = {"label": found.label, "host": str(found.host), "prog_id": found.id}
     if report.get("error"):

@@ -1,7 +1,4 @@
-"""The flags that several verbs have, and how the text behind a flag becomes its value.
-
-What a reader raises for a text it can't read is said as a misuse of its flag: ValueError, or Misuse with a reason of its own.
-"""
+"""The flags of each verb: a class a verb, and a class for the flags that several verbs share."""
 
 from __future__ import annotations
 
@@ -9,96 +6,387 @@ from .readers import (
     one_of,
     read_byte_range,
     read_detach_keys,
+    read_limit,
+    read_lines,
     read_moment,
+    read_offset,
+    read_output_kept,
     read_patience,
     read_pattern,
     read_seconds,
+    read_signal,
+    read_size,
     read_transport,
 )
-from .words import listing, option, switch
+from .words import Flag, Given, listing, option, switch
 
-# As in program.Mode, which `inv --list` has no need of.
+# As in model.host.Mode, which `inv --list` does without.
 AS_MODES = ("ssh-then-sudo", "ssh-as", "sudo-then-ssh", "sudo-then-ssh-then-sudo")
+# `attach` without --tail: 200 lines on a terminal, else all.
+TAIL_BY_TERMINAL = -1
 
-HOST_FLAG = listing(
-    "host",
-    "H",
-    "hosts",
-    help="Where: HOST, user@host:port or local; db1,web[1-3] are several. Default: what history says.",
-)
-TARGET_FLAG = listing(
-    "host",
-    "H",
-    "hosts",
-    help="Where: HOST, user@host:port, or local for this machine. Default: $CORRA_HOST.",
-)
-REACH_FLAGS = (
-    option("user", "u", help="Log in as this user."),
-    option("as", help="Run as this user there, by sudo."),
-    option(
+_REPEATABLE = "; repeatable."
+
+
+# -- Shared by several verbs
+
+
+class ReachFlags(Given):
+    """How a host is reached."""
+
+    host = listing(
+        "host",
+        "H",
+        "hosts",
+        help="HOST, user@host:port or local; db1,web[1-3] are several. "
+        "Default: the history's hosts.",
+    )
+    user = option("user", "u", help="Log in as this user.")
+    as_user = option("as", help="Run as this user on the host, by sudo.")
+    mode = option(
         "mode",
         read=one_of(*AS_MODES),
         help="What --as means: ssh-then-sudo, ssh-as, sudo-then-ssh .. (docs/sudo.md).",
-    ),
-    option(
+    )
+    via = option(
         "via",
         read=read_transport,
-        help="fabric, openssh (the ssh program), chaperone (kept by this machine), chaperone@HOST (by HOST).",
-    ),
-    option(
+        help="fabric, openssh (the ssh program), chaperone (this machine keeps the run), "
+        "chaperone@HOST (HOST keeps it).",
+    )
+    connect_timeout = option(
         "connect-timeout",
         read=read_seconds,
         help="How long a host may take to answer (15s; 5s for ps).",
-    ),
-    option("spool", help="Directory on the host instead of the usual one."),
-)
-SHOW_FLAGS = (
-    switch("timestamps", "t", help="Put the time of arrival before each line."),
-    option("stream", read=one_of("stdout", "stderr", "both"), help="Only stdout or stderr (both)."),
-    switch("raw", help="Let escape sequences through to this terminal."),
-)
-COLLECTOR_FLAGS = (
-    option("collector", help="Ask this collector of the configuration, not the host."),
-)
-FILTER_FLAGS = (
-    option(
-        "grep", "g", read=read_pattern, help="Only lines in which this regular expression is found."
-    ),
-    option(
-        "since", read=read_moment, help="Only what came since: 10m (ago), 14:30, 2026-11-24T14:30."
-    ),
-    option("until", read=read_moment, help="Only what came until then."),
-    option(
-        "bytes",
-        read=read_byte_range,
-        help="Only the bytes A:B of a stream (stdout's), B not included: 0:4096, 1M:, :64K.",
-    ),
-    switch("late", help="Also what was written after its end by processes that it left behind."),
-)
-LINK_FLAGS = (
-    option(
-        "reconnect-timeout", read=read_seconds, help="Give a lost link up after this long (never)."
-    ),
-    option(
+    )
+
+
+class HostFlags(ReachFlags):
+    """Where a run is."""
+
+    spool = option("spool", help="Directory on the host instead of the usual one.")
+
+
+class RawFlag(Given):
+    raw = switch("raw", help="Let the program's escape sequences through to this terminal.")
+
+
+class NewKeyFlag(Given):
+    accept_new_key = switch("accept-new-key", help="Remember the key of a host never seen before.")
+
+
+class LinkFlags(Given):
+    """How patient a watch is with its link."""
+
+    reconnect_timeout = option(
+        "reconnect-timeout", read=read_seconds, help="Give up a lost link after this long (never)."
+    )
+    dead_after = option(
         "dead-after",
         read=read_patience,
         help="Call a link dead that is silent for this long (15s).",
-    ),
-)
-KEYBOARD_FLAGS = (
-    option(
-        "detach-keys",
-        read=read_detach_keys,
-        default=b"\x1d",
-        help="What leaves its terminal: ctrl-p,ctrl-q and the like, or none (ctrl-]).",
-    ),
-)
-WATCH_FLAGS = (
-    option(
+    )
+
+
+class WatchFlags(LinkFlags):
+    timeout = option(
         "timeout",
         "T",
         read=read_seconds,
         help="Stop watching after this long; the program goes on (none).",
-    ),
-    *LINK_FLAGS,
-)
+    )
+
+
+class ShowFlags(RawFlag):
+    """How output is shown."""
+
+    timestamps = switch("timestamps", "t", help="Put the time of arrival before each line.")
+    stream = option(
+        "stream", read=one_of("stdout", "stderr", "both"), help="Only stdout or stderr (both)."
+    )
+
+
+class KeyboardFlags(Given):
+    interactive = switch(
+        "interactive",
+        "i",
+        help="Send the program what is typed or piped in here; "
+        "the program's terminal becomes this one.",
+    )
+    detach_keys = option(
+        "detach-keys",
+        read=read_detach_keys,
+        default=b"\x1d",
+        help="Keys that leave the program's terminal: ctrl-p,ctrl-q and the like, or none "
+        "(ctrl-]).",
+    )
+
+
+class CollectorFlag(Given):
+    collector = option(
+        "collector", help="Ask this collector of the configuration instead of the host."
+    )
+
+
+class TunnelFlags(CollectorFlag):
+    callback_through_ssh = switch(
+        "callback-through-ssh",
+        help="While you watch, lead the run's reports to --collector through this connection.",
+    )
+
+
+class LaunchFlags(HostFlags, NewKeyFlag, LinkFlags, RawFlag, KeyboardFlags, TunnelFlags):
+    """What `run` and `again` share."""
+
+    detach = switch("detach", "d", help="Print the id and leave as soon as the program is started.")
+    id = option("id", help="The run's id: the same id with the same command is the same run.")
+    secret = listing(
+        "secret",
+        help="K=FILE, or K for my own value: in the program's environment, never on disk"
+        + _REPEATABLE,
+    )
+    collector = option(
+        "collector",
+        help="Have the run report its output and its end to this collector of the configuration.",
+    )
+
+
+# -- One verb each
+
+
+class RunFlags(LaunchFlags):
+    host = listing(
+        "host",
+        "H",
+        "hosts",
+        help="HOST, user@host:port, or local for this machine. Default: $CORRA_HOST.",
+    )
+    name = option("name", help="A name to find the run by.")
+    cwd = option("cwd", "C", help="Directory on the host (the home; on local: this one).")
+    env = listing("env", "E", help="K=V, or K for my own value of it" + _REPEATABLE)
+    env_file = option("env-file", help="A file of K=V lines.")
+    stdin = option("stdin", help="FILE, - for my own stdin, or none (none): all of it is sent.")
+    interactive = switch(
+        "interactive",
+        "i",
+        help="Hold the program's stdin open and send mine, or later inv send's.",
+    )
+    pty = switch(
+        "pty",
+        "p",
+        help="Give the program a terminal; with -i it is this one (docs/interactive.md).",
+    )
+    merge = switch("merge", help="stdout and stderr as one stream, in order.")
+    timeout = option(
+        "timeout",
+        "T",
+        read=read_seconds,
+        help="End the program after this long, on the host's own clock (never).",
+    )
+    grace = option("grace", read=read_seconds, help="From the stop signal to KILL (10s).")
+    stop_signal = option(
+        "stop-signal", read=read_signal, help="The signal that asks it to stop (TERM)."
+    )
+    keep = option("keep", read=read_seconds, help="How long the host keeps its output (14d).")
+    keep_output = option(
+        "keep-output",
+        read=read_output_kept,
+        help="Keep only the last SIZE of each stream, however much is written (all).",
+    )
+    limit = listing(
+        "limit",
+        read=read_limit,
+        help="NAME=VALUE: files, core, cpu, memory, nice, oom_score_adj, memory_max, cpu_quota "
+        "(docs/run.md)" + _REPEATABLE,
+    )
+    wait_children = switch(
+        "wait-children", help="The run ends when the last of the program's descendants has ended."
+    )
+    force = switch("force", help="Start the program though a logout there will end it.")
+
+
+class AgainFlags(LaunchFlags):
+    detach = switch("detach", "d", help="Print the new id and leave as soon as it is started.")
+    id = option("id", help="The new run's id: the same id with the same command is the same run.")
+    interactive = switch(
+        "interactive",
+        "i",
+        help="Send the program what is typed or piped in here, if the run had -i or --pty.",
+    )
+    secret = listing(
+        "secret",
+        help="K=FILE, or K for my own value: the host keeps no secret, so give it again"
+        + _REPEATABLE,
+    )
+
+
+class AttachFlags(HostFlags, ShowFlags, WatchFlags, KeyboardFlags, TunnelFlags):
+    tail: Flag[int | None] = option(
+        "tail",
+        "n",
+        read=read_lines,
+        default=TAIL_BY_TERMINAL,
+        help="Begin with the last N lines, or all (200 on a terminal, else all; 0: from now).",
+    )
+    sig_proxy = switch("sig-proxy", help="Pass INT and TERM on to the program.")
+
+
+class SendFlags(HostFlags, WatchFlags):
+    line = switch("line", help="End TEXT with a newline.")
+    eof = switch("eof", help="Then end the program's stdin; on a terminal, type Ctrl-D.")
+
+
+class LogsFlags(HostFlags, ShowFlags):
+    follow = switch("follow", "f", help="Go on as more comes, to the end.")
+    tail = option(
+        "tail", "n", read=read_lines, default=None, help="Only the last N lines, or all (all)."
+    )
+    grep = option(
+        "grep", "g", read=read_pattern, help="Only lines in which this regular expression is found."
+    )
+    since = option(
+        "since",
+        read=read_moment,
+        help="Only what came since: 10m (ago), 14:30, 2026-11-24T14:30.",
+    )
+    until = option("until", read=read_moment, help="Only what came until then.")
+    bytes = option(
+        "bytes",
+        read=read_byte_range,
+        help="Only the bytes A:B of a stream (stdout's), B not included: 0:4096, 1M:, :64K.",
+    )
+    late = switch("late", help="Also what processes wrote that the program left behind.")
+
+
+class KillFlags(HostFlags):
+    signal = option(
+        "signal",
+        "s",
+        read=read_signal,
+        help="Send only this signal, and no KILL after it "
+        "(the stop signal, the grace, then KILL to the whole tree).",
+    )
+    kill_now = switch("kill-now", "9", help="KILL to the whole tree now.")
+    grace = option(
+        "grace", read=read_seconds, help="From the signal to KILL (what run was given, 10s)."
+    )
+    all = switch("all", "a", help="All that run on --host.")
+    yes = switch("yes", "y", help="Don't ask, though a run is another's or on several hosts.")
+    no_wait = switch("no-wait", help="Don't wait for the end.")
+
+
+class PsFlags(HostFlags, CollectorFlag):
+    all = switch("all", "a", help="Also those that ended well or long ago.")
+    quiet = switch("quiet", "q", help="Full ids only.")
+    state = option(
+        "state",
+        help="Only these, by the word in the table: "
+        "running, done, FAILED, KILLED, TIMEOUT, LOST ..",
+    )
+    grep = option("grep", help="Only those with this in their name, id or command.")
+    since = option(
+        "since", read=read_seconds, default=86400.0, help="How far back an end still counts (24h)."
+    )
+    mine = switch("mine", help="Only those I started.")
+    format = option(
+        "format", help="A line of my own: '{id} {state} {command}', any column or key of --json."
+    )
+    no_trunc = switch("no-trunc", help="Don't cut commands off.")
+
+
+class StatusFlags(HostFlags):
+    tree = switch("tree", help="Also the run's processes, and what each uses.")
+    exit_code = switch("exit-code", help="Exit as the program did, 122 while it runs (else 0).")
+
+
+class WaitFlags(HostFlags, WatchFlags):
+    any = switch("any", help="Until the first of them has ended; print its id.")
+
+
+class GcFlags(HostFlags):
+    older = option(
+        "older",
+        read=read_seconds,
+        help="What ended longer ago than this (14d after a good end, else 30d).",
+    )
+    max_size = option(
+        "max-size",
+        read=read_size,
+        help="Then the oldest, until a host has no more than this (2G).",
+    )
+    yes = switch("yes", "y", help="Don't ask.")
+
+
+class DoctorFlags(HostFlags, NewKeyFlag):
+    place = switch("place", help="Also bring the agent there.")
+
+
+class BookFlags(ReachFlags):
+    host = listing(
+        "host",
+        "H",
+        "hosts",
+        help="The host that keeps the journal. "
+        "Default: where the runbook of this machine keeps it, or here.",
+    )
+    redo = listing(
+        "redo",
+        help="Have the next pass do STEP or STEP@HOST anew; the only way for a LOST one"
+        + _REPEATABLE,
+    )
+    skip = listing(
+        "skip", help="Leave STEP or STEP@HOST out; for a question it is a yes" + _REPEATABLE
+    )
+    markdown = switch("markdown", help="The audit trail as Markdown.")
+
+
+class DeliverFlags(HostFlags):
+    to = option(
+        "to",
+        help="Another collector: its name in the configuration, "
+        "or its URL with $CORRA_COLLECTOR_TOKEN.",
+    )
+    start = option(
+        "from",
+        read=read_offset,
+        help="Send again from this byte of each stream (what is acknowledged).",
+    )
+    timeout = option(
+        "timeout", "T", read=read_seconds, default=60.0, help="How long it may take (60s)."
+    )
+
+
+class ServeFlags(Given):
+    listen = option("listen", default="127.0.0.1:8050", help="HOST:PORT (127.0.0.1:8050).")
+    database = option(
+        "database",
+        help="Where the data is: a path (collector.sqlite3 beside this machine's history).",
+    )
+    tls_cert = option(
+        "tls-cert",
+        help="The certificate, in PEM, with those between it and its authority.",
+    )
+    tls_key = option("tls-key", help="The certificate's key.")
+    insecure = switch(
+        "insecure",
+        help="Listen to other machines without TLS, where a proxy in front of it does that.",
+    )
+    keep = option("keep", read=read_seconds, help="How long an ended run is kept (90d).")
+    max_size = option(
+        "max-size", help="Then the oldest, until no more than this is kept (no limit)."
+    )
+    limits = option(
+        "limits",
+        default="",
+        help="What one token may cost: body=4M,rate=1000,runs=10000,disk=64G.",
+    )
+    webhook = listing("webhook", help="URL, or slack=URL, that is told of each end" + _REPEATABLE)
+    log_requests = switch("log-requests", help="A line for each request.")
+    new_token = option(
+        "new-token",
+        help="Make a token and leave: NAME=read,write, or NAME=read:host=db* for a part of it.",
+    )
+    revoke_token = option(
+        "revoke-token",
+        help="Take back the tokens of this NAME, and those of the runs registered with them.",
+    )

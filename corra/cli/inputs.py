@@ -17,7 +17,7 @@ from invoke.context import Context
 from corra.errors import Misuse
 from corra.settings import SETTINGS, setting
 
-from .words import Given
+from .flags import KeyboardFlags, LaunchFlags, RunFlags, SendFlags
 
 if TYPE_CHECKING:
     from corra.runs.request import StartOptions
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _READ = 256 * 1024
 
 
-def given_stdin(given: Given) -> tuple[Any, contextlib.AbstractContextManager[Any]]:
+def given_stdin(given: RunFlags) -> tuple[Any, contextlib.AbstractContextManager[Any]]:
     """Return what the program reads, and what is to be closed afterwards. Raises Misuse for a file that nobody would read."""
     if given.stdin is not None and (given.interactive or given.pty):
         raise Misuse(
@@ -53,7 +53,7 @@ def given_stdin(given: Given) -> tuple[Any, contextlib.AbstractContextManager[An
     return None, contextlib.nullcontext()
 
 
-def given_options(c: Context, given: Given, stdin: Any) -> StartOptions:
+def given_options(c: Context, given: RunFlags, stdin: Any) -> StartOptions:
     """Return the options of a start: the flags of the same names, what flags of other names say, and the configuration's defaults."""
     from corra.model.options import OPTIONS
 
@@ -72,7 +72,7 @@ def given_options(c: Context, given: Given, stdin: Any) -> StartOptions:
     return cast("StartOptions", {k: v for k, v in options.items() if v is not None})
 
 
-def given_keyboard(given: Given) -> Keyboard:
+def given_keyboard(given: KeyboardFlags) -> Keyboard:
     """Return what reads our own stdin for the program while it runs."""
     from corra.runs.stdin_feed import StdinFeed
     from corra.terminal.keyboard import Keyboard
@@ -80,7 +80,7 @@ def given_keyboard(given: Given) -> Keyboard:
     return Keyboard(StdinFeed(), given.screen, keys=given.detach_keys)
 
 
-def given_to_send(given: Given) -> tuple[StdinFeed, threading.Thread | None]:
+def given_to_send(given: SendFlags) -> tuple[StdinFeed, threading.Thread | None]:
     """Return what `send` sends, and the thread that reads our own stdin where there is no TEXT. Raises Misuse."""
     from corra.runs.stdin_feed import StdinFeed
 
@@ -138,7 +138,7 @@ def _unread_file(fd: int) -> bool:
         return False
 
 
-def given_environment(given: Given) -> dict[str, str]:
+def given_environment(given: RunFlags) -> dict[str, str]:
     """Return what --env-file says, and over it -E."""
     env: dict[str, str] = {}
     if given.env_file:
@@ -160,7 +160,7 @@ def given_environment(given: Given) -> dict[str, str]:
     return env
 
 
-def given_secrets(given: Given) -> dict[str, str]:
+def given_secrets(given: LaunchFlags) -> dict[str, str]:
     """Return the values of --secret."""
     found: dict[str, str] = {}
     for each in given.secret:

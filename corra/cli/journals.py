@@ -12,15 +12,15 @@ from corra.errors import CorraError, Misuse, NotFound, typed
 from corra.runbooks.book import HERE, Book
 from corra.settings import setting
 
+from .flags import BookFlags
 from .selection import host_reach
-from .words import Given
 
 if TYPE_CHECKING:
     from corra.runbooks.journal import Journal
     from corra.runbooks.ledgers import Ledger
 
 
-def chosen_ledger(c: Context, given: Given) -> Ledger:
+def chosen_ledger(c: Context, given: BookFlags) -> Ledger:
     """Return the ledger of --host, $CORRA_JOURNAL or `corra.journal` in the configuration; the one here without any of them."""
     from corra.runbooks.ledgers import ledger_on
 
@@ -34,13 +34,13 @@ def chosen_ledger(c: Context, given: Given) -> Ledger:
     return ledger_on(told, **_reach(c, given))
 
 
-def _reach(c: Context, given: Given) -> dict[str, Any]:
+def _reach(c: Context, given: BookFlags) -> dict[str, Any]:
     """Return how a journal's host is reached; `--as` is meant for it only where it is said."""
     return host_reach(c, given)
 
 
 def all_journals(
-    c: Context, given: Given, *, name: str | None = None
+    c: Context, given: BookFlags, *, name: str | None = None
 ) -> list[tuple[Journal | None, str, str, CorraError | None]]:
     """Return (journal, name, key, what kept us from reading it) of every runbook to be found, the latest first."""
     from corra.runbooks.ledgers import all_books
@@ -56,7 +56,7 @@ def all_journals(
     return found
 
 
-def one_journal(c: Context, given: Given, name: str, key: str) -> Journal:
+def one_journal(c: Context, given: BookFlags, name: str, key: str) -> Journal:
     """Return the journal of that runbook, read. Raises NotFound."""
     opened = _opened(c, given, chosen_ledger(c, given), name, key)
     if opened.book.begun is None:
@@ -71,7 +71,7 @@ def one_journal(c: Context, given: Given, name: str, key: str) -> Journal:
     return opened
 
 
-def _opened(c: Context, given: Given, where: Ledger, name: str, key: str) -> Journal:
+def _opened(c: Context, given: BookFlags, where: Ledger, name: str, key: str) -> Journal:
     from corra.runbooks.journal import Journal
     from corra.runbooks.ledgers import Here, ledger_on
 

@@ -41,10 +41,11 @@ def read_signal(text: str) -> str:
 
 def read_lines(text: str) -> int | None:
     """Read a number of lines; None is all."""
-    return None if text == "all" else _count(text)
+    return None if text == "all" else read_offset(text)
 
 
-def _count(text: str) -> int:
+def read_offset(text: str) -> int:
+    """Read a whole number that isn't negative."""
     if not text.isdecimal():
         raise ValueError(text)
     return int(text)
@@ -61,7 +62,7 @@ def read_byte_range(text: str) -> tuple[int, int | None]:
     return found
 
 
-def read_output_kept(text: str) -> int | None:
+def read_output_kept(text: str) -> int:
     """Read `64M`, at least 64K."""
     from corra.model import units
 

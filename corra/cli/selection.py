@@ -16,6 +16,16 @@ from invoke.context import Context
 from corra.errors import CorraError, Misuse, NotKilled, typed
 from corra.settings import setting
 
+from .flags import (
+    GcFlags,
+    HostFlags,
+    KillFlags,
+    LinkFlags,
+    NewKeyFlag,
+    PsFlags,
+    ReachFlags,
+    RunFlags,
+)
 from .words import Given
 
 if TYPE_CHECKING:
@@ -28,7 +38,7 @@ _HISTORY_HOSTS = 32
 _CHOICE_WIDTH = 61
 
 
-def host_reach(c: Context, given: Given) -> dict[str, Any]:
+def host_reach(c: Context, given: ReachFlags) -> dict[str, Any]:
     """Return how hosts are reached: the flags, and under them what the configuration says below `corra`."""
     login, as_user = _said(given)
     flags = {
@@ -36,7 +46,7 @@ def host_reach(c: Context, given: Given) -> dict[str, Any]:
         "as_user": as_user,
         "via": given.via,
         "connect_timeout": given.connect_timeout,
-        "accept_new_key": getattr(given, "accept_new_key", None) or None,
+        "accept_new_key": (isinstance(given, NewKeyFlag) and given.accept_new_key) or None,
     }
     told = {
         name: setting(c.config, name) if value is None else value for name, value in flags.items()
@@ -49,24 +59,25 @@ def host_reach(c: Context, given: Given) -> dict[str, Any]:
 
 def link_options(c: Context, given: Given) -> dict[str, Any]:
     """Return how patient a follow is with its link: the flags, and under them what the configuration says."""
-    told: dict[str, Any] = {}
-    for name in ("reconnect_timeout", "dead_after"):
-        value = getattr(given, name, None)
-        value = setting(c.config, name) if value is None else value
-        if value is not None:
-            told[f"{name}_s"] = value
-    return told
+    flags = (
+        {"reconnect_timeout": given.reconnect_timeout, "dead_after": given.dead_after}
+        if isinstance(given, LinkFlags)
+        else dict.fromkeys(("reconnect_timeout", "dead_after"))
+    )
+    told = {
+        name: setting(c.config, name) if value is None else value for name, value in flags.items()
+    }
+    return {f"{name}_s": value for name, value in told.items() if value is not None}
 
 
-def _said(given: Given) -> tuple[str | None, str | None]:
+def _said(given: ReachFlags) -> tuple[str | None, str | None]:
     """Return who logs in and whom sudo makes of them, as --as and --mode say together. Raises Misuse."""
     from corra.model.host import Mode, login_and_user
 
-    name: str | None = vars(given)["as"]  # the flag's name is a word of Python's
-    if given.mode and not name:
+    if given.mode and not given.as_user:
         raise Misuse(f"--mode {given.mode} needs --as USER", fate="NOT DONE")
     try:
-        return login_and_user(name, Mode(given.mode) if given.mode else None)
+        return login_and_user(given.as_user, Mode(given.mode) if given.mode else None)
     except Misuse as error:
         error.fate = "NOT DONE"
         raise
@@ -83,7 +94,7 @@ def fabrics_host(c: Context) -> str:
     return str(host_of(c))
 
 
-def told_hosts(c: Context, given: Given) -> list[str]:
+def told_hosts(c: Context, given: ReachFlags) -> list[str]:
     """Return the hosts given by flag, `fab -H`, $CORRA_HOST or the configuration, in this order; none is an answer too."""
     return _hosts(
         given.host
@@ -109,7 +120,7 @@ def _several(hosts: Sequence[str]) -> str:
     return f"{', '.join(hosts) if len(hosts) < 4 else fold(hosts)} are {len(hosts)}"
 
 
-def one_host(c: Context, given: Given, *, fate: str) -> str:
+def one_host(c: Context, given: ReachFlags, *, fate: str) -> str:
     """Return the one host a command line names. Raises Misuse for none and for several."""
     try:
         hosts = told_hosts(c, given)
@@ -124,7 +135,7 @@ def one_host(c: Context, given: Given, *, fate: str) -> str:
     return hosts[0]
 
 
-def begin_connecting(c: Context, given: Given) -> Agent | None:
+def begin_connecting(c: Context, given: RunFlags) -> Agent | None:
     """Return the agent of the one host a command line names, on the way to it already: keys are exchanged while the rest is imported.
 
     None where there is nothing to begin; what is wrong with the line, `one_host` will say.
@@ -144,7 +155,9 @@ def begin_connecting(c: Context, given: Given) -> Agent | None:
     return agent
 
 
-def find_run(c: Context, given: Given, text: str | None) -> Run:
+def find_run(
+    c: Context, given: HostFlags, text: str | None, *, limit_s: float | None = None
+) -> Run:
     """Return the run that `text` means: on --host, else on the host that history knows. Whether it is there, its first answer tells."""
     from corra.remote.targets import agent_to_ask
     from corra.transport.fabric.connection import CONNECT_S
@@ -154,7 +167,7 @@ def find_run(c: Context, given: Given, text: str | None) -> Run:
     if len(hosts) > 1:
         raise Misuse(f"an id belongs to one host: {_several(hosts)}", fate="NOT DONE")
     how = host_reach(c, given)
-    if (limit_s := getattr(given, "timeout", None)) is not None:
+    if limit_s is not None:
         # A look that has its own limit must not spend more than that on being let in.
         how["connect_timeout"] = max(0.1, min(limit_s, how.get("connect_timeout", CONNECT_S)))
     there = agent_to_ask(hosts[0], **how) if hosts else None
@@ -165,14 +178,14 @@ def find_run(c: Context, given: Given, text: str | None) -> Run:
     return finding.named_run(text, there, spool=given.spool, verb=given.verb, **how)
 
 
-def find_one_run(c: Context, given: Given) -> Run:
+def find_one_run(c: Context, given: HostFlags, *, limit_s: float | None = None) -> Run:
     """Return the run that the only id means, without one the newest of mine."""
     if len(given.ids) > 1:
         raise Misuse(f"one id at a time: {' '.join(given.ids)}", fate="NOT DONE")
-    return find_run(c, given, given.ids[0] if given.ids else None)
+    return find_run(c, given, given.ids[0] if given.ids else None, limit_s=limit_s)
 
 
-def to_kill(c: Context, given: Given) -> list[tuple[Run, State | None]]:
+def to_kill(c: Context, given: KillFlags) -> list[tuple[Run, State | None]]:
     """Return the runs to stop, with what is known of them where it has to be. Never a guess: without ids or -a it is a misuse that lists them."""
     from corra.model import ids
     from corra.remote.targets import agent_for
@@ -229,7 +242,7 @@ def _choice(labels: Sequence[str], shown: int) -> str:
     return f"say which: {', '.join(labels[:shown]) or 'nothing'}{more} run{'s' if len(labels) <= 1 else ''}"
 
 
-def _each_found(c: Context, given: Given) -> list[tuple[Run, State | None]]:
+def _each_found(c: Context, given: KillFlags) -> list[tuple[Run, State | None]]:
     """Return all runs that the ids mean, or raise for the first that means none, before any of them is touched.
 
     One that is to be stopped without a question needs no answer before: the stop itself finds it or doesn't.
@@ -253,7 +266,7 @@ def _not_killed(error: CorraError) -> CorraError:
     return error
 
 
-def ask_first(given: Given, runs: Sequence[tuple[Run, State | None]]) -> None:
+def ask_first(given: KillFlags, runs: Sequence[tuple[Run, State | None]]) -> None:
     """Have a person say yes where the runs are another's or on several hosts. Raises NotKilled for a no, and where nobody can be asked."""
     from corra.runs.asking import who_asks
 
@@ -281,7 +294,7 @@ def ask_first(given: Given, runs: Sequence[tuple[Run, State | None]]) -> None:
         raise NotKilled("you said no", label=label, host=host)
 
 
-def to_list(c: Context, given: Given) -> tuple[list[State], list[CorraError]]:
+def to_list(c: Context, given: PsFlags) -> tuple[list[State], list[CorraError]]:
     """Ask all hosts at once; return what runs there are and what went wrong."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -298,7 +311,9 @@ def to_list(c: Context, given: Given) -> tuple[list[State], list[CorraError]]:
     return states, [_last_seen(each) for each in answers if isinstance(each, CorraError)]
 
 
-def places(c: Context, given: Given, verb: str, since_s: float) -> list[tuple[str, dict[str, Any]]]:
+def places(
+    c: Context, given: HostFlags, verb: str, since_s: float
+) -> list[tuple[str, dict[str, Any]]]:
     """Return each place a look goes to, with how it is reached: the hosts that were named, else where something ran in `since_s`."""
     import time
 
@@ -326,7 +341,7 @@ def places(c: Context, given: Given, verb: str, since_s: float) -> list[tuple[st
     return list(known.values())[:_HISTORY_HOSTS]
 
 
-def ended_runs(c: Context, given: Given) -> list[Run]:
+def ended_runs(c: Context, given: GcFlags) -> list[Run]:
     """Return the runs that the ids mean. Raises CorraError for one that isn't there or still runs, before anything is done to any."""
     found = [find_run(c, given, text) for text in dict.fromkeys(given.ids)]
     for each in found:
@@ -362,7 +377,7 @@ def _last_seen(error: CorraError) -> CorraError:
     return error
 
 
-def is_listed(state: State, given: Given) -> bool:
+def is_listed(state: State, given: PsFlags) -> bool:
     """Return whether ps was asked for it: by its words, its state, its starter."""
     from corra import render
     from corra.runs.asking import who_asks

@@ -8,9 +8,8 @@ from invoke.context import Context
 
 from corra.errors import CorraError
 
-from .readers import read_seconds
+from .flags import ServeFlags
 from .verb import verb
-from .words import Given, listing, option, switch
 
 if TYPE_CHECKING:
     from corra.collector.serve import ServeSettings
@@ -26,37 +25,8 @@ _NEEDED = (
 )
 
 
-@verb(
-    option("listen", default="127.0.0.1:8050", help="HOST:PORT (127.0.0.1:8050)."),
-    option(
-        "database",
-        help="Where the data is: a path (collector.sqlite3 beside this machine's history).",
-    ),
-    option(
-        "tls-cert", help="The certificate, in PEM, with what stands between it and its authority."
-    ),
-    option("tls-key", help="Its key."),
-    switch(
-        "insecure", help="Leave this machine without TLS, where something in front of it does that."
-    ),
-    option("keep", read=read_seconds, help="How long an ended run is kept (90d)."),
-    option("max-size", help="Then the oldest, until no more than this is kept (no limit)."),
-    option(
-        "limits", default="", help="What one token may cost: body=4M,rate=1000,runs=10000,disk=64G."
-    ),
-    listing("webhook", help="URL, or slack=URL, that is told of each end; repeatable."),
-    switch("log-requests", help="A line for each request."),
-    option(
-        "new-token",
-        help="Make a token and leave: NAME=read,write, or NAME=read:host=db* for a part of it.",
-    ),
-    option(
-        "revoke-token",
-        help="Take back the tokens of this NAME, and those of the runs registered with them.",
-    ),
-    fate="NOT SERVED",
-)
-def serve(c: Context, given: Given) -> int:
+@verb(ServeFlags, fate="NOT SERVED")
+def serve(c: Context, given: ServeFlags) -> int:
     """Be a collector: keep what runs report, and answer for them: corra serve
 
     Ends at TERM or Ctrl-C, when it has finished what it has taken. Its log is JSON, a line each, on stderr.

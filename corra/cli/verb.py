@@ -17,7 +17,7 @@ import sys
 import textwrap
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from invoke.collection import Collection
 from invoke.context import Context
@@ -31,7 +31,13 @@ from invoke.tasks import Task
 from corra.errors import CorraError, Misuse, typed
 from corra.terminal.signals import die_of
 
-from .words import Flag, Given, Line, count_tokens, cut_flag, option, switch, take_value
+from .flags import HostFlags, RawFlag
+from .words import Given, Line, count_tokens, cut_flag, flags_of, take_value
+
+if TYPE_CHECKING:
+    from corra.remote.agent_client import Agent
+
+G = TypeVar("G", bound=Given)
 
 # Core flags of Invoke that take the next word: to be stepped over before the verb, and refused with it after the verb.
 _CORE_WITH_VALUE = frozenset(
@@ -63,17 +69,6 @@ _COMPLETED = 50  # the newest; more would scroll by
 VERBS: dict[str, Verb] = {}
 
 
-# What every verb has: Invoke's own -e, -R and --hide are honoured behind the verb as well as before it.
-_COMMON = (
-    switch("json", help="One JSON object per line on stdout, errors too."),
-    switch("quiet", "q", help="Say nothing on stderr unless something is wrong."),
-    switch("dry", "R", help="Say what would be done; ask no host."),
-    switch("echo", "e", help="Say what is done before doing it."),
-    option("hide", help="Hide the program's stdout, stderr or both."),
-    switch("help", "h", help="Show this and exit."),
-)
-
-
 class _Tokens(Argument):
     """The positional that eats as many tokens as the verb's words are, whatever they look like, and then has the words' meaning."""
 
@@ -96,20 +91,24 @@ class Verb(Task):  # type: ignore[type-arg]
     `command` whether it takes a command after `--`, `begin` makes the agent that the body needs, before all else is imported.
     """
 
+    # `given` is what `body` and `begin` take; mypy can't say so of an attribute.
+    body: Callable[[Context, Any], int]
+    begin: Callable[[Context, Any], Agent | None] | None
+
     def __init__(
         self,
-        body: Callable[[Context, Given], Any],
+        body: Callable[[Context, G], int],
         *,
-        flags: Sequence[Flag],
+        flags: type[G],
         ids: bool,
         command: bool,
         fate: str,
-        begin: Callable[[Context, Given], Any] | None,
+        begin: Callable[[Context, G], Agent | None] | None,
     ) -> None:
         super().__init__(body, positional=[])
         self.__doc__ = _narrow(body.__doc__ or "")
-        theirs = {name for flag in flags for name in flag.names}
-        self.flags = (*flags, *(flag for flag in _COMMON if not theirs & {*flag.names[:1]}))
+        self.given = flags
+        self.flags = flags_of(flags)
         self.ids = ids
         self.command = command
         self.fate = fate
@@ -149,12 +148,7 @@ class Verb(Task):  # type: ignore[type-arg]
     # -- Reading
     def read(self, words: Sequence[str], command: Sequence[str] | None = None) -> Line:
         """Read the words after the verb; `command` is what follows `--`, None where there is no `--`."""
-        given = Given(
-            verb=self.name,
-            ids=[],
-            argv=list(command or ()),
-            **{flag.key: list(flag.default) if flag.many else flag.default for flag in self.flags},
-        )
+        given = self.given(self.name, list(command or ()))
         line = Line(given)
         known = {name: flag for flag in self.flags for name in flag.typed}
         seen: set[str] = set()
@@ -236,8 +230,8 @@ class Verb(Task):  # type: ignore[type-arg]
         if given.help:
             self.show_help()
             return None
-        for name in ("dry", "echo"):
-            setattr(given, name, bool(getattr(given, name) or context.config.run.get(name)))
+        given.dry = given.dry or bool(context.config.run.get("dry"))
+        given.echo = given.echo or bool(context.config.run.get("echo"))
         given.hide = given.hide or context.config.run.get("hide")
         self.times_called += 1
         return self.perform(context, given)
@@ -248,12 +242,12 @@ class Verb(Task):  # type: ignore[type-arg]
         gc.set_threshold(*_RARELY)
         # A thread that hears from the network isn't to wait 5 ms, three times over, until one that imports lets it.
         sys.setswitchinterval(_SWITCH_S)
-        given.agent = None if self.begin is None or given.refusal else self.begin(context, given)
+        if self.begin is not None and not given.refusal:
+            given.agent = self.begin(context, given)
         from corra.terminal.screen import Screen
 
-        screen = given.screen = Screen(
-            json=given.json, quiet=given.quiet, raw=bool(getattr(given, "raw", False))
-        )
+        raw = isinstance(given, RawFlag) and given.raw
+        screen = given.screen = Screen(json=given.json, quiet=given.quiet, raw=raw)
         code = 0
         try:
             if given.refusal:
@@ -326,20 +320,20 @@ class Verb(Task):  # type: ignore[type-arg]
 
 def _fill(context: Context, given: Given) -> None:
     """Take from the configuration what wasn't given, where it means the same to every verb."""
-    from corra.settings import setting
+    if isinstance(given, HostFlags) and given.spool is None:
+        from corra.settings import setting
 
-    for name in ("spool", "reconnect_timeout"):
-        if name in vars(given) and getattr(given, name) is None:
-            setattr(given, name, setting(context.config, name))
+        given.spool = setting(context.config, "spool")
 
 
 def verb(
-    *flags: Flag,
+    flags: type[G],
+    *,
     ids: bool = False,
     command: bool = False,
     fate: str = "NOT DONE",
-    begin: Callable[[Context, Given], Any] | None = None,
-) -> Callable[[Callable[[Context, Given], Any]], Verb]:
+    begin: Callable[[Context, G], Agent | None] | None = None,
+) -> Callable[[Callable[[Context, G], int]], Verb]:
     """Make a Verb of a function, as `@task` makes a Task."""
     return lambda body: Verb(body, flags=flags, ids=ids, command=command, fate=fate, begin=begin)
 

@@ -1,28 +1,68 @@
-"""Flags, and the words of one verb's command line read with them."""
+"""Flags, and one verb's command line read by them.
+
+A verb's flags are the attributes of a class below `Given`:
+
+    class KillFlags(HostFlags):
+        grace = option("grace", read=read_seconds, help="From the stop signal to KILL (10s).")
+
+That one line is the flag's spelling, its help, its reader, the keyword from Python
+(`kill(c, "k7m2qx", grace="0s")`) and the type of `given.grace`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from invoke.parser.argument import Argument
 
 from corra.errors import Misuse
 
+if TYPE_CHECKING:
+    from corra.remote.agent_client import Agent
+    from corra.terminal.screen import Screen
 
-class Flag(NamedTuple):
-    """One flag of a verb. `read` makes its value of the text and raises ValueError or Misuse; without it the flag is a switch."""
+T = TypeVar("T")
 
-    names: tuple[str, ...]
-    help: str
-    read: Callable[[str], Any] | None = None
-    default: Any = None
-    many: bool = False
 
-    @property
-    def key(self) -> str:
-        return self.names[0].replace("-", "_")
+class Flag(Generic[T]):
+    """One flag of a verb, and the attribute of `Given` that holds its value.
+
+    `read` turns text into the value and raises ValueError or Misuse. Without `read` it is a switch.
+    """
+
+    key: str
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        help: str,  # noqa: A002 - Invoke's own word for it
+        read: Callable[[str], Any] | None,
+        default: Any,
+        *,
+        many: bool = False,
+    ) -> None:
+        self.names = names
+        self.help = help
+        self.read = read
+        self.default = default
+        self.many = many
+
+    def __set_name__(self, owner: type[Given], name: str) -> None:
+        self.key = name
+
+    @overload
+    def __get__(self, given: None, owner: type[Given]) -> Flag[T]: ...
+    @overload
+    def __get__(self, given: Given, owner: type[Given]) -> T: ...
+    def __get__(self, given: Given | None, owner: type[Given]) -> Flag[T] | T:
+        if given is None:
+            return self
+        value: T = given.__dict__[self.key]
+        return value
+
+    def __set__(self, given: Given, value: T) -> None:
+        given.__dict__[self.key] = value
 
     @property
     def typed(self) -> tuple[str, ...]:
@@ -36,40 +76,83 @@ class Flag(NamedTuple):
             kind=kind,
             help=self.help,
             default=False if kind is bool else None,
-            attr_name=self.key if "-" in self.names[0] else None,
+            attr_name=self.names[0].replace("-", "_") if "-" in self.names[0] else None,
         )
 
 
-def switch(*names: str, help: str) -> Flag:  # noqa: A002 - Invoke's own word for it
-    return Flag(names, help, default=False)
+# `help` is Invoke's own word for it.
+def switch(*names: str, help: str) -> Flag[bool]:  # noqa: A002
+    return Flag(names, help, None, default=False)
 
 
-def option(*names: str, help: str, read: Callable[[str], Any] = str, default: Any = None) -> Flag:  # noqa: A002
+@overload
+def option(*names: str, help: str) -> Flag[str | None]: ...
+@overload
+def option(*names: str, help: str, default: str) -> Flag[str]: ...
+@overload
+def option(*names: str, help: str, read: Callable[[str], T]) -> Flag[T | None]: ...
+@overload
+def option(*names: str, help: str, read: Callable[[str], T], default: T) -> Flag[T]: ...
+def option(
+    *names: str,
+    help: str,  # noqa: A002
+    read: Callable[[str], Any] = str,
+    default: Any = None,
+) -> Flag[Any]:
     return Flag(names, help, read, default)
 
 
-def listing(*names: str, help: str, read: Callable[[str], Any] = str) -> Flag:  # noqa: A002
+def listing(
+    *names: str,
+    help: str,  # noqa: A002
+    read: Callable[[str], str] = str,
+) -> Flag[list[str]]:
     return Flag(names, help, read, [], many=True)
 
 
-class _Shown(Argument):
-    """An argument that is only looked at: Invoke copies each one it has, twice a call, which took longer than all else of ours."""
+class Given:
+    """What a verb was given: its words, and the value of each of its flags.
 
-    def __deepcopy__(self, memo: object) -> _Shown:
-        return self
+    The flags here are those of every verb. Invoke's own -e, -R and --hide count behind the verb as
+    well as before it.
+    """
+
+    json = switch("json", help="One JSON object per line on stdout, errors too.")
+    quiet = switch("quiet", "q", help="Say nothing on stderr unless something is wrong.")
+    dry = switch("dry", "R", help="Say what would be done; ask no host.")
+    echo = switch("echo", "e", help="Say what is done before doing it.")
+    hide = option("hide", help="Hide the program's stdout, stderr or both.")
+    help = switch("help", "h", help="Show this and exit.")
+
+    screen: Screen
+    # The way to the one host that a command line names, begun before the verb's body.
+    agent: Agent | None = None
+    refusal = ""
+
+    def __init__(self, verb: str, argv: list[str]) -> None:
+        self.verb = verb
+        self.ids: list[str] = []
+        self.argv = argv
+        for flag in flags_of(type(self)):
+            self.__dict__[flag.key] = list(flag.default) if flag.many else flag.default
 
 
-class Given(SimpleNamespace):
-    """What was given to a verb: its name, an attribute per flag, `ids`, and for `run` the `argv`."""
-
-    verb: str
-    ids: list[str]
-    argv: list[str]
-    refusal: str = ""
+def flags_of(kind: type[Given]) -> tuple[Flag[Any], ...]:
+    """Return the flags of a class and of those it inherits from."""
+    found = {
+        name: flag
+        for each in reversed(kind.__mro__)
+        for name, flag in vars(each).items()
+        if isinstance(flag, Flag)
+    }
+    return tuple(found.values())
 
 
 class Line:
-    """A verb's words as typed: what they mean, how many they are and how many of Invoke's tokens, and what is wrong with them."""
+    """A verb's words as typed: their meaning, their number, and what is wrong with them.
+
+    `tokens` is how many words Invoke's parser takes them for.
+    """
 
     def __init__(self, given: Given) -> None:
         self.given = given
@@ -79,7 +162,7 @@ class Line:
         self.words: list[tuple[int, str]] = []
 
     def refuse(self, why: str) -> None:
-        """Note what is wrong; the first thing is what is said."""
+        """Note what is wrong; the verb reports the first refusal."""
         self.refusal = self.refusal or why
 
 
@@ -87,8 +170,11 @@ def _dashed(name: str) -> str:
     return f"-{name}" if len(name) == 1 else f"--{name}"
 
 
-def cut_flag(word: str, known: Mapping[str, Flag]) -> tuple[str | None, str | None, str]:
-    """Return (flag, value, further short flags) of `--grace=5`, `-n5`, `-qa`, or (None, None, "") for a word."""
+def cut_flag(word: str, known: Mapping[str, Flag[Any]]) -> tuple[str | None, str | None, str]:
+    """Return (flag, value, further short flags) of `--grace=5`, `-n5`, `-qa`.
+
+    A word that is no flag gives (None, None, "").
+    """
     if not word.startswith("-") or word == "-":
         return None, None, ""
     name, equals, value = word.partition("=")
@@ -101,7 +187,7 @@ def cut_flag(word: str, known: Mapping[str, Flag]) -> tuple[str | None, str | No
     return short, None, rest if flag is not None else ""
 
 
-def take_value(given: Given, flag: Flag, name: str, value: str | None, seen: set[str]) -> str:
+def take_value(given: Given, flag: Flag[Any], name: str, value: str | None, seen: set[str]) -> str:
     """Put `value` into `given`; return what is wrong with it, or nothing."""
     if not value:
         return f"{name} needs a value"
@@ -116,14 +202,14 @@ def take_value(given: Given, flag: Flag, name: str, value: str | None, seen: set
     except ValueError:
         return f"{name}: not a number: {value!r}"
     if flag.many:
-        getattr(given, flag.key).append(read)
+        given.__dict__[flag.key].append(read)
     else:
-        setattr(given, flag.key, read)
+        given.__dict__[flag.key] = read
     return ""
 
 
 def count_tokens(word: str) -> int:
-    """Return how many tokens Invoke's parser makes of `word` while it knows none of the flags in it."""
+    """Return how many tokens Invoke's parser makes of `word` while it knows none of its flags."""
     if not word.startswith("-"):
         return 1
     _, equals, value = word.partition("=")

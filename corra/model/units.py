@@ -38,6 +38,10 @@ def parse_size(text: str) -> int:
     return int(float(match.group(1)) * 1024 ** " KMGT".index((match.group(2) or " ").upper()))
 
 
+@overload
+def output_kept(value: int | str) -> int: ...
+@overload
+def output_kept(value: int | str | None) -> int | None: ...
 def output_kept(value: int | str | None) -> int | None:
     """Return how many bytes of each stream a run keeps. Raises Misuse for less than the host can keep."""
     found = parse_size(value) if isinstance(value, str) else value

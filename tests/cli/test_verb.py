@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,26 +30,38 @@ TASKS = """
 import json, sys
 from invoke import task
 from corra.cli.verb import verb
-from corra.cli.words import listing, option, switch
+from corra.cli.words import Given, listing, option, switch
 from corra.model.units import parse_seconds
 
 def told(given):
     return json.dumps({k: v for k, v in vars(given).items() if k != "screen"}, default=str)
 
-HOST = listing("host", "H", "hosts", help="Where.")
+class Host(Given):
+    host = listing("host", "H", "hosts", help="Where.")
 
-@verb(HOST, option("signal", "s", help="Which."), option("tail", "n", read=int, help="Lines."), switch("all", "a", help="All."),
-      ids=True, fate="NOT KILLED")
+class Kill(Host):
+    signal = option("signal", "s", help="Which.")
+    tail = option("tail", "n", read=int, help="Lines.")
+    all = switch("all", "a", help="All.")
+
+class Run(Host):
+    detach = switch("detach", "d", help="Leave.")
+    timeout = option("timeout", "T", read=parse_seconds, help="End.")
+
+class Ps(Host):
+    all = switch("all", "a", help="All.")
+
+@verb(Kill, ids=True, fate="NOT KILLED")
 def kill(c, given):
     "Stop runs: inv kill ID.."
     print("kill", told(given))
 
-@verb(HOST, switch("detach", "d", help="Leave."), option("timeout", "T", read=parse_seconds, help="End."), command=True, fate="NOT STARTED")
+@verb(Run, command=True, fate="NOT STARTED")
 def run(c, given):
     "Start: inv run --host h -- cmd"
     print("run", told(given))
 
-@verb(HOST, switch("all", "a", help="All."))
+@verb(Ps)
 def ps(c, given):
     "List runs."
     print("ps", told(given))
@@ -308,3 +321,56 @@ def test_a_flag_that_is_none_is_a_type_error_in_python() -> None:
 def test_the_first_argument_of_a_verb_is_a_context() -> None:
     with pytest.raises(TypeError, match="Context"):
         tasks.kill("x")
+
+
+# -- Flags are typed
+
+
+USE = """
+from corra.cli.flags import KillFlags, RunFlags
+from corra.cli.verb import verb
+
+
+@verb({kind})
+def body(c: object, given: RunFlags) -> int:
+    grace: {grace} = given.{name}
+    return 0 if grace is None else 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "grace", "name", "refused"),
+    [
+        ("RunFlags", "float | None", "grace", ""),
+        ("RunFlags", "float | None", "grcae", 'has no attribute "grcae"'),
+        ("RunFlags", "str | None", "grace", "Incompatible types in assignment"),
+        ("KillFlags", "float | None", "grace", "incompatible type"),
+    ],
+)
+def test_a_wrong_name_or_type_of_a_flag_is_an_error_of_mypy(
+    tmp_path: Path, kind: str, grace: str, name: str, refused: str
+) -> None:
+    (tmp_path / "use.py").write_text(USE.format(kind=kind, grace=grace, name=name))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "mypy", "--strict", str(tmp_path / "use.py")),
+            *("--cache-dir", str(ROOT / ".mypy_cache" / "user")),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert (done.returncode == 0) == (not refused), done.stdout
+    assert refused in done.stdout
+
+
+def test_each_verb_declares_a_flag_once() -> None:
+    """Two flags of one verb never share a spelling: the second would never be read."""
+    from corra.cli.verb import VERBS
+
+    for verb in VERBS.values():
+        spelt = [name for flag in verb.flags for name in flag.names]
+        assert len(spelt) == len(set(spelt)), (verb.name, spelt)
