@@ -2514,7 +2514,7 @@ class Keeper:
                 self.files["exit"],
                 "setup",
                 error,
-                "there is no process to be had for it: " + error.strerror,
+                "no process could be forked for the program: " + error.strerror,
             )
             self.nothing_to_keep()
         finally:
@@ -2985,7 +2985,7 @@ def guard_run(request, report):
                     files["exit"],
                     "setup",
                     error,
-                    "there is no terminal to be had for it: " + error.strerror,
+                    "no terminal could be opened for the program: " + error.strerror,
                 )
                 return
         else:
@@ -4872,7 +4872,7 @@ def new_run(request, stdin, reply):
     if tried[0]["errno"] == errno.EOPNOTSUPP:
         raise Refusal(
             "unsupported",
-            "keep_output is not to be had in %(dir)s: %(message)s" % tried[0],
+            "keep_output can't be used in %(dir)s: %(message)s" % tried[0],
             tried=tried,
         )
     raise Refusal("no_room", "no room for the spool: %s" % tried[0]["message"], tried=tried)

@@ -1,6 +1,4 @@
-"""corra/agent.py is what scripts/join makes of its parts, and a line of it leads back to the part
-it comes from.
-"""
+"""corra/agent.py is what scripts/join makes of the parts; each line of it leads back to a part."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ SOURCES = {name: (ROOT / join.path_of(name)).read_text() for name in join.PARTS}
 
 
 def definitions(text: str) -> dict[str, str]:
-    """Return what is defined at the top level, by name or, of other statements, by what they say."""
+    """Return the top-level definitions by name, and other statements by their text."""
     found = {}
     for node in ast.parse(text).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):

@@ -154,7 +154,7 @@ def guard_run(request, report):
                     files["exit"],
                     "setup",
                     error,
-                    "there is no terminal to be had for it: " + error.strerror,
+                    "no terminal could be opened for the program: " + error.strerror,
                 )
                 return
         else:

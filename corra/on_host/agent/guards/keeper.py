@@ -106,7 +106,7 @@ class Keeper:
                 self.files["exit"],
                 "setup",
                 error,
-                "there is no process to be had for it: " + error.strerror,
+                "no process could be forked for the program: " + error.strerror,
             )
             self.nothing_to_keep()
         finally:

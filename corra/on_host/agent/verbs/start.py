@@ -94,7 +94,7 @@ def new_run(request, stdin, reply):
     if tried[0]["errno"] == errno.EOPNOTSUPP:
         raise Refusal(
             "unsupported",
-            "keep_output is not to be had in %(dir)s: %(message)s" % tried[0],
+            "keep_output can't be used in %(dir)s: %(message)s" % tried[0],
             tried=tried,
         )
     raise Refusal("no_room", "no room for the spool: %s" % tried[0]["message"], tried=tried)
