@@ -5,6 +5,7 @@ No test touches the real home, the real ~/.ssh or a port that is not on 127.0.0.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
@@ -33,13 +34,6 @@ from seat import Terminal  # noqa: E402
 from sshd import QUICKLY, Sshd, program  # noqa: E402
 from warm import Warm  # noqa: E402
 
-# A shell that starts the tests in its background has these ignored, for each program they start as well: then no Ctrl-C would be one.
-for number in (signal.SIGINT, signal.SIGQUIT):
-    if signal.getsignal(number) == signal.SIG_IGN:
-        signal.signal(
-            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        )
-
 COLD = [sys.executable, "-m", "corra"]
 
 # What the person who runs the tests has set must not decide how they end.
@@ -56,6 +50,46 @@ _FOREIGN = (
     "COLUMNS",
     "LINES",
 )
+
+
+# Python ignores these by itself, and subprocess gives them back to what it starts.
+_PYTHONS_OWN = {signal.SIGPIPE, signal.SIGXFSZ}
+# Where an agent and its runs are when a home can't hold them.
+_LAST_RESORT = Path(f"/var/tmp/corra-{os.getuid()}")
+_CLONE_NEWNS = 0x20000
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Show the tests an empty /var/tmp: an agent would find there what this machine's own corra has left, and leave more."""
+    if os.getuid() == 0 and ctypes.CDLL(None).unshare(_CLONE_NEWNS) == 0:
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=1777", "none", "/var/tmp"], check=True)
+    elif _LAST_RESORT.exists():
+        raise pytest.UsageError(
+            f"each test would find what corra has left in {_LAST_RESORT}, and only root can hide it: remove it, or be another user"
+        )
+
+
+@pytest.fixture
+def last_resort() -> Path:
+    """The directory of an agent whose home can't hold it. Skips where that isn't the tests' own."""
+    if os.getuid() != 0:
+        pytest.skip("needs root: it would leave something in this machine's /var/tmp")
+    return _LAST_RESORT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_as_from_a_shell() -> None:
+    """Undo what whoever started the tests ignores, nohup or a shell's `&`: their programs would ignore it as well.
+
+    Only here, where tests run, and by a handler, which no program inherits: the tests themselves go on after a hang-up as nohup has it.
+    """
+    for number in signal.valid_signals() - _PYTHONS_OWN:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(
+                number,
+                signal.default_int_handler if number == signal.SIGINT else lambda *_: None,
+            )
 
 
 @pytest.fixture(autouse=True)
@@ -255,7 +289,7 @@ def terminal(cli: Cli) -> Iterator[Callable[..., Terminal]]:
 def as_root() -> None:
     """Skips what only root can do."""
     if os.getuid() != 0:
-        pytest.skip("needs root: it makes users")
+        pytest.skip("needs root: it makes users, mounts or networks")
 
 
 @pytest.fixture

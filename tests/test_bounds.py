@@ -471,7 +471,7 @@ def test_each_limit_holds_in_the_program_and_not_for_its_guards(door):
         "core": [0, 4096],
         "cpu": 90,
         "memory": 1 << 30,
-        "nice": 5,
+        "nice": 19,
         "oom_score_adj": 500,
     }
     script = "ulimit -Sn; ulimit -Sc; ulimit -Hc; ulimit -St; ulimit -Ht; ulimit -Sv; nice; cat /proc/self/oom_score_adj; cat /proc/$PPID/limits"
@@ -483,7 +483,7 @@ def test_each_limit_holds_in_the_program_and_not_for_its_guards(door):
         "90",
         str(90 + agent.CPU_GRACE_S),
         str(1 << 20),
-        "5",
+        "19",
         "500",
     ]
     assert "100" not in final["said"][8:]
