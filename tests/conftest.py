@@ -16,7 +16,7 @@ import tempfile
 import termios
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -26,6 +26,7 @@ sys.path.insert(
 )  # pytest's importlib mode leaves it out, and the tests share sshd.py and machine.py
 
 import agent_door  # noqa: E402 - found by the line above
+import rig  # noqa: E402
 import users  # noqa: E402
 import warm  # noqa: E402
 from corra.place import Agent  # noqa: E402
@@ -68,6 +69,39 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         raise pytest.UsageError(
             f"each test would find what corra has left in {_LAST_RESORT}, and only root can hide it: remove it, or be another user"
         )
+
+
+# Whoever asks for one of these starts a server.
+_SERVERS = {"new_sshd", "new_machine", "machine", "world"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick", action="store_true", help="leave out what starts an sshd or must run alone"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.quick:
+        # A fixture that asks for a server only with one of its parameters is found out here.
+        patch = pytest.MonkeyPatch()
+        patch.setattr(Sshd, "start", _left_out)
+        patch.setattr(rig, "booted", _left_out)
+
+
+def _left_out(*_: object, **__: object) -> NoReturn:
+    pytest.skip("starts a server, which --quick leaves out")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.quick:
+        slow = [each for each in items if each.get_closest_marker("alone") or _serves(each)]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [each for each in items if each not in slow]
+
+
+def _serves(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.Function) and not _SERVERS.isdisjoint(item.fixturenames)
 
 
 @pytest.fixture
