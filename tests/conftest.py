@@ -26,6 +26,7 @@ sys.path.insert(
 )  # pytest's importlib mode leaves it out, and the tests share sshd.py and machine.py
 
 import agent_door  # noqa: E402 - found by the line above
+import machine as machine_here  # noqa: E402 - `machine` is a fixture
 import rig  # noqa: E402
 import users  # noqa: E402
 import warm  # noqa: E402
@@ -77,12 +78,14 @@ _SERVERS = {"new_sshd", "new_machine", "machine", "world"}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--quick", action="store_true", help="leave out what starts an sshd or must run alone"
+        "--quick", action="store_true", help="leave out servers, storms and what must run alone"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.quick:
+        # One Python runs the agent, the oldest.
+        os.environ.setdefault("CORRA_AGENT_PYTHON", machine_here.for_faults()[0])
         # A fixture that asks for a server only with one of its parameters is found out here.
         patch = pytest.MonkeyPatch()
         patch.setattr(Sshd, "start", _left_out)
@@ -95,13 +98,13 @@ def _left_out(*_: object, **__: object) -> NoReturn:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.option.quick:
-        slow = [each for each in items if each.get_closest_marker("alone") or _serves(each)]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [each for each in items if each not in slow]
+        config.hook.pytest_deselected(items=[each for each in items if not _quick(each)])
+        items[:] = [each for each in items if _quick(each)]
 
 
-def _serves(item: pytest.Item) -> bool:
-    return isinstance(item, pytest.Function) and not _SERVERS.isdisjoint(item.fixturenames)
+def _quick(item: pytest.Item) -> bool:
+    serves = isinstance(item, pytest.Function) and not _SERVERS.isdisjoint(item.fixturenames)
+    return not (serves or item.get_closest_marker("alone") or item.get_closest_marker("storm"))
 
 
 @pytest.fixture
