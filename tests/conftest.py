@@ -6,6 +6,7 @@ No test touches the real home, the real ~/.ssh or a port that is not on 127.0.0.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import functools
 import os
@@ -17,7 +18,7 @@ import tempfile
 import termios
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -26,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 import agent_door  # noqa: E402
+import machine as machine_here  # noqa: E402 - `machine` is a fixture
+import rig  # noqa: E402
 import users  # noqa: E402
 import warm  # noqa: E402
 from agent_door import door, gate  # noqa: E402, F401 - fixtures that several rooms ask for
@@ -34,14 +37,6 @@ from corra.remote.targets import agent_for  # noqa: E402
 from sshd import QUICKLY, Sshd, program  # noqa: E402
 from terminal import KIND, Terminal  # noqa: E402
 from warm import Warm  # noqa: E402
-
-# A shell that starts the tests in its background has these ignored, for each program they start as
-# well: then no Ctrl-C would be one.
-for number in (signal.SIGINT, signal.SIGQUIT):
-    if signal.getsignal(number) == signal.SIG_IGN:
-        signal.signal(
-            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        )
 
 COLD = [sys.executable, "-m", "corra"]
 
@@ -59,6 +54,85 @@ _FOREIGN = (
     "COLUMNS",
     "LINES",
 )
+
+
+# Python ignores these by itself, and subprocess gives them back to what it starts.
+_PYTHONS_OWN = {signal.SIGPIPE, signal.SIGXFSZ}
+# Where an agent and its runs are when a home can't hold them.
+_LAST_RESORT = Path(f"/var/tmp/corra-{os.getuid()}")
+_CLONE_NEWNS = 0x20000
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Show the tests an empty /var/tmp: an agent would find there what this machine's own corra has
+    left, and leave more.
+    """
+    if os.getuid() == 0 and ctypes.CDLL(None).unshare(_CLONE_NEWNS) == 0:
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=1777", "none", "/var/tmp"], check=True)
+    elif _LAST_RESORT.exists():
+        raise pytest.UsageError(
+            f"each test would find what corra has left in {_LAST_RESORT}, and only root can hide it: remove it, or be another user"
+        )
+
+
+# Whoever asks for one of these starts a server.
+_SERVERS = {"new_sshd", "new_machine", "machine", "world"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick", action="store_true", help="leave out servers, storms and what must run alone"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.quick:
+        # One Python runs the agent, the oldest.
+        os.environ.setdefault("CORRA_AGENT_PYTHON", machine_here.for_faults()[0])
+        # A fixture that asks for a server only with one of its parameters is found out here.
+        patch = pytest.MonkeyPatch()
+        patch.setattr(Sshd, "start", _left_out)
+        patch.setattr(rig, "booted", _left_out)
+
+
+def _left_out(*_: object, **__: object) -> NoReturn:
+    pytest.skip("starts a server, which --quick leaves out")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.quick:
+        config.hook.pytest_deselected(items=[each for each in items if not _quick(each)])
+        items[:] = [each for each in items if _quick(each)]
+
+
+def _quick(item: pytest.Item) -> bool:
+    serves = isinstance(item, pytest.Function) and not _SERVERS.isdisjoint(item.fixturenames)
+    return not (serves or item.get_closest_marker("alone") or item.get_closest_marker("storm"))
+
+
+@pytest.fixture
+def last_resort() -> Path:
+    """The directory of an agent whose home can't hold it. Skips where that isn't the tests' own."""
+    if os.getuid() != 0:
+        pytest.skip("needs root: it would leave something in this machine's /var/tmp")
+    return _LAST_RESORT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_as_from_a_shell() -> None:
+    """Undo what whoever started the tests ignores, nohup or a shell's `&`: their programs would
+    ignore it as well.
+
+    Only here, where tests run, and by a handler, which no program inherits: the tests themselves go
+    on after a hang-up as nohup has it.
+    """
+    for number in signal.valid_signals() - _PYTHONS_OWN:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(
+                number,
+                signal.default_int_handler if number == signal.SIGINT else lambda *_: None,
+            )
 
 
 @pytest.fixture(autouse=True)
@@ -272,7 +346,7 @@ def terminal(cli: Cli) -> Iterator[Callable[..., Terminal]]:
 def as_root() -> None:
     """Skips what only root can do."""
     if os.getuid() != 0:
-        pytest.skip("needs root: it makes users")
+        pytest.skip("needs root: it makes users, mounts or networks")
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_what_makes_no_sense_is_refused_before_any_host_is_asked(
 def test_a_host_that_cant_be_had_is_said_with_what_to_do(
     held: Callable[[list[Case]], None], new_sshd: Callable[..., Sshd], home: Path, tmp_path: Path
 ) -> None:
-    server = new_sshd(environment={"PATH": "/nonexistent"})
+    server = new_sshd(environment={"PATH": "/proc/nonexistent"})
     key = new_key(tmp_path / "key")
     server.trust(public(key), "db2")
     server.add_host("refused", Port=1)
@@ -168,9 +168,9 @@ def test_a_program_that_cant_be_is_said_by_the_host(
                 f" on {host}: NOT STARTED: /etc/passwd: not executable (EACCES)",
             ),
             (
-                f"inv run --host {host} -C /no -- true",
+                f"inv run --host {host} -C /proc/no -- true",
                 125,
-                f" on {host}: NOT STARTED: cwd /no: no such directory (ENOENT)",
+                f" on {host}: NOT STARTED: cwd /proc/no: no such directory (ENOENT)",
             ),
             (
                 f"inv run --host {host} --id pay-1 -- true",

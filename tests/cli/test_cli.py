@@ -557,7 +557,7 @@ def test_limits_hold_and_one_that_cant_is_named(cli: Cli) -> None:
         "--limit",
         "Core=0:1M",
         "--limit",
-        "nice=4",
+        "nice=19",
         "--limit",
         "cpu=1m",
         "--limit",
@@ -572,7 +572,7 @@ def test_limits_hold_and_one_that_cant_is_named(cli: Cli) -> None:
         "-c",
         "ulimit -n; ulimit -St; nice; cat /proc/self/oom_score_adj",
     )
-    assert done.stdout.split() == [b"99", b"60", b"4", b"900"]
+    assert done.stdout.split() == [b"99", b"60", b"19", b"900"]
     done = cli("run", *LOCAL, "--limit", "files=99999999999", "--", "true")
     assert done.returncode == 125
     assert re.search(

@@ -278,6 +278,7 @@ words_of_any_kind = st.lists(
 )
 
 
+@pytest.mark.storm
 @settings(max_examples=500, deadline=None)
 @given(st.sampled_from([tasks.kill, tasks.attach, tasks.ps, tasks.run]), words_of_any_kind)
 @example(tasks.kill, ["--help", "x"])

@@ -276,6 +276,7 @@ def test_the_same_id_with_another_program_is_a_conflict_and_starts_nothing(door)
     assert not (door.base / "mark").exists()
 
 
+@pytest.mark.storm
 def test_a_starter_killed_at_any_moment_and_repeated_executes_once(door):
     seed = random.randrange(1 << 32)
     print("seed", seed)
@@ -771,6 +772,7 @@ def test_stopping_an_ended_run_ends_its_stragglers_and_leaves_its_status(door):
     assert door.stop(state["prog_id"], 5)["first"]["how"] == "ended"
 
 
+@pytest.mark.storm
 @machine.DEAR
 def test_a_kill_raced_with_the_exit_hits_nobody_else(door):
     bystander = subprocess.Popen(["sleep", "1000"], start_new_session=True)
@@ -943,6 +945,7 @@ def test_a_follow_from_any_cursor_has_exactly_the_rest(door):
         assert follow.stdout() == NUMBERS[offset:] and set(follow.out) <= {"stdout"}
 
 
+@pytest.mark.storm
 def test_a_live_follow_cut_again_and_again_and_resumed_has_every_byte_once(door):
     got = bytearray()
     seed = random.randrange(1 << 32)
@@ -1217,6 +1220,7 @@ def test_guards_of_an_idle_run_never_wake_up(door):
     assert switches() == before
 
 
+@pytest.mark.storm
 def test_runs_leave_nothing_behind_but_their_records(door):
     first = door.start(["sh", "-c", "echo out; exit 1"], prog_id="first")
     door.wait("first")

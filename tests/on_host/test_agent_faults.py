@@ -190,6 +190,7 @@ def test_a_client_that_never_stops_talking_hears_that_all_guards_are_dead(tmp_pa
         os.kill(state["pid"], signal.SIGKILL)
 
 
+@pytest.mark.storm
 @machine.DEAR
 def test_random_kills_at_any_moment_leave_every_run_exact_or_with_all_guards_dead_honestly_lost(
     door,
@@ -1037,6 +1038,7 @@ def test_what_cant_be_killed_is_reported_by_pid(open_tmp, theirs):
         mighty.unlink()
 
 
+@pytest.mark.storm
 @machine.DEAR
 def test_a_user_with_hardly_any_process_left_gets_fewer_guards_or_a_clear_no_and_never_half_a_run(
     open_tmp, theirs

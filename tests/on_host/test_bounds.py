@@ -112,6 +112,7 @@ def dropped(door: Door, prog_id: str) -> int:
     return int(door.status(prog_id)["streams"]["stdout"]["dropped"])
 
 
+@pytest.mark.storm
 def test_a_follower_that_lags_is_told_of_each_gap_and_never_shown_a_hole(door):
     """It reads a little, and each time more is cut than it has read; the program never waits for
     it.
@@ -151,6 +152,7 @@ def test_a_writer_that_never_ends_costs_constant_disk_while_it_is_watched(door):
     assert most <= keep + max(keep // 16, agent.BOUND_MIN) + 4 * agent.PIPE_MAX
 
 
+@pytest.mark.storm
 def test_keepers_killed_while_a_stream_is_cut_lose_nothing_that_is_kept(door):
     prog_id = door.start(["seq", "-f", "%07.0f", "0", "9999999"], run={"keep_output": KEEP})[
         "prog_id"
@@ -471,7 +473,7 @@ def test_each_limit_holds_in_the_program_and_not_for_its_guards(door):
         "core": [0, 4096],
         "cpu": 90,
         "memory": 1 << 30,
-        "nice": 5,
+        "nice": 19,
         "oom_score_adj": 500,
     }
     script = "ulimit -Sn; ulimit -Sc; ulimit -Hc; ulimit -St; ulimit -Ht; ulimit -Sv; nice; cat /proc/self/oom_score_adj; cat /proc/$PPID/limits"
@@ -483,7 +485,7 @@ def test_each_limit_holds_in_the_program_and_not_for_its_guards(door):
         "90",
         str(90 + agent.CPU_GRACE_S),
         str(1 << 20),
-        "5",
+        "19",
         "500",
     ]
     assert "100" not in final["said"][8:]

@@ -327,7 +327,7 @@ def test_a_stand_in_is_the_signal_there_and_so_is_a_real_one(carry, shell, name)
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("where", ["proc", "ps", "no setsid"])
 def test_kill_there_is_for_the_whole_tree(carry, shell, where, tmp_path):
-    text = tether.FAR.replace("/proc/[0-9]*/stat", "/nonexistent") if where == "ps" else tether.FAR
+    text = tether.FAR.replace("/proc/[0-9]*/stat", "/proc/none") if where == "ps" else tether.FAR
     text = (
         text.replace("command -v setsid", "command -v corra-none") if where == "no setsid" else text
     )

@@ -249,7 +249,7 @@ def test_who_isnt_let_in_is_told_as_ever_and_no_run_is_made(sshd: Sshd, cli: Cli
 def test_a_host_without_python_is_served_and_the_agent_names_the_chaperone(
     new_sshd: Callable[..., Sshd], cli: Cli
 ) -> None:
-    new_sshd(environment={"PATH": "/nonexistent"})
+    new_sshd(environment={"PATH": "/proc/nonexistent"})
     refused = cli("run", "--host", "h", "--", "/bin/echo", "in")
     assert refused.returncode == 125
     assert b"no Python 3.6 or later" in refused.stderr

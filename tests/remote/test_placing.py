@@ -97,10 +97,9 @@ def placed(home: Path) -> Path:
 
 
 @pytest.fixture
-def spare() -> Iterator[Path]:
-    """The directory used where the home can't be; it is this user's own and may exist before."""
-    path = Path(f"/var/tmp/corra-{os.getuid()}")
-    leftover = path / "cache" / DIGEST
+def spare(last_resort: Path) -> Iterator[Path]:
+    """Where the stand-in is put where the home can't hold it."""
+    leftover = last_resort / "cache" / DIGEST
     shutil.rmtree(leftover, ignore_errors=True)
     yield leftover / "agent.py"
     shutil.rmtree(leftover, ignore_errors=True)
@@ -429,7 +428,7 @@ def test_twenty_at_once_all_work(agent: New, placed: Path) -> None:
 def test_a_host_without_python_says_what_was_looked_for(
     new_sshd: Callable[..., Sshd], agent: New, via: str
 ) -> None:
-    new_sshd(environment={"PATH": "/nonexistent"})
+    new_sshd(environment={"PATH": "/proc/nonexistent"})
     with pytest.raises(NoPython) as caught:
         agent(choose_runner(Host("h"), via=via)).call("status", {})
     assert (

@@ -227,6 +227,7 @@ def test_stdin_is_what_was_given(target: Agent, make: Callable[[], Any], expecte
     assert result.stdout.split()[0] == hashlib.sha256(expected).hexdigest()
 
 
+@pytest.mark.storm
 def test_as_many_words_as_linux_takes_come_back_in_the_state(home: Path) -> None:
     words_of_all_kinds = ["true", *["\udcff" * 100_000] * 18]
     assert corra.run("local", words_of_all_kinds).state.argv == tuple(words_of_all_kinds)
@@ -493,6 +494,7 @@ def test_ps_takes_a_set_of_hosts(new_sshd: Callable[..., Sshd], home: Path) -> N
         assert [each.host for each in found] == ["web1", "web2"]
 
 
+@pytest.mark.storm
 def test_many_threads_share_one_agent(target: Agent) -> None:
     """More at once than sshd allows sessions on one connection."""
     with ThreadPoolExecutor(14) as pool:

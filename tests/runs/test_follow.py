@@ -934,6 +934,7 @@ class AnyNetwork(RuleBasedStateMachine):
         assert self.next == {name: len(data) for name, data in self.spool.bytes.items()}
 
 
+@pytest.mark.storm
 @pytest.mark.timeout(600)  # 2,000 examples, and another test on the other core
 def test_each_byte_comes_once_through_any_network() -> None:
     run_state_machine_as_test(

@@ -214,6 +214,7 @@ for n in range(25):
 """
 
 
+@pytest.mark.storm
 def test_many_processes_write_at_once_and_none_loses_a_row(home: Path) -> None:
     def write(name: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

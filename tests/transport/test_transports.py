@@ -468,7 +468,7 @@ def test_include_match_and_what_the_host_itself_says(
 
 @pytest.mark.parametrize("via", VIAS)
 def test_a_missing_identity_file_is_no_error(sshd: Sshd, open_runner: Open, via: str) -> None:
-    sshd.add_host("two", IdentityFile=f"/nonexistent/key\n  IdentityFile {sshd.user_key}")
+    sshd.add_host("two", IdentityFile=f"/proc/nonexistent/key\n  IdentityFile {sshd.user_key}")
     assert everything(open_runner("two", via=via), "echo in")[0] == b"in\n"
 
 

@@ -27,6 +27,7 @@ pytest.importorskip("starlette", reason="corra[collector] isn't installed")
 
 CRASHES = int(os.environ.get("CORRA_STORM_CRASHES", "20"))
 RUNS = 4
+pytestmark = pytest.mark.storm
 # Goes on until the storm is over.
 PROGRAM = 'i=0; until [ -e "$HOME/over" ]; do seq $((i * 1000)) $((i * 1000 + 999)); echo $i >&2; i=$((i + 1)); sleep 0.2; done; exit {code}'
 

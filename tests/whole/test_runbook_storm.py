@@ -23,6 +23,7 @@ KILLS = int(os.environ.get("CORRA_STORM_KILLS", "3"))
 SEED = int(os.environ.get("CORRA_STORM_SEED", str(time.time_ns() % 1_000_000)))
 HOSTS = ["n1", "n2", "n3", "n4"]
 STEPS = [f"step-{n}" for n in range(1, 11)]
+pytestmark = pytest.mark.storm
 
 PASS = """
 import sys, corra
