@@ -13,6 +13,7 @@ with without_mock():
 
 from . import tasks
 from .cli.deliver import deliver
+from .cli.process import own_process
 from .cli.serve import serve
 from .errors import EPIPE_CODE
 
@@ -32,6 +33,7 @@ program = _Corra(name="corra", binary="corra", binary_names=["corra"], namespace
 
 def main() -> None:
     """Run the command line."""
+    own_process()
     try:
         program.run(sys.argv)
     except BrokenPipeError:

@@ -17,7 +17,8 @@ from typing import Any
 from corra.model import ids
 from corra.model.ends import end_error
 from corra.model.state import State, exit_code
-from corra.model.words import decimal_size, duration, local_time
+from corra.model.units import decimal_size, duration
+from corra.model.words import local_time
 
 DONE = "done"
 STARTED = "started"

@@ -33,7 +33,7 @@ from corra.model.frames import Gap, Output, Status
 from corra.model.host import Host
 from corra.model.program import OPEN
 from corra.model.state import State, exit_code
-from corra.model.words import duration
+from corra.model.units import duration
 from corra.runs import request
 from corra.runs.events import LinkDown, LinkUp
 from corra.runs.follow import Follow

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from corra.model.units import output_kept, parse_seconds
+from corra.model.units import output_kept, parse_seconds, parse_size
 
 from .errors import Misuse
 
@@ -28,11 +28,7 @@ _YES = {
 
 
 def _seconds(value: Any) -> float:
-    return (
-        float(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-        else parse_seconds(str(value))
-    )
+    return parse_seconds(str(value))
 
 
 def _patience(value: Any) -> float:
@@ -51,13 +47,7 @@ def _flag(value: Any) -> bool:
 
 
 def _size(value: Any) -> int:
-    """Read `1000000`, `64k`, `1M`."""
-    text = str(value).strip()
-    unit = {"k": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
-    number = text[:-1] if unit > 1 else text
-    if not number.isdecimal():
-        raise Misuse(f"not a size: {value!r} (say 64k or 1M)")
-    return int(number) * unit
+    return parse_size(str(value))
 
 
 def _collectors(value: Any) -> dict[str, dict[str, Any]]:

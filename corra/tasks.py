@@ -518,7 +518,7 @@ def doctor(c: Context, given: DoctorFlags) -> int:
 
 
 def _freed(freed: Freed, begin: str) -> str:
-    from corra.model import words
+    from corra.model import units
 
     if not (freed.emptied or freed.forgotten):
         return "nothing to free"
@@ -532,11 +532,11 @@ def _freed(freed: Freed, begin: str) -> str:
         if freed.forgotten
         else []
     )
-    return f"{begin} {words.decimal_size(freed.bytes)}: {' and '.join(parts)}"
+    return f"{begin} {units.decimal_size(freed.bytes)}: {' and '.join(parts)}"
 
 
 def _said_of_link(given: Given, found: Run, event: Any) -> None:
-    from corra.model.words import duration
+    from corra.model.units import duration
     from corra.runs.events import LinkDown, LinkUp
 
     if isinstance(event, LinkDown) and event.attempt == 1:
@@ -667,7 +667,7 @@ def _refuse_contradictions(given: KillFlags) -> None:
 
 
 def _hours(since_s: float) -> str:
-    from corra.model.words import chosen_time
+    from corra.model.units import chosen_time
 
     return "24 h" if since_s == 86400 else chosen_time(since_s)
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings, strategies as st
 from corra import render
 from corra.agent import AFTER_GRACE
 from corra.errors import NotFound
-from corra.model import words
+from corra.model import units
 from corra.model.ends import end_error as bad_end, outcome_words
 from corra.model.state import State
 from corra.terminal.sanitiser import Sanitiser
@@ -72,7 +72,7 @@ def ended(**facts: Any) -> State:
     ],
 )
 def test_a_size_has_two_or_three_figures(count: int, text: str) -> None:
-    assert words.decimal_size(count) == text
+    assert units.decimal_size(count) == text
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,9 @@ def config(**under: Any) -> Config:
         ("keep_output", "64M", 64 << 20),
         ("keep_output", 65536, 65536),
         ("output_limit", "64k", 65536),
+        ("output_limit", "64K", 65536),
+        ("output_limit", "1.5G", 3 << 29),
+        ("keep", 1.5, 1.5),
         ("output_limit", 1000, 1000),
         ("accept_new_key", "yes", True),
         ("accept_new_key", False, False),
@@ -56,17 +59,21 @@ def test_a_setting_is_read_from_the_configuration_and_from_the_environment(
     ("name", "value"),
     [
         ("connect_timeout", "soon"),
+        ("connect_timeout", -5),
+        ("connect_timeout", float("inf")),
+        ("connect_timeout", True),
+        ("output_limit", -1),
         ("output_limit", "much"),
         ("keep_output", "1k"),
         ("accept_new_key", "maybe"),
     ],
 )
 def test_what_cant_be_read_is_said_with_its_name(
-    home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Any
 ) -> None:
     with pytest.raises(corra.Misuse, match=rf"corra\.{name} in the configuration: "):
         setting(config(**{name: value}), name)
-    monkeypatch.setenv(f"INVOKE_CORRA_{name.upper()}", value)
+    monkeypatch.setenv(f"INVOKE_CORRA_{name.upper()}", str(value))
     with pytest.raises(corra.Misuse, match=rf"\$INVOKE_CORRA_{name.upper()}: "):
         setting(None, name)
 

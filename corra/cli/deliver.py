@@ -56,10 +56,10 @@ def _deliver(c: Context, given: DeliverFlags, text: str) -> None:
     if given.json:
         given.screen.event("delivered", host=str(found.host), prog_id=found.id, **report)
         return
-    from corra.model import words
+    from corra.model import units
 
     amount = " and ".join(
-        f"{name} {words.decimal_size(size)}"
+        f"{name} {units.decimal_size(size)}"
         for name, size in sorted((report.get("acked") or {}).items())
     )
     end = "and its end" if report.get("completed") else "so far; it goes on"

@@ -16,6 +16,7 @@ from .readers import (
     read_seconds,
     read_signal,
     read_size,
+    read_token_limits,
     read_transport,
 )
 from .words import Flag, Given, listing, option, switch
@@ -373,11 +374,13 @@ class ServeFlags(Given):
     )
     keep = option("keep", read=read_seconds, help="How long an ended run is kept (90d).")
     max_size = option(
-        "max-size", help="Then the oldest, until no more than this is kept (no limit)."
+        "max-size",
+        read=read_size,
+        help="Then the oldest, until no more than this is kept (no limit).",
     )
     limits = option(
         "limits",
-        default="",
+        read=read_token_limits,
         help="What one token may cost: body=4M,rate=1000,runs=10000,disk=64G.",
     )
     webhook = listing("webhook", help="URL, or slack=URL, that is told of each end" + _REPEATABLE)

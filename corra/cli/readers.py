@@ -6,12 +6,16 @@ import contextlib
 import os
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from corra.errors import Misuse
 
+if TYPE_CHECKING:
+    from corra.collector.limits import Limits as TokenLimits
+
 
 def read_seconds(text: str) -> float:
-    """Read `10s`, `1h30m`."""
+    """Read `10s`, `90m`."""
     from corra.model import units
 
     return units.parse_seconds(text)
@@ -60,6 +64,13 @@ def read_byte_range(text: str) -> tuple[int, int | None]:
     if found[1] is not None and found[1] < found[0]:
         raise Misuse(f"it ends before it begins: {text!r}")
     return found
+
+
+def read_token_limits(text: str) -> TokenLimits:
+    """Read `body=4M,rate=1000`."""
+    from corra.collector.limits import Limits
+
+    return Limits.parse(text)
 
 
 def read_output_kept(text: str) -> int:

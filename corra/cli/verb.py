@@ -10,7 +10,6 @@ A verb's words end at `--`, or at the name of another verb, so that `inv wait a 
 
 from __future__ import annotations
 
-import gc
 import inspect
 import shlex
 import sys
@@ -58,10 +57,6 @@ _CORE_WITH_VALUE |= {"-c", "--collection", "-r", "--search-root", "--print-compl
 _CORE_SHOWS = frozenset(
     {"-h", "--help", "-l", "--list", "-V", "--version", "--print-completion-script"}
 )
-
-# Python's own is 700 new objects; what a verb imports is 15,000.
-_RARELY = (100_000, 20, 20)
-_SWITCH_S = 0.0005
 
 _DOC_WIDTH = 78
 _COMPLETED = 50  # the newest; more would scroll by
@@ -238,10 +233,6 @@ class Verb(Task):  # type: ignore[type-arg]
 
     def perform(self, context: Context, given: Given) -> Any:
         """Call the body; whatever goes wrong is said by the Screen, and only its exit code goes on to Invoke."""
-        # What is imported stays: looking through it again and again for garbage took a tenth of a short run.
-        gc.set_threshold(*_RARELY)
-        # A thread that hears from the network isn't to wait 5 ms, three times over, until one that imports lets it.
-        sys.setswitchinterval(_SWITCH_S)
         if self.begin is not None and not given.refusal:
             given.agent = self.begin(context, given)
         from corra.terminal.screen import Screen
@@ -263,8 +254,6 @@ class Verb(Task):  # type: ignore[type-arg]
             die_of("SIGINT")
         finally:
             screen.close()
-            # Python looks through everything three times more before it ends, which took 70 ms.
-            gc.freeze()
         if code:
             raise Exit(code=code)
 

@@ -28,7 +28,7 @@ from corra.model import ids
 from corra.model.frames import Cursor, Gap, Output, Status
 from corra.model.refusals import ambiguous_error
 from corra.model.state import State
-from corra.model.words import duration
+from corra.model.units import duration
 from corra.remote.bootstrap import courier_source
 from corra.runs.events import Event, LinkDown, LinkUp
 from corra.runs.request import Launch

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from corra.errors import Misuse
-
-_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_SIZE = re.compile(r"([0-9]{1,12})([KMGT]?)", re.IGNORECASE)
+from corra.model.units import parse_size
 
 
 class RequestRefusal(Exception):
@@ -48,20 +45,9 @@ class Limits:
         for part in filter(None, text.split(",")):
             name, _, value = part.partition("=")
             if name not in {each.name for each in fields(cls)}:
-                raise Misuse(
-                    f"not a limit: {part!r} (body=4M, rate=1000, runs=10000, disk=64G)",
-                    fate="NOT SERVED",
-                )
-            found[name] = parse_limit_size(value)
+                raise Misuse(f"not a limit: {part!r} (body=4M, rate=1000, runs=10000, disk=64G)")
+            found[name] = parse_size(value)
         return replace(cls(), **found)
-
-
-def parse_limit_size(text: str) -> int:
-    """Return the bytes in `64G`, `4M`, `100`. Raises Misuse."""
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise Misuse(f"not a size: {text!r} (say 500M, 64G)", fate="NOT SERVED")
-    return int(match[1]) * _SIZES[match[2].upper()]
 
 
 class Rates:

@@ -28,7 +28,7 @@ from corra.errors import CorraError, Misuse
 
 from . import notices, tokens, webhooks
 from .app import Api
-from .limits import Limits, parse_limit_size
+from .limits import Limits
 from .notices import Hook
 from .store import Store
 
@@ -76,8 +76,8 @@ def serve_settings(
     tls_key: str | None = None,
     insecure: bool = False,
     keep_s: float | None = None,
-    max_size: str | None = None,
-    limits: str = "",
+    max_size: int | None = None,
+    limits: Limits | None = None,
     webhook: Sequence[str] = (),
     log_requests: bool = False,
 ) -> ServeSettings:
@@ -99,7 +99,7 @@ def serve_settings(
         )
     return ServeSettings(
         host, int(port), database or default_database(), tls_cert, tls_key, KEEP_S if keep_s is None else keep_s,
-        parse_limit_size(max_size) if max_size else None, Limits.parse(limits), tuple(notices.parse_hook(each) for each in webhook), log_requests,
+        max_size, limits or Limits(), tuple(notices.parse_hook(each) for each in webhook), log_requests,
     )  # fmt: skip
 
 

@@ -10,16 +10,8 @@ from corra.on_host.agent.contract import AFTER_GRACE
 
 from . import ids
 from .state import State, exit_code
-from .words import (
-    bare_signal,
-    chosen_time,
-    clock_time,
-    duration,
-    errno_name,
-    errno_words,
-    one_line,
-    side_by_side,
-)
+from .units import chosen_time, duration
+from .words import bare_signal, clock_time, errno_name, errno_words, one_line, side_by_side
 
 
 def outcome_words(state: State) -> str:

@@ -1,4 +1,4 @@
-"""Facts in words: durations, times, sizes, errnos, foreign text."""
+"""Facts in words: times, errnos, foreign text."""
 
 from __future__ import annotations
 
@@ -24,53 +24,10 @@ _ERRNO_WORDS = {
     errno.EROFS: "read-only",
     errno.ENOMEM: "no memory",
 }
-_SIZES = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
-
-
-def decimal_size(count: int) -> str:
-    """Return `4 B`, `61 kB`, `1.2 MB`: decimal units, as disks and networks are sold."""
-    amount = float(count)
-    for unit in _SIZES:
-        if amount < 999.5 or unit == _SIZES[-1]:
-            return (
-                f"{count} B"
-                if unit == "B"
-                else f"{amount:.1f} {unit}"
-                if amount < 9.95
-                else f"{amount:.0f} {unit}"
-            )
-        amount /= 1000
-    return f"{count} B"
 
 
 # 80 columns, less a hint's indent.
 WIDTH = 73
-
-
-def duration(seconds: float) -> str:
-    """Return `0.01 s`, `3.0 s`, `44 s`, `9 min`, `2 h 18 min` or `3 d 4 h`."""
-    if seconds < 0.1:
-        return f"{max(seconds, 0):.2f} s"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return _two(whole, 60, "min", 1, "s") if whole < 600 else f"{whole // 60} min"
-    if whole < 86400:
-        return _two(whole, 3600, "h", 60, "min")
-    return _two(whole, 86400, "d", 3600, "h")
-
-
-def chosen_time(seconds: float) -> str:
-    """Return a duration that somebody chose: `2 h`, `10 s`, `0.5 s`."""
-    return f"{seconds:g} s" if seconds < 60 else duration(seconds)
-
-
-def _two(whole: int, large: int, large_unit: str, small: int, small_unit: str) -> str:
-    rest = whole % large // small
-    return f"{whole // large} {large_unit}" + (f" {rest} {small_unit}" if rest else "")
 
 
 def side_by_side(hints: Sequence[str], width: int = WIDTH, *, gap: str = "      ") -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from corra.errors import Auth, CorraError, HostKey, NoPython, typed
 from corra.model.refusals import refusal_error
-from corra.model.words import decimal_size, duration
+from corra.model.units import decimal_size, duration
 from corra.on_host.agent.contract import VERSION
 from corra.transport import host_keys
 from corra.transport.fabric.connection import Fabric

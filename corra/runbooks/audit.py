@@ -13,7 +13,8 @@ from typing import Any
 
 from corra import render
 from corra.model import ids
-from corra.model.words import duration, local_time
+from corra.model.units import duration
+from corra.model.words import local_time
 
 from .book import HERE, Attempt, Book, JournalEvent, Part
 

@@ -12,7 +12,8 @@ from corra import render
 from corra.model import ids
 from corra.model.host_sets import fold
 from corra.model.state import State
-from corra.model.words import duration, local_time
+from corra.model.units import duration
+from corra.model.words import local_time
 from corra.terminal.screen import ERR, OUT, Screen
 
 from .book import Book, JournalEvent

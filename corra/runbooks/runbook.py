@@ -40,8 +40,7 @@ from corra.model.host import Host
 from corra.model.host_sets import hosts
 from corra.model.program import OPEN
 from corra.model.state import State, exit_code
-from corra.model.units import in_seconds
-from corra.model.words import duration
+from corra.model.units import duration, in_seconds
 from corra.remote.agent_client import Agent
 from corra.remote.targets import Reach, agent_for, is_a, is_one
 from corra.runs import request

@@ -12,7 +12,7 @@ from corra.model import ids
 from corra.model.frames import Parser, Status
 from corra.model.host import Host
 from corra.model.refusals import refusal_error, retold
-from corra.model.words import duration
+from corra.model.units import duration
 from corra.on_host.agent.contract import VERSION
 from corra.remote.agent_client import Agent
 from corra.remote.exchange import ANSWER_S, Refused

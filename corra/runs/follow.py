@@ -23,7 +23,7 @@ from corra.model.program import Request
 from corra.model.refusals import refusal_error, retold
 from corra.model.signal_names import signal_name
 from corra.model.state import State
-from corra.model.words import duration
+from corra.model.units import duration
 from corra.remote.exchange import ANSWER_S, Refused
 from corra.transport.channel import LinkLost, NoAnswer, Silent
 

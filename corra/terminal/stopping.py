@@ -9,7 +9,8 @@ from corra import render
 from corra.errors import NotDead
 from corra.model.ends import end_error
 from corra.model.state import State
-from corra.model.words import chosen_time, now
+from corra.model.units import chosen_time
+from corra.model.words import now
 from corra.runs.run import Run
 
 from .screen import Screen

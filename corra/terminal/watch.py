@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from corra import render
 from corra.errors import EPIPE_CODE, CorraError, MaybeStarted, NotStarted, typed
-from corra.model import ids, words
+from corra.model import ids
 from corra.model.ends import end_error
 from corra.model.frames import Gap, Output, Status
 from corra.model.host import Host
 from corra.model.state import State, exit_code
-from corra.model.words import chosen_time, duration, now, side_by_side
+from corra.model.units import chosen_time, decimal_size, duration
+from corra.model.words import now, side_by_side
 from corra.runs.events import Event, LinkDown, LinkUp
 from corra.runs.follow import Follow
 from corra.runs.run import Run
@@ -158,7 +159,7 @@ class Watch:
             return ""
         from corra.on_host.agent.contract import VERSION
 
-        return f"(agent {VERSION} placed, {words.decimal_size(link.placed)})"
+        return f"(agent {VERSION} placed, {decimal_size(link.placed)})"
 
     # -- The pump
     def _pump(self) -> None:
@@ -210,7 +211,7 @@ class Watch:
         gone = self._gone[stream]
         if gone.places:
             where = where if where and gone.places == 1 else f"{stream} has {gone.places} more gaps"
-            self.screen.note(self.label, self.host, f"{where}: {words.decimal_size(gone.size)}")
+            self.screen.note(self.label, self.host, f"{where}: {decimal_size(gone.size)}")
         self._gone[stream] = _Gone(said_at=time.monotonic())
 
     def _show_output(self, output: Output) -> None:

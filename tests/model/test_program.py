@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
+from invoke.config import Config
 
 from corra import agent
+from corra.cli.readers import read_size
+from corra.collector.limits import Limits as TokenLimits
 from corra.errors import Misuse
 from corra.model.host import Host, Mode
 from corra.model.limits import LIMITS, parse_limits
 from corra.model.options import OPTIONS, RUN_KEYS, read_options
 from corra.model.program import Program, Request, argv_words
-from corra.model.units import output_kept, parse_seconds
+from corra.model.units import output_kept, parse_seconds, parse_size
+from corra.settings import setting
 from properties import PROPERTY, words as any_word
 
 names = st.from_regex(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,20}", fullmatch=True).filter(
@@ -330,6 +334,42 @@ def test_a_duration_is_a_finite_number_or_misuse(text):
 def test_what_is_no_duration_is_refused_with_an_example(text):
     with pytest.raises(Misuse, match="14d"):
         parse_seconds(text)
+
+
+SIZES = [
+    ("4096", 4096),
+    ("64k", 1 << 16),
+    ("64K", 1 << 16),
+    ("500M", 500 << 20),
+    ("1.5G", 3 << 29),
+    ("2GiB", 2 << 30),
+    ("9007199254740993", 9007199254740993),
+]
+
+
+@pytest.mark.parametrize("text, expected", SIZES)
+def test_a_size_is_read_alike_by_flags_settings_limits_and_the_collector(text, expected):
+    assert parse_size(text) == expected
+    assert read_size(text) == expected
+    assert setting(Config(overrides={"corra": {"output_limit": text}}), "output_limit") == expected
+    assert parse_limits({"memory": text}) == {"memory": expected}
+    assert TokenLimits.parse(f"disk={text}").disk == expected
+
+
+@PROPERTY
+@given(st.text(max_size=30) | st.from_regex(r"[0-9]{1,400}(\.[0-9]+)?[kMGT]?", fullmatch=True))
+def test_a_size_is_a_number_that_is_not_negative_or_misuse(text):
+    try:
+        value = parse_size(text)
+    except Misuse:
+        return
+    assert value >= 0
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1e3", "inf", "1 week", "٣", "1,5", "0x10", "1_000"])
+def test_what_is_no_size_is_refused_with_an_example(text):
+    with pytest.raises(Misuse, match="500M"):
+        parse_size(text)
 
 
 def test_words_are_taken_as_they_are_and_a_bare_string_is_not():
