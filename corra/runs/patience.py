@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from corra.model.words import duration
+from corra.model.units import duration
 
 from .clock import Clock
 
