@@ -164,7 +164,7 @@ def find_run(
 ) -> Run:
     """Return the run that `text` means: on --host, else on the host that history knows. Whether it is there, its first answer tells."""
     from corra.remote.targets import agent_to_ask
-    from corra.transport.fabric.connection import CONNECT_S
+    from corra.transport.channel import CONNECT_S
 
     # $CORRA_HOST and the configuration say where to start things; where a run is, is for history to know first.
     hosts = _hosts(given.host or [fabrics_host(c)])

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from corra.errors import CorraError, Misuse
 from corra.runs.run import Run
-from corra.transport.fabric.connection import Fabric
+from corra.transport.default import DefaultLink
 
 TUNNEL_CONNECT_S = 15.0
 AGAIN_S = 0.3
@@ -30,7 +30,7 @@ def led_to_collector(run: Run, url: str, runner: Any) -> Iterator[None]:
         raise Misuse(
             "--callback-through-ssh needs an https URL: anybody on the host may listen at a port after us"
         )
-    if not isinstance(runner, Fabric):
+    if not isinstance(runner, DefaultLink):
         raise Misuse("--callback-through-ssh needs a host that is reached by ssh, --via fabric")
     assert parts.hostname is not None
     target = (parts.hostname, parts.port or 443)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import enum
 import re
+import unicodedata
 from dataclasses import dataclass, replace
 
 from corra.errors import Misuse
 
 LOCAL = "local"
 
-# As ssh's own destinations, but without a leading dash, which makes an option (CVE-2017-1000117).
-_HOST_NAME = re.compile(r"[A-Za-z0-9_.:%][A-Za-z0-9_.:%-]*")
+# The characters of a host's name beside letters and digits of any alphabet. ssh takes more, which
+# belong to shells, to sets of hosts (`web[1-6],db1!db2`) and to users (`@`) here. A leading dash
+# would make the name an option of ssh (CVE-2017-1000117).
+_IN_HOST_NAME = frozenset("_.:%/+=-")
 _USER_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@\\+-]*\$?")
 _PORT = re.compile(r"[0-9]{1,5}")
 
@@ -42,7 +45,7 @@ class Host:
     caller: str | None = None
 
     def __post_init__(self) -> None:
-        if not _HOST_NAME.fullmatch(self.name):
+        if not self.name or self.name.startswith("-") or not all(map(_names_a_host, self.name)):
             raise Misuse(f"not a host name: {self.name!r}")
         for user in (self.login, self.user, self.caller):
             if user is not None and not _USER_NAME.fullmatch(user):
@@ -115,6 +118,11 @@ class Host:
         return (
             (f"{self.login}@" if self.login else "") + name + (f":{self.port}" if self.port else "")
         )
+
+
+def _names_a_host(c: str) -> bool:
+    # A mark: the two dots of an u may stand alone behind it.
+    return c in _IN_HOST_NAME or c.isalnum() or unicodedata.category(c) == "Mn"
 
 
 def login_and_user(user: str | None, mode: Mode | None) -> tuple[str | None, str | None]:

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 from corra.model.host import Host, Mode
 from corra.transport.channel import Runner
+from corra.transport.default import DefaultLink
 
 from .bootstrap import COMMAND, agent_source, loader_command, visitor_modules
 from .exchange import Exchange, Link, Refused
@@ -44,6 +45,11 @@ class Agent:
     def runner(self) -> Runner:
         """The Runner that carries the agent's bytes."""
         return self._runner
+
+    @property
+    def remark(self) -> str:
+        """What an operator should know about the way to the host, or ""."""
+        return self._runner.remark if isinstance(self._runner, DefaultLink) else ""
 
     @property
     def digest(self) -> str:

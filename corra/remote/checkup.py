@@ -16,7 +16,7 @@ from corra.model.refusals import refusal_error
 from corra.model.units import decimal_size, duration
 from corra.on_host.agent.contract import VERSION
 from corra.transport import host_keys
-from corra.transport.fabric.connection import Fabric
+from corra.transport.default import DefaultLink
 from corra.transport.openssh import OpenSSH
 
 from .agent_client import Agent
@@ -85,7 +85,7 @@ def _way(agent: Agent) -> list[Check]:
     """Return the Checks of the way to a host that has answered."""
     runner = agent.far if isinstance(agent, Chaperone) else agent.runner
     sudo = [Check("sudo", OK, f"runs as {runner.host.user}")] if runner.host.user else []
-    if not isinstance(runner, (Fabric, OpenSSH)):
+    if not isinstance(runner, (DefaultLink, OpenSSH)):
         return [Check("ssh", OK, "not needed: this is the machine itself"), *sudo]
     known = runner.settings
     way = (
@@ -95,6 +95,7 @@ def _way(agent: Agent) -> list[Check]:
         if known.proxy_command
         else ""
     )
+    remark = f", {agent.remark}" if agent.remark else ""
     lines = [] if known.proxy_jump or known.proxy_command else host_keys.lines_about(known)
     key = Check(
         "host key",
@@ -109,7 +110,7 @@ def _way(agent: Agent) -> list[Check]:
             ["accept-new is as easy, and refuses a changed one"],
         )
     return [
-        Check("ssh", OK, f"{known.hostname} port {known.port}{way}"),
+        Check("ssh", OK, f"{known.hostname} port {known.port}{way}{remark}"),
         key,
         Check("login", OK, f"as {runner.login}"),
         *sudo,

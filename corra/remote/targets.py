@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from corra.errors import Misuse
 from corra.model.host import LOCAL, Host
+from corra.transport.channel import CONNECT_S
 from corra.transport.choose import choose_runner
-from corra.transport.fabric.connection import CONNECT_S, Fabric, host_of
+from corra.transport.default import DefaultLink
+from corra.transport.fabric.connection import host_of
 
 from .agent_client import Agent, place
 
@@ -59,7 +61,7 @@ def agent_for(
                 host=host.name,
             )
         return place(
-            Fabric(
+            DefaultLink(
                 host, config=config, connection=target, password=_sudo_password(config), **limits
             )
         )

@@ -272,6 +272,9 @@ class Watch:
             self.was_over = state.ended and state.state != "not_started"
             placed = self._by_host.placed if self._by_host is not None else 0
             self._event("start", state=state.to_json(), placed=placed)
+            remark = self._stoppable.agent.remark if self._stoppable is not None else ""
+            if self._announce and remark and self.screen.err_is_terminal:
+                self.screen.note("", self.host, remark)
             if self._announce and self.placed:
                 self.screen.say(self.label, self.host, render.STARTED, self.placed)
             if self._keyboard is not None:

@@ -20,6 +20,8 @@ STDERR_MAX = 64 * 1024
 # A peer that takes no byte for this long counts as gone. The host's buffers hold a whole request,
 # so only a stuck link makes a write wait.
 WRITE_S = 30.0
+# How long it may take to connect.
+CONNECT_S = 15.0
 
 
 class LinkLost(ConnectionError):

@@ -6,9 +6,10 @@ from typing import Any
 
 from corra.errors import Misuse
 from corra.model.host import Host
-from corra.transport.fabric.connection import CONNECT_S, Fabric, host_of
+from corra.transport.fabric.connection import host_of
 
-from .channel import Runner
+from .channel import CONNECT_S, Runner
+from .default import DefaultLink
 from .local import Local
 from .openssh import OpenSSH
 
@@ -29,7 +30,7 @@ def choose_runner(
     the ssh program, so the Runner is OpenSSH. Nothing is connected yet. Raises Misuse.
     """
     if not isinstance(target, Host):
-        return Fabric(
+        return DefaultLink(
             host_of(target),
             config=target.config,
             connection=target,
@@ -47,7 +48,7 @@ def choose_runner(
     }
     match via:
         case "fabric" if target.caller is None:
-            return Fabric(target, **how)
+            return DefaultLink(target, **how)
         case "fabric" | "openssh":
             return OpenSSH(target, **how)
     raise Misuse(f"no transport {via!r}: there are fabric and openssh")

@@ -48,6 +48,17 @@ class Key(NamedTuple):
         return f"{kind} {self.fingerprint}"
 
     @property
+    def rsa_bits(self) -> int | None:
+        """The length of an RSA key."""
+        if self.type != "ssh-rsa" or not self.blob:
+            return None
+        rest = self.blob
+        for _ in range(3):  # its type, e and n
+            size = int.from_bytes(rest[:4], "big")
+            value, rest = rest[4 : 4 + size], rest[4 + size :]
+        return int.from_bytes(value, "big").bit_length()
+
+    @property
     def short(self) -> str:
         """The key for a message's first line; the whole fingerprint stands in a line below."""
         whole = str(self)
@@ -60,30 +71,41 @@ class Known(NamedTuple):
     key: Key
     file: str
     line: int
-    revoked: bool
+    marker: bytes
+
+    @property
+    def revoked(self) -> bool:
+        return self.marker == b"@revoked"
+
+    @property
+    def authority(self) -> bool:
+        return self.marker == b"@cert-authority"
 
 
 def known(name: str, files: Iterable[str]) -> list[Known]:
-    """Return the lines about `name`, which is `host` or `[host]:port`, without @cert-authority."""
+    """Return the lines about `name`, which is `host` or `[host]:port`."""
     return [entry for file in files for entry in _read(name, file)]
 
 
-def _read(name: str, file: str) -> Iterator[Known]:
+def _lines(file: str) -> list[bytes]:
     try:
         with open(file, "rb") as lines:
-            text = lines.read()
+            return lines.read().splitlines()
     except OSError:  # to ssh too, a file that it can't read is an empty one
-        return
-    for number, line in enumerate(text.splitlines(), 1):
+        return []
+
+
+def _read(name: str, file: str) -> Iterator[Known]:
+    for number, line in enumerate(_lines(file), 1):
         marker, *fields = line.split() if line.startswith(b"@") else [b"", *line.split()]
-        if len(fields) < 3 or fields[0].startswith(b"#") or marker == b"@cert-authority":
+        if len(fields) < 3 or fields[0].startswith(b"#"):
             continue
         if _matches(name, fields[0].decode(errors="replace")):
             try:
                 key = Key.of(fields[1].decode("ascii"), base64.b64decode(fields[2]))
             except (binascii.Error, UnicodeDecodeError):
                 continue
-            yield Known(key, file, number, marker == b"@revoked")
+            yield Known(key, file, number, marker)
 
 
 def _matches(name: str, patterns: str) -> bool:
@@ -119,7 +141,13 @@ def check(
     A new host's key is written into known_hosts. `config` is the ssh_config in use, for the
     commands in the hints. Raises HostKey.
     """
-    entries = lines_about(settings)
+    if (bits := offered.rsa_bits) is not None and bits < settings.rsa_bits_min:
+        raise HostKey(
+            f"host key too short: RSA of {bits} bits, and RequiredRSASize is"
+            f" {settings.rsa_bits_min}",
+            host=host.name,
+        )
+    entries = lines_about(settings) or _without_port(offered, settings)
     refusal = verdict(offered, entries, host, settings, config=config)
     if refusal is None:
         return
@@ -183,8 +211,41 @@ def verdict(
 
 
 def lines_about(settings: SshSettings) -> list[Known]:
-    """Return the lines of known_hosts about the host that `settings` lead to."""
-    return known(settings.known_as, _files(settings))
+    """Return the lines of known_hosts about the host's own keys."""
+    entries = known(settings.known_as, _files(settings))
+    return [entry for entry in entries if not entry.authority]
+
+
+def has_authority(settings: SshSettings) -> bool:
+    """Whether known_hosts has a @cert-authority for the host, whose certificate may be its key."""
+    names = {settings.known_as, settings.known_without_port}
+    lines = (line.split() for file in _files(settings) for line in _lines(file))
+    return any(
+        fields[0] == b"@cert-authority" and _matches(name, fields[1].decode(errors="replace"))
+        for fields in lines
+        if len(fields) > 3
+        for name in names
+    )
+
+
+def _without_port(offered: Key, settings: SshSettings) -> list[Known]:
+    """Return the lines with the key `offered` that have the host's name without its port.
+
+    As in ssh, such a line counts where none has the port, and another key in it proves nothing.
+    """
+    if settings.known_as == settings.known_without_port:
+        return []
+    entries = known(settings.known_without_port, _files(settings))
+    return [
+        entry
+        for entry in entries
+        if entry.key.fingerprint == offered.fingerprint and not entry.authority
+    ]
+
+
+def keys_to_ask_for(settings: SshSettings) -> list[Known]:
+    """Return the lines whose keys the host is to answer with, if it has several."""
+    return lines_about(settings) or known(settings.known_without_port, _files(settings))
 
 
 def _files(settings: SshSettings) -> tuple[str, ...]:

@@ -18,10 +18,9 @@ from typing import Any
 
 from corra.errors import Auth, CorraError, HostKey, Misuse, Unreachable
 from corra.model.host import Host
-from corra.transport.fabric.connection import CONNECT_S
 
 from . import host_keys, sudo
-from .channel import Channel, LinkLost, NoAnswer, Runner, first_line
+from .channel import CONNECT_S, Channel, LinkLost, NoAnswer, Runner, first_line
 from .command import Options, build_command, build_program
 from .pipes import Process
 from .ssh_config import SSH_PORT, SshSettings, config_path, ssh_settings
@@ -200,10 +199,17 @@ def _host_key(
         check=False,
         timeout=60,
     )
-    match = re.search(r"Server host key: (\S+) (SHA256:\S+)", more.stderr.decode(errors="replace"))
+    more_said = more.stderr.decode(errors="replace")
+    match = re.search(r"Server host key: (\S+) (SHA256:\S+)", more_said)
     if match is None:
         return HostKey(f"host key not accepted: {first_line(said.encode())}", host=host.name)
     offered = host_keys.Key(match.group(1), match.group(2))
+    if revoked := re.search(r"revoked by file (.*?)\r?$", said + more_said, re.MULTILINE):
+        return HostKey(
+            f"host key REVOKED: {offered}",
+            host=host.name,
+            hint=[f"{revoked.group(1)} has it: stop, report it"],
+        )
     refusal = host_keys.verdict(offered, host_keys.lines_about(known), host, known, config=config)
     return refusal or HostKey(f"host key not accepted: {offered}", host=host.name)
 
@@ -226,6 +232,7 @@ class OpenSSH:
         connect_timeout_s: float | None = CONNECT_S,
         accept_new_key: bool = False,
         password: str | None = None,
+        settings: SshSettings | None = None,
     ) -> None:
         self._look_for_programs(host)
         self.host = host
@@ -233,7 +240,7 @@ class OpenSSH:
         self._config_path = None if host.caller else config_path(config)
         self._connect_timeout_s = connect_timeout_s
         self._accept_new_key = accept_new_key
-        self._settings: SshSettings | None = None
+        self._settings = settings
         self._apart = False
 
     @property
@@ -287,7 +294,12 @@ class OpenSSH:
             # ssh_config's interval goes before ours.
             alive_interval_s=None if self.settings.alive_interval_s else ALIVE_S,
             password=self.password is not None,
-            ssh=(*(["-oStrictHostKeyChecking=accept-new"] if accept else []), *options, *master),
+            ssh=(
+                *(["-oStrictHostKeyChecking=accept-new"] if accept else []),
+                *([] if self.host.caller else self.settings.for_a_command),
+                *options,
+                *master,
+            ),
         )
         return build_command(command, self.host, options=how)
 

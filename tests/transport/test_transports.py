@@ -795,7 +795,7 @@ def test_a_key_refused_is_followed_by_the_next_one(
 def test_the_cipher_is_gcm_and_nagle_is_off(sshd: Sshd, open_runner: Open) -> None:
     target: Any = open_runner("h")
     everything(target, "true")
-    transport = target._open[0].transport
+    transport = target._fabric._open[0].transport
     assert "gcm" in transport.local_cipher
     assert "gcm" in transport.remote_cipher
     assert transport.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

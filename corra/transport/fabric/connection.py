@@ -8,6 +8,7 @@ try, and the transport with its ciphers, windows and channels.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +25,19 @@ from corra.errors import CorraError, NotStarted, Unreachable
 from corra.lean_imports import load_fabric
 from corra.model.host import Host
 from corra.transport import host_keys, sudo
-from corra.transport.channel import Channel, first_line
+from corra.transport.channel import CONNECT_S, Channel, first_line
 from corra.transport.command import login_command
 from corra.transport.host_keys import Key
 from corra.transport.ssh_config import Question, SshSettings, config_path
 
-from .login import Login
-from .session import Session
+from .beyond import BeyondFabric
+from .login import Answers, Login, NobodyToAsk
+from .session import Order, Session
 from .tcp import Carrier
 
 if TYPE_CHECKING:
     from fabric import Connection
 
-CONNECT_S = 15.0
 # The kernel gives a connection up if sent bytes stay unacknowledged for this long. By itself it
 # would take 15 minutes.
 SILENCE_MS = 30_000
@@ -66,8 +67,13 @@ class Fabric:
         jump: str | None = None,
         jumps: int = 0,
         password: str | None = None,
+        answers: Answers | None = None,
     ) -> None:
         self.host = host
+        # False: where the ssh program may do better, it is to be tried first.
+        self.alone = False
+        self._answers = answers or Answers()
+        self._connected = False
         self._sudo_password = password if host.user else None
         self._config = config
         self._config_path = config_path(config)
@@ -111,6 +117,7 @@ class Fabric:
             # other.
             if self._settings is None:
                 self._asked = Question(self.host, self._config_path)
+            self._answers.begin()
             dialling = _InThread(lambda: self._socket(*self._time()))
             load()
             self._begun = _InThread(lambda: self._connect_first(dialling))
@@ -119,6 +126,7 @@ class Fabric:
         with self._connecting:
             if not self._open:
                 self._open.append(self._connect(dialling))
+                self._connected = True
 
     def open(self, command: str) -> Channel:
         if (password := self._sudo_password) is None:
@@ -129,24 +137,36 @@ class Fabric:
     def _start(self, text: str) -> Channel:
         begun, self._begun = self._begun, None
         if begun is not None:
-            begun.result()
+            with contextlib.suppress(NobodyToAsk):
+                begun.result()
+        order = Order(text, () if self._given_open else self.settings.environment())
         made = 0
         while True:
             before = list(self._open)
             for connection in before:
-                if (session := self._session(connection, text)) is not None:
-                    return Session(session, text)
+                if (session := self._session(connection, order)) is not None:
+                    return Session(session, order)
             if made == CONNECTS_MAX:
                 raise self._unreachable(f"{self._where()} let {self.login} in, but starts nothing")
             with self._connecting:
                 # Another thread may have connected while this one waited. Compared by identity:
                 # all of Fabric's connections to one host are equal.
                 if all(any(each is tried for tried in before) for each in self._open):
+                    # Later the terminal shows a program's output, and no question.
+                    if not self._connected:
+                        self._answers.allow()
                     self._open.append(self._connect())
+                    self._connected = True
+                    self._answers.forbid()
                     made += 1
 
-    def _session(self, connection: Connection, text: str) -> Any:
-        """Return a new session on an open connection for the command `text`.
+    @property
+    def _given_open(self) -> bool:
+        """Whether the caller gave a connection that is open; ssh_config then has no part in it."""
+        return self._given is not None and any(each is self._given for each in self._open)
+
+    def _session(self, connection: Connection, order: Order) -> Any:
+        """Return a new session on an open connection for `order`.
 
         None if the connection takes no more sessions, or has died.
         """
@@ -157,7 +177,7 @@ class Fabric:
         transport = connection.transport
         try:
             if self._hasty and isinstance(transport, Transport):
-                return transport.open_running(text, REUSE_S)
+                return transport.open_running(order, REUSE_S)
             return transport.open_session(timeout=REUSE_S)
         except ChannelException:  # MaxSessions
             return None
@@ -237,7 +257,14 @@ class Fabric:
         logging.getLogger("paramiko").addHandler(_SILENT)
         connection = self._new()
         kwargs = dict(connection.connect_kwargs)
-        login = Login(self.host, connection.user, self.settings, kwargs)
+        login = Login(
+            self.host,
+            connection.user,
+            self.settings,
+            kwargs,
+            answers=self._answers,
+            alone=self.alone,
+        )
         offered: list[Key] = []
 
         class Policy(paramiko.MissingHostKeyPolicy):  # type: ignore[misc] # paramiko has no hints
@@ -275,7 +302,9 @@ class Fabric:
             greeted = transport is not None and bool(transport.remote_version)
             connection.client.close()
             carrier.close()
-            if isinstance(error, CorraError) or not isinstance(error, Exception):
+            if isinstance(error, (CorraError, BeyondFabric, NobodyToAsk)):
+                raise
+            if not isinstance(error, Exception):
                 raise
             late = time.monotonic() > deadline - 0.1
             raise self._meaning(
@@ -308,15 +337,34 @@ class Fabric:
         from .transport import Transport
 
         transport = Transport(carrier, **kwargs)
+        if emptied := transport.restrict(self.settings):
+            raise self._beyond(emptied)
         options = transport.get_security_options()
         options.key_types = host_keys.types_first(
-            options.key_types, host_keys.lines_about(self.settings)
+            options.key_types, host_keys.keys_to_ask_for(self.settings)
         )
         return transport
+
+    def _look_beyond(self) -> None:
+        """Raise BeyondFabric if ssh_config sets what only the ssh program can do."""
+        if reasons := self.settings.beyond_fabric:
+            raise self._beyond(reasons)
+        if host_keys.has_authority(self.settings):
+            raise self._beyond(["@cert-authority"], "known_hosts has")
+
+    def _beyond(self, reasons: Sequence[str], who: str = "ssh_config sets") -> BeyondFabric:
+        what = f"{who} {', '.join(reasons)}"
+        if self._jumps:
+            what += f" for {self.host.name}"
+        return BeyondFabric(
+            [what],
+            NotStarted(f"{what}, which takes the ssh program", host=self.host.name),
+        )
 
     def _socket(self, deadline: float, limit: float) -> Any:
         """Return the way of the bytes: TCP, a ProxyCommand's pipes, or a channel of a jump host."""
         known = self.settings
+        self._look_beyond()
         gateway = (
             self._given.gateway
             if self._given is not None
@@ -359,7 +407,9 @@ class Fabric:
                 connection=given,
                 jump=rest,
                 jumps=self._jumps + 1,
+                answers=self._answers,
             )
+            self._gateway.alone = self.alone
         return self._gateway
 
     def _through(self, gateway: Fabric, deadline: float) -> Any:
@@ -440,7 +490,7 @@ class Fabric:
         self, error: Exception, *, greeted: bool, judged: bool, late: bool, limit: float
     ) -> Exception:
         """Return the error that an error in the middle of the handshake means."""
-        from paramiko import SSHException
+        from paramiko import IncompatiblePeer, SSHException
 
         text = str(error) or type(error).__name__
         if not isinstance(error, (SSHException, EOFError, OSError)):
@@ -453,10 +503,12 @@ class Fabric:
             return self._unreachable(
                 f"{self._where()} broke off the login: {first_line(text.encode())}"
             )
-        return self._unreachable(
-            f"no common ground with {self._where()}: {first_line(text.encode())}",
-            hint="the ssh program may know more: --via openssh",
+        alone = self._unreachable(
+            f"no common ground with {self._where()}: {first_line(text.encode())}"
         )
+        if isinstance(error, IncompatiblePeer):
+            return BeyondFabric(["Fabric has no algorithm that the host takes"], alone)
+        return alone
 
     def _where(self) -> str:
         return f"{self.settings.hostname} port {self.settings.port}"

@@ -10,6 +10,7 @@ encrypted, and the last eight bytes of the IV count.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -94,6 +95,11 @@ class Packets(Packetizer):  # type: ignore[misc] # paramiko has no hints
         self._buffer = bytearray(_AHEAD)
         self._view = memoryview(self._buffer)
         self._at = self._end = 0
+
+    def close(self) -> None:
+        # A channel of a jump host tells that host that it closes, and the host may be gone.
+        with contextlib.suppress(EOFError, OSError):
+            super().close()
 
     # The keys
 

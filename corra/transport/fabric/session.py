@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections import deque
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from corra.transport.channel import READ_MAX, WRITE_S, LinkLost, Tail
 
@@ -65,17 +67,30 @@ class Inbox:
         return self._size
 
 
-def to_run(command: str, channel: int) -> Any:
-    """Return the request to run `command` in the host's `channel`."""
+class Order(NamedTuple):
+    """What a session is to run: a command for the login shell, and variables that ssh sends."""
+
+    command: str
+    environment: Sequence[tuple[str, str]] = ()
+
+    def requests(self, channel: int) -> Iterator[Any]:
+        """Yield the requests to the host's `channel`."""
+        for name, value in self.environment:
+            yield _request(channel, "env", False, os.fsencode(name), os.fsencode(value))
+        yield _request(channel, "exec", True, self.command)
+
+
+def _request(channel: int, kind: str, wants_reply: bool, *texts: str | bytes) -> Any:
     from paramiko import Message
     from paramiko.common import cMSG_CHANNEL_REQUEST
 
     message = Message()
     message.add_byte(cMSG_CHANNEL_REQUEST)
     message.add_int(channel)
-    message.add_string("exec")
-    message.add_boolean(True)
-    message.add_string(command)
+    message.add_string(kind)
+    message.add_boolean(wants_reply)
+    for text in texts:
+        message.add_string(text)
     return message
 
 
@@ -85,7 +100,7 @@ class Session:
     If the session has an Inbox, the host has been asked to run the command already.
     """
 
-    def __init__(self, session: Any, command: str) -> None:
+    def __init__(self, session: Any, order: Order) -> None:
         self._session = session
         self._tail = Tail()
         self._closed = False
@@ -98,8 +113,8 @@ class Session:
         self._writing = threading.Lock()
         if not asked:
             # Without a wait for the reply: it would cost one more round trip before the first byte.
-            request = to_run(command, session.remote_chanid)
-            session.transport._send_user_message(request)  # noqa: SLF001 - as exec_command does
+            for request in order.requests(session.remote_chanid):
+                session.transport._send_user_message(request)  # noqa: SLF001 - as exec_command does
 
     def read(self, timeout_s: float | None) -> bytes:
         if not self._ready.wait(timeout_s):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from paramiko import Message, SSHException, Transport as Plain
 from paramiko.auth_handler import AuthHandler
 from paramiko.common import cMSG_CHANNEL_OPEN
 
+from corra.transport.ssh_config import SshSettings
+
 from .packets import Packets
-from .session import Inbox, to_run
+from .session import Inbox, Order
 from .tcp import GREETING
 
 # AES-GCM carries 1.4 times what paramiko's own first choice does (280 against 203 MB/s) on a CPU
@@ -23,10 +26,13 @@ CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 WINDOW = 8 << 20
 PACKET = 256 << 10
 _AWAKE_S = 1.0
+ALIASES = {"curve25519-sha256": "curve25519-sha256@libssh.org"}
 
 
 class Transport(Plain):  # type: ignore[misc] # paramiko has no hints
     """A client's side of one ssh connection."""
+
+    disabled_algorithms: dict[str, Any]
 
     def __init__(self, carrier: Any, **kwargs: Any) -> None:
         super().__init__(
@@ -40,19 +46,66 @@ class Transport(Plain):  # type: ignore[misc] # paramiko has no hints
         self._unused = True
         self._asking = threading.local()
         self.clear_to_send = _Gate(self)
+        # The ways to log in that the host has named last.
+        self.allowed_methods: tuple[str, ...] = ()
+
+    def restrict(self, known: SshSettings) -> list[str]:
+        """Use the algorithms that ssh_config lists; return the directives that leave none."""
         options = self.get_security_options()
-        usual = options.ciphers
-        options.ciphers = [each for each in CIPHERS if each in usual] + [
-            each for each in usual if each not in CIPHERS
-        ]
+        emptied = []
+        for directive, attribute, listed in (
+            ("Ciphers", "ciphers", known.ciphers),
+            ("MACs", "digests", known.macs),
+            ("KexAlgorithms", "kex", known.key_exchanges),
+            ("HostKeyAlgorithms", "key_types", known.host_key_types),
+        ):
+            usual = getattr(options, attribute)
+            if listed is not None:
+                # One algorithm under two names; paramiko has the older one.
+                names = [ALIASES.get(name, name) for name in listed]
+                usual = [name for name in dict.fromkeys(names) if name in usual]
+            if attribute == "ciphers":
+                usual = sorted(usual, key=lambda name: name not in CIPHERS)
+            if usual:
+                setattr(options, attribute, usual)
+            else:
+                emptied.append(directive)
+        allowed = known.user_key_types
+        if allowed is not None:
+            unwanted = [name for name in self.preferred_pubkeys if name not in allowed]
+            self.disabled_algorithms = {**self.disabled_algorithms, "pubkeys": unwanted}
+        return emptied
 
     def auth_publickey(
         self, username: str, key: Any, event: threading.Event | None = None
     ) -> list[str]:
         """Log in by a key, and return what else the host wants. `event` is not used."""
+        return self._log_in(lambda handler, done: handler.auth_publickey(username, key, done))
+
+    def auth_none(self, username: str) -> list[str]:
+        """Log in by nothing, which shows what the host wants."""
+        return self._log_in(lambda handler, done: handler.auth_none(username, done))
+
+    def auth_password(
+        self,
+        username: str,
+        password: str,
+        event: threading.Event | None = None,
+        fallback: bool = True,
+    ) -> list[str]:
+        """Log in by a password. `event` and `fallback` are not used."""
+        return self._log_in(lambda handler, done: handler.auth_password(username, password, done))
+
+    def auth_interactive(self, username: str, handler: Any, submethods: str = "") -> list[str]:
+        """Log in by answers to the host's questions, which `handler` gives."""
+        return self._log_in(
+            lambda prompt, done: prompt.auth_interactive(username, handler, done, submethods)
+        )
+
+    def _log_in(self, begin: Callable[[AuthHandler, threading.Event], None]) -> list[str]:
         self.auth_handler = _Prompt(self)
         answered = threading.Event()
-        self.auth_handler.auth_publickey(username, key, answered)
+        begin(self.auth_handler, answered)
         more: list[str] = self.auth_handler.wait_for_response(answered)
         return more
 
@@ -75,20 +128,20 @@ class Transport(Plain):  # type: ignore[misc] # paramiko has no hints
             self.sock.shutdown(socket.SHUT_RDWR)
         super().stop_thread()
 
-    def open_running(self, command: str, timeout_s: float) -> Any:
-        """Return a new session; if it is the first channel, `command` has been asked for already.
+    def open_running(self, order: Order, timeout_s: float) -> Any:
+        """Return a new session; if it is the first channel, `order` has been given already.
 
         That saves a round trip. The request names the channel by the host's number, which the host
         hasn't said yet. OpenSSH counts from 0. A host that only claims to be OpenSSH and counts
         otherwise must end the connection. Raises what `open_session` does, and SSHException for
         such a host.
         """
-        self._asking.command = command
+        self._asking.order = order
         try:
             session = self.open_session(timeout=timeout_s)
         finally:
-            asked = self._asking.command is None
-            self._asking.command = None
+            asked = self._asking.order is None
+            self._asking.order = None
         if asked and session.remote_chanid != 0:
             raise SSHException(f"the first channel is number {session.remote_chanid}")
         return session
@@ -102,8 +155,8 @@ class Transport(Plain):  # type: ignore[misc] # paramiko has no hints
     def _send_open(self, data: Message) -> None:
         with self._opening:
             first, self._unused = self._unused, False
-            command = getattr(self._asking, "command", None)
-            if not (first and command and self.remote_version.startswith("SSH-2.0-OpenSSH")):
+            order = getattr(self._asking, "order", None)
+            if not (first and order and self.remote_version.startswith("SSH-2.0-OpenSSH")):
                 self._send_later(data)
                 return
             # Output of the host's login shell may come before the caller has the session.
@@ -111,8 +164,9 @@ class Transport(Plain):  # type: ignore[misc] # paramiko has no hints
             opened.get_string()
             self._channels.get(opened.get_int()).in_buffer = Inbox()
             self._send_later(data)
-            self._send_later(to_run(command, 0))
-            self._asking.command = None
+            for request in order.requests(0):
+                self._send_later(request)
+            self._asking.order = None
 
     def _send_later(self, data: Any) -> None:
         # Every 512 MB the keys are exchanged anew, and nothing else may be sent meanwhile.
@@ -142,7 +196,7 @@ class _Prompt(AuthHandler):  # type: ignore[misc]
     def _request_auth(self) -> None:
         # Set before a byte leaves. The host may accept the service while the key still signs (in an
         # ssh-agent, or on a token), and paramiko's thread would have it sign a second time.
-        self._asked = "rsa" not in self.private_key.get_name()
+        self._asked = self.private_key is not None and "rsa" not in self.private_key.get_name()
         super()._request_auth()
         if self._asked:
             accepted = Message()
@@ -153,6 +207,11 @@ class _Prompt(AuthHandler):  # type: ignore[misc]
     def _parse_service_accept(self, accepted: Any) -> None:
         if not self._asked:
             super()._parse_service_accept(accepted)
+
+    def _parse_userauth_failure(self, failure: Any) -> None:
+        self.transport.allowed_methods = tuple(failure.get_list())
+        failure.rewind()
+        super()._parse_userauth_failure(failure)
 
 
 class _Gate(threading.Event):
