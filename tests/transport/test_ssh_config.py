@@ -14,6 +14,7 @@ from test_transports import add_key, everything, fails, ssh_agent
 
 from corra.errors import Auth, CorraError, HostKey, Misuse, NotStarted
 from corra.model.host import Host
+from corra.remote.checkup import examine_host
 from corra.transport.choose import choose_runner
 from corra.transport.ssh_config import RULES, Care, ssh_settings
 from sshd import Sshd, new_key, public, user
@@ -299,6 +300,12 @@ def test_without_an_ssh_program_a_directive_that_needs_it_is_said(
     assert isinstance(error, NotStarted)
     assert error.why == "ssh_config sets RevokedHostKeys, Ciphers, which takes the ssh program"
     assert works(link("h"))
+
+
+def test_the_doctor_says_why_a_host_is_reached_through_ssh(sshd: Sshd, home: Path) -> None:
+    found = examine_host(sshd.add_host("strict", RevokedHostKeys="/dev/null"))
+    (way,) = [check.what for check in found if check.name == "ssh"]
+    assert way.endswith(", by way of the ssh program: ssh_config sets RevokedHostKeys")
 
 
 # ---- trust
