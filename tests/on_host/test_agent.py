@@ -22,11 +22,11 @@ import pytest
 
 import machine
 from agent_door import (
-    SOURCE,
     Door,
     Refused,
     alive,
     children,
+    copy_of_the_agent,
     eventually,
     fresh,
     gone,
@@ -50,7 +50,7 @@ IGNORES_TERM = 'trap "" TERM; echo ready; sleep 1000 & wait'
 
 def by_hand(door: Door, request: object, python: str = sys.executable) -> tuple[int, bytes, bytes]:
     done = subprocess.run(
-        [python, str(SOURCE)],
+        [python, f"{copy_of_the_agent()}/agent.py"],
         input=json.dumps(request).encode(),
         env=door.env,
         capture_output=True,
