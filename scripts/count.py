@@ -30,7 +30,8 @@ for name in sorted(sys.argv[1:], key=lambda each: "-again" in each):
             passed += 1
 failed -= mended
 print(
-    f"scripts/test: {passed + len(mended)} passed, {len(failed)} failed, {sum(reasons.values())} skipped"
+    f"scripts/test: {passed + len(mended)} passed, {len(failed)} failed,"
+    f" {sum(reasons.values())} skipped"
 )
 for reason, count in sorted(reasons.items()):
     print(f"       skipped {count}: {reason}")

@@ -138,10 +138,10 @@ class Environment:
             quiet(sys.executable, "-m", "venv", self.path)
         else:
             say(
-                f"\ncorra: {sys.executable} has neither ensurepip nor pip, so nothing can be installed"
+                f"\ncorra: {sys.executable} has neither ensurepip nor pip: nothing can be installed"
             )
             say(
-                "       Debian, Ubuntu: apt-get install python3-venv      elsewhere: install pip for that Python"
+                "       Debian, Ubuntu: apt-get install python3-venv      elsewhere: install its pip"
             )
             sys.exit(125)
 
@@ -214,7 +214,7 @@ class Environment:
         else:
             version = f"{sys.version_info.major}.{sys.version_info.minor}"
             say(
-                f"corra: first use: making {self.path.name} with Python {version} (once, about 20 s) .. ",
+                f"corra: first use: making {self.path.name} with Python {version} (once, 20 s) .. ",
                 end="",
             )
             self.make()
