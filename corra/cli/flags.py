@@ -376,7 +376,7 @@ class ServeFlags(Given):
     max_size = option(
         "max-size",
         read=read_size,
-        help="Then the oldest, until no more than this is kept (no limit).",
+        help="Beyond this size the oldest ended runs go, too (no limit).",
     )
     limits = option(
         "limits",
@@ -384,12 +384,12 @@ class ServeFlags(Given):
         help="What one token may cost: body=4M,rate=1000,runs=10000,disk=64G.",
     )
     webhook = listing("webhook", help="URL, or slack=URL, that is told of each end" + _REPEATABLE)
-    log_requests = switch("log-requests", help="A line for each request.")
+    log_requests = switch("log-requests", help="Log a line for each request.")
     new_token = option(
         "new-token",
-        help="Make a token and leave: NAME=read,write, or NAME=read:host=db* for a part of it.",
+        help="Make a token and leave: NAME=read,write, or NAME=read:host=db* to see only those.",
     )
     revoke_token = option(
         "revoke-token",
-        help="Take back the tokens of this NAME, and those of the runs registered with them.",
+        help="Revoke the tokens of this NAME, and those of the runs registered with them.",
     )

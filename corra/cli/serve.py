@@ -14,7 +14,7 @@ from .verb import verb
 if TYPE_CHECKING:
     from corra.collector.serve import ServeSettings
 
-_NEEDED = (
+_PACKAGES = (
     "alembic",
     "httptools",
     "prometheus_client",
@@ -27,11 +27,11 @@ _NEEDED = (
 
 @verb(ServeFlags, fate="NOT SERVED")
 def serve(c: Context, given: ServeFlags) -> int:
-    """Be a collector: keep what runs report, and answer for them: corra serve
+    """Be a collector: keep what runs report, and answer questions about them: corra serve
 
-    Ends at TERM or Ctrl-C, when it has finished what it has taken. Its log is JSON, a line each, on stderr.
+    TERM or Ctrl-C ends it, once it has finished what it has taken. It logs JSON lines to stderr.
     """
-    _needed()
+    _check_packages()
     from corra.collector import serve
 
     database = given.database or serve.default_database()
@@ -40,14 +40,15 @@ def serve(c: Context, given: ServeFlags) -> int:
         given.screen.note(
             "",
             "",
-            "shown this once; it goes into corra.collectors of ~/.invoke.yaml, or $CORRA_COLLECTOR_TOKEN",
+            "shown this once; it goes into corra.collectors of ~/.invoke.yaml, "
+            "or $CORRA_COLLECTOR_TOKEN",
         )
         return 0
     if given.revoke_token:
         count = serve.revoke(database, given.revoke_token)
         if not count:
             raise CorraError(f"no token is called {given.revoke_token}", fate="NOT REVOKED")
-        given.screen.note("", "", f"{given.revoke_token}: taken back")
+        given.screen.note("", "", f"{given.revoke_token}: revoked")
         return 0
     told = serve.serve_settings(
         listen=given.listen,
@@ -56,7 +57,7 @@ def serve(c: Context, given: ServeFlags) -> int:
         tls_key=given.tls_key,
         insecure=given.insecure,
         keep_s=given.keep,
-        max_size=given.max_size,
+        max_bytes=given.max_size,
         limits=given.limits,
         webhook=given.webhook,
         log_requests=given.log_requests,
@@ -73,15 +74,15 @@ def serve(c: Context, given: ServeFlags) -> int:
     return 0
 
 
-def _needed() -> None:
-    """Raise CorraError with the command that installs what isn't there."""
+def _check_packages() -> None:
+    """Raise CorraError, with the command that installs them, if packages are missing."""
     from importlib.util import find_spec
     from pathlib import Path
 
-    missing = [name for name in _NEEDED if find_spec(name) is None]
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
     if not missing:
         return
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     command = "pip install 'corra[collector]'"
     if (root / "constraints.txt").exists():
         command = f"{root}/.venv/bin/pip install -c {root}/constraints.txt -e '{root}[collector]'"

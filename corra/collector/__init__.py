@@ -1,11 +1,14 @@
-"""The collector: an HTTP server that keeps for a team what runs report of themselves, and answers for them.
+"""The collector: an HTTP server that keeps what runs report, and answers questions about them.
 
-A cache of what the hosts know, but one that may lose nothing it has acknowledged: an append is in the database, and the database on the
-disk, before its answer is sent. Appending the same bytes twice changes nothing, so everybody may repeat everything.
+The hosts keep the truth and the collector a copy. It loses nothing that it has acknowledged: before
+it answers an append, the bytes are in the database and the database is on the disk. Appending the
+same bytes twice changes nothing, so any client may repeat any request.
 
-    limits  what one token may cost, and the clock that says no       tokens   who may do what
-    schema  the tables, as migrations make them                       store    the tables' only user: one writer, many readers
-    events  who watches which run                                     webhooks who is told of an end
-    pages   what a person or a program reads about the server itself  app      HTTP: check, one call, answer
-    serve   the command: where it listens, how it begins and ends
+    limits   what one token may cost, and the refusals     tokens    who may do what
+    schema   the tables, as the migrations make them       store     the only user of the tables
+    events   who watches which run                         notices   what a webhook is sent
+    webhooks sending it, until it is taken                 pages     the index and the OpenAPI document
+    app      HTTP: check, one call, answer                 serve     the process: listen, begin, end
+    protocol what a connection may cost before its token   client    the operator's side of the API
+    tunnel   a way from a host to a collector
 """

@@ -1,6 +1,7 @@
-"""HTTP: who asks is checked before a byte of the body is read, then one call, then the answer.
+"""HTTP: check the token before reading the body, make one call, answer.
 
-An answer to an append means that it is on the disk. Every refusal has a status of its own kind and says why in JSON.
+An append is on the disk before its answer. Each kind of refusal has its own status and says why in
+JSON.
 """
 
 from __future__ import annotations
@@ -37,21 +38,24 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from corra.model import ids
-from corra.on_host.agent.contract import FINAL, TRANSITIONS
+from corra.on_host.agent.contract import FINAL
 
 from . import pages, tokens
 from .events import Watchers
 from .limits import Rates, RequestRefusal
 from .store import Store
 
-# A body that trickles in holds a connection, not more; this ends it.
+# The deadline for a body that trickles in.
 BODY_S = 60.0
-# So much of a refused body is taken and dropped after the answer, so that its sender reads that rather than a reset.
+# How much of a refused body is read and dropped after the answer: else its sender would get a
+# reset and not the answer.
 LINGER_BYTES, LINGER_S = 8 << 20, 5.0
 BEAT_S = 20.0
 PAGE_RUNS, PAGE_RUNS_MAX = 100, 1000
-# For how long a token that was taken back may still open.
+# How long a revoked token may still open.
 TOKEN_CACHE_S = 5.0
+# What became of a run, as `ps` says it; each has its gauge, also where it is 0.
+FATES = ("starting", "running", "done", "failed", "killed", "timeout", "lost", "not_started")
 METHODS = ["POST", "PUT", "PATCH", "GET"]
 
 _STREAM = re.compile(pages.STREAM)
@@ -64,14 +68,14 @@ Answer = Callable[["Call"], Awaitable[Response]]
 
 
 class Json(JSONResponse):
-    """JSON in ASCII: an argument that isn't UTF-8 came as surrogates, which only their escapes can say."""
+    """JSON in ASCII. An argument that isn't UTF-8 came as surrogates, which need escapes."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 class AppendResponse(Response):
-    """The answer to an append, without what makes Starlette's good for everything."""
+    """The answer to an append. Starlette's general one costs more time than the append does."""
 
     status_code = 200
 
@@ -90,18 +94,21 @@ class AppendResponse(Response):
 
 
 class Call(Request):
-    """A request; what all of them are asked for comes without Starlette's Headers and streams, which cost as much as the rest of an append."""
+    """A request whose headers and body are read without Starlette's Headers and streams.
+
+    Those cost as much time as the rest of an append.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         super().__init__(scope, receive, send)
-        self.who = ""
-        # Whether all of the body has been taken.
+        self.token_name = ""
+        # Whether all of the body has been read.
         self.ended = False
         self._receive_part = receive
         self._said: dict[bytes, bytes] = dict(scope["headers"])
 
     def said(self, name: bytes) -> str | None:
-        """Return what the header `name`, in small letters, says."""
+        """Return the value of the header `name`, given in small letters."""
         value = self._said.get(name)
         return None if value is None else value.decode("latin-1")
 
@@ -115,18 +122,20 @@ class Call(Request):
 
 
 class Deadlines:
-    """Tasks that are cancelled after `seconds`, by one timer for all: a timer for each would cost more than the body it waits for."""
+    """Tasks that are cancelled after `seconds`, by one timer for all of them.
+
+    A timer for each would cost more than the body that it waits for.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._until: dict[
-            asyncio.Task[Any], float
-        ] = {}  # the soonest first, since all have the same time
+        # The soonest first, since all tasks have the same time.
+        self._until: dict[asyncio.Task[Any], float] = {}
         self._late: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> asyncio.Task[Any]:
-        """Give the current task its time, and return it."""
+        """Start the current task's time, and return the task."""
         task = asyncio.current_task()
         assert task is not None
         loop = task.get_loop()
@@ -140,7 +149,7 @@ class Deadlines:
         self._late.discard(task)
 
     def passed(self, task: asyncio.Task[Any]) -> bool:
-        """Return whether this is who cancelled it."""
+        """Return whether the task was cancelled by its deadline."""
         return task in self._late
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -155,7 +164,7 @@ class Deadlines:
 
 
 class RefusedResponse(Json):
-    """An answer that doesn't wait for the rest of the body, and yet leaves its sender time to read it."""
+    """A refusal. It is sent before the rest of the body has come, then the rest is dropped."""
 
     def __init__(self, refusal: RequestRefusal, request: Call) -> None:
         super().__init__(refusal.body, refusal.status, refusal.headers)
@@ -172,14 +181,14 @@ class RefusedResponse(Json):
 
 
 class Metrics:
-    """What Prometheus is told. No label names a run, a host or a token: that would be a list of them for everybody."""
+    """The page for Prometheus. Anybody may read it, so no label names a run, a host or a token."""
 
     def __init__(self, store: Store) -> None:
         self.registry = CollectorRegistry()
         facts: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("corra_requests", "Requests answered", ["what", "status"], **facts)
         self.bytes = Counter(
-            "corra_output_bytes", "Bytes of output taken, repeated ones too", **facts
+            "corra_output_bytes", "Bytes of output received, repeated ones too", **facts
         )
         self.batch = Histogram(
             "corra_batch_jobs",
@@ -195,21 +204,21 @@ class Metrics:
             **facts,
         )
         self.watchers = Gauge("corra_watchers", "Open event streams", **facts)
-        self.runs = Gauge("corra_runs", "Runs kept, by state", ["state"], **facts)
+        self.runs = Gauge("corra_runs", "Runs kept, by what became of them", ["state"], **facts)
         self.kept = Gauge("corra_kept_bytes", "Bytes of output kept", **facts)
         self._store = store
 
     def page(self, watchers: int) -> bytes:
-        counts = self._store.counts()
-        for state in TRANSITIONS:
-            self.runs.labels(state).set(counts.get(state, 0))
+        self.runs.clear()
+        for state, count in {**dict.fromkeys(FATES, 0), **self._store.counts()}.items():
+            self.runs.labels(state).set(count)
         self.kept.set(self._store.size())
         self.watchers.set(watchers)
         return generate_latest(self.registry)
 
 
 class Endpoint:
-    """One of the Api's methods as an application: its refusals are answers, and all are counted and written down.
+    """One of the Api's methods as an application: it answers refusals, and counts and logs requests.
 
     Starlette would wrap a function twice, for exceptions that nothing here raises.
     """
@@ -229,7 +238,7 @@ class Endpoint:
             response = Response(status_code=400)
         except Exception:  # noqa: BLE001 - it is logged, counted, and answered with a 500
             _log.exception(
-                "a request failed", extra={"facts": {"what": self._what, "who": request.who}}
+                "a request failed", extra={"facts": {"what": self._what, "who": request.token_name}}
             )
             response = Json({"error": "defect", "message": "the collector failed at this"}, 500)
         status = response.status_code
@@ -240,7 +249,7 @@ class Endpoint:
             facts = {
                 "what": self._what,
                 "status": status,
-                "who": request.who,
+                "who": request.token_name,
                 "ms": round((time.monotonic() - began) * 1000, 1),
             }
             _log.info(
@@ -250,7 +259,10 @@ class Endpoint:
 
 
 class Front:
-    """The whole application: an append goes straight to its Endpoint, all else through Starlette, which costs as much as an append does."""
+    """The whole application: an append goes straight to its Endpoint, and the rest to Starlette.
+
+    Starlette's routing costs as much time as an append.
+    """
 
     def __init__(self, append: Endpoint, rest: ASGIApp) -> None:
         self._append, self._rest = append, rest
@@ -280,7 +292,7 @@ class Api:
         self._bodies = Deadlines(BODY_S)
 
     def front(self, wrapped: Callable[[ASGIApp], ASGIApp]) -> Front:
-        """Return all of it; `wrapped` is put around what isn't an append."""
+        """Return the application; `wrapped` is put around all of it but appends."""
         return Front(Endpoint(self, self.append), wrapped(self.app()))
 
     def app(self) -> Starlette:
@@ -319,7 +331,7 @@ class Api:
     def route(self, path: str, endpoint: Answer, methods: list[str]) -> Route:
         return Route(path, Endpoint(self, endpoint), methods=methods)
 
-    # -- What runs report
+    # -- Reports of runs
 
     async def append(self, request: Call) -> Response:
         prog_id, token = await self.reporter(request)
@@ -331,7 +343,7 @@ class Api:
         offset, gap = _number(request, b"upload-offset"), _number(request, b"upload-gap")
         if offset is None:
             raise RequestRefusal(
-                400, "no_offset", "Upload-Offset is missing: where in the stream these bytes stand"
+                400, "no_offset", "Upload-Offset is missing: the place of these bytes in the stream"
             )
         data = await self.body(request)
         self.metrics.bytes.inc(len(data))
@@ -361,51 +373,31 @@ class Api:
         prog_id = about.get("prog_id")
         if not isinstance(prog_id, str) or not ids.is_valid(prog_id):
             raise RequestRefusal(422, "bad_id", "prog_id must match " + ids.PATTERN)
-        about = {
-            key: about[key]
-            for key in ("name", "host", "target", "user", "argv", "origin", "cwd")
-            if about.get(key) is not None
-        }
-        try:
-            keys_checked = json.loads(json.dumps(about))
-            from corra.model.state import State
-
-            State.from_json(
-                {
-                    **{k: v for k, v in keys_checked.items() if k != "target"},
-                    "prog_id": prog_id,
-                    "state": "starting",
-                }
-            )
-            if not isinstance(about.get("target", ""), str):
-                raise ValueError("target is no text")
-        except ValueError as error:
-            raise RequestRefusal(422, "bad_run", str(error)[:200]) from None
         made = await self.store.register(token, prog_id, about)
         url = str(request.url.replace(path=f"/api/v1/agent/{prog_id}", query=""))
         return Json({**made, "url": url}, 201)
 
-    # -- What readers ask
+    # -- Questions of readers
 
     async def list(self, request: Call) -> Response:
         token = await self.token(request)
         sight = token.may_read()
-        query = request.query_params
-        wanted: dict[str, Any] = {}
-        for name in pages.FILTERS:
-            if name in query:
-                wanted[name] = _filter(name, query[name])
+        query = _query(request, *pages.FILTERS, "limit", "page")
+        wanted = {name: _filter(name, query[name]) for name in pages.FILTERS if name in query}
         limit = _bounded(query.get("limit", str(PAGE_RUNS)), "limit", 1, PAGE_RUNS_MAX)
         before = _page(query["page"]) if "page" in query else None
-        found = await _read(self.store.runs, wanted, sight, limit=limit, before=before)
-        last = found[-1]["collector"]["page"] if len(found) == limit else None
+        found, more = await _read(self.store.runs, wanted, sight, limit=limit, before=before)
+        last = found[-1]["collector"]["page"] if more else None
         return Json({"runs": found, "next": None if last is None else f"{last[0]!r},{last[1]}"})
 
     async def run(self, request: Call) -> Response:
-        return Json(await self.visible(request))
+        run, _ = await self.visible(request)
+        _query(request)
+        return Json(run)
 
     async def output(self, request: Call) -> Response:
-        run = await self.visible(request)
+        run, _ = await self.visible(request)
+        _query(request)
         name = request.path_params["name"]
         length = run["collector"]["received"].get(name)
         if length is None:
@@ -417,13 +409,12 @@ class Api:
             "X-Content-Type-Options": "nosniff",
             "Vary": "Accept-Encoding",
         }
-        gaps = ", ".join(
-            f"{gap['from']}-{gap['to']}"
-            for gap in run["collector"]["gaps"]
-            if gap["stream"] == name
-        )
+        known = run["collector"]["gaps"]
+        gaps = [f"{gap['from']}-{gap['to']}" for gap in known if gap["stream"] == name]
+        if len(known) < run["collector"]["gap_count"]:
+            gaps.append("...")
         if gaps:
-            headers["Corra-Gaps"] = gaps
+            headers["Corra-Gaps"] = ", ".join(gaps)
         asked = _range(request.said(b"range"), length)
         start, stop = asked or (0, length)
         parts: Iterator[bytes] = self.store.output(run["prog_id"], name, start, stop)
@@ -436,8 +427,8 @@ class Api:
         return StreamingResponse(parts, 206 if asked else 200, headers, "application/octet-stream")
 
     async def events(self, request: Call) -> Response:
-        run = await self.visible(request)
-        query = request.query_params
+        run, token = await self.visible(request)
+        query = _query(request, "tail", "live")
         if query.get("live", "true") not in ("true", "false"):
             raise RequestRefusal(400, "bad_query", "live: true or false")
         text = request.said(b"last-event-id")
@@ -450,18 +441,18 @@ class Api:
         else:
             cursor = {}
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        stream = self.stream(run["prog_id"], cursor, live=query.get("live") != "false")
+        stream = self.stream(run["prog_id"], cursor, token.id, live=query.get("live") != "false")
         return StreamingResponse(stream, 200, headers, "text/event-stream")
 
     async def stream(
-        self, prog_id: str, cursor: dict[str, int], *, live: bool
+        self, prog_id: str, cursor: dict[str, int], token_id: int, *, live: bool
     ) -> AsyncIterator[bytes]:
-        """Yield a run's events from `cursor` to its end."""
+        """Yield a run's events from `cursor` to its end, or until its token is revoked."""
         assert self.watchers is not None
         version = -1
         yield b"retry: 2000\n\n"
-        with self.watchers.watch(prog_id) as news:
-            while not self.watchers.closing:
+        with self.watchers.watch(prog_id, token_id) as news:
+            while not news.over:
                 news.take()
                 found, run = await _read(self.store.news, prog_id, cursor)
                 if run is None:
@@ -488,14 +479,14 @@ class Api:
                         return
                 if not live:
                     return
-                # Beats cost no look into the database: a thousand watchers of nothing are to cost nothing.
+                # A beat makes no query, so that idle watchers are cheap.
                 while not await news.wait(BEAT_S):
                     yield b":\n\n"
 
     # -- The server itself
 
     async def healthz(self, request: Request) -> Response:
-        """Whether a write gets to the disk: what a load balancer wants to know."""
+        """Answer whether a write gets to the disk, for a load balancer."""
         try:
             await asyncio.wait_for(self.store.submit(lambda batch: None), 5)
         except (RequestRefusal, asyncio.TimeoutError):
@@ -513,21 +504,28 @@ class Api:
     async def page_index(self, request: Request) -> Response:
         return PlainTextResponse(pages.INDEX)
 
-    # -- Who asks
+    def end_revoked(self) -> None:
+        """End the event streams whose token has been revoked, by any process."""
+        if self.watchers is not None and (watching := self.watchers.tokens()):
+            self.watchers.dismiss(self.store.revoked(watching))
+
+    # -- Tokens
 
     async def token(self, request: Call) -> tokens.Token:
-        """Return who asks. Raises Refusal: 401, 429."""
+        """Return the token of a request. Raises RequestRefusal: 401, 429."""
         header, now = request.said(b"authorization"), time.monotonic()
-        # Found by its hash: how long that takes tells nothing about the tokens that are known.
+        # Known tokens are found by a hash, so that the time it takes tells nothing about them.
         hashed = hashlib.blake2b((header or "").encode(), digest_size=32, key=self._chance).digest()
         until, token = self._known.get(hashed, (0.0, None))
         if token is None or now >= until:
-            key, secret = tokens.split(header)
-            token = tokens.checked(await _read(self.store.token, key), secret)
+            key, secret = tokens.split_header(header)
+            token = tokens.checked_token(await _read(self.store.token, key), secret)
             if len(self._known) > 100_000:
                 self._known.clear()
             self._known[hashed] = (now + TOKEN_CACHE_S, token)
-        request.who = token.name
+        request.token_name = token.name
+        if (has_token := request.scope.get("corra.has_token")) is not None:
+            has_token()
         self.rates.take(token.id)
         return token
 
@@ -539,16 +537,16 @@ class Api:
         token.may_report(prog_id)
         return prog_id, token
 
-    async def visible(self, request: Call) -> dict[str, Any]:
-        """Return the run of the path; one that this token may not see isn't there."""
+    async def visible(self, request: Call) -> tuple[dict[str, Any], tokens.Token]:
+        """Return the run of the path, and the token that sees it. Raises RequestRefusal: 404."""
         token = await self.token(request)
         run = await _read(self.store.run, request.path_params["prog_id"], token.may_read())
         if run is None:
             raise RequestRefusal(404, "not_found", "no such run here")
-        return run  # type: ignore[no-any-return]
+        return run, token
 
     async def body(self, request: Call) -> bytes:
-        """Return the body. Raises Refusal: 413 by its announced length where there is one, 408 when it doesn't come."""
+        """Return the body. Raises RequestRefusal: 413, by the announced length if there is one; 408."""
         announced = request.said(b"content-length") or ""
         if announced.isdecimal() and int(announced) > self.limits.body:
             raise RequestRefusal(413, "too_large", f"a body may have {self.limits.body} bytes")
@@ -575,7 +573,7 @@ class Api:
 
 
 async def _linger(request: Call) -> None:
-    """Take what the sender of a refused request is still sending, within bounds."""
+    """Read and drop, within bounds, what the sender of a refused request still sends."""
     announced = request.said(b"content-length") or "0"
     if announced == "0" or (announced.isdecimal() and int(announced) > LINGER_BYTES):
         return
@@ -599,7 +597,17 @@ async def _not_there(request: Request, error: Exception) -> Response:
     return Json({"error": kind, "message": error.detail}, error.status_code, error.headers)
 
 
-# -- Reading what was sent
+# -- Reading a request
+
+
+def _query(request: Call, *names: str) -> Mapping[str, str]:
+    """Return the query. Raises RequestRefusal for a parameter that isn't one of `names`."""
+    query = request.query_params
+    for name in query:
+        if name not in names:
+            known = ", ".join(names) or "none"
+            raise RequestRefusal(400, "bad_query", f"no parameter {name[:40]!r} here ({known})")
+    return query
 
 
 def _number(request: Call, name: bytes) -> int | None:
@@ -660,10 +668,10 @@ def _page(text: str) -> tuple[float, int]:
 
 
 def _range(text: str | None, length: int) -> tuple[int, int] | None:
-    """Return (start, stop) of a single range of bytes, None for all. Raises Refusal: 416."""
+    """Return (start, stop) of a single range of bytes, None for all. Raises RequestRefusal: 416."""
     match = _RANGE.fullmatch(text.strip()) if text else None
     if not match or not (match[1] or match[2]):
-        return None  # as the standard wants it: what isn't understood isn't there
+        return None  # the standard wants a range that isn't understood to be ignored
     if not match[1]:
         start, stop = max(0, length - int(match[2])), length
     else:
@@ -681,21 +689,21 @@ def _range(text: str | None, length: int) -> tuple[int, int] | None:
 
 
 def _cursor(text: str) -> dict[str, int]:
-    """Read what `_event` wrote as an id. Raises Refusal."""
+    """Read an id that `_event` has written. Raises RequestRefusal."""
     found = {}
     for part in filter(None, text.strip().strip("-").split(",")):
         match = _CURSOR.fullmatch(part)
         if not match:
-            raise RequestRefusal(400, "bad_cursor", "Last-Event-ID: none of ours")
+            raise RequestRefusal(400, "bad_cursor", "Last-Event-ID: not one of this server's")
         found[match[1]] = int(match[2])
     return found
 
 
-# -- Writing what is sent
+# -- Writing an answer
 
 
 def _event(kind: str, cursor: Mapping[str, int], body: Mapping[str, Any]) -> bytes:
-    # "-": an empty id would mean that there is none.
+    # "-": an empty id would mean no id.
     at = ",".join(f"{name}:{offset}" for name, offset in sorted(cursor.items())) or "-"
     return f"id: {at}\nevent: {kind}\ndata: {json.dumps(body)}\n\n".encode()
 

@@ -1,4 +1,4 @@
-"""What one token may cost, and the answers that say no."""
+"""What one token may cost, and the refusals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ class RequestRefusal(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """`body`: bytes of one request; `rate`: requests a second; `runs` open at once, and `disk`: bytes kept, for all runs of one token."""
+    """`body`: bytes of one request. `rate`: requests a second. `runs`: open runs of one token.
+
+    `disk`: bytes that are kept for all runs of one token.
+    """
 
     body: int = 4 << 20
     rate: int = 1000
@@ -40,7 +43,7 @@ class Limits:
 
     @classmethod
     def parse(cls, text: str) -> Limits:
-        """Read `body=4M,rate=1000,runs=10000,disk=64G`, any of them. Raises Misuse."""
+        """Read any of `body=4M,rate=1000,runs=10000,disk=64G`. Raises Misuse."""
         found = {}
         for part in filter(None, text.split(",")):
             name, _, value = part.partition("=")
@@ -51,16 +54,19 @@ class Limits:
 
 
 class Rates:
-    """How often each token has asked of late: a bucket that fills at `rate` a second and holds two seconds' worth."""
+    """How often each token has asked lately.
+
+    Each token has a bucket that fills at `rate` a second and holds two seconds' worth.
+    """
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
         self._left: dict[int, tuple[float, float]] = {}
 
-    def take(self, who: int) -> None:
-        """Count one request. Raises Refusal with the seconds to wait."""
+    def take(self, token_id: int) -> None:
+        """Count one request. Raises RequestRefusal with the seconds to wait."""
         now = time.monotonic()
-        left, at = self._left.get(who, (2.0 * self._rate, now))
+        left, at = self._left.get(token_id, (2.0 * self._rate, now))
         left = min(2.0 * self._rate, left + (now - at) * self._rate)
         if left < 1:
             wait_s = max(1, round((1 - left) / self._rate))
@@ -70,6 +76,6 @@ class Rates:
                 f"more than {self._rate} requests a second",
                 headers={"Retry-After": str(wait_s)},
             )
-        self._left[who] = (left - 1, now)
+        self._left[token_id] = (left - 1, now)
         if len(self._left) > 100_000:
             self._left.clear()

@@ -1,4 +1,4 @@
-"""Whom the collector tells of a run's end, and in which words."""
+"""What a webhook is sent when a run ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from corra.model import ids
 
 @dataclass
 class Hook:
-    """Who is told of a run's end: `shape` is "plain" or "slack"."""
+    """A URL that is told of each end; `shape` is "plain" or "slack"."""
 
     url: str
     shape: str = "plain"
@@ -30,21 +30,16 @@ def parse_hook(text: str) -> Hook:
     return Hook(url, shape)
 
 
-def body(hook: Hook, run: Mapping[str, Any]) -> str:
-    """Return what the hook is sent for the end of `run`."""
+def notice_body(hook: Hook, run: Mapping[str, Any]) -> str:
+    """Return the JSON that `hook` is sent for the end of `run`."""
+    text = _sentence(run)
     if hook.shape == "slack":
-        return json.dumps({"text": sentence(run)})
-    return json.dumps(
-        {
-            "v": 1,
-            "type": "end",
-            "text": sentence(run),
-            "state": {key: run[key] for key in run if key != "collector"},
-        }
-    )
+        return json.dumps({"text": text})
+    state = {key: run[key] for key in run if key != "collector"}
+    return json.dumps({"v": 1, "type": "end", "text": text, "state": state})
 
 
-def sentence(run: Mapping[str, Any]) -> str:
+def _sentence(run: Mapping[str, Any]) -> str:
     """Return one line about the end of a run, for people."""
     label = ids.label(run["prog_id"], run.get("name"))
     if run["state"] != "exited":
@@ -56,6 +51,5 @@ def sentence(run: Mapping[str, Any]) -> str:
     else:
         fate = f"{'FAILED' if run.get('return_code') else 'done'}: exit {run.get('return_code')}"
     after = "" if run.get("elapsed") is None else f" after {run['elapsed']:.1f} s"
-    return plain(
-        f"{label} on {run.get('host') or '?'}: {fate}{after}: {shlex.join(map(str, run.get('argv') or ()))[:200]}"
-    )
+    command = shlex.join(map(str, run.get("argv") or ()))[:200]
+    return plain(f"{label} on {run.get('host') or '?'}: {fate}{after}: {command}")

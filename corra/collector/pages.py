@@ -1,4 +1,4 @@
-"""What is to be read about the server itself: one page for people, the OpenAPI document for programs."""
+"""The server's description of itself: the index for people, the OpenAPI document for programs."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from .limits import Limits
 
 STREAM = "[a-z][a-z0-9_]{0,15}"
 FILTERS = {
-    "host": "The host as it was typed, or a beginning of it with * at its end.",
-    "state": "starting, running, exited, not_started or lost.",
+    "host": "The host as the client called it, or a beginning of it with * at its end.",
+    "state": "What ps calls it: running, done, failed, killed, timeout, lost; or exited.",
     "name": "The run's name.",
-    "user": "Who started it, or whom it runs as.",
-    "fleet": "The fleet it belongs to.",
+    "user": "The user that started the run, or that it runs as.",
+    "fleet": "The run's fleet.",
     "tail": "The beginning of the id's tail.",
     "text": "Part of the command.",
-    "open": "true: only runs that have not ended; false: only those that have.",
-    "since": "Seconds since the epoch: still open, or ended after that.",
-    "until": "Seconds since the epoch: made before that.",
+    "open": "true: only runs that go on; false: only runs that have ended.",
+    "since": "Seconds since the epoch: runs that go on, or ended after that.",
+    "until": "Seconds since the epoch: runs that were made before that.",
 }
 
 INDEX = f"""corra {VERSION}: a collector
 
-Runs report here what they write and how they end; whoever has a token that reads may ask for it.
+Runs report their output and their end here. A token with `read` may ask for them.
 
-  GET /api/v1/runs                       the newest runs: host= state= name= user= fleet= text= since= until=
+  GET /api/v1/runs                       the newest runs: host= state= name= user= fleet= text= ..
   GET /api/v1/runs/ID                    one run
   GET /api/v1/runs/ID/output/stdout      its output, with Range
   GET /api/v1/runs/ID/events             its output and State as they come
-  GET /openapi.json                      all of it, for programs
+  GET /openapi.json                      the whole API, for programs
   GET /metrics, /healthz
 """
 
@@ -54,7 +54,7 @@ def openapi(limits: Limits) -> dict[str, Any]:
         "info": {
             "title": "corra collector",
             "version": VERSION,
-            "description": "Keeps what runs report, and answers for them.",
+            "description": "Keeps what runs report, and answers questions about them.",
         },
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
@@ -95,7 +95,7 @@ _RUN = {
 }
 
 
-# Of each event, as a reader of the stream has it.
+# One event of a stream.
 _SENT = {
     "type": "object",
     "required": ["event", "id", "data"],
@@ -110,15 +110,27 @@ _SENT = {
 def _answers(done: dict[str, Any], *codes: int, status: str = "200") -> dict[str, Any]:
     error = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
     words = {
-        400: "The request can't be read", 401: "No token, or none of ours", 403: "Not with this token", 404: "No such run", 405: "No",
-        408: "The body didn't come in time", 409: "Not now: see `offset` or `expected`", 410: "Forgotten", 413: "The body is too large",
-        416: "No such range", 422: "It makes no sense", 429: "Too often: see Retry-After", 503: "The database failed", 507: "No room",
-    }  # fmt: skip
+        400: "The request can't be read",
+        401: "No token, or none of this server's",
+        403: "Not with this token",
+        404: "No such run",
+        408: "The body didn't come in time",
+        409: "Not now: see `offset` or `expected`",
+        410: "Forgotten",
+        413: "The body is too large",
+        414: "The URL is too long",
+        416: "No such range",
+        422: "It makes no sense",
+        429: "Too often: see Retry-After",
+        431: "The headers are too long",
+        503: "The database failed",
+        507: "No room",
+    }
     return {
         status: done,
         **{
             str(code): {"description": words[code], **error}
-            for code in (401, 403, 429, 503, *codes)
+            for code in (400, 401, 403, 414, 429, 431, 503, *codes)
         },
     }
 
@@ -140,7 +152,10 @@ _PROG_ID, _NAME = _path("prog_id", PATTERN), _path("name", STREAM)
 
 
 def _each_method(operation: Any, limits: Limits) -> dict[str, Any]:
-    """The seed's method is configurable; a GET's body is described in words, since a document can't have one there."""
+    """Return one operation for each method that a callback may name.
+
+    An OpenAPI document can't have a body for GET, so the summary says it.
+    """
     found = {}
     for method in ("post", "put", "patch", "get"):
         made = operation(limits)
@@ -157,7 +172,10 @@ def _append(limits: Limits) -> dict[str, Any]:
     return {
         "operationId": "append",
         "summary": "Append output",
-        "description": f"At most {limits.body} bytes. What is kept already is trimmed; a hole is 409 with the offset that is expected.",
+        "description": (
+            f"At most {limits.body} bytes. The collector trims the bytes that it has already; "
+            "a hole is a 409 with the offset that it expects."
+        ),
         "parameters": [
             _PROG_ID,
             _NAME,
@@ -187,7 +205,7 @@ def _append(limits: Limits) -> dict[str, Any]:
                     }
                 },
             },
-            *(400, 404, 408, 409, 410, 413, 422, 507),
+            *(404, 408, 409, 410, 413, 422, 507),
         ),
     }
 
@@ -195,26 +213,25 @@ def _append(limits: Limits) -> dict[str, Any]:
 def _state(limits: Limits) -> dict[str, Any]:
     return {
         "operationId": "report",
-        "summary": "Tell the State of a run that goes on",
+        "summary": "Report the State of a run that goes on",
         "parameters": [_PROG_ID],
         "requestBody": {
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/State"}}}
         },
-        "responses": _answers(_json({"type": "object"}, "Kept"), 400, 404, 408, 410, 413, 422, 507),
+        "responses": _answers(_json({"type": "object"}, "Kept"), 404, 408, 410, 413, 422, 507),
     }
 
 
 def _completed(limits: Limits) -> dict[str, Any]:
     return {
         "operationId": "complete",
-        "summary": "Tell the final State, once all output is in",
+        "summary": "Report the final State, once all output is there",
         "parameters": [_PROG_ID],
         "requestBody": {
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/State"}}}
         },
         "responses": _answers(
             _json({"type": "object", "properties": {"new": {"type": "boolean"}}}, "Kept"),
-            400,
             404,
             408,
             409,
@@ -266,7 +283,7 @@ def _list() -> dict[str, Any]:
         "operationId": "list",
         "summary": "Runs",
         "parameters": parameters,
-        "responses": _answers(found, 400),
+        "responses": _answers(found),
     }
 
 
@@ -280,18 +297,18 @@ def _register() -> dict[str, Any]:
     }
     found = _json(
         {"type": "object", "required": ["prog_id", "token", "url"], "properties": properties},
-        "Known, and a token that opens it",
+        "The run is known; a token that opens it",
     )
     return {
         "operationId": "register",
-        "summary": "Make a run known before it starts, and get a token that opens it and nothing else",
+        "summary": "Make a run known before it starts, and get a token that opens this run only",
         "requestBody": {"required": True, "content": {"application/json": {"schema": about}}},
-        "responses": _answers(found, 400, 408, 409, 413, 422, 507, status="201"),
+        "responses": _answers(found, 408, 409, 413, 422, 507, status="201"),
     }
 
 
 def _one() -> dict[str, Any]:
-    found = _json({"$ref": "#/components/schemas/Run"}, "Its State, as it was last told")
+    found = _json({"$ref": "#/components/schemas/Run"}, "Its last State")
     return {
         "operationId": "run",
         "summary": "One run",
@@ -303,11 +320,11 @@ def _one() -> dict[str, Any]:
 def _output() -> dict[str, Any]:
     parameters = [_PROG_ID, _NAME, {"name": "Range", "in": "header", "schema": {"type": "string"}}]
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-    answers = _answers({"description": "All of it", "content": binary}, 404, 416)
+    answers = _answers({"description": "The whole output", "content": binary}, 404, 416)
     answers["206"] = {"description": "The range", "content": binary}
     return {
         "operationId": "output",
-        "summary": "What it wrote",
+        "summary": "Its output",
         "parameters": parameters,
         "responses": answers,
     }
@@ -335,9 +352,9 @@ def _events() -> dict[str, Any]:
     }
     return {
         "operationId": "events",
-        "summary": "It, as it goes",
+        "summary": "Its output and State as they come",
         "parameters": parameters,
-        "responses": _answers(found, 400, 404),
+        "responses": _answers(found, 404),
     }
 
 

@@ -1,6 +1,7 @@
-"""The tables. Nothing here that PostgreSQL could not do, though SQLite is what they are tried on.
+"""The tables. They use nothing that PostgreSQL hasn't got, though only SQLite is tried.
 
-Output lies in the database like everything else, so that one commit covers a byte and the length that acknowledges it.
+The output is in the database, too, so that one commit covers a byte and the length that
+acknowledges it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
-# SQLite counts by itself only in a column that it calls INTEGER.
+# SQLite numbers rows by itself only in a column that it calls INTEGER.
 _KEY = BigInteger().with_variant(Integer, "sqlite")
 
 metadata = MetaData()
@@ -29,16 +31,18 @@ tokens = Table(
     "tokens",
     metadata,
     Column("id", _KEY, primary_key=True),
-    Column("key", String(16), nullable=False, unique=True),  # the part of the token that finds it
+    Column(
+        "key", String(16), nullable=False, unique=True
+    ),  # the part of a token that finds its row
     Column("hash", LargeBinary(32), nullable=False),  # SHA-256 of the part that opens
     Column("name", String(64), nullable=False),
     Column("scopes", Text, nullable=False),  # JSON: ["write", "read", "read:host=db*"]
-    Column("run", String(64)),  # a run's own token opens this run and nothing else
-    Column("owner", BigInteger),  # whose allowance it uses up; its own where null
+    Column("run", String(64)),  # set for a run's own token, which opens that run only
+    Column("owner", BigInteger),  # the token whose allowance it uses; null: its own
     Column("made", Float, nullable=False),
     Column("expires", Float),
     Column("revoked", Float),
-    Column("bytes", BigInteger, nullable=False, default=0),  # what is kept for it
+    Column("bytes", BigInteger, nullable=False, default=0),  # kept for it: output, documents, gaps
     Index("tokens_by_name", "name"),
     Index("tokens_by_run", "run"),
 )
@@ -52,20 +56,23 @@ runs = Table(
     Column("owner", BigInteger, nullable=False),
     Column("name", Text),
     Column("host", Text, nullable=False, default=""),
-    Column("user", Text, nullable=False, default=""),  # whom it runs as
-    Column("by", Text, nullable=False, default=""),  # who started it
+    Column("user", Text, nullable=False, default=""),  # the user that it runs as
+    Column("by", Text, nullable=False, default=""),  # USER@HOST that started it
     Column("fleet", Text),
     Column("command", Text, nullable=False, default=""),
     Column("state", String(16), nullable=False),
+    Column("word", String(32), nullable=False, server_default=""),  # `state` as `ps` says it
     Column("made", Float, nullable=False),  # seconds since the epoch, as all times here
     Column("heard", Float, nullable=False),
     Column("ended", Float),  # when its end was acknowledged
-    Column("doc", Text, nullable=False),  # the last State that was told, as JSON
+    Column("doc", Text, nullable=False),  # the last State, as JSON
+    Column("doc_bytes", BigInteger, nullable=False, server_default="0"),  # counted in tokens.bytes
     Column("version", Integer, nullable=False, default=0),  # of `doc`
     Index("runs_by_made", "made", "id"),
     Index("runs_by_tail", "tail"),
     Index("runs_by_name", "name"),
     Index("runs_by_host", "host"),
+    Index("runs_by_word", "word"),
     Index("runs_by_owner", "owner", "ended"),
     Index("runs_by_ended", "ended"),
 )
@@ -80,7 +87,7 @@ streams = Table(
     UniqueConstraint("run", "name"),
 )
 
-# `data` null is a gap: those bytes were gone before they could be sent.
+# `data` null is a gap: those bytes were gone from the host before they could be sent.
 chunks = Table(
     "chunks",
     metadata,
@@ -91,9 +98,16 @@ chunks = Table(
     Column("at", Float, nullable=False),
     Column("data", LargeBinary),
     Index("chunks_by_start", "stream", "start"),
+    Index(
+        "chunks_gaps",
+        "stream",
+        "id",
+        sqlite_where=text("data IS NULL"),
+        postgresql_where=text("data IS NULL"),
+    ),
 )
 
-# Written in the commit that takes a run's end, so that a crash between the two can't lose it.
+# A notice is written in the commit of a run's end, so that a crash can't lose it.
 notices = Table(
     "notices",
     metadata,

@@ -1,4 +1,4 @@
-"""The command `corra serve`: where it listens, how it begins, and how it ends without losing what it has taken."""
+"""The process behind `corra serve`: it listens, begins, and ends without losing what it has taken."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ import anyio.to_thread
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from corra.errors import CorraError, Misuse
 
@@ -30,14 +29,16 @@ from . import notices, tokens, webhooks
 from .app import Api
 from .limits import Limits
 from .notices import Hook
+from .protocol import HEAD_S, Strangers, protocol_for, room_for_strangers
 from .store import Store
 
-HEADER_S = 15.0
-# Longer than a courier's pause between two batches of output, so that its connection is still there.
+# Longer than a courier's pause between two batches of output, so that it keeps its connection.
 KEEP_ALIVE_S = 75
 LEAVE_S = 20
 PRUNE_S = 3600.0
 NOTICES_S = 2.0
+# How long an event stream may outlive its token.
+REVOKED_S = 2.0
 KEEP_S = 90 * 86400.0
 
 
@@ -49,7 +50,7 @@ class NotServed(CorraError):
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """What `corra serve` was told."""
+    """The flags of `corra serve`."""
 
     host: str = "127.0.0.1"
     port: int = 8050
@@ -76,12 +77,15 @@ def serve_settings(
     tls_key: str | None = None,
     insecure: bool = False,
     keep_s: float | None = None,
-    max_size: int | None = None,
+    max_bytes: int | None = None,
     limits: Limits | None = None,
     webhook: Sequence[str] = (),
     log_requests: bool = False,
 ) -> ServeSettings:
-    """Return the Settings for those flags. Raises Misuse: what leaves this machine needs TLS, or somebody who says that it doesn't."""
+    """Return the settings for those flags.
+
+    Raises Misuse for an address beyond this machine without TLS and without `insecure`.
+    """
     host, colon, port = listen.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > 65535:
         raise Misuse(f"not HOST:PORT: {listen!r}", fate=NotServed.fate)
@@ -90,7 +94,8 @@ def serve_settings(
         raise Misuse("--tls-cert and --tls-key belong together", fate=NotServed.fate)
     if not tls_cert and not insecure and not is_loopback(host):
         raise Misuse(
-            f"{host} is not this machine alone, and there is no TLS: tokens would travel in the clear",
+            f"{host} is not this machine alone, and there is no TLS: "
+            "tokens would travel in the clear",
             fate=NotServed.fate,
             hint=[
                 "--tls-cert FILE --tls-key FILE",
@@ -98,9 +103,17 @@ def serve_settings(
             ],
         )
     return ServeSettings(
-        host, int(port), database or default_database(), tls_cert, tls_key, KEEP_S if keep_s is None else keep_s,
-        max_size, limits or Limits(), tuple(notices.parse_hook(each) for each in webhook), log_requests,
-    )  # fmt: skip
+        host,
+        int(port),
+        database or default_database(),
+        tls_cert,
+        tls_key,
+        KEEP_S if keep_s is None else keep_s,
+        max_bytes,
+        limits or Limits(),
+        tuple(notices.parse_hook(each) for each in webhook),
+        log_requests,
+    )
 
 
 def is_loopback(host: str) -> bool:
@@ -145,54 +158,8 @@ def revoke(database: str, name: str) -> int:
         store.close()
 
 
-class _Joined:
-    """A transport that sends two writes as one. uvicorn writes an answer's head and its body apart: two packets, and two wakings over there."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop = transport, loop
-        self._held = b""
-
-    def write(self, data: bytes) -> None:
-        if self._held:
-            held, self._held = self._held, b""
-            self._transport.write(held + data)
-        else:
-            self._held = data
-            self._loop.call_soon(self._flush)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._held:
-            held, self._held = self._held, b""
-            self._transport.write(held)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with a time by which the first request's headers must have come: nothing there ends a silent connection."""
-
-    patience_s = HEADER_S
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
-        self._patience = self.loop.call_later(self.patience_s, self._lose_patience)
-
-    def _lose_patience(self) -> None:
-        if not hasattr(self.cycle, "scope") and not self.transport.is_closing():
-            self.transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._patience.cancel()
-        super().connection_lost(exc)
-
-
 class _Server(uvicorn.Server):
-    """uvicorn's, which sends watchers home before it waits for everybody to leave."""
+    """uvicorn's server. It ends the event streams before it waits for the other requests."""
 
     def __init__(self, config: uvicorn.Config, api: Api) -> None:
         super().__init__(config)
@@ -200,7 +167,10 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Answer TERM and INT with an orderly end. uvicorn's own raises them once more afterwards, and nothing would be closed."""
+        """Answer TERM and INT with an orderly end.
+
+        uvicorn's own method raises the signal again afterwards, and nothing would be closed.
+        """
         before = {
             number: signal.signal(number, self.handle_exit)
             for number in (signal.SIGINT, signal.SIGTERM)
@@ -238,7 +208,7 @@ class _Lines(logging.Formatter):
 
 
 def serve_collector(told: ServeSettings, ready: Callable[[ServeSettings, Store], None]) -> None:
-    """Serve until a signal says otherwise; `ready` is called once it listens. Raises NotServed."""
+    """Serve until TERM or INT; call `ready` once the server listens. Raises NotServed."""
     _log_to_stderr()
     store = opened_store(told.database, limits=told.limits, hooks=told.hooks)
     try:
@@ -252,10 +222,20 @@ def serve_collector(told: ServeSettings, ready: Callable[[ServeSettings, Store],
             raise NotServed(f"can't listen at {told.host}:{told.port}: {error.strerror}") from error
         api = Api(store, log_requests=told.log_requests)
         config = uvicorn.Config(
-            api.front(_behind_proxy), interface="asgi3", proxy_headers=False,
-            http=_Protocol, ws="none", loop="uvloop", log_config=None, access_log=False, server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=LEAVE_S, ssl_certfile=told.tls_cert, ssl_keyfile=told.tls_key,
-        )  # fmt: skip
+            api.front(_behind_proxy),
+            interface="asgi3",
+            proxy_headers=False,
+            http=protocol_for(Strangers(room_for_strangers())),  # type: ignore[arg-type]
+            ws="none",
+            loop="uvloop",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=LEAVE_S,
+            ssl_certfile=told.tls_cert,
+            ssl_keyfile=told.tls_key,
+        )
         try:
             config.load()
         except (OSError, ssl.SSLError) as error:
@@ -263,35 +243,47 @@ def serve_collector(told: ServeSettings, ready: Callable[[ServeSettings, Store],
         with listener:
             where = listener.getsockname()
             ready(ServeSettings(**{**vars(told), "port": where[1]}), store)
-            _run(_Server(config, api), listener, told, store)
+            _run(_Server(config, api), listener, told, store, api)
     finally:
         store.close()
     logging.getLogger("corra.collector").info("stopped")
 
 
 def _behind_proxy(app: ASGIApp) -> ASGIApp:
-    """Believe a proxy on this machine, or at $FORWARDED_ALLOW_IPS, as to how it was asked; uvicorn would look with each append, too."""
+    """Believe the headers of a proxy on this machine, or at $FORWARDED_ALLOW_IPS.
+
+    uvicorn's own option would look at them for each append, too.
+    """
     trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
     return ProxyHeadersMiddleware(app, trusted_hosts=trusted)  # type: ignore[arg-type, return-value]
 
 
-def _run(server: _Server, listener: socket.socket, told: ServeSettings, store: Store) -> None:
+def _run(
+    server: _Server, listener: socket.socket, told: ServeSettings, store: Store, api: Api
+) -> None:
     import uvloop
+
+    class Loop(uvloop.Loop):
+        """uvloop's loop with our deadline for a TLS handshake, which uvicorn leaves at 60 s."""
+
+        async def create_server(self, *args: Any, ssl: Any = None, **how: Any) -> Any:
+            if ssl is not None:
+                how["ssl_handshake_timeout"] = HEAD_S
+            return await super().create_server(*args, ssl=ssl, **how)
 
     async def main() -> None:
         chores = [
-            asyncio.create_task(_chore(NOTICES_S, lambda: webhooks.send_due(store)))
-            if told.hooks
-            else None
+            _chore(PRUNE_S, lambda: store.prune(told.keep_s, told.max_bytes)),
+            _chore(REVOKED_S, api.end_revoked),
         ]
-        chores.append(
-            asyncio.create_task(_chore(PRUNE_S, lambda: store.prune(told.keep_s, told.max_bytes)))
-        )
+        if told.hooks:
+            chores.append(_chore(NOTICES_S, lambda: webhooks.send_due(store)))
+        tasks = [asyncio.create_task(each) for each in chores]
         await server.serve(sockets=[listener])
-        for chore in filter(None, chores):
-            chore.cancel()
+        for task in tasks:
+            task.cancel()
 
-    uvloop.run(main())
+    uvloop.run(main(), loop_factory=Loop)
 
 
 async def _chore(every_s: float, do: Callable[[], Any]) -> None:

@@ -1,15 +1,18 @@
-"""The tables' only user: one writer, many readers.
+"""The only user of the tables: one writer, many readers.
 
-All writes go through one thread that takes what is waiting, does it in one transaction, and answers only when the commit is on the disk: many
-appends share an fsync, and none is acknowledged before its own. Whatever is refused has changed nothing, so a batch fails only when the
-database does; then each of its jobs is tried alone, and those that fail are told why.
+All writes go through one thread. It takes the jobs that wait, does them in one transaction, and
+answers when the commit is on the disk. So many appends share an fsync, and none is acknowledged
+before its own. A refused job has changed nothing, so a batch fails only when the database does.
+Then each of its jobs is tried alone, and those that fail are refused with the reason.
 
-That thread remembers how long the streams are which grow. Bytes that go on where a stream ends by what it remembers are written without a
-look, and the statement that lengthens streams counts those that were as remembered: if another process has written too, the batch is undone
-and done again by what the database says. Whatever isn't plainly next is never answered from memory.
+The writer remembers how long the growing streams are. It appends to a stream without a query where
+the bytes begin at the length that it remembers. The statement that lengthens the streams counts
+those that were as remembered. Where another process has written, too, the batch is rolled back and
+done again from the database. Any other request is never answered from memory.
 
-What SQLite has committed lies in its log. A second thread moves it from there to the tables' file: the writer would stand still for a quarter of
-its time if it did all of that itself. The last part is its own, in SQLite's checkpoint, so that the log begins anew.
+SQLite commits into its log. A second thread moves the commits from there to the tables' file: the
+writer would stand still for a quarter of its time if it did all of that. SQLite's own checkpoint
+moves the last part, so that the log begins anew.
 """
 
 from __future__ import annotations
@@ -34,38 +37,51 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
 
 from corra.errors import Misuse
-from corra.model import ids
-from corra.model.state import State
 from corra.on_host.agent.contract import FINAL
 
 from . import tokens as keys
+from .documents import (
+    essence,
+    has_identity,
+    id_tail,
+    identity_columns,
+    merged,
+    read_registration,
+    read_state,
+    shown,
+    state_columns,
+)
 from .limits import Limits, RequestRefusal
-from .notices import Hook
+from .notices import Hook, notice_body
 from .schema import chunks, notices, runs, streams, tokens
 
 BATCH_JOBS = 512
 BATCH_BYTES = 32 << 20
 READ_BYTES = 1 << 20
-# After so much output what is committed is moved out of the log, which has its own bound in `_engine`.
+# After so much output the commits are moved out of the log, which `_engine` bounds as well.
 MOVE_BYTES = 4 << 20
+# Of documents in one page of a list. A reader takes 16 MiB.
+PAGE_BYTES = 4 << 20
+# Of a run's gaps, so many are listed.
+GAPS_SHOWN = 100
+# What a gap costs of the allowance.
+GAP_BYTES = 128
 STREAMS_MAX = 8
-DOC_MAX = 1 << 20
 # A run's own token lives as long as a host keeps the record of a run.
 RUN_TOKEN_S = 400 * 86400.0
-# Three signs of life that didn't come.
-SILENT_S = 900.0
-# How old a run's last sign of life may be where output says that there is one: a row less to write with each append.
+# Output is a sign of life, too. It is written down only every so often: a row less with each append.
 HEARD_S = 10.0
-# Of so many runs it is remembered how far they are; and for so long how much of an allowance is used up.
+# The writer remembers the lengths of so many runs, and for so long how much of an allowance is used.
 KNOWN_RUNS, ALLOWANCE_S = 10_000, 1.0
-# So many rows go into one statement at most. The driver lets go of the interpreter at each statement, and gets it back when the event loop
-# pauses: 30 statements of a row each waited longer for it than for the disk. SQLite before 3.32 takes 999 values.
+# The most rows of one statement. The driver releases the GIL at each statement and gets it back when
+# the event loop pauses: 30 statements of a row each waited longer for it than for the disk. SQLite
+# before 3.32 takes 999 values.
 STATEMENT_ROWS = 64
-# What is left on the disk for everybody else; less counts as full.
+# With less room than this the disk counts as full.
 FLOOR_BYTES, FLOOR_SHARE = 1 << 30, 20
 
 # The newest migration; a test holds that it is.
-HEAD = "0001"
+HEAD = "0002"
 MIGRATIONS = Path(__file__).with_name("migrations")
 
 RunRow = Mapping[str, Any]
@@ -83,7 +99,7 @@ class _Stream:
 
 @dataclass
 class _Run:
-    """One run. `row` has its `doc` only where something asked for it: that may be a megabyte, and an append needs none."""
+    """One run. `row` has its `doc` only where a job asked for it: an append needs none."""
 
     row: dict[str, Any]
     streams: dict[str, _Stream] = field(default_factory=dict)
@@ -91,10 +107,10 @@ class _Run:
 
 @dataclass
 class _Memory:
-    """What the writer remembers from one transaction to the next: never more than the last commit."""
+    """What the writer remembers between transactions: never more than the last commit."""
 
     runs: dict[str, _Run] = field(default_factory=dict)
-    # By owner: bytes that are kept for it, and until when that counts.
+    # By owner: the bytes that are kept for it, and until when to believe that.
     allowance: dict[int, tuple[int, float]] = field(default_factory=dict)
 
     def clear(self) -> None:
@@ -103,11 +119,14 @@ class _Memory:
 
 
 class _Stale(Exception):
-    """Another process has written what was remembered otherwise."""
+    """Another process has written, so what the writer remembers is wrong."""
 
 
 def _tell(answers: Iterable[tuple[Any, Any]]) -> None:
-    """Answer each (Future, result or exception); those of an event loop all at once, since waking it costs more than the answer."""
+    """Answer each (Future, result or exception).
+
+    All Futures of an event loop are answered at once: waking the loop costs more than an answer.
+    """
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Any, Any]]] = {}
     for future, answer in answers:
         if isinstance(future, Future):
@@ -115,14 +134,14 @@ def _tell(answers: Iterable[tuple[Any, Any]]) -> None:
         else:
             by_loop.setdefault(future.get_loop(), []).append((future, answer))
     for loop, found in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # it is closed: nobody is left to be told
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits any more
             loop.call_soon_threadsafe(_settle, found)
 
 
 def _settle(answers: Iterable[tuple[Any, Any]]) -> None:
     for future, answer in answers:
         if future.done():
-            continue  # whoever asked has gone
+            continue  # the request has been cancelled
         if isinstance(answer, Exception):
             future.set_exception(answer)
         else:
@@ -131,7 +150,7 @@ def _settle(answers: Iterable[tuple[Any, Any]]) -> None:
 
 @dataclass(slots=True)
 class _Job:
-    """Something to be done in the next batch, and whose answer it is."""
+    """A write for the next batch, and the Future for its answer."""
 
     do: Callable[[Batch], Any]
     prog_id: str
@@ -140,7 +159,10 @@ class _Job:
 
 
 class Store:
-    """The database. Reading methods may be called from any thread; writing ones return a Future, an event loop's own to who calls from one."""
+    """The database. Any thread may call its methods.
+
+    A writing method returns a Future, which is asyncio's own where the caller is in an event loop.
+    """
 
     def __init__(
         self, database: str, limits: Limits | None = None, hooks: Sequence[Hook] = ()
@@ -152,7 +174,7 @@ class Store:
         with self.engine.connect() as connection:
             migrate(connection)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        # By event loop: what its present turn has asked for.
+        # By event loop: the jobs of its present turn.
         self._turns: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
         self._memory = _Memory()
         self._room_at = 0.0
@@ -169,7 +191,7 @@ class Store:
         self._mover.start()
 
     def close(self) -> None:
-        """Finish what has been taken, and let go of the database."""
+        """Finish the jobs that have been taken, and close the database."""
         self._jobs.put(None)
         self._thread.join()
         self._moves.put(False)
@@ -179,7 +201,10 @@ class Store:
     # -- Writing
 
     def submit(self, do: Callable[[Batch], Any], *, prog_id: str = "", size: int = 0) -> Any:
-        """Have `do` done in the next batch. The Future has its result when that is on the disk, or a Refusal."""
+        """Have `do` done in the next batch.
+
+        The Future gets the result once that is on the disk, or a RequestRefusal.
+        """
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -189,7 +214,8 @@ class Store:
         answer = loop.create_future()
         turn = self._turns.get(loop)
         if turn is None:
-            # The writer is woken once for all that comes in one turn of the loop: woken by the first, it would commit that alone.
+            # The writer is woken once for all jobs of a turn. Woken by the first job, it would commit
+            # that one alone.
             turn = self._turns[loop] = []
             loop.call_soon(self._hand_over, loop)
         turn.append(_Job(do, prog_id, size, answer))
@@ -208,7 +234,7 @@ class Store:
         data: bytes,
         gap: int | None = None,
     ) -> Any:
-        """Append; the result is how long the stream is now. Raises Refusal (409 with `expected` for a hole)."""
+        """Append; the result is the stream's new length. Raises RequestRefusal: 409 for a hole."""
         return self.submit(
             lambda batch: batch.append(token, prog_id, stream, offset, data, gap),
             prog_id=prog_id,
@@ -220,11 +246,14 @@ class Store:
         return self.submit(lambda batch: batch.report(token, prog_id, value), prog_id=prog_id)
 
     def complete(self, token: keys.Token, prog_id: str, value: Mapping[str, Any]) -> Any:
-        """Keep the final State; the result is whether it was new. Raises Refusal (409 while output is missing)."""
+        """Keep the final State; the result is whether it was new.
+
+        Raises RequestRefusal: 409 while output is missing.
+        """
         return self.submit(lambda batch: batch.complete(token, prog_id, value), prog_id=prog_id)
 
     def register(self, token: keys.Token, prog_id: str, about: Mapping[str, Any]) -> Any:
-        """Make a run known before it starts; the result has the run's own token, told this once."""
+        """Make a run known before it starts; the result has the run's own token, shown this once."""
         return self.submit(lambda batch: batch.register(token, prog_id, about), prog_id=prog_id)
 
     def new_token(self, name: str, scopes: Sequence[str]) -> str:
@@ -232,7 +261,7 @@ class Store:
         return self.submit(lambda batch: batch.new_token(name, scopes)).result()[0]  # type: ignore[no-any-return]
 
     def revoke(self, name: str) -> int:
-        """Take back every token of that name and those made with them; return how many."""
+        """Revoke the tokens of that name and those made with them; return how many had the name."""
         return self.submit(lambda batch: batch.revoke(name)).result()  # type: ignore[no-any-return]
 
     def _write(self) -> None:
@@ -253,14 +282,14 @@ class Store:
             except queue.Empty:
                 break
         if job is None and jobs:
-            self._jobs.put(None)  # the end, again, after these
+            self._jobs.put(None)  # the end comes after these jobs
         return jobs
 
     def _carry_out(self, connection: Connection, jobs: Sequence[_Job]) -> None:
         began = time.monotonic()
         try:
             answers = self._transact(connection, jobs)
-        except Exception as error:  # noqa: BLE001 - one job's defect must not cost the others their answers
+        except Exception as error:  # noqa: BLE001 - the other jobs must get their answers
             if len(jobs) > 1:
                 for job in jobs:
                     self._carry_out(connection, [job])
@@ -295,13 +324,16 @@ class Store:
                         answers.append(refusal)
                 batch.flush()
         except BaseException:
-            self._memory.clear()  # it has what was not committed
+            self._memory.clear()  # it has changes that were not committed
             raise
         batch.forget_documents()
         return answers
 
     def _move_on(self, size: int) -> None:
-        """Have what is committed moved once there is enough of it, unless that is under way: then SQLite's own checkpoint does nothing."""
+        """Have the commits moved out of the log once there are enough of them.
+
+        While that is under way, SQLite's own checkpoint would do nothing.
+        """
         self._unmoved += size
         if self._unmoved >= MOVE_BYTES and not self._moving:
             self._unmoved, self._moving = 0, True
@@ -310,15 +342,15 @@ class Store:
     def _move(self) -> None:
         while self._moves.get():
             try:
-                # Not one of SQLAlchemy's, which would begin a transaction.
+                # SQLAlchemy's connection would begin a transaction.
                 with contextlib.closing(self.engine.raw_connection()) as connection:
                     connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
             except (sa.exc.SQLAlchemyError, sqlite3.Error):
-                _log.exception("what is committed stays in the log")
+                _log.exception("commits stay in the log")
             self._moving = False
 
     def has_room(self) -> bool:
-        """Return whether the disk is above its floor; asked of the file system at most once a second."""
+        """Return whether the disk is above its floor. Asks the file system once a second at most."""
         if (now := time.monotonic()) >= self._room_at:
             disk = os.statvfs(self.file.parent)
             floor = min(FLOOR_BYTES, disk.f_blocks * disk.f_frsize // FLOOR_SHARE)
@@ -331,11 +363,25 @@ class Store:
         """Return the token's row."""
         return self._one(sa.select(tokens).where(tokens.c.key == key))
 
+    def revoked(self, token_ids: Sequence[int]) -> list[int]:
+        """Return those of the tokens that are revoked, have expired or are gone."""
+        good: set[int] = set()
+        now = time.time()
+        with self.engine.connect() as connection:
+            for at in range(0, len(token_ids), 500):
+                query = sa.select(tokens.c.id).where(
+                    tokens.c.id.in_(token_ids[at : at + 500]),
+                    tokens.c.revoked.is_(None),
+                    sa.or_(tokens.c.expires.is_(None), tokens.c.expires >= now),
+                )
+                good.update(connection.execute(query).scalars())
+        return [each for each in token_ids if each not in good]
+
     def run(
         self, prog_id: str, sight: Sequence[Mapping[str, str]] = ({},)
     ) -> dict[str, Any] | None:
         """Return one run as readers get it, None when there is none in sight."""
-        found = self.runs({"id": prog_id}, sight, limit=1)
+        found, _ = self.runs({"id": prog_id}, sight, limit=1)
         return found[0] if found else None
 
     def runs(
@@ -345,8 +391,11 @@ class Store:
         *,
         limit: int,
         before: tuple[float, int] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Return the newest runs that are as `wanted`, among those in sight; `before` is where the last page ended."""
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """Return (a page of the newest runs, whether there may be more).
+
+        The runs match `wanted` and are in sight. `before` is where the last page ended.
+        """
         query = sa.select(runs).where(
             *_conditions(wanted), sa.or_(*(sa.and_(True, *_conditions(each)) for each in sight))
         )
@@ -354,19 +403,25 @@ class Store:
             query = query.where(
                 sa.tuple_(runs.c.made, runs.c.id) < sa.tuple_(*map(sa.literal, before))
             )
+        query = query.order_by(runs.c.made.desc(), runs.c.id.desc()).limit(limit)
+        rows: list[RunRow] = []
+        size = 0
         with self.engine.connect() as connection:
-            rows = [
-                dict(row)
-                for row in connection.execute(
-                    query.order_by(runs.c.made.desc(), runs.c.id.desc()).limit(limit)
-                ).mappings()
-            ]
-            lengths = _lengths(connection, [row["id"] for row in rows])
-            gaps = _gaps(connection, [row["id"] for row in rows])
-        return [_shown(row, lengths.get(row["id"], {}), gaps.get(row["id"], [])) for row in rows]
+            for row in connection.execute(query).mappings():
+                rows.append(dict(row))
+                size += len(row["doc"])
+                if size >= PAGE_BYTES:
+                    break
+            numbers = [row["id"] for row in rows]
+            lengths = _lengths(connection, numbers)
+            gaps = _gaps(connection, numbers)
+        found = [
+            shown(row, lengths.get(row["id"], {}), *gaps.get(row["id"], ([], 0))) for row in rows
+        ]
+        return found, len(rows) == limit or size >= PAGE_BYTES
 
     def output(self, prog_id: str, stream: str, start: int, stop: int) -> Iterator[bytes]:
-        """Yield the bytes from `start` to `stop`; those of a gap are NUL, so that offsets stay true."""
+        """Yield the bytes from `start` to `stop`. A gap is NULs, so that offsets stay true."""
         at = start
         while at < stop:
             query = (
@@ -384,10 +439,10 @@ class Store:
             with self.engine.connect() as connection:
                 parts = connection.execute(query).all()
             if not parts:
-                return  # retention has been here meanwhile
+                return  # the run has been forgotten meanwhile
             for begin, end, data in parts:
                 low, high = max(at, begin), min(stop, end)
-                if data is None:  # it may be longer than all memory
+                if data is None:  # a gap may be longer than all memory
                     high = min(high, low + READ_BYTES)
                 yield bytes(high - low) if data is None else data[low - begin : high - begin]
                 at = high
@@ -397,7 +452,10 @@ class Store:
     def news(
         self, prog_id: str, cursor: Mapping[str, int]
     ) -> tuple[list[tuple[str, int, bytes | None, int, float]], dict[str, Any] | None]:
-        """Return ([(stream, offset, data or None for a gap, end, time)] in the order of arrival, the run) from `cursor` on, about 1 MiB."""
+        """Return about 1 MiB of output from `cursor` on, and the run.
+
+        Each piece is (stream, offset, data or None for a gap, end, time), in the order of arrival.
+        """
         run = self.run(prog_id)
         if run is None:
             return [], None
@@ -429,7 +487,7 @@ class Store:
         return found, run
 
     def tail(self, prog_id: str, lines: int) -> dict[str, int]:
-        """Return the cursor at the last `lines` lines of each stream, looked for in its last MiB."""
+        """Return the cursor at the last `lines` lines of each stream, within its last MiB."""
         run = self.run(prog_id)
         found = {}
         for name, length in (run["collector"]["received"] if run else {}).items():
@@ -444,15 +502,17 @@ class Store:
         return found
 
     def counts(self) -> dict[str, int]:
-        """Return how many runs are in each state."""
+        """Return how many runs there are of each fate: `running`, `done`, `failed`, `not_started`."""
+        query = sa.select(runs.c.word, sa.func.count()).group_by(runs.c.word)
+        found: dict[str, int] = {}
         with self.engine.connect() as connection:
-            rows = connection.execute(
-                sa.select(runs.c.state, sa.func.count()).group_by(runs.c.state)
-            )
-            return {str(row[0]): int(row[1]) for row in rows}
+            for word, count in connection.execute(query):
+                fate = word.rstrip(" 0123456789").replace(" ", "_")
+                found[fate] = found.get(fate, 0) + count
+        return found
 
     def size(self) -> int:
-        """Return how many bytes of output are kept."""
+        """Return how many bytes are kept: output, documents and gaps."""
         with self.engine.connect() as connection:
             return int(
                 connection.execute(
@@ -468,42 +528,48 @@ class Store:
     # -- Forgetting
 
     def prune(self, keep_s: float, max_bytes: int | None) -> int:
-        """Forget ended runs by age, then the oldest beyond the size, and silent ones by age too; return how many."""
+        """Forget old runs; return how many.
+
+        Ended runs go by age, then the oldest of them beyond `max_bytes`. A run that goes on is old
+        when it hasn't been heard of for so long.
+        """
         old = time.time() - keep_s
+        over = sa.or_(runs.c.ended < old, sa.and_(runs.c.ended.is_(None), runs.c.heard < old))
         with self.engine.connect() as connection:
-            over = sa.or_(runs.c.ended < old, sa.and_(runs.c.ended.is_(None), runs.c.heard < old))
             doomed = list(connection.execute(sa.select(runs.c.prog_id).where(over)).scalars())
-            if max_bytes is not None and (surplus := self.size() - max_bytes) > 0:
-                query = (
-                    sa.select(runs.c.prog_id, sa.func.coalesce(sa.func.sum(streams.c.length), 0))
-                    .join_from(runs, streams, isouter=True)
-                    .where(runs.c.ended.is_not(None))
-                    .group_by(runs.c.id)
-                    .order_by(runs.c.ended)
-                )
-                for prog_id, size in connection.execute(query):
-                    if surplus <= 0:
-                        break
-                    doomed.append(prog_id)
-                    surplus -= size
-        for prog_id in dict.fromkeys(doomed):
-            self.submit(partial(Batch.forget, prog_id=prog_id), prog_id=prog_id).result()
-        if doomed and self.url.get_backend_name() == "sqlite":
+        for prog_id in doomed:
+            self._forget(prog_id)
+        count = len(doomed)
+        if max_bytes is not None and (surplus := self.size() - max_bytes) > 0:
+            query = sa.select(runs.c.prog_id).where(runs.c.ended.is_not(None))
+            with self.engine.connect() as connection:
+                ended = connection.execute(query.order_by(runs.c.ended)).scalars().all()
+            for prog_id in ended:
+                if surplus <= 0:
+                    break
+                surplus -= self._forget(prog_id)
+                count += 1
+        if count and self.url.get_backend_name() == "sqlite":
             with self.engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA incremental_vacuum")
                 connection.commit()
-        return len(doomed)
+        return count
+
+    def _forget(self, prog_id: str) -> int:
+        """Forget one run; return how many bytes that freed."""
+        job = partial(Batch.forget, prog_id=prog_id)
+        return self.submit(job, prog_id=prog_id).result()  # type: ignore[no-any-return]
 
     # -- Notices
 
     def due(self, now: float) -> list[RunRow]:
-        """Return the notices that are to be sent by `now`."""
+        """Return the notices that are due by `now`."""
         with self.engine.connect() as connection:
             query = sa.select(notices).where(notices.c.due <= now).order_by(notices.c.due).limit(20)
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def settle(self, notice: int, due: float | None) -> None:
-        """Put a notice off until `due`; None: it is done with."""
+        """Put a notice off until `due`, or remove it if `due` is None."""
 
         def do(batch: Batch) -> None:
             if due is None:
@@ -519,7 +585,7 @@ class Store:
 
 
 class Batch:
-    """One transaction: what is known of its runs is read once, what its appends add up to is written once."""
+    """One transaction. It reads its runs once, and writes the sum of its appends once."""
 
     def __init__(
         self, store: Store, connection: Connection, prog_ids: set[str], memory: _Memory
@@ -531,7 +597,7 @@ class Batch:
         self._read: set[str] = set()
         self._documents: set[str] = set()
         self._chunks: list[tuple[Any, ...]] = []
-        # By stream: its run, how long it was, and is.
+        # By stream: its run, its length before and now.
         self._grown: dict[int, tuple[str, int, int]] = {}
         self._heard: dict[int, float] = {}
         self._used: dict[int, int] = {}
@@ -551,31 +617,31 @@ class Batch:
                 found.streams[name] = _Stream(number, length)
 
     def _fresh(self, prog_id: str) -> _Run | None:
-        """Return the run as this transaction has it, and not as it is remembered."""
+        """Return the run as this transaction sees it, and not as the writer remembers it."""
         if prog_id not in self._read:
             self.flush()
             self._load([prog_id])
         return self._runs.get(prog_id)
 
     def forget_documents(self) -> None:
-        """Remember no run whose `doc` was read or made: it may be a megabyte."""
+        """Remember no run whose `doc` was read or made: documents are long."""
         for prog_id in self._documents:
             self._runs.pop(prog_id, None)
 
     # -- Runs
 
     def _run(self, token: keys.Token, prog_id: str) -> _Run:
-        """Return the run that `token` reports; one that nobody registered begins with its first bytes."""
+        """Return the run that `token` reports. A run that nobody registered begins here."""
         found = self._fresh(prog_id)
         if found is None:
             if token.run is not None:
                 raise RequestRefusal(410, "forgotten", "this run has been forgotten here")
-            return self._begin(token, prog_id, {"prog_id": prog_id, "state": "running"})
+            return self._begin(token, {"prog_id": prog_id, "state": "running"})
         if found.row["owner"] != token.owner:
             raise RequestRefusal(403, "other_run", "this run was begun with another token")
         return found
 
-    def _begin(self, token: keys.Token, prog_id: str, doc: Mapping[str, Any]) -> _Run:
+    def _begin(self, token: keys.Token, doc: Mapping[str, Any]) -> _Run:
         open_runs = (
             sa.select(sa.func.count())
             .select_from(runs)
@@ -588,6 +654,7 @@ class Batch:
                 f"{self.store.limits.runs} runs of this token are open already",
             )
         now = time.time()
+        prog_id = doc["prog_id"]
         row = {
             "prog_id": prog_id,
             "owner": token.owner,
@@ -595,16 +662,18 @@ class Batch:
             "heard": now,
             "ended": None,
             "version": 0,
-            "tail": _tail(prog_id),
+            "tail": id_tail(prog_id),
+            **identity_columns(doc),
+            **state_columns(doc),
         }
-        row.update(_columns(doc))
+        self._allow(token.owner, row["doc_bytes"])
         row["id"] = self.connection.execute(sa.insert(runs).values(row)).inserted_primary_key[0]  # type: ignore[index]
         self._runs[prog_id] = made = _Run(row)
         self._documents.add(prog_id)
         return made
 
     def _doc(self, run: _Run) -> dict[str, Any]:
-        """Return the last State that was told."""
+        """Return the last State that was reported."""
         self._documents.add(run.row["prog_id"])
         if "doc" not in run.row:
             run.row["doc"] = self.connection.execute(
@@ -614,62 +683,77 @@ class Batch:
 
     def _change(self, run: _Run, doc: Mapping[str, Any], **more: Any) -> None:
         self._documents.add(run.row["prog_id"])
-        values = {**_columns(doc), **more, "heard": time.time(), "version": run.row["version"] + 1}
+        values = {**state_columns(doc), **more}
+        growth = values["doc_bytes"] - run.row["doc_bytes"]
+        # An end is kept even where the allowance is used up. Its run was counted before.
+        if growth > 0 and "ended" not in more:
+            self._allow(run.row["owner"], growth)
+        else:
+            self._use(run.row["owner"], growth)
+        values.update(heard=time.time(), version=run.row["version"] + 1)
         run.row.update(values)
         self.connection.execute(sa.update(runs).where(runs.c.id == run.row["id"]).values(values))
+
+    def _told(self, token: keys.Token, run: _Run, told: Mapping[str, Any], **more: Any) -> None:
+        """Keep a State of `run`; the first one says who a run is that nobody registered."""
+        doc = self._doc(run)
+        after = merged(doc, told)
+        if token.run is None and not has_identity(doc):
+            more.update(identity_columns(after))
+        self._change(run, after, **more)
 
     def register(
         self, token: keys.Token, prog_id: str, about: Mapping[str, Any]
     ) -> Mapping[str, Any]:
+        doc = read_registration(about, prog_id)
         known = self._fresh(prog_id)
         if known is None:
-            self._begin(token, prog_id, {**about, "prog_id": prog_id, "state": "starting"})
+            self._begin(token, doc)
         elif known.row["owner"] != token.owner:
-            raise RequestRefusal(409, "other_run", "this id names another's run")
+            raise RequestRefusal(409, "other_run", "this id is the run of another token")
+        elif not has_identity(self._doc(known)):
+            after = {**doc, **self._doc(known)}
+            self._change(known, after, **identity_columns(after))
         text, expires = self.new_token(
             f"{token.name}/{prog_id}", [keys.RUN], run=prog_id, owner=token.owner
         )
         return {"prog_id": prog_id, "token": text, "expires": expires, "new": known is None}
 
     def report(self, token: keys.Token, prog_id: str, value: Mapping[str, Any]) -> None:
-        state = _state(value, prog_id)
-        if state.state in FINAL:
+        told = read_state(value, prog_id)
+        if told["state"] in FINAL:
             raise RequestRefusal(422, "bad_state", "a final State is for .../completed")
         run = self._run(token, prog_id)
         if run.row["ended"] is None:
-            self._change(run, {**self._doc(run), **value})
+            self._told(token, run, told)
 
     def complete(self, token: keys.Token, prog_id: str, value: Mapping[str, Any]) -> bool:
-        state = _state(value, prog_id)
-        if state.state not in FINAL:
-            raise RequestRefusal(422, "bad_state", f"{state.state} is not the end of a run")
+        told = read_state(value, prog_id)
+        if told["state"] not in FINAL:
+            raise RequestRefusal(422, "bad_state", f"{told['state']} is not the end of a run")
         run = self._run(token, prog_id)
         if run.row["ended"] is not None:
-            if _essence(self._doc(run)) == _essence(value):
+            if essence(self._doc(run)) == essence(told):
                 return False
             raise RequestRefusal(409, "ended", "this run has ended already, and otherwise")
-        have = {
-            name: run.streams[name].length if name in run.streams else 0
-            for name in state.streams or {}
-        }
+        reported: Mapping[str, Any] = told.get("streams") or {}
+        have = {name: run.streams[name].length if name in run.streams else 0 for name in reported}
         lacking = {
             name: have[name]
-            for name, facts in (state.streams or {}).items()
+            for name, facts in reported.items()
             if facts.get("length", 0) > have[name]
         }
         if lacking:
             raise RequestRefusal(409, "incomplete", "output is missing", expected=lacking)
         self.flush()  # streams grow only before the end
         now = time.time()
-        self._change(run, {**self._doc(run), **value}, ended=now)
-        shown = _shown(run.row, {name: each.length for name, each in run.streams.items()}, [])
+        self._told(token, run, told, ended=now)
         for hook in self.store.hooks:
-            from .notices import body
-
+            final = shown(run.row, {}, [], 0)
             values = {
                 "run": prog_id,
                 "hook": hook.url,
-                "body": body(hook, shown),
+                "body": notice_body(hook, final),
                 "due": now,
                 "tries": 0,
                 "made": now,
@@ -677,27 +761,29 @@ class Batch:
             self.connection.execute(sa.insert(notices).values(values))
         return True
 
-    def forget(self, prog_id: str) -> None:
+    def forget(self, prog_id: str) -> int:
+        """Forget a run; return how many bytes that freed."""
         run = self._fresh(prog_id)
         if run is None:
-            return
+            return 0
         self.flush()
         del self._runs[prog_id]
         self._allowance.pop(run.row["owner"], None)
         numbers = [each.id for each in run.streams.values()]
-        held = sa.select(sa.func.coalesce(sa.func.sum(sa.func.length(chunks.c.data)), 0)).where(
-            chunks.c.stream.in_(numbers)
-        )
-        freed = self.connection.execute(held).scalar_one()
+        held = sa.func.sum(sa.func.coalesce(sa.func.length(chunks.c.data), GAP_BYTES))
+        freed = (
+            self.connection.execute(sa.select(held).where(chunks.c.stream.in_(numbers))).scalar()
+            or 0
+        ) + run.row["doc_bytes"]
         self.connection.execute(sa.delete(chunks).where(chunks.c.stream.in_(numbers)))
         self.connection.execute(sa.delete(streams).where(streams.c.run == run.row["id"]))
         self.connection.execute(sa.delete(runs).where(runs.c.id == run.row["id"]))
         self.connection.execute(sa.delete(tokens).where(tokens.c.run == prog_id))
-        self.connection.execute(
-            sa.update(tokens)
-            .where(tokens.c.id == run.row["owner"])
-            .values(bytes=tokens.c.bytes - freed)
-        )
+        # Gaps of before 0002 weren't counted.
+        left = sa.case((tokens.c.bytes > freed, tokens.c.bytes - freed), else_=0)
+        owner = sa.update(tokens).where(tokens.c.id == run.row["owner"])
+        self.connection.execute(owner.values(bytes=left))
+        return int(freed)
 
     # -- Output
 
@@ -727,7 +813,7 @@ class Batch:
         at = stream.length if stream else 0
         reach = offset + len(data)
         if run.row["ended"] is not None and reach > at:
-            raise _hole(at, "ended", "this run has ended, and this is beyond its output")
+            raise _hole(at, "ended", "this run has ended, and these bytes are beyond its output")
         if offset > at and not (gap is not None and gap <= at):
             raise _hole(at, "hole", f"bytes {at} to {offset} have not come yet")
         now = time.time()
@@ -740,7 +826,7 @@ class Batch:
                 422, "too_many_streams", f"a run has at most {STREAMS_MAX} streams"
             )
         fresh = data[at - offset :] if offset < at else data
-        self._allow(token.owner, len(fresh))
+        self._allow(token.owner, len(fresh) + (GAP_BYTES if offset > at else 0))
         if stream is None:
             stream = run.streams[name] = self._new_stream(run, name)
         if offset > at:
@@ -761,7 +847,10 @@ class Batch:
         return _Stream(made.inserted_primary_key[0], 0)  # type: ignore[index]
 
     def _allow(self, owner: int, size: int) -> None:
-        """Count `size` bytes against the owner's allowance. Raises Refusal when it, or the disk, is used up."""
+        """Count `size` bytes against the owner's allowance.
+
+        Raises RequestRefusal: 507 when the allowance or the disk is used up.
+        """
         if not self.store.has_room():
             raise RequestRefusal(507, "disk_full", "the collector's disk is full")
         used, until = self._allowance.get(owner, (0, 0.0))
@@ -775,11 +864,21 @@ class Batch:
             used, until = kept + self._used.get(owner, 0), now + ALLOWANCE_S
         if used + size > self.store.limits.disk:
             raise RequestRefusal(507, "allowance", "the allowance of this token is used up")
-        self._allowance[owner] = used + size, until
+        self._allowance[owner] = used, until
+        self._use(owner, size)
+
+    def _use(self, owner: int, size: int) -> None:
+        """Count `size` bytes, or give some back, whatever the allowance says."""
+        if owner in self._allowance:
+            used, until = self._allowance[owner]
+            self._allowance[owner] = used + size, until
         self._used[owner] = self._used.get(owner, 0) + size
 
     def flush(self) -> None:
-        """Write what the appends add up to so far. Raises _Stale where a stream or its run isn't as it was remembered."""
+        """Write the sum of the appends so far.
+
+        Raises _Stale where a stream or its run isn't as the writer remembered it.
+        """
         grown = [(stream, *how) for stream, how in self._grown.items()]
         if _GROW.execute(self.connection, grown) != len(grown):
             raise _Stale
@@ -794,7 +893,7 @@ class Batch:
     def new_token(
         self, name: str, scopes: Sequence[str], *, run: str | None = None, owner: int | None = None
     ) -> tuple[str, float | None]:
-        text, key, digest = keys.new()
+        text, key, digest = keys.made_token()
         now = time.time()
         expires = None if run is None else now + RUN_TOKEN_S
         self.connection.execute(
@@ -826,7 +925,7 @@ class Batch:
 
 
 # What an append needs to know, in one statement.
-_ROW = ("id", "prog_id", "owner", "state", "made", "heard", "ended", "version")
+_ROW = ("id", "prog_id", "owner", "state", "made", "heard", "ended", "version", "doc_bytes")
 _KNOWN = (
     sa.select(*(runs.c[name] for name in _ROW), streams.c.id, streams.c.name, streams.c.length)
     .join_from(runs, streams, streams.c.run == runs.c.id, isouter=True)
@@ -836,9 +935,10 @@ _KNOWN_STREAMS = sa.select(streams).where(streams.c.run.in_(sa.bindparam("ids", 
 
 
 class _Statement:
-    """A statement over many rows at once, which is the driver's own SQL after its first use: the way there costs more than what SQLite does.
+    """A statement over many rows at once, compiled at its first use.
 
-    `make` gets the bind parameters of each row, and returns the statement over all of them.
+    Compiling costs more than SQLite's own work. `make` gets the bind parameters of each row and
+    returns the statement over all of them.
     """
 
     def __init__(self, make: Callable[[Sequence[Mapping[str, Any]]], Any], *names: str) -> None:
@@ -865,7 +965,7 @@ class _Statement:
     def _compiled(
         self, connection: Connection, count: int
     ) -> tuple[str, Sequence[int] | None, Sequence[str]]:
-        """Return the SQL, which value stands at each of its places, and what they are called where places have names instead."""
+        """Return the SQL, the value at each of its places, and their names where they have names."""
         key = connection.dialect.name, count
         if key not in self._sql:
             names = [f"{name}_{number}" for number in range(count) for name in self._names]
@@ -884,10 +984,13 @@ class _Statement:
 
 
 def _grow(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Return the statement that lengthens those streams which are as long as is thought and whose run hasn't ended."""
+    """Return the statement that lengthens the streams.
+
+    It meets those that are as long as remembered and whose run hasn't ended.
+    """
     was = sa.case({row["of"]: row["was"] for row in rows}, value=streams.c.id)
     reach = sa.case({row["of"]: row["to"] for row in rows}, value=streams.c.id)
-    # Numbers of what was forgotten are given again.
+    # SQLite gives the number of a forgotten stream to a new one.
     prog_id = sa.case({row["of"]: row["run"] for row in rows}, value=streams.c.id)
     going_on = sa.exists().where(
         runs.c.id == streams.c.run, runs.c.prog_id == prog_id, runs.c.ended.is_(None)
@@ -931,7 +1034,9 @@ def _hole(at: int, kind: str, message: str) -> RequestRefusal:
 
 
 def _explained(error: Exception) -> RequestRefusal:
-    """Return the answer to a job that the database could not do. The bytes may be sent again: nothing of it was kept."""
+    """Return the answer to a job that failed. Nothing of it was kept, so it may be sent again."""
+    if not isinstance(error, (sa.exc.SQLAlchemyError, sqlite3.Error)):
+        return RequestRefusal(500, "defect", "the collector failed at this")
     if "full" in str(error) or "disk I/O" in str(error):
         return RequestRefusal(507, "disk_full", "the collector's disk is full")
     return RequestRefusal(
@@ -942,72 +1047,7 @@ def _explained(error: Exception) -> RequestRefusal:
     )
 
 
-# -- States and rows
-
-
-def _state(value: Mapping[str, Any], prog_id: str) -> State:
-    try:
-        state = State.from_json(value)
-    except (ValueError, TypeError, KeyError) as error:
-        raise RequestRefusal(422, "bad_state", str(error)[:200]) from None
-    if state.prog_id != prog_id:
-        raise RequestRefusal(422, "bad_state", "this is the State of another run")
-    return state
-
-
-def _essence(doc: Mapping[str, Any]) -> list[Any]:
-    """Return what never changes in a final State; how its delivery goes and what came late may."""
-    return [doc.get(key) for key in ("state", "reason", "status", "end_time", "exception")]
-
-
-def _columns(doc: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what can be asked for of a run."""
-    origin = doc.get("origin") or {}
-    text = json.dumps(doc, ensure_ascii=True)
-    if len(text) > DOC_MAX:
-        text = json.dumps(
-            {key: each for key, each in doc.items() if key not in ("argv", "program", "env")}
-            | {"argv": ["..."]}
-        )
-    return {
-        "name": None if doc.get("name") is None else _text(doc["name"]),
-        "host": _text(doc.get("target") or doc.get("host")),
-        "user": _text(doc.get("user")),
-        "by": "@".join(filter(None, (_text(origin.get("user")), _text(origin.get("host"))))),
-        "fleet": None if origin.get("fleet") is None else _text(origin["fleet"]),
-        "command": " ".join(map(_text, doc.get("argv") or ()))[:65536],
-        "state": doc["state"],
-        "doc": text,
-    }
-
-
-def _text(value: Any) -> str:
-    # What isn't UTF-8 came as surrogates, which no database takes; PostgreSQL takes no NUL either.
-    return str(value or "").replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
-
-
-def _tail(prog_id: str) -> str:
-    return prog_id[-8:] if ids.short(prog_id) != prog_id else prog_id
-
-
-def _shown(
-    row: RunRow, lengths: Mapping[str, int], gaps: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Return a run as readers get it: its State as it was last told, and what the collector itself knows."""
-    doc = json.loads(row["doc"])
-    if row["ended"] is None:
-        doc["streams"] = {
-            name: {"length": length, "dropped": 0, "late": 0} for name, length in lengths.items()
-        }
-    if row["host"]:
-        doc["host"] = row["host"]
-    doc.pop("target", None)
-    silent = row["ended"] is None and time.time() - row["heard"] > SILENT_S
-    doc["collector"] = {
-        "made": row["made"], "heard": row["heard"], "ended": row["ended"], "silent": silent, "received": dict(lengths), "gaps": list(gaps),
-        "version": row["version"], "page": [row["made"], row["id"]],
-    }  # fmt: skip
-    return doc  # type: ignore[no-any-return]
+# -- What readers get beside the rows
 
 
 def _lengths(connection: Connection, numbers: Sequence[int]) -> dict[int, dict[str, int]]:
@@ -1017,51 +1057,66 @@ def _lengths(connection: Connection, numbers: Sequence[int]) -> dict[int, dict[s
     return found
 
 
-def _gaps(connection: Connection, numbers: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
-    query = (
-        sa.select(streams.c.run, streams.c.name, chunks.c.start, chunks.c.stop)
+def _gaps(
+    connection: Connection, numbers: Sequence[int]
+) -> dict[int, tuple[list[dict[str, Any]], int]]:
+    """Return (the first gaps, how many there are) of each run that has any."""
+    by_run: Any = {"partition_by": streams.c.run}
+    gaps = (
+        sa.select(
+            streams.c.run,
+            streams.c.name,
+            chunks.c.start,
+            chunks.c.stop,
+            sa.func.row_number().over(order_by=chunks.c.id, **by_run).label("place"),
+            sa.func.count().over(**by_run).label("count"),
+        )
         .join(chunks, chunks.c.stream == streams.c.id)
         .where(streams.c.run.in_(list(numbers)), chunks.c.data.is_(None))
-        .order_by(chunks.c.id)
+        .subquery()
     )
-    found: dict[int, list[dict[str, Any]]] = {}
-    for run, name, start, stop in connection.execute(query):
-        found.setdefault(run, []).append({"stream": name, "from": start, "to": stop})
+    query = sa.select(gaps).where(gaps.c.place <= GAPS_SHOWN).order_by(gaps.c.run, gaps.c.place)
+    found: dict[int, tuple[list[dict[str, Any]], int]] = {}
+    for run, name, start, stop, _, count in connection.execute(query):
+        listed, _ = found.setdefault(run, ([], count))
+        listed.append({"stream": name, "from": start, "to": stop})
     return found
 
 
+def _begins(column: Any, text: str) -> sa.ColumnElement[bool]:
+    # LIKE takes A for a in SQLite, and a scope must not.
+    return sa.func.substr(column, 1, len(text)) == text
+
+
 def _conditions(wanted: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:
-    """Return what a run must be like. A text that ends with * is a beginning."""
+    """Return the conditions on a run, all case-sensitive. A text that ends with * is a beginning."""
     found: list[sa.ColumnElement[bool]] = []
     for key, value in wanted.items():
         match key:
             case "id":
                 found.append(runs.c.prog_id == value)
             case "tail":
-                found.append(runs.c.tail.startswith(value, autoescape=True))
+                found.append(_begins(runs.c.tail, value))
             case "since":
                 found.append(sa.or_(runs.c.ended.is_(None), runs.c.ended >= value))
             case "until":
                 found.append(runs.c.made <= value)
             case "text":
-                found.append(runs.c.command.contains(value, autoescape=True))
-            case "user":
+                found.append(sa.func.instr(runs.c.command, value) > 0)
+            case "state":
+                # `exited`, or what ps calls it: `failed` and `FAILED 3` as well.
                 found.append(
-                    sa.or_(
-                        runs.c.user == value,
-                        runs.c.by == value,
-                        runs.c.by.startswith(f"{value}@", autoescape=True),
-                    )
+                    sa.or_(runs.c.state == value, _begins(runs.c.word, str(value).lower()))
                 )
+            case "user":
+                by_user = _begins(runs.c.by, f"{value}@")
+                found.append(sa.or_(runs.c.user == value, runs.c.by == value, by_user))
             case "open":
                 found.append(runs.c.ended.is_(None) if value else runs.c.ended.is_not(None))
             case _:
                 column = runs.c[key]
-                found.append(
-                    column.startswith(value[:-1], autoescape=True)
-                    if str(value).endswith("*")
-                    else column == value
-                )
+                text = str(value)
+                found.append(_begins(column, text[:-1]) if text.endswith("*") else column == value)
     return found
 
 
@@ -1069,7 +1124,7 @@ def _conditions(wanted: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:
 
 
 def _url(database: str) -> sa.URL:
-    """Return where the data is. Raises Misuse for what isn't SQLite."""
+    """Return the URL of the database. Raises Misuse unless it is SQLite."""
     url = (
         make_url(database)
         if "://" in database
@@ -1086,7 +1141,7 @@ def _url(database: str) -> sa.URL:
 def _engine(url: sa.URL) -> Engine:
     file = Path(url.database or "")
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Output may hold what others shouldn't read.
+    # Output may hold secrets.
     os.close(os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     engine = sa.create_engine(
         url,
@@ -1097,21 +1152,28 @@ def _engine(url: sa.URL) -> Engine:
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:
-        # page_size and auto_vacuum count only before the first table is made. Chunks are many pages long, each of which is two system calls
-        # into the log and two out of it: half as many of 16 KiB. SQLite's own checkpoint holds up the writer: it comes after 64 MiB, not after 4,
-        # when most is moved. What undoes half a statement of many rows is a file unless temp_store says otherwise.
-        connection.isolation_level = (
-            None  # the driver would begin a transaction only at its first write
-        )
+        # page_size and auto_vacuum count only before the first table is made. A chunk is many pages
+        # long, and each page is two system calls into the log and two out of it: with 16 KiB there
+        # are half as many. SQLite's own checkpoint holds the writer up, so it comes after 64 MiB and
+        # not after 4, when most is moved. Without temp_store, the data that undoes half a statement
+        # of many rows goes to a file.
+        # The driver would begin a transaction only at its first write.
+        connection.isolation_level = None
         for pragma in (
-            "page_size = 16384", "auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON",
-            "cache_size = -16000", "wal_autocheckpoint = 4096", "temp_store = MEMORY",
-        ):  # fmt: skip
+            "page_size = 16384",
+            "auto_vacuum = INCREMENTAL",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            "cache_size = -16000",
+            "wal_autocheckpoint = 4096",
+            "temp_store = MEMORY",
+        ):
             connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # A transaction that reads first and writes later would fail where another process has written meanwhile.
+        # A transaction that reads first and writes later fails if another process writes between.
         writes = connection.get_execution_options().get("writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
@@ -1125,7 +1187,7 @@ def migrate(connection: Connection) -> None:
             connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all()
         )
         if found == [HEAD]:
-            return  # alembic takes 150 ms to import
+            return  # importing alembic takes 150 ms
     connection.rollback()
     from alembic import command
     from alembic.config import Config
@@ -1136,7 +1198,7 @@ def migrate(connection: Connection) -> None:
     try:
         command.upgrade(config, "head")
     except sa.exc.OperationalError as error:
-        if "already exists" not in str(error):  # another process was just as new here
+        if "already exists" not in str(error):  # another process makes them, too
             raise
         connection.rollback()
     connection.commit()

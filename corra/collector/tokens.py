@@ -1,4 +1,8 @@
-"""Who may do what. A token is `corra_KEY_SECRET`: the key finds it, the secret opens, and only the secret's hash is kept."""
+"""Who may do what.
+
+A token is `corra_KEY_SECRET`. The key finds its row, and the secret opens it. The database has only
+the secret's hash.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from corra.errors import Misuse
 from .limits import RequestRefusal
 
 RUN, WRITE, READ = "run", "write", "read"
-# What a reader's scope may be narrowed by; `*` at the end of a value stands for anything.
+# The fields that a reader's scope may be narrowed by. A `*` at the end of a value is any ending.
 NARROWED = ("host", "user", "by", "fleet", "name")
 
 _TOKEN = re.compile(r"corra_([0-9a-z]{12})_([0-9A-Za-z_-]{43})")
@@ -26,7 +30,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 @dataclass(frozen=True)
 class Token:
-    """A token that was accepted. `run` is set for a run's own, which may only report that run."""
+    """A token that was accepted. With `run` set it is a run's own and may only report that run."""
 
     id: int
     name: str
@@ -36,18 +40,22 @@ class Token:
     expires: float | None
 
     def may_report(self, prog_id: str) -> None:
-        """Raise Refusal unless this token may report `prog_id`."""
+        """Raise RequestRefusal unless this token may report `prog_id`."""
         if self.run is not None and self.run != prog_id:
             raise RequestRefusal(403, "other_run", "this token opens another run")
         if self.run is None and WRITE not in self.scopes:
             raise RequestRefusal(403, "not_allowed", "this token may not write")
 
     def may_register(self) -> None:
+        """Raise RequestRefusal unless this token may register runs."""
         if self.run is not None or WRITE not in self.scopes:
             raise RequestRefusal(403, "not_allowed", "this token may not register runs")
 
     def may_read(self) -> list[Mapping[str, str]]:
-        """Return what the token may see: any run that has all that one of these says. Raises Refusal when that is none."""
+        """Return the filters of this token: it sees each run that matches at least one of them.
+
+        Raises RequestRefusal when it sees none.
+        """
         seen: list[Mapping[str, str]] = []
         for scope in self.scopes:
             word, _, rest = scope.partition(":")
@@ -58,22 +66,22 @@ class Token:
         return [{}] if {} in seen else seen
 
 
-def new() -> tuple[str, str, bytes]:
-    """Return (the token as its owner gets it, its key, the hash to keep)."""
+def made_token() -> tuple[str, str, bytes]:
+    """Make a token: return (its text for the owner, its key, the hash to keep)."""
     key, secret = (
         "".join(secrets.choice("0123456789abcdefghijklmnopqrstuvwxyz") for _ in range(12)),
         secrets.token_urlsafe(32),
     )
-    return f"corra_{key}_{secret}", key, digest(secret)
+    return f"corra_{key}_{secret}", key, _digest(secret)
 
 
-def digest(secret: str) -> bytes:
-    # 256 bits of chance need no salt and no slow hash: there is nothing to guess.
+def _digest(secret: str) -> bytes:
+    # 256 random bits can't be guessed, so they need no salt and no slow hash.
     return hashlib.sha256(secret.encode()).digest()
 
 
-def split(header: str | None) -> tuple[str, str]:
-    """Return (key, secret) of an Authorization header. Raises Refusal."""
+def split_header(header: str | None) -> tuple[str, str]:
+    """Return (key, secret) of an Authorization header. Raises RequestRefusal."""
     scheme, _, text = (header or "").partition(" ")
     match = _TOKEN.fullmatch(text.strip()) if scheme.lower() == "bearer" else None
     if not match:
@@ -86,10 +94,13 @@ def split(header: str | None) -> tuple[str, str]:
     return match[1], match[2]
 
 
-def checked(row: Mapping[str, Any] | None, secret: str) -> Token:
-    """Return the Token of `row` if `secret` opens it. Raises Refusal, the same for an unknown key as for a wrong secret."""
+def checked_token(row: Mapping[str, Any] | None, secret: str) -> Token:
+    """Return the Token of `row` if `secret` opens it.
+
+    Raises RequestRefusal, the same one for an unknown key and for a wrong secret.
+    """
     kept = row["hash"] if row else bytes(32)
-    if not hmac.compare_digest(bytes(kept), digest(secret)) or row is None:
+    if not hmac.compare_digest(bytes(kept), _digest(secret)) or row is None:
         raise RequestRefusal(
             401,
             "bad_token",
@@ -125,7 +136,8 @@ def parse_token_spec(text: str) -> tuple[str, list[str]]:
     for scope in scopes:
         if scope not in (READ, WRITE) and not _is_narrowed(scope):
             raise Misuse(
-                f"not a scope: {scope!r} (read, write, or read:host=db* with {', '.join(NARROWED)})",
+                f"not a scope: {scope!r} "
+                f"(read, write, or read:host=db* with {', '.join(NARROWED)})",
                 fate="NOT MADE",
             )
     return name, scopes

@@ -1,7 +1,8 @@
-"""A way from a host to a collector that it can't reach itself: a port on its loopback, forwarded through our connection while we watch.
+"""A way from a host to a collector that the host can't reach itself.
 
-The courier speaks TLS to the collector through it, and checks the collector's certificate as ever: whoever takes that port over when we are
-gone gets nothing.
+While the client watches, it forwards a port on the host's loopback through its connection. The
+courier speaks TLS through that port and checks the collector's certificate as ever, so a program
+that takes the port over afterwards gets nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import select
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,11 +25,15 @@ AGAIN_S = 0.3
 
 @contextlib.contextmanager
 def led_to_collector(run: Run, url: str, runner: Any) -> Iterator[None]:
-    """Lead `run`'s courier to `url` for the length of the `with`. Raises Misuse where it can't be done safely, or at all."""
+    """Lead the courier of `run` to `url` for the length of the `with`.
+
+    Raises Misuse where that isn't safe or not possible.
+    """
     parts = urlsplit(url)
     if parts.scheme != "https":
         raise Misuse(
-            "--callback-through-ssh needs an https URL: anybody on the host may listen at a port after us"
+            "--callback-through-ssh needs an https URL: "
+            "any user of the host may listen at the port afterwards"
         )
     if not isinstance(runner, DefaultLink):
         raise Misuse("--callback-through-ssh needs a host that is reached by ssh, --via fabric")
@@ -42,11 +47,11 @@ def led_to_collector(run: Run, url: str, runner: Any) -> Iterator[None]:
     over = threading.Event()
 
     def open_it() -> None:
-        # Beside the watching, and again: a start that isn't confirmed yet has no courier that could be told.
+        # In a thread, and repeatedly: before a start is confirmed there is no courier to tell.
         while not over.wait(AGAIN_S):
             with contextlib.suppress(CorraError, ConnectionError, TimeoutError):
                 port[:] = port or [runner.listen_there(taken)]
-                tell(run, f"127.0.0.1:{port[0]}")
+                _tell_route(run, f"127.0.0.1:{port[0]}")
                 return
 
     threading.Thread(target=open_it, daemon=True).start()
@@ -56,12 +61,12 @@ def led_to_collector(run: Run, url: str, runner: Any) -> Iterator[None]:
         over.set()
     if port:
         with contextlib.suppress(CorraError, ConnectionError, TimeoutError):
-            tell(run, "")
+            _tell_route(run, "")
 
 
-def tell(run: Run, route: str) -> Mapping[str, Any]:
-    """Tell the run's courier where to connect to; "" is back to the URL's own host."""
-    return run.deliver(route=route, seconds=0)
+def _tell_route(run: Run, route: str) -> None:
+    """Tell the run's courier where to connect to; "" is the URL's own host."""
+    run.deliver(route=route, seconds=0)
 
 
 def _relay(channel: Any, target: tuple[str, int]) -> None:

@@ -1,4 +1,7 @@
-"""Who is told of an end. At least once: a notice lies in the database from the commit of the end until somebody has taken it."""
+"""Sending the notices of ends, each at least once.
+
+A notice is in the database from the commit of the end until the webhook has taken it.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,10 @@ _log = logging.getLogger("corra.collector")
 
 
 def send_due(store: Store) -> None:
-    """Send what is due, and put off what nobody took."""
+    """Send the notices that are due; put off those that weren't taken."""
     for notice in store.due(time.time()):
-        error = post(notice["hook"], notice["body"])
-        where = urlsplit(notice["hook"]).hostname  # the rest of it is a secret, with Slack
+        error = _post(notice["hook"], notice["body"])
+        where = urlsplit(notice["hook"]).hostname  # with Slack, the rest of the URL is a secret
         if error is None:
             store.settle(notice["id"], None)
             _log.info("webhook", extra={"facts": {"run": notice["run"], "host": where}})
@@ -39,8 +42,8 @@ def send_due(store: Store) -> None:
         )
 
 
-def post(url: str, text: str) -> str | None:
-    """Post JSON; return what went wrong. A redirect isn't followed."""
+def _post(url: str, text: str) -> str | None:
+    """Post JSON and return the error, if any. A redirect is an error."""
     parts = urlsplit(url)
     connection: http.client.HTTPConnection
     if parts.scheme == "https":
