@@ -5,7 +5,6 @@ way there through ssh.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import re
 import signal
@@ -19,7 +18,6 @@ import pytest
 from agent_door import eventually
 from collector import Client, Served
 from listener import Authority
-from terminal import Terminal
 
 pytest.importorskip("starlette", reason="corra[collector] isn't installed")
 
@@ -148,21 +146,19 @@ def test_what_goes_on_is_followed_to_its_end_and_beyond_a_restart_of_the_collect
 
 
 def test_who_leaves_a_run_of_a_collector_is_told_how_to_watch_it_there_and_no_way_to_stop_it(
-    cli, team, home
+    cli, team, home, terminal
 ):
     cli("run", "-d", "--collector", "team", "--name", "slow", "--host", "local", "--", "sh", "-c",
         'echo one; until [ -e "$HOME/go" ]; do sleep 0.05; done')  # fmt: skip
     eventually(
         lambda: team("GET", "/api/v1/runs?name=slow").json["runs"][0]["collector"]["received"]
     )
-    watching = functools.partial(cli.popen, "attach", "--collector", "team", "slow")
-    with Terminal(watching) as screen:
-        screen.expect("one")
-        screen.type("\x03")
-        screen.expect("STILL RUNNING: you have detached")
-        screen.expect("watch: corra attach --collector team slow")
-        assert screen.end() == -signal.SIGINT
-        assert b"stop" not in screen.seen
+    screen = terminal("attach", "--collector", "team", "slow")
+    screen.until("one")
+    screen.type("\x03")
+    screen.until("STILL RUNNING: you have detached", "watch: corra attach --collector team slow")
+    assert screen.end() == -signal.SIGINT
+    assert b"stop" not in screen.seen
     (home / "go").touch()
 
 
