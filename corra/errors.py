@@ -10,10 +10,13 @@ import copy
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from invoke.exceptions import Exit, UnexpectedExit
 from invoke.runners import Result
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Started = Literal["no", "yes", "unknown"]
 
@@ -77,7 +80,7 @@ class CorraError(Exit):
         prog_id: str = "",
         label: str = "",
         hint: Sequence[str] = (),
-        fate: str = "",
+        fate: str | None = None,
         kind: str = "",
         code: int | None = None,
     ) -> None:
@@ -86,9 +89,18 @@ class CorraError(Exit):
         self.prog_id = prog_id
         self.label = label
         self.hint = tuple(hint)
-        self.fate = fate or type(self).fate
+        self.fate = type(self).fate if fate is None else fate
         self.kind = kind or _kind(type(self).__name__)
         super().__init__(message=None, code=self.exit_code if code is None else code)
+
+    def but(self, **facts: Any) -> Self:
+        """Return this error with other facts, to be raised from it; an error that was raised is never changed."""
+        error = copy.copy(self)
+        unknown = facts.keys() - error.__dict__.keys() - {"results"}
+        if unknown:
+            raise TypeError(f"an error has no {min(unknown)}")
+        error.__dict__.update(facts)
+        return error
 
     @property
     def line(self) -> str:

@@ -221,3 +221,26 @@ def test_a_host_that_kills_programs_at_logout_is_said_with_the_line_that_helps()
     )
     assert error.hint[0].endswith(" run --host web9 --as root -- loginctl enable-linger ops")
     assert (error.code, error.started) == (125, "no")
+
+
+def test_an_error_with_other_facts_is_another_error() -> None:
+    first = errors.HostKey("unknown", host="db1", hint=["compare it"])
+    other = first.but(fate="NOT KILLED", label="x")
+    assert type(other) is errors.HostKey
+    assert other.line == "corra: x on db1: NOT KILLED: unknown" and other.hint == ("compare it",)
+    assert first.line == "corra: db1: NOT STARTED: unknown"
+    with pytest.raises(TypeError, match="no fete"):
+        first.but(fete="NOT KILLED")
+
+
+def test_no_module_changes_an_error_that_was_raised() -> None:
+    """Facts are given where the error is made, or to `but`, which makes another."""
+    facts = "fate|hint|label|why|kind|prog_id|started|host|results"
+    changes = re.compile(rf"^\s*(?:error|refusal|refused)\.(?:{facts}) (?:\+=|=) ", re.MULTILINE)
+    package = Path(errors.__file__).parent
+    found = [
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if changes.search(path.read_text())
+    ]
+    assert found == []

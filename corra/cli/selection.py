@@ -83,8 +83,7 @@ def _said(given: ReachFlags) -> tuple[str | None, str | None]:
     try:
         return login_and_user(given.as_user, Mode(given.mode) if given.mode else None)
     except Misuse as error:
-        error.fate = "NOT DONE"
-        raise
+        raise error.but(fate="NOT DONE") from error
 
 
 def fabrics_host(c: Context) -> str:
@@ -98,15 +97,16 @@ def fabrics_host(c: Context) -> str:
     return str(host_of(c))
 
 
-def told_hosts(c: Context, given: ReachFlags) -> list[str]:
+def told_hosts(c: Context, given: ReachFlags, *, fate: str = "NOT DONE") -> list[str]:
     """Return the hosts given by flag, `fab -H`, $CORRA_HOST or the configuration, in this order; none is an answer too."""
     return _hosts(
         given.host
-        or [fabrics_host(c) or os.environ.get("CORRA_HOST") or setting(c.config, "host") or ""]
+        or [fabrics_host(c) or os.environ.get("CORRA_HOST") or setting(c.config, "host") or ""],
+        fate=fate,
     )
 
 
-def _hosts(texts: Sequence[str]) -> list[str]:
+def _hosts(texts: Sequence[str], *, fate: str = "NOT DONE") -> list[str]:
     """Return the hosts that lists and sets such as `db1,web[1-3]` name, each once. Raises Misuse."""
     from corra.model.host_sets import hosts
 
@@ -114,8 +114,7 @@ def _hosts(texts: Sequence[str]) -> list[str]:
     try:
         return list(hosts(given)) if given else []
     except Misuse as error:
-        error.fate = "NOT DONE"
-        raise
+        raise error.but(fate=fate) from error
 
 
 def _several(hosts: Sequence[str]) -> str:
@@ -126,11 +125,7 @@ def _several(hosts: Sequence[str]) -> str:
 
 def one_host(c: Context, given: ReachFlags, *, fate: str) -> str:
     """Return the one host a command line names. Raises Misuse for none and for several."""
-    try:
-        hosts = told_hosts(c, given)
-    except Misuse as error:
-        error.fate = fate
-        raise
+    hosts = told_hosts(c, given, fate=fate)
     if not hosts:
         command = shlex.join(given.argv)
         raise Misuse(f"no host:  {typed()} run --host HOST -- {command}   (here: local)", fate=fate)
@@ -198,10 +193,7 @@ def to_kill(c: Context, given: KillFlags) -> list[tuple[Run, State | None]]:
 
     if given.ids:
         return _each_found(c, given)
-    try:
-        hosts = told_hosts(c, given)
-    except Misuse as error:
-        raise _not_killed(error) from error
+    hosts = told_hosts(c, given, fate=NotKilled.fate)
     if given.all and not hosts:
         raise Misuse("-a needs --host", fate="NOT KILLED")
     open_: list[State] = []
@@ -265,9 +257,8 @@ def _each_found(c: Context, given: KillFlags) -> list[tuple[Run, State | None]]:
 
 def _not_killed(error: CorraError) -> CorraError:
     """Return `error` as the answer to a kill: who wasn't reached wasn't killed."""
-    if error.fate in ("", "NOT STARTED", "NOT DONE"):
-        error.fate = NotKilled.fate
-    return error
+    looked = error.fate in ("", "NOT STARTED", "NOT DONE")
+    return error.but(fate=NotKilled.fate) if looked else error
 
 
 def ask_first(given: KillFlags, runs: Sequence[tuple[Run, State | None]]) -> None:
@@ -375,9 +366,10 @@ def _last_seen(error: CorraError) -> CorraError:
             if entry.open
         ]
         when = render.past_moment(datetime.fromtimestamp(latest).astimezone().isoformat(), now())
-        error.why += f"; last seen {when}" + (
+        seen = f"last seen {when}" + (
             f" with {len(running)} running ({', '.join(running[:3])})" if running else ""
         )
+        return error.but(why=f"{error.why}; {seen}")
     return error
 
 

@@ -196,12 +196,8 @@ class Collector:
         try:
             token = self._token(about)
         except CorraError as error:
-            error.fate = "NOT STARTED"
-            error.hint = (
-                *error.hint,
-                "nothing was started; without a collector:  leave --collector out",
-            )
-            raise
+            leave = "nothing was started; without a collector:  leave --collector out"
+            raise error.but(fate="NOT STARTED", hint=(*error.hint, leave)) from error
         callback = self.callback(request.prog_id, token)
         return launch._replace(
             request=replace(request, callback=callback, courier=courier_source())

@@ -58,9 +58,7 @@ def refusal_error(
         return retold(answer(facts, host, text, start, common), verb=verb, label=common["label"])
     starting = verb in ("start", "run")
     kind_of = NotStarted if starting else CorraError
-    error = kind_of(message or kind.replace("_", " "), **common)
-    error.fate = _FATES.get(verb, "")
-    return error
+    return kind_of(message or kind.replace("_", " "), fate=_FATES.get(verb, ""), **common)
 
 
 def _not_found(
@@ -180,22 +178,22 @@ def _unreadable(
         one_line(facts.get("dir", "")),
         errno_words(facts.get("errno"), one_line(facts.get("message", ""))),
     )
-    error = (NotStarted if start else CorraError)(
-        f"can't read {where}: {why}", **{**common, "label": ""}
+    return (NotStarted if start else CorraError)(
+        f"can't read {where}: {why}",
+        fate=NotStarted.fate if start else "",
+        hint=["a run of that id might be in it, so nothing was done"],
+        **{**common, "label": ""},
     )
-    error.fate = NotStarted.fate if start else ""
-    error.hint = ("a run of that id might be in it, so nothing was done",)
-    return error
 
 
 def _unsupported(
     facts: Mapping[str, Any], host: Host, text: str, start: Request | None, common: dict[str, Any]
 ) -> CorraError:
-    error = (NotStarted if start else CorraError)(
-        one_line(facts.get("message", "")), **{**common, "label": ""}
+    return (NotStarted if start else CorraError)(
+        one_line(facts.get("message", "")),
+        fate=NotStarted.fate if start else "",
+        **{**common, "label": ""},
     )
-    error.fate = NotStarted.fate if start else ""
-    return error
 
 
 def _not_running(
@@ -259,9 +257,11 @@ _ANSWERS: dict[
 
 
 def retold(error: CorraError, *, verb: str, label: str = "", prog_id: str = "") -> CorraError:
-    """Return `error` of a connection, with the fate of `verb` and the run it was about."""
-    if isinstance(error, (Unreachable, NotStarted)) and verb not in ("start", "run"):
-        error.fate = _FATES.get(verb, "")
-    error.label = error.label or (label if error.fate else "")
-    error.prog_id = error.prog_id or prog_id
-    return error
+    """Return what `error` of a connection means for `verb`: with that verb's fate, and the run it was about."""
+    untouched = isinstance(error, (Unreachable, NotStarted)) and verb not in ("start", "run")
+    fate = _FATES.get(verb, "") if untouched else error.fate
+    return error.but(
+        fate=fate,
+        label=error.label or (label if fate else ""),
+        prog_id=error.prog_id or prog_id,
+    )

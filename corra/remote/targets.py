@@ -101,8 +101,7 @@ def agent_to_ask(target: Any, **reach: Unpack[Reach]) -> Agent:
     try:
         return agent_for(target, **reach)
     except Misuse as error:
-        error.fate = "NOT DONE"
-        raise
+        raise error.but(fate="NOT DONE") from error
 
 
 def is_one(target: object) -> bool:

@@ -179,6 +179,8 @@ class Runbook:
         finally:
             self._journal.close()
             self._progress.close()
+        if isinstance(error, CorraError) and not (error.label or self._replay):
+            raise error.but(label=self.label) from error
 
     def _finish(self) -> None:
         self._progress.flush()
@@ -206,7 +208,6 @@ class Runbook:
     def _stop(self, error: BaseException) -> None:
         self._progress.flush()
         if isinstance(error, CorraError):
-            error.label = error.label or self.label
             why, code = f"{error.fate}: {error.why}", error.code
         elif isinstance(error, KeyboardInterrupt):
             open_ = [
@@ -472,9 +473,7 @@ class Runbook:
             said = next(
                 (last_line(r.stderr, r.stdout) for host, r in results.items() if host in errors), ""
             )
-            error = stop_error(step, errors, of=of, said=said)
-            error.results = results
-            raise error
+            raise stop_error(step, errors, of=of, said=said).but(results=results)
         return results
 
     # -- One host's part of a step

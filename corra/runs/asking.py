@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from corra.errors import CorraError, Unreachable
+from corra.errors import CorraError, NotKilled, Unreachable
 from corra.model import ids
 from corra.model.frames import Parser, Status
 from corra.model.host import Host
@@ -69,15 +70,29 @@ def last_word(link: OpenLink, timeout_s: float) -> Mapping[str, Any]:
     return word
 
 
-def no_answer_error(
-    error: Exception, host: Host, kind: type[CorraError] = Unreachable
-) -> CorraError:
-    why = (
-        f"no answer in {duration(ANSWER_S)}"
-        if isinstance(error, TimeoutError)
-        else str(error) or "link lost"
-    )
-    return kind(why, host=str(host))
+@contextlib.contextmanager
+def explained(host: Host, verb: str, *, text: str = "", label: str = "") -> Iterator[None]:
+    """Make whatever keeps `verb` from being answered the error that says so.
+
+    `text` is what the run was asked for by: an id, a name or the beginning of a tail.
+    """
+    prog_id = text if ids.is_valid(text) else ""
+    try:
+        yield
+    except Refused as refusal:
+        raise refusal_error(
+            refusal.kind, refusal.facts, host=host, verb=verb, text=text, label=label
+        ) from refusal
+    except CorraError as error:
+        raise retold(error, verb=verb, label=label or text, prog_id=prog_id) from error
+    except (ConnectionError, TimeoutError) as error:
+        why = str(error) or "link lost"
+        if isinstance(error, TimeoutError):
+            why = f"no answer in {duration(ANSWER_S)}"
+        kind = NotKilled if verb == "stop" else Unreachable
+        raise retold(
+            kind(why, host=str(host)), verb=verb, label=label or text, prog_id=prog_id
+        ) from error
 
 
 def ask_agent(
@@ -91,21 +106,13 @@ def ask_agent(
 ) -> dict[str, Any]:
     """Return the host's answer. A call that goes silent is made once more, over a new link; a signal isn't, as it could arrive twice."""
     whole = {**request, **({"spool": spool} if spool else {})}
-    for last in (verb == "signal", True):
-        try:
-            return agent.call(verb, whole, timeout_s=answer_patience_s(last and verb != "signal"))
-        except Refused as refusal:
-            raise refusal_error(
-                refusal.kind, refusal.facts, host=agent.host, verb=verb, text=text, label=label
-            ) from refusal
-        except CorraError as error:
-            raise retold(
-                error, verb=verb, label=label or text, prog_id=text if ids.is_valid(text) else ""
-            ) from error
-        except (ConnectionError, TimeoutError) as error:
-            agent.close()
-            if last:
-                raise retold(
-                    no_answer_error(error, agent.host), verb=verb, label=label or text
-                ) from error
+    with explained(agent.host, verb, text=text, label=label):
+        for last in (verb == "signal", True):
+            try:
+                patience_s = answer_patience_s(last and verb != "signal")
+                return agent.call(verb, whole, timeout_s=patience_s)
+            except (ConnectionError, TimeoutError):
+                agent.close()
+                if last:
+                    raise
     raise AssertionError

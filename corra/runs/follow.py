@@ -410,7 +410,7 @@ class Follow:
                 **self._facts,
             )
         if self.state is None and not self._begun:
-            return retold(Unreachable(why, **self._facts), verb="follow")
+            return Unreachable(why, fate="", **self._facts)
         return StillRunning(why, **self._facts)
 
     def _pause(self) -> Iterator[Event]:
@@ -578,6 +578,6 @@ class Follow:
     def _stranger(self, error: ValueError) -> CorraError:
         why = f"{self.host} doesn't speak corra's protocol: {error}"
         if self.state is None and self._start is None:
-            return retold(Unreachable(why, **self._facts), verb="follow")
+            return Unreachable(why, fate="", **self._facts)
         kind = MaybeStarted if self.state is None else StillRunning
         return kind(why, **self._facts)

@@ -5,19 +5,19 @@ Everything here may be called from several threads; runs of one target share its
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from corra.errors import CorraError, NotKilled, NotSent, StillRunning, Unreachable
+from corra.errors import NotSent, StillRunning
 from corra.model import ids
 from corra.model.host import Host
-from corra.model.refusals import refusal_error, retold
 from corra.model.signal_names import signal_name
 from corra.model.state import State
 from corra.model.units import in_seconds
 from corra.remote.agent_client import Agent
 from corra.remote.bootstrap import courier_source
-from corra.remote.exchange import ANSWER_S, Refused
+from corra.remote.exchange import ANSWER_S
 
 from . import history
 from .asking import (
@@ -26,8 +26,8 @@ from .asking import (
     answer_patience_s,
     ask_agent,
     asked_by,
+    explained,
     last_word,
-    no_answer_error,
 )
 from .clock import Clock
 from .disk import Freed
@@ -109,48 +109,27 @@ class Run:
 
     def record(self) -> tuple[dict[str, Any], bytes]:
         """Return what was asked of it, as its host has written it down, and what it was given to read."""
-        link = self._visit("record")
-        try:
+        with self._explained("record"), Closing(self._visit("record")) as link:
             parts, left = [], int(link.reply["stdin"])
             while left > 0:
                 data = link.read(DEAD_AFTER_S)
                 if not data:
-                    raise Unreachable(
-                        "link lost", host=str(self.host), label=self.label, fate="NOT DONE"
-                    )
+                    raise ConnectionError("link lost")
                 parts.append(data)
                 left -= len(data)
-        except (ConnectionError, TimeoutError) as error:
-            raise retold(
-                no_answer_error(error, self.host), verb="record", label=self.label, prog_id=self.id
-            ) from error
-        finally:
-            link.close()
         return link.reply["record"], b"".join(parts)
 
     def processes(self) -> dict[str, Any]:
         """Return what its living processes are and use: {processes: [..], spool: {free, floor, ..}}, as doctor.py has it."""
-        link = self._visit("tree")
-        link.close()
-        return link.reply
+        with self._explained("tree"), Closing(self._visit("tree")) as link:
+            return link.reply
 
     def _visit(self, verb: str) -> OpenLink:
         request = {"prog_id": self.id, **({"spool": self._spool} if self._spool else {})}
-        try:
-            return self.agent.visit(verb, request, timeout_s=ANSWER_S)
-        except Refused as refusal:
-            raise refusal_error(
-                refusal.kind,
-                refusal.facts,
-                host=self.host,
-                verb=verb,
-                text=self.id,
-                label=self.label,
-            ) from refusal
-        except (ConnectionError, TimeoutError) as error:
-            raise retold(
-                no_answer_error(error, self.host), verb=verb, label=self.label, prog_id=self.id
-            ) from error
+        return self.agent.visit(verb, request, timeout_s=ANSWER_S)
+
+    def _explained(self, verb: str) -> contextlib.AbstractContextManager[None]:
+        return explained(self.host, verb, text=self.id, label=self.label)
 
     def read(self, stream: str = "stdout", start: int = 0, end: int | None = None) -> bytes:
         """Return the bytes from `start` to `end` (default: all there are now) of a stream. A broken link is made again once.
@@ -160,31 +139,31 @@ class Run:
         parts: list[bytes] = []
         at, stop = start, end
         tried = False
-        while True:
-            try:
-                with Closing(
-                    self._stream(
-                        "read", {"stream": stream, "start": at, "end": stop}, patient=tried
-                    )
-                ) as link:
-                    begin, until, length = (
-                        int(link.reply[name]) for name in ("start", "end", "length")
-                    )
-                    stop = min(length, length if stop is None else stop)
-                    if begin > at:
-                        parts.clear()
-                    at = begin
-                    while at < until:
-                        data = link.read(DEAD_AFTER_S)
-                        if not data:
-                            raise ConnectionError("the link was closed")
-                        parts.append(data)
-                        at += len(data)
-                if at >= stop:
-                    return b"".join(parts)
-            except (ConnectionError, TimeoutError) as error:
-                self._relink(error, "read", last=tried)
-                tried = True
+        with self._explained("read"):
+            while True:
+                request = {"stream": stream, "start": at, "end": stop}
+                try:
+                    with Closing(self._stream("read", request, patient=tried)) as link:
+                        begin, until, length = (
+                            int(link.reply[name]) for name in ("start", "end", "length")
+                        )
+                        stop = min(length, length if stop is None else stop)
+                        if begin > at:
+                            parts.clear()
+                        at = begin
+                        while at < until:
+                            data = link.read(DEAD_AFTER_S)
+                            if not data:
+                                raise ConnectionError("the link was closed")
+                            parts.append(data)
+                            at += len(data)
+                    if at >= stop:
+                        return b"".join(parts)
+                except (ConnectionError, TimeoutError):
+                    self.agent.close()
+                    if tried:
+                        raise
+                    tried = True
 
     def follow(
         self,
@@ -318,18 +297,20 @@ class Run:
             "grace": in_seconds(grace),
             "by": asked_by(),
         }
-        for last in (False, True):
-            try:
-                with Closing(self._stream("stop", request, patient=last)) as link:
-                    self.heard(State.from_json(link.reply["state"]))
-                    if told is not None:
-                        told(link.reply)
-                        told = None
-                    return self._killed(
-                        last_word(link, float(link.reply.get("grace") or 0.0) + STOP_MARGIN_S)
-                    )
-            except (ConnectionError, TimeoutError) as error:
-                self._relink(error, "stop", last=last)
+        with self._explained("stop"):
+            for last in (False, True):
+                try:
+                    with Closing(self._stream("stop", request, patient=last)) as link:
+                        self.heard(State.from_json(link.reply["state"]))
+                        if told is not None:
+                            told(link.reply)
+                            told = None
+                        grace_s = float(link.reply.get("grace") or 0.0)
+                        return self._killed(last_word(link, grace_s + STOP_MARGIN_S))
+                except (ConnectionError, TimeoutError):
+                    self.agent.close()
+                    if last:
+                        raise
         raise AssertionError
 
     def free(self, *, dry: bool = False) -> Freed:
@@ -364,22 +345,9 @@ class Run:
             "prog_id": self.id,
             "courier": courier_source(),
         }
-        try:
-            whole = {**sent, **({"spool": self._spool} if self._spool else {})}
+        whole = {**sent, **({"spool": self._spool} if self._spool else {})}
+        with self._explained("deliver"):
             return self.agent.call("deliver", whole, timeout_s=seconds + STOP_MARGIN_S)
-        except Refused as refusal:
-            raise refusal_error(
-                refusal.kind,
-                refusal.facts,
-                host=self.host,
-                verb="deliver",
-                text=self.id,
-                label=self.label,
-            ) from refusal
-        except (ConnectionError, TimeoutError) as error:
-            raise retold(
-                no_answer_error(error, self.host), verb="deliver", label=self.label, prog_id=self.id
-            ) from error
 
     def _killed(self, answer: Mapping[str, Any]) -> Killed:
         state = self.heard(State.from_json(answer["state"]))
@@ -412,35 +380,8 @@ class Run:
 
     def _stream(self, verb: str, request: Mapping[str, Any], *, patient: bool) -> OpenLink:
         whole = {"prog_id": self.id, "spool": self._spool, **request}
-        try:
-            return self.agent.stream(
-                verb,
-                {k: v for k, v in whole.items() if v is not None},
-                timeout_s=answer_patience_s(patient),
-            )
-        except Refused as refusal:
-            raise refusal_error(
-                refusal.kind,
-                refusal.facts,
-                host=self.host,
-                verb=verb,
-                text=self.id,
-                label=self.label,
-            ) from refusal
-        except CorraError as error:
-            raise retold(error, verb=verb, label=self.label, prog_id=self.id) from error
-
-    def _relink(self, error: Exception, verb: str, *, last: bool) -> None:
-        """Let go of a link that has failed `verb`; raise if that was the last try."""
-        self.agent.close()
-        if last:
-            kind = NotKilled if verb == "stop" else Unreachable
-            raise retold(
-                no_answer_error(error, self.host, kind),
-                verb=verb,
-                label=self.label,
-                prog_id=self.id,
-            ) from error
+        told = {k: v for k, v in whole.items() if v is not None}
+        return self.agent.stream(verb, told, timeout_s=answer_patience_s(patient))
 
 
 def _result(state: State, host: Host, **facts: Any) -> Result:

@@ -479,7 +479,7 @@ class Watch:
             )
             return code
         if self.was_over:
-            error.why = render.fate(state, self.host, now=now())[1]
+            error = error.but(why=render.fate(state, self.host, now=now())[1])
         self.screen.error(error)
         return code
 

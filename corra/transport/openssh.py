@@ -355,9 +355,9 @@ class Elsewhere(OpenSSH):
 
     def failure(self, said: str) -> Exception:
         error = failure(said, self.host, self.settings, self.connect_timeout_s, None, None)
-        if isinstance(error, CorraError):
-            error.hint = tuple(f"on {self._keeper.host}:  {line}" for line in error.hint)
-        return error
+        if not isinstance(error, CorraError):
+            return error
+        return error.but(hint=tuple(f"on {self._keeper.host}:  {line}" for line in error.hint))
 
     def open(self, command: str) -> Channel:
         channel = self._keeper.open(

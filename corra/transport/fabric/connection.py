@@ -416,9 +416,8 @@ class Fabric:
         try:
             return gateway.tunnel(self.settings.hostname, self.settings.port, deadline)
         except CorraError as error:
-            error.why = f"by way of {gateway.host}: {error.why}"
-            error.host = self.host.name
-            raise
+            why = f"by way of {gateway.host}: {error.why}"
+            raise error.but(why=why, host=self.host.name) from error
 
     def tunnel(self, address: str, port: int, deadline: float) -> Any:
         """Return a channel from this host to `address`, to be used like a socket.
