@@ -205,8 +205,12 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
                         self._truncated = True
                     case Status():
                         self._confirmed.set()
-                    case LinkDown(attempt=1):
-                        self._say("link lost, program unaffected as far as known; trying on")
+                    case LinkDown(attempt=1, error=error):
+                        self._say(
+                            "link lost, program unaffected as far as known; trying on"
+                            if self._confirmed_well
+                            else f"no answer yet: {error}; trying again"
+                        )
                     case LinkUp(down_s=down_s):
                         self._say(f"link back after {duration(down_s)}, nothing missed")
         except BaseException as error:  # noqa: BLE001 - raised where Invoke waits for us

@@ -21,12 +21,13 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
+from corra.errors import CorraError, NotStarted
 from corra.model.host import Host, Mode
-from corra.transport.channel import Runner
+from corra.transport.channel import NoAnswer, Runner, Silent
 from corra.transport.default import DefaultLink
 
 from .bootstrap import COMMAND, agent_source, loader_command, visitor_modules
-from .exchange import Exchange, Link, Refused
+from .exchange import LOGIN_ENDED, Exchange, Link, Refused
 
 
 class Agent:
@@ -36,6 +37,7 @@ class Agent:
         self._runner = runner
         self._source = agent_source() if source is None else source
         self._digest = hashlib.sha256(self._source).hexdigest()
+        self._answered = False
 
     @property
     def host(self) -> Host:
@@ -121,7 +123,17 @@ class Agent:
         try:
             if sending is not None:
                 sending()
-            link = ask(Exchange(self._runner, channel, verb, timeout_s))
+            exchange = Exchange(self._runner, channel, verb, timeout_s)
+            try:
+                link = ask(exchange)
+            finally:
+                self._answered = self._answered or exchange.answered
+        except Exception as error:
+            channel.close()
+            fault = None if self._answered else self._login_fault(error, timeout_s)
+            if fault is not None:
+                raise fault from error
+            raise
         except BaseException:
             channel.close()
             raise
@@ -129,6 +141,15 @@ class Agent:
             link.close()
             raise Refused(link.reply)
         return link
+
+    def _login_fault(self, error: Exception, timeout_s: float) -> CorraError | None:
+        """Return what is wrong with the login of a host that has let us in and has never answered."""
+        ended = isinstance(error, NotStarted) and error.why.startswith(LOGIN_ENDED)
+        if not (ended or isinstance(error, (NoAnswer, Silent))):
+            return None
+        from .login_files import login_fault
+
+        return login_fault(self._runner, timeout_s)
 
     @property
     def _command(self) -> str:

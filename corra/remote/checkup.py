@@ -21,7 +21,8 @@ from corra.transport.openssh import OpenSSH
 
 from .agent_client import Agent
 from .chaperone import Chaperone
-from .exchange import ANSWER_S, Refused
+from .exchange import ANSWER_S, LOGIN_ENDED, Refused
+from .login_files import LOGIN_FILE
 from .targets import agent_to_ask
 
 OK: Final = "ok"
@@ -133,7 +134,9 @@ def _stopped(agent: Agent, error: Exception) -> list[Check]:
         at = "sudo" if "sudo" in error.why or error.why.startswith("no user ") else "login"
     elif isinstance(error, (NoPython, Refused)):
         at = "python"
-    elif isinstance(error, CorraError) and error.why.startswith("the login there ended"):
+    elif isinstance(error, CorraError) and (
+        error.kind == LOGIN_FILE or error.why.startswith(LOGIN_ENDED)
+    ):
         at = "shell"
     else:
         at = "ssh"

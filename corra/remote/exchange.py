@@ -16,6 +16,8 @@ from .bootstrap import FIRST, PYTHONS, VISIT
 
 ANSWER_S = 15.0
 
+# How the error begins that says it of a login shell.
+LOGIN_ENDED = "the login there ended"
 ANSWER_PREFIX = b"corra 1 "
 NOISE_MAX = 1 << 20
 REPLY_MAX = STATE_MAX
@@ -70,7 +72,7 @@ class Exchange:
         self._verb = verb
         self._timeout_s = timeout_s
         self._held = bytearray()
-        self._spoke = False
+        self.answered = False
 
     def reply_to(
         self, request: Mapping[str, Any], digest: str, source: bytes, payload: BinaryIO | None
@@ -80,7 +82,6 @@ class Exchange:
         placed = 0
         self._send(FIRST + f"{nonce} {digest} {self._verb}\n{len(body)}\n".encode() + body)
         while word := self._answer(ANSWER_PREFIX + nonce.encode()):
-            self._spoke = True
             if word == b" need" and not placed:
                 placed = len(source)
                 self._send(b"%d\n%s" % (len(source), source))
@@ -128,6 +129,7 @@ class Exchange:
             if end >= 0:
                 word = bytes(self._held[at + len(marker) : end])
                 del self._held[: end + 1]
+                self.answered = True
                 return word
             if none in self._held:
                 via = f"--via chaperone --host {self._runner.host}"
@@ -141,8 +143,8 @@ class Exchange:
                 )
             if len(self._held) > NOISE_MAX:
                 raise BadReply(
-                    f"{self._runner.host.name} printed {NOISE_MAX} bytes before any reply:"
-                    f" {first_line(bytes(self._held))!r}"
+                    f"a login file on {self._runner.host.name} prints without end (.bashrc?):"
+                    f" {NOISE_MAX} bytes before any reply, {first_line(bytes(self._held))!r}"
                 )
             self._more()
 
@@ -196,9 +198,9 @@ class Exchange:
         quoted = first_line(said) or first_line(bytes(self._held)) or "nothing was said"
         if status is None:
             return LinkLost(f"{name} closed the channel: {quoted}")
-        if self._spoke or status > 128:
+        if self.answered or status > 128:
             # A command that was killed may have been killed after the start.
             return NoAnswer(
                 f"the command on {name} ended with exit {status} before it answered: {quoted}"
             )
-        return errors.NotStarted(f"the login there ended with exit {status}: {quoted}", host=name)
+        return errors.NotStarted(f"{LOGIN_ENDED} with exit {status}: {quoted}", host=name)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from corra.errors import CorraError, MaybeStarted, Misuse, StillRunning, Unreachable
+from corra.errors import CorraError, MaybeStarted, Misuse, StillRunning, Unreachable, typed
 from corra.model import ids
 from corra.model.frames import Ack, Beat, Gap, Output, Parser, Status, Taken
 from corra.model.host import Host
@@ -40,6 +40,9 @@ LOOK_EVERY_S = 1.0
 PATIENCE_DOUBLED_MAX = 3
 # A command that ended without an answer may have been killed by chance; three in a row are no chance.
 NO_ANSWERS_MAX = 3
+# What never worked is no lost link: so many tries are enough for a host that has never answered. Three silent ones take 105 s.
+FIRST_TRIES_MAX = 6
+SILENT_TRIES_MAX = 3
 WHOLE, PATIENT = Wanted(), Patience()
 
 
@@ -250,7 +253,7 @@ class Follow:
                 down: _Down | None = self._down
                 self._down = down.again(cut) if down else _Down(self._clock.now(), cut.quiet)
                 since_s = self._clock.now() - self._down.at
-                self._give_up(since_s, str(cut))
+                self._give_up(since_s, cut)
                 if not self._down.quiet:
                     yield LinkDown(since_s, str(cut), self._down.attempt)
                 yield from self._pause()
@@ -390,28 +393,34 @@ class Follow:
         if link is not None:
             link.close()
 
-    def _give_up(self, since_s: float, why: str) -> None:
-        """Raise if the caller's patience with a missing link is over."""
+    def _give_up(self, since_s: float, why: Cut) -> None:
+        """Raise if the caller's patience with a missing link is over, or a host that never answered was tried often enough."""
+        assert self._down is not None
         limit_s = self._patience.reconnect_timeout_s
+        if limit_s is None and self.state is None:
+            tries = SILENT_TRIES_MAX if why.dead else FIRST_TRIES_MAX
+            if self._down.attempt >= tries:
+                look = f"look: {typed()} doctor --host {self.host}"
+                raise self._left(f"{why} ({self._down.attempt} tries)", look)
         if limit_s is None or since_s < limit_s:
             return
         if self.confirmed or self._start is None:
             raise self._left(f"link lost {duration(since_s)} ago, given up: {why}")
         raise self._left(f"link lost before {self.host} confirmed it")
 
-    def _left(self, why: str) -> CorraError:
+    def _left(self, why: str, *hint: str) -> CorraError:
         """Return what to raise when we leave before the end."""
-        if self.state is None and self._start is not None:
-            return MaybeStarted(
-                why,
-                hint=[
-                    f"safe to repeat, it starts at most once: the same command, --id {self.prog_id}"
-                ],
-                **self._facts,
+        if self.starting and not self._sent:
+            self._told(None)
+            return Unreachable(why, hint=hint, **self._facts)
+        if self.starting:
+            repeat = (
+                f"safe to repeat, it starts at most once: the same command, --id {self.prog_id}"
             )
+            return MaybeStarted(why, hint=[repeat, *hint], **self._facts)
         if self.state is None and not self._begun:
-            return Unreachable(why, fate="", **self._facts)
-        return StillRunning(why, **self._facts)
+            return Unreachable(why, fate="", hint=hint, **self._facts)
+        return StillRunning(why, hint=hint, **self._facts)
 
     def _pause(self) -> Iterator[Event]:
         """Wait before the next try; an order, a wake-up of this machine, `close` or the end of the caller's patience cuts it short."""

@@ -139,6 +139,7 @@ class Watch:
         self._replay = Replay(0)
         self._down: LinkDown | None = None
         self._down_at = 0.0
+        self._waiting = False  # a signal waits for the start to be confirmed
         self.was_over = False
 
     @property
@@ -290,7 +291,11 @@ class Watch:
     def _show_link_down(self, down: LinkDown) -> None:
         if self._down is None and not self.screen.live_line:
             self.screen.note(
-                "", self.host, "link lost, program unaffected as far as known; trying on"
+                "",
+                self.host,
+                "link lost, program unaffected as far as known; trying on"
+                if self.follow.state is not None
+                else f"no answer yet: {down.error}; trying again",
             )
         self._down, self._down_at = down, time.monotonic()
 
@@ -301,7 +306,9 @@ class Watch:
     def _live(self, width: int) -> str:
         now = time.monotonic()
         name = self.short
-        if (down := self._down) is not None:
+        if (down := self._down) is not None and self.follow.state is None:
+            return render.cut(f"{self.host}: no answer yet; connecting (try {down.attempt})", width)
+        if down is not None:
             return render.live_without_link(
                 name,
                 self.host,
@@ -354,17 +361,33 @@ class Watch:
                 self._keyboard.resume()
             elif (
                 item in self._relay
-                and self._by_host is not None
-                and self._by_host.sent
+                and self._may_relay()
                 and not (item == signals.SIGTERM and self._session_ends())
             ):
-                name = signals.Signals(item).name.removeprefix("SIG")
-                self._by_host.signal(name)
-                self.screen.note(self.label, self.host, f"{name} passed on to it")
+                self._pass_on(signals.Signals(item).name.removeprefix("SIG"))
             elif item == signals.SIGINT:
                 self._interrupted()
             else:
                 self._leave(signals.Signals(item).name)
+
+    def _may_relay(self) -> bool:
+        """Return whether a signal to us is the program's: while no start is confirmed a first signal waits for it, and a second one ends us."""
+        if self._by_host is None:
+            return False
+        if self._by_host.confirmed:
+            return True
+        return self._by_host.sent and self._down is None and not self._waiting
+
+    def _pass_on(self, name: str) -> None:
+        assert self._by_host is not None
+        self._by_host.signal(name)
+        if self._by_host.confirmed:
+            self.screen.note(self.label, self.host, f"{name} passed on to it")
+            return
+        self._waiting = True
+        self.screen.note(
+            self.label, self.host, f"{name} goes to it once it is confirmed; another {name} leaves"
+        )
 
     def _session_ends(self) -> bool:
         """Return whether the SIGTERM that has just come is the end of a session or of the machine, which the program must outlive."""

@@ -31,10 +31,9 @@ SSH_FAILED = 255
 # first byte has come.
 REPLAY_MAX = 1 << 20
 
-_TURNED_AWAY = re.compile(
-    r"kex_exchange_identification|banner exchange: Connection|ssh_exchange_identification"
-    r"|Connection (?:closed|reset) by"
-)
+_TURNED_AWAY = re.compile(r"Connection (?:closed|reset) by")
+# What ssh says when the peer, or a ProxyCommand, ended before the peer said who it is.
+_NO_BANNER = re.compile(r"(?:kex|ssh)_exchange_identification|banner exchange: Connection")
 # What ssh says when a session had begun: the host may have acted.
 _CUT = re.compile(
     r"client_loop|Read from remote host|Connection to \S+ closed|Timeout, server|Broken pipe"
@@ -130,6 +129,8 @@ def failure(
     With `argv` None, ssh can't be started again to say more.
     """
     name = host.name
+    if _NO_BANNER.search(said) and "timed out" not in said:
+        return _turned_away(said, host, known)
     if match := _CUT.search(said):
         return LinkLost(first_line(said[match.start() :].encode()))
     if (
@@ -167,14 +168,18 @@ def failure(
     if "timed out during banner exchange" in said:
         return Unreachable(f"no answer from {where} in {limit_s:g} s", host=name)
     if _TURNED_AWAY.search(said):
-        return TurnedAway(
-            f"{where} closed the connection before it began",
-            host=name,
-            hint=[first_line(said.encode())],
-            kind="unreachable",
-        )
+        return _turned_away(said, host, known)
     quoted = f"ssh: {first_line(said.encode()) or 'failed without a word'}"
     return Unreachable(quoted, host=name) if _NEVER.search(said) else NoAnswer(quoted)
+
+
+def _turned_away(said: str, host: Host, known: SshSettings) -> TurnedAway:
+    return TurnedAway(
+        f"{known.hostname} port {known.port} closed the connection before it began",
+        host=host.name,
+        hint=[first_line(said.encode())],
+        kind="unreachable",
+    )
 
 
 def _host_key(

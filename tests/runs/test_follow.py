@@ -376,10 +376,53 @@ def test_a_command_that_ends_unanswered_time_and_again_is_given_up_and_may_have_
 def test_a_host_that_says_nothing_is_asked_over_a_new_connection_and_given_more_time(
     clock: SetClock,
 ) -> None:
-    agent = Agent(*[Silent("no answer")] * 6, link(clock, b""), link(clock, said()))
+    agent = Agent(
+        *[Silent("no answer")] * 2,
+        link(clock, b""),
+        *[Silent("no answer")] * 5,
+        link(clock, b""),
+        link(clock, said()),
+    )
     list(Follow(agent, ID, start=Start(request()), clock=clock))
-    assert [patience / ANSWER_S for patience in agent.patience_s] == [1, 2, 4, 8, 8, 8, 8, 1]
-    assert agent.closed == 6
+    assert [patience / ANSWER_S for patience in agent.patience_s] == [
+        *(1, 2, 4),
+        *(1, 2, 4, 8, 8, 8),
+        1,
+    ]
+    assert agent.closed == 7
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [(Silent("no answer in 15 s"), 3), (LinkLost("closed"), 6), (ConnectionError("reset"), 6)],
+)
+def test_a_host_that_never_answered_is_given_up_after_a_few_tries(
+    clock: SetClock, error: Exception, tries: int
+) -> None:
+    """What never worked is no lost link. Whether the request has arrived is unknown, and said so."""
+    agent = Agent(*[error] * 20)
+    with pytest.raises(MaybeStarted, match=rf"{error} \({tries} tries\)") as caught:
+        list(Follow(agent, ID, start=Start(request()), clock=clock))
+    assert len(agent.asked) == tries
+    assert "doctor --host db1" in caught.value.hint[-1] and ID in caught.value.hint[0]
+    with pytest.raises(Unreachable) as looked:
+        list(Follow(Agent(*[error] * 20), ID, clock=clock))
+    assert looked.value.fate == ""
+    with pytest.raises(StillRunning):
+        list(Follow(Agent(*[error] * 20), ID, begun=True, clock=clock))
+
+
+def test_a_start_of_which_no_byte_was_sent_has_not_begun(clock: SetClock) -> None:
+    told: list[State | None] = []
+    agent = Agent()
+
+    def unsent(*words: Any, **how: Any) -> Link:
+        raise ConnectionError("reset")
+
+    agent.stream = unsent  # type: ignore[method-assign]
+    with pytest.raises(Unreachable) as caught:
+        list(Follow(agent, ID, start=Start(request()), told=told.append, clock=clock))
+    assert (caught.value.fate, caught.value.started, told) == ("NOT STARTED", "no", [None])
 
 
 def test_once_closed_nothing_is_sent_any_more_and_it_is_known_whether_anything_was(

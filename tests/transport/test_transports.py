@@ -851,6 +851,8 @@ def test_importing_the_transport_imports_neither_fabric_nor_paramiko() -> None:
         ("Connection to h closed by remote host.", LinkLost),
         ("a word that nobody knows", NoAnswer),
         ("kex_exchange_identification: read: Connection reset by peer", Unreachable),
+        ("banner exchange: Connection to UNKNOWN port -1: Broken pipe", Unreachable),
+        ("Connection timed out during banner exchange", Unreachable),
         ("ssh: connect to host h port 22: Connection timed out", Unreachable),
         (
             "Unable to negotiate with 10.0.0.1 port 22: no matching host key type found.",
