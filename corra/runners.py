@@ -1,12 +1,14 @@
-"""Fabric's `Connection.run`, made durable: `runners = {"remote": corra.runners.Durable}` and every existing fabfile survives a broken link.
+"""Fabric's `Connection.run`, made durable: `runners = {"remote": corra.runners.Durable}`.
 
-It is an Invoke Runner in all that its callers see: hide, warn, timeout, asynchronous, disown, watchers, pty, env, cd, prefix, sudo, the streams.
-Below that the command is a run of corra's: started once, followed over as many links as it takes, its exit status told by the host. So a
-lost link is no end, `timeout` stops the program and not only the watching of it, Ctrl-C leaves at once with the program running, and output
-costs what its bytes cost.
+To its callers it is an Invoke Runner: hide, warn, timeout, asynchronous, disown, watchers, pty,
+env, cd, prefix, sudo and the streams. Below that the command is a run: started once, followed over
+as many links as it takes, its exit status told by the host. So an existing fabfile survives a
+broken link; `timeout` stops the program and not only the watching; Ctrl-C leaves at once, with the
+program running; and output costs no more than its bytes cost.
 
-What a command reads comes to it in one of three ways: nothing (/dev/null), what there is to read at once (a file, a StringIO), or byte by byte
-over the link that is followed, where a terminal, a pipe or a watcher may have something to say later.
+The command's stdin is one of three: /dev/null; all there is to read at once (a file, a StringIO),
+sent with the start; or bytes over the followed link, where a terminal, a pipe or a watcher may
+write later.
 """
 
 from __future__ import annotations
@@ -46,21 +48,25 @@ from .errors import CorraError, StillRunning, line, typed
 from .settings import setting
 
 READ_STEP = 64 * 1024
-# What may wait for a reader here; beyond it the host keeps the rest, in the spool where it lies anyway.
+# The most that waits for a reader here. The host's spool has the rest.
 HELD_MAX = 4 << 20
 # Between two looks at whether a thread of Invoke's has died.
 LOOK_S = 0.1
 # For a thread that has been told to leave.
 LEAVE_S = 5.0
-# How far back a Responder looks for its pattern: it reads prompts, and searching gigabytes for one at every chunk is quadratic.
+# How far back a Responder looks for its pattern. It reads prompts, and a search through gigabytes
+# at every chunk is quadratic.
 PROMPT_MAX = 64 * 1024
 
-# The user's own shell, as sshd would start it: what stands in a fabfile was written for it.
+# The user's own shell, as sshd would start it: a fabfile's commands were written for it.
 _SHELL = 'exec "${SHELL:-/bin/sh}" -c "$0"'
 
 
 class DurableResult(CorraResult):
-    """A Result as Invoke and Fabric make it, with `prog_id` and what else corra knows; `state` is None after a dry run."""
+    """A Result as Invoke and Fabric make it, with `prog_id` and the State.
+
+    `state` is None after a dry run.
+    """
 
     def __init__(
         self,
@@ -97,7 +103,8 @@ class DurableResult(CorraResult):
 class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hints
     """The runner behind `Connection.run` and `.sudo`. Settings under `corra` in the configuration:
 
-    `reconnect_timeout` (never given up), `output_limit` (how much of each stream the Result keeps: all), `grace` (10s).
+    `reconnect_timeout` (none), `output_limit` (how much of each stream the Result keeps: all),
+    `grace` (10s).
     """
 
     read_chunk_size = READ_STEP
@@ -125,7 +132,8 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         try:
             result = super().run(command, **kwargs)
         except KeyboardInterrupt:
-            # Invoke hears of it only while it waits, not while it starts the threads that already show the output.
+            # Invoke calls send_interrupt only while it waits, not while it starts its threads,
+            # which show output already.
             if not self._left:
                 self._leave()
             raise
@@ -136,7 +144,10 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
     def start(
         self, command: str, shell: str, env: dict[str, Any], timeout: float | None = None
     ) -> None:
-        """Start `command` and return when the host has confirmed it. Raises NotStarted, Unreachable, MaybeStarted."""
+        """Start `command` and return when the host has confirmed it.
+
+        Raises NotStarted, Unreachable, MaybeStarted.
+        """
         interactive = self._choose_stdin()
         launch = request.launch(
             self.context,
@@ -180,7 +191,10 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         return self._follow.state if self._follow is not None else None
 
     def _choose_stdin(self) -> bool:
-        """Return whether something may be written to the command later; take what can be read at once as its stdin."""
+        """Return whether something may be written to the command later.
+
+        What can be read at once becomes its stdin.
+        """
         source = self.streams["in"]
         later = bool(self.watchers)
         if self._disowned or not source:
@@ -235,7 +249,7 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         return self._pipes["stderr"].read(num_bytes)
 
     def read_proc_output(self, reader: Callable[[int], bytes]) -> Iterator[str]:
-        """Decode what comes, a character that is cut in two by a chunk's end whole."""
+        """Decode the output; a character may be cut in two by a chunk's end."""
         decoder = codecs.getincrementaldecoder(self.encoding)("replace")
         while data := reader(self.read_chunk_size):
             if text := decoder.decode(data):
@@ -246,7 +260,7 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
     def _handle_output(
         self, buffer_: list[str], hide: bool, output: IO[str], reader: Callable[[int], bytes]
     ) -> None:
-        """Show, keep and answer what comes, as Invoke does, at a cost that doesn't grow with what came before."""
+        """Show and keep the output and answer it, as Invoke does, at a cost that stays the same."""
         limit = self._setting("output_limit")
         kept, window = 0, _Window(self.watchers)
         for text in self.read_proc_output(reader):
@@ -282,7 +296,7 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
             self._feed.end()
 
     def read_our_stdin(self, input_: IO[Any]) -> str | None:
-        """Read what is there, and not a byte in each hundredth of a second as Invoke does from what is no terminal."""
+        """Read all there is; from a pipe Invoke reads one byte each hundredth of a second."""
         if self._feed is not None and self._feed.waiting > HELD_MAX:
             return None
         descriptor = _descriptor(input_)
@@ -310,7 +324,7 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
 
     # -- Leaving
     def send_interrupt(self, interrupt: KeyboardInterrupt) -> None:
-        """Ctrl-C: a program on a terminal gets it; from any other we go, at once, and it goes on."""
+        """Pass Ctrl-C to a program on a terminal; else leave at once, with the program running."""
         if self.using_pty and self._feed is not None and not self._over.is_set():
             self._feed.write(b"\x03")
             return
@@ -333,7 +347,7 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
             )
 
     def start_timer(self, timeout: float | None) -> None:
-        """The host keeps the time: it ends the program also where no link is left to say so."""
+        """Do nothing: the host keeps the time, and needs no link to end the program."""
 
     @property
     def timed_out(self) -> bool:
@@ -349,9 +363,7 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
             self._follow.close()
         if self._feed is not None:
             self._feed.close()
-        if (
-            self._thread is not None
-        ):  # what it still does with the connection must not meet the end of that
+        if self._thread is not None:  # it may still use the connection, which ends next
             self._thread.join(LEAVE_S)
         super().stop()
 
@@ -359,7 +371,10 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         return self._state.pid if self._state is not None else None
 
     def returncode(self) -> int:
-        """The program's own code, 128+N for signal N, 124 for its timeout. Raises what kept us from learning it."""
+        """Return the program's code, 128+N for signal N, 124 for its timeout.
+
+        Raises the error that kept it from being known.
+        """
         _wait(self._over)
         if self._error is not None:
             raise self._error
@@ -368,13 +383,14 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         if not state.ended:
             assert self.run_ is not None
             raise StillRunning(
-                "we stopped watching",
+                "corra stopped watching",
                 host=str(self.run_.host),
                 prog_id=self.prog_id,
                 label=self.run_.label,
             )
         if state.state == "lost" and not self.opts["warn"]:
-            # Not an UnexpectedExit: who catches that to go on in spite of a bad end has not said so for an unknown one.
+            # Lost is no UnexpectedExit: a caller that goes on after a bad end has not agreed to go
+            # on after an unknown one.
             error = end_error(state, str(self._follow.host) if self._follow else state.host)
             assert isinstance(error, CorraError)
             raise error
@@ -426,7 +442,7 @@ class Pipe:
 
 
 class _Window:
-    """Gives watchers what they look at: Invoke's own the last of it, all others the whole, as their contract says."""
+    """The output that watchers see: Invoke's own see the last of it, all others the whole."""
 
     def __init__(self, watchers: Any) -> None:
         self._watchers = list(watchers)
@@ -463,7 +479,7 @@ def _descriptor(stream: Any) -> int | None:
 
 
 def _kind(stream: Any) -> str:
-    """Return whether a stream has nothing, all it will ever have ("now"), or what nobody knows yet ("later")."""
+    """Return "nothing" for a stream without bytes, "now" for one that is complete, else "later"."""
     descriptor = _descriptor(stream)
     if descriptor is None:
         return "now" if hasattr(stream, "read") and not _is_captured(stream) else "nothing"
@@ -477,7 +493,7 @@ def _kind(stream: Any) -> str:
 
 
 def _is_captured(stream: Any) -> bool:
-    """Return whether a test runner has put something that must not be read in the place of stdin."""
+    """Return whether a test runner has replaced stdin by something that must not be read."""
     return type(stream).__module__.startswith("_pytest")
 
 
@@ -487,7 +503,7 @@ def _rest(stream: Any) -> bytes:
 
 
 def _name(command: str) -> str | None:
-    """Return a name to find a command by: its first word that is a program's, as people would say it."""
+    """Return a name for a command: its first word that is a program's name."""
     words = [
         word
         for word in re.split(r"[\s;&|()]+", command)

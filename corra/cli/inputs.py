@@ -54,7 +54,7 @@ def given_stdin(given: RunFlags) -> tuple[Any, contextlib.AbstractContextManager
 
 
 def given_options(c: Context, given: RunFlags, stdin: Any) -> StartOptions:
-    """Return the options of a start: the flags of the same names, what flags of other names say, and the configuration's defaults."""
+    """Return the options of a start: from the flags, and under them from the configuration."""
     from corra.model.options import OPTIONS
 
     options: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""One question to a host's agent, and the error that each failed answer means."""
+"""One request to a host's agent, and the error that each failed answer means."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from corra.remote.exchange import ANSWER_S, Refused
 
 from .follow import OpenLink
 
-# Beyond the grace: the host's own two seconds for KILL to work, and a slow line's answer.
+# Beyond the grace: two seconds that the host gives KILL to work, and a slow line's answer.
 STOP_MARGIN_S = 30.0
 
 
 def who_asks() -> dict[str, str]:
-    """Return who asks, for a State's `origin`."""
+    """Return the user, machine and version of this client, for a State's `origin`."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a uid without a name, as in many containers
@@ -39,7 +39,7 @@ def asked_by() -> str:
 
 
 def answer_patience_s(again: bool) -> float:
-    """Return how long a host may take to answer: a second try has twice the time, since a login may be slow and not dead."""
+    """Return how long a host may take to answer: twice as long at a second try."""
     return ANSWER_S * (2 if again else 1)
 
 
@@ -57,7 +57,7 @@ class Closing:
 
 
 def last_word(link: OpenLink, timeout_s: float) -> Mapping[str, Any]:
-    """Return the JSON of the last S frame of a link. Raises TimeoutError, ConnectionError when there is none."""
+    """Return the JSON of a link's last S frame. Raises TimeoutError, ConnectionError."""
     import time
 
     parser, until, word = Parser(), time.monotonic() + timeout_s, None
@@ -72,9 +72,9 @@ def last_word(link: OpenLink, timeout_s: float) -> Mapping[str, Any]:
 
 @contextlib.contextmanager
 def explained(host: Host, verb: str, *, text: str = "", label: str = "") -> Iterator[None]:
-    """Make whatever keeps `verb` from being answered the error that says so.
+    """Turn each failure of `verb` into the CorraError that says so.
 
-    `text` is what the run was asked for by: an id, a name or the beginning of a tail.
+    `text` is what was typed for the run: an id, a name or the beginning of a tail.
     """
     prog_id = text if ids.is_valid(text) else ""
     try:
@@ -104,7 +104,11 @@ def ask_agent(
     label: str = "",
     spool: str | None = None,
 ) -> dict[str, Any]:
-    """Return the host's answer. A call that goes silent is made once more, over a new link; a signal isn't, as it could arrive twice."""
+    """Return the host's answer.
+
+    A call whose link breaks or stays silent is made once more, over a new link. A signal isn't: it
+    could arrive twice.
+    """
     whole = {**request, **({"spool": spool} if spool else {})}
     with explained(agent.host, verb, text=text, label=label):
         for last in (verb == "signal", True):

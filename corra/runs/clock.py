@@ -8,7 +8,7 @@ import time
 
 
 class Clock:
-    """Time and chance, handed in so that a test needs neither."""
+    """Time and chance. A test hands in its own."""
 
     def now(self) -> float:
         return time.monotonic()

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class Freed(NamedTuple):
-    """What gc removed on a host, or would: ids of runs whose output went, ids of records that went too, and the bytes."""
+    """What gc removed on a host, or would remove.
+
+    `emptied`: ids of runs whose output went; `forgotten`: ids whose record went, too.
+    """
 
     host: str
     emptied: tuple[str, ...]
@@ -39,10 +42,11 @@ def free_disk(
     spool: str | None = None,
     **reach: Unpack[Reach],
 ) -> Freed:
-    """Remove the output of ended runs on `host`: what is older than `older`, then the oldest beyond `max_size` bytes.
+    """Remove the output of ended runs on `host`: what is older than `older`, then the oldest beyond
+    `max_size` bytes.
 
-    The host's own rules hold where nothing is said (DESIGN.md, the spool). A run that isn't over, is being watched or hasn't been
-    delivered keeps its output, whatever is asked. `dry` only tells.
+    Without them the host's own rules hold (DESIGN.md, the spool). A run keeps its output while it
+    goes on, is watched, or hasn't been delivered. `dry` only tells.
     """
     agent = agent_to_ask(host, **reach)
     told = {"older": in_seconds(older), "max_size": max_size, "dry": dry}

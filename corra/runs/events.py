@@ -8,7 +8,10 @@ from corra.model.frames import Gap, Output, Status, Taken
 
 
 class LinkDown(NamedTuple):
-    """No link has brought anything new for `since_s`; `attempt` to make one is next. The program isn't affected."""
+    """No link has brought anything new for `since_s`, and try `attempt` to make one is next.
+
+    The program isn't affected.
+    """
 
     since_s: float
     error: str

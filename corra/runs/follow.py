@@ -1,11 +1,13 @@
 """Watching a run so that each byte comes once and in order, whatever the network does.
 
-The host holds the bytes, we hold the next offset of each stream (`Cursor`), and a link is only a way to get from the one to the other:
-whenever it breaks, falls silent or this machine has slept, it is dropped and made again from the cursor. Starting is the same loop:
-the start request goes out again with the same id until the host confirms it, and the host starts a run at most once.
+The host holds the bytes, and the client holds the next offset of each stream (`Position`). When a
+link breaks or falls silent, or this machine has slept, the client drops the link and asks the next
+one from that offset on. A start is the same loop: the start request goes out again with the same id
+until the host confirms it, and the host starts an id at most once.
 
-A connection that can't be made at the first try is an error at once (a typo in the host name shouldn't be retried for ever);
-after that nothing but the final State, `close()` or a limit the caller gave ends the loop.
+A connection that can't be made at the first try is an error at once: nobody wants a typo in a host
+name tried again. A host that has never answered gets a few tries. After the first answer only the
+final State, `close()` or the caller's patience ends the loop.
 """
 
 from __future__ import annotations
@@ -33,14 +35,17 @@ from .patience import SLEPT_S, Cut, KeepAlive, Patience, pause_s
 from .stdin_feed import StdinFeed
 from .wanted import Hole, Position, Wanted
 
-# Looking at the clocks once a second notices a wake-up within that second and costs less than 0.01 % of a core.
+# A look at the clocks each second notices a wake-up within that second. It costs less than 0.01 %
+# of a core.
 LOOK_EVERY_S = 1.0
 
-# A login may take longer than ANSWER_S (a slow .profile, a home on a sleepy NFS server): each silent try is given twice the time, up to 8 times.
+# A login may take longer than ANSWER_S (a slow .profile, a home on a sleepy NFS server). Each
+# silent try gets twice the time of the one before, up to 8 times ANSWER_S.
 PATIENCE_DOUBLED_MAX = 3
-# A command that ended without an answer may have been killed by chance; three in a row are no chance.
+# A command that ended without an answer may have been killed by chance. Three in a row were not.
 NO_ANSWERS_MAX = 3
-# What never worked is no lost link: so many tries are enough for a host that has never answered. Three silent ones take 105 s.
+# A host that has never answered gets so many tries: it can't be called a lost link. Three silent
+# tries take 105 s.
 FIRST_TRIES_MAX = 6
 SILENT_TRIES_MAX = 3
 WHOLE, PATIENT = Wanted(), Patience()
@@ -79,9 +84,10 @@ class AnsweringAgent(Protocol):
 
 
 class Start(NamedTuple):
-    """What a Follow starts first. `stay=False`: leave as soon as the host has confirmed the start.
+    """The start that a Follow makes first. `stay=False`: leave once the host has confirmed it.
 
-    `payload` is the program's stdin, seekable. `fresh`: nobody else can have started or seen the run before.
+    `payload` is the program's stdin, seekable. `fresh`: nobody can have started or seen the run
+    before.
     """
 
     request: Request
@@ -104,11 +110,12 @@ class _Down(NamedTuple):
 class Follow:
     """The events of one run, from the cursor on, until it has ended.
 
-    Iterate it in one thread; `signal` and `close` may be called from any. An iteration that an exception broke off (Ctrl-C) can be
-    taken up again by iterating anew: it goes on behind the last event that was handed out.
+    Iterate it in one thread; any thread may call `signal` and `close`. If an exception (Ctrl-C)
+    breaks an iteration off, a new iteration goes on behind the last event.
 
-    Raises Unreachable, HostKey, Auth and the other NotStarted for a first try that failed; MaybeStarted and StillRunning when
-    `reconnect_timeout_s` or `timeout_s` is over; NotFound and the like when the host refuses.
+    Raises Unreachable, HostKey, Auth and the other NotStarted for a first try that failed;
+    MaybeStarted and StillRunning when the caller's patience is over; NotFound and the like when the
+    host refuses.
     """
 
     def __init__(
@@ -126,14 +133,15 @@ class Follow:
         told: Callable[[State | None], None] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """`prog_id`: an id, or what the host is to find the run by. `begun`: the run is known to have been started, though this
-        Follow hasn't heard of it yet. `feed` is what goes to the program meanwhile. `told` hears of each State, and None when
-        `start` has certainly started nothing.
+        """`prog_id`: an id, a name, or the beginning of an id's tail. `begun`: the run is known to
+        have been started, though this Follow hasn't heard of it yet. `feed` goes to the program
+        meanwhile. `told` hears of each State, and of None when `start` has certainly started
+        nothing.
         """
         self.prog_id = prog_id
         self.host = agent.host
         self.state: State | None = None
-        self.switched = b""  # what its program has switched on in its terminal before we came
+        self.switched = b""  # what the program switched on in its terminal before
         self.placed = 0
         self.feed = feed
         self._agent = agent
@@ -180,7 +188,7 @@ class Follow:
 
     @property
     def sent(self) -> bool:
-        """Whether a byte has gone out to the host: until then nothing can have been started, and after `close` it stays so."""
+        """Whether a byte has gone out to the host. Until then nothing can have been started."""
         return self._sent
 
     @property
@@ -189,7 +197,7 @@ class Follow:
         return self._start is not None and self.state is None
 
     def forget(self) -> None:
-        """Tell whoever keeps track that this start has certainly started nothing."""
+        """Tell `told` that this start has certainly started nothing."""
         self._told(None)
 
     def __iter__(self) -> Iterator[Event]:
@@ -202,9 +210,10 @@ class Follow:
             self._drop()
 
     def signal(self, name: str | int) -> None:
-        """Send a signal to the program: over the open link, or else with the next one, or by a call of its own when nobody iterates.
+        """Send a signal to the program: over the open link, else over the next one.
 
-        The host acts on it at least once: an order whose link broke before it was acknowledged goes out again on the next.
+        Where nobody iterates, the signal is a call of its own. The host acts on the order at least
+        once: if the link breaks before the host acknowledges the order, the next link carries it.
         """
         word = signal_name(name)
         with self._lock:
@@ -222,7 +231,7 @@ class Follow:
             raise self._explained(refusal.kind, refusal.facts, verb="signal") from refusal
 
     def close(self) -> None:
-        """Stop watching; the program goes on. An iteration in another thread ends, and sends nothing more."""
+        """Stop watching; the program goes on. An iteration in another thread ends."""
         with self._lock:
             self._closed.set()
         self._wake.set()
@@ -248,7 +257,8 @@ class Follow:
                 if self._closed.is_set():
                     return
                 if cut.dead:
-                    # The next link must not wait for a connection that says nothing; others that use it notice now instead of later.
+                    # The next link must not wait for a connection that says nothing. Other users of
+                    # that connection notice now instead of later.
                     self._agent.close()
                 down: _Down | None = self._down
                 self._down = down.again(cut) if down else _Down(self._clock.now(), cut.quiet)
@@ -263,7 +273,10 @@ class Follow:
         return self._start is None or self._start.stay
 
     def _is_news(self, before: State | None) -> bool:
-        """Return whether the State says anything that `before` didn't: its clocks and counts don't count, its bytes do by themselves."""
+        """Return whether the State says anything new.
+
+        Its clocks don't count, nor the lengths of its streams: new bytes count by themselves.
+        """
         now = self.state
         if before is None or now is None:
             return True
@@ -274,7 +287,7 @@ class Follow:
         )
 
     def _proven(self) -> Iterator[LinkUp]:
-        """Note that the link has brought something new: only such a link ends the time without one."""
+        """Note that the link has brought something new. Only that ends the time without a link."""
         down = self._down
         self._down = None
         if down is not None and not down.quiet:
@@ -314,7 +327,7 @@ class Follow:
                     label=self._label if self.confirmed else "",
                     prog_id=self.prog_id,
                 ) from error
-            # Any of these may heal: a host key that changes in mid-run is shown and never accepted.
+            # Each of these may heal. A host key that changes in mid-run is never accepted.
             raise Cut(error.why) from error
         except NoAnswer as error:
             self._no_answers += 1
@@ -359,14 +372,14 @@ class Follow:
         )
 
     def _sending(self) -> None:
-        """Note that a request is about to go out; once we are closed, none does."""
+        """Note that a request is about to go out. Raises LinkLost once this Follow is closed."""
         with self._lock:
             if self._closed.is_set():
                 raise LinkLost("closed")
             self._sent = True
 
     def _begin_tail(self, reply: Mapping[str, Any], state: State) -> None:
-        """Learn where a tail begins, and what the program has switched on in a terminal, of which the tail may not tell."""
+        """Learn where a tail begins, and what the program switched on in its terminal before it."""
         self._position.begin(reply, state)
         self.switched = str(reply.get("switched") or "").encode("latin-1", "replace")
 
@@ -394,7 +407,7 @@ class Follow:
             link.close()
 
     def _give_up(self, since_s: float, why: Cut) -> None:
-        """Raise if the caller's patience with a missing link is over, or a host that never answered was tried often enough."""
+        """Raise if the caller's patience is over, or a host that never answered had its tries."""
         assert self._down is not None
         limit_s = self._patience.reconnect_timeout_s
         if limit_s is None and self.state is None:
@@ -409,7 +422,7 @@ class Follow:
         raise self._left(f"link lost before {self.host} confirmed it")
 
     def _left(self, why: str, *hint: str) -> CorraError:
-        """Return what to raise when we leave before the end."""
+        """Return the error for leaving before the end."""
         if self.starting and not self._sent:
             self._told(None)
             return Unreachable(why, hint=hint, **self._facts)
@@ -423,7 +436,11 @@ class Follow:
         return StillRunning(why, hint=hint, **self._facts)
 
     def _pause(self) -> Iterator[Event]:
-        """Wait before the next try; an order, a wake-up of this machine, `close` or the end of the caller's patience cuts it short."""
+        """Wait before the next try.
+
+        An order, a wake-up of this machine, `close` or the end of the caller's patience cuts it
+        short.
+        """
         assert self._down is not None
         until, slept_s = (
             self._clock.now() + pause_s(self._down.attempt, self._clock),
@@ -525,13 +542,13 @@ class Follow:
             if link is not None:
                 link.send(f"K {self._orders[number]} {number}\n".encode())
         except ConnectionError:
-            # Whoever reads the link will find it broken and make another, over which the order goes again.
+            # The iterating thread finds the link broken too, and sends the order over the next one.
             pass
 
     # Time
 
     def _nap(self, until: float) -> float:
-        """Return how long we may be idle before a clock has to be looked at: `until`, or before."""
+        """Return how long to be idle before the next look at the clocks: `until`, or sooner."""
         now = self._clock.now()
         ends = [now + LOOK_EVERY_S, until]
         if self._patience.tick_s:
@@ -546,7 +563,10 @@ class Follow:
         return self._deadline is not None and self._clock.now() >= self._deadline
 
     def _clockwork(self) -> Iterator[Tick]:
-        """Yield a Tick when one is due. Raises StillRunning when the caller's time is over; Unreachable where nobody knows the run."""
+        """Yield a Tick when one is due.
+
+        Raises StillRunning when the caller's time is over, Unreachable where nobody knows the run.
+        """
         now = self._clock.now()
         if self._over:
             limit = duration(self._patience.timeout_s or 0)

@@ -1,4 +1,4 @@
-"""How long a Follow waits for what: the caller's patience, the pauses between tries, and the pings over one link."""
+"""How long a Follow waits: the caller's patience, the pauses between tries, the pings of a link."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from .clock import Clock
 
 PING_EVERY_S = 5.0
 DEAD_AFTER_S = 15.0
-# The first ping over a link that follows a break: a link that lives so long and answers is one.
+# After a break the first ping goes out so soon: if the host answers it, the link is back.
 FIRST_PING_S = 1.0
 
-# A suspended machine's clocks drift apart by the time it slept; a step of NTP may look the same and only costs one new link.
+# The clocks of a suspended machine drift apart by the time it slept. A step of NTP may look the
+# same; it costs one new link.
 SLEPT_S = 5.0
-# The host's follow leaves when it has had no ping for 60 s. If we were away half as long (Ctrl-Z, a pager that doesn't scroll),
-# its leaving is nobody's fault and not worth a word.
+# The host's follow leaves when it has had no ping for 60 s. If the client was stopped half as long
+# (Ctrl-Z, a pager that doesn't scroll), that end of the link isn't worth a word.
 AWAY_S = 30.0
 
 _FIRST_PAUSE_S = 0.25
@@ -24,7 +25,10 @@ _LONGEST_PAUSE_S = 15.0
 
 
 class Patience(NamedTuple):
-    """How patient a caller is: with a silent link, with a missing link, and with the whole. `tick_s`: how often it wants a Tick."""
+    """How patient a caller is with a silent link, with a missing link, and with the whole watch.
+
+    `tick_s`: how often the caller wants a Tick.
+    """
 
     dead_after_s: float = DEAD_AFTER_S
     reconnect_timeout_s: float | None = None
@@ -33,9 +37,10 @@ class Patience(NamedTuple):
 
 
 class Cut(Exception):
-    """A link that is no good any more.
+    """The link is no good any more.
 
-    `quiet`: nobody needs to hear of it unless it can't be made again. `dead`: neither is the connection below it any good.
+    `quiet`: nobody needs to hear of it, unless the next link can't be made. `dead`: the connection
+    below the link is no good either.
     """
 
     def __init__(self, why: str, *, quiet: bool = False, dead: bool = False) -> None:
@@ -45,8 +50,8 @@ class Cut(Exception):
 
 
 def pause_s(attempt: int, clock: Clock) -> float:
-    """Return the pause after the try of that number, counted since a link last brought something: each time twice as long."""
-    # Half of it by chance: a hundred followers of a host that comes back must not knock in the same moment.
+    """Return the pause after the `attempt`th try without anything new: twice the one before."""
+    # Half of the pause is chance: a hundred followers of a host must not knock in the same moment.
     return min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * (1 << min(attempt - 1, 10))) * (
         0.5 + clock.random() / 2
     )
@@ -75,7 +80,7 @@ class KeepAlive:
         self.away = False
 
     def hear(self) -> None:
-        """Note that the other side has sent something."""
+        """Note that the host has sent something."""
         self._heard_at, self._asked_at = self._clock.now(), None
 
     def is_ping_due(self) -> bool:
@@ -91,9 +96,10 @@ class KeepAlive:
         return True
 
     def check(self) -> None:
-        """Raise Cut when the other side has been silent for too long."""
+        """Raise Cut when the host has been silent for too long."""
         now = self._clock.now()
-        # Silence counts only behind a ping: a client that was stopped for a minute first asks and reads before it calls the other side dead.
+        # Silence counts only after a ping: a client that was stopped for a minute must ask and read
+        # before it calls the host dead.
         asked_s = 0.0 if self._asked_at is None else now - self._asked_at
         silent_s = now - self._heard_at
         if silent_s >= self._dead_after_s and asked_s >= self._dead_after_s - self._every_s:

@@ -49,7 +49,7 @@ class StartOptions(Options, total=False):
 
 
 class Launch(NamedTuple):
-    """A run that is about to be started: its id is made, its host known, and nothing has been sent."""
+    """A run about to be started: its id is made, its host is known, and nothing has been sent."""
 
     agent: Agent
     request: Request
@@ -64,9 +64,10 @@ class Launch(NamedTuple):
         stay: bool = True,
         feed: StdinFeed | None = None,
     ) -> Follow:
-        """Return the loop that starts it and, with `stay`, shows it to its end."""
+        """Return the loop that starts the run and, with `stay`, shows it to its end."""
         host, request = self.agent.host, self.request
-        # Before the first byte is sent: a client that is killed in the middle has the id here, and its user may repeat the start with it.
+        # Before the first byte is sent: if the client is killed during the start, its user finds
+        # the id in the history and can repeat the start with it.
         fresh = history.begin_entry(
             history.Entry(
                 request.prog_id,
@@ -90,7 +91,10 @@ class Launch(NamedTuple):
 
     @staticmethod
     def _told(prog_id: str, *, fresh: bool) -> Callable[[State | None], None]:
-        """Return what keeps the history of a start up to date with what its follow is told. `fresh`: only this start knows of it."""
+        """Return the function that keeps the history up to date with what the Follow is told.
+
+        `fresh`: only this start knows of the run.
+        """
         known: list[str] = []
 
         def note(state: State | None) -> None:
@@ -104,7 +108,7 @@ class Launch(NamedTuple):
         return note
 
     def close(self) -> None:
-        """Let go of what was kept for a repeated start. A file that was given stays open."""
+        """Let go of the stdin kept for a repeated start. A caller's own file stays open."""
         if self.payload is not None:
             self.payload.close()
 
@@ -120,11 +124,12 @@ class Launch(NamedTuple):
 
 
 def launch(target: Any, argv: Sequence[str], **options: Unpack[StartOptions]) -> Launch:
-    """Return the Launch of `argv` on `target`. Raises Misuse for what no host could start. No I/O but reading `stdin`.
+    """Return the Launch of `argv` on `target`. Does no I/O but to read `stdin`.
 
-    `stdin=OPEN` holds it open for `Run.send`. `pty` gives the program a terminal of its own, which can be sent to as well; its size
-    is (rows, columns), else that of our own terminal, else 24 by 80. What is sent is kept in the spool; with `forget_stdin`, and with
-    a terminal, only until the program has read it.
+    `stdin=OPEN` holds stdin open for `Run.send`. `pty` gives the program a terminal of its own,
+    which `Run.send` reaches too; its size is (rows, columns), else the size of our own terminal,
+    else 24 by 80. The spool keeps what is sent; with `forget_stdin` and with a terminal, only until
+    the program has read it. Raises Misuse for a start that no host could make.
     """
     refuse_unknown("launch", options, StartOptions)
     prog_id = new_run_id(options.get("id"))
@@ -163,7 +168,7 @@ def reach_of(options: Mapping[str, Any]) -> Reach:
 
 
 def refuse_unknown(function: str, given: Iterable[str], options: type) -> None:
-    """Raise TypeError for a keyword that isn't one of `options`, as Python does for a function's own."""
+    """Raise TypeError for a keyword that isn't one of `options`, as Python itself does."""
     for name in given:
         if name not in options.__annotations__:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
@@ -172,13 +177,14 @@ def refuse_unknown(function: str, given: Iterable[str], options: type) -> None:
 def new_run_id(given: str | None) -> str:
     if given is not None and not ids.is_valid(given):
         raise Misuse(
-            f"not an id: {given!r} (a-z, 0-9, '.', '_', '-', at most 64, the first a letter or digit)"
+            f"not an id: {given!r}"
+            " (a-z, 0-9, '.', '_', '-', at most 64, the first a letter or digit)"
         )
     return given or ids.new_id()
 
 
 def _terminal(size: bool | Sequence[Any]) -> dict[str, Any]:
-    """Return what a program's terminal is to be like: of that size, else as ours, where we have one."""
+    """Return the facts of a program's terminal: of `size`, else of our own terminal's size."""
     found: dict[str, Any] = {"term": os.environ.get("TERM") or "xterm"}
     if not isinstance(size, bool):
         if len(size) != 2 or not all(isinstance(each, int) and 0 < each < 1 << 16 for each in size):

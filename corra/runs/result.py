@@ -19,9 +19,9 @@ from corra.model.state import State, exit_code
 class Result(fabric.runners.Result):  # type: ignore[misc] # fabric has no hints
     """An Invoke and Fabric result of a run that has ended.
 
-    `exited` is corra's exit code: the program's own, 128+N for signal N, 123 lost, 124 timeout, 125 to 127 not started.
-    `truncated`: `stdout` and `stderr` don't hold everything; `Run.read` does.
-    `skipped`: a runbook's step that somebody said to leave out; what is here is what its last try came to, if there was one.
+    `exited` is corra's exit code: the program's own, 128+N for signal N, 123 lost, 124 timeout, 125
+    to 127 not started. `truncated`: `stdout` and `stderr` don't hold everything; `Run.read` does.
+    `skipped`: a runbook's step that an operator left out; the rest is of its last try, if any.
     """
 
     prog_id: str
@@ -79,7 +79,10 @@ class Result(fabric.runners.Result):  # type: ignore[misc] # fabric has no hints
 
 
 class Results(dict[Host, Result]):
-    """What a step came to on several hosts, in their order. `unreached`: the hosts that have no result, and why."""
+    """The results of a step on several hosts, in the hosts' order.
+
+    `unreached`: the error of each host that has no result.
+    """
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""Runs that there are: found again, watched, sent to, stopped.
+"""A run that exists: its State, its output, what is sent to it, its end.
 
-Everything here may be called from several threads; runs of one target share its connection.
+Any thread may call everything here. The runs of one target share its connection.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from .wanted import Wanted
 if TYPE_CHECKING:
     from .result import Result
 
-# What `wait` reads back for its Result; `Run.read` gives any part of the rest.
+# The bytes of each stream that `wait` reads back for its Result; `Run.read` gives the rest.
 OUTPUT_KEPT = 16 << 20
 AT_ONCE = 32
-# How often a sender looks whether it is done: what it waits for may be said by no frame.
+# How often a sender looks whether it is done: no frame may say so.
 SENDER_LOOK_S = 0.2
 OnEvent = Callable[[Event], None]
 
 
 class Killed(NamedTuple):
-    """What `Run.kill` came to: `ended` when nothing is left, else the `survivors` ({pid, name, state, wchan})."""
+    """How `Run.kill` ended: `ended`, or the `survivors` ({pid, name, state, wchan})."""
 
     ended: bool
     survivors: tuple[Mapping[str, Any], ...]
@@ -57,7 +57,7 @@ class Killed(NamedTuple):
 
 
 class Run:
-    """One run on one host, whoever started it. All methods may be called from any thread."""
+    """One run on one host, whoever started it. Any thread may call its methods."""
 
     def __init__(
         self,
@@ -70,13 +70,16 @@ class Run:
         via: str | None = None,
         seen: bool = True,
     ) -> None:
-        """`prog_id` may be a name or the beginning of a tail until the host has answered once. `seen`: history has it already."""
+        """`prog_id` may be a name or the beginning of a tail until the host has answered once.
+
+        `seen`: the history knows the run already.
+        """
         self.agent = agent
         self.id = prog_id
         self.name = name
         self.connection = connection
         self.known: State | None = None
-        # Whether it is known to have been started, though its host hasn't told us yet.
+        # Whether the run is known to have been started, though its host hasn't told us yet.
         self.begun = False
         self._spool = spool
         self._via = via
@@ -88,12 +91,12 @@ class Run:
 
     @property
     def spool(self) -> str | None:
-        """The directory it was told to be spooled in, if any was."""
+        """The spool directory that was asked for, if any was."""
         return self._spool
 
     @property
     def via(self) -> str | None:
-        """What carries its bytes, where that was said."""
+        """The transport that was asked for, if any was."""
         return self._via
 
     @property
@@ -104,11 +107,11 @@ class Run:
         return f"<Run {self.label} on {self.host}>"
 
     def state(self) -> State:
-        """Return what the host says of it now."""
+        """Return the State that the host tells now."""
         return self.heard(State.from_json(self._ask("status")))
 
     def record(self) -> tuple[dict[str, Any], bytes]:
-        """Return what was asked of it, as its host has written it down, and what it was given to read."""
+        """Return the request as the host's record has it, and the bytes of the program's stdin."""
         with self._explained("record"), Closing(self._visit("record")) as link:
             parts, left = [], int(link.reply["stdin"])
             while left > 0:
@@ -120,7 +123,7 @@ class Run:
         return link.reply["record"], b"".join(parts)
 
     def processes(self) -> dict[str, Any]:
-        """Return what its living processes are and use: {processes: [..], spool: {free, floor, ..}}, as doctor.py has it."""
+        """Return its living processes and what they use: {processes: [..], spool: {free, ..}}."""
         with self._explained("tree"), Closing(self._visit("tree")) as link:
             return link.reply
 
@@ -132,9 +135,10 @@ class Run:
         return explained(self.host, verb, text=self.id, label=self.label)
 
     def read(self, stream: str = "stdout", start: int = 0, end: int | None = None) -> bytes:
-        """Return the bytes from `start` to `end` (default: all there are now) of a stream. A broken link is made again once.
+        """Return the bytes of a stream from `start` to `end` (default: all there are now).
 
-        Of a stream that `keep_output` bounds these are the last of them, as far back as they are still there without a gap.
+        If `keep_output` bounds the stream, these are its last bytes, as far back as they go without
+        a gap. A broken link is made again once.
         """
         parts: list[bytes] = []
         at, stop = start, end
@@ -179,7 +183,7 @@ class Run:
         feed: StdinFeed | None = None,
         clock: Clock | None = None,
     ) -> Follow:
-        """Return its events from `cursor` (or the last `tail` lines) on, each byte once, to its end."""
+        """Return the run's events from `cursor` (or the last `tail` lines) on, each byte once."""
         return Follow(
             self.agent,
             self.id,
@@ -197,9 +201,10 @@ class Run:
         return iter(self.follow())
 
     def wait(self, timeout: float | str | None = None, *, output: bool = True) -> Result:
-        """Wait until it has ended and return its Result, whatever the end; `output`: with its stdout and stderr, at most 16 MiB of each.
+        """Wait for the end and return its Result, whatever the end.
 
-        Raises StillRunning when `timeout` is over first.
+        `output`: with stdout and stderr, at most 16 MiB of each. Raises StillRunning when `timeout`
+        is over first.
         """
         follow = self.follow(streams=[], patience=Patience(timeout_s=in_seconds(timeout)))
         for _ in follow:
@@ -224,7 +229,10 @@ class Run:
         )
 
     def signal(self, name: str | int) -> State:
-        """Send that one signal to the program, nothing after it, and return the State. Raises CorraError with fate NOT SENT."""
+        """Send that one signal to the program, and nothing after it; return the State.
+
+        Raises CorraError with fate NOT SENT.
+        """
         return self.heard(
             State.from_json(
                 self._ask("signal", {"signal": signal_name(name), "by": asked_by()})["state"]
@@ -234,9 +242,10 @@ class Run:
     def send(
         self, data: bytes | str, *, eof: bool = False, timeout: float | str | None = None
     ) -> None:
-        """Have the program read `data`, and with `eof` its end behind that; return when the host has it, which the program may read later.
+        """Send `data` to the program's stdin, and with `eof` its end; return when the host has it.
 
-        Raises NotSent where it has no stdin to send to, has ended or has closed it; some of the bytes may have been sent then, never any twice.
+        The program may read it later. Raises NotSent where the program has no open stdin or has
+        ended; some of the bytes may have been sent then, none of them twice.
         """
         feed = StdinFeed()
         feed.write(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
@@ -246,13 +255,13 @@ class Run:
         self.pass_on(feed, Patience(timeout_s=in_seconds(timeout)))
 
     def eof(self) -> None:
-        """End the program's stdin; on a terminal, type what means that there."""
+        """End the program's stdin; on a terminal, type its end-of-file character."""
         self.send(b"", eof=True)
 
     def pass_on(
         self, feed: StdinFeed, patience: Patience = PATIENT, *, watch: OnEvent | None = None
     ) -> None:
-        """Send what `feed` is given, until it is finished and the host has all of it. Raises NotSent."""
+        """Send what `feed` is given, until it is finished and the host has all. Raises NotSent."""
         follow = self.follow(
             streams=[], feed=feed, patience=patience._replace(tick_s=SENDER_LOOK_S)
         )
@@ -286,11 +295,11 @@ class Run:
         *,
         told: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> Killed:
-        """Send `signal`, after `grace` seconds KILL to all its processes, and wait until that is over.
+        """Send `signal`, after `grace` seconds KILL to all its processes, and wait for the end.
 
-        Without them: what the run was started with (TERM and 10 s). `grace=0` kills at once. `told` gets the host's first answer,
-        {state, how, processes, signal, grace}, before the grace begins. Raises NotKilled when the order could not be given or its end not
-        be seen.
+        The defaults are those the run was started with (TERM and 10 s). `grace=0` kills at once.
+        `told` gets the host's first answer, {state, how, processes, signal, grace}, before the
+        grace begins. Raises NotKilled when the order could not be given or its end not be seen.
         """
         request = {
             "signal": None if signal is None else signal_name(signal),
@@ -314,7 +323,7 @@ class Run:
         raise AssertionError
 
     def free(self, *, dry: bool = False) -> Freed:
-        """Remove its output, once it has ended; its record stays. See `gc`."""
+        """Remove the output of the run, which must have ended; its record stays. See `gc`."""
         state = self.state()
         request = {"ids": [state.prog_id], "dry": dry}
         return Freed.told(
@@ -330,9 +339,10 @@ class Run:
         seconds: float = 60.0,
         route: str | None = None,
     ) -> Mapping[str, Any]:
-        """Have its output and end sent to its collector once more, or to the one of `callback`; return {state, delivered}.
+        """Have the host send the run's output and end to its collector, or to `callback`'s, again.
 
-        `start`: from this byte of each stream. `route`: where its courier is to connect to from now on. `seconds=0` sends nothing.
+        Return {state, delivered}. `start`: from this byte of each stream. `route`: where the
+        courier is to connect from now on. `seconds=0` sends nothing.
         """
         request = {
             "callback": dict(callback) if callback else None,
@@ -354,7 +364,7 @@ class Run:
         return Killed(bool(answer.get("ended")), tuple(answer.get("survivors", ())), state)
 
     def heard(self, state: State) -> State:
-        """Take in and return what the host has told of it."""
+        """Remember the State that the host has told, and return it."""
         before, self.known = self.known, state
         self.id, self.name = state.prog_id, state.name
         if not self._seen:

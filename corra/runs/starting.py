@@ -1,7 +1,7 @@
-"""Starting runs: what `inv run`, `corra.start` and everybody's own tasks are made of.
+"""Starting runs, from `corra.start`, `corra.run` and `inv again`.
 
-A target is a fabric Connection, a host's name (`db1`, `ops@db1:2222`, `local`) or a Host. A bare invoke Context is none: under `inv` it
-would mean this machine, under `fab` the other one.
+A target is a fabric Connection, a host's name (`db1`, `ops@db1:2222`, `local`) or a Host. A bare
+Invoke Context is none: it would mean this machine under `inv` and the other one under `fab`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def again(
     id: str | None = None,  # noqa: A002
     secrets: Mapping[str, str] | None = None,
 ) -> tuple[Launch, str | None]:
-    """Return the Launch of the same program, on the same host, as a run of its own; and the URL that the old one reported to, if it did.
+    """Return the Launch of the same program on the same host, and the URL the old run reported to.
 
-    What the host has written down is what is started: words, directory, the variables that were given, stdin, limits and name. The login's
-    own environment is that of now. Secrets were never written down and must be given anew. Raises NotStarted where it still runs, where a
-    secret is missing, and where its output and stdin are gone.
+    The host's record says what is started: words, directory, given variables, stdin, limits and
+    name. The login's own environment is that of now. The record has no secrets: they must be given
+    again. Raises NotStarted where the old run goes on, a secret is missing, or the stdin is gone.
     """
     prog_id = new_run_id(id)
     state = run.state()
@@ -58,11 +58,10 @@ def again(
     )
     if missing:
         flags = " ".join(f"--secret {name}" for name in missing)
+        give = f"{typed()} again {flags} {ids.short(state.prog_id)}"
         raise NotStarted(
             f"nobody has kept its secret{'s' * (len(missing) != 1)} {', '.join(missing)}",
-            hint=[
-                f"give it again:  {typed()} again {flags} {ids.short(state.prog_id)}      (or --secret NAME=FILE)"
-            ],
+            hint=[f"give it again:  {give}      (or --secret NAME=FILE)"],
             **facts,
         )
     if isinstance(stdin, Mapping) and "bytes" in stdin and len(given) != stdin["bytes"]:
@@ -89,8 +88,9 @@ def start(
 ) -> Run:
     """Start `argv` on `target` and return as soon as the host has confirmed it.
 
-    The same `id` again is the same run, so a start that failed with MaybeStarted may be repeated with it. `watch` is given the
-    LinkDown and LinkUp of the meantime. Raises NotStarted, Unreachable, MaybeStarted, Misuse.
+    The same `id` again is the same run, so a start that raised MaybeStarted may be repeated with
+    its id. `watch` gets each LinkDown and LinkUp. Raises NotStarted, Unreachable, MaybeStarted,
+    Misuse.
     """
     starting = launch(target, argv, **options)
     follow = starting.follow(_patience(reconnect_timeout), stay=False)
@@ -118,11 +118,12 @@ def run(
     watch: OnEvent | None = None,
     **options: Unpack[StartOptions],
 ) -> Result:
-    """Start `argv` on `target`, show its output as it comes, and return its Result when it has ended.
+    """Start `argv` on `target`, show its output as it comes, and return its Result at its end.
 
-    `hide` (True, "out" or "err"), `warn`, `out_stream` and `err_stream` are Invoke's. A stream that takes bytes gets the program's
-    bytes; one that takes text gets them decoded as UTF-8. Ctrl-C leaves the program running.
-    Raises Failed, TimedOut and Lost unless `warn`; NotStarted, Unreachable, MaybeStarted, StillRunning, Misuse always.
+    `hide` (True, "out" or "err"), `warn`, `out_stream` and `err_stream` are Invoke's. A stream that
+    takes bytes gets the program's bytes; one that takes text gets them decoded as UTF-8. Ctrl-C
+    leaves the program running. Raises Failed, TimedOut and Lost unless `warn`; NotStarted,
+    Unreachable, MaybeStarted, StillRunning and Misuse always.
     """
     from .result import Result
 

@@ -1,7 +1,7 @@
-"""What is sent to a program while it runs: kept here until the host has taken it, sent again after a broken link, taken once.
+"""Bytes for a program's stdin while it runs: kept here until the host has them, taken there once.
 
-A Feed travels over the link of a Follow. We call ourselves by a number made here and count our own bytes from 0, so the host knows what of
-them it has, whichever link brought them and whoever else has sent something meanwhile.
+A feed travels over the link of a Follow. It has a number made here and counts its own bytes from 0.
+So the host knows which of them it has, whichever link brought them and whoever else sends.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Protocol
 from corra.model.frames import Taken
 from corra.transport.channel import LinkLost
 
-# In one frame: what an acknowledgement moves on by.
+# The most in one frame; an acknowledgement moves on by as much.
 _STEP = 256 * 1024
-# What is typed is kept together with what was typed before it.
+# Keystrokes are joined up to this size.
 _SMALL = 4096
-# What may be under way unacknowledged: twice the window of sshd. The host holds as much where the program or the disk has no room.
+# The most that may be under way unacknowledged: twice the window of sshd. The host holds as much
+# where the program or the disk has no room.
 FEED_WINDOW = 4 << 20
 
 
@@ -27,22 +28,21 @@ class SendingLink(Protocol):
 
 
 class StdinFeed:
-    """The sending side. All methods may be called from any thread; only `wait` waits for the host."""
+    """The sending side. Any thread may call its methods; only `wait` waits for the host."""
 
     def __init__(self) -> None:
         self.sender = 1 + secrets.randbits(52)
-        self._pieces: deque[bytes] = (
-            deque()
-        )  # from `taken` on; a buffer that is filled behind and emptied in front is copied time and again
+        # From `taken` on. One buffer, filled behind and emptied in front, would be copied often.
+        self._pieces: deque[bytes] = deque()
         self._taken = self._given = 0
         self._end: int | None = None
         self._over = False  # the end is taken
         self._finished = False
-        self.refused = False  # the host takes no more: somebody else has ended it, or the program has closed it
+        # The host takes no more: another sender has ended stdin, or the program has closed it.
+        self.refused = False
         self.closed_there = False
-        self._sent: int | None = (
-            None  # over the link that is open, once the host has said what it has
-        )
+        # Over the open link, once the host has said which bytes it has.
+        self._sent: int | None = None
         self._end_sent = False
         self._size: tuple[int, int] | None = None
         self._size_sent = False
@@ -51,11 +51,11 @@ class StdinFeed:
         self._link: SendingLink | None = None
         self._thread: threading.Thread | None = None
 
-    # For whoever sends
+    # For the sender
 
     @property
     def given(self) -> int:
-        """The offset behind the last byte given to us."""
+        """The offset behind the last byte given."""
         return self._given
 
     @property
@@ -70,7 +70,7 @@ class StdinFeed:
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will be given and the host has all of it, the end too if there was one."""
+        """Whether nothing more will be given and the host has all, the end included."""
         return (
             self._finished
             and not self.refused
@@ -114,7 +114,7 @@ class StdinFeed:
         return b"".join(found)
 
     def end(self) -> None:
-        """Send the end; on a terminal, what is typed there to mean it."""
+        """Send the end; on a terminal, its end-of-file character."""
         with self._changed:
             self._end = self.given if self._end is None else self._end
             self._changed.notify_all()
@@ -130,7 +130,7 @@ class StdinFeed:
             self._changed.notify_all()
 
     def wait(self, most: int, timeout_s: float | None = None) -> bool:
-        """Wait until at most `most` bytes are waiting for the host; return whether that is so and there is any use in sending more."""
+        """Wait until at most `most` bytes wait for the host; return whether more may be sent."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self.waiting <= most or self.refused or self._closed, timeout_s
@@ -162,7 +162,7 @@ class StdinFeed:
     def told(self, taken: Taken) -> bool:
         """Take note of what the host has taken; return whether it has taken more than it had."""
         with self._changed:
-            # On a terminal our end is a byte too, which isn't among those we count.
+            # On a terminal the end is a byte, too, which isn't among those counted here.
             fresh = min(taken.offset, self.given) - self._taken
             if fresh > 0:
                 self._drop(fresh)
@@ -190,7 +190,7 @@ class StdinFeed:
             try:
                 link.send(frames)
             except (LinkLost, OSError, ValueError):
-                # Whoever reads the link will find it broken and make another.
+                # The Follow finds the link broken, too, and makes another.
                 with self._changed:
                     self._link = None if self._link is link else self._link
 

@@ -1,4 +1,4 @@
-"""What a program reads from its start on, as a file that can be read again for as long as the start isn't confirmed."""
+"""The stdin that is sent with a start, as a file that can be read again until the host confirms."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import IO, Any, BinaryIO, cast
 def payload_of(
     stdin: str | bytes | IO[bytes] | IO[str] | None, *, named: bool
 ) -> tuple[dict[str, Any] | None, BinaryIO | None]:
-    """Return what Program says of `stdin`, and the bytes as a file that can be read again if the start has to be repeated.
+    """Return the Program's `stdin`, and its bytes as a file that a repeated start can read again.
 
-    `named`: the run's id is somebody else's idea, who may give it again: then the bytes are part of what is compared, by their hash. It takes a
-    pass over them here and one there, which a gigabyte of a run that nobody can confuse with another needn't wait for.
+    `named`: the caller chose the id and may use it again, so a hash of the bytes is compared as
+    well. The hash costs a pass over the bytes here and one there; an id made by corra needs none.
     """
     if stdin is None:
         return None, None
@@ -30,14 +30,17 @@ def payload_of(
         part = cast("BinaryIO", _Part(source, begin, size))
         return {"bytes": size, **({"sha256": _sha256(part)} if named else {})}, part
     # A pipe gives its bytes once, and its length is known only at its end.
-    spooled = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - read again for as long as the start isn't confirmed
+    spooled = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - the Launch closes it
     size = _pour(source, spooled)
     spooled.seek(0)
     return {"bytes": size, **({"sha256": _sha256(spooled)} if named else {})}, spooled
 
 
 def _sha256(source: BinaryIO) -> str:
-    """Return the hash of all of `source`: the same id with other bytes is another run, and a file that changes meanwhile is noticed."""
+    """Return the hash of all of `source`.
+
+    The same id with other bytes is a conflict, and the host notices a file that changes meanwhile.
+    """
     source.seek(0)
     digest = hashlib.sha256()
     while data := source.read(1 << 20):
@@ -63,7 +66,7 @@ def _pour(source: Any, target: BinaryIO) -> int:
 
 
 class _Part(io.RawIOBase):
-    """`size` bytes of a file from where it stood when it was given: what is appended to it meanwhile wasn't announced."""
+    """`size` bytes of a file from `begin` on: bytes appended meanwhile weren't announced."""
 
     def __init__(self, source: BinaryIO, begin: int, size: int) -> None:
         self._source, self._begin, self._size = source, begin, size

@@ -1,4 +1,4 @@
-"""What a Follow is to bring of a run, and how far it has come with it."""
+"""The part of a run that a Follow is to bring, and how far the Follow has come with it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 from corra.model.frames import Cursor, Gap, Output
 from corra.model.state import State
 
-# A hole that no G frame announced is the link's fault, until the host has left the same hole this often.
+# A hole that no G frame announced is the link's fault, until the host has left it this often.
 SKIPS_MAX = 3
 
 
 class Wanted(NamedTuple):
-    """What of a run is to be brought, and from where on: a cursor, its last `tail` lines, or a time.
+    """The part of a run to bring: from a cursor, from its last `tail` lines, or from a time on.
 
-    `live`: go on as more comes. `late`: also what is written after the end. `times`: with the time of each piece.
+    `live`: go on as more comes. `late`: also the output after the end. `times`: with the time of
+    each piece.
     """
 
     cursor: Mapping[str, int] | None = None
@@ -51,9 +52,8 @@ class Position:
         return dict(self._cursor.offsets)
 
     def begin(self, reply: Mapping[str, Any], state: State) -> None:
-        """Learn from the first reply where a tail begins, so that a link cut before its first byte loses none.
-
-        It begins where the host says, else at the end of the output that there was.
+        """Learn from the first reply where a tail begins, so that a cut before its first byte loses
+        nothing: where the host says, else at the end of the output so far.
         """
         begins = reply.get("cursor")
         if isinstance(begins, Mapping):
@@ -64,7 +64,7 @@ class Position:
         }
 
     def request(self, *, again: bool) -> dict[str, Any]:
-        """Return what the agent's `follow` is told of it; `again`: the host has said before where a tail begins."""
+        """Return its part of the request; `again`: the host has said before where a tail begins."""
         wanted, offsets = self._wanted, self.offsets
         begun = wanted.begins_later and again and (bool(offsets) or wanted.tail == 0)
         if begun:
@@ -88,7 +88,10 @@ class Position:
         yield from self._cursor.take(frame)
 
     def rest(self, state: State) -> Iterator[Output | Gap]:
-        """Yield a Gap for what the final State counts and nobody sent. Raises Hole while it may still be asked for again."""
+        """Yield a Gap for bytes that the final State counts and the host didn't send.
+
+        Raises Hole while the client should ask for them again.
+        """
         if self._wanted.begins_later:
             return
         for stream, facts in (state.streams or {}).items():

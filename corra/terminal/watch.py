@@ -371,7 +371,11 @@ class Watch:
                 self._leave(signals.Signals(item).name)
 
     def _may_relay(self) -> bool:
-        """Return whether a signal to us is the program's: while no start is confirmed a first signal waits for it, and a second one ends us."""
+        """Return whether a signal to the client is for the program.
+
+        Until the start is confirmed the first signal waits for that, and a second one ends the
+        client.
+        """
         if self._by_host is None:
             return False
         if self._by_host.confirmed:
