@@ -266,7 +266,9 @@ class Failed(Exception):
 class Tether:
     """One ssh and the program at its far end."""
 
-    def __init__(self, ssh, text, password, patience_s, report):
+    def __init__(self, ssh, text, password, patience_s, report, wakeup):
+        """`wakeup` is where signals can be read, each as a byte."""
+        self.wakeup = wakeup
         self.text, self.password, self.report = text, password, report
         self.deadline = time.monotonic() + patience_s
         self.patience_s = patience_s
@@ -292,10 +294,6 @@ class Tether:
         self.orders = []
         self.pid = None
         self.status = None
-        self.wakeup, theirs = os.pipe()
-        os.set_blocking(self.wakeup, False)
-        os.set_blocking(theirs, False)
-        signal.set_wakeup_fd(theirs)
 
     # ---- the loop
 
@@ -477,11 +475,29 @@ class Report:
         self.descriptor = None
 
 
+def hear_signals():
+    """Have signals come as bytes from the descriptor that is returned.
+
+    The pipe comes before the handlers: a handler without the pipe would swallow a signal.
+    """
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    os.set_blocking(theirs, False)
+    signal.set_wakeup_fd(theirs)
+    for number in list(REAL) + list(range(STAND_IN + 1, signal.NSIG)):
+        try:
+            signal.signal(number, lambda *_: None)
+        except (OSError, ValueError):
+            pass  # the C library keeps some real-time signals for itself
+    return ours
+
+
 def main(words):
     """Run the tether. `words` are flags, then `N`, the N words of ssh, and the program's words.
 
     The flags are --before TEXT, --patience SECONDS and --merge.
     """
+    wakeup = hear_signals()
     before, patience_s, merge = "", 60.0, False
     while words[0].startswith("--"):
         flag = words.pop(0)
@@ -505,12 +521,8 @@ def main(words):
     given["CORRA_PROG_ID"] = os.environ.get("CORRA_PROG_ID", "")
     for name in [name for name in os.environ if name.startswith("CORRA_")]:
         del os.environ[name]
-    for number in list(REAL) + list(range(STAND_IN + 1, signal.NSIG)):
-        try:
-            signal.signal(number, lambda *_: None)
-        except (OSError, ValueError):
-            pass  # the C library keeps some real-time signals for itself
-    tied = Tether(ssh, program_text(argv, given, before, merge), password, patience_s, report)
+    text = program_text(argv, given, before, merge)
+    tied = Tether(ssh, text, password, patience_s, report, wakeup)
     try:
         status = tied.run()
     except Failed as failure:

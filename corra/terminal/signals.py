@@ -61,10 +61,12 @@ class Desk:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signals.set_wakeup_fd(self._wakeup)
+        # The handlers go before the pipe, as they came after it: one without the pipe would swallow
+        # a signal.
         for number, handler in self._before.items():
             signals.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():
+            signals.set_wakeup_fd(self._wakeup)
         write, self._write = self._write, -1
         os.close(write)
         os.close(self._read)

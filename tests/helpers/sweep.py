@@ -13,7 +13,10 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 from corra import agent as host_agent
 from torture import agent_argv
@@ -158,6 +161,52 @@ class Tracer:
         if role == self.role and self.calls[role] == self.point and not self.killed:
             self.killed = pid
             os.kill(pid, signal.SIGKILL)
+
+
+def signalled(
+    argv: list[str], number: int, point: int, deadline_s: float = 30, **how: Any
+) -> tuple[int, float, int, bytes]:
+    """Run `argv` and send it `number` at its `point`-th stop at a system call, after its exec.
+
+    Return how many stops there were, the seconds until the signal was sent, the status as waitpid
+    has it, and what was written to stdout and to the descriptor of $CORRA_REPORT. After
+    `deadline_s` it is killed.
+    """
+    began = sent = time.monotonic()
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        os.dup2(theirs, 1)
+        os.dup2(0, 2)
+        os.set_inheritable(theirs, True)
+        _ptrace(PTRACE_TRACEME, 0)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os.execve(argv[0], argv, {**os.environ, **how, "CORRA_REPORT": str(theirs)})
+    os.close(theirs)
+    alarm = threading.Timer(deadline_s, os.kill, (pid, signal.SIGKILL))
+    os.waitpid(pid, WALL)
+    alarm.start()
+    _ptrace(PTRACE_SETOPTIONS, pid, 1)
+    stops = deliver = 0
+    while True:
+        # Once the signal is sent, the process runs at its own speed.
+        _ptrace(PTRACE_SYSCALL if stops < point else PTRACE_CONT, pid, deliver)
+        _, status = os.waitpid(pid, WALL)
+        if os.WIFEXITED(status) or os.WIFSIGNALED(status):
+            break
+        deliver = 0
+        if os.WSTOPSIG(status) == signal.SIGTRAP | 0x80:
+            stops += 1
+            if stops == point:
+                sent = time.monotonic()
+                os.kill(pid, number)
+        elif os.WSTOPSIG(status) not in (signal.SIGTRAP, signal.SIGSTOP):
+            deliver = os.WSTOPSIG(status)
+    alarm.cancel()
+    with open(ours, "rb") as said:
+        return stops, sent - began, status, said.read()
 
 
 # It is its own sender: what it reads has gone through the spool and the guards, to an end that they

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, example, given, settings, strategies as st
 
+import sweep
 from agent_door import alive, gone
 from corra.on_host import tether
 from corra.transport.command import portable
@@ -35,6 +36,7 @@ LOGIN_SHELLS = [
     for shell in ("bash", "zsh", "fish", "tcsh")
 ]
 NONCE = b"0123456789abcdef"
+POINTS = int(os.environ.get("CORRA_SWEEP_POINTS") or 30)
 # Prints its words with their lengths, so that no separator can be mistaken for a part of a word.
 SHOW = 'for word; do printf "%s:%s" "$(printf %s "$word" | wc -c)" "$word"; done'
 
@@ -444,6 +446,26 @@ def test_a_stop_before_the_host_was_reached_starts_nothing(carry):
     process.send_signal(tether.STAND_IN + signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.report.read() == b"link 4 stopped before the host was reached"
+
+
+def test_no_signal_is_swallowed_however_early_it_comes():
+    # A program that nobody stops says so. One that is stopped has no time for that.
+    program = ["sh", "-c", "sleep 3; echo went on; exit 42"]
+    link = ["sh", "-c", tether.FAR]
+    argv = [sys.executable, "-ISE", tether.__file__, str(len(link)), *link, *program]
+    number = tether.STAND_IN + signal.SIGTERM
+    whole, _, status, said = sweep.signalled(argv, number, 1 << 30)
+    assert (os.WEXITSTATUS(status), said) == (42, b"went on\n")
+    assert whole > 200
+    wrong = []
+    # The last half is the tether itself, behind the start of Python.
+    for point in range(whole // 2, whole, max(1, whole // 2 // POINTS)):
+        _, sent_s, status, said = sweep.signalled(argv, number, point)
+        if sent_s > 3:  # the program may have ended by then
+            break
+        if b"went on" in said or (os.WIFEXITED(status) and os.WEXITSTATUS(status) == 42):
+            wrong.append((point, status, said))
+    assert wrong == []
 
 
 def test_a_child_left_behind_with_the_output_open_keeps_nobody_waiting(carry, tmp_path):
