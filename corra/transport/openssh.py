@@ -30,6 +30,8 @@ SSH_FAILED = 255
 # What is kept for a second try. Requests are far smaller; a program's stdin is sent only after the
 # first byte has come.
 REPLAY_MAX = 1 << 20
+# How often a ProxyCommand is started that ends before the host's greeting.
+PROXIES_MAX = 3
 
 _TURNED_AWAY = re.compile(r"Connection (?:closed|reset) by")
 # What ssh says when the peer, or a ProxyCommand, ended before the peer said who it is.
@@ -68,6 +70,7 @@ class SshProcess(Process):
         self._config = config
         self._deadline = time.monotonic() + limit_s
         self._pause_s = 0.1
+        self._tries = 1
         self._answered = False
         self._written = bytearray()
         super().__init__(argv)
@@ -101,6 +104,9 @@ class SshProcess(Process):
 
     def _again(self) -> bool:
         """Start ssh again and write again what was written; return whether the time allowed it."""
+        self._tries += 1
+        if self._known.proxy_command and self._tries > PROXIES_MAX:
+            return False
         jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         self._pause_s = min(2.0, self._pause_s * 2) * jitter
         if time.monotonic() + self._pause_s > self._deadline or len(self._written) >= REPLAY_MAX:
@@ -165,6 +171,8 @@ def failure(
             return Unreachable(f"no answer from {address} port {port} in {limit_s:g} s", host=name)
         return Unreachable(f"{address} port {port}: {why}", host=name)
     where = f"{known.hostname} port {known.port}"
+    if known.proxy_command and not known.proxy_jump:
+        where = "its ProxyCommand"
     if "timed out during banner exchange" in said:
         return Unreachable(f"no answer from {where} in {limit_s:g} s", host=name)
     if _TURNED_AWAY.search(said):
@@ -174,12 +182,24 @@ def failure(
 
 
 def _turned_away(said: str, host: Host, known: SshSettings) -> TurnedAway:
+    if known.proxy_command and not known.proxy_jump:
+        lines = [line for line in said.splitlines() if line.strip() and not _is_sshs_own(line)]
+        words = first_line(lines[0].encode()) if lines else ""
+        return TurnedAway(
+            f'its ProxyCommand ended: "{words}"' if words else "its ProxyCommand ended",
+            host=host.name,
+            kind="unreachable",
+        )
     return TurnedAway(
         f"{known.hostname} port {known.port} closed the connection before it began",
         host=host.name,
         hint=[first_line(said.encode())],
         kind="unreachable",
     )
+
+
+def _is_sshs_own(line: str) -> bool:
+    return bool(_NO_BANNER.search(line) or _TURNED_AWAY.match(line))
 
 
 def _host_key(

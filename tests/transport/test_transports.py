@@ -505,6 +505,32 @@ while data := s.recv(65536): os.write(1, data)" %p"""
     assert everything(open_runner("piped", via=via), "echo in")[0] == b"in\n"
 
 
+@pytest.mark.parametrize("via", VIAS)
+def test_a_proxy_command_that_fails_is_quoted(sshd: Sshd, open_runner: Open, via: str) -> None:
+    script = sshd.directory / "gate"
+    script.write_text("#!/bin/sh\necho 'gate is shut' >&2\nexit 9\n")
+    script.chmod(0o755)
+    sshd.add_host("vpn9", HostName="192.0.2.1", ProxyCommand=str(script))
+    began = time.monotonic()
+    error = fails(open_runner("vpn9", via=via))
+    assert isinstance(error, Unreachable)
+    how = " with exit 9" if via == "fabric" else ""
+    assert error.line == f'corra: vpn9: NOT STARTED: its ProxyCommand ended{how}: "gate is shut"'
+    assert "192.0.2.1" not in str(error)
+    assert time.monotonic() - began < 14
+
+
+@pytest.mark.parametrize("via", VIAS)
+def test_a_proxy_command_that_says_nothing_and_goes_nowhere_is_no_address(
+    sshd: Sshd, open_runner: Open, via: str
+) -> None:
+    sshd.add_host("dumb", HostName="192.0.2.1", ProxyCommand="false")
+    assert "its ProxyCommand ended" in fails(open_runner("dumb", via=via)).why
+    sshd.add_host("deaf", HostName="192.0.2.1", ProxyCommand="sleep 60")
+    error = fails(open_runner("deaf", via=via, connect_timeout_s=1))
+    assert error.why == "no answer from its ProxyCommand in 1 s"
+
+
 def test_a_broken_ssh_config_is_said_in_one_line_each_time(sshd: Sshd, open_runner: Open) -> None:
     with sshd.ssh_config.open("a") as config:
         config.write("NoSuchOption yes\n")

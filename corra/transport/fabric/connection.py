@@ -11,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import random
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +30,7 @@ from corra.transport.ssh_config import Question, SshSettings, config_path
 
 from .beyond import BeyondFabric
 from .login import Answers, Login, NobodyToAsk
+from .proxied import Proxied
 from .session import Order, Session
 from .tcp import Carrier
 
@@ -48,6 +47,8 @@ JUMPS_MAX = 8
 # Other threads may take all sessions of a new connection before this one gets its own, but hardly
 # this often.
 CONNECTS_MAX = 3
+# A ProxyCommand may be an ssh that was turned away in a burst. One that fails for good is told soon.
+PROXIES_MAX = 3
 
 
 class Fabric:
@@ -233,7 +234,9 @@ class Fabric:
         """
         deadline, limit = self._time()
         pause_s = 0.1
+        tries = 0
         while True:
+            tries += 1
             try:
                 return self._attempt(
                     dialling or _InThread(lambda: self._socket(deadline, limit)), deadline, limit
@@ -242,8 +245,12 @@ class Fabric:
                 # In a burst sshd drops some connections before its greeting (MaxStartups), and a
                 # little later it takes them.
                 dialling = None
+                if error.proxied and tries == PROXIES_MAX:
+                    raise self._unreachable(error.said) from error
                 jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret
                 pause_s = min(2.0, pause_s * 2) * jitter
+                if time.monotonic() + pause_s > deadline and error.proxied:
+                    raise self._unreachable(error.said) from error
                 if time.monotonic() + pause_s > deadline:
                     raise self._unreachable(
                         f"{self._where()} closed the connection before it began", error.said
@@ -300,15 +307,24 @@ class Fabric:
         except BaseException as error:
             transport = connection.client.get_transport()
             greeted = transport is not None and bool(transport.remote_version)
+            proxied = carrier if isinstance(carrier, Proxied) else None
+            ended = "" if proxied is None or greeted else proxied.end()
             connection.client.close()
             carrier.close()
             if isinstance(error, (CorraError, BeyondFabric, NobodyToAsk)):
                 raise
             if not isinstance(error, Exception):
                 raise
+            if ended:
+                raise _TurnedAwayError(ended, proxied=True) from error
             late = time.monotonic() > deadline - 0.1
             raise self._meaning(
-                error, greeted=greeted, judged=bool(offered), late=late, limit=limit
+                error,
+                greeted=greeted,
+                judged=bool(offered),
+                late=late,
+                limit=limit,
+                said="" if proxied is None else proxied.said,
             ) from error
         connection.transport.calm()
         return connection
@@ -374,11 +390,11 @@ class Fabric:
         if self._given is not None and self._given.gateway is None:
             jump = None
         if isinstance(gateway, str):
-            return _proxy(gateway)
+            return Proxied(gateway)
         if jump or gateway:
             return self._through(self._jump_from(jump, gateway), deadline)
         if known.proxy_command:
-            return _proxy(known.proxy_command)
+            return Proxied(known.proxy_command)
         address, port = (
             (self._given.host, int(self._given.port))
             if self._given is not None
@@ -486,7 +502,14 @@ class Fabric:
         raise self._unreachable(f"{where}: {worst.strerror or worst}") from worst
 
     def _meaning(
-        self, error: Exception, *, greeted: bool, judged: bool, late: bool, limit: float
+        self,
+        error: Exception,
+        *,
+        greeted: bool,
+        judged: bool,
+        late: bool,
+        limit: float,
+        said: str,
     ) -> Exception:
         """Return the error that an error in the middle of the handshake means."""
         from paramiko import IncompatiblePeer, SSHException
@@ -495,7 +518,7 @@ class Fabric:
         if not isinstance(error, (SSHException, EOFError, OSError)):
             return error
         if late or isinstance(error, TimeoutError) or "imeout" in text:
-            return self._unreachable(f"no answer from {self._where()} in {limit:g} s")
+            return self._unreachable(f"no answer from {self._where()} in {limit:g} s", said)
         if not greeted:
             return _TurnedAwayError(text)
         if judged:
@@ -510,6 +533,9 @@ class Fabric:
         return alone
 
     def _where(self) -> str:
+        """Return who should have answered. Behind a ProxyCommand, no address was dialled."""
+        if self.settings.proxy_command and not self.settings.proxy_jump and self._given is None:
+            return "its ProxyCommand"
         return f"{self.settings.hostname} port {self.settings.port}"
 
     def _unreachable(self, why: str, said: str = "", hint: str = "") -> Unreachable:
@@ -549,8 +575,9 @@ def _without(kwargs: Any, *names: str) -> dict[str, Any]:
 class _TurnedAwayError(Exception):
     """The host hung up before it sent its greeting."""
 
-    def __init__(self, said: str) -> None:
+    def __init__(self, said: str, *, proxied: bool = False) -> None:
         self.said = said
+        self.proxied = proxied
         super().__init__(said)
 
 
@@ -580,20 +607,3 @@ class _InThread:
         if self._error is not None:
             raise self._error
         return self._value
-
-
-def _proxy(command: str) -> socket.socket:
-    """Start a ProxyCommand by the user's shell, as ssh does; return its stdin and stdout."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        shell = os.environ.get("SHELL") or "/bin/sh"
-        process = subprocess.Popen(
-            [shell, "-c", f"exec {command}"],
-            stdin=theirs.fileno(),
-            stdout=theirs.fileno(),
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    # It ends when the socket is closed. The thread reaps it.
-    threading.Thread(target=process.wait, daemon=True).start()
-    return ours
