@@ -76,12 +76,15 @@ def patience(c: Context, given: Given, *, timeout_s: float | None = None) -> Pat
 
 def _said(given: ReachFlags) -> tuple[str | None, str | None]:
     """Return who logs in and whom sudo makes of them, as --as and --mode say together. Raises Misuse."""
-    from corra.model.host import Mode, login_and_user
+    from corra.model.host import Host, Mode, login_and_user, refuse_two_logins
 
     if given.mode and not given.as_user:
         raise Misuse(f"--mode {given.mode} needs --as USER", fate="NOT DONE")
     try:
-        return login_and_user(given.as_user, Mode(given.mode) if given.mode else None)
+        said = login_and_user(given.as_user, Mode(given.mode) if given.mode else None)
+        for name in _hosts(given.host) if said[0] and given.host else ():
+            refuse_two_logins(Host.parse(name), said[0])
+        return said
     except Misuse as error:
         raise error.but(fate="NOT DONE") from error
 

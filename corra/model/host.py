@@ -141,6 +141,14 @@ def login_and_user(user: str | None, mode: Mode | None) -> tuple[str | None, str
     return None, user
 
 
+def refuse_two_logins(host: Host, login: str | None) -> None:
+    """Raise Misuse if `login` is another one than `host` names."""
+    if host.login and login and host.login != login:
+        raise Misuse(
+            f"two logins: {host.login}@{host.name}, and {login} by --mode ssh-as", host=host.name
+        )
+
+
 def meant_host(
     host: Host | str, user: str | None, mode: Mode | None = None, *, port: int | None = None
 ) -> Host:
@@ -150,6 +158,7 @@ def meant_host(
     """
     found = Host.parse(host) if isinstance(host, str) else host
     login, user = login_and_user(user, mode)
+    refuse_two_logins(found, login)
     found = replace(found, login=found.login or login, port=found.port or port).run_as(user)
     if mode and found.mode is not mode:
         raise Misuse(f"that is {found.mode.value}, not {mode.value}", host=found.name)

@@ -219,9 +219,7 @@ class Chaperone(Agent):
                     status, said = channel.exit_status(), channel.stderr()
                     if status == SSH_FAILED:
                         raise self._why(said.decode(errors="replace"))
-                    refusal = sudo.refusal(
-                        said.decode(errors="replace"), self.host, lambda: self._far.login
-                    )
+                    refusal = self._refusal(said.decode(errors="replace"))
                     raise refusal or self._no_shell(
                         first_line(said) or first_line(came) or "it said nothing"
                     )
@@ -254,10 +252,15 @@ class Chaperone(Agent):
             link.close()
         return state
 
+    def _refusal(self, said: str) -> CorraError | None:
+        """Return what sudo's words mean, if sudo spoke."""
+        here = not isinstance(self._far, Elsewhere)
+        return sudo.refusal(said, self.host, lambda: self._far.login, calls_here=here)
+
     def _why(self, said: str) -> CorraError:
         """Return why ssh or sudo failed, in the words that every other transport has for it."""
         said = said.replace(" | ", "\n")
-        refusal = sudo.refusal(said, self.host, lambda: self._far.login)
+        refusal = self._refusal(said)
         error = refusal or self._far.failure(said)
         # Other transports can't know whether the host acted before the link broke. The carrier does: it has sent nothing.
         return (

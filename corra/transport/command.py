@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+from corra.errors import Misuse
 from corra.model.host import LOCAL, Host, Mode, meant_host
 
 SHELL = "/bin/sh"
@@ -49,10 +50,37 @@ class Options(NamedTuple):
     tty: bool = False
     password: bool = False
     ssh: tuple[str, ...] = ()
+    host: Host | str | None = None
+
+    @classmethod
+    def meant(cls, given: Options | Mapping[str, Any] | None) -> Options:
+        """Return `given`, of which a mapping has the same names; its `mode` may be a text, and its
+        `ssh` one text or several words. Raises Misuse.
+        """
+        if isinstance(given, Options):
+            return given
+        said = dict(given or {})
+        if strange := sorted(set(said) - set(cls._fields)):
+            raise Misuse(
+                f"no option {strange[0]!r} of a command: there are {', '.join(cls._fields)}"
+            )
+        if isinstance(mode := said.get("mode"), str):
+            modes = {each.value: each for each in Mode}
+            if mode not in modes:
+                raise Misuse(f"no mode {mode!r}: there are {', '.join(modes)}")
+            said["mode"] = modes[mode]
+        if "ssh" in said:
+            words = said["ssh"] or ()
+            said["ssh"] = tuple(shlex.split(words) if isinstance(words, str) else words)
+        return cls(**said)
 
 
-def build_program(argv: Sequence[str]) -> str:
-    """Return the command that replaces its shell by `argv`, each word exactly as it is."""
+def build_program(argv: Sequence[str], options: Options | Mapping[str, Any] | None = None) -> str:
+    """Return the command that replaces its shell by `argv`, each word exactly as it is.
+
+    `options` are those of `build_command`. None of them changes the program. Raises Misuse.
+    """
+    Options.meant(options)
     # dash knows no `exec --`. Only a first word with a dash could be read as an option of exec.
     exec_ = "exec env --" if argv[0].startswith("-") else "exec"
     return " ".join([exec_, *map(shlex.quote, argv)])
@@ -62,15 +90,17 @@ def build_command(
     command: str,
     host: Host | str | None = None,
     user: str | None = None,
-    options: Options | None = None,
+    options: Options | Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Return the argv that runs `command` as `user` on `host`; None is this machine. Raises Misuse.
 
     `user` is what `--as` takes: the user that sudo changes to on the host, unless the mode says
-    otherwise; `HERE,THERE` names two.
+    otherwise; `HERE,THERE` names two. `options` may be a mapping, and may name the host.
     """
-    options = options or Options()
-    host = meant_host(host or LOCAL, user, options.mode, port=options.port)
+    options = Options.meant(options)
+    if host and options.host and str(host) != str(options.host):
+        raise Misuse(f"two hosts: {host}, and {options.host} in the options")
+    host = meant_host(host or options.host or LOCAL, user, options.mode, port=options.port)
     here, there = (ASK_HERE, ASK_THERE) if options.password else ("", "")
     match host.mode:
         case Mode.LOCAL:

@@ -7,7 +7,9 @@ has let it in, and waits for a line before it goes on.
 
 from __future__ import annotations
 
+import getpass
 import re
+import subprocess
 import time
 from collections.abc import Callable
 
@@ -22,6 +24,12 @@ _PASSED = b"corra-sudo-passed\n"
 _PATIENCE_S = 30.0
 # A channel wakes its reader for stdout only, so stderr is looked at this often.
 _LOOK_EVERY_S = 0.05
+
+
+_SAID_BY_SUDO = re.compile(
+    r"sudoers|is not allowed to|may not run sudo|password|a terminal is required|must have a tty"
+    r"|no tty present|unknown user|Sorry, try again"
+)
 
 
 def gated(command: str) -> str:
@@ -76,15 +84,24 @@ def _refused(channel: Channel, host: Host, login: Callable[[], str]) -> Auth:
     return Auth(f"sudo let nobody in: {last[-1] if last else 'it said nothing'}", host=host.name)
 
 
-def refusal(said: str, host: Host, login: Callable[[], str]) -> Auth | None:
-    """Return the error that sudo's words mean, with a remedy, or None if sudo didn't speak."""
+def refusal(
+    said: str, host: Host, login: Callable[[], str], *, calls_here: bool = True
+) -> Auth | None:
+    """Return the error that sudo's words mean, with a remedy, or None if sudo didn't speak.
+
+    If not `calls_here`, the first sudo on the way is another machine's.
+    """
     if host.as_user is None:
         return None
-    # The words don't say whether the sudo here spoke or the one on the host. The mode does.
+    # The words don't say whether the sudo here spoke or the one on the host. The mode does, unless
+    # there are two.
     here = host.user is None
+    both = host.caller is not None and host.user is not None
+    if both and calls_here and _SAID_BY_SUDO.search(said) and not _may_become(host, said):
+        here = True
     user = (host.caller if here else host.user) or ""
     where = "here" if here or host.is_local else "there"
-    who = login()
+    who = getpass.getuser() if here and both else login()
     line = f"a line that is enough:  {who} ALL=({user}) NOPASSWD: ALL"
     narrow = "a narrower one can't name the agent: its path is its own hash"
     for pattern, why, hint in (
@@ -122,3 +139,20 @@ def refusal(said: str, host: Host, login: Callable[[], str]) -> Auth | None:
         if re.search(pattern, said):
             return Auth(why, host=host.name, hint=hint)
     return None
+
+
+def _may_become(host: Host, said: str) -> bool:
+    """Whether the sudo on this machine lets us become `host.caller`."""
+    if ASK_HERE in said or ASK_THERE in said:
+        return ASK_THERE in said
+    try:
+        tried = subprocess.run(
+            ["sudo", "-n", "-H", "-u", str(host.caller), "--", "true"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=_PATIENCE_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return tried.returncode == 0

@@ -85,6 +85,11 @@ def test_what_makes_no_sense_is_refused_before_any_host_is_asked(
                 2,
                 "NOT STARTED: run has no -w;  inv --help run lists its flags",
             ),
+            (
+                "inv run --host joe@h --mode ssh-as --as ops -- true",
+                2,
+                "two logins: joe@h, and ops by --mode ssh-as",
+            ),
             ("inv kill ''", 2, "NOT KILLED: an id is empty: is a variable unset?"),
             ("inv kill", 2, "NOT KILLED: say which: nothing runs"),
             (
@@ -108,8 +113,17 @@ def test_a_host_that_cant_be_had_is_said_with_what_to_do(
     server.add_host("unknown", UserKnownHostsFile="/dev/null")
     server.add_host("db2", HostKeyAlias="db2")
     server.add_host("noauth", IdentityFile=str(key))
+    gate = tmp_path / "gate"
+    gate.write_text("#!/bin/sh\necho 'gate is shut' >&2\nexit 9\n")
+    gate.chmod(0o755)
+    server.add_host("vpn9", ProxyCommand=str(gate))
     held(
         [
+            (
+                "inv run --host vpn9 -- true",
+                125,
+                'corra: vpn9: NOT STARTED: its ProxyCommand ended with exit 9: "gate is shut"',
+            ),
             (
                 "inv run --host nowhere.invalid -- true",
                 125,

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings, strategies as st
@@ -23,6 +24,7 @@ from corra.transport.command import (
     shell,
     sudo,
 )
+from corra.transport.sudo import refusal
 
 LOGIN_SHELLS = ["sh", "bash", "dash", "zsh", "fish", "tcsh"]
 
@@ -154,6 +156,30 @@ def test_a_mode_that_it_cant_be_is_refused(mode: Mode, host: str, user: str | No
         build_command("true", host, user, Options(mode=mode))
 
 
+def test_options_may_be_a_mapping_that_names_the_host_too() -> None:
+    said = {"mode": "ssh-then-sudo", "host": "h", "port": 2222, "ssh": "-v -o 'User=a b'"}
+    how = Options(mode=Mode.SSH_THEN_SUDO, port=2222, ssh=("-v", "-o", "User=a b"))
+    assert build_command("true", user="u", options=said) == build_command("true", "h", "u", how)
+    assert build_command("true", "h", "u", said) == build_command("true", "h", "u", how)
+    assert build_command("true", "h", "u", {**said, "ssh": ["-v"]})[-4] == "-v"
+    assert build_program(["true"], said) == build_program(["true"])
+
+
+@pytest.mark.parametrize(
+    "said", [{"mode": "ssh-sideways"}, {"prot": 22}, {"host": "other"}], ids=str
+)
+def test_options_that_mean_nothing_or_contradict_are_misuse(said: dict[str, str]) -> None:
+    with pytest.raises(Misuse):
+        build_command("true", "h", "u", said)
+
+
+@pytest.mark.parametrize("host", ["joe@h", Host("h", login="joe")], ids=str)
+def test_two_logins_are_misuse(host: Any) -> None:
+    with pytest.raises(Misuse, match="two logins: joe@h, and ops by --mode ssh-as"):
+        build_command("true", host, "ops", {"mode": "ssh-as"})
+    assert build_command("true", host, "joe", {"mode": "ssh-as"}) == build_command("true", host)
+
+
 def test_with_a_password_every_sudo_asks_by_a_prompt_of_its_own() -> None:
     argv = build_command("true", "h", "c,u", Options(password=True))
     assert argv[:6] == ["sudo", "-S", "-p", ASK_HERE, "-H", "-u"]
@@ -208,3 +234,22 @@ def test_a_program_whose_name_begins_with_a_dash_is_no_option_of_exec() -> None:
     )
     assert said.returncode == 127
     assert "-a" in said.stderr
+
+
+def test_of_two_sudos_the_one_that_refused_is_blamed() -> None:
+    if not shutil.which("sudo"):
+        pytest.skip("no sudo on this machine")
+    # The words are real: of the sudo here, for a user whom neither machine has.
+    both = Host("h", user="root", caller="no-such-user")
+    done = subprocess.run(
+        build_command("true", both), capture_output=True, text=True, check=False, timeout=20
+    )
+    found = refusal(done.stderr, both, lambda: "no-such-user")
+    assert found is not None
+    assert "there" not in found.why
+    if os.getuid() == 0:  # who may become everybody here
+        assert found.why == "no user no-such-user here"
+        other = Host("h", user="no-such-user", caller="root")
+        found = refusal(done.stderr, other, lambda: "root")
+        assert found is not None
+        assert found.why == "no user no-such-user there"
