@@ -135,9 +135,9 @@ def failure(
     With `argv` None, ssh can't be started again to say more.
     """
     name = host.name
-    if _NO_BANNER.search(said) and "timed out" not in said:
-        return _turned_away(said, host, known)
-    if match := _CUT.search(said):
+    # A host on the way may have refused us for a reason of its own, which is told first.
+    ungreeted = bool(_NO_BANNER.search(said)) and "timed out" not in said
+    if not ungreeted and (match := _CUT.search(said)):
         return LinkLost(first_line(said[match.start() :].encode()))
     if (
         "REMOTE HOST IDENTIFICATION HAS CHANGED" in said
@@ -175,7 +175,7 @@ def failure(
         where = "its ProxyCommand"
     if "timed out during banner exchange" in said:
         return Unreachable(f"no answer from {where} in {limit_s:g} s", host=name)
-    if _TURNED_AWAY.search(said):
+    if ungreeted or _TURNED_AWAY.search(said):
         return _turned_away(said, host, known)
     quoted = f"ssh: {first_line(said.encode()) or 'failed without a word'}"
     return Unreachable(quoted, host=name) if _NEVER.search(said) else NoAnswer(quoted)
