@@ -27,13 +27,13 @@ TIMED_OUT = 124
 NOTHING_DONE = 125
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
-EPIPE_CODE = 141  # 128 + SIGPIPE: whoever read our output has gone
+EPIPE_CODE = 141  # 128 + SIGPIPE: the reader of our output has gone
 
 _INDENT = " " * len("corra: ")
 
 
 def line(label: str, host: str, fate: str, why: str = "") -> str:
-    """Return `corra: RUN on HOST: FATE: why`, leaving out what is empty: the grammar of all that corra says.
+    """Return `corra: RUN on HOST: FATE: why` without the empty parts: the grammar of every line.
 
     A why in parentheses is an aside, and stands behind a fate without a colon.
     """
@@ -44,7 +44,7 @@ def line(label: str, host: str, fate: str, why: str = "") -> str:
 
 
 def plain(text: str) -> str:
-    """Return `text` as one line that does nothing to a terminal: what a host, ssh or sudo said is quoted, never obeyed."""
+    """Return `text` as one line that no terminal acts on: words of a host, of ssh or of sudo."""
     if text.isprintable():
         return text
     return "".join(
@@ -54,7 +54,7 @@ def plain(text: str) -> str:
 
 
 def typed() -> str:
-    """Return the program name to show in a hint: the one that was typed."""
+    """Return the program name that was typed, for hints."""
     name = os.path.basename(sys.argv[0]) if sys.argv else ""
     return name if name in ("inv", "invoke") else "corra"
 
@@ -69,7 +69,7 @@ class CorraError(Exit):
     fate = "FAILED"
     exit_code = NOTHING_DONE
     started: Started = "no"
-    # Of a step on several hosts: the Results of all of them.
+    # The Results of all hosts, for a step on several.
     results: Any = None
 
     def __init__(
@@ -109,18 +109,18 @@ class CorraError(Exit):
 
     @property
     def message(self) -> str:
-        """What Invoke prints: the line, and on a terminal the hints below it."""
+        """The text that Invoke prints: the line, and on a terminal its hints."""
         return str(self) if sys.stderr.isatty() else self.line
 
     @message.setter
     def message(self, value: str | None) -> None:
-        """Invoke's `Exit.__init__` assigns one; ours is always computed."""
+        """Ignore what Invoke's `Exit.__init__` assigns: the message is computed."""
 
     def __str__(self) -> str:
         return "\n".join([self.line, *(_INDENT + plain(each) for each in self.hint)])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copied and pickled by what it holds: its arguments aren't those of an exception, and a process pool must hand it on."""
+        """Copy and pickle the error by its attributes, so that a process pool can hand it on."""
         return _again, (type(self), self.__dict__)
 
     def to_json(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def _kind(name: str) -> str:
 
 
 class Misuse(CorraError):
-    """The call makes no sense as it was typed; nothing was asked of any host."""
+    """The call makes no sense; no host was asked."""
 
     fate = "NOT STARTED"
     exit_code = MISUSE
@@ -168,7 +168,7 @@ class NotStarted(CorraError):
 
 
 class HostKey(NotStarted):
-    """The host's key is unknown or not the one we know."""
+    """The host's key is unknown, or differs from the known one."""
 
 
 class Auth(NotStarted):
@@ -184,7 +184,7 @@ class NoRoom(NotStarted):
 
 
 class Conflict(NotStarted):
-    """The id already names a run of another program."""
+    """The id names a run of another program already."""
 
 
 class Unreachable(CorraError):
@@ -224,7 +224,7 @@ class NotFound(CorraError):
 
 
 class Ambiguous(CorraError):
-    """Several runs answer to that prefix; nothing was done."""
+    """Several runs answer to that name or prefix; nothing was done."""
 
     fate = "AMBIGUOUS"
 
@@ -269,7 +269,8 @@ class Failed(CorraError, UnexpectedExit):
     def __init__(self, why: str = "", *, result: Any, **facts: Any) -> None:
         CorraError.__init__(self, why, **facts)
         self.reason = None  # Invoke's UnexpectedExit has one
-        # Invoke exits with the result's code, not with ours, and says a hidden result's error twice: make both come to one.
+        # Invoke exits with the result's code and not with ours, and prints a hidden result's error
+        # a second time. These two lines undo both.
         self.result = Result() if result is None else copy.copy(result)
         self.result.exited = self.code
         self.result.hide = ()

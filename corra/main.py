@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
 
@@ -17,6 +18,8 @@ from .cli.process import own_process
 from .cli.serve import serve
 from .errors import EPIPE_CODE
 
+_SUDO_PROMPT = "sudo password on the hosts, of the user who logs in there: "
+
 
 class _Corra(Program):
     """Invoke's program over our verbs; what the version is, is looked up only by who asks for it."""
@@ -25,6 +28,15 @@ class _Corra(Program):
         from corra.on_host.agent.contract import VERSION
 
         print(f"{self.name} {VERSION}")
+
+    def update_config(self, merge: bool = True) -> None:
+        """Ask for sudo's password in words that say whose it is; Invoke's name its own setting."""
+        asked = self.args["prompt-for-sudo-password"]
+        password = getpass.getpass(_SUDO_PROMPT) if asked.value else None
+        asked.value = False
+        super().update_config(merge)
+        if password is not None:
+            self.config.sudo.password = password
 
 
 ns = Collection(*tasks.ns.tasks.values(), serve, deliver)

@@ -16,6 +16,7 @@ from typing import Any
 
 from corra.model import ids
 from corra.model.ends import end_error
+from corra.model.program import command_text
 from corra.model.state import State, exit_code
 from corra.model.units import decimal_size, duration
 from corra.model.words import local_time
@@ -112,6 +113,16 @@ def fate(state: State, host: str = "", *, now: datetime | None = None) -> tuple[
     return bad.fate, bad.why + ("," + at if at and state.state == "exited" else "")
 
 
+def left_over(state: State) -> str:
+    """Return `2 processes are left: 8177 sleep, 8178 tee`, "" where the run left none."""
+    left = state.stragglers
+    if not left:
+        return ""
+    named = ", ".join(f"{each.get('pid')} {each.get('name', '')}".strip() for each in left[:3])
+    more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+    return f"{len(left)} process{' is' if len(left) == 1 else 'es are'} left: {named}{more}"
+
+
 def word(state: State) -> str:
     """Return the state in the table: `running`, `done`, `FAILED 2`, `KILLED`."""
     if not state.ended:
@@ -156,7 +167,7 @@ def row(state: State, now: datetime, host: str = "") -> tuple[str, ...]:
         age if state.ended else _short(state.elapsed or 0.0),
         "-" if state.ended or silent is None else f"{_short(silent)} ago",
         visible(str((state.origin or {}).get("user") or "-")),
-        visible(shlex.join(state.argv)),
+        visible(command_text(state.argv)),
     )
 
 
@@ -164,10 +175,10 @@ def formatted(layout: str, state: State, cells: Sequence[str]) -> str:
     """Return `layout` with each {name} replaced: a column of the table, or a key of the State. Raises KeyError with what is neither."""
     values = {
         **state.to_json(),
-        "command": shlex.join(state.argv),
+        "command": command_text(state.argv),
         **dict(zip(map(str.lower, RUNS_HEAD), cells, strict=False)),
     }
-    values.update(name=state.name or "", command=visible(shlex.join(state.argv)))
+    values.update(name=state.name or "", command=visible(command_text(state.argv)))
     text = layout.replace("\\t", "\t").replace("\\n", "\n")
     return _FIELD.sub(lambda match: _field(values[match.group(1)]), text)
 
@@ -230,7 +241,7 @@ def status(state: State, now: datetime, looked: Mapping[str, Any] | None = None)
     joint = " " if not state.ended else ": "
     lines = [visible(f"{state.label} on {state.host}{who}: ") + f"{told}{joint}{why}"]
     facts: list[tuple[str, str]] = [
-        ("command", shlex.join(state.argv) + (f"   in {state.cwd}" if state.cwd else ""))
+        ("command", command_text(state.argv) + (f"   in {state.cwd}" if state.cwd else ""))
     ]
     if started := local_time(state.start_time):
         facts.append(
@@ -257,12 +268,7 @@ def status(state: State, now: datetime, looked: Mapping[str, Any] | None = None)
     if not state.ended:
         facts.append(("process", _process(state)))
     if state.stragglers:
-        named = ", ".join(
-            f"{each.get('pid')} {each.get('name', '')}".strip() for each in state.stragglers[:3]
-        )
-        facts.append(
-            ("left over", f"{len(state.stragglers)} processes hold its output open: {named}")
-        )
+        facts.append(("leftover", left_over(state)))
     for sent in state.signals_sent[-3:]:
         sender = f" by {sent['by']}" if sent.get("by") else ""
         facts.append(
@@ -410,6 +416,14 @@ def live(
         f"{label} {host}  running  {running_time(elapsed)}  {decimal_size(amount)}  {said}",
         "Ctrl-C: detach",
         width,
+    )
+
+
+def live_waiting(label: str, host: str, *, elapsed: float, held: bool, width: int) -> str:
+    """Return the live line of one who waits for the end and sees no output."""
+    more = f"  {HELD_BACK}" if held else ""
+    return _spread(
+        f"{label} {host}  running  {running_time(elapsed)}{more}", "Ctrl-C: stop waiting", width
     )
 
 

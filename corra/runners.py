@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import fabric.runners
+from invoke.exceptions import UnexpectedExit
 from invoke.terminals import pty_size
 from invoke.watchers import FailingResponder, Responder
 
@@ -33,7 +34,7 @@ from corra.model import ids
 from corra.model.ends import end_error, start_error
 from corra.model.frames import Gap, Output, Status
 from corra.model.host import Host
-from corra.model.program import OPEN
+from corra.model.program import OPEN, USERS_SHELL
 from corra.model.state import State, exit_code
 from corra.model.units import duration
 from corra.runs import request
@@ -57,9 +58,6 @@ LEAVE_S = 5.0
 # How far back a Responder looks for its pattern. It reads prompts, and a search through gigabytes
 # at every chunk is quadratic.
 PROMPT_MAX = 64 * 1024
-
-# The user's own shell, as sshd would start it: a fabfile's commands were written for it.
-_SHELL = 'exec "${SHELL:-/bin/sh}" -c "$0"'
 
 
 class DurableResult(CorraResult):
@@ -131,6 +129,9 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
     def run(self, command: str, **kwargs: Any) -> Any:
         try:
             result = super().run(command, **kwargs)
+        except UnexpectedExit as error:
+            # Invoke's own ends a task without a word, where the output wasn't hidden.
+            raise self._failed(error.result) from error
         except KeyboardInterrupt:
             # Invoke calls send_interrupt only while it waits, not while it starts its threads,
             # which show output already.
@@ -140,6 +141,14 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         if result is None and self._disowned:  # Invoke 2; from 3 on there is one
             result = self.generate_result(**self.result_kwargs, stdout="", stderr="", exited=None)
         return result
+
+    def _failed(self, result: Any) -> CorraError:
+        assert self._state is not None
+        assert self.run_ is not None
+        host, reached = str(self.run_.host), self.run_.reached
+        error = end_error(self._state, host, result, reached=reached)
+        assert error is not None
+        return error
 
     def start(
         self, command: str, shell: str, env: dict[str, Any], timeout: float | None = None
@@ -151,7 +160,7 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         interactive = self._choose_stdin()
         launch = request.launch(
             self.context,
-            ["sh", "-c", _SHELL, command],
+            [*USERS_SHELL, command],
             name=_name(command),
             env={name: str(value) for name, value in (env or {}).items()},
             stdin=OPEN if interactive else self._payload,
@@ -391,7 +400,11 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         if state.state == "lost" and not self.opts["warn"]:
             # Lost is no UnexpectedExit: a caller that goes on after a bad end has not agreed to go
             # on after an unknown one.
-            error = end_error(state, str(self._follow.host) if self._follow else state.host)
+            error = end_error(
+                state,
+                str(self._follow.host) if self._follow else state.host,
+                reached=self.run_.reached if self.run_ else "",
+            )
             assert isinstance(error, CorraError)
             raise error
         return exit_code(state)

@@ -10,7 +10,7 @@ import shlex
 import signal as signals
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from invoke.collection import Collection
 from invoke.context import Context
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from corra.runs.run import Run
     from corra.terminal.watch import Watch
 
+T = TypeVar("T")
+
 TAIL_ON_A_TERMINAL = 200
 MERGED = "output"
 # For looking, a host that is down must not keep the others' answers back.
@@ -78,7 +80,12 @@ def run(c: Context, given: RunFlags) -> int:
         options = inputs.given_options(c, given, stdin)
         launch = request.launch(agent, given.argv, **options, **reach)
         opened.callback(launch.close)
-        return _launched(c, given, launch, opened, target)
+        unread = given.stdin is None and stdin is None
+        said = unread and _say_unread_pipe(given, launch.run)
+        code = _launched(c, given, launch, opened, target)
+        if unread and not said:
+            _say_unread_pipe(given, launch.run)  # what came while the program ran
+        return code
 
 
 @verb(AgainFlags, ids=True, fate="NOT STARTED")
@@ -234,7 +241,7 @@ def kill(c: Context, given: KillFlags) -> int:
 
     Exits 0 when none is left, also when it had ended already, 1 when something outlives KILL, 125 when nothing could be done.
     """
-    from corra.terminal.stopping import stop
+    from corra.terminal.stopping import Orders, stop
 
     _refuse_contradictions(given)
     runs = selection.to_kill(c, given)
@@ -247,6 +254,8 @@ def kill(c: Context, given: KillFlags) -> int:
                 f"would be sent {given.signal or ('KILL' if given.kill_now else found.known.stop_signal if found.known else 'TERM')}",
             )
         return 0
+
+    orders = Orders()
 
     def end(each: tuple[Run, State | None]) -> int:
         found, before = each
@@ -265,12 +274,14 @@ def kill(c: Context, given: KillFlags) -> int:
                     found,
                     grace_s=0.0 if given.kill_now else given.grace,
                     wait=not given.no_wait,
+                    orders=orders,
                 )
             if given.json:
                 given.screen.event("state", **_at(found.known or found.state(), found).to_json())
         return code[0]
 
-    return max(_each(end, runs))
+    left = partial(orders.say_left, given.screen)
+    return max((code for code, _ in _until_signalled(given, end, runs, left)), default=0)
 
 
 @verb(PsFlags)
@@ -350,22 +361,31 @@ def status(c: Context, given: StatusFlags) -> int:
 
     width = given.screen.width if given.screen.out_is_terminal else None
 
-    def show(text: str | None) -> int:
-        with _said(given) as code:
+    def look(text: str | None) -> Callable[[], int]:
+        """Ask for one run; return what shows the answer, so that the answers come in order."""
+        try:
             found = selection.find_run(c, given, text)
             state = found.state()
-            if given.json:
-                more = {"processes": found.processes()["processes"]} if given.tree else {}
-                given.screen.event("state", **_at(state, found).to_json(), **more)
-            else:
-                looked = None if state.state != "running" and not given.tree else found.processes()
-                given.screen.lines(render.status(_at(state, found), now(), looked))
-                if given.tree and looked:
-                    given.screen.lines(render.tree(looked["processes"], width))
-            code[0] = exit_code(state) if given.exit_code else 0
-        return code[0]
+            looks = given.tree or (state.state == "running" and not given.json)
+            return partial(show, found, state, found.processes() if looks else None)
+        except CorraError as error:
+            return partial(fail, error)
 
-    return max(_each(show, given.ids or [None]))
+    def show(found: Run, state: State, looked: dict[str, Any] | None) -> int:
+        if given.json:
+            more = {"processes": looked["processes"]} if looked else {}
+            given.screen.event("state", **_at(state, found).to_json(), **more)
+        else:
+            given.screen.lines(render.status(_at(state, found), now(), looked))
+            if given.tree and looked:
+                given.screen.lines(render.tree(looked["processes"], width))
+        return exit_code(state) if given.exit_code else 0
+
+    def fail(error: CorraError) -> int:
+        given.screen.error(error)
+        return error.code
+
+    return max(answer() for answer in _each(look, given.ids or [None]))
 
 
 @verb(WaitFlags, ids=True)
@@ -374,54 +394,40 @@ def wait(c: Context, given: WaitFlags) -> int:
 
     Exits as the program did; of several the largest code, with --any that of the first to end. 122: --timeout was over.
     """
-    import threading
-
     from corra.model.state import exit_code
-    from corra.terminal.signals import Desk, die_of
     from corra.terminal.watch import Watch
 
     if not given.ids:
         raise Misuse("wait needs an id", fate="NOT DONE")
+    left = len(given.ids)
 
     def end(text: str) -> int:
         found = selection.find_run(c, given, text, limit_s=given.timeout)
         follow = found.follow(
             streams=[], patience=selection.patience(c, given, timeout_s=given.timeout)
         )
-        watch = Watch(follow, found, given.screen)
+        watch = Watch(follow, found, given.screen, shows=False)
+        if len(given.ids) == 1:
+            given.screen.live(watch.live_line)
         for event in follow:
             if not given.json:
                 watch.show(event)
         assert follow.state is not None
+        if len(given.ids) == 1:
+            given.screen.live(None)
         if not given.json:
             return watch.outcome(follow.state)
         given.screen.event("state", **_at(follow.state, found).to_json())
         return exit_code(follow.state)
 
-    def report(text: str) -> None:
-        try:
-            desk.put((end(text), None))
-        except BaseException as error:  # noqa: BLE001 - the main thread raises it
-            desk.put((0, error))
-
+    if left > 1:
+        given.screen.live(lambda _: f"waiting for {left} of {len(given.ids)} runs")
     worst = 0
-    with Desk() as desk:
-        for text in given.ids:
-            threading.Thread(target=report, args=(text,), daemon=True).start()
-        for _ in given.ids:
-            item = desk.get()
-            if isinstance(item, int):
-                given.screen.close()
-                die_of(signals.Signals(item).name)
-            code, error = item
-            if isinstance(error, CorraError):
-                given.screen.error(error)
-                code = error.code
-            elif error is not None:
-                raise error
-            worst = max(worst, code)
-            if given.any and error is None:
-                return int(code)
+    for code, error in _until_signalled(given, end, given.ids):
+        left -= 1
+        worst = max(worst, code)
+        if given.any and error is None:
+            return code
     return worst
 
 
@@ -573,14 +579,54 @@ def _said(given: Given) -> Iterator[list[int]]:
         code[0] = error.code
 
 
-def _each(do: Callable[[Any], int], whom: Sequence[Any]) -> list[int]:
-    """Do it with all of them at once."""
+def _each(do: Callable[[Any], T], whom: Sequence[Any]) -> list[T]:
+    """Return what `do` returns for each of `whom`, in their order. All are done at once."""
     if len(whom) == 1:
         return [do(whom[0])]
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(min(32, len(whom) or 1)) as pool:
-        return list(pool.map(do, whom)) or [0]
+        return list(pool.map(do, whom))
+
+
+def _until_signalled(
+    given: Given,
+    do: Callable[[Any], int],
+    whom: Sequence[Any],
+    left: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[int, CorraError | None]]:
+    """Yield the code and the error of each as it comes. All are done at once, by daemon threads.
+
+    A signal ends this process at once, whatever the threads wait for; `left` is called before.
+    """
+    import threading
+
+    from corra.terminal.signals import Desk, die_of
+
+    def report(each: Any) -> None:
+        try:
+            desk.put((do(each), None))
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
+            desk.put((0, error))
+
+    with Desk() as desk:
+        for each in whom:
+            threading.Thread(target=report, args=(each,), daemon=True).start()
+        for _ in whom:
+            item = desk.get()
+            if isinstance(item, int):
+                given.screen.live(None)
+                given.screen.echoed()
+                left()
+                given.screen.close()
+                die_of(signals.Signals(item).name)
+            code, error = item
+            if isinstance(error, CorraError):
+                given.screen.error(error)
+                code = error.code
+            elif error is not None:
+                raise error
+            yield code, error
 
 
 def _at(state: State, found: Run) -> State:
@@ -594,6 +640,8 @@ def _launched(
     c: Context, given: LaunchFlags, launch: Launch, opened: contextlib.ExitStack, target: str
 ) -> int:
     """Start it, show it unless --detach, and return the exit code."""
+    from corra.model import ids
+    from corra.runs import finding
     from corra.terminal.screen import Gone
     from corra.terminal.watch import Watch
 
@@ -603,6 +651,10 @@ def _launched(
         )
     if given.dry:
         return 0
+    if namesakes := finding.open_namesakes(launch.run):
+        running = ", ".join(ids.short(each.prog_id) for each in namesakes)
+        text = f"{launch.run.name} runs there already: {running};  kill and attach need an id"
+        given.screen.note("", str(launch.run.host), text)
     if given.collector:
         launch = collectors.register(c, given.collector, launch)
     keyboard = (
@@ -617,6 +669,7 @@ def _launched(
         "hide": given.hide,
         "announce": not given.detach,
         "keyboard": keyboard,
+        "by_id": bool(namesakes),
     }
     watch = Watch(follow, launch.run, given.screen, **how)
     opened.enter_context(collectors.led_through_ssh(c, given, launch.run))
@@ -625,11 +678,20 @@ def _launched(
     except Gone:
         return watch.gone()
     if given.detach and state is not None and state.state != "not_started":
-        return _detached(given, watch, state, target, (launch.via or "").partition("@")[2])
+        return _detached(given, watch, state, launch.run)
     return STILL_RUNNING if state is None else watch.outcome(state)
 
 
-def _detached(given: LaunchFlags, watch: Watch, state: State, target: str, keeper: str) -> int:
+def _say_unread_pipe(given: Given, run: Run) -> bool:
+    """Say that nothing reads what waits in our stdin; return whether anything does."""
+    if not inputs.unread_pipe():
+        return False
+    text = "nothing reads what is piped in here: --stdin - sends it, --stdin none is silent"
+    given.screen.note("", str(run.host), text)
+    return True
+
+
+def _detached(given: LaunchFlags, watch: Watch, state: State, started: Run) -> int:
     from corra.model import ids
     from corra.model.words import side_by_side
 
@@ -639,18 +701,19 @@ def _detached(given: LaunchFlags, watch: Watch, state: State, target: str, keepe
         return 0  # the start event has said it
     given.screen.lines([state.prog_id])
     short = ids.short(state.prog_id)
-    hint = [f"watch: {typed()} attach {state.name or short}"]
+    hint = [f"watch: {typed()} attach {watch.short}"]
     fate, why = render.STARTED, watch.placed
-    if keeper:
+    elsewhere = f"elsewhere: corra attach {started.reached} {short}"
+    if keeper := (started.via or "").partition("@")[2]:
         fate, why = f"{render.STARTED}, kept by {keeper}", ""
-        hint.append(f"elsewhere: corra attach --host {target} --via chaperone@{keeper} {short}")
+        hint.append(elsewhere)
     elif state.link:
         # A warning, so it is said to logs and pipes as well.
         fate, why = f"{render.STARTED}, kept by THIS machine", "don't let it sleep"
         hint.append("safer on a machine that stays up: --via chaperone@HOST")
-    elif target != "local":
-        hint.append(f"elsewhere: corra attach --host {target} {short}")
-    given.screen.say(watch.label, target, fate, why, side_by_side(hint))
+    elif not started.host.is_local:
+        hint.append(elsewhere)
+    given.screen.say(watch.label, str(started.host), fate, why, side_by_side(hint))
     return 0
 
 
@@ -670,6 +733,57 @@ def _hours(since_s: float) -> str:
     from corra.model.units import chosen_time
 
     return "24 h" if since_s == 86400 else chosen_time(since_s)
+
+
+@verb(Given, ids=True)
+def history(c: Context, given: Given) -> int:
+    """Show the hosts that this machine remembers, or forget runs: inv history [forget WORD..]
+
+    WORD is an id, a name or a host. Forgotten runs go on, and their hosts keep them: ps --host
+    lists them still.
+    """
+    import time
+
+    from corra.errors import NotFound
+    from corra.model.units import duration
+    from corra.runs import history as remembered
+
+    from . import render
+
+    if given.ids and given.ids[0] != "forget":
+        raise Misuse(f"history has no {given.ids[0]};  it has forget", fate="NOT DONE")
+    if given.ids:
+        if not given.ids[1:]:
+            raise Misuse("say which: an id, a name or a host", fate="NOT DONE")
+        found = {text: remembered.entries_of(text) for text in given.ids[1:]}
+        for text, entries in found.items():
+            if not entries:
+                raise NotFound("", label=text, fate="NOT FOUND in this machine's history")
+        for text, entries in found.items():
+            if not given.dry:
+                remembered.forget_entries(entries)
+            count = f"{len(entries)} run{'s' * (len(entries) != 1)}"
+            given.screen.note(text, "", f"{'would forget' if given.dry else 'forgot'} {count}")
+        return 0
+    rows: dict[tuple[str, str], list[remembered.Entry]] = {}
+    for entry in remembered.recent_entries(1_000_000):
+        rows.setdefault((entry.host, entry.as_user or "-"), []).append(entry)
+    lines = []
+    for (host, user), entries in rows.items():
+        seen = time.time() - max(entry.seen for entry in entries)
+        running = sum(entry.open for entry in entries)
+        lines.append((host, user, str(len(entries)), str(running), f"{duration(seen)} ago"))
+        facts = {"runs": len(entries), "running": running, "seen_s": round(seen, 3)}
+        if given.json:
+            given.screen.event("history", host=host, as_user=user, **facts)
+    if lines and not given.json:
+        head = ("HOST", "AS", "RUNS", "RUNNING", "SEEN")
+        given.screen.lines(
+            render.table([[render.visible(each) for each in row] for row in lines], head=head)
+        )
+    elif not lines:
+        given.screen.note("", "", "no run was started from here yet")
+    return 0
 
 
 @verb(BookFlags, ids=True)
@@ -756,7 +870,7 @@ def _list_books(c: Context, given: BookFlags) -> int:
     return code
 
 
-ns = Collection(run, again, attach, logs, send, kill, ps, status, wait, gc, doctor, book)
+ns = Collection(run, again, attach, logs, send, kill, ps, status, wait, gc, doctor, history, book)
 
 __all__ = [
     "again",
@@ -764,6 +878,7 @@ __all__ = [
     "book",
     "doctor",
     "gc",
+    "history",
     "kill",
     "logs",
     "ns",

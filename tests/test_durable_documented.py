@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Cli
 from fabric import Config, Connection, SerialGroup
 from fabric.exceptions import GroupException
 from invoke.exceptions import (
@@ -310,3 +312,66 @@ def test_ctrl_c_is_answered_at_once_under_inv_too(sshd: Sshd, home: Path, how: s
     )
     assert Path(f"/proc/{(home / 'pid').read_text().strip()}").exists()
     assert corra.attach("echo", "h").kill(grace=0).ended
+
+
+FABFILE = """
+from fabric import task
+from corra.runners import Durable
+
+@task
+def bad(c):
+    c.run("echo out; exit 3", hide=HIDE, pty=PTY)
+
+@task
+def caught(c):
+    try:
+        bad(c)
+    except UnexpectedExit as error:
+        print("caught", error.result.exited, error.result.stdout.strip())
+
+from invoke import Collection
+from invoke.exceptions import UnexpectedExit
+ns = Collection(bad, caught)
+ns.configure({"runners": {"remote": Durable}})
+"""
+
+
+def fab(sshd: Sshd, home: Path, task: str, **given: Any) -> subprocess.CompletedProcess[str]:
+    text = FABFILE
+    for name, value in given.items():
+        text = text.replace(name, repr(value))
+    (home / "fabfile.py").write_text(text)
+    return subprocess.run(
+        [sys.executable, "-m", "fabric", "-S", str(sshd.ssh_config), "-H", "h", task],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("hide", [None, True])
+@pytest.mark.parametrize("pty", [False, True])
+def test_a_command_that_fails_ends_the_fabfile_with_a_line_and_its_code(
+    sshd: Sshd, home: Path, hide: bool | None, pty: bool
+) -> None:
+    done = fab(sshd, home, "bad", HIDE=hide, PTY=pty)
+    assert done.returncode == 3
+    assert re.fullmatch(r"corra: echo \(\w{6}\) on \S+: FAILED: exit 3 after \S+ s\n", done.stderr)
+    assert done.stdout.split() == ([] if hide else ["out"])
+    done = fab(sshd, home, "caught", HIDE=hide, PTY=pty)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "caught 3 out" in done.stdout
+
+
+def test_ps_shows_the_command_of_the_fabfile_and_not_what_it_is_wrapped_in(
+    sshd: Sshd, home: Path, cli: Cli
+) -> None:
+    fab(sshd, home, "bad", HIDE=True, PTY=False)
+    row = cli("ps", "--host", "h").stdout.decode().splitlines()[1]
+    assert row.endswith("  echo out; exit 3")
+    assert b"  command  echo out; exit 3\n" in cli("status", "--host", "h", "echo").stdout
+    assert len(cli("ps", "--host", "h", "-q", "--grep", "out; exit").stdout.split()) == 1

@@ -6,9 +6,11 @@ Everything is read here, before any host is asked, so that a missing file or var
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
 import sys
+import termios
 import threading
 from typing import TYPE_CHECKING, Any, cast
 
@@ -136,6 +138,17 @@ def _unread_file(fd: int) -> bool:
         )
     except OSError:
         return False
+
+
+def unread_pipe() -> bool:
+    """Return whether bytes wait in a pipe that is our stdin."""
+    try:
+        if not stat.S_ISFIFO(os.fstat(0).st_mode):
+            return False
+        waiting = fcntl.ioctl(0, termios.FIONREAD, b"\0" * 4)
+    except OSError:
+        return False
+    return any(waiting)
 
 
 def given_environment(given: RunFlags) -> dict[str, str]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Sequence, Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
 from invoke.context import Context
 
-from corra.errors import CorraError, Misuse, NotKilled, typed
+from corra.errors import CorraError, Misuse, NotKilled, Unreachable, typed
 from corra.settings import setting
 
 from .flags import (
@@ -31,6 +32,7 @@ from .words import Given
 if TYPE_CHECKING:
     from corra.model.state import State
     from corra.remote.agent_client import Agent
+    from corra.runs.history import Entry
     from corra.runs.patience import Patience
     from corra.runs.run import Run
 
@@ -123,7 +125,7 @@ def _hosts(texts: Sequence[str], *, fate: str = "NOT DONE") -> list[str]:
 def _several(hosts: Sequence[str]) -> str:
     from corra.model.host_sets import fold
 
-    return f"{', '.join(hosts) if len(hosts) < 4 else fold(hosts)} are {len(hosts)}"
+    return f"not {len(hosts)}: {', '.join(hosts) if len(hosts) < 4 else fold(hosts)}"
 
 
 def one_host(c: Context, given: ReachFlags, *, fate: str) -> str:
@@ -133,7 +135,7 @@ def one_host(c: Context, given: ReachFlags, *, fate: str) -> str:
         command = shlex.join(given.argv)
         raise Misuse(f"no host:  {typed()} run --host HOST -- {command}   (here: local)", fate=fate)
     if len(hosts) > 1:
-        raise Misuse(f"one host at a time: {_several(hosts)}", fate=fate)
+        raise Misuse(f"one host at a time, {_several(hosts)}", fate=fate)
     return hosts[0]
 
 
@@ -167,7 +169,7 @@ def find_run(
     # $CORRA_HOST and the configuration say where to start things; where a run is, is for history to know first.
     hosts = _hosts(given.host or [fabrics_host(c)])
     if len(hosts) > 1:
-        raise Misuse(f"an id belongs to one host: {_several(hosts)}", fate="NOT DONE")
+        raise Misuse(f"an id belongs to one host, {_several(hosts)}", fate="NOT DONE")
     how = host_reach(c, given)
     if limit_s is not None:
         # A look that has its own limit must not spend more than that on being let in.
@@ -207,7 +209,7 @@ def to_kill(c: Context, given: KillFlags) -> list[tuple[Run, State | None]]:
                 raise _not_killed(answer)
         open_ = [each for each in answers if not isinstance(each, CorraError) and not each.ended]
     else:
-        open_ = [entry.as_state() for entry in history.recent_entries(50) if entry.open]
+        raise _which_of(history.recent_entries())
     if not given.all:
         where = (
             f" on {', '.join(sorted({each.host for each in open_}) or hosts)}"
@@ -233,6 +235,38 @@ def to_kill(c: Context, given: KillFlags) -> list[tuple[Run, State | None]]:
         )
         for each in open_
     ]
+
+
+def _which_of(entries: Sequence[Entry]) -> Misuse:
+    """Return the refusal of a kill without an id and without a host: what ran when last seen."""
+    import time
+
+    from corra.model import ids
+    from corra.model.units import duration
+
+    open_ = [entry for entry in entries if entry.open]
+    hint = [f"look: {typed()} ps"]
+    if not open_:
+        why = "say which: nothing ran when this machine last looked"
+        return Misuse(why, fate="NOT KILLED", hint=hint)
+    labels = [
+        f"{ids.short(entry.prog_id)} ({entry.name or '-'} on {entry.host},"
+        f" {duration(max(0.0, time.time() - entry.seen))} ago)"
+        for entry in open_
+    ]
+    return Misuse(
+        f"say which; ran when last seen: {_fitting(labels, 35)}", fate="NOT KILLED", hint=hint
+    )
+
+
+def _fitting(labels: Sequence[str], width: int) -> str:
+    """Return as many of the labels as fit, at least one, and how many more there are."""
+    for shown in range(len(labels), 0, -1):
+        more = f" and {len(labels) - shown} more" if len(labels) > shown else ""
+        text = ", ".join(labels[:shown]) + more
+        if len(text) <= width:
+            break
+    return text
 
 
 def _choice(labels: Sequence[str], shown: int) -> str:
@@ -300,13 +334,63 @@ def to_list(c: Context, given: PsFlags) -> tuple[list[State], list[CorraError]]:
 
     known = places(c, given, "ps", max(given.since, 7 * 86400.0))
     with ThreadPoolExecutor(min(_HISTORY_HOSTS, len(known))) as pool:
-        answers = [
-            answer
-            for found in pool.map(lambda each: finding.ps([each[0]], **each[1]), known)
-            for answer in found
-        ]
-    states = [each for each in answers if not isinstance(each, CorraError)]
-    return states, [_last_seen(each) for each in answers if isinstance(each, CorraError)]
+        answers = list(pool.map(lambda each: finding.ps([each[0]], **each[1]), known))
+    states: list[State] = []
+    errors: list[CorraError] = []
+    for (_, how), found in zip(known, answers, strict=True):
+        for each in found:
+            if isinstance(each, CorraError):
+                errors.append(_last_seen(each, how.get("as_user"), how.get("spool")))
+            else:
+                states.append(each)
+    return _one_row_each(states), _one_line_each(errors, {each.host for each in states})
+
+
+def _one_row_each(states: Sequence[State]) -> list[State]:
+    """Return each run once: a host that is called by several names answers for each of them.
+
+    The name is the one that most runs were started under.
+    """
+    best: dict[tuple[str, str | None, str | None], State] = {}
+    uses = _uses()
+    for state in states:
+        key = (state.prog_id, state.boot_id, state.spool)
+        known = best.setdefault(key, state)
+        if uses[state.host] > uses[known.host]:
+            best[key] = state
+    return list(best.values())
+
+
+def _one_line_each(errors: Sequence[CorraError], answered: AbstractSet[str]) -> list[CorraError]:
+    """Return one error for each host that is down, under the name that most runs were started under.
+
+    `answered`: the hosts that aren't, as they are spelled.
+    """
+    up = {_bare_name(host) for host in answered}
+    best: dict[tuple[str, str], CorraError] = {}
+    uses = _uses()
+    for error in errors:
+        name = _bare_name(error.host)
+        down = isinstance(error, Unreachable) and name not in up
+        key = (name, "" if down else error.line)
+        known = best.setdefault(key, error)
+        if uses[error.host] > uses[known.host]:
+            best[key] = error
+    return list(best.values())
+
+
+def _bare_name(host: str) -> str:
+    """Return the name of a host without login and port."""
+    from corra.model.host import Host
+
+    return Host.parse(host).name
+
+
+def _uses() -> Counter[str]:
+    """Return how many runs were started under each spelling of a host."""
+    from corra.runs import history
+
+    return Counter(entry.host for entry in history.recent_entries())
 
 
 def places(
@@ -351,8 +435,8 @@ def ended_runs(c: Context, given: GcFlags) -> list[Run]:
     return found
 
 
-def _last_seen(error: CorraError) -> CorraError:
-    """Add what this machine's history knows of a host that doesn't answer."""
+def _last_seen(error: CorraError, as_user: str | None, spool: str | None) -> CorraError:
+    """Add what the history knows of a host that doesn't answer: of this user's runs there."""
     from datetime import datetime
 
     from corra import render
@@ -360,17 +444,26 @@ def _last_seen(error: CorraError) -> CorraError:
     from corra.model.words import now
     from corra.runs import history
 
-    entries = [entry for entry in history.recent_entries(500) if entry.host == error.host]
+    def when(entry: history.Entry) -> str:
+        seen = datetime.fromtimestamp(entry.seen).astimezone().isoformat()
+        return render.past_moment(seen, now())
+
+    entries = [
+        entry
+        for entry in history.entries_on(error.host)
+        if (entry.as_user, entry.spool) == (as_user, spool)
+    ]
     if entries:
-        latest = max(entry.seen for entry in entries)
+        latest = when(max(entries, key=lambda entry: entry.seen))
         running = [
             f"{ids.short(entry.prog_id)}{' ' + entry.name if entry.name else ''}"
+            + (f" at {when(entry)}" if when(entry) != latest else "")
             for entry in entries
             if entry.open
         ]
-        when = render.past_moment(datetime.fromtimestamp(latest).astimezone().isoformat(), now())
-        seen = f"last seen {when}" + (
-            f" with {len(running)} running ({', '.join(running[:3])})" if running else ""
+        more = f", {len(running) - 3} more" if len(running) > 3 else ""
+        seen = f"last seen {latest}" + (
+            f" with {len(running)} running ({', '.join(running[:3])}{more})" if running else ""
         )
         return error.but(why=f"{error.why}; {seen}")
     return error
@@ -379,9 +472,10 @@ def _last_seen(error: CorraError) -> CorraError:
 def is_listed(state: State, given: PsFlags) -> bool:
     """Return whether ps was asked for it: by its words, its state, its starter."""
     from corra import render
+    from corra.model.program import command_text
     from corra.runs.asking import who_asks
 
-    words = (state.prog_id, state.name or "", shlex.join(state.argv))
+    words = (state.prog_id, state.name or "", command_text(state.argv))
     return (
         (not given.grep or any(given.grep in each for each in words))
         and (not given.state or render.word(state).lower().startswith(given.state.lower()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 from typing import Any
 
 from corra.errors import CorraError, Failed, Lost, NotStarted, TimedOut, typed
@@ -28,6 +29,42 @@ def outcome_words(state: State) -> str:
             return "ended"  # this machine's history doesn't know how
         return f"{'FAILED' if state.return_code else 'done'}: exit {state.return_code}{at}"
     return state.state.replace("_", " ").upper()
+
+
+# What a shell executes itself; there is no such file on most hosts.
+_SHELL_WORDS = frozenset(
+    [
+        ".",
+        "[[",
+        "alias",
+        "cd",
+        "eval",
+        "exec",
+        "exit",
+        "export",
+        "for",
+        "function",
+        "if",
+        "local",
+        "read",
+        "set",
+        "shift",
+        "source",
+        "time",
+        "trap",
+        "type",
+        "ulimit",
+        "umask",
+        "unset",
+        "until",
+        "while",
+    ]
+)
+
+
+def wants_shell(program: str) -> bool:
+    """Return whether only a shell could execute `program`: a word of its own, or a whole line."""
+    return program in _SHELL_WORDS or any(char in program for char in " ;|&<>$`()")
 
 
 def start_error(state: State, host: str) -> NotStarted:
@@ -56,6 +93,8 @@ def start_error(state: State, host: str) -> NotStarted:
         # A script whose interpreter is missing is ENOENT too, though the script is there.
         if number == errno.ENOENT and "interpreter" in said:
             why = f"{program}: {said} (ENOENT)"
+        elif number == errno.ENOENT and wants_shell(program):
+            hint.append(f"no shell here:  sh -c {shlex.quote(' '.join(state.argv))}")
         elif path := failure.get("path"):
             hint += side_by_side(
                 [f"PATH there: {path}", f"({state.user or 'you'}, not a login shell)"], gap="  "
@@ -74,18 +113,22 @@ def start_error(state: State, host: str) -> NotStarted:
     )
 
 
-def end_error(state: State, host: str, result: Any = None) -> CorraError | None:
+def end_error(
+    state: State, host: str, result: Any = None, *, reached: str = ""
+) -> CorraError | None:
     """Return the error for a final State, None for a good end.
 
-    `result` is what Failed and TimedOut carry.
+    `result` is what Failed and TimedOut carry. `reached` is how hints lead to the run: the flags of
+    `reach_flags`.
     """
+    reached = reached or f"--host {host}"
     facts: dict[str, Any] = {"host": host, "prog_id": state.prog_id, "label": state.label}
     after = "" if state.elapsed is None else f" after {duration(state.elapsed)}"
     if state.state == "not_started":
         return start_error(state, host)
     if state.state == "lost":
         # Only this machine's history leads to a run that it keeps for a host.
-        logs = f"{typed()} logs {'' if state.link else f'--host {host} '}{ids.short(state.prog_id)}"
+        logs = f"{typed()} logs {'' if state.link else f'{reached} '}{ids.short(state.prog_id)}"
         until = (
             f"output to {clock_time(state.last_output_time, '%H:%M:%S')}: "
             if state.last_output_time
@@ -93,7 +136,7 @@ def end_error(state: State, host: str, result: Any = None) -> CorraError | None:
         )
         hint = [f"exit status unknown; {until}{logs}"]
         if state.reason == "reboot":  # after any other end of its guards the program may still run
-            hint.append(f"start it anew: {typed()} again --host {host} {ids.short(state.prog_id)}")
+            hint.append(f"start it anew: {typed()} again {reached} {ids.short(state.prog_id)}")
         return Lost(_lost(state, host), hint=hint, **facts)
     if state.reason == "timeout":
         limit = chosen_time(state.timeout) if state.timeout else "its time was over"

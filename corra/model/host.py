@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+import shlex
 import unicodedata
 from dataclasses import dataclass, replace
 
@@ -123,6 +124,15 @@ class Host:
 def _names_a_host(c: str) -> bool:
     # A mark: the two dots of an u may stand alone behind it.
     return c in _IN_HOST_NAME or c.isalnum() or unicodedata.category(c) == "Mn"
+
+
+def reach_flags(host: Host, *, via: str | None = None, spool: str | None = None) -> str:
+    """Return the flags by which any machine reaches a run there: `--host db1 --as root`."""
+    words = ["--host", str(host)]
+    words += ["--as", host.as_user] if host.as_user else []
+    words += ["--via", via] if via not in (None, "", "fabric") else []
+    words += ["--spool", spool] if spool else []
+    return shlex.join(words)
 
 
 def login_and_user(user: str | None, mode: Mode | None) -> tuple[str | None, str | None]:

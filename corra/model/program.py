@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
@@ -24,6 +25,16 @@ class Open(enum.Enum):
 
 
 OPEN = Open.OPEN
+
+# Gives its next word to the user's own shell on the host, as sshd would.
+USERS_SHELL = ("sh", "-c", 'exec "${SHELL:-/bin/sh}" -c "$0"')
+
+
+def command_text(argv: Sequence[str]) -> str:
+    """Return a command as its operator typed it: a line for the user's shell is that line."""
+    if tuple(argv[:-1]) == USERS_SHELL:
+        return argv[-1]
+    return shlex.join(argv)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from corra.errors import (
 from . import ids
 from .ends import outcome_words
 from .host import Host
-from .program import Request
+from .program import Request, command_text
 from .state import State
 from .words import errno_words, one_line
 
@@ -89,18 +88,27 @@ def _ambiguous(
 
 
 def ambiguous_error(
-    text: str, host: str, states: Sequence[State], *, with_hosts: bool = False
+    text: str,
+    host: str,
+    states: Sequence[State],
+    *,
+    with_hosts: bool = False,
+    seen: Sequence[str] = (),
 ) -> Ambiguous:
-    """Return the error for a text that means each of `states`, with a line for each."""
+    """Return the error for a text that means each of `states`, with a line for each.
+
+    `seen`: how old each of the states is, where the host didn't answer it just now.
+    """
+    ages = [f", seen {each}" for each in seen] or [""] * len(states)
     rows = [
         (
             ids.short(s.prog_id),
             s.name or "-",
             s.host if with_hosts else "",
-            outcome_words(s),
-            shlex.join(s.argv),
+            outcome_words(s) + age,
+            command_text(s.argv),
         )
-        for s in states
+        for s, age in zip(states, ages, strict=True)
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)] if rows else []
     hint = [
@@ -133,8 +141,8 @@ def _conflict(
     hint = []
     if isinstance(there, Mapping):
         state = State.from_json(there)
-        here = f"      here: {_cut(shlex.join(start.program.argv), 48)}" if start else ""
-        hint = [f"there: {_cut(shlex.join(state.argv), 48)} ({outcome_words(state)}){here}"]
+        here = f"      here: {_cut(command_text(start.program.argv), 48)}" if start else ""
+        hint = [f"there: {_cut(command_text(state.argv), 48)} ({outcome_words(state)}){here}"]
     return Conflict(
         "this id already names another command", hint=hint, **{**common, "label": ids.short(text)}
     )

@@ -36,7 +36,7 @@ from corra.errors import (
 )
 from corra.model import ids
 from corra.model.ends import end_error
-from corra.model.host import Host
+from corra.model.host import Host, reach_flags
 from corra.model.host_sets import hosts
 from corra.model.program import OPEN
 from corra.model.state import State, exit_code
@@ -596,7 +596,7 @@ class Runbook:
             hide=("stdout", "stderr"),
             truncated=seen.truncated,
         )
-        error = end_error(state, str(place.host), result)
+        error = end_error(state, str(place.host), result, reached=self._reached(work, place))
         word = (
             "done"
             if error is None
@@ -714,6 +714,10 @@ class Runbook:
         finally:
             self._progress.over(place.key)
 
+    @staticmethod
+    def _reached(work: Work, place: Place) -> str:
+        return reach_flags(place.host, via=work.how.get("via"), spool=work.how.get("spool"))
+
     def _boot(self, place: Place) -> str:
         try:
             return boot_id_of(place.agent)
@@ -746,7 +750,10 @@ class Runbook:
                     seen = Seen(state, "", run.read("stderr").decode("utf-8", "replace"))
                     self._write_end(work.step.name, place, number, seen)
                     error = end_error(
-                        state, str(place.host), self._outcome(work, place, seen).result
+                        state,
+                        str(place.host),
+                        self._outcome(work, place, seen).result,
+                        reached=self._reached(work, place),
                     )
                     assert error is not None
                     raise error

@@ -1,7 +1,9 @@
-"""Runs that exist: one found again by id, name or tail, and all that a host lists."""
+"""Find a run again by its id, name or tail, and list the runs of hosts."""
 
 from __future__ import annotations
 
+import contextlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from corra.errors import CorraError, NotFound, typed
 from corra.model import host_sets
 from corra.model.refusals import ambiguous_error
 from corra.model.state import State
+from corra.model.units import duration
 from corra.model.words import WIDTH
 from corra.remote.agent_client import Agent
 from corra.remote.targets import Reach, agent_to_ask, is_a, is_one
@@ -21,6 +24,9 @@ from .run import AT_ONCE, Run
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+# As many runs of one name are asked for before one more is started.
+NAMESAKES = 3
+
 
 def attach(
     id: str | None = None,  # noqa: A002
@@ -29,9 +35,10 @@ def attach(
     spool: str | None = None,
     **reach: Unpack[Reach],
 ) -> Run:
-    """Return the run that `id` (an id, a name or the beginning of a tail) means on `host`, the newest of mine without an id.
+    """Return the run that `id` means on `host`: an id, a name or the beginning of a tail.
 
-    Without a host this machine's history knows it. Raises NotFound, Ambiguous, Unreachable and what else may go wrong on the way.
+    Without an id it is my newest run there. Without a host the history of this machine tells the
+    host. Raises NotFound, Ambiguous, Unreachable and the other errors of reaching a host.
     """
     run = named_run(id, host, spool=spool, **reach)
     if run.known is None:
@@ -47,13 +54,15 @@ def named_run(
     verb: str = "attach",
     **reach: Unpack[Reach],
 ) -> Run:
-    """Return the run that `attach` would, without asking its host whether it is there: its first answer tells, and the run's full id with it.
+    """Return the run that `attach` would, without asking its host; the host's first answer tells
+    whether the run is there, and its full id.
 
-    One exec less for whoever asks something else anyway. `verb` is what a hint has to be typed with. Raises NotFound and Ambiguous where history can't say which.
+    That saves a caller with another question one exec. `verb` is the verb that hints are typed
+    with. Raises NotFound and Ambiguous where the history can't tell the host.
     """
     if host is None:
         entry = recall(id, verb)
-        # A name is the host's to resolve: since we last looked it may have been given to another run.
+        # The host resolves a name: since the history saw it, another run may have been given it.
         text = id if id is not None and id == entry.name else entry.prog_id
         reach = {
             **reach,
@@ -72,7 +81,10 @@ def named_run(
 
 
 def recall(text: str | None, verb: str = "attach") -> history.Entry:
-    """Return the one run that `text` means in this machine's history, the newest for None. Raises NotFound, Ambiguous."""
+    """Return the one run that `text` means in the history, the newest for None.
+
+    Raises NotFound, Ambiguous.
+    """
     if text is None:
         newest = history.newest_entry()
         if newest is None:
@@ -84,7 +96,9 @@ def recall(text: str | None, verb: str = "attach") -> history.Entry:
         return newest
     found = history.find_entries(text)
     if len(found) > 1:
-        raise ambiguous_error(text, "", [entry.as_state() for entry in found], with_hosts=True)
+        ages = [f"{duration(time.time() - entry.seen)} ago" for entry in found]
+        states = [entry.as_state() for entry in found]
+        raise ambiguous_error(text, "", states, with_hosts=True, seen=ages)
     if not found:
         say = f"{typed()} {verb} --host HOST {text}"
         look = f"{typed()} ps --host {','.join(history.hosts_used()[:3]) or 'HOST'}"
@@ -99,11 +113,38 @@ def recall(text: str | None, verb: str = "attach") -> history.Entry:
     return found[0]
 
 
+def open_namesakes(run: Run) -> list[State]:
+    """Return the open runs that `run`, which is about to be started, would share its name with.
+
+    The history names them, and their host tells whether they still run.
+    """
+    known = history.open_under(run.name, run.host, run.spool) if run.name else []
+    found: list[State] = []
+    for entry in known[:NAMESAKES]:
+        with contextlib.suppress(CorraError):
+            state = Run(run.agent, entry.prog_id, spool=run.spool).state()
+            if entry.prog_id != run.id and not state.ended:
+                found.append(state)
+    return found
+
+
+def list_runs(
+    agent: Agent, *, match: str | None = None, spool: str | None = None, via: str | None = None
+) -> list[State]:
+    """Return the State of every run there, of those with `match` in them where given.
+
+    The answer corrects the history.
+    """
+    answer = ask_agent(agent, "list", {} if match is None else {"match": match}, spool=spool)
+    states = [State.from_json(each) for each in answer.get("runs", ())]
+    if match is None:
+        history.note_list(agent.host, states, via=via, spool=spool)
+    return states
+
+
 def newest_of_mine(agent: Agent, spool: str | None) -> State:
     mine = who_asks()
-    runs = [
-        State.from_json(each) for each in ask_agent(agent, "list", {}, spool=spool).get("runs", ())
-    ]
+    runs = list_runs(agent, spool=spool)
     own = [
         state
         for state in runs
@@ -125,9 +166,10 @@ def ps(
     spool: str | None = None,
     **reach: Unpack[Reach],
 ) -> list[State | CorraError]:
-    """Return the State of every run on `hosts`; for a host that can't tell, the error (Unreachable and the like) in their place.
+    """Return the State of every run on `hosts`, and an error for each host that doesn't answer.
 
-    `hosts` is one target or several, or their set (`web[1-6],db1`); a State's `host` is the target's text, so that it can be typed.
+    `hosts` is one target or several, or a set of hosts (`web[1-6],db1`). A State's `host` is the
+    target's text, so that it can be typed.
     """
     targets = [hosts] if is_one(hosts) else list(hosts)
     targets = [
@@ -135,14 +177,12 @@ def ps(
         for each in targets
         for name in (host_sets.hosts(each) if isinstance(each, str) else [each])
     ]
-    request = {} if match is None else {"match": match}
 
     def ask(target: Any) -> list[State | CorraError]:
         try:
             agent = agent_to_ask(target, **reach)
-            answer = ask_agent(agent, "list", request, spool=spool)
-            states = [State.from_json(each) for each in answer.get("runs", ())]
-            # What this machine keeps for another host is that host's.
+            states = list_runs(agent, match=match, spool=spool, via=reach.get("via"))
+            # A run that this machine keeps for another host belongs to that host.
             return [
                 replace(state, host=(state.link or str(agent.host)).partition(" as ")[0])
                 for state in states

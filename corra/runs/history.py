@@ -1,7 +1,9 @@
-"""What this machine remembers of the runs started or watched from it, so that a run can be named without its host.
+"""The runs that were started or watched from this machine, so that a run can be named without its host.
 
-A cache of what the hosts know: any row may be lost, the file may be deleted, and nothing but that convenience goes with it. So nothing
-here ever fails a caller: a file that is no database is set aside, one that can't be written is left alone, and a line says so.
+The history is a cache: the hosts know the truth, and each answer of a host corrects it. Any row may
+be lost and the file may be deleted; only the convenience goes. So nothing here fails a caller: a
+file that is no database is renamed, a file that can't be written is left alone, and a line on
+stderr says so.
 """
 
 from __future__ import annotations
@@ -22,15 +24,18 @@ from corra.model.host import Host
 from corra.model.state import State
 from corra.on_host.agent.contract import FINAL
 
-# Longer than a host keeps a record (400 days), nobody can ask about it any more.
+# A host keeps a record for 400 days.
 FORGET_AFTER_S = 400 * 86400.0
-# Many processes write for a few ms each; whoever waits longer than this meets a machine in trouble and goes on without.
+# Many processes write for a few ms each. A longer wait means trouble, and the caller goes on without.
 _BUSY_S = 2.0
+# The state of a run that its host no longer knows.
+GONE = "gone"
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS runs (
-    prog_id TEXT PRIMARY KEY, tail TEXT NOT NULL, name TEXT, host TEXT NOT NULL, as_user TEXT, via TEXT, spool TEXT,
-    argv TEXT NOT NULL, started REAL NOT NULL, state TEXT NOT NULL, seen REAL NOT NULL
+    prog_id TEXT PRIMARY KEY, tail TEXT NOT NULL, name TEXT, host TEXT NOT NULL, as_user TEXT,
+    via TEXT, spool TEXT, argv TEXT NOT NULL, started REAL NOT NULL, state TEXT NOT NULL,
+    seen REAL NOT NULL
 );
 CREATE INDEX IF NOT EXISTS by_tail ON runs (tail);
 CREATE INDEX IF NOT EXISTS by_name ON runs (name);
@@ -44,7 +49,10 @@ _log = logging.getLogger("corra")
 
 
 class Entry(NamedTuple):
-    """One run as this machine last saw it. `started` and `seen` are seconds since the epoch; `state` may be long out of date."""
+    """One run as this machine last saw it, at `seen`: its `state` may have changed since.
+
+    `started` and `seen` are seconds since the epoch.
+    """
 
     prog_id: str
     host: str
@@ -59,12 +67,12 @@ class Entry(NamedTuple):
 
     @property
     def open(self) -> bool:
-        """Whether it was still going on when it was last seen."""
-        return self.state not in FINAL
+        """Whether the run was still going on when it was last seen."""
+        return self.state not in FINAL and self.state != GONE
 
     @property
     def begun(self) -> bool:
-        """Whether its host has said that it was started; until then it is only what somebody meant to start."""
+        """Whether its host has confirmed the start."""
         return self.state not in ("starting", "not_started")
 
     @property
@@ -72,12 +80,12 @@ class Entry(NamedTuple):
         return ids.label(self.prog_id, self.name)
 
     def as_state(self) -> State:
-        """Return the little that is known as a State, for a table."""
+        """Return a State with the few facts that the history has, for a table."""
         return State(self.prog_id, self.state, name=self.name, host=self.host, argv=self.argv)
 
 
 def path() -> Path:
-    """Return where the history lies, whether it is there or not."""
+    """Return the history's file, which may not exist yet."""
     state = os.environ.get("XDG_STATE_HOME", "")
     # The XDG specification: a relative path is to be ignored.
     root = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
@@ -85,12 +93,12 @@ def path() -> Path:
 
 
 def begin_entry(entry: Entry) -> bool:
-    """Write down a run that is about to be started; return False, and change nothing, where it is known already."""
+    """Add a run that is about to be started. Return False, and change nothing, for a known run."""
     return _insert(entry, "DO NOTHING")
 
 
 def remember_run(entry: Entry) -> None:
-    """Write `entry` down, over whatever was known of that run but when it was started."""
+    """Add `entry`, or replace what is known of its run; only `started` stays."""
     columns = ("name", "host", "as_user", "via", "spool", "argv", "state", "seen")
     _insert(entry, "DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in columns))
 
@@ -110,15 +118,19 @@ def _insert(entry: Entry, otherwise: str) -> bool:
         *(json.dumps(entry.argv), entry.started or now, entry.state, entry.seen or now),
     )
     marks = ", ".join("?" * len(values))
-    query = f"INSERT INTO runs ({_ALL}) VALUES ({marks}) ON CONFLICT (prog_id) {otherwise}"  # noqa: S608 - our own text
+    query = (
+        f"INSERT INTO runs ({_ALL}) VALUES ({marks})"  # noqa: S608 - our own text
+        f" ON CONFLICT (prog_id) {otherwise}"
+    )
     with _opened(write=True) as database:
         if database is not None:
+            _forget_daily(database)
             return database.execute(query, values).rowcount > 0
     return False
 
 
 def saw_run(host: Host, state: State, *, via: str | None = None, spool: str | None = None) -> None:
-    """Remember `state`, which `host` has just told."""
+    """Remember `state`, which `host` has just answered."""
     remember_run(
         Entry(
             state.prog_id,
@@ -135,36 +147,88 @@ def saw_run(host: Host, state: State, *, via: str | None = None, spool: str | No
 
 
 def note_state(prog_id: str, state: str) -> None:
-    """Remember the state of a run that is known already."""
+    """Remember the state of a known run."""
+    _execute("UPDATE runs SET state = ?, seen = ? WHERE prog_id = ?", (state, time.time(), prog_id))
+
+
+def note_gone(prog_id: str, host: Host, *, spool: str | None = None) -> None:
+    """Remember that `host` no longer knows a run that it had in this spool."""
+    _execute(
+        "UPDATE runs SET state = ?, seen = ?"
+        " WHERE prog_id = ? AND host = ? AND as_user IS ? AND spool IS ?",
+        (GONE, time.time(), prog_id, str(host), host.as_user, spool),
+    )
+
+
+def note_list(
+    host: Host, states: Sequence[State], *, via: str | None = None, spool: str | None = None
+) -> None:
+    """Correct the known runs by the list of all runs that `host` has just answered.
+
+    A run that was there and isn't in the list is gone. No run is added.
+    """
+    if not path().exists():
+        return
+    now = time.time()
+    listed = {state.prog_id for state in states}
     with _opened(write=True) as database:
-        if database is not None:
-            database.execute(
-                "UPDATE runs SET state = ?, seen = ? WHERE prog_id = ?",
-                (state, time.time(), prog_id),
-            )
+        if database is None:
+            return
+        database.executemany(
+            "UPDATE runs SET state = ?, seen = ? WHERE prog_id = ?",
+            [(state.state, now, state.prog_id) for state in states],
+        )
+        # A chaperone keeps the runs of its hosts elsewhere.
+        there = database.execute(
+            "SELECT prog_id, state FROM runs WHERE host = ? AND as_user IS ? AND spool IS ?"
+            " AND CASE WHEN via LIKE 'chaperone%' THEN via END IS ?",
+            (str(host), host.as_user, spool, via if (via or "").startswith("chaperone") else None),
+        ).fetchall()
+        database.executemany(
+            "UPDATE runs SET state = ?, seen = ? WHERE prog_id = ?",
+            [
+                (GONE, now, prog_id)
+                for prog_id, state in there
+                if prog_id not in listed and state not in ("starting", *FINAL)
+            ],
+        )
 
 
 def forget_run(prog_id: str) -> None:
     """Remove one run, such as one that was never started."""
+    _execute("DELETE FROM runs WHERE prog_id = ?", (prog_id,))
+
+
+def forget_entries(entries: Sequence[Entry]) -> None:
+    """Remove these runs from the history; the hosts keep them."""
     with _opened(write=True) as database:
         if database is not None:
-            database.execute("DELETE FROM runs WHERE prog_id = ?", (prog_id,))
+            database.executemany(
+                "DELETE FROM runs WHERE prog_id = ?", [(entry.prog_id,) for entry in entries]
+            )
 
 
-def forget_older(seconds: float = FORGET_AFTER_S) -> int:
-    """Remove what was last seen longer ago than that; return how many."""
+def _forget_daily(database: sqlite3.Connection) -> None:
+    """Remove the runs that were last seen longer ago than FORGET_AFTER_S, at most once a day."""
+    now = time.time()
+    today = int(now // 86400)
+    # The day is kept in a number of the file's header that SQLite leaves to applications.
+    if database.execute("PRAGMA application_id").fetchone()[0] != today:
+        database.execute("DELETE FROM runs WHERE seen < ?", (now - FORGET_AFTER_S,))
+        database.execute(f"PRAGMA application_id = {today}")
+
+
+def _execute(query: str, values: Sequence[object]) -> None:
     with _opened(write=True) as database:
-        if database is None:
-            return 0
-        return database.execute(
-            "DELETE FROM runs WHERE seen < ?", (time.time() - seconds,)
-        ).rowcount
+        if database is not None:
+            database.execute(query, values)
 
 
 def find_entries(text: str) -> list[Entry]:
-    """Return the runs that `text` means: a full id, a name (its open run, else its newest, of each host), or the beginning of a tail.
+    """Return the runs that `text` means: a full id, a name, or the beginning of a tail.
 
-    More than one entry is an ambiguity, for the caller to say so.
+    A name means its open run, else its newest run, of each place. Several entries are an ambiguity,
+    and the caller's to report.
     """
     if exact := _select("prog_id = ?", text):
         return exact
@@ -176,26 +240,56 @@ def find_entries(text: str) -> list[Entry]:
 
 
 def _one_per_host(named: Sequence[Entry]) -> list[Entry]:
-    """Keep what a name means on each host, and of several hosts those where it seems to be running, if there are any."""
-    best: dict[tuple[str, str | None], Entry] = {}
+    """Return the run that a name means in each place, where one is open only the open ones.
+
+    Of several open runs in one place the newest stands for all: the host will be asked by name and
+    knows better which of them still run.
+    """
+    best: dict[tuple[str, str | None, str | None], Entry] = {}
     for entry in named:  # newest first
-        known = best.setdefault((entry.host, entry.as_user), entry)
+        place = (entry.host, entry.as_user, entry.spool)
+        known = best.setdefault(place, entry)
         if entry.open and not known.open:
-            best[entry.host, entry.as_user] = entry
+            best[place] = entry
     running = [entry for entry in best.values() if entry.open]
     return running or list(best.values())[:1]
 
 
 def newest_entry(*, host: str | None = None, name: str | None = None) -> Entry | None:
-    """Return the run that was started last, of one host or name where given."""
+    """Return the run that was started last, on `host` and under `name` where given."""
     found = _select(
         "(? IS NULL OR host = ?) AND (? IS NULL OR name = ?) LIMIT 1", host, host, name, name
     )
     return found[0] if found else None
 
 
+def open_under(name: str, host: Host, spool: str | None = None) -> list[Entry]:
+    """Return the runs of that name that were open on `host` when they were last seen."""
+    found = _select(
+        "name = ? AND host = ? AND as_user IS ? AND spool IS ?",
+        name,
+        str(host),
+        host.as_user,
+        spool,
+    )
+    return [entry for entry in found if entry.open]
+
+
+def entries_of(text: str) -> list[Entry]:
+    """Return the runs of an id, a name, a host or the beginning of a tail, the first that is known."""
+    for column in ("prog_id", "name", "host"):
+        if found := _select(f"{column} = ?", text):
+            return found
+    return find_entries(text)
+
+
+def entries_on(host: str) -> list[Entry]:
+    """Return the runs of one host, as the operator spells it."""
+    return _select("host = ?", host)
+
+
 def recent_entries(limit: int = 1000) -> list[Entry]:
-    """Return the runs started last, newest first."""
+    """Return the runs that were started last, the newest first."""
     return _select("1 LIMIT ?", limit)
 
 
@@ -206,7 +300,10 @@ def hosts_used() -> list[str]:
 
 def _select(condition: str, *values: object) -> list[Entry]:
     where, limit, rest = condition.partition(" LIMIT")
-    query = f"SELECT {_COLUMNS} FROM runs WHERE {where} ORDER BY started DESC, prog_id DESC{limit}{rest}"  # noqa: S608 - our own text
+    query = (
+        f"SELECT {_COLUMNS} FROM runs WHERE {where}"  # noqa: S608 - our own text
+        f" ORDER BY started DESC, prog_id DESC{limit}{rest}"
+    )
     entries: list[Entry] = []
     with _opened(write=False) as database:
         if database is not None:
@@ -244,7 +341,7 @@ def _seconds(iso: str | None) -> float:
 
 @contextlib.contextmanager
 def _opened(*, write: bool) -> Iterator[sqlite3.Connection | None]:
-    """Yield the open database, None where there is none to be had; what goes wrong meanwhile is said, never raised."""
+    """Yield the open database, or None without one. A failure is a line on stderr, never raised."""
     file = path()
     database: sqlite3.Connection | None = None
     with _complaining(file):
@@ -265,7 +362,7 @@ def _complaining(file: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        # A lock that another process holds is an OperationalError too, and no reason to throw the file away.
+        # A lock of another process is an OperationalError too; the file is sound then.
         if not isinstance(error, sqlite3.OperationalError):
             with contextlib.suppress(OSError):
                 os.replace(file, file.with_name(f"{file.name}.damaged"))
@@ -277,11 +374,11 @@ def _complaining(file: Path) -> Iterator[None]:
 def _open(file: Path) -> sqlite3.Connection:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
-        # sqlite3 would create it with the umask's rights, and argv may hold what others shouldn't read.
+        # sqlite3 would create the file by the umask, and other users shouldn't read an argv.
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600))
     database = sqlite3.connect(file, timeout=_BUSY_S)
     try:
-        # A cache needs no fsync: a power cut may cost the last rows.
+        # A cache needs no fsync: a power cut may lose the last rows.
         database.execute("PRAGMA synchronous = OFF")
         if database.execute("PRAGMA user_version").fetchone()[0] == 0:
             database.executescript(_TABLE + "PRAGMA user_version = 1;")

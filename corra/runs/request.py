@@ -120,6 +120,7 @@ class Launch(NamedTuple):
             name=self.request.name,
             spool=self.request.spool,
             connection=self.connection,
+            via=self.via,
         )
 
 

@@ -9,9 +9,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from corra.errors import NotSent, StillRunning
+from corra.errors import NotFound, NotSent, StillRunning
 from corra.model import ids
-from corra.model.host import Host
+from corra.model.host import Host, reach_flags
 from corra.model.signal_names import signal_name
 from corra.model.state import State
 from corra.model.units import in_seconds
@@ -100,6 +100,11 @@ class Run:
         return self._via
 
     @property
+    def reached(self) -> str:
+        """The flags by which any machine finds this run: `--host db1 --as root`."""
+        return reach_flags(self.host, via=self._via, spool=self._spool)
+
+    @property
     def label(self) -> str:
         return ids.label(self.id, self.name)
 
@@ -131,8 +136,15 @@ class Run:
         request = {"prog_id": self.id, **({"spool": self._spool} if self._spool else {})}
         return self.agent.visit(verb, request, timeout_s=ANSWER_S)
 
-    def _explained(self, verb: str) -> contextlib.AbstractContextManager[None]:
-        return explained(self.host, verb, text=self.id, label=self.label)
+    @contextlib.contextmanager
+    def _explained(self, verb: str) -> Iterator[None]:
+        """Raise the error that a failed answer means; a run that isn't there is gone."""
+        try:
+            with explained(self.host, verb, text=self.id, label=self.label):
+                yield
+        except NotFound:
+            self._note_gone()
+            raise
 
     def read(self, stream: str = "stdout", start: int = 0, end: int | None = None) -> bytes:
         """Return the bytes of a stream from `start` to `end` (default: all there are now).
@@ -378,15 +390,23 @@ class Run:
         if state is not None:
             self.heard(state)
 
+    def _note_gone(self) -> None:
+        if ids.is_valid(self.id):
+            history.note_gone(self.id, self.host, spool=self._spool)
+
     def _ask(self, verb: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        return ask_agent(
-            self.agent,
-            verb,
-            {"prog_id": self.id, **(request or {})},
-            text=self.id,
-            label=self.label,
-            spool=self._spool,
-        )
+        try:
+            return ask_agent(
+                self.agent,
+                verb,
+                {"prog_id": self.id, **(request or {})},
+                text=self.id,
+                label=self.label,
+                spool=self._spool,
+            )
+        except NotFound:
+            self._note_gone()
+            raise
 
     def _stream(self, verb: str, request: Mapping[str, Any], *, patient: bool) -> OpenLink:
         whole = {"prog_id": self.id, "spool": self._spool, **request}

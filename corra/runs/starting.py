@@ -168,7 +168,8 @@ def run(
         "connection": starting.connection,
     }
     result = Result(follow.state, follow.host, **told)
-    error = end_error(follow.state, str(follow.host), result)
+    reached = starting.run.reached
+    error = end_error(follow.state, str(follow.host), result, reached=reached)
     if error is not None and not warn:
         raise error
     return result

@@ -1,1 +1,1 @@
-"""The operator's terminal: what it shows, what is typed on it, which signals it sends."""
+"""The operator's terminal: the Screen, the keyboard, and the signals that come from it."""

@@ -1,4 +1,4 @@
-"""Which lines of a run's output are wanted: those that match, those that came in a certain time.
+"""Filters for the lines of a run's output: by pattern, by time of arrival, by bytes.
 
 Also which bytes. Only where it is asked for: output that is shown whole is never taken apart into lines.
 """
@@ -15,13 +15,13 @@ from corra.model.frames import Output
 
 @dataclass
 class Range:
-    """Takes the output of one stream and gives back what comes before byte `end` of it."""
+    """Passes the output of one stream up to byte `end`."""
 
     end: int | None = None
     over: bool = field(default=False, init=False)
 
     def take(self, output: Output) -> Iterator[Output]:
-        """Yield the part of it that is wanted."""
+        """Yield the part of `output` before the end."""
         if self.end is None or output.end < self.end:
             yield output
             return
@@ -35,17 +35,18 @@ class Range:
             )
 
     def rest(self) -> Iterator[Output]:
-        """Yield nothing: nothing is kept."""
+        """Yield nothing; a Range holds no output back."""
         return iter(())
 
 
-# A line that goes on for longer is judged piece by piece, so that 1 GB without a newline needs no more memory than this.
+# A longer line is judged in pieces of this size, so that 1 GB without a newline needs no more
+# memory.
 FILTERED_LINE_MAX = 1 << 20
 
 
 @dataclass
 class Sieve:
-    """Takes output and gives back its wanted lines, each as an Output of its own; times are in ns, the bounds included.
+    """Passes the lines that match, each as an Output of its own. Times are in ns, bounds included.
 
     A line's time is when its first byte came. Where no time is known (the index was lost) a line is shown rather than hidden.
     """
@@ -62,11 +63,11 @@ class Sieve:
 
     @property
     def idle(self) -> bool:
-        """Whether every line would pass."""
+        """Whether every line passes."""
         return self.grep is None and self.since_ns is None and self.until_ns is None
 
     def take(self, output: Output) -> Iterator[Output]:
-        """Yield the wanted lines that are complete now."""
+        """Yield the matching lines that are complete now."""
         if self.until_ns is not None and output.time_ns > self.until_ns:
             self.over = True
         at = 0
@@ -87,7 +88,7 @@ class Sieve:
                 yield from self._wanted(Output(output.stream, offset, bytes(line), time_ns))
 
     def rest(self) -> Iterator[Output]:
-        """Yield the wanted ones of the lines that were never ended."""
+        """Yield the last lines, without a newline, that match."""
         begun, self._begun = self._begun, {}
         for stream, (time_ns, offset, line) in begun.items():
             yield from self._wanted(Output(stream, offset, bytes(line), time_ns))
@@ -102,7 +103,7 @@ class Sieve:
 
 
 class Stamper:
-    """Puts the time of arrival before each line of one stream."""
+    """Puts its time of arrival before each line of one stream."""
 
     def __init__(self) -> None:
         self._at_start = True

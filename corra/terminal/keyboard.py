@@ -1,4 +1,4 @@
-"""What is typed here, or piped in, on its way to a program elsewhere; and this terminal, while it is that program's.
+"""Sends the operator's keys, or a pipe, to the program; this terminal stands for the program's.
 
 Where the program has a terminal of its own and we have one, ours becomes that one: raw, of the same size, every key the program's but the keys
 that leave it. Whatever ends that, the terminal is put back as it was, and what the program had switched on in it is switched off.
@@ -23,15 +23,15 @@ from corra.runs.stdin_feed import StdinFeed
 from .leave_keys import Keys, Leave, shown
 from .screen import Screen
 
-# What may wait for the host before a pipe is read on; a typist isn't held back.
+# So many bytes may wait for the host; then no more of a pipe is read. Keys are always read.
 _HELD_MAX = 4 << 20
 _READ = 256 * 1024
-# How long leaving waits for a host that hasn't said yet that it has what was typed before.
+# Leaving waits so long for the host to confirm the keys typed before.
 LEAVE_S = 3.0
 
 
 class Keyboard:
-    """Reads `fd` and gives it to `feed`, from the first State on. `put` hears of Leave."""
+    """Gives the bytes of `fd` to `feed`, from the first State on, and puts a Leave on the desk."""
 
     def __init__(
         self, feed: StdinFeed, screen: Screen, *, keys: bytes = b"\x1d", fd: int = 0
@@ -80,7 +80,7 @@ class Keyboard:
         threading.Thread(target=self._read, args=(put,), name="keyboard", daemon=True).start()
 
     def resize(self) -> None:
-        """Have the program's terminal the size of ours."""
+        """Give the program's terminal the size of ours."""
         if self.raw:
             with contextlib.suppress(OSError):
                 columns, rows = os.get_terminal_size(self._fd)
@@ -88,7 +88,7 @@ class Keyboard:
                     self.feed.resize(rows, columns)
 
     def resume(self) -> None:
-        """Take hold of the terminal again after we were stopped: whoever had it meanwhile has made it theirs."""
+        """Set the terminal up again after a stop: the shell had it meanwhile, and has changed it."""
         with self._lock:
             if self.raw:
                 with contextlib.suppress(termios.error, OSError):
@@ -97,7 +97,7 @@ class Keyboard:
         self.resize()
 
     def restore(self) -> None:
-        """Read no more, and put the terminal back as it was. Harmless twice, and from a signal's handler."""
+        """Read no more, and restore the terminal. Safe to call twice, and in a signal handler."""
         with self._lock:
             if not self._over:
                 self._over = True
@@ -105,7 +105,8 @@ class Keyboard:
             if self._saved is not None:
                 saved, self._saved, self.raw = self._saved, None, False
                 self._screen.take_back()
-                # What was typed ahead was meant for the program. TCSADRAIN would wait for a terminal that is stopped or gone.
+                # Keys typed ahead were meant for the program. TCSADRAIN would wait for a terminal
+                # that is stopped or gone.
                 with contextlib.suppress(termios.error, OSError):
                     termios.tcsetattr(
                         self._fd,
@@ -127,7 +128,8 @@ class Keyboard:
             except OSError:  # EIO: our terminal has gone, and a SIGHUP is on its way
                 return
             if not data:
-                # A terminal that has gone may read as empty too, which is no end of anything; and in a raw one Ctrl-D is a key.
+                # A terminal that has gone may read as empty too, which isn't the end of stdin. In a
+                # raw terminal Ctrl-D is a key.
                 if not (self.raw or _has_gone(self._fd)):
                     self.feed.end()
                 return
@@ -136,7 +138,7 @@ class Keyboard:
                 data, leave = self._keys.take(data)
             self.feed.write(data)
             if leave:
-                # What was typed before them is the program's: once we have left, nobody sends it any more.
+                # The keys typed before are the program's; after we have left, nobody sends them.
                 self.feed.wait(0, LEAVE_S)
                 put(Leave())
                 return
@@ -145,7 +147,7 @@ class Keyboard:
 
 
 def _has_gone(fd: int) -> bool:
-    """Return whether this is a terminal that has been hung up."""
+    """Return whether `fd` is a terminal that has been hung up."""
     try:
         termios.tcgetattr(fd)
     except termios.error as error:

@@ -1,4 +1,4 @@
-"""The keys that leave a lent terminal (Ctrl-]), in every way a terminal may send them."""
+"""The keys that leave the program's terminal (Ctrl-]), in every form a terminal sends them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _KEY = re.compile(r"ctrl-([a-z@\[\\\]^_])|([ -~])")
 
 
 class Leave:
-    """The keys were typed that leave the program's terminal."""
+    """The operator typed the keys that leave the program's terminal."""
 
 
 def detach_keys(text: str) -> bytes:
-    """Read `ctrl-]` or `ctrl-p,ctrl-q`; `none` is no keys at all. Raises Misuse."""
+    """Read `ctrl-]`, `ctrl-p,ctrl-q`, or `none` for no keys. Raises Misuse."""
     if text == "none":
         return b""
     keys = b""
@@ -30,19 +30,21 @@ def detach_keys(text: str) -> bytes:
 
 
 def shown(keys: bytes) -> str:
-    """Return keys as a person says them."""
+    """Return keys as people write them."""
     return " ".join(f"Ctrl-{chr(key | 0x40)}" if key < 32 else chr(key) for key in keys)
 
 
 def _typed(key: int) -> bytes:
-    """Return the pattern of all that a terminal may send for a key: the byte, or what a program has asked for instead of bytes.
+    """Return the pattern of all that a terminal may send for a key.
+
+    That is its byte, or the sequence that a program has asked for instead.
 
     That is `CSI 27;modifiers;code~` by XTerm's modifyOtherKeys, or `CSI code;modifiers u` by kitty's protocol: there with more
     codes of the same key, the locks among the modifiers, and whether it was pressed or repeated.
     """
     control = key < 32
     code = ord(chr(key | 0x40).lower()) if control else key
-    # A sign may need Shift, on this keyboard or another.
+    # Some keyboards need Shift for a sign.
     held = (4, 5) if control and not chr(code).isalpha() else (4,) if control else (0, 1)
     modifiers = b"|".join(b"%d" % (1 + each + lock) for each in held for lock in (0, 64, 128, 192))
     given = b"" if control else b"?"
@@ -57,24 +59,27 @@ def _typed(key: int) -> bytes:
     )
 
 
-# A key that is let go, or one that only modifies others.
+# A key that is released, or a modifier.
 _BESIDE = rb"(?:\x1b\[[0-9:]+;[0-9]+:3[~A-Su]|\x1b\[574[45][0-9](?:;[0-9:]*)*u)*"
 
 
 class Keys:
-    """Finds the keys that leave in what is typed, also when they come one by one, and however the terminal has been told to send keys."""
+    """Finds the leave keys among the keys typed, in every form and also when they come singly."""
 
     def __init__(self, keys: bytes) -> None:
         begun = b""
         for key in reversed(keys[:-1]):
             begun = rb"(?:%b%b%b)?" % (_typed(key), _BESIDE, begun)
-        # Never Escape by itself, which is a key; and a terminal sends a sequence in one piece.
+        # Escape alone is a key of its own; a terminal sends a sequence in one piece.
         self._begun = re.compile(begun + rb"(?:\x1b\[[0-9][0-9;:]*)?\Z")
         self._keys = re.compile(_BESIDE.join(map(_typed, keys))) if keys else None
         self._held = b""
 
     def take(self, data: bytes) -> tuple[bytes, bool]:
-        """Return (what goes to the program, whether the keys came); what may be their beginning waits for the next."""
+        """Return (bytes for the program, whether the leave keys came).
+
+        A possible beginning of the leave keys waits for the next bytes.
+        """
         data, self._held = self._held + data, b""
         if self._keys is None:
             return data, False

@@ -1,4 +1,4 @@
-"""A terminal that a program has been lent: what it has switched on there, and what of its output may be shown a second time.
+"""The modes that a program has set in the terminal it was lent, and its output shown again.
 
 A full-screen program puts a terminal into states that it means to undo at its own end. Whoever leaves before that needs them undone, and whoever
 comes later needs them done, as the program takes both for granted: ncurses knows an arrow key only as application keys send it. Names as in
@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# DEC private modes a program may leave changed, and how a terminal has them by itself. Modes that terminals disagree on are left out: 12, whether
-# the cursor blinks; 1007, whether a wheel sends arrows.
+# DEC private modes that a program may leave changed, and their defaults. Modes whose default
+# differs between terminals are left out: 12 (a blinking cursor), 1007 (a wheel that sends arrows).
 _MODES = {
     **dict.fromkeys(
         (
@@ -50,7 +50,8 @@ _SWITCH = re.compile(
 _BEGUN = re.compile(rb"\x1b(?:\(|\[[?<>=]?[0-9;]{0,80} ?)?\Z")
 _BEGUN_MAX = 84
 _SHIFTS = (b"\x0e", b"\x0f")
-# How each is without having been switched, and what puts it back so. A region is put back where the cursor stays: that alone would move it.
+# The default of each other mode, and the sequence that restores it. To restore the scrolling
+# region moves the cursor, so the cursor is saved around it.
 _OFF = {
     "insert": (frozenset({b"4l"}), b"\x1b[4l"),
     "region": (frozenset({b"r", b";r"}), b"\x1b7\x1b[r\x1b8"),
@@ -60,16 +61,18 @@ _OFF = {
     "charset": (frozenset({b"(B"}), b"\x1b(B"),
     "shift": (frozenset({b"\x0f"}), b"\x0f"),
 }
-# Of the moment: a program that draws itself anew sets them itself.
+# A program that redraws its screen sets these itself.
 _PASSING = frozenset({6, 2026, "insert", "region", "charset", "shift"})
 _PUSHED_MAX = 16
-# Whatever it was in the middle of, a title or a picture, is over.
+# Ends a title or a picture that the program was in the middle of.
 _CANCEL = b"\x18\x1b\\"
 
-# What isn't shown a second time. What a terminal answers, or takes for an order to itself: ENQ; DECID; device attributes, status reports, window
-# operations and DECREQTPARM; the reports with an intermediate byte (modes, checksums, settings); XTQMODKEYS, XTSMGRAPHICS, the keyboard's flags;
-# XTVERSION; and all strings (OSC, DCS, APC, PM, SOS), among them the clipboard and the colours. And which lines scroll: of a terminal of
-# another size that would be too few, and vim, which is told of the new size, takes it for granted that a terminal then forgets it.
+# Sequences that aren't shown a second time. A terminal answers them or takes them for an order to
+# itself: ENQ; DECID; device attributes, status reports, window operations and DECREQTPARM; the
+# reports with an intermediate byte (modes, checksums, settings); XTQMODKEYS, XTSMGRAPHICS, the
+# keyboard's flags; XTVERSION; and all strings (OSC, DCS, APC, PM, SOS), among them the clipboard
+# and the colours. And the scrolling region: in a terminal of another size it is too small, and vim,
+# which is told of the new size, takes it for granted that the terminal forgets the region then.
 _NOT_AGAIN = re.compile(
     rb"\x05|\x1b(?:Z|\[[0-?]*(?:[ -/]*[cnrtx]|[\"-/][ -/]*[@-~])|\[\?[0-?]*[mSu]|\[>[0-?]*q|[P\]X^_][^\x1b\x07]*(?:\x07|\x1b\\))"
 )
@@ -78,18 +81,18 @@ _UNFINISHED_MAX = 1 << 20
 
 
 class ProgramModes:
-    """What a program has switched on in the terminal it was lent."""
+    """The modes that a program has set in the terminal it was lent."""
 
     def __init__(self) -> None:
         self._held = b""
-        self._on: dict[int | str, bytes] = {}  # what switched it, in the order of time
+        self._on: dict[int | str, bytes] = {}  # the sequence that set each mode, oldest first
         self._pushed: dict[bool, list[bytes]] = {
             False: [],
             True: [],
         }  # of the keyboard's flags: each of the two screens has a stack
 
     def see(self, data: bytes) -> None:
-        """Take note of what `data` switches, which the program has written; a sequence may be cut in two by its end."""
+        """Take note of the modes that `data` of the program sets; its end may cut a sequence in two."""
         data, reset = self._held + data, -1
         for found in _SWITCH.finditer(data):
             kind, value = str(found.lastgroup), found[str(found.lastgroup)]
@@ -104,13 +107,13 @@ class ProgramModes:
             elif kind == "flags":
                 self._note_flags(found.group(), value)
             elif kind == "reset":
-                # Which screen is shown after that, terminals disagree on; and on all that a soft reset does.
+                # Terminals differ in the screen they show after that, and in what a soft reset does.
                 self._on = {screen: self._on[screen] for screen in _SCREENS if screen in self._on}
                 self._pushed = {False: [], True: []}
                 reset = found.start()
             else:
                 self._note(kind, value not in _OFF[kind][0], found.group())
-        # Looked for beside it: a pattern that begins with one byte is found ten times as fast.
+        # A search of its own: a pattern that begins with one byte is found ten times as fast.
         shift = max(_SHIFTS, key=data.rfind)
         if data.rfind(shift) > reset:
             self._note("shift", shift not in _OFF["shift"][0], shift)
@@ -123,7 +126,7 @@ class ProgramModes:
             self._on[key] = done
 
     def _note_flags(self, sequence: bytes, value: bytes) -> None:
-        """Take note of what is pushed, popped or set of kitty's keyboard flags."""
+        """Take note of a push, pop or set of kitty's keyboard flags."""
         pushed = self._pushed[self._elsewhere]
         if value[:1] == b">":
             pushed.append(sequence)
@@ -136,11 +139,11 @@ class ProgramModes:
 
     @property
     def _elsewhere(self) -> bool:
-        """Whether it shows another screen than the one that was there before."""
+        """Whether the program shows the alternate screen."""
         return any(screen in self._on for screen in _SCREENS)
 
     def undo(self) -> bytes:
-        """Return what puts the terminal back, each thing on the screen where it was done, and the colours last."""
+        """Return the bytes that restore the terminal, the modes of each screen there, colours last."""
 
         def off(keys: Iterable[int | str]) -> bytes:
             return b"".join(_undone(key) for key in keys if key in self._on)
@@ -161,7 +164,7 @@ class ProgramModes:
         )
 
     def redo(self) -> bytes:
-        """Return what has another terminal, or this one after `undo`, as the program takes it to be."""
+        """Return the bytes that set the program's modes in another terminal, or again after `undo`."""
         lasting = [key for key in self._on if key not in _PASSING]
         lasting.sort(key=lambda key: key not in _SCREENS)
         return b"".join(self._on[key] for key in lasting) + b"".join(
@@ -176,18 +179,23 @@ def _undone(key: int | str) -> bytes:
 
 
 class Replay:
-    """Takes out of what was written before somebody came what a terminal would answer: the answer would be typed to a program that never asked it.
+    """Removes from older output the questions that this terminal would answer.
+
+    The program has had its answers; a second one would be typed into it.
 
     And where that scrolled, for its size was another. What comes after that passes as it is, for there the program asks.
     """
 
     def __init__(self, until: int) -> None:
-        """`until`: the offset from which on the bytes are new."""
+        """Bytes from offset `until` on are new."""
         self._until = until
         self._held = b""
 
     def take(self, offset: int, data: bytes) -> bytes:
-        """Return what may be shown of `data`, which begins at `offset`; what may be the beginning of a question waits for the rest."""
+        """Return the part of `data`, which begins at `offset`, that may be shown.
+
+        A possible beginning of a question waits for the rest.
+        """
         old = max(0, min(len(data), self._until - offset))
         text, live = self._held + data[:old], data[old:]
         self._held = b""

@@ -1,4 +1,4 @@
-"""Control bytes of a program's output, made harmless where a terminal also shows corra's own lines."""
+"""Makes the control bytes of a program's output harmless on a terminal with corra's lines."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import re
 
 from corra import render
 
-# SGR sequences (colours) pass; a CRLF is a line end; everything else that a terminal would act on is shown.
+# SGR sequences (colours) pass, a CRLF is a line end. All else that a terminal would act on is
+# made visible.
 _ACTIVE = re.compile(r"\x1b\[[0-9;:]{0,64}m|\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-# What may be the beginning of one of those two.
+# A possible beginning of one of those two.
 _HELD = re.compile(r"(?:\x1b(?:\[[0-9;:]{0,64})?|\r)\Z")
 
 
 class Sanitiser:
-    """Makes one stream's bytes harmless for a terminal, chunk by chunk; a character or colour cut in two by a chunk's end stays whole."""
+    """Makes the bytes of one stream harmless for a terminal, chunk by chunk.
+
+    A character or colour that a chunk's end cuts in two stays whole.
+    """
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
@@ -22,7 +26,7 @@ class Sanitiser:
         self.colour = ""
 
     def feed(self, data: bytes, *, final: bool = False) -> str:
-        """Return what can be shown now; with `final` also what was waiting for more."""
+        """Return the text to show now; with `final` also the bytes that waited for more."""
         text = self._held + self._decoder.decode(data, final)
         held = None if final else _HELD.search(text)
         self._held = held.group() if held else ""
@@ -34,7 +38,7 @@ class Sanitiser:
             return "\n"
         if len(found) == 1:
             return render.visible(found)
-        # A reset forgets what was set; the cap keeps a stream of nothing but colours from growing this for ever.
+        # A reset clears the colours. The cap bounds this for a stream of nothing but colours.
         self.colour = (
             ""
             if found in ("\x1b[m", "\x1b[0m")

@@ -39,7 +39,7 @@ _COLOURS = {
 
 
 class Gone(Exception):
-    """Whoever read our output has gone."""
+    """The reader of our output has gone."""
 
 
 class Screen:
@@ -60,10 +60,8 @@ class Screen:
         self._terminal = {OUT: _isatty(out), ERR: _isatty(err)}
         self._lock = threading.RLock()
         self._sanitisers = {fd: Sanitiser() for fd in (OUT, ERR) if self._terminal[fd] and not raw}
-        self._mid_line = (
-            False  # the terminal's cursor stands behind a part of a line of the program's
-        )
-        self._ours = True  # the last thing on the terminal was ours, so the program's colour must be set again
+        self._mid_line = False  # the cursor stands behind an unfinished line of the program's
+        self._ours = True  # corra wrote last, so the program's colour must be set again
         self._live: Callable[[int], str] | None = None
         self._drawn = False
         self._dirty = threading.Event()
@@ -86,11 +84,11 @@ class Screen:
 
     @property
     def can_be_lent(self) -> bool:
-        """Whether a program's terminal could be ours."""
+        """Whether this terminal can stand for the program's."""
         return self.out_is_terminal and not self.json
 
     def lend(self, switched: bytes = b"") -> None:
-        """Let the program have the terminal: its bytes as they are, none of ours but what has to be said.
+        """Lend the terminal to the program: its bytes pass unchanged, and corra writes only notes.
 
         `switched`: what it has switched on before now, in a terminal that wasn't this one.
         """
@@ -101,14 +99,14 @@ class Screen:
             self._lent.see(switched)
 
     def switch_on(self) -> None:
-        """Have the terminal as the program takes it to be: at the beginning, and after somebody else has had it."""
+        """Set the program's modes: at the beginning, and after another program had the terminal."""
         with self._lock:
             if self._lent is not None:
                 self._write(OUT, self._lent.redo())
 
     def take_back(self) -> None:
-        """Switch off what the program has switched on."""
-        # The lock may be held by a write that nobody reads.
+        """Undo the modes that the program has set."""
+        # A write that nobody reads may hold the lock.
         held = self._lock.acquire(timeout=0.5)
         try:
             if self._lent is not None:
@@ -121,12 +119,12 @@ class Screen:
 
     @property
     def live_line(self) -> bool:
-        """Whether there is a live line to say what passes."""
+        """Whether a live line is shown."""
         return self._live is not None
 
     @property
     def width(self) -> int:
-        """Columns of the terminal that the words go to; 80 where there is none."""
+        """Columns of the terminal that corra's words go to, else 80."""
         for fd in (self._fds[ERR], self._fds[OUT]):
             with contextlib.suppress(OSError):
                 return os.get_terminal_size(fd).columns or 80
@@ -134,14 +132,14 @@ class Screen:
 
     @property
     def height(self) -> int:
-        """Lines of the terminal that the program's output goes to; 24 where there is none."""
+        """Lines of the terminal that the program's output goes to, else 24."""
         with contextlib.suppress(OSError):
             return os.get_terminal_size(self._fds[OUT]).lines or 24
         return 24
 
     # -- The program's bytes
     def output(self, fd: int, data: bytes) -> None:
-        """Write what the program wrote. Raises Gone when nobody reads it any more."""
+        """Write the program's bytes. Raises Gone when nobody reads them any more."""
         sanitiser = self._sanitisers.get(fd)
         with self._lock:
             if self._muted:
@@ -168,12 +166,12 @@ class Screen:
             self._dirty.set()
 
     def echoed(self) -> None:
-        """Note that the terminal has echoed a key (^C) where our next word goes, so that it is erased first."""
+        """Note that the terminal has echoed a key (^C); our next line erases it first."""
         with self._lock:
             self._drawn = self.err_is_terminal and not self._mid_line
 
     def mute(self) -> None:
-        """Show no more of the program: its watcher has said so."""
+        """Show no more of the program's output."""
         self._muted = True
 
     def _write(self, fd: int, data: bytes) -> None:
@@ -181,14 +179,14 @@ class Screen:
         while left:
             try:
                 left = left[os.write(self._fds[fd], left) :]
-            except BlockingIOError:  # somebody who shares the terminal made it non-blocking
+            except BlockingIOError:  # another program on this terminal made it non-blocking
                 select.select([], [self._fds[fd]], [])
             except BrokenPipeError as error:
                 raise Gone from error
 
     # -- corra's words
     def event(self, kind: str, **facts: Any) -> None:
-        """Write one object of `--json`: kind `state`, `error`, or the name of an event."""
+        """Write one object of `--json`: of kind `state` or `error`, or an event by its name."""
         named = {"type": kind} if kind in ("state", "error") else {"type": "event", "event": kind}
         self._json({"v": 1, **named, **facts})
 
@@ -208,7 +206,7 @@ class Screen:
     def say(
         self, label: str, host: str, fate: str, why: str = "", hint: Sequence[str] = ()
     ) -> None:
-        """Write a line of corra's grammar, and on a terminal what is to be known and typed next."""
+        """Write a line of corra's grammar, and on a terminal its hints."""
         if fate in render.QUIET and not self.err_is_terminal:
             return
         if self.json or (self.quiet and (not fate or fate in render.QUIET)):
@@ -227,11 +225,11 @@ class Screen:
             self._words(render.visible(text), "", ())
 
     def note(self, label: str, host: str, text: str) -> None:
-        """Write a line that is no fate: a fact about the watching itself."""
+        """Write a line without a fate, such as a fact about the link."""
         self.say(label, host, "", text)
 
     def error(self, error: CorraError) -> None:
-        """Write what went wrong."""
+        """Write an error, as a line or as JSON."""
         if self.json:
             with contextlib.suppress(Gone):
                 self._json(error.to_json())
@@ -239,7 +237,7 @@ class Screen:
         self.say(error.label, error.host, error.fate, error.why, error.hint)
 
     def ask(self, label: str, host: str, question: str) -> bool:
-        """Put a question to the person at the terminal; only y and yes are a yes, and only if they were typed after it."""
+        """Ask the operator. Only y or yes, typed after the question, is a yes."""
         text = (
             render.visible(line(render.visible(label), render.visible(host), "", question.strip()))
             + " "
@@ -252,7 +250,7 @@ class Screen:
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def _words(self, text: str, fate: str, hints: Sequence[str]) -> None:
-        # The lock may be held by a write that nobody reads; what is to be said now can't wait for that.
+        # A write that nobody reads may hold the lock; our line can't wait for it.
         held = self._lock.acquire(timeout=0.5)
         try:
             self._erase()
@@ -264,9 +262,7 @@ class Screen:
                 whole = "\x1b[0m" + whole
             self._ours = True
             whole = whole.replace("\n", "\r\n") if self._lent is not None else whole
-            with contextlib.suppress(
-                OSError, Gone
-            ):  # the terminal may be gone, and then nobody is there to be told
+            with contextlib.suppress(OSError, Gone):  # the terminal may be gone
                 self._write(ERR, whole.encode("utf-8", "backslashreplace"))
             self._dirty.set()
         finally:
@@ -297,7 +293,7 @@ class Screen:
 
     @contextlib.contextmanager
     def warnings(self) -> Iterator[None]:
-        """Say what the modules below warn of, each thing once: written by themselves it would run through the live line."""
+        """Write the warnings of the modules below, each once; logging would break the live line."""
         said: set[str] = set()
 
         class Words(logging.Handler):
@@ -315,7 +311,10 @@ class Screen:
 
     # -- The live line
     def live(self, words: Callable[[int], str] | None) -> None:
-        """Show `words(width)` below everything, each second anew, until told None. Nowhere but on a terminal of our own."""
+        """Show `words(width)` below everything, redrawn each second, until `words` is None.
+
+        Only a terminal that no other program writes to has a live line.
+        """
         if (
             self.quiet
             or self.json
@@ -335,7 +334,7 @@ class Screen:
     def _tick(self) -> None:
         while not self._closed.is_set():
             if self._dirty.wait(_TICK_S):
-                # A moment of quiet first: a program that writes fast would make it flicker.
+                # It is drawn after a moment of quiet, or a fast program would make it flicker.
                 self._closed.wait(_REDRAW_S)
                 self._dirty.clear()
             with self._lock:
@@ -349,7 +348,8 @@ class Screen:
         self._drawn = True
         self._ours = True
         with contextlib.suppress(OSError, Gone):
-            # The cursor goes back to the first column: behind a full line, the terminal's echo of ^C would begin another.
+            # The cursor goes back to the first column: behind a full line, the echo of ^C would
+            # begin another line.
             self._write(ERR, f"\r\x1b[0m\x1b[2m{text}\x1b[0m\x1b[K\r".encode())
 
     def _erase(self) -> None:
@@ -359,7 +359,10 @@ class Screen:
                 self._write(ERR, b"\r\x1b[K")
 
     def close(self) -> None:
-        """Leave the terminal as a person expects it: no live line, no colour of the program's, nothing held back. Harmless twice."""
+        """Write all that was held back, and remove the live line and the program's colour.
+
+        Safe to call twice.
+        """
         held = self._lock.acquire(timeout=0.5)
         try:
             if self._closed.is_set():
@@ -385,7 +388,7 @@ def _isatty(fd: int) -> bool:
 
 
 def _passes_on(fd: int) -> bool:
-    """Return whether another program gets our output: it may write to the same terminal, and the two would mix."""
+    """Return whether another program reads our output; it may write to the same terminal."""
     with contextlib.suppress(OSError):
         mode = os.fstat(fd).st_mode
         return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)

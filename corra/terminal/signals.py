@@ -1,4 +1,4 @@
-"""Signals that reach this process while it watches a run."""
+"""The signals that reach this process while it watches a run."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def die_of(name: str) -> NoReturn:
             stream.flush()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-    raise Exit(code=128 + number)  # where that signal is blocked
+    raise Exit(code=128 + number)  # the signal is blocked
 
 
 _CAUGHT = (signals.SIGINT, signals.SIGTERM, signals.SIGHUP)
 
 
 class Desk:
-    """Where the main thread waits, for what other threads put here and for the signals sent to us, as their numbers.
+    """Where the main thread waits for items of other threads, and for signals by their numbers.
 
     What was ignored when we were started (`nohup`, `cmd &`) stays ignored. Outside the main thread, which alone may have handlers, it is
     only a queue.
     """
 
     def __init__(self, *more: int) -> None:
-        """`more`: signals to be caught beside those that end us."""
+        """`more`: signals to catch beside those that end this process."""
         self._caught = (*_CAUGHT, *more)
         self._items: deque[Any] = deque()
         self._ready: deque[Any] = deque()
@@ -52,8 +52,9 @@ class Desk:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         if threading.current_thread() is threading.main_thread():
-            # The kernel may hand a signal to any thread, or to this one just before it blocks, and then no Python handler would run until
-            # something else happens (a hang in 1 of 5 tries with a queue.SimpleQueue). The byte in the pipe always wakes us.
+            # The kernel may hand a signal to any thread, or to this one just before it blocks. Then
+            # no Python handler runs until something else happens (a hang in 1 of 5 tries with a
+            # queue.SimpleQueue). The byte in the pipe always wakes us.
             self._wakeup = signals.set_wakeup_fd(self._write, warn_on_full_buffer=False)
             for number in self._caught:
                 if signals.getsignal(number) != signals.SIG_IGN:
@@ -72,13 +73,13 @@ class Desk:
         os.close(self._read)
 
     def put(self, item: Any) -> None:
-        """Lay `item` down; harmless when nobody is at the desk any more."""
+        """Lay `item` down; harmless when the main thread has left the desk."""
         self._items.append(item)
         with contextlib.suppress(OSError):
             os.write(self._write, b"\0")
 
     def get(self, timeout_s: float | None = None) -> Any:
-        """Return what came first. Raises queue.Empty when `timeout_s` is over."""
+        """Return the first item. Raises queue.Empty after `timeout_s`."""
         until = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._ready:
             left = None if until is None else max(0.0, until - time.monotonic())

@@ -1,8 +1,9 @@
-"""Watching a run at a terminal or into a pipe: one thread moves bytes, the main thread answers signals.
+"""Watch a run, at a terminal or into a pipe: one thread moves bytes, the main thread takes signals.
 
-The pump may be stuck, in a read of a dead link or a write that nobody takes; Ctrl-C must work all the same. So the main thread does nothing but
-wait at its desk for a signal or the pump's end. Nothing is done inside a handler: paramiko's locks aren't reentrant, and an exception raised
-between any two bytecodes would cut a write in two.
+The pump may hang in a read of a dead link or in a write that nobody reads, and Ctrl-C must work all
+the same. So the main thread only waits at its desk for a signal or for the pump's end. A signal
+handler does nothing: paramiko's locks aren't reentrant, and an exception between any two bytecodes
+would cut a write in two.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from .stopping import stop
 if TYPE_CHECKING:
     from .filters import Range, Sieve
 
-# A second Ctrl-C sooner than this is the same one, mashed; later than that, nobody waits for it any more.
+# A second Ctrl-C before MASHED_S belongs to the first; after SECOND_CTRL_C_S we have left.
 MASHED_S = 0.3
 SECOND_CTRL_C_S = 2.0
 GAPS_S = 10.0
@@ -51,7 +52,7 @@ HANGUP_S = 0.3
 
 
 class WatchedRun(Protocol):
-    """The run on the Screen: what it is called and where it runs."""
+    """The run on the Screen: its names and its host."""
 
     id: str
     name: str | None
@@ -74,14 +75,14 @@ class WatchedEvents(Protocol):
 
 
 class _End(NamedTuple):
-    """The pump has come to its end: well, or with an error."""
+    """The pump has ended, with an error or without."""
 
     error: BaseException | None = None
 
 
 @dataclass
 class _Gone:
-    """What of a stream is gone and hasn't been said."""
+    """The bytes of a stream that are gone and weren't reported yet."""
 
     size: int = 0
     places: int = 0
@@ -105,10 +106,14 @@ class Watch:
         sieve: Sieve | Range | None = None,
         keyboard: Keyboard | None = None,
         again: str = "",
+        shows: bool = True,
+        by_id: bool = False,
     ) -> None:
-        """`relay`: the signals that are passed on to the program. `hide`: out, err or both. `announce`: say that the agent was placed.
+        """`relay`: the signals that are passed on to the program. `hide`: out, err or both.
+        `announce`: say that the agent was placed.
         `keyboard`: what is typed here is for the program. `again`: the flags that `attach` needs to
-        watch this run once more.
+        watch this run once more. `shows`: the program's output is shown, as `wait` doesn't. `by_id`:
+        the run's name means another run too, so hints say its id.
         """
         self.follow = follow
         self.run = run
@@ -118,6 +123,8 @@ class Watch:
         self._by_host = follow if isinstance(follow, Follow) else None
         self._stoppable = run if isinstance(run, Run) else None
         self._again = again
+        self._shows = shows
+        self._by_id = by_id
         self._relay = relay
         self._hidden = {
             "out": {OUT},
@@ -150,11 +157,11 @@ class Watch:
     def short(self) -> str:
         """What to type for this run."""
         name = self._state.name if self._state else self.run.name
-        return name or ids.short(self.run.id)
+        return ids.short(self.run.id) if self._by_id or not name else name
 
     @property
     def placed(self) -> str:
-        """`(agent 1.0 placed, 61 kB)` where this call has brought the agent to the host; on this machine that is nobody's concern."""
+        """`(agent 1.0 placed, 61 kB)` if this call has placed the agent on another machine."""
         link = self._by_host
         if link is None or not link.placed or link.host.is_local:
             return ""
@@ -202,7 +209,10 @@ class Watch:
                 self._event("link", up=True, down_s=round(down_s, 3))
 
     def _show_gap(self, stream: str, start: int, end: int) -> None:
-        """Say what is gone; where much goes, because its program writes faster than we can read, not for each piece of it."""
+        """Report the gap. Gaps that follow soon are reported together.
+
+        There are many where the program writes faster than we can read.
+        """
         gone = self._gone.setdefault(stream, _Gone())
         gone.size, gone.places = gone.size + end - start, gone.places + 1
         if gone.said_at is None or time.monotonic() - gone.said_at >= GAPS_S:
@@ -263,7 +273,7 @@ class Watch:
             )
         if first:
             self.run.name = state.name
-            # What was written before we came is as old as the host says, however fresh it is to us.
+            # Output from before our time is as old as the host says.
             self._old = {
                 stream: facts.get("length", 0) for stream, facts in (state.streams or {}).items()
             }
@@ -278,7 +288,9 @@ class Watch:
                 self.screen.note("", self.host, remark)
             if self._announce and self.placed:
                 self.screen.say(self.label, self.host, render.STARTED, self.placed)
-            if self._keyboard is not None:
+            if self._keyboard is None:
+                self._say_unread_keys(state)
+            else:
                 assert self._by_host is not None
                 self._replay = Replay(0 if self._by_host.first else self._old.get("output", 0))
                 self._keyboard.begin(
@@ -287,6 +299,12 @@ class Watch:
                     lambda text: self.screen.note(self.label, self.host, text),
                     switched=self._by_host.switched,
                 )
+
+    def _say_unread_keys(self, state: State) -> None:
+        """Tell a person at a terminal that the program's terminal isn't this one."""
+        if state.pty and not state.ended and self._shows and self.screen.can_ask:
+            text = f"what you type here doesn't reach it:  {typed()} attach -i {self.short}"
+            self.screen.note(self.label, self.host, text)
 
     def _show_link_down(self, down: LinkDown) -> None:
         if self._down is None and not self.screen.live_line:
@@ -303,7 +321,8 @@ class Watch:
         if self.screen.json:
             self.screen.event(name, host=self.host, prog_id=self.run.id, **facts)
 
-    def _live(self, width: int) -> str:
+    def live_line(self, width: int) -> str:
+        """Return the live line of this moment."""
         now = time.monotonic()
         name = self.short
         if (down := self._down) is not None and self.follow.state is None:
@@ -320,21 +339,23 @@ class Watch:
         if state is None:
             return render.cut(f"{self.host}: connecting", width)
         elapsed = (state.elapsed or 0.0) + now - self._state_at
+        held = bool(state.blocked)
+        if not self._shows:
+            return render.live_waiting(name, self.host, elapsed=elapsed, held=held, width=width)
         amount = sum(self.follow.cursor.values())
         silent = now - self._output_at if amount else None
-        held = bool(state.blocked)
         return render.live(
             name, self.host, elapsed=elapsed, amount=amount, silent=silent, held=held, width=width
         )
 
     # -- The desk
     def stay(self, *, live: bool = True) -> State | None:
-        """Watch to the end and return the last State; None when we leave the program running, which has then been said.
+        """Watch to the end and return the last State. None: we have left, and have said so.
 
         Doesn't return where a signal ends this process. Raises what ended the watch, Gone among it.
         """
         if live:
-            self.screen.live(self._live)
+            self.screen.live(self.live_line)
         with self._desk:
             threading.Thread(target=self._pump, name="pump", daemon=True).start()
             try:
@@ -394,7 +415,7 @@ class Watch:
         )
 
     def _session_ends(self) -> bool:
-        """Return whether the SIGTERM that has just come is the end of a session or of the machine, which the program must outlive."""
+        """Return whether the SIGTERM ends the session or the machine; the program outlives both."""
         with contextlib.suppress(queue.Empty):
             item = self._desk.get(HANGUP_S)
             if item == signals.SIGHUP:
@@ -413,7 +434,7 @@ class Watch:
             self._keyboard.restore()
         self.screen.live(None)
         if self._by_host is not None and self._by_host.starting:
-            # From here on nothing is sent, so that what is said stays true.
+            # Nothing more is sent, so that the line stays true.
             self.follow.close()
             self.screen.error(self._left_early(self._by_host))
             return
@@ -429,7 +450,7 @@ class Watch:
         self.screen.say(self.label, self.host, render.STILL_RUNNING, why, [*hint, *more])
 
     def _unsent(self) -> list[str]:
-        """Return what is to be said of keys that the host may not have."""
+        """Return the line about keys that the host may not have."""
         feed = self._keyboard.feed if self._keyboard is not None else None
         return (
             []
@@ -446,7 +467,7 @@ class Watch:
         return MaybeStarted(f"you left before {self.host} confirmed it", hint=hint, **facts)
 
     def _interrupted(self) -> None:
-        """Answer Ctrl-C: leave, but for a person wait a moment for the second one, which stops the program."""
+        """Leave after Ctrl-C. On a terminal a second Ctrl-C within 2 s stops the program."""
         state = self.follow.state
         if self._stoppable is None or state is None or not self.screen.err_is_terminal:
             self._leave("SIGINT")
@@ -471,16 +492,14 @@ class Watch:
         die_of("SIGINT")
 
     def _stop(self, run: Run) -> None:
-        """Stop the program as `kill` does; one more Ctrl-C leaves that to the host."""
+        """Stop the program as `kill` does. One more Ctrl-C leaves that to the host."""
         self.screen.echoed()
         threading.Thread(target=self._kill, args=(run,), name="kill", daemon=True).start()
         while True:
             item = self._desk.get()
             if isinstance(item, CorraError):
                 self.screen.error(item)
-            if not isinstance(
-                item, _End
-            ):  # its end was asked for; what counts is whether the stop succeeded
+            if not isinstance(item, _End):  # the end was ordered; the result of the order counts
                 return
 
     def _kill(self, run: Run) -> None:
@@ -492,26 +511,30 @@ class Watch:
 
     # -- The end
     def outcome(self, state: State) -> int:
-        """Say what became of the run and return the exit code."""
+        """Say how the run ended and return the exit code."""
         code = exit_code(state)
         if self.screen.json:
             self._event("end", state=state.to_json(), exit_code=code)
             return code
-        error = end_error(state, self.host, SimpleNamespace())
+        reached = self._stoppable.reached if self._stoppable else ""
+        error = end_error(state, self.host, SimpleNamespace(), reached=reached)
         if error is None:
             self.screen.say(
                 self.label,
                 self.host,
                 *render.fate(state, self.host, now=now() if self.was_over else None),
             )
-            return code
-        if self.was_over:
-            error = error.but(why=render.fate(state, self.host, now=now())[1])
-        self.screen.error(error)
+        else:
+            if self.was_over:
+                error = error.but(why=render.fate(state, self.host, now=now())[1])
+            self.screen.error(error)
+        if state.stragglers:
+            end = f";  end them: {typed()} kill {self.short}" if self._stoppable else ""
+            self.screen.note(self.label, self.host, render.left_over(state) + end)
         return code
 
     def gone(self) -> int:
-        """Answer the end of whoever read our output."""
+        """Leave because the reader of our output has gone; return the exit code."""
         if not (self._state and self._state.ended):
             self.screen.say(
                 self.label, self.host, render.STILL_RUNNING, "whoever read its output has gone"

@@ -78,7 +78,7 @@ def test_what_makes_no_sense_is_refused_before_any_host_is_asked(
             (
                 "inv run --host 'web[1-6]' -- true",
                 2,
-                "NOT STARTED: one host at a time: web[1-6] are 6",
+                "NOT STARTED: one host at a time, not 6: web[1-6]",
             ),
             (
                 "inv run --host local -w -- true",
@@ -91,7 +91,7 @@ def test_what_makes_no_sense_is_refused_before_any_host_is_asked(
                 "two logins: joe@h, and ops by --mode ssh-as",
             ),
             ("inv kill ''", 2, "NOT KILLED: an id is empty: is a variable unset?"),
-            ("inv kill", 2, "NOT KILLED: say which: nothing runs"),
+            ("inv kill", 2, "NOT KILLED: say which: nothing ran when this machine last looked"),
             (
                 "inv kill k7",
                 125,

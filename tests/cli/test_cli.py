@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import pwd
 import re
 import shlex
 import signal
@@ -26,9 +27,13 @@ from agent_door import Mount, eventually
 from corra.model import ids
 from properties import words as any_word
 from sshd import Sshd
+from terminal import Terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = ("--host", "local")
+
+
+WAITS = "echo ready; until [ -e $HOME/go ]; do sleep 0.02; done"
 
 
 def lines(data: bytes) -> list[str]:
@@ -148,11 +153,11 @@ def test_each_bad_end_has_its_line_and_code(
             "run -- true",
             "corra: NOT STARTED: no host:  corra run --host HOST -- true   (here: local)",
         ),
-        ("run --host a,b -- true", "corra: NOT STARTED: one host at a time: a, b are 2"),
-        ("run --host web[1-6] -- true", "corra: NOT STARTED: one host at a time: web[1-6] are 6"),
+        ("run --host a,b -- true", "corra: NOT STARTED: one host at a time, not 2: a, b"),
+        ("run --host web[1-6] -- true", "corra: NOT STARTED: one host at a time, not 6: web[1-6]"),
         (
             "attach --host web[1-2] x",
-            "corra: NOT DONE: an id belongs to one host: web1, web2 are 2",
+            "corra: NOT DONE: an id belongs to one host, not 2: web1, web2",
         ),
         ("kill --host web[1- -a", "corra: NOT KILLED: not a set of hosts: 'web[1-'"),
         ("kill -y \t", "corra: NOT KILLED: an id is empty: is a variable unset?"),
@@ -589,7 +594,7 @@ def test_kill_ends_a_run_and_says_so(cli: Cli, started: Callable[..., str]) -> N
     done = cli("kill", "nap")
     assert (done.returncode, done.stdout) == (0, b"")
     label = f"corra: nap ({ids.short(prog_id)}) on local: "
-    assert lines(done.stderr)[0] == f"{label}TERM sent; KILL to its 1 process in 10 s"
+    assert lines(done.stderr)[0] == f"{label}TERM sent; KILL in 10 s if it is still there"
     assert lines(done.stderr)[1].startswith(f"{label}KILLED: TERM from ")
     again = cli("kill", "nap")
     assert (again.returncode, "had ended already: KILLED" in lines(again.stderr)[0]) == (0, True)
@@ -623,7 +628,10 @@ def test_kill_uses_the_stop_signal_and_the_grace_that_run_was_given(
     done = cli("kill", prog_id)
     # Between two sleeps the shell is alone.
     assert (
-        re.search(rb"INT sent; KILL to (all 2 processes|its 1 process) in 25 s", done.stderr)
+        re.search(
+            rb"INT sent; KILL in 25 s if (it is still there|any of its 2 processes is left)",
+            done.stderr,
+        )
         and b"FAILED: exit 3" in done.stderr
     )
 
@@ -649,13 +657,122 @@ def test_kill_without_an_id_kills_nothing_and_says_what_there_is(
     cli: Cli, started: Callable[..., str]
 ) -> None:
     prog_id = started("sleep", "60", flags=("--name", "nap"))
-    for words in (("kill",), ("kill", *LOCAL)):
-        done = cli(*words)
-        assert done.returncode == 2
-        assert lines(done.stderr) == [
-            f"corra: NOT KILLED: say which: {ids.short(prog_id)} (nap) runs on local"
-        ]
+    short = ids.short(prog_id)
+    done = cli("kill", *LOCAL)
+    assert done.returncode == 2
+    assert lines(done.stderr) == [f"corra: NOT KILLED: say which: {short} (nap) runs on local"]
+    done = cli("kill")
+    assert done.returncode == 2
+    begin = rf"corra: NOT KILLED: say which; ran when last seen: {short} \(nap on local, \d+"
+    assert re.match(begin, lines(done.stderr)[0])
     assert cli("status", "--exit-code", "nap").returncode == 122
+
+
+def test_a_kill_without_an_id_names_none_that_a_look_has_seen_ended(
+    cli: Cli, started: Callable[..., str]
+) -> None:
+    short = started("sh", "-c", "until [ -e $HOME/go ]; do sleep 0.02; done")
+    (cli.home / "go").touch()
+    eventually(lambda: not cli("ps", *LOCAL, "-q", "--state", "running").stdout)
+    done = cli("kill")
+    assert lines(done.stderr) == [
+        "corra: NOT KILLED: say which: nothing ran when this machine last looked"
+    ], short
+
+
+def test_a_name_that_two_open_runs_of_one_host_have_is_ambiguous_and_a_second_start_says_so(
+    cli: Cli, started: Callable[..., str]
+) -> None:
+    first = ids.short(started("sleep", "60", flags=("--name", "nap")))
+    done = cli("run", "-d", *LOCAL, "--name", "nap", "--", "sleep", "60")
+    second = ids.short(done.stdout.decode().strip())
+    assert lines(done.stderr) == [
+        f"corra: local: nap runs there already: {first};  kill and attach need an id"
+    ]
+    for words in (("kill", "nap"), ("kill", "-y", "nap"), ("status", "nap"), ("send", "nap", "x")):
+        done = cli(*words)
+        assert done.returncode == 125
+        assert lines(done.stderr)[0] == "corra: nap on local: AMBIGUOUS: 2 runs, nothing done"
+    assert cli("kill", "-9", first).returncode == 0
+    assert cli("kill", "-9", "nap").returncode == 0
+    assert cli("status", "--exit-code", second).returncode == 137
+    done = cli("run", *LOCAL, "--name", "nap", "--", "true")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_answers_come_in_the_order_that_was_typed(cli: Cli) -> None:
+    shorts = [
+        cli("run", "-d", *LOCAL, "--", "true").stdout.decode().strip().rpartition("-")[2][:6]
+        for _ in range(4)
+    ]
+    for order in (shorts, shorts[::-1]):
+        done = cli("status", *order[:2], "none-such", *order[2:])
+        heads = [each.split()[0] for each in lines(done.stdout) if " on local as " in each]
+        assert (done.returncode, heads) == (125, order)
+
+
+def test_what_only_a_shell_knows_is_said_with_the_line_that_works(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
+    for argv, line in (
+        (["cd", "/x", "&&", "ls"], "sh -c 'cd /x && ls'"),
+        (["echo hi"], "sh -c 'echo hi'"),
+    ):
+        shown = terminal("run", *LOCAL, "--", *argv)
+        assert f"not found (ENOENT)\r\n       no shell here:  {line}\r\n" in shown.until("shell")
+        assert shown.end() == 127
+
+
+def test_a_pipe_that_the_program_doesnt_read_is_said(cli: Cli) -> None:
+    said = b"corra: local: nothing reads what is piped in here: "
+    done = cli("run", *LOCAL, "--", "true", stdin=b"data")
+    assert (done.returncode, done.stderr[: len(said)]) == (0, said)
+    for words, data in ((("--stdin", "none"), b"data"), ((), b""), (("--stdin", "-"), b"data")):
+        done = cli("run", *LOCAL, *words, "--", "true", stdin=data)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_what_comes_through_a_pipe_while_the_program_runs_is_said_at_its_end(cli: Cli) -> None:
+    with cli.popen("run", *LOCAL, "--", "sh", "-c", WAITS, stdin=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        process.stdin.write(b"late")
+        process.stdin.flush()
+        (cli.home / "go").touch()
+        assert b"nothing reads what is piped in here" in process.stderr.read()  # type: ignore[union-attr]
+    assert process.returncode == 0
+
+
+def test_processes_that_a_program_leaves_are_said_and_kill_ends_them(cli: Cli) -> None:
+    done = cli("run", *LOCAL, "--name", "left", "--", "sh", "-c", "sleep 61 & exit 0")
+    assert done.returncode == 0
+    assert re.fullmatch(
+        r"corra: left \(\w{6}\) on local: 1 process is left: \d+ sleep;"
+        r"  end them: corra kill left\n",
+        done.stderr.decode(),
+    )
+    leftover = r"  leftover 1 process is left: \d+ sleep"
+    assert re.search(leftover, cli("status", "left").stdout.decode())
+    assert cli("kill", "left").returncode == 0
+    assert "leftover" not in cli("status", "left").stdout.decode()
+
+
+def test_the_history_is_listed_and_forgotten_by_name_or_host(cli: Cli) -> None:
+    for name in ("a", "a", "b"):
+        cli("run", *LOCAL, "--name", name, "--", "true")
+    assert lines(cli("history").stdout)[1].split()[:4] == ["local", "-", "3", "0"]
+    done = cli("history", "forget", "a", "none-such")
+    assert done.returncode == 125
+    assert lines(done.stderr) == [
+        "corra: none-such: NOT FOUND in this machine's history",
+    ]
+    assert lines(cli("history", "forget", "-R", "a").stderr) == ["corra: a: would forget 2 runs"]
+    assert lines(cli("history", "forget", "a").stderr) == ["corra: a: forgot 2 runs"]
+    assert b"NOT FOUND in this machine's history" in cli("status", "a").stderr
+    assert lines(cli("history", "forget", "local").stderr) == ["corra: local: forgot 1 run"]
+    assert cli("history").stdout == b""
+    assert cli("history", "forget").returncode == cli("history", "drop").returncode == 2
+    assert b" b " in cli("ps", "-a", *LOCAL).stdout  # its host keeps it
 
 
 def test_kill_of_several_finds_all_before_it_touches_any(
@@ -1031,3 +1148,56 @@ def test_the_code_for_a_reader_that_left_is_141(cli: Cli) -> None:
     assert process.stderr
     process.stderr.close()
     assert cli("kill", "-9", "endless").returncode == 0
+
+
+# -- What the history says of hosts
+
+
+def test_ps_shows_a_run_once_and_a_host_that_is_down_on_one_line_by_the_name_used_most(
+    cli: Cli, sshd: Sshd
+) -> None:
+    me = pwd.getpwuid(os.getuid()).pw_name
+    for host in ("h", f"{me}@h", "h"):
+        assert cli("run", "--host", host, "--", "true").returncode == 0
+    shown = [line.split()[2] for line in lines(cli("ps", "-a").stdout)[1:]]
+    assert shown == ["h"] * 3
+    sshd.stop()
+    done = cli("ps", "-a")
+    (line,) = lines(done.stderr)
+    assert (done.returncode, done.stdout) == (125, b"")
+    assert line.startswith("corra: h: ") and "; last seen " in line and "running" not in line
+
+
+def test_a_host_that_is_down_was_last_seen_as_the_last_look_saw_it(cli: Cli, sshd: Sshd) -> None:
+    cli("run", "-d", "--host", "h", "--name", "nap", "--", "sleep", "60")
+    cli("run", "-d", "--host", "h", "--", "sh", "-c", WAITS)
+    (cli.home / "go").touch()
+    eventually(lambda: len(cli("ps", "-q", "--state", "running").stdout.split()) == 1)
+    sshd.stop()
+    done = cli("ps")
+    assert re.search(r"; last seen \d\d:\d\d with 1 running \(\w{6} nap\)$", done.stderr.decode())
+    sshd.start()
+    cli("kill", "-9", "nap")
+
+
+def test_what_one_user_runs_is_never_said_of_another(cli: Cli, sshd: Sshd) -> None:
+    cli("run", "-d", "--host", "h", "--name", "nap", "--", "sleep", "60")
+    done = cli("ps", "--host", "h", "--as", "no-such-user")
+    assert done.returncode == 125
+    assert b"last seen" not in done.stderr and b"nap" not in done.stderr
+    cli("kill", "-9", "nap")
+
+
+def test_a_name_on_two_hosts_is_said_with_how_old_that_is(
+    cli: Cli, sshd: Sshd, terminal: Callable[..., Terminal]
+) -> None:
+    places = (("--host", "h"), (*LOCAL, "--spool", str(cli.home / "spool")))
+    for place in places:
+        cli("run", "-d", *place, "--name", "nap", "--", "sleep", "60")
+    done = cli("status", "nap")
+    assert (done.returncode, done.stderr) == (125, b"corra: nap: AMBIGUOUS: 2 runs, nothing done\n")
+    shown = terminal("status", "nap")
+    assert shown.end() == 125
+    assert len(re.findall(r"  running, seen [\d.]+ s ago  sleep 60", shown.text)) == 2
+    for place in places:
+        assert cli("kill", "-9", *place, "nap").returncode == 0

@@ -133,11 +133,57 @@ def test_the_newest_the_hosts_and_forgetting(home: Path) -> None:
     assert [entry.prog_id for entry in history.recent_entries(1)] == ["run1"]
 
 
-def test_old_entries_are_forgotten_by_age(home: Path) -> None:
-    remembered("old", seen=time.time() - 1000)
-    remembered("new")
-    assert history.forget_older(500) == 1
-    assert [entry.prog_id for entry in history.recent_entries()] == ["new"]
+def test_what_was_last_seen_400_days_ago_is_forgotten_by_the_first_start_of_a_day(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered("old", seen=time.time() - 401 * 86400)
+    remembered("new", seen=time.time() - 398 * 86400)
+    assert [entry.prog_id for entry in history.recent_entries()] == ["old", "new"]
+    tomorrow = time.time() + 86400
+    monkeypatch.setattr("corra.runs.history.time.time", lambda: tomorrow)
+    assert history.begin_entry(Entry("next", "db1", started=2.0))
+    assert [entry.prog_id for entry in history.recent_entries()] == ["next", "new"]
+    remembered("older", seen=1.0)
+    assert history.begin_entry(Entry("second", "db1", started=3.0))
+    assert "older" in [entry.prog_id for entry in history.recent_entries()]
+
+
+def test_a_hosts_list_corrects_what_is_known_and_adds_nothing(home: Path) -> None:
+    for prog_id in ("runs", "ended", "went", "begun"):
+        remembered(prog_id, state="starting" if prog_id == "begun" else "running")
+    remembered("of-root", as_user="root")
+    remembered("elsewhere", "db2")
+    remembered("in-a-spool", spool="/srv/spool")
+    remembered("kept", via="chaperone")
+    states = [State("runs", "running"), State("ended", "exited"), State("others", "running")]
+    history.note_list(Host("db1"), states)
+    assert {entry.prog_id: entry.state for entry in history.recent_entries()} == {
+        "runs": "running",
+        "ended": "exited",
+        "went": "gone",
+        "begun": "starting",
+        **dict.fromkeys(("of-root", "elsewhere", "in-a-spool", "kept"), "running"),
+    }
+    (gone,) = history.find_entries("went")
+    assert not gone.open
+
+
+def test_a_run_that_its_host_doesnt_find_is_gone_only_where_it_was(home: Path) -> None:
+    remembered("pay")
+    history.note_gone("pay", Host("db1", user="root"))
+    assert history.find_entries("pay")[0].open
+    history.note_gone("pay", Host("db1"))
+    assert not history.find_entries("pay")[0].open
+
+
+def test_what_is_forgotten_is_named_by_id_name_or_host(home: Path) -> None:
+    for number, host in enumerate(("db1", "db1", "db2")):
+        remembered(f"run{number}", host, name=f"n{number % 2}")
+    assert [entry.prog_id for entry in history.entries_of("n0")] == ["run2", "run0"]
+    assert {entry.prog_id for entry in history.entries_of("db1")} == {"run0", "run1"}
+    history.forget_entries(history.entries_of("run1"))
+    assert {entry.prog_id for entry in history.recent_entries()} == {"run0", "run2"}
+    assert history.entries_of("run1") == []
 
 
 @given(argv=st.lists(words, min_size=1, max_size=4))
@@ -185,7 +231,7 @@ def test_a_place_that_cant_be_written_is_no_error(
     with caplog.at_level(logging.WARNING):
         remembered("run")
         assert history.find_entries("run") == []
-        assert history.forget_older() == 0
+        history.note_list(Host("db1"), [])
     assert "not used" in caplog.text
 
 

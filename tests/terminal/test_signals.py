@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import re
 import select
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -83,6 +87,10 @@ def nothing_left(cli: Cli) -> Iterator[None]:
         cli("kill", "-9", "-y", *LOCAL, *running)
 
 
+def has_said_ready(cli: Cli, name: str) -> bool:
+    return cli("logs", name).stdout == b"ready\n"
+
+
 def running(cli: Cli, name: str) -> bool:
     return cli("status", "--exit-code", name).returncode == 122
 
@@ -148,7 +156,7 @@ def test_a_second_ctrl_c_stops_the_program(cli: Cli, terminal: Callable[..., Ter
         select.select([], [], [], mashed_for - time.monotonic())
     screen.type("\x03")
     screen.until(
-        "TERM sent; KILL to ", "KILLED: exit 5" if "KILLED: exit" in screen.text else "corra: it ("
+        "TERM sent; KILL in ", "KILLED: exit 5" if "KILLED: exit" in screen.text else "corra: it ("
     )
     assert screen.end() == -signal.SIGINT
     assert cli("status", "--exit-code", "it").returncode == 5
@@ -415,3 +423,71 @@ def test_a_detached_start_says_where_to_watch_on_a_terminal(
         ids.is_valid(each) and ids.short(each) != each
         for each in text.replace("\x1b[K", " ").split()
     )
+
+
+@pytest.mark.parametrize("flag", ["", "-u", "--as", "--spool", "--via"])
+def test_the_line_for_elsewhere_works_as_it_stands_on_another_machine(
+    cli: Cli, terminal: Callable[..., Terminal], sshd: Sshd, flag: str
+) -> None:
+    if flag == "--as" and shutil.which("sudo") is None:
+        pytest.skip("no sudo here (apt-get install sudo)")
+    me = pwd.getpwuid(os.getuid()).pw_name
+    given = {"-u": me, "--as": me, "--spool": str(cli.home / "a spool"), "--via": "openssh"}
+    words = [flag, given[flag]] if flag else []
+    screen = terminal("run", "-d", *words, "--host", "h", "--", "sh", "-c", "echo out; exit 3")
+    line = re.search(r"elsewhere: corra (attach .*?)\r\n", screen.until("elsewhere: "))
+    assert screen.end() == 0
+    line = line or re.search(r"elsewhere: corra (attach .*?)\r\n", screen.text)
+    assert line
+    other = {"XDG_STATE_HOME": str(cli.home / "another machine")}
+    done = cli(*shlex.split(line[1]), env=other)
+    assert (done.returncode, done.stdout) == (3, b"out\n"), (line[1], done.stderr)
+
+
+def test_a_wait_says_on_a_terminal_what_it_waits_for(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
+    for name in ("it", "other"):
+        cli("run", "-d", *LOCAL, "--name", name, "--", "sh", "-c", PROGRAM)
+    both = terminal("wait", "it", "other")
+    both.until("waiting for 2 of 2 runs")
+    screen = terminal("wait", "it")
+    screen.expect(r"it local  running  0:\d\d +Ctrl-C: stop waiting")
+    cli("kill", "it", "other")
+    assert screen.end() == 5 and both.end() == 5
+    screen = terminal("wait", "it")
+    assert screen.end() == 5
+    assert "running" not in screen.text
+
+
+def test_ctrl_c_in_a_kill_says_that_the_host_goes_on(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
+    stubborn = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
+    for name in ("it", "other"):
+        cli("run", "-d", *LOCAL, "--name", name, "--", "sh", "-c", stubborn)
+        eventually(partial(has_said_ready, cli, name))
+    screen = terminal("kill", "--grace", "60s", "it", "other")
+    assert screen.until("it (", "other (").count("TERM sent; KILL in 1 min if ") == 2
+    screen.type("\x03")
+    assert screen.end() == -signal.SIGINT
+    left = (
+        r"corra: \w+ \(\w{6}\) on local: you left; local sends KILL in \S+ s if it is still there"
+    )
+    assert len(re.findall(left, screen.text)) == 2
+    assert running(cli, "it") and running(cli, "other")
+
+
+def test_keys_that_no_program_will_read_are_said_to_be_none_of_its(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
+    screen = terminal("run", "--pty", "--name", "it", *LOCAL, "--", "sh", "-c", PROGRAM)
+    screen.until("it (", "on local: what you type here doesn't reach it:  corra attach -i it")
+    later = terminal("attach", "it")
+    later.until("what you type here doesn't reach it")
+    cli("kill", "-9", "it")
+    assert screen.end() == later.end() == 137
+    for words in (("attach", "it"), ("run", *LOCAL, "--", "true")):
+        ended = terminal(*words)
+        assert ended.end() in (0, 137)
+        assert "doesn't reach it" not in ended.text

@@ -517,7 +517,7 @@ def test_no_key_is_tried_where_keys_are_forbidden(sshd: Sshd, link: Open) -> Non
     ):
         error = fails(link(sshd.add_host(name, **options)))
         assert isinstance(error, Auth)
-        assert error.hint[0] == "keys tried: none, as there is none"
+        assert error.hint[0] == "no key was tried: none was found"
     assert not [line for line in sshd.log if "Accepted" in line or "Failed publickey" in line]
 
 

@@ -247,8 +247,8 @@ class Login:
         return bool(self._strange)
 
     def _refused(self, methods: Sequence[str]) -> Auth:
-        tried = ", ".join(_short(name) for name in self._tried) or "none, as there is none"
-        hint = [f"keys tried: {tried}"]
+        tried = ", ".join(_short(name) for name in self._tried)
+        hint = [f"keys tried: {tried}" if tried else "no key was tried: none was found"]
         words = [each for each in self._known.methods if each in methods and each != "publickey"]
         if self._locked:
             hint.append(f"a passphrase is in the way:  ssh-add {_short(self._locked[0])}")
