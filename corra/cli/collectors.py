@@ -1,4 +1,4 @@
-"""What the verbs do with a collector: have a run report to one, and show what one has."""
+"""Collectors for the verbs: have a run report to one, and show the runs that one has."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def named_collector(c: Context, name: str) -> Collector:
-    """Return the collector that the configuration calls so. Raises Misuse."""
+    """Return the collector of that name in the configuration. Raises Misuse."""
     from corra.collector.client import Collector
     from corra.settings import setting
 
@@ -35,18 +35,18 @@ def register(c: Context, name: str, launch: Launch) -> Launch:
 def led_through_ssh(
     c: Context, given: TunnelFlags, run: Run
 ) -> contextlib.AbstractContextManager[None]:
-    """Return what leads the run's reports through our connection where that was asked for."""
+    """Return a context that leads the run's reports through our connection, if flags say so."""
     if not given.callback_through_ssh:
         return contextlib.nullcontext()
     if not given.collector:
         raise Misuse("--callback-through-ssh needs --collector NAME")
-    from corra.collector.tunnel import led_to_collector as through
+    from corra.collector.tunnel import led_to_collector
 
-    return through(run, named_collector(c, given.collector).url, run.agent.runner)
+    return led_to_collector(run, named_collector(c, given.collector).url, run.agent.runner)
 
 
 def attach_by_collector(c: Context, given: AttachFlags, name: str, tail: int | None) -> int:
-    """Show a run as the collector has it, and go on live."""
+    """Show a run's output as the collector has it, and go on live."""
     from corra.terminal.screen import Gone
     from corra.terminal.watch import Watch
 
@@ -76,7 +76,7 @@ def attach_by_collector(c: Context, given: AttachFlags, name: str, tail: int | N
 
 
 def collected_states(c: Context, given: PsFlags, name: str) -> list[State]:
-    """Return the runs that a collector has, of --host where given."""
+    """Return a collector's runs, those of --host where it is given."""
     import time
 
     collector = named_collector(c, name)

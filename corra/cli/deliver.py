@@ -18,7 +18,7 @@ from .verb import verb
 def deliver(c: Context, given: DeliverFlags) -> int:
     """Send a run's reports once more, or to another collector: corra deliver ID..
 
-    A courier that is waiting tries at once. Exits 0 when all there is has been acknowledged.
+    A courier that is waiting tries at once. Exits 0 when the collector has acknowledged all output.
     """
     if not given.ids:
         raise Misuse("deliver needs an id", fate="NOT DELIVERED")

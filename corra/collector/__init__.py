@@ -7,7 +7,7 @@ same bytes twice changes nothing, so any client may repeat any request.
     limits   what one token may cost, and the refusals     tokens    who may do what
     schema   the tables, as the migrations make them       store     the only user of the tables
     events   who watches which run                         notices   what a webhook is sent
-    webhooks sending it, until it is taken                 pages     the index and the OpenAPI document
+    webhooks sending it, until it is taken                 pages     the index, the OpenAPI text
     app      HTTP: check, one call, answer                 serve     the process: listen, begin, end
     protocol what a connection may cost before its token   client    the operator's side of the API
     tunnel   a way from a host to a collector

@@ -218,7 +218,7 @@ class Metrics:
 
 
 class Endpoint:
-    """One of the Api's methods as an application: it answers refusals, and counts and logs requests.
+    """One of the Api's methods as an application. It answers refusals, counts and logs.
 
     Starlette would wrap a function twice, for exceptions that nothing here raises.
     """
@@ -546,7 +546,10 @@ class Api:
         return run, token
 
     async def body(self, request: Call) -> bytes:
-        """Return the body. Raises RequestRefusal: 413, by the announced length if there is one; 408."""
+        """Return the body.
+
+        Raises RequestRefusal: 413, by the announced length where there is one; 408.
+        """
         announced = request.said(b"content-length") or ""
         if announced.isdecimal() and int(announced) > self.limits.body:
             raise RequestRefusal(413, "too_large", f"a body may have {self.limits.body} bytes")

@@ -1,8 +1,8 @@
-"""Runs as a collector has them: for where there is no ssh access to their hosts, and for hosts that are gone.
+"""The client of a collector: runs on hosts that can't be reached by ssh, or are gone.
 
-It may be behind what the host knows by a second, or by as long as the host can't reach it; so nothing can be ordered here, only read. A
-collector is named in the configuration (`corra: {collectors: {NAME: {url, token | token_file, ca}}}`), or is its URL with the token in
-$CORRA_COLLECTOR_TOKEN.
+A collector is behind its hosts by a second, or by as long as a host can't reach it. It takes no
+orders. The configuration names collectors (`corra: {collectors: {NAME: {url, token | token_file,
+ca}}}`); a URL works, too, with the token in $CORRA_COLLECTOR_TOKEN.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ COLLECTOR_ANSWER_S = 15.0
 # The server sends a sign of life every 20 s.
 COLLECTOR_SILENT_S = 60.0
 LINE_MAX = 16 << 20
-PAGE_RUNS = 1000
+ASKED_RUNS = 1000
+_EXAMPLE = "{url: https://HOST:8050, token_file: FILE}"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 
 
 @dataclass(frozen=True)
 class Collector:
-    """One collector and what opens it. `name` is how it was called."""
+    """One collector and its token. `name` is what the operator typed."""
 
     name: str
     url: str
@@ -52,16 +53,17 @@ class Collector:
 
     @classmethod
     def named(cls, name: str, configured: Mapping[str, Any] | None) -> Collector:
-        """Return the collector that `name` means; `configured` is what the configuration says of collectors. Raises Misuse."""
+        """Return the collector that `name` means. Raises Misuse.
+
+        `configured` is the configuration's `corra.collectors`.
+        """
         known = (configured or {}).get(name)
         if known is None and "://" not in name:
             others = ", ".join(sorted(configured or {})) or "none"
             raise Misuse(
                 f"no collector {name!r} in the configuration (there: {others})",
                 fate="NOT DONE",
-                hint=[
-                    f"in ~/.invoke.yaml:  corra: {{collectors: {{{name}: {{url: https://HOST:8050, token_file: FILE}}}}}}"
-                ],
+                hint=[f"in ~/.invoke.yaml:  corra: {{collectors: {{{name}: {_EXAMPLE}}}}}"],
             )
         told = {"url": name} if known is None else dict(known)
         token = told.get("token") or os.environ.get("CORRA_COLLECTOR_TOKEN")
@@ -77,12 +79,12 @@ class Collector:
 
     @property
     def is_private(self) -> bool:
-        """Whether what is sent there can be read by nobody on the way."""
+        """Whether nobody on the way can read what is sent there."""
         parts = urlsplit(self.url)
         return parts.scheme == "https" or parts.hostname in ("127.0.0.1", "::1", "localhost")
 
     def callback(self, prog_id: str, token: str) -> dict[str, Any]:
-        """Return the callback that has a run report here."""
+        """Return the callback with which a run reports here."""
         found = {
             "url": f"{self.url}/api/v1/agent/{prog_id}",
             "method": "POST",
@@ -111,7 +113,10 @@ class Collector:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Return an answer that is still to be read, and its connection. No redirect is followed. Raises CorraError."""
+        """Return a connection and its answer, still to be read. Raises CorraError.
+
+        It follows no redirect.
+        """
         if not self.is_private:
             raise Misuse(
                 f"{self.url} is http: tokens would travel in the clear",
@@ -181,7 +186,10 @@ class Collector:
     # -- Runs
 
     def register(self, launch: Launch) -> Launch:
-        """Make the run known there before it starts, and return its Launch with a callback. Raises NotStarted's kin: nothing was started."""
+        """Make a run known before it starts, and return its Launch with a callback.
+
+        Raises CorraError with the fate NOT STARTED.
+        """
         request, host = launch.request, launch.agent.host
         about = {
             "prog_id": request.prog_id,
@@ -222,9 +230,9 @@ class Collector:
         )
 
     def runs(self, **wanted: Any) -> list[State]:
-        """Return the runs it has that are as `wanted`, the newest first; `limit`: so many at most."""
+        """Return the runs that match `wanted`, the newest first; with `limit`, one page of them."""
         query = {
-            "limit": PAGE_RUNS,
+            "limit": ASKED_RUNS,
             **{key: value for key, value in wanted.items() if value is not None},
         }
         found: list[State] = []
@@ -236,7 +244,10 @@ class Collector:
             query["page"] = page["next"]
 
     def find(self, text: str | None) -> Collected:
-        """Return the run that `text` means: a full id, a name (the open run, else the newest), a tail; without it the newest there is."""
+        """Return the run that `text` means, without it the newest run.
+
+        A full id goes before a name (the open run, else the newest), and a name before a tail.
+        """
         if text is None:
             return self._only(self.runs(limit=1), "", newest=True)
         if ids.is_valid(text):
@@ -258,7 +269,7 @@ class Collector:
 
 
 class Collected:
-    """One run as the collector knows it. A collector only listens, so nothing can be ordered here."""
+    """One run as the collector knows it. A collector takes no orders."""
 
     def __init__(self, collector: Collector, state: State) -> None:
         self.collector, self.known = collector, state
@@ -280,7 +291,7 @@ class Collected:
         timeout_s: float | None = None,
         streams: list[str] | None = None,
     ) -> CollectedFollow:
-        """Return its events; `tail`: from the last lines on."""
+        """Return the run's events; with `tail`, from its last lines on."""
         return CollectedFollow(self, tail=tail, live=live, timeout_s=timeout_s, streams=streams)
 
 
@@ -314,7 +325,7 @@ class CollectedFollow:
         return dict(self._cursor.offsets)
 
     def close(self) -> None:
-        """Leave at once: a read in another thread ends."""
+        """Stop at once. A read in another thread ends."""
         self._closed.set()
         self._cut()
 
@@ -351,7 +362,8 @@ class CollectedFollow:
             lost_at = lost_at if tries else time.monotonic()
             tries += 1
             yield LinkDown(time.monotonic() - lost_at, why, tries)
-            # Half of it by chance: whoever watched a server that comes back must not knock in the same moment.
+            # Half of the pause is random: a server that comes back must not get all its watchers
+            # in the same moment.
             longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(tries - 1, 10))
             pause = longest * (0.5 + random.random() / 2)  # noqa: S311
             self._closed.wait(pause)
@@ -371,7 +383,7 @@ class CollectedFollow:
         return answer
 
     def _events(self, answer: http.client.HTTPResponse) -> Iterator[Event]:
-        """Yield what the server sends until it ends or breaks."""
+        """Yield the server's events until the answer ends or breaks."""
         fields: dict[str, str] = {}
         while line := answer.readline(LINE_MAX):
             if text := line.decode().rstrip("\n"):

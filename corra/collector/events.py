@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class News:
-    """What one watcher waits for. A wait leaves no task and no timer, so an idle watcher is cheap."""
+    """What one watcher waits for. A wait leaves no task and no timer: idle watchers are cheap."""
 
     def __init__(self, token_id: int) -> None:
         self.token_id = token_id

@@ -1,4 +1,4 @@
-"""The process behind `corra serve`: it listens, begins, and ends without losing what it has taken."""
+"""The process of `corra serve`: it listens, and ends without losing what it has taken."""
 
 from __future__ import annotations
 

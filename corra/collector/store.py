@@ -69,13 +69,13 @@ GAP_BYTES = 128
 STREAMS_MAX = 8
 # A run's own token lives as long as a host keeps the record of a run.
 RUN_TOKEN_S = 400 * 86400.0
-# Output is a sign of life, too. It is written down only every so often: a row less with each append.
+# Output is a sign of life, too, but written down only so often: a row less with each append.
 HEARD_S = 10.0
-# The writer remembers the lengths of so many runs, and for so long how much of an allowance is used.
+# The writer remembers the lengths of so many runs, and an allowance for so long.
 KNOWN_RUNS, ALLOWANCE_S = 10_000, 1.0
-# The most rows of one statement. The driver releases the GIL at each statement and gets it back when
-# the event loop pauses: 30 statements of a row each waited longer for it than for the disk. SQLite
-# before 3.32 takes 999 values.
+# The most rows of one statement. The driver releases the GIL at each statement and gets it back
+# when the event loop pauses: 30 statements of a row each waited longer for it than for the disk.
+# SQLite before 3.32 takes 999 values.
 STATEMENT_ROWS = 64
 # With less room than this the disk counts as full.
 FLOOR_BYTES, FLOOR_SHARE = 1 << 30, 20
@@ -214,8 +214,8 @@ class Store:
         answer = loop.create_future()
         turn = self._turns.get(loop)
         if turn is None:
-            # The writer is woken once for all jobs of a turn. Woken by the first job, it would commit
-            # that one alone.
+            # The writer is woken once for all jobs of a turn. Woken by the first job, it would
+            # commit that one alone.
             turn = self._turns[loop] = []
             loop.call_soon(self._hand_over, loop)
         turn.append(_Job(do, prog_id, size, answer))
@@ -253,7 +253,7 @@ class Store:
         return self.submit(lambda batch: batch.complete(token, prog_id, value), prog_id=prog_id)
 
     def register(self, token: keys.Token, prog_id: str, about: Mapping[str, Any]) -> Any:
-        """Make a run known before it starts; the result has the run's own token, shown this once."""
+        """Make a run known before it starts; the result has the run's own token, shown once."""
         return self.submit(lambda batch: batch.register(token, prog_id, about), prog_id=prog_id)
 
     def new_token(self, name: str, scopes: Sequence[str]) -> str:
@@ -350,7 +350,7 @@ class Store:
             self._moving = False
 
     def has_room(self) -> bool:
-        """Return whether the disk is above its floor. Asks the file system once a second at most."""
+        """Return whether the disk is above its floor, as of a second ago at most."""
         if (now := time.monotonic()) >= self._room_at:
             disk = os.statvfs(self.file.parent)
             floor = min(FLOOR_BYTES, disk.f_blocks * disk.f_frsize // FLOOR_SHARE)
@@ -502,7 +502,7 @@ class Store:
         return found
 
     def counts(self) -> dict[str, int]:
-        """Return how many runs there are of each fate: `running`, `done`, `failed`, `not_started`."""
+        """Return the number of runs by fate: `running`, `done`, `failed`, `not_started`.."""
         query = sa.select(runs.c.word, sa.func.count()).group_by(runs.c.word)
         found: dict[str, int] = {}
         with self.engine.connect() as connection:
@@ -965,7 +965,7 @@ class _Statement:
     def _compiled(
         self, connection: Connection, count: int
     ) -> tuple[str, Sequence[int] | None, Sequence[str]]:
-        """Return the SQL, the value at each of its places, and their names where they have names."""
+        """Return the SQL, the value at each place, and the names of the places if they have any."""
         key = connection.dialect.name, count
         if key not in self._sql:
             names = [f"{name}_{number}" for number in range(count) for name in self._names]
@@ -1089,7 +1089,7 @@ def _begins(column: Any, text: str) -> sa.ColumnElement[bool]:
 
 
 def _conditions(wanted: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:
-    """Return the conditions on a run, all case-sensitive. A text that ends with * is a beginning."""
+    """Return the conditions on a run, all case-sensitive. A `*` at the end is any ending."""
     found: list[sa.ColumnElement[bool]] = []
     for key, value in wanted.items():
         match key:
@@ -1152,11 +1152,11 @@ def _engine(url: sa.URL) -> Engine:
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:
-        # page_size and auto_vacuum count only before the first table is made. A chunk is many pages
-        # long, and each page is two system calls into the log and two out of it: with 16 KiB there
-        # are half as many. SQLite's own checkpoint holds the writer up, so it comes after 64 MiB and
-        # not after 4, when most is moved. Without temp_store, the data that undoes half a statement
-        # of many rows goes to a file.
+        # page_size and auto_vacuum count only before the first table is made. A chunk is many
+        # pages long, and each page is two system calls into the log and two out of it: with 16 KiB
+        # there are half as many. SQLite's own checkpoint holds the writer up, so it comes after
+        # 64 MiB and not after 4, when most is moved. Without temp_store, the data that undoes half
+        # a statement of many rows goes to a file.
         # The driver would begin a transaction only at its first write.
         connection.isolation_level = None
         for pragma in (

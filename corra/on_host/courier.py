@@ -1,26 +1,34 @@
 #!/usr/bin/env python3
-"""corra's courier: reads a run's spool and posts what it finds to a collector, until the collector has acknowledged all of it.
+"""corra's courier: posts a run's spool to a collector, until the collector has acknowledged it.
 
-    courier.py RUN-DIRECTORY [AGENT]         deliver; leave when all is delivered, or nothing more can be done
-    courier.py now RUN-DIRECTORY [AGENT]     the same for `corra deliver`: once more, from {"from", "callback", "seconds"} on stdin; prints a report
+    courier.py RUN-DIRECTORY [AGENT]       deliver; end when all is delivered or nothing can be done
+    courier.py now RUN-DIRECTORY [AGENT]   for `corra deliver`: once more, with the options
+                                           {"from", "callback", "seconds"} on stdin; print a report
 
-Needs Linux and Python 3.6, and nothing but its standard library; AGENT is agent.py, by default the one beside this file, and tells the State.
+It needs Linux, Python 3.6 and its standard library. AGENT is agent.py, by default the file beside
+this one; the courier asks it for the State.
 
-What it sends        POST (or whatever `callback.method` says) to callback.url, with `Authorization: Bearer TOKEN`
-    /output/NAME     `Upload-Offset: N` and raw bytes: when `output_buffer` bytes have gathered, or the oldest is `output_latency` s old
-                     with `Upload-Gap: M` instead of bytes: those from M to N are gone, here too
-    /completed       the final State, as JSON, once all output is acknowledged
-    /state           only with `callback.state`: the State at the start, and every 5 minutes as a sign of life
-What it takes        2xx, with `Upload-Offset`: so much is kept (without: all that was sent)     409 with `Upload-Offset`: go on from there
-Files, in RUN        program.json (callback, config), token, stdout, stderr, output, exit, and its own:
-    courier.json     4 KiB, overwritten in place, so that a full disk doesn't matter; lost, all is offered again and nothing doubled
-    route            HOST:PORT to connect to instead of the URL's, while somebody forwards one; names and certificates stay the URL's
-Exit code            0 nothing left to do (courier.json says whether that is good); 3 another courier is at it; 75 a name server that never
-                     answers; after anything but 0 whoever keeps the run starts it again
+Requests           POST (or `callback.method`) to callback.url, with `Authorization: Bearer TOKEN`
+    /output/NAME   `Upload-Offset: N` and raw bytes, when `output_buffer` bytes have gathered or the
+                   oldest is `output_latency` s old. With `Upload-Gap: M` instead of bytes: those
+                   from M to N are gone from the host, too
+    /completed     the final State, as JSON, once all output is acknowledged
+    /state         only with `callback.state`: the State at the start and every 5 minutes
+Answers            2xx with `Upload-Offset`: so much is kept (without: all that was sent)
+                   409 with `Upload-Offset`: go on from there
+Files, in RUN      program.json (callback, config), token, stdout, stderr, output, exit; its own:
+    courier.json   4 KiB, overwritten in place, which works on a full disk. If it is lost, the
+                   courier offers all output again, and nothing is doubled
+    route          HOST:PORT to connect to instead of the URL's, while a client forwards a port;
+                   names and certificates stay the URL's
+Exit code          0: nothing left to do (courier.json says how it went). 3: another courier is at
+                   it. 75: a name server that never answers. After 3 and 75 the keeper starts the
+                   courier again
 
-Rules                It may be killed at any time. A request has a deadline as a whole. No redirect is followed and no proxy asked, so the token
-                     goes to the URL's host and nowhere else; TLS is verified. What the collector holds is the collector's word, never ours.
-SIGUSR1              try now
+Rules              It may be killed at any time. A request has a deadline as a whole. It follows no
+                   redirect and asks no proxy, so the token goes to the URL's host only. It verifies
+                   TLS. The collector alone says what the collector holds.
+SIGUSR1            try now
 """
 
 import calendar
@@ -49,31 +57,33 @@ NAME = "corra-courier"
 PAGE = 4096
 CHUNK_MAX, CHUNK_MIN = 1 << 20, 4096
 REPLY_MAX = 65536
-REQUEST_S = (
-    60.0  # for the whole of a request, from the name's look-up to the last byte of the answer
-)
+# Of a whole request, from the name's look-up to the last byte of the answer.
+REQUEST_S = 60.0
 CONNECT_S = 15.0
-STATE_S = 60.0  # for the agent beside us to answer
+STATE_S = 60.0  # for the agent's answer
 BACKOFF_MAX_S = 300.0
-REFUSED_S = 60.0  # after 401, 403, 404 and redirects: somebody has to do something first
+REFUSED_S = 60.0  # after 401, 403, 404 and redirects, which an operator has to mend
 RETRY_AFTER_MAX_S = 3600.0
 BEAT_S = 300.0
-LOOK_S = 60.0  # how often a silent run is looked at, for the death of its guards
-GATHER_S = 0.05  # while bytes gather; each inotify event of a busy program would wake us more often
-# Nothing changes by asking again: the request itself is wrong.
+LOOK_S = 60.0  # how often to look whether the guards of a silent run are dead
+GATHER_S = 0.05  # while bytes gather: inotify would wake the courier at each write
+# The request itself is wrong, so asking again changes nothing.
 HOPELESS = (400, 405, 406, 410, 411, 412, 414, 415, 417, 422, 431, 451, 501, 505)
 DEFAULTS = {"retry_frequency": 10, "timeout": 86400, "output_buffer": 65536, "output_latency": 1}
 
 
 class Hopeless(Exception):
-    """What is asked for can't be done at all, now or later."""
+    """The callback can't work, now or later."""
 
 
-# ============================================================ what an answer means
+# ============================================================ answers
 
 
 class Answer:
-    """What to do after an answer: `do` is "ok", "seek" (go on from `offset`), "smaller", "later" or "never"; `error` is for people."""
+    """What to do after an answer.
+
+    `do` is "ok", "seek" (go on from `offset`), "smaller", "later" or "never". People read `error`.
+    """
 
     def __init__(self, do, offset=None, pause_s=None, slow=False, error=None, body=b""):
         self.do, self.offset, self.pause_s, self.slow, self.error, self.body = (
@@ -87,7 +97,10 @@ class Answer:
 
 
 def read_answer(status, headers, body, now):
-    """Return the Answer for an HTTP answer: a pure function. `headers` has a .get, `now` is the time for a Retry-After that is a date."""
+    """Return the Answer for an HTTP answer: a pure function.
+
+    `headers` has a .get, and `now` is the time for a Retry-After that is a date.
+    """
     offset = whole(headers.get("Upload-Offset"))
     said = words_of(body)
     error = "%d %s%s" % (
@@ -98,7 +111,7 @@ def read_answer(status, headers, body, now):
     if 200 <= status < 300:
         return Answer("ok", offset=offset, body=body)
     if status == 409:
-        # A hole, as the collector sees it: it was restored from a backup, or somebody else's bytes are there.
+        # The collector sees a hole: it was restored from a backup, or has other bytes.
         return Answer("seek", offset=offset, error=error, body=body)
     if status == 413:
         return Answer("smaller", error=error)
@@ -118,12 +131,12 @@ def read_answer(status, headers, body, now):
 
 
 def whole(text):
-    """Return a number that a header says, or None."""
+    """Return the number in a header, or None."""
     return int(text) if text and text.isdecimal() and len(text) <= 18 else None
 
 
 def words_of(body):
-    """Return the first words of an answer's body that say something, for people."""
+    """Return the first line of an answer's body, or its message, for people."""
     try:
         value = json.loads(body.decode("utf-8"))
         body = value.get("message", "").encode() if isinstance(value, dict) else body
@@ -134,7 +147,7 @@ def words_of(body):
 
 
 def retry_after(text, now):
-    """Return the seconds that Retry-After asks for, at most an hour, or None."""
+    """Return the seconds of a Retry-After, at most an hour, or None."""
     if not text:
         return None
     if text.strip().isdecimal():
@@ -147,7 +160,10 @@ def retry_after(text, now):
 
 
 def backoff(tries, first_s, chance):
-    """Return how long to wait after `tries` failures in a row; half of it again by `chance` (0 to 1), so that a fleet doesn't knock at once."""
+    """Return the pause after `tries` failures in a row.
+
+    `chance` (0 to 1) adds up to half of it, so that a fleet doesn't come back at once.
+    """
     return min(first_s * 2 ** min(tries - 1, 20), max(BACKOFF_MAX_S, first_s)) * (1 + chance / 2)
 
 
@@ -155,10 +171,10 @@ def backoff(tries, first_s, chance):
 
 
 def step(view, now):
-    """Return (act, stream, when to look again) for what the courier sees: it decides, `Courier` acts. Times are monotonic seconds.
+    """Return (act, stream, when to look again). This decides, `Courier` acts.
 
-    `view`: streams {name: (acknowledged, available, since)}, final (None, or {name: length}), retry_at, give_up_at, state_at, and the
-    config's buffer and latency.
+    Times are monotonic seconds. `view`: streams {name: (acknowledged, available, since)}, final
+    (None, or {name: length}), retry_at, give_up_at, state_at, and the config's buffer and latency.
     """
     streams, final = view["streams"], view["final"]
     if view["done"]:
@@ -191,10 +207,10 @@ def step(view, now):
 
 
 class Link:
-    """The collector at the other end: one connection, kept open between requests."""
+    """A connection to the collector, kept open between requests."""
 
     def __init__(self, callback, route, hung):
-        self.hung = hung  # told before this process has to go
+        self.hung = hung  # called before this process must end
         url = urlsplit(callback.get("url") or "")
         if url.scheme not in ("http", "https") or not url.hostname:
             raise Hopeless("callback.url: not http:// or https:// and a host")
@@ -212,9 +228,10 @@ class Link:
         self.ca = callback.get("ca")
 
     def request(self, method, path, headers, body):
-        """Return (status, headers, body) of one exchange within its deadline. Raises OSError, HTTPException, ValueError.
+        """Return (status, headers, body) of one exchange within its deadline.
 
-        A kept connection may have been closed by the other side meanwhile; then, once, a new one is made.
+        Raises OSError, HTTPException, ValueError. The server may have closed a kept connection
+        meanwhile; then the courier makes a new one, once.
         """
         for kept in (True, False):
             reuse = kept and self.connection is not None
@@ -239,7 +256,7 @@ class Link:
         try:
             self.connection.request(method, self.path + path + self.query, body, headers)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # whoever refuses before the last byte may have said why
+            pass  # a server that refuses before the last byte may have said why
         answer = self.connection.getresponse()
         text = answer.read(REPLY_MAX)
         if answer.will_close or answer.read(1):
@@ -270,7 +287,10 @@ class Link:
         self.connection.auto_open = 0
 
     def addresses(self):
-        """Return where to connect to: the forwarded port first, while there is one. Only with TLS: anybody here may take that port over."""
+        """Return the addresses to try, a forwarded port first.
+
+        That only with TLS: any user of the host may take the port over.
+        """
         if self.route and self.tls:
             host, _, port = self.route.rpartition(":")
             if port.isdecimal():
@@ -285,7 +305,7 @@ class Link:
 
 
 def trust(ca):
-    """Return the TLS context: the system's authorities, or only `ca`, a file's path or the PEM text itself."""
+    """Return the TLS context: the system's authorities, or only `ca`, a path or PEM text."""
     try:
         pem = ca if ca and "-----BEGIN" in ca else None
         context = ssl.create_default_context(cafile=None if pem else ca or None, cadata=pem)
@@ -296,7 +316,10 @@ def trust(ca):
 
 
 class Watchdog:
-    """The deadline of a request as a whole: a peer that sends a byte a minute, or a name server that never answers, ends with it."""
+    """The deadline of a whole request.
+
+    It ends a server that sends a byte a minute, and a name server that never answers.
+    """
 
     def __init__(self, link):
         self.link, self.bit = link, False
@@ -307,11 +330,11 @@ class Watchdog:
     def bite(self):
         self.bit = True
         if self.link.socket is None:
-            # Nothing in here can call getaddrinfo back: whoever keeps the run starts another courier.
+            # Nothing in this process can interrupt getaddrinfo; the keeper starts another courier.
             self.link.hung("no address for %s in %g s" % (self.link.address[0], REQUEST_S))
             os._exit(75)
         try:
-            # Not SSLSocket's own shutdown, which takes the TLS state from under the thread that reads.
+            # SSLSocket's own shutdown would take the TLS state from the thread that reads.
             socket.socket.shutdown(self.link.socket, socket.SHUT_RDWR)
         except OSError:
             pass
@@ -358,7 +381,10 @@ class Spool:
             return file.read()
 
     def head(self, name):
-        """Return how much of a stream's beginning has been given back to the disk (keep_output): agent.py's `heads`, and its words for it."""
+        """Return how much of a stream's beginning `keep_output` has given back to the disk.
+
+        The agent's file `heads` says so.
+        """
         for _ in range(100):
             try:
                 fd = os.open("heads", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.directory)
@@ -376,7 +402,7 @@ class Spool:
         return {name: os.fstat(file).st_size for name, file in self.files.items()}
 
     def there(self):
-        """Return whether the run's directory is still the one we have opened."""
+        """Return whether the run's directory is still the one that was opened."""
         try:
             return os.path.samestat(os.stat(self.path), os.fstat(self.directory))
         except FileNotFoundError:
@@ -391,7 +417,7 @@ class Spool:
             return file.read(2 * PAGE)
 
     def guarded(self):
-        """Return whether any guard lives; a shared lock for a moment disturbs nobody."""
+        """Return whether any guard lives. The shared lock is held for a moment only."""
         fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.directory)
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -402,7 +428,7 @@ class Spool:
             os.close(fd)
 
     def state(self):
-        """Return the run's State: what the agent says. Raises OSError, ValueError."""
+        """Ask the agent for the run's State. Raises OSError, ValueError."""
         root = os.path.dirname(os.path.dirname(os.path.abspath(self.path)))
         request = json.dumps({"prog_id": self.prog_id, "spool": root}).encode()
         kept = (
@@ -411,8 +437,12 @@ class Spool:
         try:
             done = subprocess.run(
                 [sys.executable, "-ISE", self.agent, "status"],
-                input=request, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=kept, timeout=STATE_S,
-            )  # fmt: skip
+                input=request,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pass_fds=kept,
+                timeout=STATE_S,
+            )
         except subprocess.SubprocessError as error:
             raise OSError(str(error)) from None
         state = json.loads(done.stdout.decode("utf-8", "surrogateescape"))
@@ -422,7 +452,7 @@ class Spool:
 
 
 class Inotify:
-    """A descriptor that becomes readable when something happens to one of these paths."""
+    """A descriptor that becomes readable when one of these paths changes."""
 
     def __init__(self, *watched):
         libc = ctypes.CDLL(None, use_errno=True)
@@ -441,7 +471,10 @@ class Inotify:
 
 
 class Memory:
-    """courier.json: what the collector has acknowledged. A cache of the collector's own knowledge, in place, one page."""
+    """courier.json: what the collector has acknowledged, one page, overwritten in place.
+
+    It is a cache: the collector knows better.
+    """
 
     def __init__(self, spool):
         self.file = os.open(
@@ -456,7 +489,7 @@ class Memory:
         self.load()
 
     def lock(self):
-        """Return whether we are the run's only courier."""
+        """Return whether this is the run's only courier."""
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
@@ -476,11 +509,17 @@ class Memory:
             )
             self.failing_since, self.pid = found.get("since"), int(found["pid"])
         except (ValueError, KeyError, TypeError, AttributeError):
-            pass  # empty, torn or a stranger's: the collector tells us where to go on
+            pass  # empty, torn or foreign: the collector says where to go on
 
     def save(self):
-        found = {"pid": os.getpid(), "acked": self.acked, "completed": self.completed, "over": self.over,
-                 "error": self.error, "since": self.failing_since}  # fmt: skip
+        found = {
+            "pid": os.getpid(),
+            "acked": self.acked,
+            "completed": self.completed,
+            "over": self.over,
+            "error": self.error,
+            "since": self.failing_since,
+        }
         try:
             os.pwrite(self.file, json.dumps(found).encode("ascii")[:PAGE].ljust(PAGE), 0)
         except OSError:
@@ -488,7 +527,7 @@ class Memory:
 
 
 class NoMemory(Memory):
-    """What `now` to another collector, or from another offset, remembers: nothing."""
+    """The memory of `now` to another collector or from another offset: none."""
 
     def load(self):
         pass
@@ -501,7 +540,10 @@ class NoMemory(Memory):
 
 
 class Courier:
-    """Delivers one run. `give_up_s`, with `now`: how long it may take; else `timeout` after the program's end."""
+    """Delivers one run.
+
+    `seconds`, with `now`, is how long that may take; else it is `timeout` after the program's end.
+    """
 
     def __init__(self, spool, memory, *, callback=None, start=None, seconds=None):
         self.spool, self.memory = spool, memory
@@ -525,7 +567,7 @@ class Courier:
     # ======================================================== the courier: its loop
 
     def run(self):
-        """Deliver until nothing is left to be done."""
+        """Deliver until there is nothing left to do."""
         base = "/proc/self/fd/%d/" % self.spool.directory
         changes = Inotify(
             *((base + name, 0x2) for name in [*self.spool.streams, "exit"])
@@ -550,7 +592,7 @@ class Courier:
             )
             waiting = [wake, orders.fd] if now < self.retry_at else [wake, orders.fd, changes.fd]
             if look_at is not None and now >= self.retry_at and look_at - now <= GATHER_S:
-                waiting = [wake]  # bytes gather: what else happens waits as long as they do
+                waiting = [wake]  # bytes gather, and all else waits as long
             ready = select.select(waiting, [], [], max(0.0, until - now))[0]
             changes.clear()
             if wake in ready:
@@ -575,19 +617,25 @@ class Courier:
             name: facts["length"] for name, facts in (self.final.get("streams") or {}).items()
         }
         if final is not None:
-            # What comes later than the end is nobody's part of the run.
+            # Output after the end is no part of the run.
             streams = {
                 name: (acked, min(size, max(final.get(name, size), acked)), since)
                 for name, (acked, size, since) in streams.items()
             }
+        delivered = all(size <= acked for acked, size, _ in streams.values())
         return {
-            "streams": streams, "final": final, "retry_at": self.retry_at, "give_up_at": self.give_up_at, "state_at": self.state_at,
-            "buffer": self.config["output_buffer"], "latency": 0 if self.by_hand else self.config["output_latency"],
-            "done": self.done or (self.by_hand and final is None and all(size <= acked for acked, size, _ in streams.values())),
-        }  # fmt: skip
+            "streams": streams,
+            "final": final,
+            "retry_at": self.retry_at,
+            "give_up_at": self.give_up_at,
+            "state_at": self.state_at,
+            "buffer": self.config["output_buffer"],
+            "latency": 0 if self.by_hand else self.config["output_latency"],
+            "done": self.done or (self.by_hand and final is None and delivered),
+        }
 
     def look(self, now):
-        """Take note of the end, if it has come: the slot says it, or the death of all guards."""
+        """Look for the run's end: the slot says it, or all guards are dead."""
         if self.final is not None or now < self.retry_at:
             return
         slot = self.spool.slot()
@@ -608,7 +656,7 @@ class Courier:
         try:
             state = self.spool.state()
         except (OSError, ValueError) as error:
-            self.fail(Answer("later", error="no State to be had: %s" % error))
+            self.fail(Answer("later", error="the agent gives no State: %s" % error))
             self.seen = b""
             return
         if state["state"] in ("exited", "not_started", "lost"):
@@ -622,7 +670,7 @@ class Courier:
                 self.give_up_at = now + min(left_s, self.config["timeout"])
 
     def new_orders(self):
-        """A file has come or changed: with another token or route there is no reason to wait any longer."""
+        """Try at once if the token or the route has changed."""
         keys = self.read_keys()
         if keys != self.keys:
             self.retry_at, self.tries = 0.0, 0
@@ -661,7 +709,7 @@ class Courier:
     def send(self, name):
         acked = self.memory.acked[name]
         data = os.pread(self.spool.files[name], self.chunk, acked)
-        head = self.spool.head(name)  # afterwards: what we have read may have been a hole
+        head = self.spool.head(name)  # after the read, which may have met a hole
         if head > acked:
             self.post_gap(name, head)
             return
@@ -670,7 +718,7 @@ class Courier:
             self.chunk = min(self.chunk * 2, CHUNK_MAX)
 
     def post_gap(self, name, end):
-        """The collector lacks what isn't here any more: say so, rather than wait for ever."""
+        """Tell the collector that the bytes before `end` are gone, so that it doesn't wait."""
         acked = self.memory.acked[name]
         end = end if self.final is None else min(end, self.final["streams"][name]["length"])
         answer = self.post(
@@ -681,8 +729,8 @@ class Courier:
     def took(self, name, answer, begin, end):
         """Note how far the collector has the stream; return whether it took what was sent.
 
-        Its word counts, also where it goes back: it may have been restored from a backup that is older than our memory. But a
-        collector that never gets further is one that fails.
+        The collector's word counts, also when it goes back: it may have been restored from an older
+        backup. A collector that never gets further has failed.
         """
         offset = end if answer.offset is None else answer.offset
         if answer.do == "ok" and offset > begin:
@@ -720,7 +768,7 @@ class Courier:
         if answer.do in ("ok", "seek"):
             self.well()
         elif answer.do == "never" or (answer.slow and answer.error.startswith("404")):
-            self.state_at = None  # a server without it: the rest is what counts
+            self.state_at = None  # a server without /state: the other requests count
         else:
             self.state_at = time.monotonic()
             self.fail(answer)
@@ -750,7 +798,7 @@ class Courier:
             self.fail(answer)
 
     def post(self, path, body, headers):
-        """Return the Answer to one request; whatever goes wrong with the link is one too."""
+        """Return the Answer to one request; an error of the link makes one, too."""
         self.keys = keys = self.read_keys()
         if self.link is not None and self.link.route != keys[1]:
             self.forget_link()
@@ -776,7 +824,7 @@ class Courier:
                 % (getattr(error, "verify_message", "") or getattr(error, "reason", "") or error),
             )
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
-            # A line too slow for a whole chunk within the deadline gets there with smaller ones.
+            # On a slow line a smaller chunk may make the deadline.
             self.chunk = max(self.chunk // 2, CHUNK_MIN)
             return Answer("later", error=str(error) or type(error).__name__)
 
@@ -810,13 +858,13 @@ class Courier:
         self.memory.save()
 
     def stop(self, error):
-        """Try no more. By hand that says nothing about the run's own courier."""
+        """Try no more. By hand, the run's own courier goes on."""
         self.memory.error, self.memory.over, self.done = error, not self.by_hand, True
         self.memory.save()
 
 
 def lacking(answer, acked):
-    """Return {stream: offset} of what the collector still needs before it takes the end."""
+    """Return {stream: offset} of the output that the collector needs before the end."""
     try:
         expected = json.loads(answer.body.decode("utf-8")).get("expected") or {}
         return {
@@ -829,7 +877,7 @@ def lacking(answer, acked):
 
 
 def seconds_of(text):
-    """Return the seconds since the epoch of a State's time; now, when it has none."""
+    """Return a State's time as seconds since the epoch; without one, now."""
     try:
         return float(calendar.timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S")))
     except (ValueError, TypeError):
@@ -840,13 +888,13 @@ def seconds_of(text):
 
 
 def deliver(path, agent):
-    """Deliver the run at `path`, unless another courier does or it is over already."""
+    """Deliver the run at `path`, unless another courier does or all is delivered."""
     spool = Spool(path, agent)
     memory = Memory(spool)
     if not memory.lock():
         return 3
     memory.load()
-    memory.save()  # whose pid it is now
+    memory.save()  # with this process's pid
     if not memory.over:
         Courier(spool, memory).run()
     return 0
@@ -879,7 +927,7 @@ def report(memory):
 
 
 def wait_for_other(memory, seconds):
-    """The run has a courier of its own: have it try now, and tell what comes of it."""
+    """Have the run's own courier try now, and report the outcome."""
     until = time.monotonic() + seconds
     pid = 0
     while time.monotonic() < until:

@@ -123,7 +123,7 @@ def test_a_long_list_is_read_to_its_end(cli, team, home, monkeypatch):
 
     for number in range(5):
         team.register(f"r{number}", host="db1")
-    monkeypatch.setattr(client, "PAGE_RUNS", 2)
+    monkeypatch.setattr(client, "ASKED_RUNS", 2)
     collector = client.Collector("team", team.served.url, team.token, team.served.ca)
     assert [state.prog_id for state in collector.runs()] == ["r4", "r3", "r2", "r1", "r0"]
     assert [state.prog_id for state in collector.runs(limit=1)] == ["r4"]
