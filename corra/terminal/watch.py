@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 MASHED_S = 0.3
 SECOND_CTRL_C_S = 2.0
 GAPS_S = 10.0
+# How long a TERM that is meant for the program waits for its start to be confirmed.
+CONFIRM_S = 5.0
 # A session that ends sends SIGHUP right beside SIGTERM.
 HANGUP_S = 0.3
 
@@ -146,7 +148,8 @@ class Watch:
         self._replay = Replay(0)
         self._down: LinkDown | None = None
         self._down_at = 0.0
-        self._waiting = False  # a signal waits for the start to be confirmed
+        # Until then a signal waits for the start to be confirmed.
+        self._waits_until: float | None = None
         self.was_over = False
 
     @property
@@ -366,9 +369,18 @@ class Watch:
                 if self._keyboard is not None:
                     self._keyboard.restore()
 
+    def _next(self) -> Any:
+        """Return what the desk has next: a signal that has waited CONFIRM_S in vain comes again."""
+        if (until := self._waits_until) is None or (self._by_host and self._by_host.confirmed):
+            return self._desk.get()
+        try:
+            return self._desk.get(max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            return signals.SIGTERM
+
     def _wait(self) -> State | None:
         while True:
-            item = self._desk.get()
+            item = self._next()
             if isinstance(item, _End):
                 if item.error is not None:
                     raise item.error
@@ -394,14 +406,14 @@ class Watch:
     def _may_relay(self) -> bool:
         """Return whether a signal to the client is for the program.
 
-        Until the start is confirmed the first signal waits for that, and a second one ends the
-        client.
+        Until the start is confirmed the first signal waits for that, and not for long; a second one
+        ends the client.
         """
         if self._by_host is None:
             return False
         if self._by_host.confirmed:
             return True
-        return self._by_host.sent and self._down is None and not self._waiting
+        return self._by_host.sent and self._down is None and self._waits_until is None
 
     def _pass_on(self, name: str) -> None:
         assert self._by_host is not None
@@ -409,10 +421,9 @@ class Watch:
         if self._by_host.confirmed:
             self.screen.note(self.label, self.host, f"{name} passed on to it")
             return
-        self._waiting = True
-        self.screen.note(
-            self.label, self.host, f"{name} goes to it once it is confirmed; another {name} leaves"
-        )
+        self._waits_until = time.monotonic() + CONFIRM_S
+        note = f"{name} waits {CONFIRM_S:g} s for {self.host} to confirm the start, then ends this"
+        self.screen.note(self.label, self.host, note)
 
     def _session_ends(self) -> bool:
         """Return whether the SIGTERM ends the session or the machine; the program outlives both."""
