@@ -477,10 +477,13 @@ def boot_id():
 
 
 def process(pid):
-    """Return (state letter, parent, start time in ticks, name) of a process, or None."""
+    """Return (state letter, parent, start time in ticks, name) of a process, or None.
+
+    Raises OSError where that can't be found out, as without a descriptor left.
+    """
     try:
         text = slurp("/proc/%d/stat" % pid).decode("ascii", "replace")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # Split at the last ")": a program may call itself "a) Z 1 1 (".
     head, _, tail = text.rpartition(")")
@@ -767,7 +770,8 @@ def read_file(directory, name, limit=REQUEST_MAX):
     except FileNotFoundError:
         return None
     with open(fd, "rb", 0) as file:
-        return file.read(limit)
+        # No more than there is: read(limit) would take that much memory first.
+        return file.read(min(limit, os.fstat(fd).st_size + 1))
 
 
 def exists(directory, name):
@@ -973,7 +977,6 @@ def claim(runs, prog_id, request, feed, token):
     try:
         fill_in_place(directory, "exit", b"\n" * PAGE * 2)
         fill(directory, "program.json", to_json(request).encode() + b"\n")
-        fill(directory, "launched.tmp", b" " * 255 + b"\n")
         os.mkdir("fifo", 0o700, dir_fd=directory)
         for name in stream_names(request):
             fill(directory, name, b"")
@@ -992,6 +995,7 @@ def claim(runs, prog_id, request, feed, token):
             fill(directory, "token", octets(token or ""))
         if feed:
             feed(directory)
+        fill(directory, "launched.tmp", b" " * 255 + b"\n")  # the last: `abandoned` asks its age
         try:
             os.rename(temporary, prog_id, src_dir_fd=runs, dst_dir_fd=runs)
             return True
@@ -1049,6 +1053,19 @@ def launched_by(directory, files):
     if launched and os.fstat(files["launched"]).st_nlink == 1 and not exists(directory, "launched"):
         return None
     return launched
+
+
+def abandoned(directory):
+    """Return whether nobody may launch the run any more: its claim is older than a start may take.
+
+    It says nothing of a run that has guards or was launched. A guard asks this before it launches,
+    and a reader once it has seen the lock free, so both give the same answer.
+    """
+    try:
+        claimed_s = os.stat("launched.tmp", dir_fd=directory, follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return not exists(directory, "launched")
+    return abs(time.time() - claimed_s) > START_DEADLINE_S
 
 
 def stdin_facts(directory):
@@ -1171,12 +1188,15 @@ class Run:
             pages = self.pages()  # torn: read during a write
             record = Record.read(pages[0]) if pages else None
         launched = read_launched(read_file(self.directory, "launched"))
+        failure = unpack(pages[1]) if pages else None
+        if not (alive or launched or failure) and abandoned(self.directory):
+            failure = self.abandonment()
         stats = self.sizes()
         return {
             "alive": alive or (launched is not None and before is None),
             "launched": launched,
             "record": record,
-            "failure": unpack(pages[1]) if pages else None,
+            "failure": failure,
             "sizes": {name: stat.st_size for name, stat in stats.items()},
             "heads": self.heads(),
             "last_ns": max([stat.st_mtime_ns for stat in stats.values() if stat.st_size] or [0]),
@@ -1187,6 +1207,17 @@ class Run:
             "courier": read_file(self.directory, "courier.json", PAGE),
             "stdin": stdin_facts(self.directory) if takes_more(self.request) else None,
         }
+
+    def abandonment(self):
+        """Return why nothing was started, as the slot's second page would say it."""
+        said = (read_file(self.directory, "keeper", PAGE) or b"").decode("utf-8", "replace")
+        message = "; ".join(["its guards died before they started it"] + said.splitlines()[-1:])
+        return [
+            ["stage", "setup"],
+            ["type", "ChildProcessError"],
+            ["errno", "0"],
+            ["message", message],
+        ]
 
     def state(self, details=False):
         """Return the run's State; with `details` also the processes that outlive the program."""
@@ -2850,6 +2881,15 @@ def _nothing(number, frame):
 # ============================================================ guards/guards
 # The guards of one run: two standbys and the keeper.
 
+# How many descriptors a guard, or the program before its exec, opens beyond those that all guards
+# hold: two pipes, the program's ends, a walk over /proc.
+SPARE_FILES = 12
+# How often a guard replaces one that dies before it has launched the program, and its first pause,
+# which doubles: 1.3 s in all.
+REPLACED_MOST = 7
+REPLACE_PAUSE_S = 0.02
+
+
 def standby(child):
     """Wait for the guard below this one; return when it died unfinished."""
     info = os.waitid(os.P_PID, child, os.WEXITED)
@@ -2927,9 +2967,12 @@ def guard(request, report):
 
 
 class Complaints:
-    """The descriptor for defects of ours: stderr, then the keeper file."""
+    """The descriptors for defects of ours: stderr, then the keeper file.
 
-    file = 2
+    `slot` is the file `exit` as long as the only guard may say that nothing was started.
+    """
+
+    file, slot = 2, None
 
 
 def complain(error):
@@ -2947,6 +2990,27 @@ def complain(error):
         )
     except OSError:
         pass
+    if Complaints.slot is not None:
+        words = getattr(error, "strerror", None) or repr(error)
+        note_failure(Complaints.slot, "setup", error, "its guards can't work here: " + words)
+
+
+def replace_guard(directory, files, number):
+    """Pause before the next guard is forked in place of one that has died; return whether to.
+
+    It isn't where the program was launched, or where too many guards died before that: then the
+    slot says so. No process that they forked can be about to launch it: it would hold the lock of
+    the file `keeper`, which this guard holds.
+    """
+    if launched_by(directory, files) or unpack(os.pread(files["exit"], PAGE, PAGE)) is not None:
+        return False
+    if number < REPLACED_MOST:
+        time.sleep(REPLACE_PAUSE_S * 2 ** (number - 1))
+        return True
+    said = os.pread(files["keeper"], PAGE, 0).decode("utf-8", "replace").splitlines()[-1:]
+    message = "; ".join(["%d guards died before they started it" % number] + said)
+    note_failure(files["exit"], "setup", ChildProcessError(), message)
+    return False
 
 
 def guard_run(request, report):
@@ -2960,13 +3024,16 @@ def guard_run(request, report):
     if (
         not lock_run(alive)
         or exists(directory, "launched")
+        or abandoned(directory)
         or unpack(read_file(directory, "exit")[PAGE:]) is not None
     ):
         return
+    files = {"exit": os.open("exit", os.O_RDWR, dir_fd=directory)}
+    Complaints.slot = files["exit"]
     Complaints.file = os.open("keeper", os.O_WRONLY | os.O_APPEND, dir_fd=directory)
-    files = {"keeper": os.open("keeper", os.O_RDWR, dir_fd=directory)}
+    files["keeper"] = os.open("keeper", os.O_RDWR, dir_fd=directory)
     fcntl.flock(files["keeper"], fcntl.LOCK_EX)
-    for name in ["exit", "index"] + ["heads"] * exists(directory, "heads"):
+    for name in ["index"] + ["heads"] * exists(directory, "heads"):
         files[name] = os.open(name, os.O_RDWR, dir_fd=directory)
     files["launched"] = os.open("launched.tmp", os.O_RDWR, dir_fd=directory)
     # O_RDWR: with a writer of its own it never reports a hang-up, and orders wait in it for the
@@ -3013,13 +3080,17 @@ def guard_run(request, report):
         # Open as long as the run is kept, since gc or an upgrade may remove the files.
         for name in ("courier", "agent"):
             files[name] = os.open(beside(name + ".py"), os.O_RDONLY)
+    for spare in [os.dup(directory) for _ in range(SPARE_FILES)]:
+        os.close(spare)
     keeper, pids, launches = Keeper(directory, files, request, inherited), [os.getpid()], True
+    replaced = 0
     give_back()
     # As little as possible from here to the keeper: a page that a guard writes to is its own from
     # then on. What exists now never becomes garbage; frozen, the garbage collector doesn't write
     # into it.
     if hasattr(gc, "freeze"):  # Python 3.7
         gc.freeze()
+    Complaints.slot = None
     while len(pids) < 3:
         try:
             child = fork_thin()
@@ -3028,6 +3099,7 @@ def guard_run(request, report):
         if not child:
             prctl(36, 1, 0, 0, 0)
             pids.append(os.getpid())
+            replaced = 0
             continue
         os.close(files["keeper"])
         if report is not None:
@@ -3037,9 +3109,9 @@ def guard_run(request, report):
         # flock waits until the guard that may touch the FIFOs is dead and its child is past exec.
         files["keeper"] = os.open("/proc/self/fd/%d" % Complaints.file, os.O_RDWR)
         fcntl.flock(files["keeper"], fcntl.LOCK_EX)
-        keeper = Keeper(directory, files, request, inherited)
-        if launched_by(directory, files) or unpack(os.pread(files["exit"], PAGE, PAGE)) is not None:
-            launches = False
+        keeper, replaced = Keeper(directory, files, request, inherited), replaced + 1
+        launches = replace_guard(directory, files, replaced)
+        if not launches:
             break
         # Nothing was launched, so there are three guards again for the program.
     become(b"corra-keeper")
@@ -3069,6 +3141,8 @@ def thin(code):
 
 def spawn_guards(request, path):
     """Start the guards of the run at `path`; return when the launch is over or has failed.
+
+    Raises OSError where the first guard's process can't be made.
 
     They are forked from this process where it is small, as each guard keeps its memory for weeks.
     A process that has compiled the made file or read a large request is too large. Then, and where
@@ -3119,6 +3193,8 @@ def spawn_guards(request, path):
                 # sudo removes this variable.
                 variables.setdefault(b"XDG_RUNTIME_DIR", b"/run/user/%d" % os.geteuid())
             execute(argv, variables)
+        except OSError as error:
+            os.write(reporting, b"%d" % error.errno)
         finally:
             os._exit(1)
     os.close(reporting)
@@ -3134,8 +3210,27 @@ def spawn_guards(request, path):
             pass
     poll = select.poll()
     poll.register(report, select.POLLIN)
-    poll.poll(START_DEADLINE_S * 1000)
+    said = os.read(report, 16) if poll.poll(START_DEADLINE_S * 1000) else b""
     os.close(report)
+    if said:
+        raise OSError(int(said), os.strerror(int(said)))
+
+
+def give_up(run, error, message):
+    """Note that the run was not started and never will be, unless a guard has launched it."""
+    alive = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=run.directory)
+    slot = os.open("exit", os.O_RDWR | os.O_NOFOLLOW, dir_fd=run.directory)
+    try:
+        # As a guard does it: whoever has this lock is alone in deciding what becomes of the run.
+        if (
+            lock_run(alive)
+            and not exists(run.directory, "launched")
+            and unpack(os.pread(slot, PAGE, PAGE)) is None
+        ):
+            note_failure(slot, "setup", error, message)
+    finally:
+        os.close(slot)
+        os.close(alive)
 
 
 def resident_kb():
@@ -3800,6 +3895,9 @@ def verb_stop(request, stdin, reply, framed):
     grace = next(
         each for each in (request.get("grace"), options.get("grace"), GRACE_S) if each is not None
     )
+    before = run.state()
+    if before["state"] == "starting" and before["supervisor"] == "gone":
+        give_up(run, OSError(errno.ECANCELED, ""), "it was stopped before it was started")
     there = family(run)
     number, how = os.urandom(4).hex(), "ended"
     if there:
@@ -4191,7 +4289,7 @@ class Follower:
         self.body = None  # (offset, bytes left) of the frame for stdin that is being read
         self.given = []  # (offset, bytes) for stdin, not accepted yet
         self.window = None
-        self.began = self.heard = self.looked = time.monotonic()
+        self.heard = self.looked = time.monotonic()
         self.keeper = None  # a pidfd, which tells of its death
 
     def go(self):
@@ -4316,10 +4414,7 @@ class Follower:
             return self.done
         final, supervised = self.state["state"] in FINAL, self.state["supervisor"] != "gone"
         if self.live and not final:
-            # The start died before it launched anything; a repeated start may follow.
-            abandoned = self.state["state"] == "starting" and not supervised
-            if not abandoned or time.monotonic() - self.began < START_DEADLINE_S:
-                return False
+            return False
         self.state = self.run.state(details=True)
         lengths = {
             name: self.state["streams"].get(name, {}).get("length", 0) for name in self.streams
@@ -4904,32 +4999,29 @@ def start_run(request, stdin, reply):
         pass  # no room or no process for it: a later start cleans up
     run = Run(root, prog_id)
     secret = (request.get("secrets") or {}).get("env") or {}
-    deadline = time.monotonic() + START_DEADLINE_S
+    # Before `abandoned` would say so, since this start knows the reason.
+    deadline, pause_s = time.monotonic() + START_DEADLINE_S * 0.8, 0
+    wrong = OSError(0, "each died at once")
     while True:
         state = run.state()
-        if state["state"] != "starting" or (
-            state["supervisor"] != "gone" and time.monotonic() > deadline
-        ):
+        late = time.monotonic() > deadline
+        if state["state"] != "starting" or (state["supervisor"] != "gone" and late):
             return run, state
-        if time.monotonic() > deadline:
-            raise no_process(root, errno.EAGAIN)
         # It is new, or the guards that began it died before they launched anything.
-        if state["supervisor"] == "gone":
+        if state["supervisor"] == "gone" and late:
+            give_up(run, wrong, "no guard could be started here: " + wrong.strerror)
+        elif state["supervisor"] == "gone":
             before = outliving(run.request) if request.get("before") is None else request["before"]
+            time.sleep(max(0, min(pause_s, deadline - time.monotonic())))
+            pause_s = min(pause_s * 2 or 0.01, 1)
             try:
                 spawn_guards(
                     dict(run.request, secret_env=secret, umask=umask, before=before), run.path
                 )
             except OSError as error:
-                raise no_process(root, error.errno) from None
+                wrong = error
         else:
             time.sleep(0.01)
-
-
-def no_process(root, number):
-    """Return the refusal of a start for want of a process; the same id may be started later."""
-    message = "no process can be started here: " + os.strerror(number)
-    return Refusal("no_room", message, tried=[{"dir": root, "errno": number, "message": message}])
 
 
 def verb_start(request, stdin, reply, framed):

@@ -780,7 +780,7 @@ class Case:
                 and self.kills < 3
             ):
                 say(f"stdin: {len(accepted)} bytes accepted, {len(self.to_send)} sent")
-        elif not (state == "starting" and self.fault == "three"):
+        elif not (state in {"starting", "not_started"} and self.fault == "three"):
             say(f"ended as {state}")
         self.judge_leftovers()
 

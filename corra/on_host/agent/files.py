@@ -61,7 +61,8 @@ def read_file(directory, name, limit=REQUEST_MAX):
     except FileNotFoundError:
         return None
     with open(fd, "rb", 0) as file:
-        return file.read(limit)
+        # No more than there is: read(limit) would take that much memory first.
+        return file.read(min(limit, os.fstat(fd).st_size + 1))
 
 
 def exists(directory, name):

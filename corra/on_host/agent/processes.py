@@ -135,10 +135,13 @@ def boot_id():
 
 
 def process(pid):
-    """Return (state letter, parent, start time in ticks, name) of a process, or None."""
+    """Return (state letter, parent, start time in ticks, name) of a process, or None.
+
+    Raises OSError where that can't be found out, as without a descriptor left.
+    """
     try:
         text = slurp("/proc/%d/stat" % pid).decode("ascii", "replace")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # Split at the last ")": a program may call itself "a) Z 1 1 (".
     head, _, tail = text.rpartition(")")

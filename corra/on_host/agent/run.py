@@ -12,7 +12,7 @@ from .kernel import mono_ns
 from .paths import join
 from .processes import boot_id, children, process, process_tree
 from .records import Record, from_json, unpack
-from .spool import read_launched, stdin_facts, stream_names, takes_more
+from .spool import abandoned, read_launched, stdin_facts, stream_names, takes_more
 
 
 class Run:
@@ -96,12 +96,15 @@ class Run:
             pages = self.pages()  # torn: read during a write
             record = Record.read(pages[0]) if pages else None
         launched = read_launched(read_file(self.directory, "launched"))
+        failure = unpack(pages[1]) if pages else None
+        if not (alive or launched or failure) and abandoned(self.directory):
+            failure = self.abandonment()
         stats = self.sizes()
         return {
             "alive": alive or (launched is not None and before is None),
             "launched": launched,
             "record": record,
-            "failure": unpack(pages[1]) if pages else None,
+            "failure": failure,
             "sizes": {name: stat.st_size for name, stat in stats.items()},
             "heads": self.heads(),
             "last_ns": max([stat.st_mtime_ns for stat in stats.values() if stat.st_size] or [0]),
@@ -112,6 +115,17 @@ class Run:
             "courier": read_file(self.directory, "courier.json", PAGE),
             "stdin": stdin_facts(self.directory) if takes_more(self.request) else None,
         }
+
+    def abandonment(self):
+        """Return why nothing was started, as the slot's second page would say it."""
+        said = (read_file(self.directory, "keeper", PAGE) or b"").decode("utf-8", "replace")
+        message = "; ".join(["its guards died before they started it"] + said.splitlines()[-1:])
+        return [
+            ["stage", "setup"],
+            ["type", "ChildProcessError"],
+            ["errno", "0"],
+            ["message", message],
+        ]
 
     def state(self, details=False):
         """Return the run's State; with `details` also the processes that outlive the program."""

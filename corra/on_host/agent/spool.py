@@ -3,9 +3,10 @@
 import errno
 import posix as os
 import struct
+import time
 
 from .bounds import prepare_bound
-from .contract import END_OF_STDIN, PAGE, SENDER_RECORD
+from .contract import END_OF_STDIN, PAGE, SENDER_RECORD, START_DEADLINE_S
 from .files import discard, exists, fill, fill_in_place
 from .kernel import file_system
 from .paths import absolute, join, make_directories, octets, parent, present, text_of
@@ -107,7 +108,6 @@ def claim(runs, prog_id, request, feed, token):
     try:
         fill_in_place(directory, "exit", b"\n" * PAGE * 2)
         fill(directory, "program.json", to_json(request).encode() + b"\n")
-        fill(directory, "launched.tmp", b" " * 255 + b"\n")
         os.mkdir("fifo", 0o700, dir_fd=directory)
         for name in stream_names(request):
             fill(directory, name, b"")
@@ -126,6 +126,7 @@ def claim(runs, prog_id, request, feed, token):
             fill(directory, "token", octets(token or ""))
         if feed:
             feed(directory)
+        fill(directory, "launched.tmp", b" " * 255 + b"\n")  # the last: `abandoned` asks its age
         try:
             os.rename(temporary, prog_id, src_dir_fd=runs, dst_dir_fd=runs)
             return True
@@ -183,6 +184,19 @@ def launched_by(directory, files):
     if launched and os.fstat(files["launched"]).st_nlink == 1 and not exists(directory, "launched"):
         return None
     return launched
+
+
+def abandoned(directory):
+    """Return whether nobody may launch the run any more: its claim is older than a start may take.
+
+    It says nothing of a run that has guards or was launched. A guard asks this before it launches,
+    and a reader once it has seen the lock free, so both give the same answer.
+    """
+    try:
+        claimed_s = os.stat("launched.tmp", dir_fd=directory, follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return not exists(directory, "launched")
+    return abs(time.time() - claimed_s) > START_DEADLINE_S
 
 
 def stdin_facts(directory):

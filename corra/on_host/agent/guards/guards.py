@@ -12,11 +12,19 @@ from ..kernel import give_back, prctl
 from ..paths import beside
 from ..processes import become, fork_thin
 from ..records import unpack
-from ..spool import launched_by, stream_names, takes_more
+from ..spool import abandoned, launched_by, stream_names, takes_more
 from .keeper import Keeper
 from .program import note_failure, own_environment
 from .stdin import all_moved
 from .terminal import open_terminal
+
+# How many descriptors a guard, or the program before its exec, opens beyond those that all guards
+# hold: two pipes, the program's ends, a walk over /proc.
+SPARE_FILES = 12
+# How often a guard replaces one that dies before it has launched the program, and its first pause,
+# which doubles: 1.3 s in all.
+REPLACED_MOST = 7
+REPLACE_PAUSE_S = 0.02
 
 
 def standby(child):
@@ -96,9 +104,12 @@ def guard(request, report):
 
 
 class Complaints:
-    """The descriptor for defects of ours: stderr, then the keeper file."""
+    """The descriptors for defects of ours: stderr, then the keeper file.
 
-    file = 2
+    `slot` is the file `exit` as long as the only guard may say that nothing was started.
+    """
+
+    file, slot = 2, None
 
 
 def complain(error):
@@ -116,6 +127,27 @@ def complain(error):
         )
     except OSError:
         pass
+    if Complaints.slot is not None:
+        words = getattr(error, "strerror", None) or repr(error)
+        note_failure(Complaints.slot, "setup", error, "its guards can't work here: " + words)
+
+
+def replace_guard(directory, files, number):
+    """Pause before the next guard is forked in place of one that has died; return whether to.
+
+    It isn't where the program was launched, or where too many guards died before that: then the
+    slot says so. No process that they forked can be about to launch it: it would hold the lock of
+    the file `keeper`, which this guard holds.
+    """
+    if launched_by(directory, files) or unpack(os.pread(files["exit"], PAGE, PAGE)) is not None:
+        return False
+    if number < REPLACED_MOST:
+        time.sleep(REPLACE_PAUSE_S * 2 ** (number - 1))
+        return True
+    said = os.pread(files["keeper"], PAGE, 0).decode("utf-8", "replace").splitlines()[-1:]
+    message = "; ".join(["%d guards died before they started it" % number] + said)
+    note_failure(files["exit"], "setup", ChildProcessError(), message)
+    return False
 
 
 def guard_run(request, report):
@@ -129,13 +161,16 @@ def guard_run(request, report):
     if (
         not lock_run(alive)
         or exists(directory, "launched")
+        or abandoned(directory)
         or unpack(read_file(directory, "exit")[PAGE:]) is not None
     ):
         return
+    files = {"exit": os.open("exit", os.O_RDWR, dir_fd=directory)}
+    Complaints.slot = files["exit"]
     Complaints.file = os.open("keeper", os.O_WRONLY | os.O_APPEND, dir_fd=directory)
-    files = {"keeper": os.open("keeper", os.O_RDWR, dir_fd=directory)}
+    files["keeper"] = os.open("keeper", os.O_RDWR, dir_fd=directory)
     fcntl.flock(files["keeper"], fcntl.LOCK_EX)
-    for name in ["exit", "index"] + ["heads"] * exists(directory, "heads"):
+    for name in ["index"] + ["heads"] * exists(directory, "heads"):
         files[name] = os.open(name, os.O_RDWR, dir_fd=directory)
     files["launched"] = os.open("launched.tmp", os.O_RDWR, dir_fd=directory)
     # O_RDWR: with a writer of its own it never reports a hang-up, and orders wait in it for the
@@ -182,13 +217,17 @@ def guard_run(request, report):
         # Open as long as the run is kept, since gc or an upgrade may remove the files.
         for name in ("courier", "agent"):
             files[name] = os.open(beside(name + ".py"), os.O_RDONLY)
+    for spare in [os.dup(directory) for _ in range(SPARE_FILES)]:
+        os.close(spare)
     keeper, pids, launches = Keeper(directory, files, request, inherited), [os.getpid()], True
+    replaced = 0
     give_back()
     # As little as possible from here to the keeper: a page that a guard writes to is its own from
     # then on. What exists now never becomes garbage; frozen, the garbage collector doesn't write
     # into it.
     if hasattr(gc, "freeze"):  # Python 3.7
         gc.freeze()
+    Complaints.slot = None
     while len(pids) < 3:
         try:
             child = fork_thin()
@@ -197,6 +236,7 @@ def guard_run(request, report):
         if not child:
             prctl(36, 1, 0, 0, 0)
             pids.append(os.getpid())
+            replaced = 0
             continue
         os.close(files["keeper"])
         if report is not None:
@@ -206,9 +246,9 @@ def guard_run(request, report):
         # flock waits until the guard that may touch the FIFOs is dead and its child is past exec.
         files["keeper"] = os.open("/proc/self/fd/%d" % Complaints.file, os.O_RDWR)
         fcntl.flock(files["keeper"], fcntl.LOCK_EX)
-        keeper = Keeper(directory, files, request, inherited)
-        if launched_by(directory, files) or unpack(os.pread(files["exit"], PAGE, PAGE)) is not None:
-            launches = False
+        keeper, replaced = Keeper(directory, files, request, inherited), replaced + 1
+        launches = replace_guard(directory, files, replaced)
+        if not launches:
             break
         # Nothing was launched, so there are three guards again for the program.
     become(b"corra-keeper")

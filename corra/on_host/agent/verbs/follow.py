@@ -6,7 +6,7 @@ import posix as os
 import select
 import time
 
-from ..contract import FINAL, LOOK_S, ORDER_DEADLINE_S, PAGE, SIGNALS, START_DEADLINE_S, Refusal
+from ..contract import FINAL, LOOK_S, ORDER_DEADLINE_S, PAGE, SIGNALS, Refusal
 from ..kernel import c_function, widen
 from ..processes import pidfd
 from ..records import Record, to_json
@@ -93,7 +93,7 @@ class Follower:
         self.body = None  # (offset, bytes left) of the frame for stdin that is being read
         self.given = []  # (offset, bytes) for stdin, not accepted yet
         self.window = None
-        self.began = self.heard = self.looked = time.monotonic()
+        self.heard = self.looked = time.monotonic()
         self.keeper = None  # a pidfd, which tells of its death
 
     def go(self):
@@ -218,10 +218,7 @@ class Follower:
             return self.done
         final, supervised = self.state["state"] in FINAL, self.state["supervisor"] != "gone"
         if self.live and not final:
-            # The start died before it launched anything; a repeated start may follow.
-            abandoned = self.state["state"] == "starting" and not supervised
-            if not abandoned or time.monotonic() - self.began < START_DEADLINE_S:
-                return False
+            return False
         self.state = self.run.state(details=True)
         lengths = {
             name: self.state["streams"].get(name, {}).get("length", 0) for name in self.streams

@@ -17,7 +17,7 @@ from .follow import Follower
 from .gc import daily_gc
 from .outliving import outliving
 from .requests import start_complaints
-from .starter import spawn_guards
+from .starter import give_up, spawn_guards
 
 
 def new_run(request, stdin, reply):
@@ -126,32 +126,29 @@ def start_run(request, stdin, reply):
         pass  # no room or no process for it: a later start cleans up
     run = Run(root, prog_id)
     secret = (request.get("secrets") or {}).get("env") or {}
-    deadline = time.monotonic() + START_DEADLINE_S
+    # Before `abandoned` would say so, since this start knows the reason.
+    deadline, pause_s = time.monotonic() + START_DEADLINE_S * 0.8, 0
+    wrong = OSError(0, "each died at once")
     while True:
         state = run.state()
-        if state["state"] != "starting" or (
-            state["supervisor"] != "gone" and time.monotonic() > deadline
-        ):
+        late = time.monotonic() > deadline
+        if state["state"] != "starting" or (state["supervisor"] != "gone" and late):
             return run, state
-        if time.monotonic() > deadline:
-            raise no_process(root, errno.EAGAIN)
         # It is new, or the guards that began it died before they launched anything.
-        if state["supervisor"] == "gone":
+        if state["supervisor"] == "gone" and late:
+            give_up(run, wrong, "no guard could be started here: " + wrong.strerror)
+        elif state["supervisor"] == "gone":
             before = outliving(run.request) if request.get("before") is None else request["before"]
+            time.sleep(max(0, min(pause_s, deadline - time.monotonic())))
+            pause_s = min(pause_s * 2 or 0.01, 1)
             try:
                 spawn_guards(
                     dict(run.request, secret_env=secret, umask=umask, before=before), run.path
                 )
             except OSError as error:
-                raise no_process(root, error.errno) from None
+                wrong = error
         else:
             time.sleep(0.01)
-
-
-def no_process(root, number):
-    """Return the refusal of a start for want of a process; the same id may be started later."""
-    message = "no process can be started here: " + os.strerror(number)
-    return Refusal("no_room", message, tried=[{"dir": root, "errno": number, "message": message}])
 
 
 def verb_start(request, stdin, reply, framed):

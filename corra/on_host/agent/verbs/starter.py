@@ -8,10 +8,12 @@ import select
 import sys
 import time
 
-from ..contract import START_DEADLINE_S
-from ..guards.guards import guard
-from ..guards.program import candidates, own_environment
+from ..contract import PAGE, START_DEADLINE_S
+from ..files import exists
+from ..guards.guards import guard, lock_run
+from ..guards.program import candidates, note_failure, own_environment
 from ..paths import CODE, octets, slurp
+from ..records import unpack
 
 # This part is the first in verbs/, so all that verbs/ defines is below this line of the made file.
 GUARDS_END = sys._getframe().f_lineno
@@ -32,6 +34,8 @@ def thin(code):
 
 def spawn_guards(request, path):
     """Start the guards of the run at `path`; return when the launch is over or has failed.
+
+    Raises OSError where the first guard's process can't be made.
 
     They are forked from this process where it is small, as each guard keeps its memory for weeks.
     A process that has compiled the made file or read a large request is too large. Then, and where
@@ -82,6 +86,8 @@ def spawn_guards(request, path):
                 # sudo removes this variable.
                 variables.setdefault(b"XDG_RUNTIME_DIR", b"/run/user/%d" % os.geteuid())
             execute(argv, variables)
+        except OSError as error:
+            os.write(reporting, b"%d" % error.errno)
         finally:
             os._exit(1)
     os.close(reporting)
@@ -97,8 +103,27 @@ def spawn_guards(request, path):
             pass
     poll = select.poll()
     poll.register(report, select.POLLIN)
-    poll.poll(START_DEADLINE_S * 1000)
+    said = os.read(report, 16) if poll.poll(START_DEADLINE_S * 1000) else b""
     os.close(report)
+    if said:
+        raise OSError(int(said), os.strerror(int(said)))
+
+
+def give_up(run, error, message):
+    """Note that the run was not started and never will be, unless a guard has launched it."""
+    alive = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=run.directory)
+    slot = os.open("exit", os.O_RDWR | os.O_NOFOLLOW, dir_fd=run.directory)
+    try:
+        # As a guard does it: whoever has this lock is alone in deciding what becomes of the run.
+        if (
+            lock_run(alive)
+            and not exists(run.directory, "launched")
+            and unpack(os.pread(slot, PAGE, PAGE)) is None
+        ):
+            note_failure(slot, "setup", error, message)
+    finally:
+        os.close(slot)
+        os.close(alive)
 
 
 def resident_kb():

@@ -1,6 +1,7 @@
 """The verb stop, by the keeper's order or, without a keeper that answers, directly."""
 
 import _signal
+import errno
 import posix as os
 import time
 
@@ -12,6 +13,7 @@ from ..records import Record
 from ..run import living_guards
 from .finding import find
 from .orders import by_of, checked_signal, ordered, signal_directly, target
+from .starter import give_up
 
 
 def family(run):
@@ -34,6 +36,9 @@ def verb_stop(request, stdin, reply, framed):
     grace = next(
         each for each in (request.get("grace"), options.get("grace"), GRACE_S) if each is not None
     )
+    before = run.state()
+    if before["state"] == "starting" and before["supervisor"] == "gone":
+        give_up(run, OSError(errno.ECANCELED, ""), "it was stopped before it was started")
     there = family(run)
     number, how = os.urandom(4).hex(), "ended"
     if there:
