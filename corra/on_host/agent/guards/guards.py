@@ -109,7 +109,7 @@ class Complaints:
     `slot` is the file `exit` as long as the only guard may say that nothing was started.
     """
 
-    file, slot = 2, None
+    file, slot = 2, -1
 
 
 def complain(error):
@@ -127,7 +127,7 @@ def complain(error):
         )
     except OSError:
         pass
-    if Complaints.slot is not None:
+    if Complaints.slot >= 0:
         words = getattr(error, "strerror", None) or repr(error)
         note_failure(Complaints.slot, "setup", error, "its guards can't work here: " + words)
 
@@ -227,7 +227,7 @@ def guard_run(request, report):
     # into it.
     if hasattr(gc, "freeze"):  # Python 3.7
         gc.freeze()
-    Complaints.slot = None
+    Complaints.slot = -1
     while len(pids) < 3:
         try:
             child = fork_thin()

@@ -87,7 +87,7 @@ def spawn_guards(request, path):
                 variables.setdefault(b"XDG_RUNTIME_DIR", b"/run/user/%d" % os.geteuid())
             execute(argv, variables)
         except OSError as error:
-            os.write(reporting, b"%d" % error.errno)
+            os.write(reporting, b"%d" % (error.errno or 0))
         finally:
             os._exit(1)
     os.close(reporting)
