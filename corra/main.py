@@ -10,6 +10,7 @@ from .lean_imports import without_mock
 
 with without_mock():
     from invoke.collection import Collection
+    from invoke.parser.argument import Argument
     from invoke.program import Program
 
 from . import tasks
@@ -18,6 +19,8 @@ from .cli.process import own_process
 from .cli.serve import serve
 from .errors import EPIPE_CODE
 
+# As Fabric asks.
+_LOGIN_PROMPT = "Enter login password for use with SSH auth: "
 _SUDO_PROMPT = "sudo password on the hosts, of the user who logs in there: "
 
 
@@ -29,12 +32,26 @@ class _Corra(Program):
 
         print(f"{self.name} {VERSION}")
 
+    def core_args(self) -> list[Argument]:
+        """Have Fabric's own flag beside Invoke's."""
+        asks = Argument(
+            names=("prompt-for-login-password",),
+            kind=bool,
+            default=False,
+            help="Ask for the password of the login at the start.",
+        )
+        return [*super().core_args(), asks]
+
     def update_config(self, merge: bool = True) -> None:
         """Ask for sudo's password in words that say whose it is; Invoke's name its own setting."""
         asked = self.args["prompt-for-sudo-password"]
         password = getpass.getpass(_SUDO_PROMPT) if asked.value else None
         asked.value = False
         super().update_config(merge)
+        if self.args["prompt-for-login-password"].value:
+            known = self.config.get("connect_kwargs") or {}
+            password_too = {**known, "password": getpass.getpass(_LOGIN_PROMPT)}
+            self.config.update(connect_kwargs=password_too)
         if password is not None:
             self.config.sudo.password = password
 

@@ -151,10 +151,16 @@ def failure(
         re.MULTILINE,
     ):
         methods = (match.group(1) or "too many keys were tried").replace(",", ", ")
+        # What asks a person lets nobody in here: ssh runs with BatchMode.
+        asks = "password" in methods or "keyboard-interactive" in methods
         return Auth(
             f"{host.login or host.caller or known.user} may not log in ({methods})",
             host=name,
-            hint=[f"does  ssh {host} true  let you in?"],
+            hint=[
+                f"a key must let you in, or a master:  ssh -fNM {host}  with a ControlPath"
+                if asks
+                else f"which keys are tried:  ssh -v -oBatchMode=yes {host} true"
+            ],
         )
     if match := re.search(r"Could not resolve hostname ([^:]+):", said):
         other = "" if match.group(1) == name else f": {match.group(1)}"

@@ -106,7 +106,8 @@ class Login:
         self._host = host
         self._user = user
         self._known = known
-        self._answers = answers
+        # BatchMode: nobody is asked.
+        self._answers = Answers() if known.batch else answers
         self._alone = alone
         self._password = kwargs.pop("password", None)
         self._passphrase = kwargs.pop("passphrase", None) or self._password
