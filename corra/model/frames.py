@@ -7,11 +7,12 @@ stream with BadFrame.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from .shapes import read_json
 
 # Records that each verb imports are NamedTuples: one takes a fifth of a dataclass's time to import.
 HEADER_MAX = 256
@@ -214,9 +215,9 @@ def _frame(kind: str, fields: list[str], payload: bytes) -> Frame:
 
 def _object(payload: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(payload)
-    except (ValueError, RecursionError) as error:
-        raise BadFrame("a payload that isn't JSON") from error
+        value = read_json(payload)
+    except ValueError as error:
+        raise BadFrame(f"a payload with {error}") from error
     if not isinstance(value, dict):
         raise BadFrame("a payload that isn't an object")
     return value

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,6 +12,84 @@ from corra.errors import LOST, NOT_EXECUTABLE, NOT_FOUND, NOTHING_DONE, STILL_RU
 from corra.on_host.agent.contract import FINAL, TRANSITIONS
 
 from . import ids
+from .shapes import (
+    WORD_MAX,
+    Flag,
+    Listed,
+    Mapped,
+    Moment,
+    Object,
+    Real,
+    Text,
+    Whole,
+    Word,
+    check,
+)
+
+ID = Word(re.compile(ids.PATTERN))
+PID = Whole(0, 1 << 32)
+ERRNO = Whole(0, 1 << 16)
+ARGV = Listed(Text(WORD_MAX))
+_SIGNAL = Text(16)
+# A host is never trusted: a value that isn't as its line says is refused where it is read, or it
+# would be a traceback where it is shown.
+STATE = Object(
+    {
+        "prog_id": ID,
+        "state": Word(re.compile("|".join(TRANSITIONS))),
+        "reason": Text(64),
+        "name": Text(),
+        "host": Text(),
+        "link": Text(),
+        "user": Text(),
+        "origin": Mapped(Text(WORD_MAX)),
+        "argv": ARGV,
+        "cwd": Text(1 << 14),
+        "env": Listed(Text(WORD_MAX)),
+        "boot_id": Text(64),
+        "agent_pid": PID,
+        "standby_pids": Listed(PID, 64),
+        "supervisor": Text(64),
+        "pid": PID,
+        "pid_start": Whole(),
+        "exception": Object(
+            {
+                "type": Text(),
+                "errno": ERRNO,
+                "stage": Text(64),
+                "message": Text(1 << 14),
+                "path": Text(WORD_MAX),
+            }
+        ),
+        "status": Whole(0, 0xFFFF),
+        "return_code": Whole(0, 255),
+        "signal": _SIGNAL,
+        "core_dumped": Flag(),
+        "rusage": Mapped(Real(0, 1e18)),
+        "start_time": Moment(),
+        "end_time": Moment(),
+        "elapsed": Real(0, 1e10),
+        "timeout": Real(),
+        "stop_signal": _SIGNAL,
+        "grace": Real(),
+        "signals_sent": Listed(
+            Object(
+                {"time": Moment(), "signal": _SIGNAL, "id": Text(64), "to": Text(64), "by": Text()}
+            )
+        ),
+        "stragglers": Listed(Object({"pid": PID, "name": Text()})),
+        "streams": Mapped(Object({"length": Whole(), "dropped": Whole(), "late": Whole()}), 8),
+        "blocked": Object({"since": Moment(), "errno": ERRNO, "reason": Text(), "message": Text()}),
+        "last_output_time": Moment(),
+        "callback": Object({"acked": Mapped(Whole()), "error": Text(1 << 14), "over": Flag()}),
+        "stdin": Object({"length": Whole(), "moved": Whole(), "ended": Flag(), "open": Flag()}),
+        "pty": Flag(),
+        "spool": Text(1 << 14),
+        "keep_until": Moment(),
+        "layout": Whole(),
+    },
+    ("prog_id", "state"),
+)
 
 
 @dataclass(frozen=True)
@@ -68,19 +146,12 @@ class State:
 
         Raises ValueError if it isn't a State.
         """
-        if not isinstance(value, Mapping):
-            raise ValueError("a State that isn't an object")
-        given = {
-            f.name: _checked(f.name, f.type, value[f.name])
-            for f in fields(cls)
-            if value.get(f.name) is not None
+        check(STATE, value, "State")
+        given: dict[str, Any] = {
+            name: tuple(each) if isinstance(each, list) else each
+            for name in STATE.fields
+            if (each := value.get(name)) is not None
         }
-        if not ids.is_valid(given.get("prog_id", "")):
-            raise ValueError("a State without a prog_id")
-        if given.get("state") not in TRANSITIONS:
-            raise ValueError(f"not a state: {given.get('state')!r}")
-        if not 0 <= given.get("return_code", 0) <= 255:
-            raise ValueError(f"not a return code: {given['return_code']}")
         return cls(**given)
 
     def to_json(self) -> dict[str, Any]:
@@ -99,52 +170,6 @@ class State:
     @property
     def label(self) -> str:
         return ids.label(self.prog_id, self.name)
-
-
-def _is_int(value: Any) -> bool:
-    return type(value) is int
-
-
-def _is_str(value: Any) -> bool:
-    return type(value) is str
-
-
-def _is_number(value: Any) -> bool:
-    return _is_int(value) or (type(value) is float and math.isfinite(value))
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
-def _object_of(is_member: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, Mapping) and all(map(is_member, value.values()))
-
-
-def _list_of(is_member: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, (list, tuple)) and all(map(is_member, value))
-
-
-# A host is never trusted: a value that isn't as its field says is refused here, or it would be a
-# traceback where it is shown.
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "str": _is_str,
-    "int": _is_int,
-    "float": _is_number,
-    "bool": lambda value: type(value) is bool,
-    "tuple[str, ...]": _list_of(_is_str),
-    "tuple[int, ...]": _list_of(_is_int),
-    "tuple[Mapping[str, Any], ...]": _list_of(_is_object),
-    "Mapping[str, Any]": _is_object,
-    "Mapping[str, str]": _object_of(_is_str),
-    "Mapping[str, Mapping[str, int]]": _object_of(_object_of(_is_int)),
-}
-
-
-def _checked(name: str, annotation: Any, value: Any) -> Any:
-    if not _CHECKS[annotation.removesuffix(" | None")](value):
-        raise ValueError(f"a State whose {name} is {value!r:.60}")
-    return tuple(value) if annotation.startswith("tuple") else value
 
 
 def exit_code(state: State) -> int:

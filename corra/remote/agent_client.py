@@ -23,18 +23,27 @@ from typing import Any, BinaryIO
 
 from corra.errors import CorraError, NotStarted
 from corra.model.host import Host, Mode
+from corra.model.replies import AGENT_REPLIES, DOCTOR_REPLIES, check_reply
+from corra.model.shapes import Object
 from corra.transport.channel import NoAnswer, Runner, Silent
 from corra.transport.default import DefaultLink
 
 from .bootstrap import COMMAND, agent_source, loader_command, visitor_modules
-from .exchange import LOGIN_ENDED, Exchange, Link, Refused
+from .exchange import LOGIN_ENDED, BadReply, Exchange, Link, Refused
 
 
 class Agent:
     """The agent on one host, as one user. Nothing happens before the first verb."""
 
-    def __init__(self, runner: Runner, source: bytes | None = None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        source: bytes | None = None,
+        replies: Mapping[str, Object] | None = None,
+    ) -> None:
+        """`replies` are what another source than the agent's may answer, by verb."""
         self._runner = runner
+        self._replies = replies or ({} if source else AGENT_REPLIES)
         self._source = agent_source() if source is None else source
         self._digest = hashlib.sha256(self._source).hexdigest()
         self._answered = False
@@ -63,9 +72,9 @@ class Agent:
         """The user on the host whose runs these are: the one sudo changes to, else the login."""
         return self.host.user or self._runner.login
 
-    def beside(self, source: bytes) -> Agent:
+    def beside(self, source: bytes, replies: Mapping[str, Object]) -> Agent:
         """Return the Agent of another source file on the same host, over the same connection."""
-        return Agent(self._runner, source)
+        return Agent(self._runner, source, replies)
 
     def begin(self) -> None:
         """Start connecting in the background, before the first verb needs the connection."""
@@ -98,7 +107,9 @@ class Agent:
         """
         return self._ask(
             lambda exchange: exchange.reply_to(request, self._digest, self._source, payload),
+            self._replies,
             verb,
+            request,
             timeout_s,
             sending,
         )
@@ -109,13 +120,19 @@ class Agent:
         Raises what `stream` raises.
         """
         return self._ask(
-            lambda exchange: exchange.reply_to_visit(request, visitor_modules()), verb, timeout_s
+            lambda exchange: exchange.reply_to_visit(request, visitor_modules()),
+            DOCTOR_REPLIES,
+            verb,
+            request,
+            timeout_s,
         )
 
     def _ask(
         self,
         ask: Callable[[Exchange], Link],
+        replies: Mapping[str, Object],
         verb: str,
+        request: Mapping[str, Any],
         timeout_s: float,
         sending: Callable[[], None] | None = None,
     ) -> Link:
@@ -128,6 +145,10 @@ class Agent:
                 link = ask(exchange)
             finally:
                 self._answered = self._answered or exchange.answered
+            check_reply(replies, verb, request, link.reply)
+        except ValueError as error:
+            channel.close()
+            raise BadReply(error) from error
         except Exception as error:
             channel.close()
             fault = None if self._answered else self._login_fault(error, timeout_s)

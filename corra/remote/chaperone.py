@@ -19,6 +19,7 @@ from corra.errors import CorraError, Misuse, NotStarted, Unreachable
 from corra.model import ids
 from corra.model.frames import Parser, Status
 from corra.model.host import LOCAL, Host
+from corra.model.shapes import Object
 from corra.on_host import tether
 from corra.on_host.agent.contract import FINAL
 from corra.transport import sudo
@@ -85,9 +86,9 @@ class Chaperone(Agent):
     def user(self) -> str:
         return self.host.user or self._far.login
 
-    def beside(self, source: bytes) -> Agent:
+    def beside(self, source: bytes, replies: Mapping[str, Object]) -> Agent:
         """Return another file for the host itself: what is asked of it by its own Python can't be asked here."""
-        return Agent(self._far, source)
+        return Agent(self._far, source, replies)
 
     def stream(
         self,

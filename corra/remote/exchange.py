@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from corra import errors
 from corra.model.frames import STATE_MAX
+from corra.model.shapes import read_json
 from corra.transport import sudo
 from corra.transport.channel import Channel, LinkLost, NoAnswer, Runner, Silent, first_line
 
@@ -21,6 +23,8 @@ LOGIN_ENDED = "the login there ended"
 ANSWER_PREFIX = b"corra 1 "
 NOISE_MAX = 1 << 20
 REPLY_MAX = STATE_MAX
+# Half of what a line of 56 kbit/s carries in a second.
+SLOWEST = 3500
 # The host's pipe and ssh's window take this much without a pause.
 PAYLOAD_STEP = 256 * 1024
 
@@ -35,7 +39,39 @@ class Refused(Exception):
 
 
 class BadReply(NoAnswer):
-    """The host's answer isn't corra's protocol."""
+    """The host's answer isn't corra's protocol. Asking again comes to the same."""
+
+    def __init__(self, why: object) -> None:
+        super().__init__(f"doesn't speak corra's protocol: {why}")
+
+
+class Pace:
+    """How long an answer may take in all: a silence, and the time that a slow line needs for more.
+
+    A host that sends a byte each 3 s would otherwise hold a verb for ever.
+    """
+
+    def __init__(self, silence_s: float) -> None:
+        self._silence_s = silence_s
+        self._began = time.monotonic()
+        self._came = 0
+
+    def read(self, read: Callable[[float | None], bytes]) -> bytes:
+        """Return the next bytes. Raises TimeoutError, and BadReply for an answer that only drips."""
+        over = self._began + self._silence_s + self._came / SLOWEST
+        left = min(self._silence_s, over - time.monotonic())
+        if left <= 0:
+            raise BadReply(f"{self._came} bytes in {time.monotonic() - self._began:.0f} s")
+        try:
+            data = read(left)
+        except TimeoutError:
+            if left < self._silence_s and self._came:
+                raise BadReply(
+                    f"{self._came} bytes in {time.monotonic() - self._began:.0f} s"
+                ) from None
+            raise
+        self._came += len(data)
+        return data
 
 
 class Link:
@@ -53,6 +89,19 @@ class Link:
             data, self._ahead = self._ahead, b""
             return data
         return self._channel.read(timeout_s)
+
+    def read_all(self, size: int, silence_s: float) -> bytes:
+        """Return the next `size` bytes. Raises TimeoutError, LinkLost, BadReply."""
+        parts, left, pace = [], size, Pace(silence_s)
+        while left > 0:
+            data = pace.read(self.read)
+            if not data:
+                raise LinkLost("the link was closed")
+            if len(data) > left:
+                data, self._ahead = data[:left], data[left:]
+            parts.append(data)
+            left -= len(data)
+        return b"".join(parts)
 
     def send(self, data: bytes) -> None:
         """Send all of `data`; other threads' bytes don't come between. Raises LinkLost."""
@@ -73,6 +122,7 @@ class Exchange:
         self._timeout_s = timeout_s
         self._held = bytearray()
         self.answered = False
+        self._pace = Pace(timeout_s)
 
     def reply_to(
         self, request: Mapping[str, Any], digest: str, source: bytes, payload: BinaryIO | None
@@ -82,6 +132,7 @@ class Exchange:
         placed = 0
         self._send(FIRST + f"{nonce} {digest} {self._verb}\n{len(body)}\n".encode() + body)
         while word := self._answer(ANSWER_PREFIX + nonce.encode()):
+            self._pace = Pace(self._timeout_s)
             if word == b" need" and not placed:
                 placed = len(source)
                 self._send(b"%d\n%s" % (len(source), source))
@@ -89,7 +140,8 @@ class Exchange:
                 self._send_all(payload)
                 payload = None
             else:
-                raise BadReply(f"{self._runner.host.name} asked for {word[:20]!r}")
+                raise BadReply(f"it asked for {word[:20]!r}")
+            self._pace = Pace(self._timeout_s)
         return Link(self._channel, self._object(), bytes(self._held), placed)
 
     def reply_to_visit(
@@ -104,7 +156,7 @@ class Exchange:
             + b"".join(data for _, data in modules)
         )
         if word := self._answer(ANSWER_PREFIX + nonce.encode()):
-            raise BadReply(f"{self._runner.host.name} asked for {word[:20]!r}")
+            raise BadReply(f"it asked for {word[:20]!r}")
         return Link(self._channel, self._object(), bytes(self._held), 0)
 
     def _send(self, data: bytes) -> bool:
@@ -143,7 +195,7 @@ class Exchange:
                 )
             if len(self._held) > NOISE_MAX:
                 raise BadReply(
-                    f"a login file on {self._runner.host.name} prints without end (.bashrc?):"
+                    f"a login file prints without end (.bashrc?):"
                     f" {NOISE_MAX} bytes before any reply, {first_line(bytes(self._held))!r}"
                 )
             self._more()
@@ -153,27 +205,21 @@ class Exchange:
         while (end := self._held.find(b"\n", searched)) < 0:
             searched = len(self._held)
             if searched > REPLY_MAX:
-                raise BadReply(
-                    f"{self._runner.host.name} sent a reply of more than {REPLY_MAX} bytes"
-                )
+                raise BadReply(f"a reply of more than {REPLY_MAX} bytes")
             self._more()
-        text = bytes(self._held[:end])
-        del self._held[: end + 1]
+        held, self._held = self._held, self._held[end + 1 :]
+        del held[end:]
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BadReply(
-                f"{self._runner.host.name} sent a reply that isn't JSON: {text[:80]!r}"
-            ) from error
+            value = read_json(held)
+        except ValueError as error:
+            raise BadReply(f"{error}: {bytes(held[:80])!r}") from error
         if not isinstance(value, dict):
-            raise BadReply(
-                f"{self._runner.host.name} sent a reply that isn't an object: {text[:80]!r}"
-            )
+            raise BadReply(f"no object: {bytes(held[:80])!r}")
         return value
 
     def _more(self) -> None:
         try:
-            data = self._channel.read(self._timeout_s)
+            data = self._pace.read(self._channel.read)
         except TimeoutError:
             raise Silent(
                 f"{self._runner.host.name} gave no answer in {self._timeout_s:g} s"
@@ -194,7 +240,7 @@ class Exchange:
         if b"Traceback (most recent call last)" in said:
             # The agent broke down at its work, so what it had done by then is unknown.
             last = said.decode(errors="replace").strip().splitlines()[-1]
-            return BadReply(f"the agent on {name} broke down: {last[:200]}")
+            return NoAnswer(f"the agent on {name} broke down: {last[:200]}")
         quoted = first_line(said) or first_line(bytes(self._held)) or "nothing was said"
         if status is None:
             return LinkLost(f"{name} closed the channel: {quoted}")

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from corra.errors import CorraError, NoRoom
 from corra.model.host import Host
+from corra.model.replies import LEDGER_REPLIES
 from corra.on_host import ledger
 from corra.remote.agent_client import Agent
 from corra.remote.exchange import ANSWER_S, Refused
@@ -42,7 +43,7 @@ class There:
     """ledger.py on another machine, through the connection of an agent."""
 
     def __init__(self, agent: Agent) -> None:
-        self._agent = agent.beside(_source())
+        self._agent = agent.beside(_source(), LEDGER_REPLIES)
 
     @property
     def host(self) -> Host:
@@ -55,13 +56,8 @@ class There:
         except Refused as refusal:
             raise _refused(refusal.facts, self.host) from refusal
         try:
-            data, left = b"", int(link.reply.get("end", 0)) - int(link.reply.get("start", 0))
-            while len(data) < left:
-                more = link.read(ANSWER_S)
-                if not more:
-                    raise LinkLost("the link was closed")
-                data += more
-            return link.reply, data
+            size = link.reply.get("end", 0) - link.reply.get("start", 0)
+            return link.reply, link.read_all(size, ANSWER_S)
         except (LinkLost, TimeoutError):
             self._agent.close()
             raise

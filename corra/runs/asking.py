@@ -13,15 +13,18 @@ from corra.model import ids
 from corra.model.frames import Parser, Status
 from corra.model.host import Host
 from corra.model.refusals import refusal_error, retold
+from corra.model.replies import STOPPED
+from corra.model.shapes import check
 from corra.model.units import duration
 from corra.on_host.agent.contract import VERSION
 from corra.remote.agent_client import Agent
-from corra.remote.exchange import ANSWER_S, Refused
+from corra.remote.exchange import ANSWER_S, BadReply, Refused
 
 from .follow import OpenLink
 
 # Beyond the grace: two seconds that the host gives KILL to work, and a slow line's answer.
 STOP_MARGIN_S = 30.0
+_READ_S = 3600.0
 
 
 def who_asks() -> dict[str, str]:
@@ -43,28 +46,19 @@ def answer_patience_s(again: bool) -> float:
     return ANSWER_S * (2 if again else 1)
 
 
-class Closing:
-    """A link for the length of a `with`."""
-
-    def __init__(self, link: OpenLink) -> None:
-        self._link = link
-
-    def __enter__(self) -> OpenLink:
-        return self._link
-
-    def __exit__(self, *_: object) -> None:
-        self._link.close()
-
-
 def last_word(link: OpenLink, timeout_s: float) -> Mapping[str, Any]:
     """Return the JSON of a link's last S frame. Raises TimeoutError, ConnectionError."""
     import time
 
     parser, until, word = Parser(), time.monotonic() + timeout_s, None
-    while data := link.read(max(0.0, until - time.monotonic())):
-        for frame in parser.feed(data):
-            if isinstance(frame, Status):
-                word = frame.state
+    try:
+        while data := _next(link, until):
+            for frame in parser.feed(data):
+                if isinstance(frame, Status):
+                    check(STOPPED, frame.state, "the end of the stop")
+                    word = frame.state
+    except ValueError as error:
+        raise BadReply(error) from error
     if word is None:
         raise ConnectionError("the link was closed")
     return word
@@ -95,6 +89,19 @@ def explained(host: Host, verb: str, *, text: str = "", label: str = "") -> Iter
         ) from error
 
 
+def _next(link: OpenLink, until: float) -> bytes:
+    """Return the next bytes. Raises TimeoutError at `until`, even where bytes never cease to come."""
+    import time
+
+    while (left_s := until - time.monotonic()) > 0:
+        try:
+            # A grace may be longer than a system call can wait.
+            return link.read(min(left_s, _READ_S))
+        except TimeoutError:
+            pass
+    raise TimeoutError
+
+
 def ask_agent(
     agent: Agent,
     verb: str,
@@ -115,8 +122,8 @@ def ask_agent(
             try:
                 patience_s = answer_patience_s(last and verb != "signal")
                 return agent.call(verb, whole, timeout_s=patience_s)
-            except (ConnectionError, TimeoutError):
+            except (ConnectionError, TimeoutError) as error:
                 agent.close()
-                if last:
+                if last or isinstance(error, BadReply):
                     raise
     raise AssertionError

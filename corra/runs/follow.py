@@ -349,10 +349,10 @@ class Follow:
         self.placed = self.placed or link.placed
         try:
             state = State.from_json(link.reply)
+            if self.state is not None or self._start is not None:
+                self._same_run(state)
         except ValueError as error:
             raise self._stranger(error) from error
-        if (self.state is not None or self._start is not None) and state.prog_id != self.prog_id:
-            raise self._stranger(ValueError(f"it answers for {state.prog_id}"))
         self.prog_id = (
             state.prog_id
         )  # until now it may have been a name, which can come to mean another run
@@ -361,6 +361,12 @@ class Follow:
         self.state = state
         self._told(self.state)
         return link.reply
+
+    def _same_run(self, state: State) -> State:
+        """Return `state`. Raises ValueError if it is another run's."""
+        if state.prog_id != self.prog_id:
+            raise ValueError(f"asked for {self.prog_id}, it answers for {state.prog_id}")
+        return state
 
     def _patience_s(self) -> float:
         """Return how long the host may take to answer."""
@@ -484,7 +490,8 @@ class Follow:
                             yield from self._proven()
                             yield each
                     elif isinstance(frame, Status):
-                        before, self.state = self.state, State.from_json(frame.state)
+                        before = self.state
+                        self.state = self._same_run(State.from_json(frame.state))
                         self._told(self.state)
                         final = self.state.ended
                         if self._is_news(before):

@@ -43,6 +43,8 @@ CREATE INDEX IF NOT EXISTS by_started ON runs (started);
 """
 _ALL = "prog_id, tail, name, host, as_user, via, spool, argv, started, state, seen"
 _COLUMNS = "prog_id, name, host, as_user, via, spool, argv, started, state, seen"
+# A host has a say in its own runs only.
+_ON_HOST = "prog_id = ? AND host = ? AND as_user IS ?"
 _WORD = re.compile(r"[a-z0-9._-]{2,64}")
 
 _log = logging.getLogger("corra")
@@ -98,9 +100,15 @@ def begin_entry(entry: Entry) -> bool:
 
 
 def remember_run(entry: Entry) -> None:
-    """Add `entry`, or replace what is known of its run; only `started` stays."""
-    columns = ("name", "host", "as_user", "via", "spool", "argv", "state", "seen")
-    _insert(entry, "DO UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in columns))
+    """Add `entry`, or replace what is known of its run; only `started` stays.
+
+    A run that is known on one host never moves to another, whatever that host says: `kill` by its
+    name would go there, and the run go on.
+    """
+    columns = ("name", "via", "spool", "argv", "state", "seen")
+    same = "runs.host = excluded.host AND runs.as_user IS excluded.as_user"
+    changed = ", ".join(f"{name} = excluded.{name}" for name in columns)
+    _insert(entry, f"DO UPDATE SET {changed} WHERE {same}")
 
 
 def _insert(entry: Entry, otherwise: str) -> bool:
@@ -146,9 +154,12 @@ def saw_run(host: Host, state: State, *, via: str | None = None, spool: str | No
     )
 
 
-def note_state(prog_id: str, state: str) -> None:
-    """Remember the state of a known run."""
-    _execute("UPDATE runs SET state = ?, seen = ? WHERE prog_id = ?", (state, time.time(), prog_id))
+def note_state(host: Host, prog_id: str, state: str) -> None:
+    """Remember the state of a run that is known already on that host."""
+    _execute(
+        f"UPDATE runs SET state = ?, seen = ? WHERE {_ON_HOST}",  # noqa: S608 - our own text
+        (state, time.time(), prog_id, str(host), host.as_user),
+    )
 
 
 def note_gone(prog_id: str, host: Host, *, spool: str | None = None) -> None:
@@ -175,8 +186,8 @@ def note_list(
         if database is None:
             return
         database.executemany(
-            "UPDATE runs SET state = ?, seen = ? WHERE prog_id = ?",
-            [(state.state, now, state.prog_id) for state in states],
+            f"UPDATE runs SET state = ?, seen = ? WHERE {_ON_HOST}",  # noqa: S608 - our own text
+            [(state.state, now, state.prog_id, str(host), host.as_user) for state in states],
         )
         # A chaperone keeps the runs of its hosts elsewhere.
         there = database.execute(

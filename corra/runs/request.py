@@ -89,8 +89,7 @@ class Launch(NamedTuple):
             told=self._told(request.prog_id, fresh=fresh),
         )
 
-    @staticmethod
-    def _told(prog_id: str, *, fresh: bool) -> Callable[[State | None], None]:
+    def _told(self, prog_id: str, *, fresh: bool) -> Callable[[State | None], None]:
         """Return the function that keeps the history up to date with what the Follow is told.
 
         `fresh`: only this start knows of the run.
@@ -103,7 +102,7 @@ class Launch(NamedTuple):
                     history.forget_run(prog_id)
             elif state.state not in known:
                 known.append(state.state)
-                history.note_state(prog_id, state.state)
+                history.note_state(self.agent.host, prog_id, state.state)
 
         return note
 

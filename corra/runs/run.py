@@ -17,12 +17,11 @@ from corra.model.state import State
 from corra.model.units import in_seconds
 from corra.remote.agent_client import Agent
 from corra.remote.bootstrap import courier_source
-from corra.remote.exchange import ANSWER_S
+from corra.remote.exchange import ANSWER_S, BadReply, Link
 
 from . import history
 from .asking import (
     STOP_MARGIN_S,
-    Closing,
     answer_patience_s,
     ask_agent,
     asked_by,
@@ -32,7 +31,7 @@ from .asking import (
 from .clock import Clock
 from .disk import Freed
 from .events import Event
-from .follow import PATIENT, Follow, OpenLink
+from .follow import PATIENT, Follow
 from .patience import DEAD_AFTER_S, Patience
 from .stdin_feed import StdinFeed
 from .wanted import Wanted
@@ -117,22 +116,16 @@ class Run:
 
     def record(self) -> tuple[dict[str, Any], bytes]:
         """Return the request as the host's record has it, and the bytes of the program's stdin."""
-        with self._explained("record"), Closing(self._visit("record")) as link:
-            parts, left = [], int(link.reply["stdin"])
-            while left > 0:
-                data = link.read(DEAD_AFTER_S)
-                if not data:
-                    raise ConnectionError("link lost")
-                parts.append(data)
-                left -= len(data)
-        return link.reply["record"], b"".join(parts)
+        with self._explained("record"), contextlib.closing(self._visit("record")) as link:
+            given = link.read_all(link.reply["stdin"], DEAD_AFTER_S)
+        return link.reply["record"], given
 
     def processes(self) -> dict[str, Any]:
         """Return its living processes and what they use: {processes: [..], spool: {free, ..}}."""
-        with self._explained("tree"), Closing(self._visit("tree")) as link:
+        with self._explained("tree"), contextlib.closing(self._visit("tree")) as link:
             return link.reply
 
-    def _visit(self, verb: str) -> OpenLink:
+    def _visit(self, verb: str) -> Link:
         request = {"prog_id": self.id, **({"spool": self._spool} if self._spool else {})}
         return self.agent.visit(verb, request, timeout_s=ANSWER_S)
 
@@ -159,25 +152,25 @@ class Run:
             while True:
                 request = {"stream": stream, "start": at, "end": stop}
                 try:
-                    with Closing(self._stream("read", request, patient=tried)) as link:
+                    with contextlib.closing(self._stream("read", request, patient=tried)) as link:
                         begin, until, length = (
-                            int(link.reply[name]) for name in ("start", "end", "length")
+                            link.reply[name] for name in ("start", "end", "length")
                         )
-                        stop = min(length, length if stop is None else stop)
+                        asked = length if stop is None else stop
+                        stop = min(length, asked)
+                        if not min(at, length) <= begin <= until <= max(begin, asked):
+                            raise BadReply(f"asked for {at}-{asked}, it sends {begin}-{until}")
                         if begin > at:
                             parts.clear()
-                        at = begin
-                        while at < until:
-                            data = link.read(DEAD_AFTER_S)
-                            if not data:
-                                raise ConnectionError("the link was closed")
-                            parts.append(data)
-                            at += len(data)
+                        parts.append(link.read_all(until - begin, DEAD_AFTER_S))
+                        if until == begin < stop:
+                            raise BadReply(f"nothing from {begin} on, of {stop}")
+                        at = until
                     if at >= stop:
                         return b"".join(parts)
-                except (ConnectionError, TimeoutError):
+                except (ConnectionError, TimeoutError) as error:
                     self.agent.close()
-                    if tried:
+                    if tried or isinstance(error, BadReply):
                         raise
                     tried = True
 
@@ -321,16 +314,16 @@ class Run:
         with self._explained("stop"):
             for last in (False, True):
                 try:
-                    with Closing(self._stream("stop", request, patient=last)) as link:
+                    with contextlib.closing(self._stream("stop", request, patient=last)) as link:
                         self.heard(State.from_json(link.reply["state"]))
                         if told is not None:
                             told(link.reply)
                             told = None
                         grace_s = float(link.reply.get("grace") or 0.0)
                         return self._killed(last_word(link, grace_s + STOP_MARGIN_S))
-                except (ConnectionError, TimeoutError):
+                except (ConnectionError, TimeoutError) as error:
                     self.agent.close()
-                    if last:
+                    if last or isinstance(error, BadReply):
                         raise
         raise AssertionError
 
@@ -376,14 +369,18 @@ class Run:
         return Killed(bool(answer.get("ended")), tuple(answer.get("survivors", ())), state)
 
     def heard(self, state: State) -> State:
-        """Remember the State that the host has told, and return it."""
-        before, self.known = self.known, state
+        """Remember the State that the host has told, and return it. Raises Unreachable."""
+        before = self.known
+        if before is not None and before.prog_id != state.prog_id:
+            with self._explained("status"):
+                raise BadReply(f"asked for {before.prog_id}, it answers for {state.prog_id}")
+        self.known = state
         self.id, self.name = state.prog_id, state.name
         if not self._seen:
             self._seen = True
             history.saw_run(self.host, state, via=self._via, spool=self._spool)
         elif before is None or before.state != state.state:
-            history.note_state(self.id, state.state)
+            history.note_state(self.host, self.id, state.state)
         return state
 
     def _told(self, state: State | None) -> None:
@@ -408,7 +405,7 @@ class Run:
             self._note_gone()
             raise
 
-    def _stream(self, verb: str, request: Mapping[str, Any], *, patient: bool) -> OpenLink:
+    def _stream(self, verb: str, request: Mapping[str, Any], *, patient: bool) -> Link:
         whole = {"prog_id": self.id, "spool": self._spool, **request}
         told = {k: v for k, v in whole.items() if v is not None}
         return self.agent.stream(verb, told, timeout_s=answer_patience_s(patient))

@@ -75,7 +75,7 @@ def test_a_name_means_its_open_run_else_its_newest(home: Path) -> None:
     remembered(old, name="n", started=1.0, state="exited")
     remembered(new, name="n", started=2.0, state="exited")
     assert found("n") == [new]
-    history.note_state(old, "running")
+    history.note_state(Host("db1"), old, "running")
     assert found("n") == [old]
 
 
@@ -84,8 +84,21 @@ def test_a_name_that_runs_on_two_hosts_is_ambiguous(home: Path) -> None:
     remembered(one, "db1", name="n")
     remembered(two, "db2", name="n", started=2.0)
     assert set(found("n")) == {one, two}
-    history.note_state(one, "exited")
+    history.note_state(Host("db1"), one, "exited")
     assert found("n") == [two]
+
+
+def test_a_run_that_is_known_on_one_host_never_moves_to_another(home: Path) -> None:
+    remembered("pay", "good", name="n", argv=("./pay",))
+    known = history.find_entries("pay")
+    lie = State("pay", "exited", name="other", host="good")
+    for host in (Host("evil"), Host("good", user="mallory")):
+        history.saw_run(host, lie)
+        history.note_state(host, "pay", "exited")
+        history.note_list(host, [lie])
+    assert history.find_entries("pay") == known and history.find_entries("other") == []
+    history.note_state(Host("good"), "pay", "exited")
+    assert history.find_entries("pay")[0].state == "exited"
 
 
 def test_a_start_changes_nothing_that_is_known_already(home: Path) -> None:
@@ -97,7 +110,7 @@ def test_a_start_changes_nothing_that_is_known_already(home: Path) -> None:
 
 
 def test_what_is_seen_later_goes_over_what_was_known_but_for_the_start(home: Path) -> None:
-    remembered("pay", state="starting", started=5.0)
+    remembered("pay", state="starting", started=5.0, as_user="root")
     history.saw_run(
         Host("db1", user="root"),
         State("pay", "exited", name="n", argv=("a",), start_time="2026-11-23T01:44:09+00:00"),
@@ -252,10 +265,11 @@ def test_a_file_of_a_table_we_dont_know_is_no_error(
 
 WRITER = """
 import sys
+from corra.model.host import Host
 from corra.runs import history
 for n in range(25):
     history.remember_run(history.Entry(f"{sys.argv[1]}-{n}", "db1"))
-    history.note_state(f"{sys.argv[1]}-{n}", "exited")
+    history.note_state(Host("db1"), f"{sys.argv[1]}-{n}", "exited")
     history.find_entries(f"{sys.argv[1]}-{n}")
 """
 
