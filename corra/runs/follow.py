@@ -26,7 +26,7 @@ from corra.model.refusals import refusal_error, retold
 from corra.model.signal_names import signal_name
 from corra.model.state import State
 from corra.model.units import duration
-from corra.remote.exchange import ANSWER_S, Refused
+from corra.remote.exchange import ANSWER_S, BadReply, Refused
 from corra.transport.channel import LinkLost, NoAnswer, Silent
 
 from .clock import Clock
@@ -331,7 +331,7 @@ class Follow:
             raise Cut(error.why) from error
         except NoAnswer as error:
             self._no_answers += 1
-            if self._no_answers >= NO_ANSWERS_MAX:
+            if self._no_answers >= NO_ANSWERS_MAX or isinstance(error, BadReply):
                 raise self._left(str(error)) from error
             raise Cut(str(error)) from error
         except (ConnectionError, TimeoutError) as error:
