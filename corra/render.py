@@ -335,7 +335,8 @@ def tree(processes: Sequence[Mapping[str, Any]], width: int | None = None) -> li
                 width,
             )
         )
-        todo += [(child, depth + 1) for child in reversed(below.get(each["pid"], []))]
+        # Taken out: a host may name a process its own parent.
+        todo += [(child, depth + 1) for child in reversed(below.pop(each["pid"], []))]
     return lines
 
 

@@ -184,7 +184,7 @@ def _cache(places: Sequence[Mapping[str, Any]]) -> Check:
     there = next((each for each in places if each["agent"]), None)
     if there:
         return Check("agent", OK, f"{VERSION} is there, in {there['dir']}")
-    usable = next((each for each in places if not each["problem"] and _has_room(each)), None)
+    usable = next((each for each in places if not each.get("problem") and _has_room(each)), None)
     if usable:
         return Check("agent", OK, f"will come with the first run, to {usable['dir']}")
     tried = [f"{each['dir']}: {each['problem'] or 'disk full'}" for each in places]
@@ -197,11 +197,11 @@ def _cache(places: Sequence[Mapping[str, Any]]) -> Check:
 
 
 def _has_room(place: Mapping[str, Any]) -> bool:
-    return place["free"] > 1 << 20 and place["inodes"] not in range(8)
+    return place["free"] > 1 << 20 and place.get("inodes") not in range(8)
 
 
 def _spool(places: Sequence[Mapping[str, Any]]) -> list[Check]:
-    usable = next((each for each in places if not each["problem"]), None)
+    usable = next((each for each in places if not each.get("problem")), None)
     if usable is None:
         tried = [f"{each['dir']}: {each['problem']}" for each in places]
         return [
@@ -228,7 +228,7 @@ def _spool(places: Sequence[Mapping[str, Any]]) -> list[Check]:
                 [f"programs are held back: {typed()} gc, free some, or --spool DIR"],
             ),
         ]
-    if usable["inodes"] is not None and usable["inodes"] < INODES:
+    if (inodes := usable.get("inodes")) is not None and inodes < INODES:
         return [
             spool,
             Check(
@@ -260,7 +260,9 @@ def _logout(facts: Mapping[str, Any]) -> Check:
         return Check(
             "logout",
             OK,
-            "ends nothing: each run gets a scope of its own" if facts["scope"] else "ends nothing",
+            "ends nothing: each run gets a scope of its own"
+            if facts.get("scope")
+            else "ends nothing",
         )
     user = facts.get("user") or "USER"
     return Check(
@@ -296,14 +298,14 @@ def _limits(facts: Mapping[str, Any]) -> list[Check]:
                     ["a run needs four besides what it starts: raise it, or end some"],
                 )
             )
-    if facts["file_size"] is not None:
+    if facts.get("file_size") is not None:
         what = f"files of at most {decimal_size(facts['file_size'])} (ulimit -f)"
         found.append(
             Check(
                 "limits", PROBLEM, what, ["output beyond that has no room: raise it in limits.conf"]
             )
         )
-    if facts["files"] is not None and facts["files"] < FILES:
+    if (files := facts.get("files")) is not None and files < FILES:
         found.append(
             Check(
                 "limits",
