@@ -1,7 +1,8 @@
 """Every way a call to corra can fail, one class per kind of answer.
 
-Each error says in its first line which run, on which host, what became of it (FATE) and why, and carries the same as attributes.
-They are Invoke `Exit`s: raised in anybody's task they print that line, set the exit code and show no traceback.
+The first line of an error says which run, on which host, its FATE and why; its attributes say the
+same. An error is an Invoke `Exit`: raised in a task it prints that line, sets the exit code and
+shows no traceback.
 """
 
 from __future__ import annotations
@@ -60,10 +61,10 @@ def typed() -> str:
 
 
 class CorraError(Exit):
-    """Something corra was asked for didn't happen.
+    """corra did not do what it was asked for.
 
-    `why` completes the line; `hint` are up to three lines of facts and complete commands; `started` says whether the program
-    may be running because of this call.
+    `why` completes the line. `hint` is up to three lines of facts and complete commands. `started`
+    says whether the program may be running because of this call.
     """
 
     fate = "FAILED"
@@ -94,7 +95,10 @@ class CorraError(Exit):
         super().__init__(message=None, code=self.exit_code if code is None else code)
 
     def but(self, **facts: Any) -> Self:
-        """Return this error with other facts, to be raised from it; an error that was raised is never changed."""
+        """Return this error with other facts, to be raised from it.
+
+        An error that was raised is never changed.
+        """
         error = copy.copy(self)
         unknown = facts.keys() - error.__dict__.keys() - {"results"}
         if unknown:

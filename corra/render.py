@@ -1,6 +1,7 @@
-"""Facts in, words out: what a run's state is called, how long and how much, the table of runs, the screen of one. Pure: no clock, no I/O.
+"""Makes words of facts: a run's fate, times and sizes, the table of runs, the screen of one run.
 
-Foreign text (a name, a host's message, a command) goes through `visible`, so that no line of corra's holds a control character.
+Pure: no clock, no I/O. Foreign text (a name, a host's message, a command) goes through `visible`,
+so that no line of corra's holds a control character.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from corra.model.words import local_time
 DONE = "done"
 STARTED = "started"
 STILL_RUNNING = "STILL RUNNING"
-# The fates that say all is well: said only to a person who looks.
+# The fates of a good end. Only a terminal shows them.
 QUIET = frozenset({DONE, STARTED})
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -34,7 +35,10 @@ HELD_BACK = "HELD BACK: no room on the disk there"
 
 
 def visible(text: str) -> str:
-    """Return `text` with every control character, line end, bidi override and lone surrogate made visible: fit for one line on any terminal."""
+    """Return `text` fit for one line on any terminal.
+
+    Every control character, line end, bidi override and lone surrogate is made visible.
+    """
     shown = _CONTROL.sub(lambda match: _caret(match.group()), text)
     return shown.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
@@ -75,13 +79,13 @@ def past_moment(text: str | None, now: datetime) -> str:
 
 
 def since(text: str | None, now: datetime) -> float | None:
-    """Return the seconds between a State's time and `now`, never less than none."""
+    """Return the seconds between a State's time and `now`, 0 for a time to come."""
     then = local_time(text)
     return None if then is None else max(0.0, (now - then).total_seconds())
 
 
 def ended_at(state: State) -> str | None:
-    """Return when a run ended; for one that was never started, when its id was made."""
+    """Return the time when a run ended, or when the id of a run that never started was made."""
     if state.end_time or state.state != "not_started":
         return state.end_time
     made = _MADE.match(state.prog_id)
@@ -89,7 +93,10 @@ def ended_at(state: State) -> str | None:
 
 
 def host_now(state: State, now: datetime) -> datetime:
-    """Return what the host's clock said when it sent `state` of an open run: its clock may differ from ours, and ages must not."""
+    """Return the time on the host's clock when it sent the `state` of an open run.
+
+    The host's clock may differ from ours; ages are computed on one clock.
+    """
     started = local_time(state.start_time)
     return (
         now
@@ -102,12 +109,12 @@ def host_now(state: State, now: datetime) -> datetime:
 
 
 def fate(state: State, host: str = "", *, now: datetime | None = None) -> tuple[str, str]:
-    """Return (FATE, why) of a run. With `now` it ended before we looked, and the line says when."""
+    """Return (FATE, why) of a run. With `now`, for a run that had ended before, why says when."""
     took = "" if state.elapsed is None else duration(state.elapsed)
     if not state.ended:
         return STILL_RUNNING, f"for {took}" if took else ""
     at = f" at {past_moment(state.end_time, now)}" if now is not None and state.end_time else ""
-    bad = end_error(state, host or state.host, SimpleNamespace())  # the words alone, no Result
+    bad = end_error(state, host or state.host, SimpleNamespace())  # for its words, without a Result
     if bad is None:
         return DONE, f"exit 0{at}" + (f" after {took}" if took else "")
     return bad.fate, bad.why + ("," + at if at and state.state == "exited" else "")
@@ -145,7 +152,7 @@ RUNS_HEAD = ("ID", "NAME", "HOST", "STATE", "FOR", "OUTPUT", "BY", "COMMAND")
 
 
 def order(states: Sequence[State]) -> list[State]:
-    """Return what runs first, the newest of each on top."""
+    """Return the States in the table's order: open runs first, each group from the newest."""
     return sorted(
         states,
         key=lambda state: (not state.ended, state.start_time or "", state.prog_id),
@@ -172,7 +179,10 @@ def row(state: State, now: datetime, host: str = "") -> tuple[str, ...]:
 
 
 def formatted(layout: str, state: State, cells: Sequence[str]) -> str:
-    """Return `layout` with each {name} replaced: a column of the table, or a key of the State. Raises KeyError with what is neither."""
+    """Return `layout` with each {name} replaced, a column of the table or a key of the State.
+
+    Raises KeyError with a name that is neither.
+    """
     values = {
         **state.to_json(),
         "command": command_text(state.argv),
@@ -208,7 +218,7 @@ def table(
 
 
 def _width(text: str) -> int:
-    """Return how many columns `text` takes on a terminal."""
+    """Return the width of `text` on a terminal, in columns."""
     if text.isascii():
         return len(text)
     return sum(
@@ -230,7 +240,7 @@ def cut(text: str, width: int | None) -> str:
 
 
 def status(state: State, now: datetime, looked: Mapping[str, Any] | None = None) -> list[str]:
-    """Return the lines of `status`: what, since when, how much it said, what it is made of; `looked` is what its processes are (Run.processes)."""
+    """Return the lines of `status`. `looked` is the answer of `Run.processes`."""
     there = host_now(state, now)
     who = f" as {state.user}" if state.user else ""
     told, why = (
@@ -286,7 +296,7 @@ def status(state: State, now: datetime, looked: Mapping[str, Any] | None = None)
 
 
 def _input(state: State) -> str:
-    """Return what has been sent to a stdin that is held open, and what the program hasn't taken of it."""
+    """Return the bytes sent to a stdin that is held open, and those the program hasn't read."""
     told = state.stdin or {}
     sent, moved = (
         number if type(number := told.get(name)) is int else 0 for name in ("length", "moved")
@@ -301,9 +311,10 @@ def _input(state: State) -> str:
 def _together(
     processes: Sequence[Mapping[str, Any]], disk: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    """Return what the processes of a run use together and wait for, and what is left of the disk."""
+    """Return the use of all processes together, the stuck ones, and the room on the disk."""
     count = len(processes)
-    used = f"{count} process{'es' * (count != 1)}, {sum(each['cpus'] for each in processes):.1f} CPUs, {decimal_size(sum(each['memory'] for each in processes))}"
+    cpus, memory = (sum(each[name] for each in processes) for name in ("cpus", "memory"))
+    used = f"{count} process{'es' * (count != 1)}, {cpus:.1f} CPUs, {decimal_size(memory)}"
     stuck = [
         f"{each['pid']} {each['name']} waits for {_awaited(each)}"
         for each in processes
@@ -318,7 +329,7 @@ def _together(
 
 
 def tree(processes: Sequence[Mapping[str, Any]], width: int | None = None) -> list[str]:
-    """Return the lines that `status --tree` adds: each process of a run below its parent, with what it uses."""
+    """Return the lines that `status --tree` adds: each process below its parent, with its use."""
     lines: list[str] = []
     pids = {each["pid"] for each in processes}
     below: dict[int, list[Mapping[str, Any]]] = {}
@@ -421,7 +432,7 @@ def live(
 
 
 def live_waiting(label: str, host: str, *, elapsed: float, held: bool, width: int) -> str:
-    """Return the live line of one who waits for the end and sees no output."""
+    """Return the live line of `wait`, which shows no output."""
     more = f"  {HELD_BACK}" if held else ""
     return _spread(
         f"{label} {host}  running  {running_time(elapsed)}{more}", "Ctrl-C: stop waiting", width
@@ -431,7 +442,8 @@ def live_waiting(label: str, host: str, *, elapsed: float, held: bool, width: in
 def live_without_link(label: str, host: str, *, since_s: float, tries: int, width: int) -> str:
     """Return the live line while the link is down."""
     return _spread(
-        f"{label} {host}  LINK LOST {duration(since_s)} ago, program unaffected; connecting (try {tries})",
+        f"{label} {host}  LINK LOST {duration(since_s)} ago, program unaffected;"
+        f" connecting (try {tries})",
         "",
         width,
     )

@@ -1,1 +1,1 @@
-"""Ordered steps made of runs, which go on where they were."""
+"""Runbooks: ordered steps made of runs. A second pass goes on where the first one stopped."""

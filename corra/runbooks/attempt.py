@@ -1,7 +1,7 @@
-"""One attempt of a step: a run that is started or taken hold of, and watched to its end.
+"""One attempt of a step: a run that is started or found running, and watched to its end.
 
-Which of the two it is, the host decides: it starts an id at most once. Only where the journal has seen the run there before, it isn't started
-again: if its record has gone from the host meanwhile, starting would be doing it twice.
+The host decides which of the two: it starts an id at most once. A run that the journal has seen on
+the host is never started again: if its record has gone from the host, it would run twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from corra.runs.run import OUTPUT_KEPT
 
 
 class Watcher(Protocol):
-    """Who hears of it while it goes on."""
+    """Takes the events of an attempt."""
 
     def follows(self, follow: Follow) -> None: ...
     def began(self, state: State) -> None: ...
@@ -32,7 +32,7 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Seen:
-    """How an attempt ended. `was_over`: it had ended before we came."""
+    """How an attempt ended. `was_over`: it had ended before this pass."""
 
     state: State
     stdout: str = ""
@@ -77,7 +77,10 @@ def watch_attempt(
     patience_s: float | None,
     pass_id: str,
 ) -> Seen:
-    """Start or take hold of `launch` and return what it came to. Raises CorraError; StillRunning when somebody closed the follow."""
+    """Start `launch`, or find it running, and return how it ended.
+
+    Raises CorraError, StillRunning if the follow was closed.
+    """
     run = launch.run
     kept = {"stdout": TailKept(OUTPUT_KEPT), "stderr": TailKept(OUTPUT_KEPT)}
     patience = Patience(reconnect_timeout_s=patience_s)
@@ -140,5 +143,5 @@ class TailKept:
 
 
 def end_of(text: str, most: int) -> tuple[str, bool]:
-    """Return the last `most` characters of `text`, and whether that isn't all."""
+    """Return the last `most` characters of `text`, and whether some were left out."""
     return (text, False) if len(text) <= most else (text[-most:], True)

@@ -1,6 +1,7 @@
-"""A Book for reading: as a table for a person, as Markdown for a ticket, as JSON for a machine. No I/O, no clock.
+"""Shows a Book: a table for the operator, Markdown for a ticket, JSON for a machine.
 
-It tells who did what, when, where, and how it ended. What programs wrote isn't in it, and no value of their environment.
+It says who did what, when and where, and how it ended. The output of programs and the values of
+their environment aren't in it. No I/O, no clock.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ BOOKS_HEAD = ("RUNBOOK", "KEY", "STATE", "BEGUN", "BY", "JOURNAL")
 
 
 def book_state(book: Book) -> str:
-    """Return what became of a runbook, in a few words."""
+    """Return the state of a runbook in a few words."""
     if book.done is not None:
         return "done"
     if book.stopped is not None:
@@ -32,7 +33,7 @@ def book_state(book: Book) -> str:
 
 
 def attempt_outcome(part: Part, attempt: Attempt | None) -> str:
-    """Return what an attempt came to, in the words of the table of runs."""
+    """Return the state of an attempt in the words of the table of runs."""
     if attempt is None:
         if part.skipped is not None:
             return "skipped"
@@ -49,7 +50,7 @@ def attempt_outcome(part: Part, attempt: Attempt | None) -> str:
 
 
 def tries(book: Book) -> Iterator[tuple[int, Part, Attempt | None]]:
-    """Yield (number of the step, part, attempt) in order; a part without a run of its own has no attempt."""
+    """Yield (number of the step, part, attempt) in order, None for a part without a run."""
     for number, step in enumerate(book.steps, 1):
         hosts = [host for name, host in book.parts if name == step]
         for host in hosts:
@@ -123,7 +124,7 @@ def _took(attempt: Attempt | None) -> str:
 
 
 def _command(part: Part, attempt: Attempt | None) -> str:
-    """Return what was run, called or asked; `-` for nothing."""
+    """Return the command, the call or the question of a part, else `-`."""
     if attempt is not None:
         return shlex.join(map(str, attempt.program.get("argv", ())))
     facts = part.value.facts if part.value is not None else {}
@@ -147,7 +148,7 @@ def _when(event: JournalEvent) -> str:
 
 
 def _told(event: JournalEvent) -> str:
-    """Return what a person said, or what became of the whole; what steps came to stands in the table."""
+    """Return the words of an event that isn't about a step; the table has the steps."""
     facts = event.facts
     hosts = ", ".join(map(str, facts.get("hosts") or ()))
     on = f" on {hosts}" if hosts and hosts != "*" else ""
@@ -232,7 +233,7 @@ def as_json(name: str, key: str, book: Book, where: str) -> dict[str, Any]:
 
 
 def _here_json(part: Part) -> dict[str, Any]:
-    """Return what is told of a part without a run: a call, a yes, or that it was left out."""
+    """Return the facts of a part without a run: a call, a yes, or a skip."""
     event = part.value or part.skipped
     facts = part.value.facts if part.value is not None else {}
     told = {

@@ -1,10 +1,10 @@
-"""What a runbook's journal says: its events, and the Book they add up to. No I/O, no clock.
+"""The events of a runbook's journal, and the Book that they add up to. No I/O, no clock.
 
-A journal is a list of facts, each true for ever: this was begun, that ended so, somebody said "skip it". What is to be done next is
-computed from all of them, by everybody alike, so that two machines which read the same lines come to the same decision.
+A journal is a list of facts, each true for ever: a begin, an end, an operator's "skip it". The next
+move is computed from all of them, so two machines that read the same lines decide the same.
 
-Reading is forgiving where it can't mislead: a line that was torn by a power cut is no event, an event that came twice counts once, and what a
-newer corra wrote is left aside.
+Reading is forgiving where that can't mislead: a line that a power cut has torn is no event, an event
+that came twice counts once, and an event of a newer corra is left aside.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 from corra.model.program import Program
 from corra.model.state import State, exit_code
 
-# The host of what happens here and not on a host: `do`, `confirm`.
+# The host of `do` and `confirm`, which happen on this machine.
 HERE = ""
-# For a step that was skipped before it was begun anywhere.
+# The host of a step that was skipped before it was begun on any.
 ANYWHERE = "*"
 
 STEP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -73,7 +73,7 @@ def journal_events(text: str) -> Iterable[JournalEvent]:
 
 @dataclass
 class Attempt:
-    """One try of a step on a host: a run of its own, with an id that follows from all that names it."""
+    """One try of a step on a host: a run of its own, whose id follows from its names."""
 
     number: int
     prog_id: str
@@ -83,7 +83,7 @@ class Attempt:
     user: str = ""
     old_boot: str = ""
     confirmed: bool = False
-    void: bool = False  # somebody said --redo
+    void: bool = False  # an operator said --redo
     state: State | None = None
     ended_at: str = ""
     stdout: str = ""
@@ -106,7 +106,7 @@ class Attempt:
 
 @dataclass
 class Part:
-    """A step on one host, or here: what was tried, and what it came to."""
+    """A step on one host, or here: its attempts and its value."""
 
     step: str
     host: str
@@ -130,7 +130,7 @@ class Part:
 
     @property
     def open(self) -> bool:
-        """Whether something was begun whose end isn't known."""
+        """Whether an attempt was begun and its end isn't known."""
         return self.current is not None and not self.current.ended
 
     @property
@@ -158,7 +158,7 @@ class Book:
         self._skips: dict[tuple[str, str], JournalEvent] = {}
 
     def add(self, event: JournalEvent) -> None:
-        """Take one more event in; one that is known already changes nothing."""
+        """Add an event; a known one changes nothing."""
         if event.id in self._seen:
             return
         self._seen.add(event.id)
@@ -168,7 +168,7 @@ class Book:
             take(event, event.facts)
 
     def part(self, step: str, host: str) -> Part:
-        """Return the step on that host, whether anything is known of it or not."""
+        """Return the step on that host, also one that wasn't begun."""
         part = self.parts.get((step, host)) or Part(step, host)
         skip = self._skips.get((step, host)) or self._skips.get((step, ANYWHERE))
         part.skipped = None if part.done else skip
@@ -266,11 +266,11 @@ class Book:
         )
 
 
-# What was run, and whether it is still the same
+# Programs, and whether they are the same
 
 
 def program_facts(program: Program, stdin: bytes = b"") -> dict[str, Any]:
-    """Return what tells one program from another, without any value of its environment."""
+    """Return the facts that tell programs apart, without the values of the environment."""
     facts = program.to_json()
     if "env" in facts:
         facts["env"] = {
@@ -287,7 +287,7 @@ def _digest(data: bytes) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (name, before, now) of what differs; of an environment, the names of the variables."""
+    """Return (name, before, now) of each difference; of an environment the variables' names."""
     found: list[tuple[str, Any, Any]] = []
     for name in sorted({*before, *now}):
         old, new = before.get(name), now.get(name)
@@ -308,11 +308,11 @@ def _given(name: str, env: Mapping[str, Any]) -> str:
     return "not set" if name not in env else "removed" if env[name] is None else "another value"
 
 
-# What is to be done
+# The next move
 
 
 class Do(enum.Enum):
-    """What to do about a step on a host."""
+    """The next move of a step on a host."""
 
     RETURN = "return its recorded result"
     SKIP = "leave it out: somebody said so"
@@ -322,7 +322,10 @@ class Do(enum.Enum):
 
 
 def next_move(part: Part, *, accepts: bool) -> tuple[Do, int]:
-    """Return what to do about `part`, and the attempt it is about. `accepts`: a bad end is a result like any other."""
+    """Return the next move of `part` and the number of its attempt.
+
+    `accepts`: a bad end is a result like any other.
+    """
     current = part.current
     if current is not None and current.ok:
         return Do.RETURN, current.number

@@ -1,7 +1,8 @@
-"""A runbook's journal: on the host it was given, where everybody can read on, or on this machine.
+"""A runbook's journal, on a host where every machine can read it, or on this machine.
 
-All writing is adding lines, and each answer brings what others have added since: the Book here is never further behind than the last line
-written. Lines that several threads write at once travel together. A line whose answer was lost is written again, and counts once.
+Lines are only added. Each answer brings the lines that others have added since, so the Book here is
+never further behind than our last line. Lines that several threads write at once travel together. A
+line whose answer was lost is written again, and counts once.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ class Journal:
         said: Callable[[str], None] | None = None,
         patience_s: float | None = None,
     ) -> None:
-        """`said` hears of a link that is lost and back; after `patience_s` without one, writing gives up (never)."""
+        """`said` is told of a lost link and of its return.
+
+        A write gives up after `patience_s` without a link (never).
+        """
         self.book = Book()
         self.name, self.key = book, key
         self.where = where
@@ -55,7 +59,7 @@ class Journal:
         return "journal here" if self.where.host.is_local else f"journal on {self.where.host}"
 
     def read(self) -> Book:
-        """Read all there is. Raises CorraError at once when the host can't be reached."""
+        """Read the journal. Raises CorraError at once if the host can't be reached."""
         try:
             self._take(*self.where.call("read", {**self._file, "at": self._at}))
         except (LinkLost, TimeoutError) as error:
@@ -63,7 +67,7 @@ class Journal:
         return self.book
 
     def write(self, what: str, **facts: Any) -> None:
-        """Add an event; it is on the disk when this returns. A lost link is made again, as often as it takes."""
+        """Add an event; it is on the disk when this returns. A lost link is made again."""
         origin = who_asks()
         with self._queue:
             self._count += 1
@@ -74,7 +78,7 @@ class Journal:
             )
             self._pending.append(event.to_line())
         with self._writing:
-            if self._written >= mine:  # somebody else's append took it along
+            if self._written >= mine:  # another thread's append took it along
                 return
             with self._queue:
                 lines, last = "".join(self._pending), self._count
@@ -88,7 +92,7 @@ class Journal:
             self._written = last
 
     def close(self) -> None:
-        """Give up whatever still tries to reach the journal."""
+        """Give up every write that still tries to reach the journal."""
         self._stop.set()
 
     def _insist(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -113,7 +117,7 @@ class Journal:
                 return answer
 
     def _take(self, reply: Mapping[str, Any], data: bytes) -> None:
-        # Lines are whole where they end: an append holds the lock for all of its own.
+        # A line is whole: an append holds the lock for all of its lines.
         for event in journal_events(data.decode("utf-8", "replace")):
             self.book.add(event)
         self._at = int(reply["end"])

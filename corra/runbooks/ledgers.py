@@ -1,4 +1,4 @@
-"""Where a journal lies: on this machine or on a host, behind one Protocol."""
+"""Reach the place of a journal, on this machine or on a host, behind one Protocol."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class There:
         return self._agent.host
 
     def call(self, verb: str, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
-        """Raises CorraError, and LinkLost or TimeoutError when what became of it is unknown."""
+        """Raises CorraError; LinkLost or TimeoutError if the outcome is unknown."""
         try:
             link = self._agent.stream(verb, request, timeout_s=ANSWER_S)
         except Refused as refusal:
@@ -76,7 +76,7 @@ def _refused(facts: Mapping[str, Any], host: Host) -> CorraError:
 
 
 def ledger_on(target: Any = None, **reach: Any) -> Ledger:
-    """Return the ledger of `target`; without one, or for `local` as who we are, the one here."""
+    """Return the ledger of `target`, the one here for None and for `local` as ourselves."""
     if target is None:
         return Here()
     agent = agent_for(target, **reach)
@@ -84,7 +84,7 @@ def ledger_on(target: Any = None, **reach: Any) -> Ledger:
 
 
 def boot_id_of(agent: Agent) -> str:
-    """Return which boot of the host this is. Raises CorraError, LinkLost, TimeoutError."""
+    """Return the boot id of the host. Raises CorraError, LinkLost, TimeoutError."""
     return str(There(agent).call("boot", {})[0]["boot_id"])
 
 

@@ -1,6 +1,7 @@
-"""Doing the same with several hosts at once, so that Ctrl-C and the first failures are answered while the others go on.
+"""Do the same on several hosts at once; Ctrl-C and the first failures are answered meanwhile.
 
-The threads are daemons and hold nothing that has to be let go of: who leaves in the middle leaves programs running on hosts, not threads here.
+The threads are daemons and hold nothing that must be released. An operator who leaves in the middle
+leaves programs running on hosts, and no threads here.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A wait without a limit may sleep through a signal that another thread took; nothing else depends on this.
+# A wait without a limit may sleep through a signal that another thread took.
 _LOOK_S = 1.0
 
 
 class Crew(Generic[T, R]):
-    """`do` for each of `whom`, at most `at_once` at a time. Nothing new is begun once `enough(results)` says so."""
+    """Calls `do` for each of `whom`, at most `at_once` at a time, until `enough(results)`."""
 
     def __init__(
         self,
@@ -37,7 +38,10 @@ class Crew(Generic[T, R]):
         self.results: dict[int, R] = {}
 
     def go(self) -> dict[int, R]:
-        """Return the result for each that was begun, by its place in `whom`. What `do` raises is raised here, once all have ended."""
+        """Return the result of each call that was begun, by its place in `whom`.
+
+        An error of `do` is raised here, once all calls have ended.
+        """
         failure: BaseException | None = None
         while True:
             while (

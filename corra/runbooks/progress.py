@@ -1,4 +1,4 @@
-"""What a runbook says while it goes: a line for what stands, a row for each step, a live line for what runs. All of it on stderr."""
+"""The lines of a runbook on stderr: its state, a row for each step, a live line for open runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class HostRow:
 
 
 class Progress:
-    """The voice of one pass through a runbook. `progress` and `lines` may be called from any thread."""
+    """Says how one pass through a runbook goes. Its methods may be called from any thread."""
 
     def __init__(self, label: str, *, quiet: bool) -> None:
         self.label = label
@@ -52,7 +52,7 @@ class Progress:
         self.screen.say(self.label, "", fate, why, hint)
 
     def begins(self, book: Book, where: str) -> None:
-        """Say what stands already, or that this is the beginning."""
+        """Say which steps are done already, or that this is the beginning."""
         begun = book.begun
         parts = list(book.parts.values())
         if begun is None or not parts:
@@ -70,7 +70,8 @@ class Progress:
         self.screen.note(
             self.label,
             "",
-            f"begun {begun_moment(begun.at)} by {begun.by}: {', '.join(counts) or 'nothing done yet'}",
+            f"begun {begun_moment(begun.at)} by {begun.by}: "
+            + (", ".join(counts) or "nothing done yet"),
         )
 
     def already_done(self, done: JournalEvent) -> None:
@@ -107,7 +108,7 @@ class Progress:
         self.screen.row(f"{number:>4}  {names}    done before{span}")
 
     def rows(self, number: int, step: str, rows: Sequence[HostRow]) -> None:
-        """Write what became of a step: hosts that fared alike share a row."""
+        """Write the rows of a step. Hosts with the same outcome share a row."""
         self.flush()
         alike: dict[str, list[HostRow]] = {}
         for row in rows:
@@ -161,11 +162,12 @@ class Progress:
             return render.cut(f"{self._step}  connecting", width)
         lost = f"  LINK LOST to {fold(down)}" if down else ""
         return render.cut(
-            f"{self._step}  {where}{many}  running  {render.running_time(longest)}{lost}   Ctrl-C: leave it running",
+            f"{self._step}  {where}{many}  running  {render.running_time(longest)}{lost}"
+            "   Ctrl-C: leave it running",
             width,
         )
 
-    # -- What programs write, where it is to be shown
+    # -- The output of programs
     def lines(self, host: str, *, alone: bool) -> ProgressLines:
         return ProgressLines(self.screen, "" if alone else f"{host}: ")
 
@@ -174,7 +176,7 @@ class Progress:
 
 
 class ProgressLines:
-    """Shows the output of one host, each line headed by its name where there are several."""
+    """Shows the output of one host; of several hosts each line begins with the host's name."""
 
     def __init__(self, screen: Screen, head: str) -> None:
         self._screen = screen
@@ -202,13 +204,13 @@ def begun_moment(at: str) -> str:
 
 
 def took(begun: JournalEvent, ended_at: str) -> str:
-    """Return how long a runbook took, from its very first beginning."""
+    """Return the time from the first begin of a runbook to its end."""
     first, last = local_time(begun.at), local_time(ended_at)
     return duration((last - first).total_seconds()) if first and last else "an unknown time"
 
 
 def last_line(*texts: str) -> str:
-    """Return the last line that says something, of the first text that does."""
+    """Return the last line that isn't blank, of the first text with one."""
     for text in texts:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if lines:

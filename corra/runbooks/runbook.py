@@ -1,15 +1,17 @@
-"""Runbooks that resume: named steps made of runs, of which each happens once however often the whole is begun again.
+"""Runbooks that resume: named steps made of runs. Each step happens once, in however many passes.
 
-    with corra.runbook("kernel", key="OPS-812", params={"version": version}, journal="ops1", as_user="root") as book:
+    with corra.runbook("kernel", key="OPS-812", params=params, journal="ops1") as book:
         book.run(hosts, ["apt-get", "install", "-y", package], step="install", timeout="30m")
         book.reboot(hosts, step="reboot")
 
-The body is run again from its top, on any machine, and each step looks first at what the journal knows of it. What ended well isn't begun
-again but gives its recorded result; what runs is taken hold of; what failed is repeated; what is LOST waits for a person's word. The id of a
-step's run follows from runbook, key, step, host and attempt, and a host starts an id at most once: so even a journal that is behind, or two
-people in the same runbook at the same time, come to the same runs.
+Each pass runs the body from its top, on any machine, and each step first reads the journal. A step
+that ended well returns its recorded result; a step that runs is watched; a step that failed is
+repeated; a step that is LOST waits for an operator's word. The id of a step's run follows from
+runbook, key, step, host and attempt, and a host starts an id at most once. So a journal that is
+behind, or two operators in one runbook, come to the same runs.
 
-A control flow that depends on anything but the recorded results (the time, a file here) may take another way the second time.
+A body that depends on more than the recorded results (the time, a file here) may take another way
+in its second pass.
 """
 
 from __future__ import annotations
@@ -68,15 +70,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# How much of an output the journal holds, of each stream: enough for what a next step decides on. The host has the rest.
+# The journal holds so much of each stream, for the decisions of next steps. The host has the rest.
 OUTPUT_IN_JOURNAL = 64 << 10
-# Between two looks at a host that is rebooting.
+# The time between two looks at a host that reboots.
 REBOOT_LOOK_S = 1.0
 _REACH = ("user", "via", "config", "connect_timeout", "accept_new_key")
 
 
 class Runbook:
-    """One pass through a runbook, as a context manager. Its methods may be called from any thread."""
+    """One pass through a runbook, a context manager. Its methods may be called by any thread."""
 
     def __init__(
         self,
@@ -90,9 +92,10 @@ class Runbook:
         reconnect_timeout: float | str | None = None,
         **how: Unpack[request.Options],
     ) -> None:
-        """`journal`: the host that keeps it (this machine). `how` goes for every step that doesn't say otherwise: as_user, via, env, timeout ..
+        """`journal` is the host that keeps the journal (this machine). `how` holds for every step
+        that doesn't say otherwise: as_user, via, env, timeout ..
 
-        Raises Misuse for a name or key that can't be one.
+        Raises Misuse for a bad name or key.
         """
         self.name = name
         self.key = key
@@ -106,7 +109,8 @@ class Runbook:
         self._patience_s = in_seconds(reconnect_timeout)
         where = journal if journal is not None else setting(how.get("config"), "journal")
         self._progress = Progress(self.label, quiet=quiet)
-        # Who logs in and how goes for the journal's host too; whom sudo makes of us there doesn't: it is no program of the runbook's.
+        # The login and the transport are those of the journal's host too. `as_user` isn't: the
+        # journal is no program of the runbook.
         reach = {each: self._how[each] for each in _REACH if each in self._how}
         self._journal = Journal(
             ledger_on(where, **reach),
@@ -132,7 +136,11 @@ class Runbook:
 
     # -- Beginning and end
     def __enter__(self) -> Self:
-        """Read the journal. Raises Changed when it was begun with other params, Unreachable and the like when it can't be read."""
+        """Read the journal.
+
+        Raises Changed if the runbook was begun with other params, Unreachable and the like if the
+        journal can't be read.
+        """
         book = self._journal.read()
         if book.begun is not None and (found := differences(book.params, self._params)):
             was = ", ".join(f"{name}={_shown(old)}" for name, old, _ in found)
@@ -227,9 +235,9 @@ class Runbook:
         else:
             why, code = f"{type(error).__name__}: {error}", 1
         if isinstance(error, Unreachable) and error.host == str(self._journal.where.host):
-            return  # it is the journal that can't be written to
+            return  # the journal is what can't be reached
         try:
-            self._journal.close()  # one try: whoever leaves doesn't wait for a host that is away
+            self._journal.close()  # one try: nobody waits for a host that is away
             self._journal.write("stop", why=why, code=code)
         except CorraError:
             pass
@@ -273,11 +281,13 @@ class Runbook:
         max_fail: int = 0,
         **how: Unpack[request.Options],
     ) -> Result | Results:
-        """Run `argv` on a host, or on several at once, unless it was done before; return its Result, of several their Results.
+        """Run `argv` on a host, or on several at once, unless that was done before.
 
-        A bad end stops the runbook, on several hosts when more than `max_fail` have one; with `warn` it is a result like any other.
-        `hide=False` shows what they write. LOST always stops: whether it may be repeated is a person's to say.
-        Raises Failed, TimedOut, Lost, Changed, Unreachable and what else a start may raise; ValueError for a step that comes twice.
+        Returns the Result of one host, the Results of several. A bad end stops the runbook, on
+        several hosts more than `max_fail` bad ends; with `warn` it is a result like any other. LOST
+        always stops it: an operator says whether to repeat the step. `hide=False` shows the output.
+        Raises Failed, TimedOut, Lost, Changed, Unreachable and the other errors of a start,
+        ValueError for a step that comes twice.
         """
         given: dict[str, Any] = {**self._how, **how}
         given["stdin"] = _bytes(given.get("stdin"))
@@ -300,14 +310,17 @@ class Runbook:
         return next(iter(results.values())) if alone else results
 
     def _is_over(self, step: str, places: Sequence[Place], max_fail: int) -> bool:
-        """Return whether the step has ended on all hosts with no more bad ends than were allowed: then none of it is repeated."""
+        """Return whether the step ended on all hosts with at most `max_fail` bad ends.
+
+        Such a step isn't repeated.
+        """
         parts = [self._book.part(step, place.key) for place in places]
         tries = [part.current for part in parts if part.skipped is None]
         bad = sum(each is not None and not each.ok for each in tries)
         return bad <= max_fail and all(each is not None and each.ended for each in tries)
 
     def _places(self, target: Any, how: Mapping[str, Any]) -> tuple[list[Place], bool]:
-        """Return the hosts that `target` means, and whether it is just the one."""
+        """Return the hosts of `target`, and whether it is one host and no list."""
         alone = is_one(target)
         if isinstance(target, str) and len(several := hosts(target)) > 1:
             raise Misuse(
@@ -336,7 +349,7 @@ class Runbook:
             return self._agents[key]
 
     def _claim(self, step: str, places: Sequence[Place]) -> StepHosts:
-        """Return the step with its number, and take it for these hosts."""
+        """Return the step with its number. Raises ValueError if this pass has had it."""
         if not STEP.fullmatch(step):
             raise Misuse(
                 f"not the name of a step: {step!r} (letters, digits, '.', '_', '-')",
@@ -347,7 +360,8 @@ class Runbook:
                 if (step, key) in self._seen:
                     where = f" on {key}" if key != HERE else ""
                     raise ValueError(
-                        f"step {step!r}{where} comes twice in one pass: its run could not be told from the first"
+                        f"step {step!r}{where} comes twice in one pass:"
+                        " its run could not be told from the first"
                     )
                 self._seen.add((step, key))
             return StepHosts(
@@ -355,7 +369,7 @@ class Runbook:
             )
 
     def _check(self, work: Work, place: Place) -> None:
-        """Refuse what isn't as it was begun, before anything of the step is begun. Raises Changed."""
+        """Raise Changed for a program that differs from the one that was begun."""
         step = work.step
         part = self._book.part(step.name, place.key)
         do, number = next_move(part, accepts=work.accepts)
@@ -383,7 +397,8 @@ class Runbook:
         names = ", ".join(dict.fromkeys(name for name, _, _ in found))
         hint = [f"{name}: was {_shown(old)}, now {_shown(new)}" for name, old, new in found[:2]]
         return Changed(
-            f"{step.number} {step.name} was begun{f' on {host}' if host != HERE else ''} with another {names}",
+            f"{step.number} {step.name} was begun{f' on {host}' if host != HERE else ''}"
+            f" with another {names}",
             label=self.label,
             hint=[*hint, f"put it back, or have it done anew: {step.command('redo')}"],
         )
@@ -391,7 +406,7 @@ class Runbook:
     def _launch(self, work: Work, place: Place, number: int) -> request.Launch:
         how = dict(work.how)
         if place.host.is_local and how.get("cwd") is None:
-            # Not the directory somebody happens to stand in: the step must be the same the next time.
+            # The home and not the current directory: the next pass must start the same program.
             how["cwd"] = os.path.expanduser("~")
         step = work.step
         origin = {
@@ -418,7 +433,7 @@ class Runbook:
         at_once: int | None = None,
         max_fail: int = 0,
     ) -> list[Outcome]:
-        """Do `one` on all hosts, and tell it."""
+        """Do `one` on all hosts, and say the outcomes."""
 
         def enough(so_far: Sequence[Outcome]) -> bool:
             bad = [each for each in so_far if each.error is not None]
@@ -457,7 +472,7 @@ class Runbook:
     def _results(
         self, outcomes: Sequence[Outcome], max_fail: int, step: StepHosts, of: int
     ) -> Results:
-        """Return what a step came to on its hosts. Raises what stops the runbook."""
+        """Return the results of a step. Raises the error that stops the runbook."""
         from corra.runs.result import Results
 
         errors = {each.place.host: each.error for each in outcomes if each.error is not None}
@@ -492,7 +507,7 @@ class Runbook:
                         return self._skipped(work, place, current, number)
                 seen = self._attempt(work, place, current, number)
                 self._write_end(step, place, number, seen)
-                # What failed while nobody looked is repeated, as what failed before our eyes is by the next pass.
+                # An attempt that failed before this pass is repeated now.
                 if (
                     not seen.was_over
                     or exit_code(seen.state) == 0
@@ -551,7 +566,7 @@ class Runbook:
         )
 
     def _recorded(self, work: Work, place: Place, attempt: Attempt) -> Outcome:
-        """Return what the journal says an attempt came to; of long output, what the host still has."""
+        """Return the outcome in the journal; long output comes from the host."""
         assert attempt.state is not None
         seen = Seen(attempt.state, attempt.stdout, attempt.stderr, attempt.truncated)
         if attempt.truncated and attempt.state.state == "exited":
@@ -643,10 +658,12 @@ class Runbook:
         at_once: int | None = None,
         **how: Unpack[Reach],
     ) -> Reboot | dict[Host, Reboot]:
-        """Reboot hosts and wait until they answer again, `timeout` at most; return what it was, of several by host.
+        """Reboot hosts and wait until they answer again, `timeout` at most.
 
-        Whether a host has rebooted is told by its boot id, so that this is a result and not a lost run, in whatever moment we are cut
-        off. `argv` gives the order (`systemctl reboot`). Raises TimedOut for a host that doesn't come back with another boot id.
+        Returns the Reboot of one host, of several by host. The boot id tells whether a host has
+        rebooted, so this is a result and no lost run, whenever the link breaks. `argv` is the
+        command that reboots (`systemctl reboot`). Raises TimedOut for a host that doesn't come back
+        with another boot id.
         """
         given: dict[str, Any] = {**self._how, **how}
         limit_s = in_seconds(timeout)
@@ -727,7 +744,10 @@ class Runbook:
     def _await_boot(
         self, work: Work, place: Place, attempt: Attempt, number: int, limit_s: float
     ) -> dict[str, Any]:
-        """Give the order, once, and wait for another boot id. Raises TimedOut, and Failed when the order itself failed."""
+        """Order the reboot once, and wait for another boot id.
+
+        Raises TimedOut, and Failed if the order itself failed.
+        """
         began, ordered = time.monotonic(), False
         run = self._launch(work, place, number).run
         while time.monotonic() < began + limit_s and not self._open_follows.left.is_set():
@@ -787,10 +807,11 @@ class Runbook:
 
     # -- Steps here
     def do(self, step: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Return what `function(*args, **kwargs)` returns, from the journal if it has been called before.
+        """Return the result of `function(*args, **kwargs)`, from the journal if that has it.
 
-        It is called at least once: where this process dies between its end and the journal's line, the next pass calls it again. What it
-        returns must be JSON, and comes back as JSON makes it.
+        The function is called at least once: if this process dies between its end and the journal's
+        line, the next pass calls it again. Its result must be JSON, and comes back as JSON makes
+        it.
         """
         named = self._claim(step, ())
         given = {"function": _called(function), "args": _digestible([list(args), kwargs])}
@@ -821,16 +842,16 @@ class Runbook:
         return result
 
     def confirm(self, question: str, *, step: str = "") -> None:
-        """Have a person say yes before anything after this is begun; a yes is kept, and not asked for again.
+        """Ask the operator for a yes, once; the journal keeps it.
 
-        Without a terminal nobody can: then it stops, and `inv book NAME KEY --skip STEP` is a yes. Raises Stop for anything but a yes, and
-        Changed where the yes was to another question.
+        Without a terminal the runbook stops, and `inv book NAME KEY --skip STEP` is a yes. Raises
+        Stop for any other answer, and Changed if the yes was to another question.
         """
         step = step or f"confirm-{ids.short(ids.derived(question))}"
         named = self._claim(step, ())
         part = self._book.part(step, HERE)
         if part.value is not None or part.skipped is not None:
-            # A yes to another question is none to this one.
+            # A yes is to its own question only.
             if part.value is not None and (was := part.value.facts.get("question")) != question:
                 raise self._changed(named, HERE, [("question", was, question)])
             if not self._replay:
@@ -860,7 +881,7 @@ class Runbook:
         self._journal.write("confirmed", step=step, question=question)
 
     def note(self, text: str) -> None:
-        """Write `text` into the journal and on stderr, once however often the runbook is run."""
+        """Write `text` into the journal and on stderr, once in all passes."""
         if (
             any(
                 event.what == "note" and event.facts.get("text") == text
@@ -938,10 +959,11 @@ def runbook(
     reconnect_timeout: float | str | None = None,
     **how: Unpack[request.Options],
 ) -> Runbook:
-    """Return the runbook `name` for `key` (a ticket, say), to be entered by `with`. The same name and key continue it, from any machine.
+    """Return the runbook `name` for `key` (a ticket, say), for a `with`.
 
-    `params` are what it was begun with: with others it isn't continued. `journal` is the host that keeps its journal: this machine, or
-    one that a second machine can read too. `how` goes for every step that doesn't say otherwise: as_user, via, env, timeout ..
+    The same name and key continue it, from any machine, but not with other `params`. `journal` is
+    the host that keeps the journal: this machine, or one that other machines reach too. `how` holds
+    for every step that doesn't say otherwise: as_user, via, env, timeout ..
     """
     return Runbook(
         name,
@@ -956,15 +978,16 @@ def runbook(
 
 
 def _typed(target: Any) -> str:
-    """Return the name of a Connection's host; that of others follows from their Host."""
+    """Return the name of a Connection's host, "" for other targets."""
     return name_of(target) if is_a(target, "fabric.connection", "Connection") else ""
 
 
 def _bytes(stdin: Any) -> bytes | None:
-    """Return what a program is to read as bytes: a step may have to be started more than once."""
+    """Return the stdin of a step as bytes: the step may be started more than once."""
     if stdin is OPEN:
         raise Misuse(
-            "a step's stdin can't be held open: what is sent later is not there when the step is repeated; give it whole"
+            "a step's stdin can't be held open:"
+            " what is sent later is not there when the step is repeated; give it whole"
         )
     if stdin is None or isinstance(stdin, bytes):
         return stdin
@@ -973,7 +996,7 @@ def _bytes(stdin: Any) -> bytes | None:
 
 
 def _plain(value: T, rule: str) -> T:
-    """Return `value` as JSON makes it. Raises Misuse, which says the rule, for what isn't JSON."""
+    """Return `value` as JSON makes it. Raises Misuse with the rule for a value that isn't JSON."""
     try:
         return cast("T", json.loads(json.dumps(value, allow_nan=False)))
     except (TypeError, ValueError) as error:
@@ -981,12 +1004,12 @@ def _plain(value: T, rule: str) -> T:
 
 
 def _called(function: Callable[..., Any]) -> str:
-    """Return what a function is called, wherever its file lies."""
+    """Return the qualified name of a function, without its module."""
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _digestible(value: Any) -> Any:
-    """Return `value` as JSON, None where it isn't: then it can't be compared with what it was."""
+    """Return `value` as JSON makes it, None for a value that isn't JSON and can't be compared."""
     try:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError):

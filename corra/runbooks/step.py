@@ -1,4 +1,4 @@
-"""What a step of a runbook is made of: its places, its work, and what each place came to."""
+"""The values of a step of a runbook: its places, its work, and the outcome of each place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .stop import StepHosts
 
 
 class Reboot(NamedTuple):
-    """A host that has been down and is up again: the boots' ids, and the seconds from the order to the first answer."""
+    """A reboot: the boot ids, and the seconds from the order to the first answer."""
 
     old_boot: str
     new_boot: str
@@ -24,7 +24,7 @@ class Reboot(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """A host of a step: what to reach it by, and what it is called in the journal."""
+    """A host of a step: its agent, and its name in the journal."""
 
     agent: Agent
     typed: str = ""
@@ -35,13 +35,13 @@ class Place:
 
     @property
     def key(self) -> str:
-        """The host's name whoever logs in, under inv as under fab: two people must find the same run."""
+        """The host's name without the login: two operators must find the same run."""
         return self.typed or str(replace(self.host, login=None, user=None, caller=None))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one host's part of a step came to. `before`: when it had ended, if that was before this pass."""
+    """The outcome of a step on one host. `before`: its end, if that was before this pass."""
 
     place: Place
     word: str
@@ -54,7 +54,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Work:
-    """What a step is to do on each of its hosts."""
+    """The work of a step on each of its hosts."""
 
     step: StepHosts
     argv: Sequence[str]

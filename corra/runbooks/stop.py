@@ -1,4 +1,4 @@
-"""What stops a runbook: one error made of what its hosts came to, whose first line says where and why."""
+"""The error that stops a runbook, made of the errors of its hosts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from corra.model.host_sets import fold
 
 @dataclass(frozen=True)
 class StepHosts:
-    """Where in a runbook we are."""
+    """A step of a runbook, with its number."""
 
     book: str
     key: str
@@ -35,7 +35,10 @@ class StepHosts:
 def stop_error(
     step: StepHosts, errors: Mapping[Host, CorraError], *, of: int, said: str = ""
 ) -> CorraError:
-    """Return the error for a step that some hosts stopped. `of`: how many hosts it had. `said`: a last line of what the program wrote."""
+    """Return the error for a step that some of its `of` hosts stopped.
+
+    `said` is a last line of the program's output.
+    """
     worst = max(
         errors.values(),
         key=lambda error: (isinstance(error, Lost), isinstance(error, Failed), error.code),
@@ -50,7 +53,8 @@ def stop_error(
     if of > 1:
         why += f" ({len(errors)} of {of} hosts)"
     if isinstance(worst, Lost):
-        look = f"look whether it finished (its output: {typed()} logs {ids.short(worst.prog_id)}), then say so:"
+        output = f"its output: {typed()} logs {ids.short(worst.prog_id)}"
+        look = f"look whether it finished ({output}), then say so:"
         return Lost(
             why,
             hint=[look, f"{step.command('redo')}    (or --skip {step.name})"],
@@ -74,10 +78,10 @@ def stop_error(
 
 
 def _groups(errors: Mapping[Host, CorraError]) -> Sequence[str]:
-    """Return `web[1,3] FAILED: exit 2`: hosts that say the same say it together."""
+    """Return `web[1,3] FAILED: exit 2`, once for hosts with the same error."""
     alike: dict[tuple[str, str], list[Host]] = {}
     for host, error in errors.items():
-        # How long it took differs from host to host and stands in its row.
+        # The duration differs from host to host; the rows have it.
         alike.setdefault(
             (error.fate, error.why.split(" after ")[0] if isinstance(error, Failed) else error.why),
             [],

@@ -1,4 +1,4 @@
-"""The runs that were started or watched from this machine, so that a run can be named without its host.
+"""The runs started or watched from this machine: a run can be named without its host.
 
 The history is a cache: the hosts know the truth, and each answer of a host corrects it. Any row may
 be lost and the file may be deleted; only the convenience goes. So nothing here fails a caller: a
@@ -26,7 +26,7 @@ from corra.on_host.agent.contract import FINAL
 
 # A host keeps a record for 400 days.
 FORGET_AFTER_S = 400 * 86400.0
-# Many processes write for a few ms each. A longer wait means trouble, and the caller goes on without.
+# Many processes write for a few ms each. After this wait the caller goes on without the history.
 _BUSY_S = 2.0
 # The state of a run that its host no longer knows.
 GONE = "gone"
@@ -287,7 +287,7 @@ def open_under(name: str, host: Host, spool: str | None = None) -> list[Entry]:
 
 
 def entries_of(text: str) -> list[Entry]:
-    """Return the runs of an id, a name, a host or the beginning of a tail, the first that is known."""
+    """Return the runs of an id, else of a name, else of a host, else of the beginning of a tail."""
     for column in ("prog_id", "name", "host"):
         if found := _select(f"{column} = ?", text):
             return found

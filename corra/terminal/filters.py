@@ -1,6 +1,6 @@
 """Filters for the lines of a run's output: by pattern, by time of arrival, by bytes.
 
-Also which bytes. Only where it is asked for: output that is shown whole is never taken apart into lines.
+Output that is shown whole is never taken apart into lines.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FILTERED_LINE_MAX = 1 << 20
 class Sieve:
     """Passes the lines that match, each as an Output of its own. Times are in ns, bounds included.
 
-    A line's time is when its first byte came. Where no time is known (the index was lost) a line is shown rather than hidden.
+    A line's time is that of its first byte. A line without a known time passes: the index was lost.
     """
 
     grep: re.Pattern[bytes] | None = None

@@ -1,7 +1,8 @@
 """Sends the operator's keys, or a pipe, to the program; this terminal stands for the program's.
 
-Where the program has a terminal of its own and we have one, ours becomes that one: raw, of the same size, every key the program's but the keys
-that leave it. Whatever ends that, the terminal is put back as it was, and what the program had switched on in it is switched off.
+If both sides have a terminal, ours stands for the program's: raw, of the same size, and every key
+but the leave keys is the program's. At the end, whatever caused it, our terminal is restored and
+the modes that the program has set in it are undone.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ class Keyboard:
         *,
         switched: bytes = b"",
     ) -> None:
-        """Take hold of the terminal, if both have one, say once how to leave it, and read from now on.
+        """Start to read. With a terminal on both sides set ours up, and say how to leave it.
 
-        `switched`: what the program has switched on in its terminal so far.
+        `switched`: the modes that the program has set in its terminal so far.
         """
         if state.ended:
             return
@@ -88,7 +89,7 @@ class Keyboard:
                     self.feed.resize(rows, columns)
 
     def resume(self) -> None:
-        """Set the terminal up again after a stop: the shell had it meanwhile, and has changed it."""
+        """Set the terminal up again after a stop: the shell has changed it meanwhile."""
         with self._lock:
             if self.raw:
                 with contextlib.suppress(termios.error, OSError):

@@ -37,10 +37,9 @@ def shown(keys: bytes) -> str:
 def _typed(key: int) -> bytes:
     """Return the pattern of all that a terminal may send for a key.
 
-    That is its byte, or the sequence that a program has asked for instead.
-
-    That is `CSI 27;modifiers;code~` by XTerm's modifyOtherKeys, or `CSI code;modifiers u` by kitty's protocol: there with more
-    codes of the same key, the locks among the modifiers, and whether it was pressed or repeated.
+    That is its byte, or the sequence that a program has asked for instead: `CSI 27;modifiers;code~`
+    by XTerm's modifyOtherKeys, or `CSI code;modifiers u` by kitty's protocol. Kitty adds more codes
+    of the same key, the locks among the modifiers, and whether the key was pressed or repeated.
     """
     control = key < 32
     code = ord(chr(key | 0x40).lower()) if control else key

@@ -1,8 +1,9 @@
 """The modes that a program has set in the terminal it was lent, and its output shown again.
 
-A full-screen program puts a terminal into states that it means to undo at its own end. Whoever leaves before that needs them undone, and whoever
-comes later needs them done, as the program takes both for granted: ncurses knows an arrow key only as application keys send it. Names as in
-XTerm's "Control Sequences" (Dickey), the keyboard's as in kitty's "Comprehensive keyboard handling in terminals".
+A full-screen program sets modes that it undoes at its end. An operator who leaves before needs them
+undone. An operator who comes later needs them set, as the program takes them for granted: ncurses
+knows an arrow key only as application keys send it. Names are those of XTerm's "Control Sequences"
+(Dickey), for the keyboard of kitty's "Comprehensive keyboard handling in terminals".
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class ProgramModes:
         }  # of the keyboard's flags: each of the two screens has a stack
 
     def see(self, data: bytes) -> None:
-        """Take note of the modes that `data` of the program sets; its end may cut a sequence in two."""
+        """Take note of the modes that the program's `data` sets; its end may cut a sequence."""
         data, reset = self._held + data, -1
         for found in _SWITCH.finditer(data):
             kind, value = str(found.lastgroup), found[str(found.lastgroup)]
@@ -107,7 +108,7 @@ class ProgramModes:
             elif kind == "flags":
                 self._note_flags(found.group(), value)
             elif kind == "reset":
-                # Terminals differ in the screen they show after that, and in what a soft reset does.
+                # Terminals differ in the screen that follows, and in a soft reset.
                 self._on = {screen: self._on[screen] for screen in _SCREENS if screen in self._on}
                 self._pushed = {False: [], True: []}
                 reset = found.start()
@@ -143,7 +144,7 @@ class ProgramModes:
         return any(screen in self._on for screen in _SCREENS)
 
     def undo(self) -> bytes:
-        """Return the bytes that restore the terminal, the modes of each screen there, colours last."""
+        """Return the bytes that restore the terminal, each screen's own modes in that screen."""
 
         def off(keys: Iterable[int | str]) -> bytes:
             return b"".join(_undone(key) for key in keys if key in self._on)
@@ -164,7 +165,7 @@ class ProgramModes:
         )
 
     def redo(self) -> bytes:
-        """Return the bytes that set the program's modes in another terminal, or again after `undo`."""
+        """Return the bytes that set the program's modes in a terminal, or again after `undo`."""
         lasting = [key for key in self._on if key not in _PASSING]
         lasting.sort(key=lambda key: key not in _SCREENS)
         return b"".join(self._on[key] for key in lasting) + b"".join(
@@ -181,9 +182,8 @@ def _undone(key: int | str) -> bytes:
 class Replay:
     """Removes from older output the questions that this terminal would answer.
 
-    The program has had its answers; a second one would be typed into it.
-
-    And where that scrolled, for its size was another. What comes after that passes as it is, for there the program asks.
+    The program has had its answers; a second one would be typed into it. The scrolling region goes
+    too, as the terminal may have had another size. New output passes unchanged.
     """
 
     def __init__(self, until: int) -> None:

@@ -1,8 +1,9 @@
-"""The Screen: the only one who writes to stdout and stderr while a verb runs.
+"""The Screen: alone it writes to stdout and stderr while a verb runs.
 
-The program's bytes go to the descriptors as they are; only a terminal gets them sanitised, since what runs on a host must not move the cursor,
-set the title or fill the clipboard of whoever watches. corra's own words go to stderr. The live line stands below all of it, only on a
-terminal, and is gone before any other byte is written.
+The program's bytes go to the descriptors unchanged. Only for a terminal they are sanitised: a
+program on a host must not move the operator's cursor, set the title or fill the clipboard. corra's
+own words go to stderr. Only a terminal has a live line; it stands below everything else and is
+erased before any other byte is written.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ _CAUGHT = (signals.SIGINT, signals.SIGTERM, signals.SIGHUP)
 class Desk:
     """Where the main thread waits for items of other threads, and for signals by their numbers.
 
-    What was ignored when we were started (`nohup`, `cmd &`) stays ignored. Outside the main thread, which alone may have handlers, it is
-    only a queue.
+    A signal that was ignored when this process started (`nohup`, `cmd &`) stays ignored. Only the
+    main thread may have handlers; in another thread the desk is only a queue.
     """
 
     def __init__(self, *more: int) -> None:

@@ -66,7 +66,10 @@ class WatchedRun(Protocol):
 
 
 class WatchedEvents(Protocol):
-    """The events of a run, from its host or from a collector. `close` may be called from any thread."""
+    """The events of a run, from its host or from a collector.
+
+    `close` may be called from any thread.
+    """
 
     @property
     def state(self) -> State | None: ...
@@ -111,11 +114,12 @@ class Watch:
         shows: bool = True,
         by_id: bool = False,
     ) -> None:
-        """`relay`: the signals that are passed on to the program. `hide`: out, err or both.
-        `announce`: say that the agent was placed.
-        `keyboard`: what is typed here is for the program. `again`: the flags that `attach` needs to
-        watch this run once more. `shows`: the program's output is shown, as `wait` doesn't. `by_id`:
-        the run's name means another run too, so hints say its id.
+        """Watch the events of `follow`.
+
+        `relay`: the signals that are passed on to the program. `hide`: out, err or both.
+        `announce`: say that the agent was placed. `keyboard`: the operator's keys go to the
+        program. `again`: the flags that `attach` needs for this run. `shows`: the program's output
+        is shown; `wait` doesn't. `by_id`: the name means another run too, so hints say the id.
         """
         self.follow = follow
         self.run = run
