@@ -65,7 +65,8 @@ def load(port: int, token: str, size: int, offsets: dict[str, int], seconds: flo
         body, offset, done = b"x" * size, offsets[run], 0
         while time.monotonic() < until:
             head = (
-                f"POST /api/v1/agent/{run}/output/stdout HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+                f"POST /api/v1/agent/{run}/output/stdout HTTP/1.1\r\nHost: x\r\n"
+                f"Authorization: Bearer {token}\r\n"
                 f"Upload-Offset: {offset}\r\nContent-Length: {size}\r\n\r\n"
             )
             writer.write(head.encode() + body)
@@ -108,7 +109,8 @@ def appends(served: Served, token: str) -> list[str]:
         base, found = (statistics.median(rates) for rates in zip(*pairs, strict=True))
         ratio = statistics.median(ours / bare for bare, ours in pairs)
         rows.append(
-            f"| {size // 1024} KiB | {base:,.0f} | {found:,.0f} | {found * size / 1e6:,.0f} | {ratio:.2f} | {GOAL} |"
+            f"| {size // 1024} KiB | {base:,.0f} | {found:,.0f} | {found * size / 1e6:,.0f} "
+            f"| {ratio:.2f} | {GOAL} |"
         )
     framework.terminate()
     return rows
@@ -162,7 +164,10 @@ def main() -> None:
         [
             "### The collector: appends a second, on the disk before the answer",
             "",
-            f"{dt.date.today()}, {os.cpu_count()} cores, {versions}; {CONNECTIONS} connections, medians of {ROUNDS} pairs.",  # noqa: DTZ011
+            (
+                f"{dt.date.today()}, {os.cpu_count()} cores, {versions}; {CONNECTIONS} "  # noqa: DTZ011
+                f"connections, medians of {ROUNDS} pairs."
+            ),
             "",
             "| an append of | bare framework | collector | MB/s | ratio | goal |",
             "|---|---:|---:|---:|---:|---:|",

@@ -47,7 +47,11 @@ if way == "Durable":
 with fabric.Connection("h", config=config) as connection:
     connection.run("true", hide=True)
     began = time.perf_counter()
-    result = corra.run("h", command.split(), hide=True) if way == "corra" else connection.run(command, hide=True)
+    result = (
+        corra.run("h", command.split(), hide=True)
+        if way == "corra"
+        else connection.run(command, hide=True)
+    )
     took = time.perf_counter() - began
     assert result.ok and len(result.stdout) == (0 if command == "true" else 8 << 20)
 print(took)
@@ -92,10 +96,16 @@ class Contest:
         base = statistics.median(next(iter(self.seconds.values())))
         for name, took in self.seconds.items():
             median = statistics.median(took)
-            yield f"| {name} | {median * 1000:,.0f} | {min(took) * 1000:,.0f} | {median / base:.2f} | {len(took)} |"
+            yield (
+                f"| {name} | {median * 1000:,.0f} | {min(took) * 1000:,.0f} | "
+                f"{median / base:.2f} | {len(took)} |"
+            )
 
     def table(self) -> str:
-        head = f"### {self.title}\n\n| | median ms | best ms | ratio | runs |\n|---|---:|---:|---:|---:|"
+        head = (
+            f"### {self.title}\n\n| | median ms | best ms | ratio | runs |\n"
+            f"|---|---:|---:|---:|---:|"
+        )
         return "\n".join([head, *self.rows()])
 
 
@@ -435,9 +445,15 @@ def idle_memory(place: Place) -> str:
     ).stdout.strip()
     return "\n".join(
         [
-            f"### An idle run: {IDLE_RUNS} more of them beside one, by PSS, {version}, of which {strangers or 'no'} other processes ran (goal 4 MB)",
+            (
+                f"### An idle run: {IDLE_RUNS} more of them beside one, by PSS, {version}, of "
+                f"which {strangers or 'no'} other processes ran (goal 4 MB)"
+            ),
             "",
-            "| started by | guards | one more costs | all, divided by how many | CPU of all guards in 3 s |",
+            (
+                "| started by | guards | one more costs | all, divided by how many | CPU of all "
+                "guards in 3 s |"
+            ),
             "|---|---:|---:|---:|---:|",
             *rows,
         ]
@@ -478,7 +494,8 @@ def machine() -> str:
         f"{name} {version(name)}" for name in ("corra", "fabric", "invoke", "paramiko")
     )
     return (
-        f"{dt.datetime.now(tz=dt.timezone.utc):%Y-%m-%d}, {os.cpu_count()} cores of {model}, Linux {platform.release()}, "
+        f"{dt.datetime.now(tz=dt.timezone.utc):%Y-%m-%d}, {os.cpu_count()} cores of {model}, "
+        f"Linux {platform.release()}, "
         f"Python {platform.python_version()}, {ssh}, {versions}; everything on loopback."
     )
 

@@ -134,11 +134,13 @@ def main() -> None:
             place.server.stop()
     print("| an open follow | measured | goal |\n|---|---:|---:|")
     print(
-        f"| write on the host to byte at the client, p50 | {statistics.median(writes):.2f} ms | 1 ms |"
+        f"| write on the host to byte at the client, p50 | {statistics.median(writes):.2f} "
+        f"ms | 1 ms |"
     )
     print(f"| the same, p99 | {writes[len(writes) * 99 // 100]:.2f} ms | 10 ms |")
     print(
-        f"| a signal to the program's handler, median | {statistics.median(signals):.2f} ms | 2 ms |"
+        f"| a signal to the program's handler, median | {statistics.median(signals):.2f} ms "
+        f"| 2 ms |"
     )
     print(f"| CPU of an idle watcher, client | {ours:.2f} % | 0.1 % |")
     print(f"| CPU of an idle watcher, follow on the host | {theirs:.2f} % | 0.0 % |")

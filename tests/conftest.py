@@ -1,4 +1,4 @@
-"""What every test may ask for: a home of its own, a private sshd, and corra's command line as a
+"""The fixtures of every test: a home of its own, a private sshd, and corra's command line as a
 process.
 
 No test touches the real home, the real ~/.ssh or a port that is not on 127.0.0.1.
@@ -40,7 +40,7 @@ from warm import Warm  # noqa: E402
 
 COLD = [sys.executable, "-m", "corra"]
 
-# What the person who runs the tests has set must not decide how they end.
+# The settings of the person who runs the tests must not decide how the tests end.
 _FOREIGN = (
     "CORRA_",
     "INVOKE_",
@@ -56,27 +56,28 @@ _FOREIGN = (
 )
 
 
-# Python ignores these by itself, and subprocess gives them back to what it starts.
+# Python ignores these signals itself; subprocess restores them in the programs that it starts.
 _PYTHONS_OWN = {signal.SIGPIPE, signal.SIGXFSZ}
-# Where an agent and its runs are when a home can't hold them.
+# Where an agent and its runs go when a home can't hold them.
 _LAST_RESORT = Path(f"/var/tmp/corra-{os.getuid()}")
 _CLONE_NEWNS = 0x20000
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Show the tests an empty /var/tmp: an agent would find there what this machine's own corra has
-    left, and leave more.
+    """Show the tests an empty /var/tmp. The machine's own corra may have left runs there, and an
+    agent under test would find them and leave more.
     """
     if os.getuid() == 0 and ctypes.CDLL(None).unshare(_CLONE_NEWNS) == 0:
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=1777", "none", "/var/tmp"], check=True)
     elif _LAST_RESORT.exists():
         raise pytest.UsageError(
-            f"each test would find what corra has left in {_LAST_RESORT}, and only root can hide it: remove it, or be another user"
+            f"each test would find what corra has left in {_LAST_RESORT}, and only root can "
+            f"hide it: remove it, or be another user"
         )
 
 
-# Whoever asks for one of these starts a server.
+# A test that uses one of these fixtures starts a server.
 _SERVERS = {"new_sshd", "new_machine", "machine", "world"}
 
 
@@ -90,7 +91,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.quick:
         # One Python runs the agent, the oldest.
         os.environ.setdefault("CORRA_AGENT_PYTHON", machine_here.for_faults()[0])
-        # A fixture that asks for a server only with one of its parameters is found out here.
+        # This fixture starts a server only with one of its parameters, so look at the parameter
+        # here.
         patch = pytest.MonkeyPatch()
         patch.setattr(Sshd, "start", _left_out)
         patch.setattr(rig, "booted", _left_out)
@@ -113,7 +115,9 @@ def _quick(item: pytest.Item) -> bool:
 
 @pytest.fixture
 def last_resort() -> Path:
-    """The directory of an agent whose home can't hold it. Skips where that isn't the tests' own."""
+    """The directory of an agent whose home can't hold it. Skips the test where /var/tmp isn't the
+    tests' own.
+    """
     if os.getuid() != 0:
         pytest.skip("needs root: it would leave something in this machine's /var/tmp")
     return _LAST_RESORT
@@ -121,11 +125,11 @@ def last_resort() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def signals_as_from_a_shell() -> None:
-    """Undo what whoever started the tests ignores, nohup or a shell's `&`: their programs would
-    ignore it as well.
+    """Stop ignoring the signals that nohup or a shell's `&` set to be ignored: the programs under
+    test would ignore them as well.
 
-    Only here, where tests run, and by a handler, which no program inherits: the tests themselves go
-    on after a hang-up as nohup has it.
+    The fixture sets a handler, which no program inherits, and only in the process that runs tests.
+    The tests themselves survive a hang-up, as nohup promises.
     """
     for number in signal.valid_signals() - _PYTHONS_OWN:
         if signal.getsignal(number) == signal.SIG_IGN:
@@ -137,8 +141,8 @@ def signals_as_from_a_shell() -> None:
 
 @pytest.fixture(autouse=True)
 def same_umask() -> Iterator[None]:
-    """What a test leaves behind in its process spoils others far from it: with another umask, users
-    can't log in and machines don't boot.
+    """Check that no test leaves another umask in its process. With another umask, later tests fail
+    far from the cause: users can't log in and machines don't boot.
     """
     before = _umask()
     yield
@@ -148,7 +152,7 @@ def same_umask() -> Iterator[None]:
 
 
 def _umask() -> int:
-    # Asking the system call for it would set it, for every thread.
+    # The system call that reads the umask also sets it, for every thread.
     return next(
         int(line[6:], 8)
         for line in Path("/proc/self/status").read_text().splitlines()
@@ -159,9 +163,10 @@ def _umask() -> int:
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty directory that is $HOME and holds every XDG directory, for this process, for `cli`
-    and for what `sshd` starts.
+    and for the programs that `sshd` starts.
 
-    Its path is short, since a unix socket's must be. What a test has left running ends with it.
+    Its path is short, since the path of a unix socket must be. The fixture ends what a test has
+    left running.
     """
     for name in list(os.environ):
         if name.startswith(_FOREIGN):
@@ -179,12 +184,14 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def python() -> str:
-    """The Python that runs the agent; `machine.EVERYWHERE` and `machine.DEAR` make it several."""
+    """The Python that runs the agent. `machine.EVERYWHERE` and `machine.DEAR` run a test with
+    several.
+    """
     return agent_door.PYTHON
 
 
 def home_environment(path: Path) -> dict[str, str]:
-    """Return the variables that make `path` the home of whoever reads them."""
+    """Return the variables that make `path` a process's home."""
     return {
         "HOME": str(path),
         "XDG_STATE_HOME": str(path / ".local" / "state"),
@@ -195,10 +202,10 @@ def home_environment(path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def new_sshd(home: Path) -> Iterator[Callable[..., Sshd]]:
-    """A function that starts one more server: `new_sshd(alias="jump", options={"MaxSessions": 2},
-    environment={"PATH": "/none"})`.
+    """Return a function that starts one more server: `new_sshd(alias="jump",
+    options={"MaxSessions": 2}, environment={"PATH": "/none"})`.
 
-    All of them share one user key, the client's ssh_config (`$CORRA_SSH_CONFIG`) and its
+    All servers share one user key, the client's ssh_config (`$CORRA_SSH_CONFIG`) and its
     known_hosts.
     """
     if program() is None:
@@ -212,8 +219,8 @@ def new_sshd(home: Path) -> Iterator[Callable[..., Sshd]]:
         options: Mapping[str, str | int] | None = None,
         **how: Any,
     ) -> Sshd:
-        # PATH: sshd's own default has no ~/.pyenv in it, and a test's Python must not depend on who
-        # runs it.
+        # PATH: sshd's default has no ~/.pyenv in it, and a test's Python must not depend on the
+        # user who runs it.
         given = {
             **home_environment(home),
             "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
@@ -250,8 +257,8 @@ def target(request: pytest.FixtureRequest, home: Path) -> Iterator[Agent]:
 
 
 def reached(request: pytest.FixtureRequest) -> Iterator[Agent]:
-    """Yield the agent of this machine, or through sshd by the way that the fixture's parameter
-    names.
+    """Yield this machine's agent, reached in the way that the fixture's parameter names: directly
+    or through sshd.
     """
     if request.param != "local":
         request.getfixturevalue("sshd")
@@ -261,10 +268,10 @@ def reached(request: pytest.FixtureRequest) -> Iterator[Agent]:
 
 
 class Cli:
-    """corra's command line as a process of its own, in the test's home: forked from one that has
-    imported corra, unless `program` is changed.
+    """corra's command line as a process of its own, in the test's home. It is forked from a server
+    that has imported corra, unless `program` is changed.
 
-    What makes another interpreter of it (`env={"LC_ALL": ..}`) starts one.
+    With variables that change the interpreter (`env={"LC_ALL": ..}`), it is a new interpreter.
     """
 
     def __init__(self, home: Path) -> None:
@@ -278,7 +285,7 @@ class Cli:
         timeout: float = 60,
         env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run it to its end. Without `stdin` it is /dev/null."""
+        """Run it to its end. Without `stdin`, its stdin is /dev/null."""
         feed = subprocess.DEVNULL if stdin is None else subprocess.PIPE
         with self.popen(*words, env=env, stdin=feed, start_new_session=False) as process:
             try:
@@ -298,7 +305,7 @@ class Cli:
         """Start it with pipes for stdout and stderr, in a session of its own; the test must wait
         for it.
 
-        With `terminal`, what is given for stdin is the terminal of that session.
+        With `terminal`, the given stdin is the terminal of that session.
         """
         pipes: dict[str, Any] = {
             "stdin": subprocess.DEVNULL,
@@ -344,14 +351,14 @@ def terminal(cli: Cli) -> Iterator[Callable[..., Terminal]]:
 
 @pytest.fixture(scope="session")
 def as_root() -> None:
-    """Skips what only root can do."""
+    """Skip the test unless it runs as root."""
     if os.getuid() != 0:
         pytest.skip("needs root: it makes users, mounts or networks")
 
 
 @pytest.fixture
 def test_user(as_root: None) -> Iterator[str]:
-    """A user made for this test, with a home and a shell and a password that nothing matches, gone
+    """A user made for this test, with a home, a shell and a password that nothing matches; removed
     afterwards.
     """
     with users.made(f"corra{os.getpid()}") as user:
@@ -365,10 +372,10 @@ NEXT_BOOT = "22222222-2222-2222-2222-222222222222"
 def new_machine(
     home: Path, as_root: None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Path]]:
-    """A function that starts a host whose boot id is a file of ours: its sshd lives in a mount
-    namespace that shows it in /proc.
+    """Return a function that starts a host whose boot id is a file of the test: its sshd runs in a
+    mount namespace that shows the file in /proc.
 
-    `new_machine(alias="m", environment={..})` returns the file, which lies in a directory of the
+    `new_machine(alias="m", environment={..})` returns that file, which lies in a directory of the
     host's own.
     """
     real = program()
@@ -411,10 +418,10 @@ def new_machine(
 
 @pytest.fixture
 def machine(new_machine: Callable[..., Path]) -> Path:
-    """A host `m` whose boot id is the file that this returns."""
+    """A host `m` whose boot id is the returned file."""
     return new_machine()
 
 
 def reboot_order(boot: Path, marks: Path) -> list[str]:
-    """What `systemctl reboot` is to the host `m`: a little later it has another boot id."""
+    """The host `m`'s stand-in for `systemctl reboot`: a little later `m` has another boot id."""
     return ["sh", "-c", f"echo ran >> {marks}; (sleep 0.3; echo {NEXT_BOOT} > {boot}) &"]

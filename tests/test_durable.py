@@ -29,7 +29,7 @@ from sshd import Sshd
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Each of these is run on both of Invoke's major versions.
+# Each of these tests runs on both of Invoke's major versions.
 pytestmark = pytest.mark.invoke
 
 
@@ -140,7 +140,7 @@ def test_an_unknown_keyword_is_a_type_error(c: Any) -> None:
         c.run("true", nope=1)
 
 
-# -- What the command gets
+# -- The command's stdin and environment
 
 
 def test_env_is_data_and_never_shell_text(c: Any, home: Path) -> None:
@@ -172,7 +172,9 @@ def test_in_stream_is_what_the_command_reads(c: Any, home: Path, size: int) -> N
 
 
 def test_a_pipe_is_forwarded_as_it_comes_fast_and_to_its_end(c: Any) -> None:
-    """Invoke forwards what is no terminal at 95 bytes a second: 60 kB would take ten minutes."""
+    """Invoke forwards a stdin that is no terminal at 95 bytes a second: 60 kB would take ten
+    minutes.
+    """
     read, write = os.pipe()
     data = "".join(f"{n}\n" for n in range(200_000))
 
@@ -225,7 +227,9 @@ def test_a_prompt_is_found_behind_much_output_and_searching_costs_no_more_for_it
 
 SUDO = """#!/bin/sh
 # What sudo -S -p PROMPT [-H -u USER] COMMAND looks like from outside, for a password of its own.
-while [ $# -gt 0 ]; do case $1 in -S|-H) shift;; -p) prompt=$2; shift 2;; -u) user=$2; shift 2;; *) break;; esac; done
+while [ $# -gt 0 ]; do
+  case $1 in -S|-H) shift;; -p) prompt=$2; shift 2;; -u) user=$2; shift 2;; *) break;; esac
+done
 for try in 1 2 3; do
     printf %s "$prompt" >&2
     read -r password || exit 1
@@ -334,7 +338,7 @@ def test_a_group_runs_on_all(new_sshd: Callable[..., Sshd]) -> None:
         group.close()
 
 
-# -- What they can't do
+# -- What Fabric and Invoke can't do
 
 
 def test_a_broken_link_is_no_end_and_costs_no_byte(
@@ -387,8 +391,8 @@ def test_what_was_typed_arrives_once_over_links_that_break(sshd: Sshd) -> None:
 def test_a_reconnect_trusts_the_host_of_the_first_connection_and_no_other(
     new_sshd: Callable[..., Sshd], home: Path
 ) -> None:
-    """Fabric checks no key: a host that known_hosts doesn't have stays usable after a break, and
-    another one doesn't get in its place.
+    """Fabric checks no key. A host that known_hosts doesn't have stays usable after a break, and a
+    host with another key doesn't take its place.
     """
     sshd, other = new_sshd(), new_sshd(alias="other")
     with Proxy(sshd.port) as proxy:
@@ -457,7 +461,7 @@ def bad(c):
 
 @pytest.fixture
 def fab(sshd: Sshd, home: Path) -> Callable[..., subprocess.Popen[str]]:
-    """`fab` on a fabfile that says nothing of corra, made durable by ~/.fabric.py alone."""
+    """`fab` on a fabfile that doesn't mention corra; ~/.fabric.py alone makes it durable."""
     if metadata.version("invoke") >= "3":
         pytest.skip("fab of Fabric 3.2 doesn't run on Invoke 3")
     (home / "fabfile.py").write_text(FABFILE.replace("from corra.runners import Durable\n", ""))

@@ -1,7 +1,7 @@
-"""What the documentation of Invoke and Fabric says of `run`, sentence by sentence, over Durable and
-on both of Invoke's major versions.
+"""The documentation of Invoke's and Fabric's `run`, sentence by sentence, over Durable and on both
+of Invoke's major versions.
 
-What isn't here stands in test_durable.py.
+test_durable.py holds the rest.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def test_echo_stdin_writes_what_is_read_to_what_is_written(c: Any) -> None:
 def test_the_environment_there_is_the_hosts_own_and_what_was_given(
     c: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fabric's default, unlike Invoke's: `replace_env`, or each laptop's PATH would be sent to the
-    hosts.
+    """The default is Fabric's `replace_env`, unlike Invoke's: otherwise the hosts would get each
+    laptop's PATH.
     """
     monkeypatch.setenv("HERE_ONLY", "1")
     result = c.run("echo ${HERE_ONLY-none} $A; command -v sh", env={"A": "a"}, hide=True)
@@ -187,7 +187,7 @@ def test_contexts_nest_and_end(c: Any) -> None:
 
 @pytest.mark.usefixtures("as_root")
 def test_sudo_preserves_what_env_names(c: Any) -> None:
-    """The real sudo, which asks root for nothing."""
+    """With the real sudo, which asks root for no password."""
     assert c.sudo("printenv A", env={"A": "x y; $z"}, hide=True).stdout == "x y; $z\n"
     assert c.sudo("id -un", user="daemon", hide=True).stdout == "daemon\n"
 
@@ -226,7 +226,7 @@ def test_files_and_the_connection_itself_are_as_before(c: Any, home: Path) -> No
 
 
 def test_much_output_costs_what_its_bytes_cost(c: Any) -> None:
-    """Invoke joins all that has come at each thousand bytes: 16 MB take it 26 s on a free machine,
+    """Invoke joins all output so far at every thousand bytes: 16 MB take it 26 s on a free machine,
     and 32 MB four times that.
     """
     began = time.monotonic()
@@ -238,12 +238,17 @@ BOUNDED = """
 import os, resource, sys
 from fabric import Config, Connection
 from corra.runners import Durable
-overrides = {"runners": {"remote": Durable}, "run": {"in_stream": False}, "corra": {"output_limit": "1M"}}
+overrides = {
+    "runners": {"remote": Durable},
+    "run": {"in_stream": False},
+    "corra": {"output_limit": "1M"},
+}
 with Connection("h", config=Config(runtime_ssh_path=sys.argv[1], overrides=overrides)) as c:
     c.run("true")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     result = c.run("head -c 150000000 /dev/zero | tr '\\\\0' x", hide=True)
-    print(len(result.stdout), result.truncated, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    grew = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(len(result.stdout), result.truncated, grew)
 """
 
 
@@ -272,7 +277,8 @@ from corra.runners import Durable
 def go(c):
     config = c.config.clone(into=fabric.Config)
     config.load_ssh_config()
-    fabric.Connection("h", config=config).run("echo $$ > pid; echo up; exec sleep 60", in_stream=False)
+    connection = fabric.Connection("h", config=config)
+    connection.run("echo $$ > pid; echo up; exec sleep 60", in_stream=False)
 
 ns = Collection(go)
 ns.configure({"runners": {"remote": Durable}})
@@ -281,7 +287,7 @@ ns.configure({"runners": {"remote": Durable}})
 
 @pytest.mark.parametrize("how", ["", ", asynchronous=True, out_stream=sys.stdout).join("])
 def test_ctrl_c_is_answered_at_once_under_inv_too(sshd: Sshd, home: Path, how: str) -> None:
-    """Fabric alone hears of it when the command has ended."""
+    """Fabric alone answers Ctrl-C only once the command has ended."""
     (home / "tasks.py").write_text(
         "import sys\n" + TASKS.replace(", in_stream=False", f", in_stream=False{how}")
     )

@@ -1,4 +1,4 @@
-"""The errors: one grammar, one line, and the right exit code in anybody's task, on either Invoke."""
+"""The errors: one grammar, one line, and the right exit code in a user's task, on either Invoke."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ TASKS = """
 
 @pytest.fixture
 def inv(tmp_path: Path) -> list[str]:
-    """Somebody's own tasks.py, and `inv` for it."""
+    """A user's own tasks.py, and `inv` for it."""
     (tmp_path / "tasks.py").write_text(textwrap.dedent(TASKS))
     return [
         sys.executable,
@@ -234,7 +234,7 @@ def test_an_error_with_other_facts_is_another_error() -> None:
 
 
 def test_no_module_changes_an_error_that_was_raised() -> None:
-    """Facts are given where the error is made, or to `but`, which makes another."""
+    """An error gets its facts where it is made, or from `but`, which makes another error."""
     facts = "fate|hint|label|why|kind|prog_id|started|host|results"
     changes = re.compile(rf"^\s*(?:error|refusal|refused)\.(?:{facts}) (?:\+=|=) ", re.MULTILINE)
     package = Path(errors.__file__).parent

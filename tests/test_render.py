@@ -1,4 +1,4 @@
-"""What corra says: words for facts, and what a terminal may be shown."""
+"""corra's words for facts, and the text that a terminal may be shown."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_every_time_of_day_is_the_operators_own(monkeypatch: pytest.MonkeyPatch)
             outcome_words(replace(rebooted, state="exited", reason="exited", return_code=0))
             == "done: exit 0, 09:01"
         )
-        # History knows that it ended and not how: that is no success.
+        # History knows that the run ended, but not how: that is no success.
         assert (
             outcome_words(replace(rebooted, state="exited", reason=None, return_code=None))
             == "ended"
@@ -146,7 +146,7 @@ def test_a_kill_says_who_asked_and_what_ended_it() -> None:
         why(replace(state, status=15, signal="SIGTERM", signals_sent=(term,)))
         == "TERM from ops@laptop after 1.8 s"
     )
-    # Somebody's HUP didn't end it: it crashed.
+    # No HUP by an operator ended it: the program crashed.
     assert (
         why(replace(state, status=11, signal="SIGSEGV", signals_sent=(term,))) == "SEGV after 1.8 s"
     )
@@ -263,7 +263,8 @@ def test_the_status_screen_says_what_was_sent_to_a_stdin_that_is_held_open(
 def test_the_status_screen_answers_what_a_person_asks_next() -> None:
     state = running(
         origin={"user": "ops", "host": "laptop"}, cwd="/opt", pid=8177, supervisor="ok",
-        streams={"stdout": {"length": 3_100_000_000}, "stderr": {"length": 812_000}}, last_output_time=at(seconds=4),
+        streams={"stdout": {"length": 3_100_000_000}, "stderr": {"length": 812_000}},
+        last_output_time=at(seconds=4),
     )  # fmt: skip
     lines = render.status(state, NOW)
     assert lines[0] == "migrate (k7m2qx) on db1 as ops: running for 2 h"
@@ -296,7 +297,7 @@ def test_a_lost_link_says_that_the_program_is_unaffected() -> None:
     assert line == "migrate db1  LINK LOST 33 min ago, program unaffected; connecting (try 2)"
 
 
-# -- What a terminal may be shown
+# -- The text that a terminal may be shown
 
 
 def shown(*chunks: bytes) -> str:
@@ -459,7 +460,7 @@ def test_a_stopped_reader_of_stdout_does_not_keep_us_from_speaking(pipe: tuple[i
     screen = Screen(out=pipe[1], err=writer)
     stuck = threading.Thread(target=lambda: _quietly(screen, os.urandom(10_000_000)), daemon=True)
     stuck.start()
-    os.read(pipe[0], 1)  # it is writing
+    os.read(pipe[0], 1)  # the program still writes
     screen.say("x", "h", "STILL RUNNING", "you have detached")
     assert os.read(reader, 1000) == b"corra: x on h: STILL RUNNING: you have detached\n"
     os.close(pipe[0])

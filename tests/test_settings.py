@@ -1,5 +1,5 @@
-"""The configuration under `corra`, and the verbs among other people's tasks: under inv, under fab,
-flat and below a name.
+"""The configuration under `corra`, and corra's verbs among a user's own tasks: under inv and fab,
+at the top and in a namespace.
 """
 
 from __future__ import annotations
@@ -170,5 +170,5 @@ def test_under_fab_the_verbs_take_fabs_hosts_and_tasks_hand_their_connection_on(
     )
     assert "mine" in inv(home, *flags, "ps", program="fab").stdout
     assert inv(home, *flags, "logs", "mine", program="fab").stdout == "mine\n"
-    # Without -H a verb has its own --host.
+    # Without -H a verb takes its own --host.
     assert inv(home, "logs", "--host", "h", "mine", program="fab").stdout == "mine\n"

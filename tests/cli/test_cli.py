@@ -179,7 +179,10 @@ def test_each_bad_end_has_its_line_and_code(
         ("gc -y --host -h1", "corra: NOT DONE: not a host name: '-h1'"),
         (
             "run --host local -u ops -- true",
-            "corra: NOT STARTED: local is this machine without ssh, so it has neither login nor port; to run as ops, say --as ops",
+            (
+                "corra: NOT STARTED: local is this machine without ssh, so it has neither login "
+                "nor port; to run as ops, say --as ops"
+            ),
         ),
         (
             "run --host local -E NO_SUCH_VARIABLE -- true",
@@ -191,7 +194,10 @@ def test_each_bad_end_has_its_line_and_code(
         ),
         (
             "run --host local --via carrier -- true",
-            "corra: NOT STARTED: --via: not fabric, openssh, chaperone or chaperone@HOST: 'carrier'",
+            (
+                "corra: NOT STARTED: --via: not fabric, openssh, chaperone or chaperone@HOST: "
+                "'carrier'"
+            ),
         ),
         (
             "run --host local --limit files -- true",
@@ -199,7 +205,10 @@ def test_each_bad_end_has_its_line_and_code(
         ),
         (
             "run --host local --limit file=1 -- true",
-            "corra: NOT STARTED: --limit: no such limit: 'file' (there are files, core, cpu, memory, nice, oom_score_adj, memory_max, cpu_quota)",
+            (
+                "corra: NOT STARTED: --limit: no such limit: 'file' (there are files, core, cpu, "
+                "memory, nice, oom_score_adj, memory_max, cpu_quota)"
+            ),
         ),
         (
             "run --host local --limit files=many -- true",
@@ -427,7 +436,10 @@ def test_logs_of_a_run_that_goes_on_come_as_they_are_written_to_its_end_and_late
 ) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    says = f"while read w; do case $w in o*) echo $w;; e*) echo $w >&2;; *) exit 4; esac; done < {gate}"
+    says = (
+        f"while read w; do case $w in o*) echo $w;; e*) echo $w >&2;; *) exit 4; esac; done < "
+        f"{gate}"
+    )
     prog_id = started("sh", "-c", says)
     words = ["o1", "e1", "e2", "o2", "o3", "e3"]
     both: dict[str, Any] = {
@@ -581,7 +593,8 @@ def test_limits_hold_and_one_that_cant_is_named(cli: Cli) -> None:
     done = cli("run", *LOCAL, "--limit", "files=99999999999", "--", "true")
     assert done.returncode == 125
     assert re.search(
-        r"local: NOT STARTED: limit files=99999999999: Operation not permitted \(at most \w+ here\) \(EPERM\)",
+        r"local: NOT STARTED: limit files=99999999999: Operation not permitted \(at most \w+ "
+        r"here\) \(EPERM\)",
         done.stderr.decode(),
     )
 
@@ -1058,7 +1071,8 @@ def test_gc_of_one_run_and_never_of_one_that_runs(cli: Cli, started: Callable[..
 
 def test_tasks_of_ones_own_beside_the_verbs(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text(
-        "from invoke import task\nfrom corra.tasks import attach, kill, run\nimport corra\n\n@task\ndef mine(c):\n"
+        "from invoke import task\nfrom corra.tasks import attach, kill, run\nimport corra\n\n"
+        "@task\ndef mine(c):\n"
         "    print(corra.run('local', ['echo', 'from a task'], hide=True).stdout.strip())\n"
     )
     inv = [sys.executable, str(Path(sys.executable).with_name("inv"))]
@@ -1081,7 +1095,8 @@ def test_tasks_of_ones_own_beside_the_verbs(cli: Cli, tmp_path: Path) -> None:
 
 def test_the_command_corra_starts_without_what_is_for_invokes_own_tests() -> None:
     code = (
-        "import sys, corra.main; print([m for m in ('unittest', 'unittest.mock', 'asyncio', 'fabric', 'rich') if m in sys.modules]); "
+        "import sys, corra.main; print([m for m in ('unittest', 'unittest.mock', 'asyncio', "
+        "'fabric', 'rich') if m in sys.modules]); "
         "from unittest.mock import Mock; print(Mock(return_value=3)())"
     )
     said = subprocess.run(
@@ -1096,7 +1111,10 @@ def test_the_command_corra_starts_without_what_is_for_invokes_own_tests() -> Non
 
 
 def test_listing_and_completing_import_neither_fabric_nor_rich(cli: Cli, tmp_path: Path) -> None:
-    asked = "import sys; sys.argv = ['inv', '--list']; import tasks; sys.exit(any(m in sys.modules for m in ('fabric', 'rich', 'corra.agent')))"
+    asked = (
+        "import sys; sys.argv = ['inv', '--list']; import tasks; sys.exit(any(m in sys.modules "
+        "for m in ('fabric', 'rich', 'corra.agent')))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", asked],
         cwd=ROOT,

@@ -74,8 +74,9 @@ def test_the_runs_token_is_in_no_command_line_no_environment_and_nothing_that_is
     cli, team, home
 ):
     token = re.compile(rb"corra_[0-9a-z]{12}_[0-9A-Za-z_-]{43}")
-    running = cli.popen("run", "--collector", "team", "--name", "quiet", "--host", "local", "--", "sh", "-c",
-        'env; until [ -e "$HOME/go" ]; do sleep 0.05; done')  # fmt: skip
+    script = 'env; until [ -e "$HOME/go" ]; do sleep 0.05; done'
+    how = ["--collector", "team", "--name", "quiet", "--host", "local"]
+    running = cli.popen("run", *how, "--", "sh", "-c", script)
     eventually(
         lambda: [
             each
@@ -239,7 +240,8 @@ def test_a_host_without_a_route_reports_through_the_connection_of_who_watches(
     (home / "relay.py").write_text(RELAY)
     with open(home / ".ssh" / "config", "a") as config:
         config.write(
-            f"\nHost h\n  ProxyCommand nsenter -n -t {server.pid} {sys.executable} {home}/relay.py %p\n"
+            f"\nHost h\n  ProxyCommand nsenter -n -t {server.pid} {sys.executable} "
+            f"{home}/relay.py %p\n"
         )
     run = ["run", "--collector", "team", "--host", "h", "--", "sh", "-c", "echo far; sleep 3"]
     alone = cli("run", "-d", *run[1:])

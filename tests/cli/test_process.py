@@ -19,7 +19,11 @@ import atexit, gc, json, sys
 import invoke.main
 before = gc.get_threshold(), sys.getswitchinterval()
 def show():
-    found = {"thresholds": gc.get_threshold(), "interval": sys.getswitchinterval(), "frozen": gc.get_freeze_count() > 0}
+    found = {
+        "thresholds": gc.get_threshold(),
+        "interval": sys.getswitchinterval(),
+        "frozen": gc.get_freeze_count() > 0,
+    }
     print(json.dumps({**found, "before": before}), file=sys.stderr)
 atexit.register(show)
 """

@@ -1,4 +1,4 @@
-"""The command line: what Invoke's parser would get wrong, and what is refused in corra's own words."""
+"""The command line: words that Invoke's parser gets wrong, and refusals in corra's own words."""
 
 from __future__ import annotations
 

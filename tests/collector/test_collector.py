@@ -91,7 +91,8 @@ def test_an_append_again_changes_nothing_an_overlap_is_trimmed_and_a_hole_is_a_4
     member, prog_id
 ):
     for offset, data, status, length in (
-        (0, b"abcdef", 200, 6), (0, b"abcdef", 200, 6), (2, b"cd", 200, 6), (4, b"efgh", 200, 8), (9, b"x", 409, 8), (8, b"", 200, 8),
+        (0, b"abcdef", 200, 6), (0, b"abcdef", 200, 6), (2, b"cd", 200, 6), (4, b"efgh", 200, 8),
+        (9, b"x", 409, 8), (8, b"", 200, 8),
     ):  # fmt: skip
         answer = member.append(prog_id, offset, data)
         assert (answer.status, int(answer.headers["upload-offset"])) == (status, length)
@@ -251,7 +252,10 @@ def test_a_right_key_with_a_wrong_secret_opens_nothing(served, member):
 def test_who_asks_is_checked_before_the_body_is_read(served, prog_id):
     with socket.create_connection(("127.0.0.1", served.port), DEADLINE_S) as connection:
         connection.sendall(
-            f"POST /api/v1/agent/{prog_id}/output/stdout HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n".encode()
+            (
+                f"POST /api/v1/agent/{prog_id}/output/stdout HTTP/1.1\r\nHost: x\r\n"
+                f"Content-Length: 99999999\r\n\r\n"
+            ).encode()
         )
         assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
 
@@ -268,7 +272,8 @@ def test_a_refusal_doesnt_wait_for_the_body(served, member, prog_id, who, length
     }[who]
     with socket.create_connection(("127.0.0.1", served.port), 3.0) as connection:
         connection.sendall(
-            f"POST /api/v1/agent/{prog_id}/output/stdout HTTP/1.1\r\nHost: x\r\nUpload-Offset: 0\r\n"
+            f"POST /api/v1/agent/{prog_id}/output/stdout HTTP/1.1\r\nHost: x\r\n"
+            f"Upload-Offset: 0\r\n"
             f"Authorization: Bearer {token}\r\nContent-Length: {length}\r\n\r\n".encode()
         )
         answer = http.client.HTTPResponse(connection)
@@ -329,7 +334,10 @@ def test_a_body_that_is_too_large_is_413_whether_or_not_it_says_so(new):
     with contextlib.closing(
         socket.create_connection(("127.0.0.1", member.served.port), DEADLINE_S)
     ) as connection:
-        head = f"POST /api/v1/agent/r/output/stdout HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {member.token}\r\nUpload-Offset: 0\r\n"
+        head = (
+            f"POST /api/v1/agent/r/output/stdout HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: Bearer {member.token}\r\nUpload-Offset: 0\r\n"
+        )
         connection.sendall(
             head.encode()
             + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -370,7 +378,10 @@ def test_a_runs_own_token_never_shows_it_to_readers_of_other_hosts(served, membe
         scope: Client(served, served.token(f"{prog_id}-{number}=read:{scope}"))
         for number, scope in enumerate(("host=db9", "user=dba", "by=eve@x", "name=pay", "fleet=f9"))
     }
-    told = {"host": "db9", "user": "dba", "name": "pay", "argv": ["/pay"], "origin": {"user": "eve", "host": "x", "fleet": "f9"}}  # fmt: skip
+    told = {
+        "host": "db9", "user": "dba", "name": "pay", "argv": ["/pay"],
+        "origin": {"user": "eve", "host": "x", "fleet": "f9"},
+    }  # fmt: skip
     whole = member.register(
         f"{prog_id}-a", target="web1", user="app", name="job", argv=["./run"], origin=ORIGIN
     )
@@ -754,9 +765,11 @@ def test_a_state_is_asked_for_in_the_words_of_ps_and_metrics_count_by_them(new):
 @pytest.mark.parametrize(
     "asked, status, expected",
     [
-        ("bytes=0-2", 206, b"abc"), ("bytes=3-", 206, b"defghij"), ("bytes=-2", 206, b"ij"), ("bytes=8-99", 206, b"ij"),
+        ("bytes=0-2", 206, b"abc"), ("bytes=3-", 206, b"defghij"), ("bytes=-2", 206, b"ij"),
+        ("bytes=8-99", 206, b"ij"),
         ("bytes=-99", 206, b"abcdefghij"), ("bytes=10-", 416, None), ("bytes=-0", 416, None),
-        ("bytes=5-2", 200, b"abcdefghij"), ("lines=1-2", 200, b"abcdefghij"), ("bytes=0-1,4-5", 200, b"abcdefghij"),
+        ("bytes=5-2", 200, b"abcdefghij"), ("lines=1-2", 200, b"abcdefghij"),
+        ("bytes=0-1,4-5", 200, b"abcdefghij"),
     ],
 )  # fmt: skip
 def test_a_range_is_what_it_says(member, prog_id, asked, status, expected):
@@ -880,7 +893,8 @@ def test_a_request_that_is_half_there_at_a_term_is_finished(new):
     with socket.create_connection(("127.0.0.1", served.port), DEADLINE_S) as connection:
         connection.sendall(
             f"POST /api/v1/agent/r/output/stdout HTTP/1.1\r\nHost: x\r\nUpload-Offset: 0\r\n"
-            f"Authorization: Bearer {member.token}\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n".encode()
+            f"Authorization: Bearer {member.token}\r\nExpect: 100-continue\r\n"
+            f"Content-Length: 10\r\n\r\n".encode()
         )
         assert connection.recv(100).startswith(b"HTTP/1.1 100 ")  # it has begun to read
         served.process.send_signal(signal.SIGTERM)
@@ -910,7 +924,8 @@ def test_it_starts_with_nothing_and_says_where_it_listens_where_its_data_is_and_
     try:
         data = tmp_path / "state" / "corra" / "collector.sqlite3"
         assert served.log.read_text().splitlines() == [
-            f"corra: listening at {served.url}", f"corra: data in {data}", "corra: a token:  corra serve --new-token NAME=read,write",
+            f"corra: listening at {served.url}", f"corra: data in {data}",
+            "corra: a token:  corra serve --new-token NAME=read,write",
         ]  # fmt: skip
         assert (data.stat().st_mode & 0o777, data.parent.stat().st_mode & 0o777) == (0o600, 0o700)
         done = served.corra("--new-token", "me=read")
@@ -983,10 +998,14 @@ def test_it_leaves_this_machine_only_with_tls_or_when_told_to(served):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--listen", "nonsense"], "not HOST:PORT"), (["--tls-cert", "x"], "belong together"), (["--limits", "x=1"], "not a limit"),
-        (["--new-token", "x"], "not NAME=SCOPES"), (["--new-token", "x=fly"], "not a scope"), (["--webhook", "ftp://x"], "not a webhook"),
-        (["--database", "postgresql://x/y"], "not a database"), (["--database", "/proc/no/such"], "/proc/no/such"),
-        (["--listen", "127.0.0.1:0", "--tls-cert", "/dev/null", "--tls-key", "/dev/null"], "TLS"), (["--max-size", "big"], "not a size"),
+        (["--listen", "nonsense"], "not HOST:PORT"), (["--tls-cert", "x"], "belong together"),
+        (["--limits", "x=1"], "not a limit"),
+        (["--new-token", "x"], "not NAME=SCOPES"), (["--new-token", "x=fly"], "not a scope"),
+        (["--webhook", "ftp://x"], "not a webhook"),
+        (["--database", "postgresql://x/y"], "not a database"),
+        (["--database", "/proc/no/such"], "/proc/no/such"),
+        (["--listen", "127.0.0.1:0", "--tls-cert", "/dev/null", "--tls-key", "/dev/null"], "TLS"),
+        (["--max-size", "big"], "not a size"),
     ],
 )  # fmt: skip
 def test_what_it_cant_do_is_said_in_a_line(tmp_path, flags, said):

@@ -1,8 +1,8 @@
-"""The agent's second door: as a process of its own, spoken to over pipes, with real files,
-processes and signals.
+"""The agent as a process of its own: a test speaks to it over pipes, with real files, processes and
+signals.
 
-Each `Door` has a home and a spool of its own. `sweep` ends what a test left behind, since the test
-process takes in every orphan.
+Each `Door` has its own home and spool. The test process adopts every orphan; `sweep` ends what a
+test left behind.
 """
 
 from __future__ import annotations
@@ -34,18 +34,21 @@ if TYPE_CHECKING:
 
 SOURCE = Path(agent.__file__)
 DEADLINE_S = 20.0
-# $CORRA_AGENT_PYTHON runs all of these tests with another Python.
+# $CORRA_AGENT_PYTHON names another Python for all tests of the agent.
 PYTHON = os.environ.get("CORRA_AGENT_PYTHON") or sys.executable
-# As place.py's loader does it: the agent is imported, so that a .pyc serves.
-LOADER = "import sys; sys.path.insert(0, {!r}); import agent; {}sys.exit(agent.main(sys.argv[1:], agent.Input(0), sys.stdout.buffer))"
+# Like place.py's loader, import the agent, so that Python uses its .pyc.
+LOADER = (
+    "import sys; sys.path.insert(0, {!r}); import agent; {}sys.exit(agent.main(sys.argv[1:], "
+    "agent.Input(0), sys.stdout.buffer))"
+)
 
 _copies: dict[int, str] = {}
 _compiled: set[tuple[int, str]] = set()
 
 
 def copy_of_the_agent() -> str:
-    """Return a directory with agent.py in it, one for this process: an edit in the middle of a run
-    of the tests changes nothing.
+    """Return a directory with this process's copy of agent.py, so that an edit during a run of the
+    tests changes nothing.
     """
     if os.getpid() not in _copies:
         at = tempfile.mkdtemp(prefix="corra-agent-", dir="/tmp")
@@ -58,8 +61,8 @@ def copy_of_the_agent() -> str:
 
 
 def compile_the_agent(python: str) -> None:
-    """Have a .pyc of the copy for `python`, as a host has from its first start on: who isn't root
-    could leave none there.
+    """Write the copy's .pyc for `python`, as the first start on a host does. A user other than root
+    couldn't write it later.
     """
     if (os.getpid(), python) not in _compiled:
         subprocess.run(
@@ -69,7 +72,7 @@ def compile_the_agent(python: str) -> None:
 
 
 class Refused(Exception):
-    """The agent said no; `reply` says why."""
+    """The agent refused a request; `reply` says why."""
 
     def __init__(self, reply: Mapping[str, Any]) -> None:
         super().__init__(reply.get("message"))
@@ -78,7 +81,7 @@ class Refused(Exception):
 
 
 class Door:
-    """The agent on this machine, by one Python, for one user, with one set of directories."""
+    """The agent on this machine: one Python, one user, one set of directories."""
 
     def __init__(
         self,
@@ -93,7 +96,9 @@ class Door:
     ) -> None:
         self.base, self.python, self.prefix, self.user = base, python, list(prefix), user
         self.constants = (
-            constants  # such as "agent.PING_DEADLINE_S = 1; ": a test can't wait for a minute
+            # Code that runs after the import, such as "agent.PING_DEADLINE_S = 1; ": a test can't
+            # wait for a minute.
+            constants
         )
         self.home = base / "home"
         self.home.mkdir(exist_ok=True, parents=True)
@@ -137,7 +142,7 @@ class Door:
         )
 
     def encode(self, request: Mapping[str, Any], payload: bytes = b"") -> bytes:
-        """Return a request as it goes over the wire; `"spool": None` asks for the default
+        """Return a request as it goes over the wire. `"spool": None` asks for the default
         directories.
         """
         full = {"spool": str(self.spool), **request}
@@ -153,7 +158,7 @@ class Door:
         return process.returncode, out, err
 
     def call(self, verb: str, request: Mapping[str, Any], payload: bytes = b"") -> dict[str, Any]:
-        """Return the reply (of a verb with frames, the first one). Raises Refused."""
+        """Return the reply; of a verb with frames, its first reply. Raises Refused."""
         code, out, err = self.raw(verb, self.encode(request, payload))
         assert err == b"", err.decode()
         reply: dict[str, Any] = json.loads(out.splitlines()[0])
@@ -176,7 +181,7 @@ class Door:
         return self.call("start", self.program(argv, run=run, prog_id=prog_id, **program))
 
     def ready(self, script: str, *words: str, **how: Any) -> dict[str, Any]:
-        """Start `sh -c script` and wait until it has said ready."""
+        """Start `sh -c script` and wait until the script has printed "ready"."""
         state = self.start(["sh", "-c", script, *words], **how)
         with self.follow(state["prog_id"]) as follow:
             follow.until_output(b"ready")
@@ -192,7 +197,7 @@ class Door:
         return self.call("status", {"prog_id": prog_id})
 
     def stop(self, prog_id: str, grace: float | None = None, **more: Any) -> dict[str, Any]:
-        """Return the last frame of `stop`: state, ended, survivors; the first reply is its `first`."""
+        """Return the last frame of `stop` (state, ended, survivors); `first` is its first reply."""
         with self.open(
             "stop", {"prog_id": prog_id, "grace": grace, "by": "a@test", **more}
         ) as stream:
@@ -236,8 +241,8 @@ class Door:
 
 
 class Stream:
-    """A verb that sends frames. It checks what every follower may rely on: each stream's offsets
-    have neither hole nor overlap.
+    """A verb that sends frames. The class checks that each stream's offsets have no hole and no
+    overlap.
     """
 
     def __init__(self, door: Door, verb: str, request: Mapping[str, Any]) -> None:
@@ -255,7 +260,8 @@ class Stream:
         while b"\n" not in head:
             data = self._some(DEADLINE_S)
             if not data:
-                raise AssertionError(f"no reply: {self.process.stderr.read()!r}")  # type: ignore[union-attr]
+                said = self.process.stderr.read()  # type: ignore[union-attr]
+                raise AssertionError(f"no reply: {said!r}")
             head += data
         line, _, rest = head.partition(b"\n")
         self.reply = json.loads(line)
@@ -307,7 +313,7 @@ class Stream:
                 raise Refused(frame.error)
 
     def until(self, seen: Callable[[Stream], bool], timeout_s: float = DEADLINE_S) -> Stream:
-        """Read until `seen`. Raises TimeoutError, EOFError."""
+        """Read until `seen` returns true. Raises TimeoutError, EOFError."""
         deadline = time.monotonic() + timeout_s
         while not seen(self):
             data = self._some(deadline - time.monotonic())
@@ -349,11 +355,10 @@ def adopt() -> None:
 
 
 def descendants() -> dict[int, Any]:
-    """Return {pid: what the agent sees of it} of all that live below this process, but for the
-    servers that fork.
+    """Return {pid: what the agent reads of the process} for all live processes below this one,
+    except the servers that fork.
 
-    As agent.process_tree, which looks at every process of the machine, as it must where others are
-    the parents.
+    agent.process_tree does the same on a host, but it must look at every process of the machine.
     """
     found: dict[int, Any] = {}
     todo = [os.getpid()]
@@ -375,12 +380,12 @@ def _children(pid: int) -> list[int]:
 
 
 def children() -> set[int]:
-    """Return the pids of all that live below this process."""
+    """Return the pids of all live processes below this one."""
     return set(descendants())
 
 
 def sweep(spared: set[int]) -> list[str]:
-    """Kill and reap what is left of a test but `spared`; return the names of what there was."""
+    """Kill and reap what a test left, except the `spared`; return the names of those processes."""
     found = {pid: each for pid, each in descendants().items() if pid not in spared}
     for _ in range(100):
         left = {pid: each for pid, each in descendants().items() if pid not in spared}
@@ -395,7 +400,7 @@ def sweep(spared: set[int]) -> list[str]:
 
 @contextlib.contextmanager
 def nothing_left() -> Iterator[None]:
-    """End, afterwards, whatever was started meanwhile and still runs."""
+    """On leaving, end every process that was started inside the block and still runs."""
     adopt()
     before = children()
     try:
@@ -429,12 +434,12 @@ def gone(*pids: int, timeout_s: float = DEADLINE_S) -> None:
 
 
 def guards(state: Mapping[str, Any]) -> list[int]:
-    """Return the guards, the outermost first."""
+    """Return the run's guards, the outermost first."""
     return [*state["standby_pids"], state["agent_pid"]]
 
 
 def eventually(check: Callable[[], Any], what: str = "", timeout_s: float = DEADLINE_S) -> Any:
-    """Return the first true answer of `check`; for what sends no event of its own."""
+    """Return the first true answer of `check`. Use it for a change that sends no event."""
     deadline = time.monotonic() + timeout_s
     while True:
         answer = check()
@@ -457,13 +462,13 @@ def lines_of(path: Path) -> list[str]:
 
 
 class Gate:
-    """A FIFO that a program reads from to wait for the test: `read a < "$0"`."""
+    """A FIFO on which a program waits for the test: `read a < "$0"`."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
         os.mkfifo(path)
-        # With a writer of our own, opening it never waits for the other side, and no end of it
-        # comes too early.
+        # The test keeps a writer open: opening the FIFO then never blocks, and the program sees no
+        # early end of file.
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     def open(self, times: int = 1) -> None:
@@ -494,7 +499,7 @@ class Mount:
 
 
 def fresh(tmp: Path, **how: Any) -> Iterator[Door]:
-    """Yield a Door, and afterwards end whatever it started."""
+    """Yield a Door; afterwards end whatever it started."""
     with nothing_left():
         yield Door(tmp, **how)
 
@@ -506,7 +511,7 @@ def door(tmp_path: Path, python: str) -> Iterator[Door]:
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[Gate]:
-    """What a program waits for; it lies beside the door's home."""
+    """A Gate beside the door's home."""
     made = Gate(tmp_path / "gate")
     yield made
     made.close()

@@ -1,4 +1,4 @@
-"""A collector as a process of its own, `corra serve`, and somebody who speaks HTTP to it."""
+"""`corra serve` as a process of its own, and a client that speaks HTTP to it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Answer:
 
 
 class Served:
-    """`corra serve` with data of its own. It may be killed and started again at the same port;
-    `cold`, by a Python of its own.
+    """`corra serve` with its own data. A test may kill it and start it again at the same port. With
+    `cold`, it gets a new Python interpreter.
     """
 
     cold = False
@@ -66,7 +66,7 @@ class Served:
 
     def popen(self, argv: list[str], **how: Any) -> subprocess.Popen[bytes]:
         how = {"stdin": subprocess.DEVNULL, "env": self.environment(), **how}
-        # Another checkout's code is not what has been imported.
+        # The server that forks has imported this checkout's code only.
         cold = self.cold or how["env"].get("PYTHONPATH") != str(ROOT)
         return subprocess.Popen(argv, **how) if cold else Warm(argv[3:], program="collector", **how)
 
@@ -77,7 +77,7 @@ class Served:
         return {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def token(self, text: str = "test=read,write") -> str:
-        """Return a new token, as `--new-token` makes it, without a process for it."""
+        """Return a new token as `--new-token` makes it, without a process."""
         from corra.collector import serve
 
         return serve.new_token(str(self.database), text)
@@ -115,7 +115,7 @@ class Served:
 
 
 class Client:
-    """One token's holder."""
+    """The holder of one token."""
 
     def __init__(self, served: Served, token: str | None) -> None:
         self.served, self.token = served, token
@@ -181,13 +181,13 @@ class Client:
         return self("GET", f"/api/v1/runs/{prog_id}").json
 
     def register(self, prog_id: str, **about: Any) -> Client:
-        """Return who holds the token of that run."""
+        """Register a run; return a client that holds the run's own token."""
         answer = self("POST", "/api/v1/runs", {"prog_id": prog_id, **about})
         assert answer.status == 201, answer.body
         return Client(self.served, answer.json["token"])
 
     def events(self, prog_id: str, query: str = "", **headers: str) -> Iterator[dict[str, Any]]:
-        """Yield {id, event, data} as they come."""
+        """Yield each event as {id, event, data}."""
         connection, answer = self.open(
             "GET", f"/api/v1/runs/{prog_id}/events{query}", None, headers
         )
@@ -207,6 +207,8 @@ class Client:
 def ended(prog_id: str, **more: Any) -> dict[str, Any]:
     """Return a final State."""
     return {
-        "prog_id": prog_id, "state": "exited", "reason": "exited", "status": 0, "return_code": 0, "host": "db1", "argv": ["true"],
-        "end_time": "2026-11-24T01:00:00.000+00:00", "streams": {"stdout": {"length": 0, "dropped": 0, "late": 0}}, **more,
+        "prog_id": prog_id, "state": "exited", "reason": "exited", "status": 0, "return_code": 0,
+        "host": "db1", "argv": ["true"],
+        "end_time": "2026-11-24T01:00:00.000+00:00",
+        "streams": {"stdout": {"length": 0, "dropped": 0, "late": 0}}, **more,
     }  # fmt: skip

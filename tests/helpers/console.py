@@ -1,7 +1,7 @@
-"""The ```console blocks of the documentation: run them on a terminal, and compare what they show
-with what the page says.
+"""The ```console blocks of the documentation: run their commands on a terminal, and compare the
+output with the page.
 
-`CORRA_WRITE_DOCS=1 pytest tests/test_docs.py` puts what they show into the pages instead.
+`CORRA_WRITE_DOCS=1 pytest tests/whole/test_docs.py` writes the output into the pages instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from terminal import Terminal
 
 _BLOCK = re.compile(r"(?<=^```console\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
-# Whether a run had ended before we looked is chance, and then its line says when.
+# A run's line says when it ended, if it had ended before the command looked. That is chance.
 _AT = re.compile(r",? at \d\d:\d\d(?= after |$)")
 _END = "\x1e"
 
@@ -47,8 +47,8 @@ def replaced(page: str, new: Sequence[str]) -> str:
 
 
 def run(typed: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> list[list[str]]:
-    """Run the commands in one shell on a terminal of 80 columns; return the lines that stand there
-    after each.
+    """Run the commands in one shell on a terminal of 80 columns; return the lines on the screen
+    after each command.
     """
     script = "".join(f"{command}\n__code=$?; printf '\\036'; (exit $__code)\n" for command in typed)
     words = ["bash", "-c", script]
@@ -57,8 +57,8 @@ def run(typed: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> list[list
 
 
 def one(start: Callable[..., subprocess.Popen[bytes]]) -> tuple[int, list[str]]:
-    """Return the exit code of what `start` starts on such a terminal, and the lines that stand
-    there.
+    """Run the program that `start` starts on such a terminal; return its exit code and the lines on
+    the screen.
     """
     code, text = _shown(start)
     return code, screen(text)
@@ -71,8 +71,8 @@ def _shown(start: Callable[..., subprocess.Popen[bytes]]) -> tuple[int, str]:
 
 
 def screen(text: str) -> list[str]:
-    """Return the lines that a terminal shows in the end: carriage returns overwrite, erased is
-    gone, colours don't matter.
+    """Return the lines that a terminal shows in the end. Carriage returns overwrite, erased text is
+    gone, colours are left out.
     """
     lines = []
     for written in text.split("\n"):
@@ -91,10 +91,10 @@ def screen(text: str) -> list[str]:
 
 
 def pattern(line: str, cut_off: int) -> re.Pattern[str]:
-    """Return what a line of a page stands for: numbers, ids and the widths of columns may differ,
+    """Return a pattern for a line of a page. Numbers, ids and the widths of columns may differ,
     nothing else.
     """
-    cut = line.endswith("..")  # how much of it is shown depends on the width of a column
+    cut = line.endswith("..")  # the width of the column decides how much is shown
     line = line[:-cut_off] if cut else line
     text = re.sub(r"\b\d{8}t\d{6}z-[0-9a-z]{8}\b", "\0", _AT.sub("", line))
     text = re.sub(r"\b(?=\d*[a-z])[2-9bcdfghjkmnpqrstvwxz]{6}\b", "\1", text)
@@ -107,8 +107,8 @@ def pattern(line: str, cut_off: int) -> re.Pattern[str]:
 
 
 def alike(expected: Sequence[str], shown: Sequence[str], *, cut: int = 8) -> bool:
-    """Whether what was shown is what the page says, but for the last `cut` characters of a line
-    that ends in "..".
+    """Return whether the output equals the page's. Of a line that ends in "..", the last `cut`
+    characters may differ.
     """
     return len(expected) == len(shown) and all(
         pattern(e, cut).fullmatch(_AT.sub("", s)) for e, s in zip(expected, shown, strict=True)

@@ -1,8 +1,8 @@
-"""A collector that misbehaves when it is told to, over real sockets and real TLS, and the private
-authority that vouches for it.
+"""A collector that misbehaves on request, over real sockets and real TLS, and a private certificate
+authority for it.
 
-Unless told otherwise it does what a collector does: it appends by offset, answers a hole with 409,
-and takes the end once all is in.
+Without such a request it does what a collector does: it appends by offset, answers a hole with 409,
+and takes the end once all bytes are in.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEADLINE_S = 30.0
 
 @dataclass(frozen=True)
 class Seen:
-    """One request as it came, and the status it got (0: none)."""
+    """One request as it came, and the status of its answer (0: no answer)."""
 
     method: str
     path: str
@@ -41,7 +41,7 @@ class Seen:
 
 @dataclass
 class Held:
-    """What has been kept of one run."""
+    """What the listener has kept of one run."""
 
     streams: dict[str, bytearray] = field(default_factory=dict)
     gaps: list[tuple[str, int, int]] = field(default_factory=list)
@@ -49,14 +49,14 @@ class Held:
     states: list[dict[str, Any]] = field(default_factory=list)
 
 
-# What a request comes to instead: (status, headers, body), or a function that has the connection to
+# An odd answer to a request: (status, headers, body), or a function that gets the connection to
 # itself.
 Odd = tuple[int, Mapping[str, str], bytes] | Callable[["Listener", socket.socket], None]
 
 
 class Listener:
-    """`odd` holds what the next requests get, first to last; `odd_for(path, answer)` what each one
-    of that path gets.
+    """`odd` holds the answers to the next requests, in order; `odd_for(path, answer)` answers every
+    request for that path.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Listener:
         return bytes(self.held.streams.get(name, b""))
 
     def wait(self, what: Callable[[Listener], Any], why: str = "") -> Any:
-        """Return what `what(self)` is once it is true."""
+        """Return the first true value of `what(self)`."""
         until = time.monotonic() + DEADLINE_S
         with self.changed:
             while not (found := what(self)):
@@ -118,7 +118,7 @@ class Listener:
         self.open.discard(connection)
 
     def one(self, connection: socket.socket, reader: Any) -> bool:
-        """Serve one request; return whether the connection goes on."""
+        """Serve one request; return whether the connection stays open."""
         words = reader.readline().decode("ascii").split()
         if len(words) != 3:
             return False
@@ -185,7 +185,7 @@ class Listener:
         return 200, {"Upload-Offset": str(len(held))}, b""
 
     def stop(self) -> None:
-        """Be gone: nobody listens, and what was open is cut."""
+        """Stop listening, and cut every open connection."""
         with contextlib.suppress(OSError):
             self.server.shutdown(socket.SHUT_RDWR)
         self.server.close()
@@ -198,7 +198,7 @@ class Listener:
 
 
 def drop(listener: Listener, connection: socket.socket) -> None:
-    """Say nothing, though the bytes may have been kept."""
+    """Close the connection without an answer, though the listener may have kept the bytes."""
 
 
 def keep_and_drop(listener: Listener, connection: socket.socket) -> None:
@@ -212,7 +212,7 @@ def garbage(listener: Listener, connection: socket.socket) -> None:
 
 
 def drip(listener: Listener, connection: socket.socket) -> None:
-    """A byte of an answer every 50 ms, for ever: no single read takes long."""
+    """Send one byte of an answer every 50 ms, for ever. No single read takes long."""
     for byte in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 10**6:
         time.sleep(0.05)
         connection.sendall(bytes([byte]))
@@ -235,7 +235,8 @@ class Authority:
         self.directory, self.key = directory, ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         usage = x509.KeyUsage(
-            digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False, key_encipherment=False,
+            digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False,
+            key_encipherment=False,
             data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
         )  # fmt: skip
         builder = self.builder(self.name, self.key.public_key(), days=10).add_extension(

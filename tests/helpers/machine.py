@@ -1,4 +1,4 @@
-"""What the machine that runs the tests has to offer."""
+"""What the machine that runs the tests can offer."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ import pytest
 
 _OLDEST = (3, 6)
 _WHO = "import sys; print('%d %d' % sys.version_info[:2]); print(sys.executable)"
-# The oldest that the agent promises, what old and present Debians, Ubuntus and Red Hats have, and
-# the newest here.
+# The oldest Python that the agent supports, those of old and present Debians, Ubuntus and Red Hats,
+# and the newest on this machine.
 _FAULTS = ((3, 6), (3, 8), (3, 11), (3, 13))
 
 
 @functools.cache
 def versions() -> dict[tuple[int, ...], str]:
-    """Return an executable for every Python 3.6 or later found on PATH and in ~/.pyenv, oldest
+    """Return one executable for every Python from 3.6 on that is on PATH or in ~/.pyenv, the oldest
     first.
     """
-    # The passwd entry's home, not $HOME: the tests give $HOME another meaning.
+    # Use the home of the passwd entry: the tests set $HOME to another directory.
     own = Path(pwd.getpwuid(os.getuid()).pw_dir)
     candidates = [str(path) for path in own.glob(".pyenv/versions/*/bin/python3")]
     named = [
         shutil.which(name) or ""
         for name in ("python3", *(f"python3.{minor}" for minor in range(6, 20)))
     ]
-    # pyenv's shims are shell scripts that take 0.1 s each and lead to what was found already.
+    # Leave out pyenv's shims: they are shell scripts that take 0.1 s each, and lead to a Python
+    # that is found anyway.
     candidates += [path for path in named if path and "/shims/" not in path]
     found: dict[tuple[int, ...], str] = {}
     for candidate in dict.fromkeys(map(os.path.realpath, candidates)):
@@ -45,12 +46,12 @@ def versions() -> dict[tuple[int, ...], str]:
 
 
 def pythons() -> list[str]:
-    """Return them all."""
+    """Return the executables of all supported Pythons on this machine."""
     return list(versions().values())
 
 
 def name(python: str) -> str:
-    """Return what a test that is run with it is called after: `3.6`."""
+    """Return the version as a test's parameter shows it: `3.6`."""
     return next(
         (".".join(map(str, version)) for version, path in versions().items() if path == python),
         python,
@@ -58,8 +59,8 @@ def name(python: str) -> str:
 
 
 def for_faults() -> list[str]:
-    """Return the Pythons that each fault of a host is tried with. $CORRA_AGENT_PYTHON is then the
-    only one.
+    """Return the Pythons for the tests of a host's faults. If $CORRA_AGENT_PYTHON is set, return
+    that one only.
     """
     if only := os.environ.get("CORRA_AGENT_PYTHON"):
         return [only]
@@ -69,8 +70,8 @@ def for_faults() -> list[str]:
 
 
 def for_dear_faults() -> list[str]:
-    """Return those for what takes more than a second: the oldest and the newest; with
-    CORRA_PYTHONS=all, each.
+    """Return the Pythons for tests that take more than a second: the oldest and the newest.
+    CORRA_PYTHONS=all asks for each.
     """
     found = for_faults()
     return (
@@ -80,6 +81,6 @@ def for_dear_faults() -> list[str]:
     )
 
 
-# For tests whose `python` is else this one's own.
+# For tests whose `python` would otherwise be the one that runs them.
 EVERYWHERE = pytest.mark.parametrize("python", for_faults(), ids=name)
 DEAR = pytest.mark.parametrize("python", for_dear_faults(), ids=name)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from corra import agent as host_agent
 
-# Waits for its line, says which it is on both streams, and ends with its own number.
+# The program waits for its line, prints its number and "go" on stdout and its number on stderr, and
+# ends with its number as exit code.
 PROGRAM = 'read word < "$0"; echo "$1 go"; echo "$1" >&2; exit $(($1 % 256))'
 SETTLED_S = 120.0
 
@@ -33,7 +34,7 @@ def start(agent: Path, spool: Path, number: int, gate: Path, python: str) -> dic
 
 
 def guards(spool: Path) -> list[int]:
-    """Return the pids of all guards of the runs in `spool` that live."""
+    """Return the pids of all live guards of the runs in `spool`."""
     found = []
     for path in (spool / "runs").iterdir():
         record = host_agent.Record.read((path / "exit").read_bytes()[: host_agent.PAGE])
@@ -46,8 +47,8 @@ def guards(spool: Path) -> list[int]:
 
 
 def pss_kb(pid: int) -> int:
-    """Return the memory of one process, what it shares divided by those it shares it with. Raises
-    OSError when it is gone.
+    """Return the memory of one process in kB; a page that n processes share counts as 1/n. Raises
+    OSError if the process is gone.
     """
     return int(
         re.findall(
@@ -57,7 +58,7 @@ def pss_kb(pid: int) -> int:
 
 
 def switches(pids: list[int]) -> int:
-    """Return how often the processes have been given a processor."""
+    """Return how often the processes got a processor."""
     return sum(
         sum(
             map(int, re.findall(r"ctxt_switches:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()))
@@ -67,9 +68,7 @@ def switches(pids: list[int]) -> int:
 
 
 def at_once(count: int, root: Path, agent: Path, python: str = sys.executable) -> dict[str, object]:
-    """Have `count` runs open at once, then let all of them end; return the figures and what was
-    violated.
-    """
+    """Open `count` runs at once, then let all of them end; return figures and violations."""
     spool, gate = root / "spool", root / "gate"
     spool.mkdir()
     os.mkfifo(gate)
@@ -88,7 +87,7 @@ def at_once(count: int, root: Path, agent: Path, python: str = sys.executable) -
     if len(keepers) != 3 * count:
         violations.append(f"{len(keepers)} guards of {count} runs")
     memory_mb = sum(map(pss_kb, keepers)) / 1024
-    # At rest: a second in which no guard is woken.
+    # The guards are at rest once none of them woke within a second.
     deadline = time.monotonic() + SETTLED_S
     before = switches(keepers)
     while time.monotonic() < deadline:
@@ -99,7 +98,7 @@ def at_once(count: int, root: Path, agent: Path, python: str = sys.executable) -
         violations.append("the guards don't come to rest")
     began = time.monotonic()
     with open(word, "wb", 0) as opened:
-        # One byte a reader: a shell reads no more than its line, byte by byte.
+        # One line for each reader: a shell reads byte by byte, and no further than its line.
         opened.writelines(b"go\n" for _ in range(count))
         deadline = time.monotonic() + SETTLED_S
         while (left := guards(spool)) and time.monotonic() < deadline:
@@ -135,8 +134,8 @@ def at_once(count: int, root: Path, agent: Path, python: str = sys.executable) -
 
 
 def in_turn(count: int, root: Path, agent: Path, python: str = sys.executable) -> dict[str, object]:
-    """Start `count` runs one after another, each to its end, by one process; return the figures and
-    what there is more than before.
+    """From one process, start `count` runs one after another, each to its end. Return the figures
+    and what the process holds more than before.
     """
     spool, gate = root / "spool", root / "gate"
     spool.mkdir()
@@ -149,7 +148,8 @@ def in_turn(count: int, root: Path, agent: Path, python: str = sys.executable) -
         os.write(word, b"\n")
         run = host_agent.Run(str(spool), str(state["prog_id"]))
         try:
-            fcntl.flock(run.directory, fcntl.LOCK_EX)  # got when the last guard has left
+            # the lock is free once the last guard has left
+            fcntl.flock(run.directory, fcntl.LOCK_EX)
             fcntl.flock(run.directory, fcntl.LOCK_UN)
             after = run.state()
             if (after["state"], after["return_code"]) != ("exited", number % 256):
@@ -174,7 +174,7 @@ def in_turn(count: int, root: Path, agent: Path, python: str = sys.executable) -
     began = time.monotonic()
     for number in range(count):
         one(number)
-        while True:  # what a run left to us, as to init
+        while True:  # reap what the run left to this process, as init would
             try:
                 if not os.waitpid(-1, os.WNOHANG)[0]:
                     break

@@ -1,4 +1,4 @@
-"""How many examples a property is tried on, and the material all properties draw from."""
+"""How many examples each property gets, and the strategies that all properties share."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 from hypothesis import settings, strategies as st
 
-# No deadline: another test may be using the other core.
+# No deadline: another test may use the other core.
 PROPERTY = settings(max_examples=int(os.environ.get("CORRA_EXAMPLES", "50")), deadline=None)
-# What an operator sees is what the program wrote: the promise with the most ways to break it.
+# The promise with the most ways to break it: the operator sees what the program wrote.
 EXACTLY_ONCE = settings(PROPERTY, max_examples=20 * PROPERTY.max_examples)
 
-# What a program can be given: any bytes but NUL, as Python's sys.argv has them.
+# The arguments of a program: any bytes but NUL, as Python's sys.argv holds them.
 words = st.binary(max_size=40).map(lambda data: os.fsdecode(data.replace(b"\0", b"")))
 
-# Whatever a JSON parser may hand out.
+# Any value that a JSON parser can return.
 json_values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
     lambda inner: (

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 _PIECE = 1 << 16
-# What is under way on a delayed or narrow line; whoever sends more has to wait.
+# How many bytes may be under way on a delayed or narrow line; a sender of more has to wait.
 _UNDER_WAY = 256
-# SO_LINGER with no time: close() sends RST instead of FIN and drops what is unsent.
+# SO_LINGER with no time: close() sends RST instead of FIN and drops the unsent bytes.
 _RESET = struct.pack("ii", 1, 0)
 
 
 class _Pair:
-    """One connection that passes through."""
+    """One connection through the proxy."""
 
     def __init__(self, near: socket.socket, far: socket.socket) -> None:
         self.near, self.far = near, far
@@ -40,10 +40,10 @@ class _Pair:
 
 
 class Proxy:
-    """Passes connections on to `port` of this machine. `accepted` counts them.
+    """A proxy that passes connections on to `port` of this machine. `accepted` counts them.
 
-    Before a connection is made: `delay_s` is how long each byte takes, in either direction; `rate`
-    is how many bytes a second pass in each.
+    `delay_s` and `rate` hold for connections made after they were set: each byte takes `delay_s` in
+    either direction, and `rate` bytes a second pass in each.
     """
 
     def __init__(self, port: int) -> None:
@@ -78,12 +78,12 @@ class Proxy:
         self._end(reset=True)
 
     def freeze(self) -> None:
-        """Let nothing through any more, in either direction, while connections stay open."""
+        """Let no more bytes through in either direction, and keep the connections open."""
         self._flowing.clear()
 
     def strand(self) -> None:
-        """Freeze the connections there are, for good: what a laptop's are worth once it has slept
-        and the network has forgotten them.
+        """Freeze today's connections for good: a laptop's connections after a sleep in which the
+        network forgot them.
         """
         with self._lock:
             for pair in self._pairs:
@@ -97,13 +97,13 @@ class Proxy:
         self._refusing = yes
 
     def limit(self, size: int | None, then: str = "cut") -> None:
-        """Do `then` (cut, reset, freeze) to each connection once it has carried `size` bytes
-        towards the client.
+        """Call `then` (cut, reset or freeze) on each connection once it has carried `size` bytes to
+        the client.
         """
         self._limit, self._at_limit = size, then
 
     def carried(self) -> int:
-        """Return how many bytes the newest connection has carried towards the client."""
+        """Return how many bytes the newest connection has carried to the client."""
         with self._lock:
             return self._pairs[-1].passed_down
 
@@ -125,7 +125,7 @@ class Proxy:
                 continue
             try:
                 far = socket.create_connection(("127.0.0.1", self._target))
-            except OSError:  # nobody listens there any more
+            except OSError:  # the port has no listener any more
                 near.close()
                 continue
             for each in (near, far):
@@ -146,7 +146,8 @@ class Proxy:
                 if down and self._limit is not None and pair.passed_down + len(data) > self._limit:
                     self._reach_limit(pair, target, data[: max(0, self._limit - pair.passed_down)])
                     return
-                # Counted first: a test that asks has seen what came of these bytes.
+                # Count before the send: a test that sees the effect of these bytes also sees the
+                # count.
                 pair.passed_down += len(data) if down else 0
                 pass_on(data)
         if pass_on != target.sendall:
@@ -155,7 +156,7 @@ class Proxy:
             pair.end(reset=False)
 
     def _slowly(self, pair: _Pair, target: socket.socket) -> Callable[[bytes], None]:
-        """Return what takes data and has it arrive later, each piece as late as the others; b"" is
+        """Return a function that takes data and delivers each piece after the same delay; b"" is
         the end.
         """
         line: queue.Queue[tuple[float, bytes]] = queue.Queue(8 if self.rate else _UNDER_WAY)
@@ -182,26 +183,24 @@ class Proxy:
         return take
 
     def _receive(self, pair: _Pair, source: socket.socket) -> bytes:
-        # Never blocked in recv: that would hold the connection open beyond close(), and no RST
-        # would go out.
+        # The thread never blocks in recv: that would hold the connection open beyond close(), and
+        # no RST would go out.
         while not select.select([source], [], [], 0.02)[0]:
             if pair.over.is_set():
                 return b""
-        # A narrow line's own buffers are small, or a cut would come minutes after what was sent
+        # A narrow line gets small buffers; otherwise a cut would arrive minutes after the data
         # before it.
         return source.recv(1024 if self.rate else _PIECE)
 
     def _reach_limit(self, pair: _Pair, target: socket.socket, last: bytes) -> None:
         target.sendall(last)
         if self._at_limit == "freeze":
-            pair.over.wait(60)  # this direction says nothing more; the client must notice by itself
+            pair.over.wait(60)  # this direction stays silent; the client must notice that by itself
         pair.end(reset=self._at_limit == "reset")
 
 
 def wait_for(condition: Any, *, deadline_s: float = 20.0, what: str = "") -> Any:
-    """Return the first true value of `condition()`. Raises AssertionError when there is none in
-    time.
-    """
+    """Return the first true value of `condition()`. Raises AssertionError at the deadline."""
     until = time.monotonic() + deadline_s
     pause = threading.Event()
     while not (value := condition()):

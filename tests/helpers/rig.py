@@ -1,5 +1,5 @@
-"""A machine with an init of its own: systemd, logind and sshd booted in namespaces over a
-throw-away layer on this one's files.
+"""A machine with its own init: systemd, logind and sshd, booted in namespaces over a throw-away
+layer on this machine's files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ AllowIsolate=yes
 
 
 def missing() -> str:
-    """Return why no such machine can be booted here, or nothing."""
+    """Return why this machine can't boot a rig, or nothing."""
     if os.geteuid():
         return "not root: no machine can be booted in namespaces"
     lacking = [each for each in NEEDED if not shutil.which(each)]
@@ -44,13 +44,13 @@ def missing() -> str:
 
 
 class Rig:
-    """The booted machine; it has one ordinary user, who may log in over ssh."""
+    """The booted machine. It has one ordinary user, who may log in over ssh."""
 
     def __init__(self, leader: int) -> None:
         self.leader = leader
 
     def root(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in it as root, outside any session."""
+        """Run a command in the rig as root, outside any session."""
         return subprocess.run(
             ["nsenter", f"--target={self.leader}", "--all", "--", *argv],
             capture_output=True,
@@ -60,7 +60,7 @@ class Rig:
         )
 
     def user_argv(self, *argv: str) -> list[str]:
-        """Return the words that run a command in it as the user, outside any session."""
+        """Return the words that run a command in the rig as the user, outside any session."""
         who = [
             "setpriv",
             f"--reuid={USER}",
@@ -86,7 +86,7 @@ class Rig:
         return self.user_argv("ssh", "-i", key, *options, f"{USER}@127.0.0.1", command)
 
     def user(self, *argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a command in it as the user, outside any session."""
+        """Run a command in the rig as the user, outside any session."""
         return _done(self.user_argv(*argv), stdin)
 
     def ssh(self, command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -94,14 +94,14 @@ class Rig:
         return _done(self.ssh_argv(command), stdin)
 
     def sessions(self) -> list[str]:
-        """Return the user's sessions that nobody has logged out of."""
+        """Return the user's sessions that aren't logged out."""
         listed = self.root("loginctl", "--no-legend", "list-sessions").stdout.splitlines()
         states = {
             line.split()[0]: self.root("loginctl", "show-session", "-P", "State", line.split()[0])
             for line in listed
             if USER in line
         }
-        # One with processes left in it stays, closing.
+        # A session with processes left stays in state "closing" after the logout.
         return [
             each for each, shown in states.items() if shown.stdout.strip() not in ("closing", "")
         ]
@@ -114,7 +114,7 @@ def _done(argv: Sequence[str], stdin: str) -> subprocess.CompletedProcess[str]:
 
 
 def _ready(told: socket.socket, nspawn: subprocess.Popen[bytes]) -> bool:
-    """Wait until the machine says that it is up; return whether it did, in time and without ending."""
+    """Wait until the machine reports that it is up; return False if it ends or is late."""
     told.settimeout(0.2)
     deadline = time.monotonic() + BOOT_S
     while time.monotonic() < deadline and nspawn.poll() is None:
@@ -126,7 +126,7 @@ def _ready(told: socket.socket, nspawn: subprocess.Popen[bytes]) -> bool:
 
 @contextlib.contextmanager
 def booted(files: Sequence[tuple[str, str]] = ()) -> Iterator[Rig]:
-    """Boot it, with `files` put into its layer first, and take it down again."""
+    """Boot a rig with `files` in its layer, and take it down afterwards."""
     base = Path(tempfile.mkdtemp(prefix="corra-rig-", dir="/dev/shm"))
     root = base / "root"
     root.mkdir()
@@ -153,7 +153,7 @@ def booted(files: Sequence[tuple[str, str]] = ()) -> Iterator[Rig]:
             at.parent.mkdir(parents=True, exist_ok=True)
             at.write_text(text)
         ready.bind(str(base / "ready"))
-        # Not the directory's name: it may have a "_" in it, and a host name may not.
+        # Don't use the directory's name: it may contain a "_", and a host name may not.
         machine = f"corra-rig-{os.getpid()}"
         boot = [
             "--boot",
@@ -178,7 +178,8 @@ def booted(files: Sequence[tuple[str, str]] = ()) -> Iterator[Rig]:
         )
         if not _ready(ready, nspawn):
             pytest.fail(
-                f"the machine didn't come up, and said:\n{(base / 'log').read_text(errors='replace')}"
+                f"the machine didn't come up, and said:\n"
+                f"{(base / 'log').read_text(errors='replace')}"
             )
         leader = int(Path(f"/proc/{nspawn.pid}/task/{nspawn.pid}/children").read_text().split()[0])
         rig = Rig(leader)
@@ -187,13 +188,14 @@ def booted(files: Sequence[tuple[str, str]] = ()) -> Iterator[Rig]:
         keys = rig.user(
             "sh",
             "-c",
-            "cd; mkdir -m 700 .ssh; ssh-keygen -q -t ed25519 -N '' -f .ssh/id; cp .ssh/id.pub .ssh/authorized_keys",
+            "cd; mkdir -m 700 .ssh; ssh-keygen -q -t ed25519 -N '' -f .ssh/id; cp "
+            ".ssh/id.pub .ssh/authorized_keys",
         )
         assert keys.returncode == 0, keys.stderr
         yield rig
     finally:
         if nspawn is not None:
-            nspawn.terminate()  # takes the machine down at once
+            nspawn.terminate()  # this stops the machine at once
             nspawn.wait(BOOT_S)
         ready.close()
         log.close()

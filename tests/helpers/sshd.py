@@ -1,5 +1,5 @@
-"""A private OpenSSH server on 127.0.0.1: own port, own keys, own files, nothing of the machine's
-own configuration.
+"""A private OpenSSH server on 127.0.0.1, with its own port, keys and files, and nothing of the
+machine's configuration.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _START_S = 20.0
-# What the ssh program chooses first takes it 0.1 s of a processor for each connection.
-# `options=SLOWLY` leaves it the choice.
+# The ssh program's first choice of key exchange costs 0.1 s of processor for each connection.
+# `options=SLOWLY` leaves the choice to ssh.
 QUICKLY = {"KexAlgorithms": "-sntrup*,mlkem*"}
 SLOWLY = {"KexAlgorithms": "+curve25519-sha256"}
 
 
 def program() -> str | None:
-    """Return the path of sshd, which must be absolute when it is started, or None where there is
-    none.
+    """Return the absolute path of sshd (sshd refuses to start by a relative one), or None if there
+    is none.
     """
     return shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
@@ -54,8 +54,8 @@ def new_key(path: Path, kind: str = "ed25519") -> Path:
 
 @functools.cache
 def _pair(whose: str) -> tuple[str, str]:
-    """Return the two files of a key pair, one and the same for each name in all of this process's
-    tests.
+    """Return the two files of a key pair, the same pair for the same name in all tests of this
+    process.
     """
     with tempfile.TemporaryDirectory(prefix="corra-key-", dir="/tmp") as base:
         key = new_key(Path(base) / whose.partition(" ")[0])
@@ -63,7 +63,7 @@ def _pair(whose: str) -> tuple[str, str]:
 
 
 def _key(path: Path, alias: str) -> Path:
-    """Put a key pair at `path` that no other host of a test has."""
+    """Put a key pair at `path`, which no other host of a test has."""
     private, shown = _pair(f"{path.name} {alias}")
     path.touch(0o600)
     path.write_text(private)
@@ -95,11 +95,11 @@ def _name(pid: int) -> str:
 
 
 class Sshd:
-    """One running server and the client files that reach it.
+    """One running server, and the client's files to reach it.
 
-    `ssh_config` has a `Host h` (and whatever `add_host` adds), `known_hosts` the server's key,
-    `user_key` may log in. Sessions get `environment` from the server, over what sshd itself sets;
-    `options` go into sshd_config before all others, so they win.
+    `ssh_config` has a `Host h` and the hosts of `add_host`, `known_hosts` has the server's key, and
+    `user_key` may log in. The server gives its sessions `environment` over its own variables.
+    `options` stand first in sshd_config, so they win.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Sshd:
 
     @property
     def fingerprint(self) -> str:
-        """`SHA256:...` of the host key, as ssh-keygen says it."""
+        """`SHA256:...` of the host key, as ssh-keygen prints it."""
         said = subprocess.run(
             ["ssh-keygen", "-lf", self.host_key],
             capture_output=True,
@@ -151,10 +151,10 @@ class Sshd:
         return said.stdout.split()[1]
 
     def start(self) -> Sshd:
-        """Start the server and return when it listens; the first start also writes the client's
+        """Start the server and return once it listens. The first start also writes the client's
         files.
         """
-        for _ in range(5):  # the free port may have been taken by somebody else meanwhile
+        for _ in range(5):  # another process may have taken the free port
             port = self.port or free_port()
             if self._listen(port):
                 break
@@ -171,7 +171,7 @@ class Sshd:
         assert path, "no sshd"
         if (
             os.getuid() == 0
-        ):  # privilege separation wants it, and only the system's own unit would make it
+        ):  # privilege separation needs this directory, and only the system's own unit makes it
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         config = self.directory / "sshd_config"
         config.write_text("".join(f"{name} {value}\n" for name, value in self._config(port)))
@@ -205,8 +205,7 @@ class Sshd:
         ready.set()
 
     def _config(self, port: int) -> list[tuple[str, str | int]]:
-        # sshd takes the first value it meets for most keywords, so what a test asks for stands at
-        # the top.
+        # Of most keywords sshd takes the first value, so the test's options stand at the top.
         settings: list[tuple[str, str | int]] = list(self.options.items())
         given = {name.lower() for name in self.options}
         defaults: dict[str, str | int] = {
@@ -245,8 +244,8 @@ class Sshd:
             file.write(f"{name or f'[127.0.0.1]:{self.port}'} {key}\n")
 
     def add_host(self, alias: str, **options: str | int) -> str:
-        """Add a `Host` to the client's ssh_config that leads here, `options` going before what it
-        otherwise has. Return the alias.
+        """Add a `Host` that leads here to the client's ssh_config, and return its alias. `options`
+        stand before the other options of that host.
         """
         settings: dict[str, str | int] = {
             "HostName": "127.0.0.1",
@@ -271,22 +270,22 @@ class Sshd:
         return alias
 
     def sessions(self) -> list[int]:
-        """Return the pids of the server's children: one for every connection that is open."""
+        """Return the pids of the server's children, one for every open connection."""
         return _children(self.pid)
 
     def cut(self) -> None:
-        """Kill every connection's server process, as a crash or an impatient administrator would."""
+        """Kill every connection's server process, as a crash or an impatient operator would."""
         for pid in self.sessions():
-            # Who isn't root is served by a child of the one that is, and that child has the
-            # connection.
+            # For a user other than root, sshd forks a child with that user's rights, and the child
+            # holds the connection.
             for each in [*_children(pid), pid]:
                 if _name(each) == "sshd":
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(each, signal.SIGKILL)
 
     def stop(self) -> None:
-        """End the listener and the connections it has; programs started through them live on.
-        `start` brings it back on its port.
+        """End the listener and its connections. Programs that were started through them live on.
+        `start` starts the server again on its port.
         """
         if self._process is None:
             return

@@ -1,9 +1,8 @@
-"""The kill-point sweep: one guard is killed at its N-th system call, for every N, and nothing may
-be lost.
+"""The kill-point sweep: for every N, kill one guard at its N-th system call. Nothing may be lost.
 
-A tracer follows the start of a run through its forks with ptrace and counts the system calls of the
-guard it is after; at the N-th it sends SIGKILL. Unlike a random moment, this finds the window of
-one instruction.
+A tracer follows the start of a run through its forks with ptrace and counts the system calls of one
+guard. At the N-th call it sends SIGKILL. A random moment would miss the window of one instruction;
+the sweep finds it.
 """
 
 from __future__ import annotations
@@ -49,12 +48,12 @@ def _ptrace(request: int, pid: int, data: int | ctypes.c_ulong = 0) -> int:
 
 
 class Tracer:
-    """Runs one start under ptrace and kills the guard `role` at its `point`-th stop at a system
-    call (entry and exit both count).
+    """A tracer that runs one start and kills the guard `role` at its `point`-th stop. Entry and
+    exit of a system call are two stops.
 
-    Guards are told by their forks: the starter's grandchild (by hand: once it calls exec) is the
-    standby, its child the middle, and so on; the count begins there, so that every instruction of a
-    guard's life is within reach.
+    The tracer tells guards by their forks: the starter's grandchild is the standby (by hand: once
+    it calls exec), the standby's child is the middle, and so on. The count begins at the fork, so
+    the sweep reaches every instruction of a guard's life.
     """
 
     def __init__(
@@ -71,12 +70,14 @@ class Tracer:
         self.roles: dict[int, str] = {}
         self.calls: dict[str, int] = dict.fromkeys(ROLES, 0)
         self.killed = 0
-        # A new process may stop before its parent's fork is reported; until then nobody knows what
-        # it is, so it waits.
+        # A new process may stop before its parent's fork is reported. Its role is unknown until
+        # then, so it waits.
         self.unknown: set[int] = set()
 
     def run(self) -> bytes:
-        """Return what the starter printed; the guards are let go, or dead, when it returns."""
+        """Return what the starter printed. By then the tracer has let go of every guard, or the
+        guard is dead.
+        """
         request_read, request_write = os.pipe()
         reply_read, reply_write = os.pipe()
         starter = os.fork()
@@ -131,7 +132,7 @@ class Tracer:
         self.resume(pid, deliver)
 
     def resume(self, pid: int, deliver: int = 0) -> None:
-        # Only guards stop at system calls: the starter and the program run at their own speed.
+        # Only guards stop at system calls; the starter and the program run at full speed.
         _ptrace(PTRACE_SYSCALL if pid in self.roles else PTRACE_CONT, pid, deliver)
 
     def born(self, parent: int, child: int) -> None:
@@ -141,7 +142,8 @@ class Tracer:
         role = self.roles.get(parent)
         if role in ROLES[:-1]:
             following = ROLES[ROLES.index(role) + 1]
-            # A guard whose guards died forks new ones; the sweep's guard is the first of its kind.
+            # A guard whose inner guards died forks new ones; the sweep counts the first of each
+            # role.
             if following not in self.roles.values():
                 self.roles[child] = following
 
@@ -166,11 +168,11 @@ class Tracer:
 def signalled(
     argv: list[str], number: int, point: int, deadline_s: float = 30, **how: Any
 ) -> tuple[int, float, int, bytes]:
-    """Run `argv` and send it `number` at its `point`-th stop at a system call, after its exec.
+    """Run `argv` and send it `number` at its `point`-th stop at a system call after its exec.
 
-    Return how many stops there were, the seconds until the signal was sent, the status as waitpid
-    has it, and what was written to stdout and to the descriptor of $CORRA_REPORT. After
-    `deadline_s` it is killed.
+    Return the number of stops, the seconds until the signal was sent, the status from waitpid, and
+    what `argv` wrote to stdout and to the descriptor of $CORRA_REPORT. `argv` is killed after
+    `deadline_s`.
     """
     began = sent = time.monotonic()
     ours, theirs = os.pipe()
@@ -209,8 +211,8 @@ def signalled(
         return stops, sent - began, status, said.read()
 
 
-# It is its own sender: what it reads has gone through the spool and the guards, to an end that they
-# must agree upon.
+# The program sends stdin to its own run. What it reads went through the spool and the guards, and
+# the guards must agree on the end of stdin.
 PROGRAM = """
 import os, sys, time
 os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), b"x")
@@ -251,8 +253,8 @@ def one(
     python: str = sys.executable,
     by_hand: bool = False,
 ) -> tuple[dict[str, int], bool, list[str]]:
-    """Do one start with `role` killed at `point`; return how many stops each guard made, whether it
-    was killed, and what was violated.
+    """Start one run and kill `role` at `point`. Return how many stops each guard made, whether the
+    guard was killed, and the violations.
     """
     prog_id, violations = f"sweep-{role or 'none'}-{point}", []
     executed = root / f"x-{prog_id}"
@@ -262,7 +264,7 @@ def one(
         "stdin": {"open": True},
     }
     request = json.dumps({"prog_id": prog_id, "spool": str(root), "program": program}).encode()
-    (root / "gc").touch()  # else the first start's clean-up is a grandchild, too
+    (root / "gc").touch()  # otherwise the first start's clean-up is a grandchild too
     tracer = Tracer(
         [*agent_argv(python, agent, by_hand=by_hand), "start"],
         request,

@@ -1,4 +1,4 @@
-"""A real terminal for a program under test, and somebody who types on it: expect, with the standard
+"""A real terminal for a program under test, and a test that types on it: `expect` with the standard
 library.
 """
 
@@ -21,19 +21,21 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 PATIENCE_S = 60.0
-# What corra's command line has for its environment at a terminal.
+# The environment that corra's command line gets at a terminal.
 KIND = {"TERM": "xterm-256color"}
 
 
 class Pty:
-    """A pseudo-terminal and everything that was written to it. The slave stays open here."""
+    """A pseudo-terminal and everything that was written to it. The slave stays open in this
+    process.
+    """
 
     def __init__(self, *, rows: int = 24, columns: int = 80) -> None:
         self.master, self.slave = pty.openpty()
         self._size(rows, columns)
         self.before = self.modes()
         self.seen = b""
-        self._at = 0  # in `plain`, behind the last match of `expect`
+        self._at = 0  # a position in `plain`: the end of the last match of `expect`
 
     def __enter__(self) -> Self:
         return self
@@ -67,7 +69,7 @@ class Pty:
         os.write(self.master, text.encode() if isinstance(text, str) else text)
 
     def expect(self, pattern: str, timeout_s: float = PATIENCE_S) -> re.Match[bytes]:
-        """Return the next match in what is shown, colours left out. Raises AssertionError."""
+        """Return the next match in the shown text, without colours. Raises AssertionError."""
         deadline = time.monotonic() + timeout_s
         wanted = re.compile(pattern.encode(), re.DOTALL)
         while (found := wanted.search(self.plain, self._at)) is None:
@@ -77,14 +79,14 @@ class Pty:
         return found
 
     def until(self, *texts: str, timeout_s: float = PATIENCE_S) -> str:
-        """Return all that was shown, colours left out, once every one of `texts` is in it."""
+        """Return the shown text, without colours, once it holds every one of `texts`."""
         deadline = time.monotonic() + timeout_s
         while not all(text.encode() in self.plain for text in texts):
             assert self.read(deadline - time.monotonic()), f"{texts} never came: {self.text}"
         return self.text
 
     def read(self, timeout_s: float) -> bool:
-        """Read once; return whether anything came before the program's end and in time."""
+        """Read once; return whether data came before the program's end and in time."""
         until = time.monotonic() + timeout_s
         while not self._readable(0.05):
             if self.has_ended or time.monotonic() > until:
@@ -105,7 +107,7 @@ class Pty:
 
     @property
     def plain(self) -> bytes:
-        """All that was shown, without colours."""
+        """All that the terminal showed, without colours."""
         return re.sub(rb"\x1b\[[0-9;]*m", b"", self.seen)
 
     @property
@@ -116,7 +118,7 @@ class Pty:
 class Terminal(Pty):
     """A program on a terminal. The terminal outlives the program, so that a test can look at it.
 
-    `start` starts the program with the streams it is given: `start(stdin=, stdout=, stderr=)`.
+    `start(stdin=, stdout=, stderr=)` starts the program with these streams.
     """
 
     def __init__(
@@ -149,7 +151,7 @@ class Terminal(Pty):
         """Read until the program has ended; return its exit code, negative for a signal."""
         deadline = time.monotonic() + timeout_s
         while not self.has_ended:
-            assert time.monotonic() < deadline, f"it doesn't end: {self.seen[-2000:]!r}"
+            assert time.monotonic() < deadline, f"the program doesn't end: {self.seen[-2000:]!r}"
             self.read(0.05)
         while self._readable(0):
             self._take()

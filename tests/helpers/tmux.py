@@ -1,4 +1,6 @@
-"""A terminal whose screen can be looked at: a tmux of our own, and somebody who types at it."""
+"""A terminal whose screen a test can look at: a tmux server of the test's own, and keys typed into
+it.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from proxy import wait_for
 
 PATIENCE_S = 60.0
 PROMPT = "me$ "
-# What a program may leave changed in a terminal, as far as tmux tells; one that doesn't know a name
-# says nothing for it.
+# The modes of a terminal that a program may leave changed, as far as tmux knows them. A tmux that
+# doesn't know a name prints nothing for it.
 _FLAGS = (
     *(
         "alternate_on",
@@ -53,8 +55,8 @@ _FORM = " ".join(f"{name}=#{{{name}}}" for name in _FLAGS).replace(
 
 
 class Tmux:
-    """One window of a server of its own, with `command` in it, or a shell without settings whose
-    prompt is PROMPT. `home` is the shell's.
+    """One window of a private tmux server, with `command` in it. Without `command` it runs a shell
+    with no settings, whose prompt is PROMPT and whose home is `home`.
     """
 
     def __init__(
@@ -69,7 +71,8 @@ class Tmux:
         self._socket = home / f"tmux-{len(list(home.glob('tmux-*')))}"
         rc = home / "bashrc"
         rc.write_text(
-            f"PS1='{PROMPT}'\nunset HISTFILE PROMPT_COMMAND\nbind 'set enable-bracketed-paste off'\n"
+            f"PS1='{PROMPT}'\nunset HISTFILE PROMPT_COMMAND\n"
+            f"bind 'set enable-bracketed-paste off'\n"
         )
         foreign = ("TMUX", "TMUX_PANE", "NO_COLOR", "COLUMNS", "LINES")
         self._env = {
@@ -98,7 +101,7 @@ class Tmux:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Where the command has ended, its server has too.
+        # The server ends with its command.
         with contextlib.suppress(AssertionError):
             self._say("kill-server")
 
@@ -117,17 +120,17 @@ class Tmux:
         return done.stdout
 
     def type(self, *keys: str) -> None:
-        """Press keys, by tmux's names (`C-]`, `Enter`); what is no name is typed as it is."""
+        """Press keys by tmux's names (`C-]`, `Enter`). tmux types any other word as it is."""
         self._say("send-keys", *keys)
 
     def paste(self, text: str) -> None:
-        """Paste as a terminal does: bracketed where the program has asked for that."""
+        """Paste as a terminal does: bracketed if the program has asked for bracketed paste."""
         self._say("load-buffer", "-", given=text)
         self._say("paste-buffer", "-p")
 
     def command(self, line: str) -> None:
-        """Have the shell run `line`, on an empty screen: what is expected of it isn't found in the
-        line itself.
+        """Have the shell run `line` on an empty screen, so that `expect` doesn't match the line
+        itself.
         """
         (self._home / "line").write_text(f"clear\n{line}\n")
         self.type(f". {self._home}/line", "Enter")
@@ -136,23 +139,23 @@ class Tmux:
         self._say("resize-window", "-x", str(columns), "-y", str(rows))
 
     def ask(self, form: str) -> str:
-        """Return what a format of tmux's comes to."""
+        """Return tmux's value of a format."""
         return self._say("display-message", "-p", form).rstrip("\n")
 
     @property
     def screen(self) -> str:
-        """What is on the screen, without the blank lines below it."""
+        """The text on the screen, without the blank lines at its end."""
         return self._say("capture-pane", "-p").rstrip("\n")
 
     @property
     def picture(self) -> tuple[str, str]:
-        """The screen with its colours, and where the cursor is."""
+        """The screen with its colours, and the cursor's position."""
         return self._say("capture-pane", "-p", "-e"), self.ask("#{cursor_x},#{cursor_y}")
 
     @property
     def modes(self) -> tuple[str, list[Any]]:
-        """What the terminal has been switched to, and what the kernel's side of it is set to. A
-        region to its last line is told by its distance.
+        """The terminal's modes as tmux reports them, and the kernel's settings of it. The end of
+        the scroll region is its distance from the last line.
         """
         fd = os.open(self._tty, os.O_RDONLY | os.O_NOCTTY)
         try:
@@ -162,20 +165,20 @@ class Tmux:
 
     @property
     def child(self) -> int:
-        """The pid of what the shell runs."""
+        """The pid of the program that the shell runs."""
         shell = self.ask("#{pane_pid}")
         return int(Path(f"/proc/{shell}/task/{shell}/children").read_text().split()[0])
 
     def expect(self, pattern: str) -> re.Match[str]:
-        """Wait for `pattern` on the screen; `^` and `$` are of its lines. Raises AssertionError
-        with what is there instead.
+        """Wait for `pattern` on the screen; `^` and `$` match at its lines. Raises AssertionError
+        with the screen.
         """
         wanted, deadline = re.compile(pattern, re.MULTILINE), time.monotonic() + PATIENCE_S
 
         def found() -> re.Match[str] | None:
             match = wanted.search(screen := self.screen)
             assert match or time.monotonic() < deadline, (
-                f"{pattern} never came; there is:\n{screen}"
+                f"{pattern} never came; the screen:\n{screen}"
             )
             return match
 

@@ -1,13 +1,13 @@
 """Torture: programs that write known bytes or pass on what they are sent, and faults at random
 moments.
 
-Each case is made from its seed alone: what the program writes, what it is sent over which kind of
-stdin, how it ends, which fault hits when. Afterwards the invariants are looked at: every byte once
-and in order, executed once, the status right, no process, lock or file left that shouldn't be. A
-seed repeats the schedule, not always the race.
+A case follows from its seed alone: what the program writes, what it is sent over which kind of
+stdin, how it ends, which fault hits when. Afterwards the case checks the invariants: every byte
+once and in order, the program executed once, the right status, and no process, lock or file left
+over. A seed repeats the schedule, not always the race.
 
-What a client hadn't sent is lost with it. So the next one is given what the host says it hasn't
-accepted, once nobody there is left who could accept more of the dead one's.
+Bytes that a killed client hadn't sent are lost with it. The next client sends what the host hasn't
+accepted, once no process on the host can accept more of the dead client's bytes.
 """
 
 from __future__ import annotations
@@ -41,9 +41,12 @@ from warm import Warm
 
 AGENT = Path(host_agent.__file__)
 DEADLINE_S = 30.0
-# As the loader does on a host, where a .pyc is beside the file: then the guards are forked, where
-# by hand they are a fresh interpreter.
-PLACED = "import sys; sys.path.insert(0, sys.argv[1]); import agent; sys.exit(agent.main(sys.argv[2:], agent.Input(0), sys.stdout.buffer))"
+# Like the loader on a host, with a .pyc beside the file. Placed, the guards are forked; by hand,
+# they are a fresh interpreter.
+PLACED = (
+    "import sys; sys.path.insert(0, sys.argv[1]); import agent; "
+    "sys.exit(agent.main(sys.argv[2:], agent.Input(0), sys.stdout.buffer))"
+)
 
 
 def agent_argv(python: str, agent: Path, *, by_hand: bool) -> list[str]:
@@ -56,8 +59,8 @@ def agent_argv(python: str, agent: Path, *, by_hand: bool) -> list[str]:
 
 
 def place(agent: Path, root: Path, python: str) -> Path:
-    """Copy the agent into `root`, as on a host: with its .pyc. A run of an hour should be of one
-    agent.
+    """Copy the agent into `root` and write its .pyc, as on a host. With a copy, a run of an hour
+    uses one agent throughout.
     """
     copy = Path(shutil.copy(agent, root))
     subprocess.run(
@@ -67,8 +70,8 @@ def place(agent: Path, root: Path, python: str) -> Path:
     return copy
 
 
-# Writes its chunks, each to its stream after its pause, and ends as told. Standard library only, on
-# any Python 3.6.
+# The program writes its chunks, each to its stream after its pause, and ends as its arguments say.
+# Standard library only, Python 3.6 or later.
 PROGRAM = """
 import os, signal, sys, time
 os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), b"x")
@@ -76,7 +79,8 @@ seed, chunks, end = int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 import random
 r = random.Random(seed)
 for _ in range(chunks):
-    fd, size, pause = r.choice((1, 1, 2)), int(r.paretovariate(0.7) * 20) % 60000, r.random() ** 4 * 0.03
+    fd, size = r.choice((1, 1, 2)), int(r.paretovariate(0.7) * 20) % 60000
+    pause = r.random() ** 4 * 0.03
     data = bytes(r.randrange(256) for _ in range(64)) * (size // 64 + 1)
     data = data[:size]
     while data:
@@ -88,8 +92,8 @@ os._exit(end)
 """
 
 
-# Says that it is ready (on a terminal, that it is raw), passes on what it is sent, in pieces of its
-# own, to the end of it, and ends as told.
+# The program prints "R" once it is ready (on a terminal: raw), passes on its stdin to the end in
+# pieces of its own, and ends as its arguments say.
 ECHO = """
 import os, signal, sys, time
 os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), b"x")
@@ -101,7 +105,8 @@ if os.isatty(0):
 os.write(1, b"R")
 while size or not os.isatty(0):
     most = int(r.paretovariate(0.7) * 20) % 60000 + 1
-    data = os.read(0, min(most, size) if os.isatty(0) else most)  # what ends a terminal's input is a byte, too, and not for us
+    # The end of a terminal's input is a byte, too, and not part of what is passed on.
+    data = os.read(0, min(most, size) if os.isatty(0) else most)
     if not data:
         break
     size -= len(data)
@@ -117,7 +122,7 @@ KINDS = ("written", "written", "sent", "typed")
 
 
 def sent(seed: int, chunks: int) -> list[bytes]:
-    """Return what ECHO is sent, in the pieces in which it is."""
+    """Return the pieces that ECHO is sent."""
     r = random.Random(seed + 1)
     sizes = [int(r.paretovariate(0.7) * 20) % 60000 + 1 for _ in range(chunks)]
     return [
@@ -140,8 +145,8 @@ def written(seed: int, chunks: int) -> dict[str, bytes]:
     return {name: bytes(data) for name, data in out.items()}
 
 
-# `together`: guards, of three at most two, link and client. `kept`: by the chaperone, with two
-# guards and the client killed. `link`: by the chaperone, whose link is cut.
+# `together`: at most two of the three guards, the link and the client. `kept`: two guards and the
+# client, with the chaperone. `link`: the chaperone's link is cut.
 FAULTS = (
     "none",
     "one",
@@ -164,7 +169,7 @@ KEPT_HERE = ("kept", "link")
 
 
 class Place:
-    """Where the faults of a link happen: a private sshd, and a home for `corra` to come from."""
+    """The place for faults of a link: a private sshd, and a home from which `corra` runs."""
 
     def __init__(self, root: Path) -> None:
         home = root / "home"
@@ -188,7 +193,7 @@ class Place:
         }
 
     def client(self, case: Case) -> subprocess.Popen[bytes]:
-        """Start `corra run` for the case's program: as often as we like, it is the same run."""
+        """Start `corra run` for the case's program. Every call names the same run."""
         told = [
             "run",
             "-q",
@@ -212,17 +217,16 @@ class Place:
             stdin=subprocess.DEVNULL if case.kind == "written" else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            # else what a dead client didn't take would be written once more where the pipe is
-            # closed
+            # With a buffer, closing the pipe would write once more what a dead client didn't take.
             bufsize=0,
             env=self.environment,
         )
 
     def session(self, case: Case) -> int:
-        """Return the sshd process that carries the case's link, or 0: the ancestor of whoever is
-        the host's side of it.
+        """Return the sshd process that carries the case's link, or 0.
 
-        That is who has its spool open, or with the chaperone the program itself.
+        It is the ancestor of the host's side of the link: the process that has the spool open, or
+        with the chaperone the program itself.
         """
         listener = self.sshd.pid
         for entry in Path("/proc").iterdir():
@@ -249,7 +253,7 @@ class Place:
 
 @dataclass
 class Case:
-    """One run under one fault, all from `seed`."""
+    """One run under one fault, all made from `seed`."""
 
     seed: int
     root: Path
@@ -258,10 +262,10 @@ class Case:
     place: Place | None = None
     violations: list[str] = field(default_factory=list)
     lost: bool = False
-    kills: int = 0  # of guards
-    cuts: int = 0  # of links
-    clients: int = 0  # killed
-    resumed: int = 0  # of clients: those that went on in the middle of what is sent
+    kills: int = 0  # guards killed
+    cuts: int = 0  # links cut
+    clients: int = 0  # clients killed
+    resumed: int = 0  # clients that went on in the middle of stdin
 
     def __post_init__(self) -> None:
         r = random.Random(self.seed)
@@ -269,7 +273,7 @@ class Case:
         self.over_ssh, self.kept_here = self.fault in OVER_SSH, self.fault in KEPT_HERE
         self.chunks = r.randint(1, 40) + (
             40 if self.fault == "together" else 0
-        )  # time for all of it
+        )  # `together` needs time for all its faults
         self.end = r.choice((0, 0, 1, 7, 255, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGSEGV))
         self.moments = [r.random() ** r.choice((2, 6)) * 0.1 for _ in range(3)]
         self.victims = r.sample(range(3), 3)
@@ -287,8 +291,8 @@ class Case:
         self.pauses = [r.random() ** r.choice((2, 6)) * 0.1 for _ in self.strikes]
         self.amid = (
             r.random() < 0.7
-        )  # the client is killed once bytes flow, not at any moment of its start
-        self.ahead = r.choice((1, 1, 2, 40))  # pieces that are sent before what they are comes back
+        )  # The client is killed once bytes flow, and not at any moment of its start.
+        self.ahead = r.choice((1, 1, 2, 40))  # how many pieces are sent before they come back
         pieces = sent(self.seed, self.chunks) if self.kind != "written" else []
         self.to_send, self.ends = b"".join(pieces), [0, *itertools.accumulate(map(len, pieces))]
         self.accepted = 0
@@ -296,7 +300,7 @@ class Case:
         self.bytes: dict[str, bytearray] = {name: bytearray() for name in self.expected()}
         self.cursor = Cursor()
         self.state: dict[str, object] = {}
-        self.heard: subprocess.Popen[bytes] | None = None  # the last client that has shown a byte
+        self.heard: subprocess.Popen[bytes] | None = None  # the last client that showed a byte
         self.over = threading.Event()
 
     # -------------------------------------------------------- driving
@@ -317,7 +321,7 @@ class Case:
         ]
 
     def expected(self) -> dict[str, bytes]:
-        """Return what the program's streams come to."""
+        """Return the whole output that the program's streams must hold."""
         match self.kind:
             case "written":
                 return written(self.seed, self.chunks)
@@ -359,7 +363,7 @@ class Case:
         return process
 
     def watch(self) -> None:
-        """Start and follow, again and again, until the last State: what a client does."""
+        """Start and follow, again and again, until the last State, as a client does."""
         if self.over_ssh:
             self.watch_over_ssh()
             return
@@ -378,8 +382,8 @@ class Case:
         self.violations.append("no final State in time")
 
     def watch_over_ssh(self) -> None:
-        """Let `corra run` do it; where it is killed, type the same once more, and send what the
-        host hasn't accepted.
+        """Let `corra run` start and follow. After a kill, run the same command again and send the
+        bytes that the host hasn't accepted.
         """
         assert self.place
         for _ in range(1 + len(self.moments)):
@@ -391,7 +395,8 @@ class Case:
             shown = self.expected()["output" if self.kind == "typed" else "stdout"]
             if not shown.startswith(out):
                 self.violations.append(
-                    f"a client showed {len(out)} bytes, which isn't what comes first: ..{out[-200:]!r}"
+                    f"a client showed {len(out)} bytes, which the output doesn't begin with: "
+                    f"..{out[-200:]!r}"
                 )
             self.accepted = self.accepted_there()
             self.resumed += 0 < self.accepted < len(self.to_send)
@@ -405,16 +410,17 @@ class Case:
                 f"corra exited with {code}, not {expected}: {err[-300:].decode(errors='replace')}"
             )
         self.bytes["output" if self.kind == "typed" else "stdout"] += out
-        # After the program's own it says how a run ended that didn't end well, on lines of its own.
+        # Behind the program's own stderr, corra says how a run ended that didn't end well, on lines
+        # of its own.
         own = re.sub(rb"corra: torture-\d+ on h: [A-Z][^\n]*\n( {7}[^\n]*\n)*\Z", b"", err)
         if own != err and not self.expected().get("stderr", b"\n").endswith(b"\n"):
-            own = own.removesuffix(b"\n")  # the program's last line had no end
+            own = own.removesuffix(b"\n")  # the program's last line had no newline
         if "stderr" in self.bytes:
             self.bytes["stderr"] += own
 
     def talk(self, client: subprocess.Popen[bytes], at: int) -> tuple[bytes, bytes]:
-        """Send `client` what is to be sent from `at` on, piece by piece behind what comes back, and
-        the end; return what it shows.
+        """Send the client stdin from `at` on, piece by piece as the echo comes back, and then its
+        end; return what the client shows.
         """
         assert client.stdout and client.stderr
         shown: dict[Any, bytearray] = {client.stdout: bytearray(), client.stderr: bytearray()}
@@ -422,22 +428,23 @@ class Case:
         while pipes:
             ready = select.select(pipes, [], [], 4 * DEADLINE_S)[0]
             if not ready:
-                self.violations.append("a client that says nothing and doesn't end")
+                self.violations.append("a client that shows nothing and doesn't end")
                 client.kill()
             for pipe in ready:
                 data = os.read(pipe.fileno(), 1 << 16)
                 shown[pipe] += data
                 if not data:
                     pipes.remove(pipe)
-            # Only behind the first byte: what is typed before a terminal is raw would be echoed.
+            # Send nothing before the first byte comes: until then the terminal isn't raw and would
+            # echo it.
             if back := len(shown[client.stdout]):
                 self.heard = client
                 at = self.pass_on(client, at, back - 1)
         return bytes(shown[client.stdout]), bytes(shown[client.stderr])
 
     def pass_on(self, client: subprocess.Popen[bytes], at: int, back: int) -> int:
-        """Send as many pieces from `at` on as may be ahead of the `back` bytes that came back, and
-        behind the last the end.
+        """Send the pieces from `at` on that may be ahead of the `back` bytes that came back; behind
+        the last piece, close stdin.
         """
         if client.stdin is None or client.stdin.closed:
             return at
@@ -452,11 +459,11 @@ class Case:
         return max(at, most)
 
     def accepted_there(self) -> int:
-        """Return how much of stdin the host has accepted, once nobody there is left who could
-        accept more of a dead client's.
+        """Return how much of stdin the host has accepted, once no process there can accept more of
+        a dead client's bytes.
         """
         deadline = time.monotonic() + DEADLINE_S
-        while self.locked("index"):  # by whoever follows
+        while self.locked("index"):  # the dead client's follow holds this lock
             if time.monotonic() > deadline:
                 self.violations.append("a dead client's follow is still there")
                 break
@@ -466,10 +473,10 @@ class Case:
         run = host_agent.Run(str(self.spool), self.prog_id)
         accepted = int(run.state()["stdin"]["length"])
         run.close()
-        return min(accepted, len(self.to_send))  # on a terminal the end is a byte, too
+        return min(accepted, len(self.to_send))  # on a terminal the end of stdin is a byte, too
 
     def read(self, process: subprocess.Popen[bytes], deadline: float) -> bool:
-        """Take in one follow's frames; return whether the last one was a final State."""
+        """Read one follow's frames; return whether the last one was a final State."""
         assert process.stdout
         head, parser = b"", Parser()
         self.ended_there = False
@@ -510,8 +517,8 @@ class Case:
         return self.state.get("state") in host_agent.FINAL
 
     def send(self, process: subprocess.Popen[bytes]) -> None:
-        """Send some more behind what has been accepted, a part of it twice over; at its end the
-        end.
+        """Send the next piece behind what the host has accepted, and a part of that again; behind
+        the last piece, send the end.
         """
         assert process.stdin
         if self.ended_there or not self.bytes["output" if self.kind == "typed" else "stdout"]:
@@ -539,8 +546,8 @@ class Case:
     # -------------------------------------------------------- faults
 
     def guards(self) -> list[int]:
-        """Return this run's guards, outermost first; from the record, or by their environment while
-        there is none.
+        """Return this run's guards, outermost first. They come from the record, or from the
+        processes' environment while there is no record.
         """
         with contextlib.suppress(OSError):
             record = host_agent.Record.read((self.path / "exit").read_bytes()[: host_agent.PAGE])
@@ -561,8 +568,8 @@ class Case:
                 or f"TORTURE={self.mark}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
             )
             found = host_agent.process(pid)
-            # The program, until its exec, is called corra-keeper too; it alone leads a session
-            # besides the outermost guard.
+            # Until its exec the program is called corra-keeper too. Only the program and the
+            # outermost guard lead a session.
             leads = os.getsid(pid) == pid and found is not None and found[3] == "corra-keeper"
             return (
                 ours
@@ -575,13 +582,15 @@ class Case:
             return False
 
     def strike(self) -> None:
-        """Do the fault at its moments, counted from when the guards are there (from the start,
-        where the starter is the victim).
+        """Do the fault at its moments, counted from the guards' start; if the starter is the
+        victim, from now.
         """
         if self.fault not in ("starter", "full", "follow", "inv"):
             self.await_(self.guards)
         began = time.monotonic()
-        wait = lambda moment: self.over.wait(max(0.0, began + moment - time.monotonic()))  # noqa: E731
+        wait = lambda moment: self.over.wait(  # noqa: E731
+            max(0.0, began + moment - time.monotonic())
+        )
         match self.fault:
             case "one" | "two" | "three":
                 for moment in sorted(self.moments[: {"one": 1, "two": 2, "three": 3}[self.fault]]):
@@ -611,7 +620,7 @@ class Case:
                         self.await_(self.flows)
                         self.over.wait(moment)
                     else:
-                        wait(moment * 10)  # it takes a while to come to its point
+                        wait(moment * 10)  # a whole client takes longer to reach its point
                     self.kill_client()
             case "together":
                 for strike, pause in zip(self.strikes, self.pauses, strict=True):
@@ -639,16 +648,16 @@ class Case:
                 self.fill_disk()
 
     def await_(self, happens: Callable[[], object]) -> None:
-        """Wait for what happens, or for the end."""
+        """Wait until `happens` returns true, or until the case is over."""
         while not happens() and not self.over.wait(0.001):
             pass
 
     def flows(self) -> bool:
-        """Return whether the client that is there has shown a byte."""
+        """Return whether the current client has shown a byte."""
         return self.heard is self.process and self.process.poll() is None
 
     def kill_client(self) -> None:
-        """Kill the client that is there; when this returns it is dead."""
+        """Kill the current client and wait until it is dead."""
         client = self.process
         self.clients += client.poll() is None
         client.kill()
@@ -670,7 +679,7 @@ class Case:
                 self.kills += 1
 
     def fill_disk(self) -> None:
-        """Leave no byte on the spool's own small disk for a while."""
+        """Fill the spool's own small disk to the last byte, for a while."""
         hog = self.spool / "hog"
         with contextlib.suppress(FileNotFoundError), open(hog, "wb", 0) as file:
             with contextlib.suppress(OSError):
@@ -703,7 +712,7 @@ class Case:
 
     @contextlib.contextmanager
     def disk(self) -> Iterator[None]:
-        """A small disk of its own for the runs whose disk fills."""
+        """Give the runs whose disk fills a small disk of their own."""
         if self.fault != "full":
             yield
             return
@@ -718,7 +727,7 @@ class Case:
             subprocess.run(["umount", "-l", str(self.spool)], check=True)
 
     def keep_reading(self) -> None:
-        """Every state file parses at every moment."""
+        """Check that every state file parses at every moment."""
         while not self.over.wait(0.003):
             for name in ("state.json", "program.json"):
                 with contextlib.suppress(FileNotFoundError):
@@ -744,7 +753,7 @@ class Case:
             ):
                 say(f"lost after {self.kills} kills: {self.state.get('reason')}")
             for name, seen in self.bytes.items():
-                # Last in stderr, on a line of its own, may stand what ssh had to say.
+                # The last line of stderr may be a message of ssh.
                 own = (
                     re.sub(
                         rb"(client_loop: |Connection (to|closed)|Read from remote)[^\n]*\n?\Z",
@@ -763,7 +772,7 @@ class Case:
             status = self.state.get("status")
             right = -self.end if self.end < 0 else self.end << 8
             if self.kept_here and self.end < 0:
-                right = 128 - self.end << 8  # a POSIX sh can't tell one from the other
+                right = 128 - self.end << 8  # a POSIX sh can't tell a signal from such a code
             dumped = status == right | 0x80 if self.end < 0 else False
             sigpipe = self.kills == 3 and status in (signal.SIGPIPE, signal.SIGHUP)
             if status != right and not dumped and not sigpipe:
@@ -824,8 +833,8 @@ class Case:
             self.violations.append(f"directories left: {extra}")
 
     def locked(self, name: str = ".") -> bool:
-        """Return whether somebody holds the lock of the run, or that of one of its files; what
-        isn't there yet is nobody's.
+        """Return whether a process holds the lock of the run, or that of one of its files. A file
+        that doesn't exist yet is not locked.
         """
         try:
             fd = os.open(self.path / name, os.O_RDONLY)
@@ -841,8 +850,8 @@ class Case:
 
 
 def become_subreaper() -> None:
-    """Make this process the parent of every orphan below it, so that what a run leaves behind is
-    seen.
+    """Make this process the parent of every orphan below it, so that the test sees what a run
+    leaves behind.
     """
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
@@ -854,7 +863,7 @@ _birth = threading.Lock()
 def started(
     argv: list[str], kind: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen, **how: Any
 ) -> subprocess.Popen[bytes]:
-    """Start a process whose end is for whoever started it: the reaper leaves it alone."""
+    """Start a process that its starter waits for: the reaper leaves it alone."""
     with _birth:
         process = kind(argv, **how)
         _ours.add(process.pid)
@@ -862,8 +871,8 @@ def started(
 
 
 def reap() -> None:
-    """Take away the orphans that have ended. Another thread's child isn't one: its status would be
-    read as 0.
+    """Reap the orphans that have ended. Leave the children of other threads: reaping one would make
+    its status read as 0.
     """
     with _birth:
         for entry in os.listdir("/proc"):

@@ -1,4 +1,4 @@
-"""Users made for a test where it is root, and removed after it with all they have."""
+"""Users that a test makes as root, and removes afterwards with all their files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 @dataclass(frozen=True)
 class User:
-    """One user with a home of its own."""
+    """One user with a home."""
 
     name: str
     uid: int
@@ -25,7 +25,7 @@ class User:
     home: Path
 
     def give(self, path: Path) -> Path:
-        """Make `path` and all below it this user's, and nobody else's."""
+        """Make the user the only owner of `path` and everything below it."""
         for each in [path, *path.rglob("*")]:
             os.chown(each, self.uid, self.gid)
             each.chmod(0o700 if each.is_dir() else 0o600)
@@ -34,9 +34,7 @@ class User:
 
 @contextlib.contextmanager
 def made(name: str, password: str = "") -> Iterator[User]:
-    """Make a user; an empty `password` is one that nothing matches. Skips the test where that can't
-    be done.
-    """
+    """Make a user. An empty `password` matches nothing. Skip the test where no user can be made."""
     if os.getuid() != 0:
         pytest.skip("needs root: it makes users")
     if not (shutil.which("useradd") and shutil.which("userdel")):
@@ -61,7 +59,7 @@ def made(name: str, password: str = "") -> Iterator[User]:
             )
         yield user
     finally:
-        for process in Path("/proc").iterdir():  # userdel refuses while a process of theirs lives
+        for process in Path("/proc").iterdir():  # userdel refuses while a process of the user lives
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 if process.name.isdecimal() and process.stat().st_uid == user.uid:
                     os.kill(int(process.name), signal.SIGKILL)
@@ -72,7 +70,7 @@ def made(name: str, password: str = "") -> Iterator[User]:
 
 @contextlib.contextmanager
 def sudoers(name: str, *lines: str) -> Iterator[None]:
-    """Add `lines` to what sudo allows on this machine."""
+    """Add `lines` to the machine's sudoers."""
     path = Path("/etc/sudoers.d") / name
     path.write_text("".join(line + "\n" for line in lines))
     path.chmod(0o440)

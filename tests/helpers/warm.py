@@ -1,10 +1,10 @@
-"""corra's command line, `inv`, `fab` and the collector in processes that are forked from one which
-has imported corra already.
+"""corra's command line, `inv`, `fab` and the collector in processes forked from a server that has
+imported corra.
 
-`python -m corra` is 0.2 s of imports, and the tests start a thousand of them. What is forked here
-is as much a process of its own: its own words, environment, directory, descriptors, session and
-signals, their `main`, Python's own end, and it is the child of whoever asked for it. How corra
-starts from nothing is for the tests that start it so.
+`python -m corra` takes 0.2 s of imports, and the tests start a thousand of them. A forked process
+is as much a process of its own: it has its own words, environment, directory, descriptors, session
+and signals, runs the program's `main`, ends as Python ends, and is the child of the test. Only the
+tests of corra's start pay for a cold start.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 _HEAD = struct.Struct("!I")
-# A server that forks gives its child to its own parent by this, so that the test waits for it as
-# for any other.
+# With this flag the server makes its child a child of the server's parent, so that the test waits
+# for it as for any other process.
 _CLONE_PARENT = 0x8000
 _CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine())
-# What an interpreter looks at before it looks at us.
+# Variables that an interpreter reads before it runs any code.
 _STARTS_DIFFERENTLY = ("PYTHON", "LC_", "LANG")
 _CLIENT = (
     "corra.main",
@@ -50,7 +50,7 @@ _CLIENT = (
     "corra.remote.checkup",
     *("fabric", "rich.console", "rich.live", "rich.table"),
 )
-# What each program is: how it is called, its `main`, and what has been imported before.
+# For each program: its argv[0], its `main`, and the modules that its server imports.
 _PROGRAMS = {
     "corra": (str(ROOT / "corra" / "__main__.py"), "corra.main:main", _CLIENT),
     "inv": ("inv", "invoke.main:program.run", _CLIENT),
@@ -70,15 +70,15 @@ _PROGRAMS = {
 
 
 def differs(env: Mapping[str, str]) -> bool:
-    """Whether this environment would make another interpreter of it than the one that imported
-    corra.
+    """Return whether this environment would change the interpreter itself, so that the server that
+    imported corra can't stand in for it.
     """
     return _CLONE is None or any(name.startswith(_STARTS_DIFFERENTLY) for name in env)
 
 
 class Warm(subprocess.Popen[bytes]):
-    """A Popen of one of the programs; `args` are its words alone. With `terminal`, stdin is the
-    terminal of the session that it leads.
+    """A Popen of one of the programs; `args` are its words without the program's name. With
+    `terminal`, the process leads a session whose terminal is its stdin.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Warm(subprocess.Popen[bytes]):
 def run(
     *words: str, program: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
-    """Run one to its end, without stdin. `env` comes over our own."""
+    """Run a program to its end, without stdin. `env` is added to this process's environment."""
     pipe = subprocess.PIPE
     whole = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
     with Warm(
@@ -137,7 +137,7 @@ def run(
 
 # ---- asking
 
-# By what they have imported.
+# By the modules that they have imported.
 _servers: dict[tuple[str, ...], tuple[subprocess.Popen[bytes], socket.socket]] = {}
 _asking = threading.Lock()
 
@@ -155,12 +155,12 @@ def _left(process: subprocess.Popen[bytes], door: socket.socket) -> None:
 
 
 def servers() -> set[int]:
-    """Return the pids of those of our children that are here for every test."""
+    """Return the pids of the servers, which stay for every test."""
     return {process.pid for process, _ in _servers.values()}
 
 
 def _forked(order: Mapping[str, Any], fds: list[int]) -> int:
-    """Return the pid of a new process. A server that a test has killed has a successor."""
+    """Return the pid of a new process. A server that a test has killed is replaced."""
     text = json.dumps(order).encode()
     imported = _PROGRAMS[order["program"]][2]
     with _asking:
@@ -197,7 +197,7 @@ def _opened(imported: Sequence[str]) -> tuple[subprocess.Popen[bytes], socket.so
 
 
 def _serve(door: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Fork for each order until there is nobody to ask; return in each child, with its order and
+    """Fork for each order until the test process leaves. Return in each child, with its order and
     its descriptors.
     """
     while True:
@@ -215,7 +215,7 @@ def _serve(door: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def _fork() -> int:
-    """As os.fork, but the child is our parent's."""
+    """Fork as os.fork does, but make the child a child of this process's parent."""
     ctypes.pythonapi.PyOS_BeforeFork()
     pid = int(_syscall(_CLONE, _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0))
     if pid == 0:
@@ -225,12 +225,12 @@ def _fork() -> int:
     return pid
 
 
-# PyDLL: nobody else may run in between.
+# PyDLL keeps the GIL: no other thread may run in between.
 _syscall = ctypes.PyDLL(None).syscall
 
 
 def _become(order: Mapping[str, Any], fds: list[int]) -> None:
-    """Be what an exec would have made of us."""
+    """Turn this process into what an exec would have made of it."""
     if order["session"]:
         os.setsid()
     for own, fd in enumerate(fds):
@@ -245,9 +245,15 @@ def _become(order: Mapping[str, Any], fds: list[int]) -> None:
     sys.path[0] = order["cwd"]
     sys.argv = [_PROGRAMS[order["program"]][0], *order["words"]]
     encoding, errors = sys.stdout.encoding, sys.stdout.errors
-    sys.stdin = sys.__stdin__ = open(0, encoding=encoding, errors=errors, closefd=False)  # type: ignore[misc] # noqa: SIM115
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding=encoding, errors=errors, closefd=False)  # type: ignore[misc] # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", 1, encoding, "backslashreplace", closefd=False)  # type: ignore[misc] # noqa: SIM115
+    sys.stdin = sys.__stdin__ = open(  # type: ignore[misc] # noqa: SIM115
+        0, encoding=encoding, errors=errors, closefd=False
+    )
+    sys.stdout = sys.__stdout__ = open(  # type: ignore[misc] # noqa: SIM115
+        1, "w", encoding=encoding, errors=errors, closefd=False
+    )
+    sys.stderr = sys.__stderr__ = open(  # type: ignore[misc] # noqa: SIM115
+        2, "w", 1, encoding, "backslashreplace", closefd=False
+    )
 
 
 if __name__ == "__main__":

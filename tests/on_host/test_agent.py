@@ -38,10 +38,14 @@ from agent_door import (
 from corra import agent
 
 SEED_KEYS = {
-    "proc_id", "state", "program", "agent_pid", "pid", "exception", "status", "return_code", "signal", "rusage", "start_time", "end_time",
+    "proc_id", "state", "program", "agent_pid", "pid", "exception", "status", "return_code",
+    "signal", "rusage", "start_time", "end_time",
 }  # fmt: skip
 # Says how often TERM came; USR1 ends it. `wait` is what a trap interrupts.
-COUNTS_TERM = 'trap "echo term" TERM; trap "kill $!; exit 3" USR1; setsid sleep 1000 & echo ready; while kill -0 $!; do wait $!; done'
+COUNTS_TERM = (
+    'trap "echo term" TERM; trap "kill $!; exit 3" USR1; setsid sleep 1000 & echo ready; while '
+    "kill -0 $!; do wait $!; done"
+)
 IGNORES_TERM = 'trap "" TERM; echo ready; sleep 1000 & wait'
 
 
@@ -397,7 +401,10 @@ def test_the_program_has_a_session_of_its_own_default_signals_no_mask_and_three_
     blocking = [
         sys.executable,
         "-ISEc",
-        "import os, signal, sys; signal.pthread_sigmask(0, signal.valid_signals()); os.execv(sys.argv[1], sys.argv[1:])",
+        (
+            "import os, signal, sys; signal.pthread_sigmask(0, signal.valid_signals()); "
+            "os.execv(sys.argv[1], sys.argv[1:])"
+        ),
     ]
     for door in fresh(tmp_path, python=python, prefix=ignoring + blocking):
         state = door.start(["cat", "/proc/self/status"], umask=0o027)
@@ -549,7 +556,8 @@ def failures(at: Path) -> dict[str, tuple[dict[str, object], int, str, str]]:
 
 
 FAILURES = (
-    "not in PATH|not there|not executable|a directory|no #!|no interpreter|CR LF|too much in all|too long a word|a loop of links|"
+    "not in PATH|not there|not executable|a directory|no #!|no interpreter|CR LF|too much in "
+    "all|too long a word|a loop of links|"
     "cwd missing|cwd no directory|cwd relative"
 )
 
@@ -956,7 +964,7 @@ def test_a_live_follow_cut_again_and_again_and_resumed_has_every_byte_once(door)
         enough = chance.randrange(1 << 22)
         with door.follow(state["prog_id"], cursor={"stdout": len(got)}) as follow:
             try:
-                follow.until(lambda each: len(each.stdout()) > enough)  # noqa: B023 - used in this turn only
+                follow.until(lambda each: len(each.stdout()) > enough)  # noqa: B023
             except EOFError:
                 break
             finally:
@@ -965,7 +973,10 @@ def test_a_live_follow_cut_again_and_again_and_resumed_has_every_byte_once(door)
 
 
 def test_a_tail_counts_lines_over_both_streams_in_the_order_they_came(door, gate):
-    script = 'echo o1; echo o2; read a < "$0"; echo e1 >&2; read a < "$0"; echo o3; read a < "$0"; echo e2 >&2; read a < "$0"; printf o4'
+    script = (
+        'echo o1; echo o2; read a < "$0"; echo e1 >&2; read a < "$0"; echo o3; read a < "$0"; '
+        'echo e2 >&2; read a < "$0"; printf o4'
+    )
     state = door.start(["sh", "-c", script, gate.path])
     with door.follow(state["prog_id"]) as follow:
         for stream, part in (
@@ -1070,7 +1081,7 @@ def test_a_follow_whose_client_has_fallen_silent_leaves_by_itself_and_one_that_p
             while silent.process.poll() is None:
                 talking.send(b"P\n")
                 beats = talking.beats()
-                talking.until(lambda each: each.beats() > beats)  # noqa: B023 - used in this turn only
+                talking.until(lambda each: each.beats() > beats)  # noqa: B023
                 out = silent.process.stdout
                 assert out is not None
                 select.select([out], [], [], 0.1)

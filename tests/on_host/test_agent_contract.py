@@ -72,7 +72,10 @@ def test_what_it_calls_os_is_posix_and_has_all_that_it_takes_from_there(python):
         and isinstance(node.value, ast.Name)
         and node.value.id == "os"
     }
-    check = "import sys, posix; sys.path.insert(0, sys.argv[1]); import agent; print([x for x in sys.argv[2:] if not hasattr(posix, x)], 'os' in sys.modules)"
+    check = (
+        "import sys, posix; sys.path.insert(0, sys.argv[1]); import agent; print([x for x in "
+        "sys.argv[2:] if not hasattr(posix, x)], 'os' in sys.modules)"
+    )
     said = subprocess.check_output(
         [python, "-ISEB", "-c", check, str(AGENT.parent), *sorted(used)], text=True
     )

@@ -211,7 +211,7 @@ def test_random_kills_at_any_moment_leave_every_run_exact_or_with_all_guards_dea
         starter.stdin.close()
         starter.stdin = None
         directory = door.directory(name)
-        everyone = eventually(lambda: guards_of(directory))  # noqa: B023 - used in this turn only
+        everyone = eventually(lambda: guards_of(directory))  # noqa: B023
         if chance.random() < 0.5:
             starter.communicate()  # the program runs
         count = chance.choice([1, 1, 2, 2, 3])
@@ -492,7 +492,10 @@ def test_a_pid_used_again_in_a_pid_namespace_is_never_signalled(tmp_path, python
     if os.getuid() != 0 or not shutil.which("unshare"):
         pytest.skip("needs root and unshare: it makes a pid namespace")
     # Its first process reaps orphans: one child lives as long as the test.
-    script = "import os, sys\npid = os.fork()\nif not pid:\n    sys.stdin.read(); os._exit(0)\nprint('up', flush=True)\nwhile os.wait()[0] != pid: pass"
+    script = (
+        "import os, sys\npid = os.fork()\nif not pid:\n    sys.stdin.read(); os._exit(0)\n"
+        "print('up', flush=True)\nwhile os.wait()[0] != pid: pass"
+    )
     first = subprocess.Popen(
         ["unshare", "-p", "-f", "--mount-proc", sys.executable, "-ISEc", script],
         stdin=subprocess.PIPE,
@@ -512,7 +515,9 @@ def test_a_pid_used_again_in_a_pid_namespace_is_never_signalled(tmp_path, python
             pids = [*guards(state), state["pid"]]
             subprocess.run([*enter, "kill", "-9", *map(str, pids)], check=True)
             probe = [*enter, "kill", "-0", str(state["pid"])]
-            eventually(lambda: subprocess.run(probe, check=False, capture_output=True).returncode)  # noqa: B023 - used in this turn only
+            eventually(
+                lambda: subprocess.run(probe, check=False, capture_output=True).returncode  # noqa: B023
+            )
             assert door.status(state["prog_id"])["state"] == "lost"
             # The same user's next process gets that pid.
             again = (
@@ -1015,7 +1020,10 @@ def test_what_cant_be_killed_is_reported_by_pid(open_tmp, theirs):
         for door in as_user(open_tmp, theirs):
             door.spool = door.home / "spool"
             door.constants = "agent.KILL_DEADLINE_NS = 3 * 10**8; "
-            code = "import os, signal; os.setresuid(0, 0, 0); print('ready', flush=True); signal.pause()"
+            code = (
+                "import os, signal; os.setresuid(0, 0, 0); print('ready', flush=True); "
+                "signal.pause()"
+            )
             state = door.start(["sh", "-c", f'"{mighty}" -ISEc "{code}" & echo $!; wait'])
             with door.follow(state["prog_id"]) as follow:
                 follow.until(lambda each: len(each.stdout().split()) == 2)
@@ -1149,7 +1157,8 @@ def test_a_follower_that_gets_no_inotify_has_every_byte_all_the_same(
     open_tmp: Path, theirs: str
 ) -> None:
     hoard = (
-        "import ctypes, sys\nlibc = ctypes.CDLL(None)\nfor _ in range(100000):\n if libc.inotify_init1(0) < 0: break\n"
+        "import ctypes, sys\nlibc = ctypes.CDLL(None)\nfor _ in range(100000):\n"
+        " if libc.inotify_init1(0) < 0: break\n"
         "print('none left', flush=True)\nsys.stdin.read()"
     )
     for door in as_user(open_tmp, theirs):
@@ -1194,7 +1203,7 @@ def little_memory() -> Iterator[Path]:
             if (at / limit).exists():
                 (at / limit).write_text(str(64 << 20))
                 yield at
-                eventually(lambda: not (at / "cgroup.procs").read_text())  # noqa: B023 - used in this turn only
+                eventually(lambda: not (at / "cgroup.procs").read_text())  # noqa: B023
                 at.rmdir()
                 return
             at.rmdir()
@@ -1227,8 +1236,10 @@ def test_a_user_whose_pipes_may_hold_hardly_anything_any_more_loses_nothing(open
     (pipe-user-pages-soft).
     """
     hoard = (
-        "import fcntl, os, sys\nkept = []\nfor _ in range(64):\n kept.append(os.pipe())\n try: fcntl.fcntl(kept[-1][0], 1031, 1 << 20)\n"
-        " except OSError: break\nprint(fcntl.fcntl(os.pipe()[0], 1032), flush=True)\nsys.stdin.read()"
+        "import fcntl, os, sys\nkept = []\nfor _ in range(64):\n kept.append(os.pipe())\n"
+        " try: fcntl.fcntl(kept[-1][0], 1031, 1 << 20)\n"
+        " except OSError: break\nprint(fcntl.fcntl(os.pipe()[0], 1032), flush=True)\n"
+        "sys.stdin.read()"
     )
     for door in as_user(open_tmp, theirs):
         door.spool = door.home / "spool"

@@ -31,7 +31,8 @@ def aged(door: Door, prog_id: str, days: float) -> None:
 
 def ended(door: Door, days: float, *, size: int = 10_000, code: int = 0, **how: object) -> str:
     """Return the id of a run that wrote `size` bytes and ended so long ago."""
-    state = door.start(["sh", "-c", f"head -c {size} /dev/zero; exit {code}"], **how)  # type: ignore[arg-type]
+    script = f"head -c {size} /dev/zero; exit {code}"
+    state = door.start(["sh", "-c", script], **how)  # type: ignore[arg-type]
     prog_id: str = state["prog_id"]
     door.wait(prog_id)
     eventually(lambda: not agent.Run(str(door.spool), prog_id).alive())

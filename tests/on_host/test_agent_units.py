@@ -20,8 +20,10 @@ from properties import PROPERTY, json_values
 
 MS = 10**6
 VIEW = {
-    "stop": None, "ended": False, "recorded": False, "final": False, "alone": False, "wait_children": False, "timed": True,
-    "timeout_at": None, "kill_ns": agent.KILL_DEADLINE_NS, "again_at": 0, "retry_at": 0, "blocked": False, "room_at": 0, "due": False, "told": False, "reaped": False,
+    "stop": None, "ended": False, "recorded": False, "final": False, "alone": False,
+    "wait_children": False, "timed": True,
+    "timeout_at": None, "kill_ns": agent.KILL_DEADLINE_NS, "again_at": 0, "retry_at": 0,
+    "blocked": False, "room_at": 0, "due": False, "told": False, "reaped": False,
     "open": True, "courier": False, "courier_at": None, "heed_at": None,
 }  # fmt: skip
 
@@ -118,7 +120,9 @@ views = st.fixed_dictionaries({
     "timeout_at": st.none() | times,
     "courier_at": st.none() | times,
     "heed_at": st.none() | times,
-    "stop": st.none() | st.tuples(st.just("n"), st.just("killed"), times, st.sampled_from(["grace", "killing", "done"])).map(list),
+    "stop": st.none() | st.tuples(
+        st.just("n"), st.just("killed"), times, st.sampled_from(["grace", "killing", "done"])
+    ).map(list),
 })  # fmt: skip
 
 
@@ -153,8 +157,10 @@ HERE, START = "this-boot", 50 * 10**9
 
 def facts(**more: Any) -> dict[str, Any]:
     base = {
-        "alive": True, "launched": (4711, 99, HERE, 1_700_000_000 * 10**9, START), "record": agent.Record(), "failure": None,
-        "sizes": {"stdout": 10, "stderr": 0}, "last_ns": 0, "gone": False, "boot_id": HERE, "mono_ns": START + 10**9, "spool": "/s",
+        "alive": True, "launched": (4711, 99, HERE, 1_700_000_000 * 10**9, START),
+        "record": agent.Record(), "failure": None,
+        "sizes": {"stdout": 10, "stderr": 0}, "last_ns": 0, "gone": False, "boot_id": HERE,
+        "mono_ns": START + 10**9, "spool": "/s",
     }  # fmt: skip
     return {**base, **more}
 

@@ -124,7 +124,7 @@ def test_a_follower_that_lags_is_told_of_each_gap_and_never_shown_a_hole(door):
         for size in (1, 100, 5000, 70_000):
             follow._take(os.read(follow.process.stdout.fileno(), size))
             seen = dropped(door, prog_id)
-            eventually(lambda: dropped(door, prog_id) > seen)  # noqa: B023 - used in this turn only
+            eventually(lambda: dropped(door, prog_id) > seen)  # noqa: B023
         length = door.stop(prog_id, 5)["state"]["streams"]["stdout"]["length"]
         follow.drain()
     assert exact(ruled(0, length), follow) > 0 and len(follow.gaps) > 1
@@ -161,7 +161,7 @@ def test_keepers_killed_while_a_stream_is_cut_lose_nothing_that_is_kept(door):
         keeper = door.status(prog_id)["agent_pid"]
         eventually(lambda: dropped(door, prog_id))
         kill(keeper)
-        eventually(lambda: door.status(prog_id)["agent_pid"] not in (keeper, None))  # noqa: B023 - used in this turn only
+        eventually(lambda: door.status(prog_id)["agent_pid"] not in (keeper, None))  # noqa: B023
         seen = dropped(door, prog_id)
         eventually(lambda: dropped(door, prog_id) > seen)  # noqa: B023
     final = door.stop(prog_id, 5)["state"]
@@ -476,7 +476,10 @@ def test_each_limit_holds_in_the_program_and_not_for_its_guards(door):
         "nice": 19,
         "oom_score_adj": 500,
     }
-    script = "ulimit -Sn; ulimit -Sc; ulimit -Hc; ulimit -St; ulimit -Ht; ulimit -Sv; nice; cat /proc/self/oom_score_adj; cat /proc/$PPID/limits"
+    script = (
+        "ulimit -Sn; ulimit -Sc; ulimit -Hc; ulimit -St; ulimit -Ht; ulimit -Sv; nice; cat "
+        "/proc/self/oom_score_adj; cat /proc/$PPID/limits"
+    )
     final = limited(door, script, given)
     assert final["said"][:8] == [
         "100",
@@ -552,7 +555,10 @@ def test_who_uses_up_the_cpu_time_is_told_why(door):
 
 
 def test_a_limit_of_memory_is_each_processs_address_space(door):
-    script = "python3 -c 'x = bytearray(600 << 20)' 2> /dev/null || echo no; python3 -c 'x = bytearray(60 << 20)' && echo yes"
+    script = (
+        "python3 -c 'x = bytearray(600 << 20)' 2> /dev/null || echo no; python3 -c 'x = "
+        "bytearray(60 << 20)' && echo yes"
+    )
     assert limited(door, script, {"memory": 500 << 20})["said"] == ["no", "yes"]
 
 

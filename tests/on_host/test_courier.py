@@ -205,8 +205,10 @@ def test_each_status_means_one_thing(status, headers, do, slow):
 @pytest.mark.parametrize(
     "text, expected",
     [
-        (None, None), ("", None), ("0", 0.0), ("120", 120.0), ("999999999", 3600.0), ("-5", None), ("soon", None),
-        (email.utils.formatdate(1_000_030.0, usegmt=True), 30.0), (email.utils.formatdate(999_000.0, usegmt=True), 0.0),
+        (None, None), ("", None), ("0", 0.0), ("120", 120.0), ("999999999", 3600.0), ("-5", None),
+        ("soon", None),
+        (email.utils.formatdate(1_000_030.0, usegmt=True), 30.0),
+        (email.utils.formatdate(999_000.0, usegmt=True), 0.0),
     ],
 )  # fmt: skip
 def test_retry_after_is_seconds_or_a_date_and_at_most_an_hour(text, expected):
@@ -232,7 +234,8 @@ def test_no_answer_upsets_it(body, offset):
 # ---------------------------------------------------------------- what to do next
 
 VIEW: dict[str, Any] = {
-    "streams": {}, "final": None, "retry_at": 0.0, "give_up_at": None, "state_at": None, "buffer": 100, "latency": 1.0, "done": False,
+    "streams": {}, "final": None, "retry_at": 0.0, "give_up_at": None, "state_at": None,
+    "buffer": 100, "latency": 1.0, "done": False,
 }  # fmt: skip
 
 
@@ -507,8 +510,8 @@ def test_a_name_server_that_never_answers_costs_a_courier_and_the_next_one_tries
     home = new_home(REQUEST_S=0.3)
     # The library's own call hangs as it would in a resolver; nothing in Python can end it.
     hang = (
-        'import os as _os\nif not _os.path.exists("%s"):\n    socket.create_connection = lambda *_: time.sleep(60)\n'
-        % (home.base / "dns")
+        'import os as _os\nif not _os.path.exists("%s"):\n'
+        "    socket.create_connection = lambda *_: time.sleep(60)\n" % (home.base / "dns")
     )
     text = (home.base / "courier.py").read_text()
     (home.base / "courier.py").write_text(text.replace("# ==", hang + "\n# ==", 1))

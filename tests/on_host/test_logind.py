@@ -31,7 +31,10 @@ def machine() -> Iterator[rig.Rig]:
 
 
 def kill_user_processes(machine: rig.Rig, value: str) -> None:
-    script = f"mkdir -p /etc/systemd/logind.conf.d; printf '[Login]\\nKillUserProcesses={value}\\n' > {KILLS}; systemctl reset-failed systemd-logind; systemctl restart systemd-logind"
+    script = (
+        f"mkdir -p /etc/systemd/logind.conf.d; printf '[Login]\\nKillUserProcesses={value}\\n' > "
+        f"{KILLS}; systemctl reset-failed systemd-logind; systemctl restart systemd-logind"
+    )
     done = machine.root("sh", "-c", script)
     assert done.returncode == 0, done.stderr
 
@@ -171,9 +174,9 @@ def test_limits_of_a_whole_tree_are_a_clear_no_where_nothing_would_hold_them(
     linger(machine, False)
     reply = start(machine, limits=LIMITS)
     assert (reply["error"], reply["user"]) == ("no_scope", rig.USER)
-    assert (
-        reply["message"]
-        == f"cpu_quota and memory_max: only a systemd of {rig.USER}'s own can set that, and linger is off"
+    assert reply["message"] == (
+        f"cpu_quota and memory_max: only a systemd of {rig.USER}'s own can set that, and "
+        f"linger is off"
     )
     linger(machine, True)
     if has_controllers(machine):
@@ -183,9 +186,9 @@ def test_limits_of_a_whole_tree_are_a_clear_no_where_nothing_would_hold_them(
         (start_as_root(machine), "root"),
     ):
         assert reply["error"] == "no_scope"
-        assert (
-            reply["message"]
-            == f"cpu_quota and memory_max: the systemd of {user} has no cgroup v2 controller: cpu memory"
+        assert reply["message"] == (
+            f"cpu_quota and memory_max: the systemd of {user} has no cgroup v2 controller: "
+            f"cpu memory"
         )
 
 

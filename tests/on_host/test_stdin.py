@@ -289,7 +289,7 @@ def test_what_was_read_is_kept_unless_it_is_to_be_forgotten(door):
 
 
 def test_its_stdin_is_closed_by_nobody_but_its_end(door):
-    """The guards hold it, so a program that reads on is neither ended nor woken by whoever leaves."""
+    """The guards hold stdin open, so a client that leaves neither ends nor wakes the program."""
     state = cat(door)
     with sender(door) as stream:
         stream.send(b"I 0 2\na\n")

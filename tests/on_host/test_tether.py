@@ -316,7 +316,8 @@ def test_a_stand_in_is_the_signal_there_and_so_is_a_real_one(carry, shell, name)
         process = carry(
             "sh",
             "-c",
-            f"exec 2>/dev/null; trap 'echo {name}; exit 3' {trapped}; echo ready; while :; do sleep 0.05; done",
+            f"exec 2>/dev/null; trap 'echo {name}; exit 3' {trapped}; echo ready; while :; "
+            f"do sleep 0.05; done",
             shell=shell,
         )
         assert line_of(process) == b"ready\n"
@@ -336,7 +337,9 @@ def test_kill_there_is_for_the_whole_tree(carry, shell, where, tmp_path):
     # A child in a session of its own, one that ignores what it can, and one of a child; each says
     # its pid.
     script = """trap '' TERM HUP; echo $$ >>"$0"
-    setsid sh -c 'echo $$ >>"$0"; sleep 1000; :' "$0" & (sh -c 'echo $$ >>"$0"; sleep 1000; :' "$0"; :) & sleep 1000 & echo $! >>"$0"
+    setsid sh -c 'echo $$ >>"$0"; sleep 1000; :' "$0" &
+    (sh -c 'echo $$ >>"$0"; sleep 1000; :' "$0"; :) &
+    sleep 1000 & echo $! >>"$0"
     echo ready; wait"""
     pids = tmp_path / "pids"
     process = carry("sh", "-c", script, str(pids), shell=shell, text=text)
@@ -415,10 +418,15 @@ def _parent(pid: int) -> int:
 
 @pytest.mark.parametrize("lie", ["exit 256", "exit -1", "exit none", "%099999d"])
 def test_a_host_that_lies_in_its_marks_ends_in_a_lost_link_and_holds_no_memory(carry, lie):
-    begin = "IFS= read -r n; printf 'corra-%s pid 1\\n' $n >&2; printf 'corra-%s begin\\ncorra-%s end\\n' $n $n; "
+    begin = (
+        "IFS= read -r n; printf 'corra-%s pid 1\\n' $n >&2; printf 'corra-%s begin\\ncorra-%s "
+        "end\\n' $n $n; "
+    )
     process = carry(
         "true",
-        text=f"echo corra-far hello >&2; {begin} printf 'corra-%s {lie}\\n' $n >&2; exec sleep 1000",
+        text=(
+            f"echo corra-far hello >&2; {begin} printf 'corra-%s {lie}\\n' $n >&2; exec sleep 1000"
+        ),
     )
     process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL
@@ -478,7 +486,8 @@ def test_a_child_left_behind_with_the_output_open_keeps_nobody_waiting(carry, tm
 
 def test_a_reader_that_stands_still_holds_the_program_back_and_signals_go_through(carry, tmp_path):
     heard = tmp_path / "heard"
-    script = """trap '' TERM; dd if=/dev/zero bs=65536 count=64 2>/dev/null & trap 'echo it >"$0"; wait; exit 5' TERM; echo ready; wait"""
+    script = """trap '' TERM; dd if=/dev/zero bs=65536 count=64 2>/dev/null &
+    trap 'echo it >"$0"; wait; exit 5' TERM; echo ready; wait"""
     process = carry("sh", "-c", script, str(heard))
     assert line_of(process) == b"ready\n"
     process.terminate()

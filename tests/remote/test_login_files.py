@@ -1,4 +1,6 @@
-"""Hosts that have never worked: login files that read what is meant for the agent, through a real sshd."""
+"""Hosts that have never worked: login files that read what is meant for the agent, through a real
+sshd.
+"""
 
 from __future__ import annotations
 

@@ -539,7 +539,7 @@ def test_two_passes_at_once_come_to_the_same_runs(host: str, home: Path) -> None
 
 
 def test_a_start_whose_link_breaks_is_found_by_the_next_pass(sshd: Sshd, home: Path) -> None:
-    """The connection ends after so many bytes, wherever in the step that is, and the pass gives up."""
+    """The connection ends after so many bytes, anywhere in the step, and the pass gives up."""
     with Proxy(sshd.port) as proxy:
         sshd.add_host("p", Port=proxy.port, HostKeyAlias=f"[127.0.0.1]:{sshd.port}")
         corra.run("p", ["true"])

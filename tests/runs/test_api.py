@@ -335,9 +335,8 @@ def test_the_same_id_is_the_same_run_and_another_command_a_conflict(
     assert marks.read_text() == "ran\n"
     with pytest.raises(corra.Conflict) as caught:
         corra.start(target, ["./pay", "--twice"], id="pay-20261123", cwd="/")
-    assert (
-        caught.value.line
-        == f"corra: pay-20261123 on {target.host}: NOT STARTED: this id already names another command"
+    assert caught.value.line == (
+        f"corra: pay-20261123 on {target.host}: NOT STARTED: this id already names another command"
     )
     assert caught.value.hint[0].startswith("there: sh -c 'echo ran") and caught.value.hint[
         0
@@ -570,7 +569,10 @@ def test_a_client_killed_in_mid_start_and_run_again_executes_once(
 
 
 def test_importing_corra_imports_nothing_else() -> None:
-    code = "import sys, corra; print([m for m in sys.modules if m.startswith(('corra.', 'fabric', 'invoke', 'rich', 'paramiko'))])"
+    code = (
+        "import sys, corra; print([m for m in sys.modules if m.startswith(('corra.', 'fabric', "
+        "'invoke', 'rich', 'paramiko'))])"
+    )
     said = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -605,7 +607,8 @@ def test_a_result_is_fabrics_and_prints_as_theirs(home: Path) -> None:
 
 def test_an_error_in_somebodys_task_prints_one_line_and_sets_the_code(home: Path) -> None:
     (home / "tasks.py").write_text(
-        "from invoke import task\nimport corra\n\n@task\ndef go(c):\n    corra.run('local', ['sh', '-c', 'exit 9'])\n"
+        "from invoke import task\nimport corra\n\n@task\ndef go(c):\n"
+        "    corra.run('local', ['sh', '-c', 'exit 9'])\n"
     )
     said = subprocess.run(
         [sys.executable, "-m", "invoke", "go"],

@@ -150,7 +150,8 @@ class Agent:
 def state(kind: str = "running", **lengths: int) -> dict[str, Any]:
     streams = {name: {"length": length} for name, length in lengths.items()}
     over = {"return_code": 0, "reason": "exited"} if kind == "exited" else {}
-    return State(ID, kind, name="migrate", argv=("x",), streams=streams or None, **over).to_json()  # type: ignore[arg-type]
+    how = {"name": "migrate", "argv": ("x",), "streams": streams or None, **over}
+    return State(ID, kind, **how).to_json()  # type: ignore[arg-type]
 
 
 def out(stream: str, offset: int, data: bytes) -> bytes:
@@ -399,7 +400,7 @@ def test_a_host_that_says_nothing_is_asked_over_a_new_connection_and_given_more_
 def test_a_host_that_never_answered_is_given_up_after_a_few_tries(
     clock: SetClock, error: Exception, tries: int
 ) -> None:
-    """What never worked is no lost link. Whether the request has arrived is unknown, and said so."""
+    """A link that never worked isn't lost. The error says that the request may have arrived."""
     agent = Agent(*[error] * 20)
     with pytest.raises(MaybeStarted, match=rf"{error} \({tries} tries\)") as caught:
         list(Follow(agent, ID, start=Start(request()), clock=clock))
@@ -551,7 +552,7 @@ def test_a_wake_up_cuts_a_pause_short(clock: SetClock) -> None:
 
 
 def test_whoever_was_away_too_long_comes_back_without_a_word(clock: SetClock) -> None:
-    """A pager that wasn't scrolled for a minute: the host's follow has left, and nothing is wrong."""
+    """A pager stands still for a minute: the host's follow has left, and nothing is wrong."""
     first, second = (
         link(clock, out("stdout", 0, b"a"), b""),
         link(clock, out("stdout", 1, b"b"), said(stdout=2)),

@@ -29,7 +29,8 @@ def made(tail: str, stamp: str = "20261123t014409z") -> str:
 
 
 def remembered(prog_id: str, host: str = "db1", **facts: object) -> Entry:
-    entry = Entry(prog_id, host, **{"started": 1.0, "state": "running", **facts})  # type: ignore[arg-type]
+    facts = {"started": 1.0, "state": "running", **facts}
+    entry = Entry(prog_id, host, **facts)  # type: ignore[arg-type]
     history.remember_run(entry)
     return entry
 

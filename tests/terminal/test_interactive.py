@@ -161,7 +161,10 @@ def test_who_comes_later_has_what_is_switched_on_there_is_asked_nothing_old_and_
     """A full-screen program, as seen by who started it and by who comes later: it has asked what
     the terminal is, and for keys as kitty sends them.
     """
-    asks = r"printf '\033[?1049h\033[?1h\033[?2004h\033[>1u\033[6n\033]11;?\007first\n'; sed -u 's/^/said: /'"
+    asks = (
+        r"printf '\033[?1049h\033[?1h\033[?2004h\033[>1u\033[6n\033]11;?\007first\n'; sed -u "
+        r"'s/^/said: /'"
+    )
     opened = terminal(
         "run", "-i", "--pty", "--name", "full", "--host", "local", "--", "sh", "-c", asks
     )

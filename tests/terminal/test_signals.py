@@ -34,7 +34,10 @@ from terminal import Terminal
 DEADLINE_S = 30.0
 LOCAL = ("--host", "local")
 # Says when it is ready, what it was sent, and ends by itself should a test forget it.
-PROGRAM = "trap 'echo got term; exit 5' TERM; trap 'echo got hup; exit 6' HUP; echo ready; i=0; while [ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done"
+PROGRAM = (
+    "trap 'echo got term; exit 5' TERM; trap 'echo got hup; exit 6' HUP; echo ready; i=0; while "
+    "[ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done"
+)
 
 
 class Watcher:

@@ -36,7 +36,10 @@ from tmux import PATIENCE_S, PROMPT, Tmux
 CORRA = f"{shlex.quote(sys.executable)} -m corra"
 # Each thing that a program may leave switched and that tmux tells of, and characters that are drawn
 # as lines.
-ALL = r"\033[?1049h\033[?1h\033=\033[?25l\033[3 q\033[?1003h\033[?1006h\033[?2004h\033[?7l\033[4h\033[2;9r\033[?6h\033(0\033[31m"
+ALL = (
+    r"\033[?1049h\033[?1h\033=\033[?25l\033[3 "
+    r"q\033[?1003h\033[?1006h\033[?2004h\033[?7l\033[4h\033[2;9r\033[?6h\033(0\033[31m"
+)
 SIGNALS = {
     "HUP": [signal.SIGHUP],
     "HUP and TERM": [signal.SIGHUP, signal.SIGTERM],
@@ -168,7 +171,8 @@ def test_what_fills_the_screen_follows_its_size_and_keys_and_leaves_the_screen_a
     there = seat(rows=sizes[0])
     before = there.modes
     there.command(
-        f"echo earlier; {CORRA} run -i --pty --name full --host far -- {shlex.join([needs(program), *rest])}"
+        f"echo earlier; {CORRA} run -i --pty --name full --host far -- "
+        f"{shlex.join([needs(program), *rest])}"
     )
     there.expect(shown)
     wait_for(lambda: len(there.screen.splitlines()) == sizes[0])
@@ -262,7 +266,8 @@ def test_what_is_pasted_arrives_once_and_whole(
         "".join(f"    {n} and some words behind it\n" for n in range(3300)),
     )
     (home / "vimrc").write_text(
-        "set nocompatible autoindent t_BE=\x1b[?2004h t_BD=\x1b[?2004l t_PS=\x1b[200~ t_PE=\x1b[201~\n"
+        "set nocompatible autoindent t_BE=\x1b[?2004h t_BD=\x1b[?2004l t_PS=\x1b[200~ "
+        "t_PE=\x1b[201~\n"
     )
     words = [*vim(), str(file)]
     words[words.index("-u") + 1] = str(home / "vimrc")

@@ -107,7 +107,8 @@ def test_what_a_login_shell_gets_is_one_line_of_printable_ascii(text: str) -> No
 
 
 def test_a_command_made_of_plain_words_is_left_as_it_is() -> None:
-    command = """exec /bin/sh -c 'for p in a b; do case $("$p" -V) in "x"[6-9]*) exec "$p";; esac; done' 'f(0,"rb")'"""
+    script = """for p in a b; do case $("$p" -V) in "x"[6-9]*) exec "$p";; esac; done"""
+    command = f"""exec /bin/sh -c '{script}' 'f(0,"rb")'"""
     assert portable(command) == command
 
 

@@ -22,7 +22,7 @@ CHANNEL = 7
 
 
 class Pieces(socket.socket):
-    """A connection that hands out what has come in pieces of the sizes given, and then at random."""
+    """A connection that hands out its data in pieces of the given sizes, then of random ones."""
 
     sizes: Iterator[int] = iter(())
 

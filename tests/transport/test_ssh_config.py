@@ -1,4 +1,6 @@
-"""All of ssh_config on the default link, against a real sshd: each directive is done, or goes through ssh, and none is ignored in silence."""
+"""All of ssh_config on the default link, against a real sshd: each directive is done, or goes
+through ssh, and none is ignored in silence.
+"""
 
 import gzip
 import os
@@ -87,8 +89,8 @@ def test_the_documented_table_is_the_one_that_is_used() -> None:
     assert table == rows
 
 
-# A value of each directive that isn't its default. None: this needs more than a line, and has a test
-# of its own below.
+# A value of each directive that isn't its default. None: this needs more than a line, and has a
+# test of its own below.
 VALUES: dict[str, str | None] = {
     "Host": None,
     "Match": None,
@@ -257,7 +259,8 @@ def test_no_directive_keeps_a_command_from_the_ssh_program(
     assert wrong == []
 
 
-# What /etc/ssh/ssh_config of Debian 12 and of Fedora 41 (with its crypto policy DEFAULT) sets for every host.
+# What /etc/ssh/ssh_config of Debian 12 and of Fedora 41 (with its crypto policy DEFAULT) sets for
+# every host.
 DEBIAN = """
     SendEnv LANG LC_*
     HashKnownHosts yes
@@ -270,11 +273,18 @@ FEDORA = """
     SendEnv LC_PAPER LC_NAME LC_ADDRESS LC_TELEPHONE LC_MEASUREMENT
     SendEnv LC_IDENTIFICATION LC_ALL LANGUAGE
     SendEnv XMODIFIERS
-    Ciphers aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,aes256-ctr,aes128-gcm@openssh.com,aes128-ctr
-    MACs hmac-sha2-256-etm@openssh.com,hmac-sha1-etm@openssh.com,umac-128-etm@openssh.com,hmac-sha2-512-etm@openssh.com,hmac-sha2-256,hmac-sha1,umac-128@openssh.com,hmac-sha2-512
-    KexAlgorithms curve25519-sha256,curve25519-sha256@libssh.org,ecdh-sha2-nistp256,ecdh-sha2-nistp384,ecdh-sha2-nistp521,diffie-hellman-group-exchange-sha256,diffie-hellman-group14-sha256,diffie-hellman-group16-sha512,diffie-hellman-group18-sha512
-    PubkeyAcceptedAlgorithms ecdsa-sha2-nistp256,ecdsa-sha2-nistp256-cert-v01@openssh.com,sk-ecdsa-sha2-nistp256@openssh.com,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521,ssh-ed25519,ssh-ed25519-cert-v01@openssh.com,sk-ssh-ed25519@openssh.com,rsa-sha2-256,rsa-sha2-512
-    HostKeyAlgorithms ecdsa-sha2-nistp256,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521,ssh-ed25519,ssh-ed25519-cert-v01@openssh.com,rsa-sha2-256,rsa-sha2-512
+    Ciphers aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,aes256-ctr,\
+aes128-gcm@openssh.com,aes128-ctr
+    MACs hmac-sha2-256-etm@openssh.com,hmac-sha1-etm@openssh.com,umac-128-etm@openssh.com,\
+hmac-sha2-512-etm@openssh.com,hmac-sha2-256,hmac-sha1,umac-128@openssh.com,hmac-sha2-512
+    KexAlgorithms curve25519-sha256,curve25519-sha256@libssh.org,ecdh-sha2-nistp256,\
+ecdh-sha2-nistp384,ecdh-sha2-nistp521,diffie-hellman-group-exchange-sha256,\
+diffie-hellman-group14-sha256,diffie-hellman-group16-sha512,diffie-hellman-group18-sha512
+    PubkeyAcceptedAlgorithms ecdsa-sha2-nistp256,ecdsa-sha2-nistp256-cert-v01@openssh.com,\
+sk-ecdsa-sha2-nistp256@openssh.com,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521,ssh-ed25519,\
+ssh-ed25519-cert-v01@openssh.com,sk-ssh-ed25519@openssh.com,rsa-sha2-256,rsa-sha2-512
+    HostKeyAlgorithms ecdsa-sha2-nistp256,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521,ssh-ed25519,\
+ssh-ed25519-cert-v01@openssh.com,rsa-sha2-256,rsa-sha2-512
     CASignatureAlgorithms ecdsa-sha2-nistp256,ssh-ed25519,rsa-sha2-256,rsa-sha2-512
     RequiredRSASize 2048
 """

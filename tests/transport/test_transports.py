@@ -156,7 +156,9 @@ def test_a_read_without_end_is_left_at_once_by_a_ctrl_c(sshd: Sshd, via: str, ho
 import sys
 from corra.model.host import Host
 from corra.transport.choose import choose_runner
-channel = choose_runner(Host({"local" if via == "local" else "h"!r}), via={"fabric" if via == "local" else via!r}).open("echo ready; exec sleep 60")
+host = Host({"local" if via == "local" else "h"!r})
+runner = choose_runner(host, via={"fabric" if via == "local" else via!r})
+channel = runner.open("echo ready; exec sleep 60")
 try:
     print(channel.read(30), flush=True)
     channel.read(None)
@@ -856,7 +858,10 @@ def test_the_keys_are_exchanged_anew_while_we_send(
 
 
 def test_importing_the_transport_imports_neither_fabric_nor_paramiko() -> None:
-    code = "import sys, corra.transport.choose, corra.remote.agent_client; print([m for m in ('fabric', 'paramiko', 'rich') if m in sys.modules])"
+    code = (
+        "import sys, corra.transport.choose, corra.remote.agent_client; print([m for m in "
+        "('fabric', 'paramiko', 'rich') if m in sys.modules])"
+    )
     said = subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(__file__).parents[2],
@@ -904,7 +909,11 @@ print([name for name in ("importlib.metadata", "email") if name in sys.modules])
 with spared_module("importlib.metadata", version=lambda name: "none"):
     from importlib.metadata import entry_points, version
 import importlib.metadata, paramiko
-print(version("paramiko"), entry_points is importlib.metadata.entry_points, paramiko.__version__ == importlib.metadata.version("paramiko"))
+print(
+    version("paramiko"),
+    entry_points is importlib.metadata.entry_points,
+    paramiko.__version__ == importlib.metadata.version("paramiko"),
+)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True

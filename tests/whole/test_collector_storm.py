@@ -1,7 +1,7 @@
-"""Courier and collector, both killed at random, over real TLS: nothing lost, nothing doubled, every
-end taken once.
+"""Courier and collector, both killed at random, over real TLS: no byte lost, none twice, and every
+end accepted once.
 
-`CORRA_STORM_CRASHES` says how many kills (20; 1,000 once by hand, see benchmarks/RESULTS.md).
+`CORRA_STORM_CRASHES` is the number of kills (20; for 1,000 see benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ pytest.importorskip("starlette", reason="corra[collector] isn't installed")
 CRASHES = int(os.environ.get("CORRA_STORM_CRASHES", "20"))
 RUNS = 4
 pytestmark = pytest.mark.storm
-# Goes on until the storm is over.
-PROGRAM = 'i=0; until [ -e "$HOME/over" ]; do seq $((i * 1000)) $((i * 1000 + 999)); echo $i >&2; i=$((i + 1)); sleep 0.2; done; exit {code}'
+# The program writes until the storm is over.
+PROGRAM = (
+    'i=0; until [ -e "$HOME/over" ]; do seq $((i * 1000)) $((i * 1000 + 999)); echo $i >&2; '
+    "i=$((i + 1)); sleep 0.2; done; exit {code}"
+)
 
 
 @pytest.fixture

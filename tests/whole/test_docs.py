@@ -1,4 +1,4 @@
-"""What the README and the pages under docs/ say is what happens."""
+"""The README and the pages under docs/ are true: their commands do what the pages show."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ WRITE = bool(os.environ.get("CORRA_WRITE_DOCS"))
 
 @pytest.fixture
 def reader(new_sshd, home: Path) -> dict[str, str]:
-    """The environment of somebody who reads along: `inv`, `corra`, `scripts/inv` and `ssh`, and a
+    """The environment of a reader who types along: `inv`, `corra`, `scripts/inv` and `ssh`, and a
     host called db1.
     """
-    there = home / "db1"  # so that the first run on db1 has to bring the agent along
+    there = home / "db1"  # so that the first run on db1 has to place the agent
     there.mkdir()
     new_sshd(alias="db1", environment=home_environment(there), options=SLOWLY)
     bin_ = home / "bin"
@@ -56,21 +56,21 @@ def reader(new_sshd, home: Path) -> dict[str, str]:
 
 
 def told(line: str, home: Path) -> str:
-    """Return a line as the pages tell it: the test's home and user are those of anybody."""
+    """Return a line as the pages show it, with the pages' home and user for the test's."""
     line = line.replace(str(home / "db1"), "/home/ops").replace(str(home), "/home/ops")
     me = re.escape(user())
     line = re.sub(rf"\b{me}@[\w.-]+", "ops@laptop", line)
     line = re.sub(rf"\b{me}\b(?=  )", "ops".ljust(len(user())), line)
     line = re.sub(rf"(\b(?:as|of|by) |\(){me}\b(?!@)", r"\1ops", line)
-    # How many processes one may have is said of everybody but root.
+    # The page names the limit on processes, which root doesn't have.
     return re.sub(r"(?<=limits    )\d+ of \d+ processes$", "none that matter", line)
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     "page",
-    # Every verb goes through Invoke in the same way: one page shows that each of its versions takes
-    # what is typed.
+    # Every verb goes through Invoke in the same way, so one page is run with each version of
+    # Invoke.
     [
         pytest.param(page, id=page.stem, marks=[pytest.mark.invoke] if page.stem == "kill" else [])
         for page in PAGES
@@ -163,8 +163,8 @@ def test_the_page_about_python_names_every_keyword_and_every_method():
     for kind in (corra.Run, corra.Results):
         there |= {name for name in vars(kind) if not name.startswith("_")}
     there |= set(corra.Result.__annotations__) | {"reason", "signal", "elapsed"}
-    # The verbs' own: they pass on what is typed, start a run once more, and keep what a host has
-    # told.
+    # These belong to the verbs: they pass on stdin, restart a run, and keep what a host has
+    # reported.
     assert there - named <= {"heard", "pass_on", "reached", "record", "skipped", "spool", "via"}
 
 

@@ -1,4 +1,4 @@
-"""The examples do what they say, as a person would run them."""
+"""The examples do what they promise when a person runs them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_backup_is_left_running_and_found_by_its_name(home: Path, host: str)
 
 @pytest.fixture
 def fleet(new_sshd: Callable[..., Sshd], home: Path) -> list[str]:
-    """Three hosts with homes of their own."""
+    """Three hosts, each with its own home."""
     for name in ("web1", "web2", "web3"):
         (home / name).mkdir()
         new_sshd(alias=name, environment=home_environment(home / name))
@@ -84,7 +84,7 @@ def test_the_deploy_goes_in_waves_and_a_canary_that_fails_keeps_the_others_as_th
 
     assert deploy("4.1", "OPS-1").returncode == 0
     assert [(home / name / "srv/current/release").read_text() for name in fleet] == ["4.1\n"] * 3
-    # The canary's directory can't be switched.
+    # The canary can't switch its directory.
     (home / "web1/srv/new").mkdir()
     stopped = deploy("4.2", "OPS-2")
     assert (
@@ -120,23 +120,27 @@ def test_the_drill_finds_a_backup_that_is_good_and_one_that_isnt(home: Path, hos
     assert said.returncode != 0 and "STOPPED at 1 dump" in said.stderr
 
 
-# What the kernel's runbook calls on a host: each says in $HOME/log that it was called. A new kernel
-# is there after the next boot.
+# The programs that the kernel's runbook calls on a host. Each logs its call to $HOME/log. A new
+# kernel runs after the next boot.
 CALLED = {
-    "apt-get": 'echo "apt-get $DEBIAN_FRONTEND $*" >> $HOME/log; case $1 in -y) echo "${3#linux-image-}" > $HOME/next;; esac',
+    "apt-get": (
+        'echo "apt-get $DEBIAN_FRONTEND $*" >> $HOME/log; case $1 in -y) echo '
+        '"${3#linux-image-}" > $HOME/next;; esac'
+    ),
     "curl": "test -e $HOME/healthy",
     "df": 'echo "Avail"; echo 900',
     "lbctl": 'echo "$*" >> $HOME/log',
     "sudo": 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"',
     "systemctl": """echo "systemctl $*" >> $HOME/log
-        (sleep 0.2; mv $HOME/next $HOME/kernel; cat /proc/sys/kernel/random/uuid > $BOOT_ID) > /dev/null 2>&1 &""",
+        (sleep 0.2; mv $HOME/next $HOME/kernel
+         cat /proc/sys/kernel/random/uuid > $BOOT_ID) > /dev/null 2>&1 &""",
     "uname": "cat $HOME/kernel",
 }
 
 
 @pytest.fixture
 def site(new_sshd: Callable[..., Sshd], new_machine: Callable[..., Path], home: Path) -> Path:
-    """Hosts web1 to web3 that can be rebooted, a balancer lb1, and ops1 for journals. Returns the
+    """The hosts web1 to web3 that can reboot, a balancer lb1, and ops1 for journals. Returns the
     directory with their homes.
     """
     programs = home / "programs"
@@ -159,8 +163,8 @@ def site(new_sshd: Callable[..., Sshd], new_machine: Callable[..., Path], home: 
 
 
 def kernel(home: Path, *, until: Callable[[], bool] | None = None) -> tuple[int, str]:
-    """Run the upgrade at a terminal, where somebody says yes to each question; kill it as soon as
-    `until` is true. Return its code and words.
+    """Run the upgrade at a terminal and answer yes to each question; kill it as soon as `until`
+    returns true. Return its exit code and its output.
     """
     words = [
         "-r",
@@ -194,8 +198,8 @@ def test_the_kernel_upgrade_goes_on_where_it_was_killed_and_reboots_each_host_on
     site: Path, home: Path
 ) -> None:
     (site / "web1/healthy").touch()
-    # The canary is done and the second wave is up again, though not healthy, when the laptop's
-    # battery is empty.
+    # At the kill (the laptop's battery is empty) the canary is done, and the second wave is up
+    # again but not healthy.
     second = [site / name / ".local/state/corra/runs" for name in ("web2", "web3")]
     code, said = kernel(home, until=lambda: all("healthy" in names(each) for each in second))
     assert code == -9 and "wave 2: reboot web[2-3] into 6.1.0-28? [y/N]" in said, said
@@ -222,7 +226,7 @@ def test_the_kernel_upgrade_goes_on_where_it_was_killed_and_reboots_each_host_on
 
 
 def names(runs: Path) -> set[str]:
-    """Return what the runs in a spool are called that have been launched."""
+    """Return the names of the launched runs in a spool."""
     return {
         json.loads((each.parent / "program.json").read_text()).get("name")
         for each in runs.glob("*/launched")
@@ -236,7 +240,8 @@ def test_the_job_is_one_job_whoever_starts_it_and_its_message_comes_without_a_wa
     (home / "input").write_text("one\ntwo\n")
     program = home / "count"
     program.write_text(
-        f'#!/bin/sh\necho ran >> {home}/runs\nwhile [ ! -e {home}/go ]; do sleep 0.05; done\nwc -l < "$1"\nexit 3\n'
+        f"#!/bin/sh\necho ran >> {home}/runs\nwhile [ ! -e {home}/go ]; do sleep 0.05; done\n"
+        f'wc -l < "$1"\nexit 3\n'
     )
     program.chmod(0o755)
     words = [

@@ -1,7 +1,7 @@
-"""Which room may import which: only rooms below it, so that a room can be read without those above.
+"""A room imports from rooms below it only, so that a reader needs no room above it.
 
-Imports inside functions and under TYPE_CHECKING count too: what a module names is what it depends
-on.
+Imports inside functions and under TYPE_CHECKING count too: a module depends on every module that it
+names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import corra
 
 PACKAGE = Path(__file__).resolve().parents[2] / "corra"
 
-# From the bottom up. A name without a file of its own is a folder, a room.
+# From the bottom up. A name that isn't a file is a folder: a room.
 LAYERS = [
     ["on_host", "agent"],
     ["errors", "lean_imports"],
@@ -37,8 +37,8 @@ MODULES = {
     if "migrations" not in path.parts
 }
 
-# A value does no I/O. Two exceptions: an id is made of the time and of chance, and a hint names
-# corra as it was typed.
+# A value does no I/O. The two exceptions: an id needs the time and random bytes, and a hint names
+# corra as the operator typed it.
 FORBIDDEN_TO_VALUES = {
     "socket",
     "subprocess",
@@ -52,11 +52,11 @@ FORBIDDEN_TO_VALUES = {
     "io",
     "sqlite3",
 }
-# The client sends doctor.py together with agent.py; the loader is what runs agent.py.
+# The client sends doctor.py together with agent.py, and the loader runs agent.py.
 BESIDE_IT = {"on_host.doctor": {"agent"}, "on_host.loader": {"agent"}}
-# So that `inv --list` is as fast as Invoke, these are imported inside the functions that need them.
+# Imported only inside the functions that need them, so that `inv --list` is as fast as Invoke's.
 HEAVY = {"fabric", "paramiko", "rich", "asyncio", "yaml", "sqlalchemy", "starlette"}
-# These are imported themselves only once a connection is made or a collector is served.
+# These modules are themselves imported only once a connection is made or a collector is served.
 SERVED = {name for name in MODULES if name.startswith("collector.")} - {
     "collector.client",
     "collector.tunnel",
@@ -76,7 +76,7 @@ def room(module: str) -> str:
 
 
 def imports(module: str, *, top_level: bool = False) -> Iterator[str]:
-    """Yield the dotted names that `module` imports; a name of ours begins with `corra`."""
+    """Yield the dotted names that `module` imports. A name of this package begins with `corra`."""
     path = MODULES[module]
     tree = ast.parse(path.read_text())
     package = ["corra", *path.relative_to(PACKAGE).parts[:-1]]
@@ -98,7 +98,7 @@ def _name_of(function: ast.expr) -> str:
 
 
 def ours(module: str) -> set[str]:
-    """Return the modules of ours that `module` imports."""
+    """Return this package's modules that `module` imports."""
     found = set()
     for name in imports(module):
         if name != "corra" and not name.startswith("corra."):
@@ -123,7 +123,7 @@ def test_a_module_imports_its_own_room_and_the_rooms_below(module):
         if room(each) != room(module) and LEVEL[room(each)] >= LEVEL[room(module)]
     }
     if LEVEL[room(module)] == len(LAYERS) - 1:
-        above = set()  # the top layer is one room: the verbs and what they are called by
+        above = set()  # the top layer is one room: the verbs and the commands that call them
     assert not above, f"{module} imports {', '.join(sorted(above))}"
 
 
@@ -147,7 +147,7 @@ def test_what_is_private_to_a_module_is_imported_by_no_other(module):
 
 
 def test_nothing_of_ours_is_imported_by_a_name_that_is_made_at_run_time():
-    """The package's own lazy names and the stand-ins for foreign packages are the two exceptions."""
+    """The two exceptions: the package's own lazy names, and stand-ins for foreign packages."""
     dynamic = {
         module
         for module in MODULES

@@ -1,8 +1,8 @@
-"""ssh and sudo in every order, with the agent there and with the chaperone here: a real sudo, a
-real sshd, two users made for it.
+"""ssh and sudo in every order, with the agent on the host and with the chaperone on the client: a
+real sudo, a real sshd, two users made for the tests.
 
-The product of modes and of what may happen is large, and most of it goes through the same code;
-`CORRA_MODES=all` tries all of it.
+The product of modes and events is large, and most of it runs the same code; `CORRA_MODES=all` runs
+all of it.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ SHOW = 'for word; do printf "%s:%s" "$(printf %s "$word" | wc -c)" "$word"; done
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to a host. `target` and `as_user` as they are typed; OPS and DEPLOY stand for the
-    users.
+    """One way to a host: `target` and `as_user` as the operator types them. OPS and DEPLOY stand
+    for the users.
     """
 
     name: str
@@ -88,8 +88,8 @@ AGENT = [
     Mode("sudo-then-ssh", "far", "OPS,"),
     Mode("sudo-then-ssh-then-sudo", "far", "OPS,DEPLOY"),
 ]
-# The last two are kept by another machine, which is ops at its server: "far" is a name that only
-# its ssh_config knows.
+# In the last two another machine keeps the run, as ops on its server. Only that machine's
+# ssh_config knows the name "far".
 CHAPERONE = [
     *(Mode(mode.name, mode.target, mode.as_user, "chaperone") for mode in AGENT if mode.by_ssh),
     Mode("ssh-as", "far", None, "chaperone@ops"),
@@ -100,7 +100,7 @@ SOME = {"chaperone-ssh-then-sudo", "local-sudo", "sudo-then-ssh"}
 
 
 def each(modes: list[Mode], *more: str) -> Any:
-    """Parametrize a test by `modes`, or by the few that stand for them, and `more`."""
+    """Parametrize a test by `modes`, or by the few that stand for all, and by `more`."""
     return pytest.mark.parametrize(
         "mode", [mode for mode in modes if ALL or str(mode) in SOME | set(more)], ids=str
     )
@@ -108,7 +108,7 @@ def each(modes: list[Mode], *more: str) -> Any:
 
 @dataclass
 class World:
-    """Two users, and a server that lets one of them in."""
+    """Two users, and a server where one of them may log in."""
 
     base: Path
     ops: users.User
@@ -125,7 +125,7 @@ class World:
         return self.runs[-1]
 
     def who(self, mode: Mode) -> str:
-        """Return whom a program runs as."""
+        """Return the user that a program runs as."""
         asked = (mode.as_user or "").rpartition(",")[2] or ("OPS" if mode.by_ssh else "")
         return {"OPS": self.ops.name, "DEPLOY": self.deploy.name, "": user()}[asked]
 
@@ -160,14 +160,14 @@ def built() -> Iterator[World]:
             options=QUICKLY,
             ssh_config=base / "ssh_config",
         )
-        for directory in (base, server.directory):  # sshd reads the keys as the user who wants in
+        for directory in (base, server.directory):  # sshd reads the keys as the user who logs in
             directory.chmod(0o755)
         server.start()
         stack.callback(server.stop)
         server.ssh_config.write_text("")
         server.add_host("ops", User=ops.name)
         server.add_host("deploy", User=deploy.name)
-        # What ops has of ssh, for whoever calls ssh as ops.
+        # The ssh files of ops, for a program that calls ssh as ops.
         own = ops.home / ".ssh"
         own.mkdir()
         shutil.copy(server.user_key, own / "key")
@@ -198,7 +198,7 @@ def ended(run: Run) -> State:
 
 
 def says(run: Run, text: bytes) -> bytes:
-    """Return stdout once `text` stands in it."""
+    """Return stdout once it contains `text`."""
     found: bytes = wait_for(lambda: out if text in (out := run.read()) else b"", deadline_s=WAIT_S)
     return found
 
@@ -225,7 +225,7 @@ def test_the_exit_code_is_the_programs_also_sshs_own(world: World, mode: Mode, c
 def test_a_death_by_signal_is_told(world: World, mode: Mode) -> None:
     state = ended(world.start(mode, ["sh", "-c", "kill -9 $$"]))
     assert exit_code(state) == 137
-    # A POSIX shell can't tell it from `exit 137`.
+    # A POSIX shell can't tell this end from `exit 137`.
     assert (state.signal, state.return_code) == (
         (None, 137) if mode.kept_here else ("SIGKILL", None)
     )
@@ -249,7 +249,10 @@ def test_term_reaches_the_program(world: World, mode: Mode) -> None:
 
 @each(AGENT + CHAPERONE, "chaperone-sudo-then-ssh-then-sudo")
 def test_a_kill_leaves_nothing_of_the_tree(world: World, mode: Mode) -> None:
-    script = "trap '' TERM; echo $$; (trap '' HUP; sleep 1000; :) & echo $!; setsid sh -c 'echo $$; sleep 1000; :' & wait"
+    script = (
+        "trap '' TERM; echo $$; (trap '' HUP; sleep 1000; :) & echo $!; setsid sh -c 'echo $$; "
+        "sleep 1000; :' & wait"
+    )
     run = world.start(mode, ["sh", "-c", script])
     said = wait_for(lambda: out if (out := run.read()).count(b"\n") == 3 else b"")
     pids = [int(pid) for pid in said.split()]
@@ -321,7 +324,7 @@ def test_a_cut_link_leaves_the_chaperones_run_lost_and_the_program_be(
     os.kill(pid, 9)
 
 
-# ---- who is killed here
+# ---- the client is killed
 
 
 @each(CHAPERONE)
@@ -353,7 +356,7 @@ def test_the_carrier_killed_is_a_link_lost(world: World, mode: Mode) -> None:
     os.kill(pid, 9)
 
 
-# ---- another machine that keeps it
+# ---- another machine keeps the run
 
 
 def test_a_run_that_another_machine_keeps_is_found_and_stopped_from_anywhere(
@@ -367,8 +370,8 @@ def test_a_run_that_another_machine_keeps_is_found_and_stopped_from_anywhere(
     assert (world.ops.home / ".local/state/corra/runs" / prog_id).is_dir()
     assert (
         prog_id in cli("ps", "-q", *via).stdout.decode().split()
-    )  # beside what other tests have there
-    assert b"running" in cli("status", "fw").stdout  # by this machine's history
+    )  # beside the runs of other tests
+    assert b"running" in cli("status", "fw").stdout  # found by this machine's history
     shutil.rmtree(home / ".local")
     killed = cli("kill", "-9", *via, "fw")
     assert killed.returncode == 0, killed.stderr
@@ -394,12 +397,14 @@ def test_a_keeper_that_isnt_reached_is_named(world: World, cli: Cli) -> None:
 
 
 def with_password(password: str) -> Config:
-    """What --prompt-for-sudo-password leaves behind, and what a configuration file may say."""
+    """Return what --prompt-for-sudo-password leaves behind, as a configuration file may also say
+    it.
+    """
     return Config(overrides={"sudo": {"password": password}})
 
 
 def words_and_variables_of_all() -> Iterator[bytes]:
-    """Look through what ps shows of every process on this machine, also what only root is shown."""
+    """Return what ps shows of every process on this machine, including what only root may see."""
     for process in Path("/proc").glob("[0-9]*"):
         for name in ("cmdline", "environ"):
             with contextlib.suppress(OSError):
@@ -428,7 +433,7 @@ def test_a_password_is_given_to_the_sudo_that_asks_and_to_nobody_else(
             config=with_password(world.password),
         )
         says(run, b"PATH=")
-        seen.extend(words_and_variables_of_all())  # with everything that stays in place
+        seen.extend(words_and_variables_of_all())  # with all files that stay in place
         gate.open()
         assert ended(run).return_code == 0
         gate.close()

@@ -1,7 +1,7 @@
-"""Whatever a network does, an operator sees what the program wrote: through the command line and a
+"""Whatever a network does, an operator sees what the program wrote, through the command line and a
 real sshd.
 
-What takes long is as long as the environment says; the whole proof is CORRA_CATCH_UP_MB=100
+The environment sets how long the slow tests run; the full proof is CORRA_CATCH_UP_MB=100
 CORRA_LINE_MB=1000 CORRA_FROZEN_S=60.
 """
 
@@ -38,8 +38,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def through(sshd: Sshd) -> Iterator[Callable[..., Proxy]]:
-    """Puts a proxy in front of the sshd: `through(delay_s=0.05, rate=7000)`; host `p` leads through
-    it.
+    """Put a proxy in front of the sshd: `through(delay_s=0.05, rate=7000)`; host `p` leads through
+    the proxy.
     """
     with Proxy(sshd.port) as proxy:
         sshd.add_host("p", Port=proxy.port, HostKeyAlias=f"[127.0.0.1]:{sshd.port}")
@@ -69,8 +69,8 @@ def collect(run: corra.Run, **how: Any) -> tuple[bytes, list[Any]]:
 def test_a_narrow_line_of_long_delay_that_breaks_carries_every_byte_once(
     through: Callable[..., Proxy],
 ) -> None:
-    """56 kbit/s and 100 ms there and back; less than one frame has come when it is cut, and that
-    much isn't sent again.
+    """The line has 56 kbit/s and 100 ms of round trip. It is cut before one whole frame has come,
+    and the part that came isn't sent again.
     """
     corra.run("p", ["true"], hide=True)
     proxy = through(delay_s=0.05, rate=7000)
@@ -85,7 +85,7 @@ def test_a_narrow_line_of_long_delay_that_breaks_carries_every_byte_once(
             rest.append(event)
         if isinstance(event, LinkDown):
             proxy.limit(None)
-            proxy.rate = None  # it was shown by then that a part of a frame counts
+            proxy.rate = None  # the client had shown that part by then, so a part of a frame counts
     assert got == lines_of(8000)
     assert sum(isinstance(event, LinkUp) for event in rest) == 1 and not any(
         isinstance(event, Gap) for event in rest
@@ -98,7 +98,10 @@ def test_much_that_was_written_while_the_link_was_down_is_caught_up(
     proxy = through()
     size = CATCH_UP_MB << 20
     go = home / "go"
-    script = f"echo begin; while [ ! -e {go} ]; do sleep 0.05; done; yes 0123456789abcdef | head -c {size}; touch {home}/written"
+    script = (
+        f"echo begin; while [ ! -e {go} ]; do sleep 0.05; done; yes 0123456789abcdef | head -c "
+        f"{size}; touch {home}/written"
+    )
     run = corra.start("p", ["sh", "-c", script])
     seen, at, ups = hashlib.sha256(), 0, 0
     for event in run.follow():
@@ -118,8 +121,13 @@ def test_much_that_was_written_while_the_link_was_down_is_caught_up(
 
 
 def test_a_client_that_stood_still_goes_on_where_it_was(cli: Cli, sshd: Sshd, home: Path) -> None:
-    """Stopped in the middle (Ctrl-Z, a frozen laptop) while the program went on and ended."""
-    script = f"seq 1 1000; while [ ! -e {home}/go ]; do sleep 0.05; done; seq 1001 200000; touch {home}/written"
+    """The client is stopped in the middle (Ctrl-Z, a frozen laptop) while the program goes on and
+    ends.
+    """
+    script = (
+        f"seq 1 1000; while [ ! -e {home}/go ]; do sleep 0.05; done; seq 1001 200000; touch "
+        f"{home}/written"
+    )
     watcher = cli.popen("run", "--host", "h", "--", "sh", "-c", script)
     assert watcher.stdout is not None
     with watcher:
@@ -144,7 +152,7 @@ def test_ten_watchers_see_the_same_and_one_that_stands_still_holds_nobody_up(
         cli.popen("attach", "--host", "h", "--via", via, prog_id)
         for via in (*["fabric"] * 6, *["openssh"] * 3)
     ]
-    # Each watcher of the host has an open follow there before the program begins to write.
+    # Each watcher has an open follow on the host before the program begins to write.
     wait_for(lambda: len(sshd.sessions()) >= 10, deadline_s=60)
     (home / "go").touch()
     seen = [watcher.communicate(timeout=80) for watcher in watchers]
@@ -152,7 +160,8 @@ def test_ten_watchers_see_the_same_and_one_that_stands_still_holds_nobody_up(
         hashlib.sha256(lines_of(300000)).hexdigest()
     }
     assert {err for _, err in seen} == {lines_of(1000)}
-    # Nobody has read a byte of the tenth's pipe so far; it still gets all of it.
+    # The test hasn't read a byte of the tenth watcher's pipe so far; that watcher still gets all of
+    # them.
     assert stuck.communicate(timeout=80)[0] == lines_of(300000)
     assert {watcher.returncode for watcher in [stuck, *watchers]} == {0}
 
@@ -206,12 +215,14 @@ print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
     assert kilobytes < 64_000
 
 
-# -- Root: interfaces and login shells of our own
+# -- Root only: the test's own interfaces and login shells
 
 
 @contextlib.contextmanager
 def island(server: Sshd, number: int) -> Iterator[tuple[str, list[str]]]:
-    """A network namespace that holds a second listener of `server`, and how to run something in it."""
+    """A network namespace with a second listener of `server`, and a function that runs a command in
+    it.
+    """
     name, net = f"corra{os.getpid()}", f"10.213.{number}"
     inside = ["ip", "netns", "exec", name]
 
@@ -240,7 +251,8 @@ def island(server: Sshd, number: int) -> Iterator[tuple[str, list[str]]]:
         do(*inside, "ip", "link", "set", "lo", "up")
         yield f"{net}.2", inside
     finally:
-        # By name and first: the end of the namespace takes it along too, but some time later.
+        # Delete the interface by name and first: the end of the namespace would delete it too, but
+        # later.
         subprocess.run(
             ["ip", "link", "del", f"cv{number}"], check=False, capture_output=True, timeout=20
         )
@@ -251,7 +263,7 @@ def island(server: Sshd, number: int) -> Iterator[tuple[str, list[str]]]:
 def test_a_black_hole_is_noticed_and_left_in_time(
     as_root: None, sshd: Sshd, home: Path, via: str
 ) -> None:
-    """Packets vanish and nobody says so: no FIN, no RST, only silence."""
+    """Packets vanish in silence: no FIN, no RST."""
     try:
         subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, timeout=20)
         subprocess.run(["iptables", "-V"], check=True, capture_output=True, timeout=20)
@@ -287,7 +299,7 @@ def test_a_black_hole_is_noticed_and_left_in_time(
                         ["-D" if word == "-I" else word for word in drop], check=True, timeout=20
                     )
             assert got == b"a\n" + lines_of(50000)
-            assert 1 < noticed - silent_from < 8  # 3 s, and what a busy machine adds
+            assert 1 < noticed - silent_from < 8  # 3 s, and the delay of a busy machine
         finally:
             server.kill()
             server.wait(20)

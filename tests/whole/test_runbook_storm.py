@@ -1,8 +1,8 @@
-"""A runbook of ten steps over four hosts, killed at random again and again, from two machines in
-turn: each step is executed exactly once.
+"""A runbook of ten steps over four hosts is killed at random again and again, from two machines in
+turn; each step is executed exactly once.
 
-`CORRA_STORM_KILLS` is how many kills; `CORRA_STORM_SEED` repeats a schedule. What a kill meets (a
-login, a start, a journal's line, a wait) is chance.
+`CORRA_STORM_KILLS` is the number of kills; `CORRA_STORM_SEED` repeats a schedule. A kill hits a
+login, a start, a journal's line or a wait: that is chance.
 """
 
 from __future__ import annotations
@@ -28,17 +28,23 @@ pytestmark = pytest.mark.storm
 PASS = """
 import sys, corra
 key, *steps = sys.argv[1:]
-with corra.runbook("storm", key=key, params={"steps": len(steps)}, journal="ops1", connect_timeout=30) as book:
+params = {"steps": len(steps)}
+with corra.runbook(
+    "storm", key=key, params=params, journal="ops1", connect_timeout=30
+) as book:
     print("in", flush=True)
     hosts = corra.hosts("n[1-4]")
     ids = {}
     for n, step in enumerate(steps):
-        if n % 5 == 4:  # every fifth has a host of its own, and one that follows from an earlier result
-            last = book.run("n1", ["sh", "-c", 'echo "$0" >> $HOME/marks; sleep 0.1', key + "/" + step], step=step)
+        script, mark = 'echo "$0" >> $HOME/marks; sleep 0.1', key + "/" + step
+        if n % 5 == 4:  # every fifth step runs on one host
+            last = book.run("n1", ["sh", "-c", script, mark], step=step)
         else:
-            found = book.run(hosts, ["sh", "-c", 'echo "$0" >> $HOME/marks; sleep 0.1; echo $CORRA_PROG_ID', key + "/" + step], step=step)
+            script += "; echo $CORRA_PROG_ID"
+            found = book.run(hosts, ["sh", "-c", script, mark], step=step)
             ids[step] = sorted(result.stdout for result in found.values())
-        assert book.do("here-" + step, lambda: ids.get(step)) == ids.get(step), "a recorded result is another one"
+        recorded = book.do("here-" + step, lambda: ids.get(step))
+        assert recorded == ids.get(step), "the recorded result differs"
 print("done", flush=True)
 """
 
@@ -71,13 +77,14 @@ def test_each_step_is_executed_exactly_once_however_often_the_runbook_is_killed(
         )
         assert sorted(ran) == sorted(due), f"{name}, seed {SEED}"
     print(
-        f"storm: {len(keys)} runbooks, {kills} kills in {passes} passes, {len(expected)} steps; seed {SEED}"
+        f"storm: {len(keys)} runbooks, {kills} kills in {passes} passes, {len(expected)} "
+        f"steps; seed {SEED}"
     )
 
 
 def _pass(home: Path, machine: str, key: str, patience_s: float) -> bool:
-    """Run the runbook from `machine`, and kill it after `patience_s` within its body; return
-    whether it came to its end before that.
+    """Run the runbook from `machine`, and kill it `patience_s` after its body began. Return whether
+    it ended before the kill.
     """
     env = {**os.environ, **home_environment(home / machine), "PYTHONPATH": str(ROOT)}
     errors = home / f"{machine}.err"

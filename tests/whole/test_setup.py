@@ -1,4 +1,4 @@
-"""scripts/inv: the first call makes the environment, every other goes straight to `inv`."""
+"""scripts/inv: the first call makes the environment; every later call goes straight to `inv`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ CALLED = 99
 
 
 class Checkout:
-    """A copy of the scripts with an environment that somebody made: its `inv` only says what it was
-    called with.
-    """
+    """A copy of the scripts with a ready environment, whose `inv` only prints its arguments."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,8 +34,11 @@ class Checkout:
         path.chmod(0o755)
 
     def expected(self) -> str:
-        """What setup.py says the stamp must be."""
-        ask = "import sys; sys.path.insert(0, 'scripts'); import setup; print(setup.Environment('run').expected())"
+        """Return the stamp that setup.py expects."""
+        ask = (
+            "import sys; sys.path.insert(0, 'scripts'); import setup; "
+            "print(setup.Environment('run').expected())"
+        )
         return subprocess.check_output(
             [sys.executable, "-c", ask], cwd=self.path, text=True
         ).strip()

@@ -1,7 +1,8 @@
-"""Random faults, and every system call: what a run promises holds whatever is killed, whenever.
+"""Random faults, and a kill at every system call: a run keeps its promises whatever is killed, and
+whenever.
 
-Both have a process of their own (`scripts/torture`): the tracer and the reaper wait for any child,
-and would take away another test's.
+Both run in a process of their own (`scripts/torture`): the tracer and the reaper wait for any
+child, and would take another test's child.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sshd
 import sweep
 import torture
 
-# Another day, other moments; a failure prints the seed, and `scripts/torture --runs 1 --seed N`
+# Every day has other moments. A failure prints the seed, and `scripts/torture --runs 1 --seed N`
 # repeats it.
 SEED = int(os.environ.get("CORRA_SEED") or int.from_bytes(os.urandom(3), "big"))
 RUNS = int(os.environ.get("CORRA_TORTURE_RUNS") or 300)
@@ -30,7 +31,7 @@ pytestmark = [pytest.mark.alone, pytest.mark.timeout(600)]
 
 
 def tortured(*words: object) -> dict[str, Any]:
-    """Run `scripts/torture` with `words`; return its figures, or fail with all it said."""
+    """Run `scripts/torture` with `words`; return its figures, or fail with all its output."""
     script = Path(__file__).parents[2] / "scripts" / "torture"
     done = subprocess.run(
         [sys.executable, script, "--json", *map(str, words)],
@@ -53,19 +54,19 @@ def test_no_byte_status_or_promise_is_lost_under(fault: str) -> None:
     share = RUNS * torture.FAULTS.count(fault) // len(torture.FAULTS)
     share //= (
         2 if fault in ("together", *torture.KEPT_HERE) else 1
-    )  # each is two clients, two logins and three guards
+    )  # each case is two clients, two logins and three guards
     figures = tortured("--fault", fault, "--runs", share, "--seed", SEED)
     assert figures["runs"] == share
     if fault in ("one", "two", "together", "kept"):
         assert figures["lost"] == 0
-        assert figures["kills"] > share / 8  # the rest were over before their moment came
+        assert figures["kills"] > share / 8  # the other runs were over before their moment came
     if fault in torture.OVER_SSH:
         assert figures["cuts"] + figures["clients"] > share / 5
     if fault == "inv":
         assert figures["clients"] > share / 2
         assert figures[
             "resumed"
-        ]  # half of them are sent something, and of these most are hit in the middle of it
+        ]  # half of the programs get stdin, and most of those are hit in the middle of it
     if fault == "together":
         assert min(figures["kills"], figures["cuts"], figures["clients"]) > share / 5
 
@@ -81,7 +82,8 @@ def test_a_guard_may_be_killed_at_any_of_its_system_calls(role: str) -> None:
 
 @pytest.mark.parametrize("how", ["--at-once", "--in-turn"])
 def test_many_runs_are_each_right_and_leave_nothing_behind(how: str) -> None:
-    many = MANY if how == "--at-once" else MANY // 2  # what one run leaves behind shows after 30
+    # after 30 runs, what a single run leaves behind shows
+    many = MANY if how == "--at-once" else MANY // 2
     figures = tortured(how, many)
     assert figures["runs"] == many
     if how == "--at-once":

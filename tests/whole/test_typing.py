@@ -1,5 +1,5 @@
-"""mypy --strict over a runbook as somebody would write it: the API's types say what they promise,
-and refuse what makes no sense.
+"""mypy --strict over a user's runbook: the API's types accept what is right, and refuse what makes
+no sense.
 """
 
 from __future__ import annotations
@@ -17,22 +17,39 @@ import corra
 
 def upgrade(version: str, ticket: str, fleet_text: str) -> dict[str, float]:
     fleet: corra.Hosts = corra.hosts(fleet_text)
-    with corra.runbook("kernel", key=ticket, params={"version": version}, journal="ops1", as_user="root") as book:
-        space: corra.Results = book.run(fleet, ["df", "-m", "/boot"], step="space", timeout="5m", max_fail=1)
-        tight: list[corra.Host] = [host for host, r in space.items() if int(r.stdout.split()[-1]) < 200]
+    with corra.runbook(
+        "kernel", key=ticket, params={"version": version}, journal="ops1", as_user="root"
+    ) as book:
+        space: corra.Results = book.run(
+            fleet, ["df", "-m", "/boot"], step="space", timeout="5m", max_fail=1
+        )
+        tight: list[corra.Host] = [
+            host for host, r in space.items() if int(r.stdout.split()[-1]) < 200
+        ]
         if tight:
             raise corra.Stop(f"no room on {corra.fold(tight)}")
         for n, wave in enumerate(corra.waves(fleet, 1, "100%")):
             book.confirm(f"wave {n}: {wave}?", step=f"go-{n}")
-            rebooted: dict[corra.Host, corra.Reboot] = book.reboot(wave, step="reboot", timeout="15m")
-        one: corra.Result = book.run("lb1", ["lbctl", "enable", *fleet], step="enable", env={"A": "b"}, warn=True)
+            rebooted: dict[corra.Host, corra.Reboot] = book.reboot(
+                wave, step="reboot", timeout="15m"
+            )
+        one: corra.Result = book.run(
+            "lb1", ["lbctl", "enable", *fleet], step="enable", env={"A": "b"}, warn=True
+        )
         count: int = book.do("count", len, "abc")
         book.note(f"{count} {one.prog_id}")
         return {str(host): each.down_s for host, each in rebooted.items()}
 
 
 def other() -> bytes:
-    run: corra.Run = corra.start("db1", ["sleep", "1"], name="x", timeout="1h", keep_output="64M", limits={"files": 4096, "cpu": "1h", "core": (0, -1)})
+    run: corra.Run = corra.start(
+        "db1",
+        ["sleep", "1"],
+        name="x",
+        timeout="1h",
+        keep_output="64M",
+        limits={"files": 4096, "cpu": "1h", "core": (0, -1)},
+    )
     for event in run.follow():
         match event:
             case corra.Output(stream="stdout", data=data):
@@ -74,7 +91,7 @@ def mypy(tmp_path: Path, text: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_typed_runbook_passes_and_each_mistake_is_found(tmp_path: Path) -> None:
-    """In one run of mypy: a line for each mistake, none for what is right."""
+    """One run of mypy reports a line for each mistake, and none for correct code."""
     said = mypy(tmp_path, GOOD + "\n\n" + "\n".join(BAD) + "\n")
     begin = (GOOD + "\n\n").count("\n") + 1
     lines = [
