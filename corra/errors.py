@@ -44,12 +44,26 @@ def line(label: str, host: str, fate: str, why: str = "") -> str:
     return plain(": ".join(part for part in ("corra", subject, fate, why) if part))
 
 
+# Letters and marks that show nothing, and so let one name pass for another.
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | frozenset(
+    map(chr, [*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
+)
+
+
+def is_seen(char: str) -> bool:
+    """Return whether `char` shows itself and changes nothing beside itself on a terminal."""
+    return char.isprintable() and char not in _BLANK
+
+
 def plain(text: str) -> str:
-    """Return `text` as one line that no terminal acts on: words of a host, of ssh or of sudo."""
-    if text.isprintable():
+    """Return `text` as one line that does nothing to a terminal.
+
+    What a host, ssh or sudo said is quoted, never obeyed, and none of it is invisible.
+    """
+    if text.isascii() and text.isprintable():
         return text
     return "".join(
-        c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode()
+        c if is_seen(c) else " " if c.isspace() else c.encode("unicode_escape").decode()
         for c in text
     )
 

@@ -6,6 +6,7 @@ so that no line of corra's holds a control character.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
+from corra.errors import is_seen
 from corra.model import ids
 from corra.model.ends import end_error
 from corra.model.program import command_text
@@ -28,26 +30,28 @@ STILL_RUNNING = "STILL RUNNING"
 # The fates of a good end. Only a terminal shows them.
 QUIET = frozenset({DONE, STARTED})
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _MADE = re.compile(r"(\d{4})(\d\d)(\d\d)t(\d\d)(\d\d)(\d\d)z-")
 _FIELD = re.compile(r"\{(\w+)\}")
 HELD_BACK = "HELD BACK: no room on the disk there"
 
 
 def visible(text: str) -> str:
-    """Return `text` fit for one line on any terminal.
+    """Return `text` on one line, with each character visible that is not: fit for any terminal.
 
-    Every control character, line end, bidi override and lone surrogate is made visible.
+    Among these are control characters, line ends, changes of direction, and letters without a shape.
     """
-    shown = _CONTROL.sub(lambda match: _caret(match.group()), text)
-    return shown.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if text.isascii() and text.isprintable():
+        return text
+    with contextlib.suppress(UnicodeEncodeError):  # half a character, which is escaped below
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(char if is_seen(char) else _caret(char) for char in text)
 
 
 def _caret(char: str) -> str:
     code = ord(char)
     if code < 0x20 or code == 0x7F:
         return "^" + chr(code ^ 0x40)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return f"\\x{code:02x}" if code < 0x100 else char.encode("unicode_escape").decode()
 
 
 # -- How long, how much, when
