@@ -494,3 +494,13 @@ def test_keys_that_no_program_will_read_are_said_to_be_none_of_its(
         ended = terminal(*words)
         assert ended.end() in (0, 137)
         assert "doesn't reach it" not in ended.text
+
+
+def test_the_question_for_sudos_password_says_whose_it_is(
+    terminal: Callable[..., Terminal],
+) -> None:
+    screen = terminal("--prompt-for-sudo-password", "run", *LOCAL, "--", "true")
+    screen.until("sudo password on the hosts, of the user who logs in there: ")
+    screen.type("secret\n")
+    assert screen.end() == 0
+    assert "secret" not in screen.text and "config value" not in screen.text
