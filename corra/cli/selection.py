@@ -201,30 +201,20 @@ def to_kill(c: Context, given: KillFlags) -> list[tuple[Run, State | None]]:
     hosts = told_hosts(c, given, fate=NotKilled.fate)
     if given.all and not hosts:
         raise Misuse("-a needs --host", fate="NOT KILLED")
-    open_: list[State] = []
-    if hosts:
-        answers = finding.ps(hosts, spool=given.spool, **host_reach(c, given))
-        for answer in answers:
-            if isinstance(answer, CorraError):
-                raise _not_killed(answer)
-        open_ = [each for each in answers if not isinstance(each, CorraError) and not each.ended]
-    else:
+    if not hosts:
         raise _which_of(history.recent_entries())
+    open_: list[State] = []
+    for answer in finding.ps(hosts, spool=given.spool, **host_reach(c, given)):
+        if isinstance(answer, CorraError):
+            raise _not_killed(answer)
+        if not answer.ended:
+            open_.append(answer)
     if not given.all:
-        where = (
-            f" on {', '.join(sorted({each.host for each in open_}) or hosts)}"
-            if open_ or hosts
-            else ""
-        )
         labels = [f"{ids.short(each.prog_id)} ({each.name or '-'})" for each in open_]
-        choices = (_choice(labels, shown) + where for shown in range(min(5, len(labels)), 0, -1))
-        raise Misuse(
-            next(
-                (each for each in choices if len(each) <= _CHOICE_WIDTH),
-                _choice(labels, min(1, len(labels))) + where,
-            ),
-            fate="NOT KILLED",
-        )
+        verb = "runs" if len(labels) <= 1 else "run"
+        where = f" {verb} on {', '.join(sorted({each.host for each in open_}) or hosts)}"
+        choice = _fitting(labels, _CHOICE_WIDTH - len("say which: ") - len(where))
+        raise Misuse(f"say which: {choice}{where}", fate="NOT KILLED")
     if not open_:
         given.screen.note("", ",".join(hosts), "nothing runs there")
     how = host_reach(c, given)
@@ -261,18 +251,13 @@ def _which_of(entries: Sequence[Entry]) -> Misuse:
 
 def _fitting(labels: Sequence[str], width: int) -> str:
     """Return as many of the labels as fit, at least one, and how many more there are."""
+    text = "nothing"
     for shown in range(len(labels), 0, -1):
         more = f" and {len(labels) - shown} more" if len(labels) > shown else ""
         text = ", ".join(labels[:shown]) + more
         if len(text) <= width:
             break
     return text
-
-
-def _choice(labels: Sequence[str], shown: int) -> str:
-    """Return `say which: w9c4tr (reindex), p2d6xn (-) run`, with the first `shown` of them."""
-    more = f" and {len(labels) - shown} more" if len(labels) > shown else ""
-    return f"say which: {', '.join(labels[:shown]) or 'nothing'}{more} run{'s' if len(labels) <= 1 else ''}"
 
 
 def _each_found(c: Context, given: KillFlags) -> list[tuple[Run, State | None]]:
