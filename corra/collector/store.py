@@ -825,6 +825,9 @@ class Batch:
             raise RequestRefusal(
                 422, "too_many_streams", f"a run has at most {STREAMS_MAX} streams"
             )
+        # Below the floor there is still room for documents, so that runs can begin and end.
+        if not self.store.has_room():
+            raise RequestRefusal(507, "disk_full", "the collector's disk is full")
         fresh = data[at - offset :] if offset < at else data
         self._allow(token.owner, len(fresh) + (GAP_BYTES if offset > at else 0))
         if stream is None:
@@ -849,10 +852,8 @@ class Batch:
     def _allow(self, owner: int, size: int) -> None:
         """Count `size` bytes against the owner's allowance.
 
-        Raises RequestRefusal: 507 when the allowance or the disk is used up.
+        Raises RequestRefusal: 507 when the allowance is used up.
         """
-        if not self.store.has_room():
-            raise RequestRefusal(507, "disk_full", "the collector's disk is full")
         used, until = self._allowance.get(owner, (0, 0.0))
         if (now := time.monotonic()) >= until:
             kept = (

@@ -951,6 +951,7 @@ def test_a_full_disk_is_507_for_what_is_new_and_heals(tmp_path):
         eventually(lambda: not healthy(member))
         answer = member.append("r", 1000, b"y" * 1000)
         assert (answer.status, answer.json["error"]) == (507, "disk_full")
+        member.register("r2")  # without a place there, the run would not be started
         assert member.append("r", 0, b"x" * 1000).status == 200  # it has that
         filler.unlink()
         eventually(lambda: healthy(member))

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_courier import Home
 
 from agent_door import eventually, nothing_left, reap
 from collector import Client, Served
+from courier_home import Home
 from listener import Authority
 
 pytest.importorskip("starlette", reason="corra[collector] isn't installed")
