@@ -947,7 +947,7 @@ def test_a_full_disk_is_507_for_what_is_new_and_heals(tmp_path):
         served.start()
         assert member.append("r", 0, b"x" * 1000).status == 200
         filler = small.at / "filler"
-        filler.write_bytes(bytes(small.free() - (64 << 10)))
+        filler.write_bytes(bytes(small.free() - (600 << 10)))  # the floor is 5 %
         eventually(lambda: not healthy(member))
         answer = member.append("r", 1000, b"y" * 1000)
         assert (answer.status, answer.json["error"]) == (507, "disk_full")
