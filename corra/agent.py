@@ -292,6 +292,15 @@ def widen(pipe, factor=2):
         pass  # not a pipe, or this user has no pages for pipes left
 
 
+def stop_tracing(pid, number):
+    """Let a child go on that made this process its tracer, with the signal that it had stopped for.
+
+    The TRAP is the kernel's own: a traced process gets it at each exec.
+    """
+    number = 0 if number == _signal.SIGTRAP else number
+    c_function("ptrace")(17, pid, None, _Long(number))  # PTRACE_DETACH
+
+
 def unread(fifo):
     """Return how many bytes a FIFO holds."""
     return struct.unpack("i", fcntl.ioctl(fifo, _FIONREAD, b"\0" * 4))[0]
@@ -362,6 +371,7 @@ _WAITID = {
     "armv7l": 280,
 }
 _PIDFD_SEND_SIGNAL, _PIDFD_OPEN = 424, 434
+ENDS = (1, 2, 3)  # CLD_EXITED, CLD_KILLED, CLD_DUMPED: the si_code of a process that is dead
 
 
 def become(title):
@@ -457,13 +467,28 @@ def signal_process(pid, start, number):
             os.close(handle)
 
 
+def peek_end(kind, pid, wait=0):
+    """Return waitid's facts about a dead child without reaping it, or None.
+
+    A program that asks to be traced (PTRACE_TRACEME) makes its parent its tracer. Then waitid
+    reports each of its stops as well, asked for or not, and only the tracer can let it go on.
+    Raises ChildProcessError.
+    """
+    while True:
+        info = os.waitid(kind, pid, os.WEXITED | os.WNOWAIT | wait)
+        if info is None or not info.si_pid or info.si_code in ENDS:
+            return info if info and info.si_pid else None
+        os.waitid(os.P_PID, info.si_pid, os.WSTOPPED | os.WNOHANG)
+        stop_tracing(info.si_pid, info.si_status & 0x7F)
+
+
 def ended(pid):
     """Return the raw wait status of the child `pid`, or None while it lives, without reaping it.
 
     Raises ChildProcessError.
     """
-    info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    if info is None or not info.si_pid:
+    info = peek_end(os.P_PID, pid, os.WNOHANG)
+    if info is None:
         return None
     return (
         info.si_status << 8
@@ -2748,10 +2773,10 @@ class Keeper:
         child = self.child
         while True:
             try:
-                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                info = peek_end(os.P_ALL, 0, os.WNOHANG)
             except ChildProcessError:
                 return
-            if info is None or not info.si_pid or (info.si_pid == child.pid and not child.reaped):
+            if info is None or (info.si_pid == child.pid and not child.reaped):
                 return
             _, status = os.waitpid(info.si_pid, 0)
             if self.couriers and info.si_pid == self.slot.record.courier:
@@ -2892,7 +2917,8 @@ REPLACE_PAUSE_S = 0.02
 
 def standby(child):
     """Wait for the guard below this one; return when it died unfinished."""
-    info = os.waitid(os.P_PID, child, os.WEXITED)
+    info = peek_end(os.P_PID, child)
+    os.waitid(os.P_PID, child, os.WEXITED)
     if info.si_code == 1 and info.si_status == 0:
         os._exit(0)
 

@@ -1076,6 +1076,56 @@ def test_a_user_with_hardly_any_process_left_gets_fewer_guards_or_a_clear_no_and
     assert {"not started", 3} <= seen
 
 
+# It has its parent trace it, as a program does that wants no debugger, and stops for the tracer at
+# each exec and signal. USR1 ends it.
+TRACES_ITSELF = """
+import ctypes, os, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(42))
+assert ctypes.CDLL(None).ptrace(0, 0, 0, 0) == 0
+os.kill(os.getpid(), signal.SIGWINCH)
+if sys.argv[1:]:
+    os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["at a signal", "at an exec"])
+def test_a_program_that_has_itself_traced_runs_on_and_its_end_is_its_own(
+    door: Door, again: bool
+) -> None:
+    argv = [sys.executable, "-c", TRACES_ITSELF, *[TRACES_ITSELF] * again]
+    state = door.start(argv, prog_id="x")
+    with door.follow("x") as follow:
+        follow.until_output(b"ready")
+        assert follow.states[-1:] == [] or follow.states[-1]["state"] == "running"
+        assert door.status("x")["state"] == "running"
+        assert alive(state["pid"])
+        assert door.call("signal", {"prog_id": "x", "signal": "USR1"})["how"] == "keeper"
+        follow.drain()
+    final = follow.states[-1]
+    assert (final["state"], final["reason"], final["return_code"]) == ("exited", "exited", 42)
+    assert not alive(state["pid"])
+
+
+def test_a_program_that_strace_watches_runs_on_and_its_end_is_its_own(
+    door: Door, tmp_path: Path
+) -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("no strace here")
+    log = tmp_path / "calls"
+    state = door.ready("trap 'exit 3' USR1; echo ready; while :; do sleep 0.01; done")
+    pid = str(state["pid"])
+    with subprocess.Popen(["strace", "-qq", "-o", str(log), "-p", pid]) as strace:
+        eventually(lambda: log.exists() and b"wait4" in log.read_bytes())
+        assert door.status(state["prog_id"])["state"] == "running"
+        kill(state["pid"], number=signal.SIGUSR1)
+        strace.wait(20)
+    final = door.wait(state["prog_id"])
+    assert (final["state"], final["return_code"]) == ("exited", 3)
+
+
 # Fewer descriptors than Python, than a guard or than a keeper needs; too little memory for a guard.
 @machine.DEAR
 @pytest.mark.parametrize("limit", ["-n 8", "-n 16", "-n 20", "-n 24", "-v 15000"])

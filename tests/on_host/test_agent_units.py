@@ -4,8 +4,10 @@ JSON, the index, requests.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -652,6 +654,26 @@ def test_the_end_of_a_child_is_seen_without_reaping_it(status):
     assert os.waitpid(pid, 0) == (pid, status << 8)
     with pytest.raises(ChildProcessError):
         agent.ended(pid)
+
+
+def test_a_stop_under_ptrace_is_no_end_and_the_program_goes_on_with_its_signal():
+    ptrace, (ours, theirs) = ctypes.CDLL(None).ptrace, os.pipe()
+    pid = os.fork()
+    if not pid:
+        signal.signal(signal.SIGUSR1, lambda *_: os._exit(42))
+        ptrace(0, 0, 0, 0)  # PTRACE_TRACEME: its parent is its tracer now
+        os.close(theirs)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os._exit(1)
+    os.close(theirs)
+    info = os.waitid(os.P_PID, pid, os.WEXITED | os.WSTOPPED | os.WNOWAIT)
+    assert info and info.si_code == os.CLD_TRAPPED
+    agent.ended(pid)  # None, or its end: it may have gone on by now
+    assert os.read(ours, 1) == b""
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert agent.ended(pid) == 42 << 8
+    os.waitpid(pid, 0)
+    os.close(ours)
 
 
 @pytest.mark.parametrize("path", [b"", None, b"/x:", b":/x", b"/x::/y"])

@@ -1,6 +1,7 @@
 """Pipes, disks and clocks of the kernel, by the C library's own functions."""
 
 import _ctypes
+import _signal
 import errno
 import fcntl
 import posix as os
@@ -95,6 +96,15 @@ def widen(pipe, factor=2):
             fcntl.fcntl(pipe, F_SETPIPE_SZ, min(size * factor, PIPE_MAX))
     except OSError:
         pass  # not a pipe, or this user has no pages for pipes left
+
+
+def stop_tracing(pid, number):
+    """Let a child go on that made this process its tracer, with the signal that it had stopped for.
+
+    The TRAP is the kernel's own: a traced process gets it at each exec.
+    """
+    number = 0 if number == _signal.SIGTRAP else number
+    c_function("ptrace")(17, pid, None, _Long(number))  # PTRACE_DETACH
 
 
 def unread(fifo):

@@ -6,7 +6,7 @@ import posix as os
 import struct
 import sys
 
-from .kernel import Byte, c_fork, checked, prctl, syscall
+from .kernel import Byte, c_fork, checked, prctl, stop_tracing, syscall
 from .paths import slurp
 
 # The numbers of system calls for which the C library has no function.
@@ -20,6 +20,7 @@ _WAITID = {
     "armv7l": 280,
 }
 _PIDFD_SEND_SIGNAL, _PIDFD_OPEN = 424, 434
+ENDS = (1, 2, 3)  # CLD_EXITED, CLD_KILLED, CLD_DUMPED: the si_code of a process that is dead
 
 
 def become(title):
@@ -115,13 +116,28 @@ def signal_process(pid, start, number):
             os.close(handle)
 
 
+def peek_end(kind, pid, wait=0):
+    """Return waitid's facts about a dead child without reaping it, or None.
+
+    A program that asks to be traced (PTRACE_TRACEME) makes its parent its tracer. Then waitid
+    reports each of its stops as well, asked for or not, and only the tracer can let it go on.
+    Raises ChildProcessError.
+    """
+    while True:
+        info = os.waitid(kind, pid, os.WEXITED | os.WNOWAIT | wait)
+        if info is None or not info.si_pid or info.si_code in ENDS:
+            return info if info and info.si_pid else None
+        os.waitid(os.P_PID, info.si_pid, os.WSTOPPED | os.WNOHANG)
+        stop_tracing(info.si_pid, info.si_status & 0x7F)
+
+
 def ended(pid):
     """Return the raw wait status of the child `pid`, or None while it lives, without reaping it.
 
     Raises ChildProcessError.
     """
-    info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    if info is None or not info.si_pid:
+    info = peek_end(os.P_PID, pid, os.WNOHANG)
+    if info is None:
         return None
     return (
         info.si_status << 8

@@ -10,7 +10,7 @@ from ..contract import PAGE, SIGNALS, START_DEADLINE_S, VERSION
 from ..files import exists, read_file
 from ..kernel import give_back, prctl
 from ..paths import beside
-from ..processes import become, fork_thin
+from ..processes import become, fork_thin, peek_end
 from ..records import unpack
 from ..spool import abandoned, launched_by, stream_names, takes_more
 from .keeper import Keeper
@@ -29,7 +29,8 @@ REPLACE_PAUSE_S = 0.02
 
 def standby(child):
     """Wait for the guard below this one; return when it died unfinished."""
-    info = os.waitid(os.P_PID, child, os.WEXITED)
+    info = peek_end(os.P_PID, child)
+    os.waitid(os.P_PID, child, os.WEXITED)
     if info.si_code == 1 and info.si_status == 0:
         os._exit(0)
 

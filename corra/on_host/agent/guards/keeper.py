@@ -8,7 +8,7 @@ import time
 from ..contract import GRACE_S, PAGE, SIGNALS
 from ..files import exists
 from ..kernel import mono_ns, now_ns
-from ..processes import ended, process, signal_process, usage
+from ..processes import ended, peek_end, process, signal_process, usage
 from ..spool import read_launched
 from .child import Child
 from .courier import Couriers
@@ -309,10 +309,10 @@ class Keeper:
         child = self.child
         while True:
             try:
-                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                info = peek_end(os.P_ALL, 0, os.WNOHANG)
             except ChildProcessError:
                 return
-            if info is None or not info.si_pid or (info.si_pid == child.pid and not child.reaped):
+            if info is None or (info.si_pid == child.pid and not child.reaped):
                 return
             _, status = os.waitpid(info.si_pid, 0)
             if self.couriers and info.si_pid == self.slot.record.courier:
