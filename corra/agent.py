@@ -1373,7 +1373,7 @@ def state_of(request, facts):
             for name, size in sizes.items()
         },
         "blocked": {"since": iso(record.blocked[0]), "errno": record.blocked[1]}
-        if record.blocked and facts["alive"]
+        if record.blocked and facts["alive"] and open_run
         else None,
         "last_output_time": iso(facts["last_ns"]),
         "callback": delivered(facts.get("courier")) if request.get("callback") else None,
@@ -2727,7 +2727,7 @@ class Keeper:
         if self.terminal:
             # The last output is in the kernel's buffers, where it can't be counted.
             self.terminal.hear()
-        record.lengths = self.pump.written()
+        record.lengths, record.blocked = self.pump.written(), self.pump.blocked
         record.usage = usage(child.pid)
         record.outcome = (child.status, now_ns(), mono_ns() - launched[4], child.reason())
         record.phase = "ended" if self.options.get("wait_children") else "final"

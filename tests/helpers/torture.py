@@ -36,6 +36,7 @@ from typing import Any
 
 from corra import agent as host_agent
 from corra.model.frames import Cursor, Gap, Output, Parser, Status, Taken
+from properties import contradictions
 from sshd import QUICKLY, Sshd
 from warm import Warm
 
@@ -746,6 +747,7 @@ class Case:
         executions = self.executed.stat().st_size if self.executed.exists() else 0
         if executions != 1 and not (self.fault == "three" and executions == 0):
             say(f"executed {executions} times")
+        self.violations += contradictions(self.state) if self.state else []
         self.lost = state == "lost"
         if self.lost:
             if self.kills < 3 and not (

@@ -5,6 +5,7 @@ JSON, the index, requests.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from hypothesis import given, strategies as st
 from corra import agent
 from corra.model import ids
 from corra.model.state import State
-from properties import PROPERTY, json_values
+from properties import PROPERTY, contradictions, json_values
 
 MS = 10**6
 VIEW = {
@@ -155,6 +156,7 @@ REQUEST = {
     "program": {"argv": ["true"], "env": {"B": "secret", "A": None}},
 }
 HERE, START = "this-boot", 50 * 10**9
+SIZE = st.integers(0, 1 << 40)
 
 
 def facts(**more: Any) -> dict[str, Any]:
@@ -218,6 +220,39 @@ def test_a_state_is_computed_from_the_files_and_the_lock_alone(changes, state, r
     assert (found["status"] is None) == (state != "exited")
     assert State.from_json(found).state == state
     assert "secret" not in json.dumps(found) and found["env"] == ["A", "B"]
+
+
+@st.composite
+def seen(draw: st.DrawFn) -> dict[str, Any]:
+    """Whatever a reader may find of a run, in any combination."""
+    record = agent.Record()
+    record.phase = draw(st.sampled_from(["live", "carrying", "ended", "final"]))
+    record.agent, record.guards = draw(st.sampled_from([(0, []), (7, [(5, 1), (7, 1)])]))
+    record.blocked = draw(st.sampled_from([None, (10**18, errno.ENOSPC)]))
+    status = draw(st.sampled_from([0, 256, 0xFF00, 9, 15, 0x86]))
+    reason = draw(st.sampled_from(["exited", "signaled", "killed", "timeout", "oom"]))
+    record.outcome = draw(st.sampled_from([None, (status, 10**18 + 1, 5, reason)]))
+    record.usage = draw(st.sampled_from([None, (1,) * 9]))
+    record.lengths = draw(st.dictionaries(st.sampled_from(["stdout", "stderr"]), SIZE))
+    launched = draw(st.sampled_from([None, (4711, 99, HERE, 10**18, START)]))
+    failure = [["stage", "setup"], ["errno", "2"], ["type", "ENOENT"], ["message", "no"]]
+    return facts(
+        record=draw(st.sampled_from([None, record])),
+        alive=draw(st.booleans()),
+        launched=launched,
+        failure=draw(st.sampled_from([None, failure])),
+        gone=draw(st.booleans()),
+        boot_id=draw(st.sampled_from([HERE, "another"])),
+        sizes={"stdout": draw(SIZE), "stderr": draw(SIZE)},
+        heads=draw(st.dictionaries(st.sampled_from(["stdout", "stderr"]), SIZE)),
+    )
+
+
+@PROPERTY
+@given(seen(), st.booleans())
+def test_a_state_never_says_what_cant_be_true_together(found, carried):
+    run = {"carrier": ["ssh"]} if carried else {}
+    assert contradictions(agent.state_of({**REQUEST, "run": run}, found)) == []
 
 
 @pytest.mark.parametrize("offset_s", [-86400, 86400, -10 * 365 * 86400])

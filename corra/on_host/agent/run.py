@@ -256,7 +256,7 @@ def state_of(request, facts):
             for name, size in sizes.items()
         },
         "blocked": {"since": iso(record.blocked[0]), "errno": record.blocked[1]}
-        if record.blocked and facts["alive"]
+        if record.blocked and facts["alive"] and open_run
         else None,
         "last_output_time": iso(facts["last_ns"]),
         "callback": delivered(facts.get("courier")) if request.get("callback") else None,

@@ -263,7 +263,7 @@ class Keeper:
         if self.terminal:
             # The last output is in the kernel's buffers, where it can't be counted.
             self.terminal.hear()
-        record.lengths = self.pump.written()
+        record.lengths, record.blocked = self.pump.written(), self.pump.blocked
         record.usage = usage(child.pid)
         record.outcome = (child.status, now_ns(), mono_ns() - launched[4], child.reason())
         record.phase = "ended" if self.options.get("wait_children") else "final"
