@@ -27,7 +27,8 @@ from corra.errors import Auth, CorraError, Misuse, NotFound, StillRunning, Unrea
 from corra.model import ids
 from corra.model.frames import Cursor, Gap, Output, Status
 from corra.model.refusals import ambiguous_error
-from corra.model.state import State
+from corra.model.shapes import Listed, Object, Shape, Text, Whole, check, read_json
+from corra.model.state import STATE, State
 from corra.model.units import duration
 from corra.remote.bootstrap import courier_source
 from corra.runs.events import Event, LinkDown, LinkUp
@@ -37,6 +38,19 @@ COLLECTOR_ANSWER_S = 15.0
 # The server sends a sign of life every 20 s.
 COLLECTOR_SILENT_S = 60.0
 LINE_MAX = 16 << 20
+COLLECTOR_TOTAL_S = 60.0
+# What a collector may answer, and the events it may send.
+TOKEN = Object({"token": Text()}, ("token",))
+PAGE = Object({"runs": Listed(STATE), "next": Text()}, ("runs",))
+EVENTS: Mapping[str, Object] = {
+    "output": Object(
+        {"stream": Text(64), "offset": Whole(), "data": Text(LINE_MAX), "time_ns": Whole()},
+        ("stream", "offset", "data"),
+    ),
+    "gap": Object({"stream": Text(64), "from": Whole(), "to": Whole()}, ("stream", "from", "to")),
+    "state": STATE,
+    "end": STATE,
+}
 ASKED_RUNS = 1000
 _EXAMPLE = "{url: https://HOST:8050, token_file: FILE}"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
@@ -96,14 +110,27 @@ class Collector:
 
     # -- Asking
 
-    def ask(self, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
-        """Return the JSON of an answer. Raises CorraError."""
+    def ask(
+        self,
+        path: str,
+        shape: Shape,
+        query: Mapping[str, Any] | None = None,
+        body: Any = None,
+    ) -> Any:
+        """Return the JSON of an answer that has that shape. Raises CorraError."""
         connection, answer = self.open(path, query, body)
+        # A server that sends a byte now and then is silent, too.
+        over = threading.Timer(COLLECTOR_TOTAL_S, _cut, [connection])
+        over.daemon = True
+        over.start()
         try:
-            return json.loads(answer.read(LINE_MAX))
+            found = read_json(answer.read(LINE_MAX))
+            check(shape, found, "the answer")
+            return found
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise self.unreachable(error) from error
         finally:
+            over.cancel()
             connection.close()
 
     def open(
@@ -225,7 +252,9 @@ class Collector:
     def _token(self, about: Mapping[str, Any]) -> str:
         return str(
             self.ask(
-                "/runs", body={key: value for key, value in about.items() if value is not None}
+                "/runs",
+                TOKEN,
+                body={key: value for key, value in about.items() if value is not None},
             )["token"]
         )
 
@@ -237,7 +266,7 @@ class Collector:
         }
         found: list[State] = []
         while True:
-            page = self.ask("/runs", query)
+            page = self.ask("/runs", PAGE, query)
             found += [_state(each) for each in page["runs"]]
             if not page.get("next") or "limit" in wanted:
                 return found
@@ -252,7 +281,7 @@ class Collector:
             return self._only(self.runs(limit=1), "", newest=True)
         if ids.is_valid(text):
             try:
-                return Collected(self, _state(self.ask(f"/runs/{quote(text)}")))
+                return Collected(self, _state(self.ask(f"/runs/{quote(text)}", STATE)))
             except NotFound:
                 pass
         for wanted in ({"name": text, "open": "true"}, {"name": text}):
@@ -330,10 +359,8 @@ class CollectedFollow:
         self._cut()
 
     def _cut(self) -> None:
-        connection = self._connection
-        if connection is not None and connection.sock is not None:
-            with contextlib.suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+        if self._connection is not None:
+            _cut(self._connection)
 
     def __iter__(self) -> Iterator[Event]:
         lost_at, tries, why, reached = 0.0, 0, "", False
@@ -391,7 +418,10 @@ class CollectedFollow:
                 fields[name] = value.removeprefix(" ")
                 continue
             if "event" in fields:
-                yield from self._event(fields["event"], json.loads(fields.get("data", "null")))
+                kind, data = fields["event"], read_json(fields.get("data", "null").encode())
+                if kind in EVENTS:
+                    check(EVENTS[kind], data, kind)
+                    yield from self._event(kind, data)
                 self._event_id = fields.get("id", self._event_id)
                 if self._ended:
                     return
@@ -430,6 +460,12 @@ class CollectedFollow:
                 host=self.run.host,
                 prog_id=self.run.id,
             )
+
+
+def _cut(connection: http.client.HTTPConnection) -> None:
+    if connection.sock is not None:
+        with contextlib.suppress(OSError):
+            connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def _state(value: Any) -> State:

@@ -18,7 +18,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from corra.model.program import Program
-from corra.model.state import State, exit_code
+from corra.model.shapes import (
+    WORD_MAX,
+    Flag,
+    Listed,
+    Object,
+    Real,
+    Shape,
+    Text,
+    Whole,
+    check,
+    read_json,
+)
+from corra.model.state import ID, STATE, State, exit_code
 
 # The host of `do` and `confirm`, which happen on this machine.
 HERE = ""
@@ -26,6 +38,40 @@ HERE = ""
 ANYWHERE = "*"
 
 STEP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+_STEP: dict[str, Shape] = {"step": Text(64), "host": Text()}
+_ATTEMPT: dict[str, Shape] = {**_STEP, "attempt": Whole(1, 1 << 32)}
+_OUTPUT = Text(64 << 20)
+# What each kind of event says. A journal may lie on a host, and a host is never trusted.
+EVENTS: Mapping[str, Object] = {
+    "open": Object({"params": Object({})}),
+    "begin": Object(
+        {
+            **_ATTEMPT,
+            "prog_id": ID,
+            "program": Object({"argv": Listed(Text(WORD_MAX)), "env": Object({})}),
+            "user": Text(),
+            "old_boot": Text(64),
+        },
+        ("step", "attempt", "prog_id"),
+    ),
+    "started": Object(_ATTEMPT, ("step", "host", "attempt")),
+    "end": Object(
+        {**_ATTEMPT, "state": STATE, "stdout": _OUTPUT, "stderr": _OUTPUT, "truncated": Flag()},
+        ("step", "host", "attempt", "state"),
+    ),
+    "rebooted": Object(
+        {**_ATTEMPT, "old_boot": Text(64), "new_boot": Text(64), "down_s": Real()},
+        ("step", "host", "attempt"),
+    ),
+    "did": Object(_STEP, ("step",)),
+    "confirmed": Object(_STEP, ("step",)),
+    "skip": Object({**_STEP, "hosts": Listed(Text())}, ("step",)),
+    "redo": Object({**_STEP, "hosts": Listed(Text())}, ("step",)),
+    "stop": Object({"why": Text(1 << 16), "code": Whole(0, 255)}),
+    "done": Object({}),
+    "kept": Object({}),
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +104,7 @@ def journal_events(text: str) -> Iterable[JournalEvent]:
     """Yield the events in a journal's text."""
     for line in text.splitlines():
         try:
-            value = json.loads(line)
+            value = read_json(line.encode())
             facts = {
                 name: each
                 for name, each in value.items()
@@ -158,13 +204,18 @@ class Book:
         self._skips: dict[tuple[str, str], JournalEvent] = {}
 
     def add(self, event: JournalEvent) -> None:
-        """Add an event; a known one changes nothing."""
+        """Add an event; a known one changes nothing.
+
+        Raises ValueError for one that isn't as its kind is. To leave it out would be to guess: a
+        step might be done twice.
+        """
         if event.id in self._seen:
             return
         self._seen.add(event.id)
         self.events.append(event)
         take = getattr(self, f"_take_{event.what}", None)
         if take is not None:
+            check(EVENTS[event.what], event.facts, event.what)
             take(event, event.facts)
 
     def part(self, step: str, host: str) -> Part:

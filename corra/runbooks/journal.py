@@ -118,8 +118,15 @@ class Journal:
 
     def _take(self, reply: Mapping[str, Any], data: bytes) -> None:
         # A line is whole: an append holds the lock for all of its lines.
-        for event in journal_events(data.decode("utf-8", "replace")):
-            self.book.add(event)
+        try:
+            for event in journal_events(data.decode("utf-8", "replace")):
+                self.book.add(event)
+        except ValueError as error:
+            raise CorraError(
+                f"{self} doesn't speak corra's protocol: {error}",
+                host=str(self.where.host),
+                fate="STOPPED",
+            ) from error
         self._at = int(reply["end"])
 
 

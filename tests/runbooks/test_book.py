@@ -12,6 +12,7 @@ from hypothesis import given, strategies
 from corra.model.program import Program
 from corra.runbooks import audit
 from corra.runbooks.book import (
+    EVENTS,
     Book,
     Do,
     JournalEvent,
@@ -20,6 +21,7 @@ from corra.runbooks.book import (
     next_move,
     program_facts,
 )
+from hostile import spoiled
 from properties import PROPERTY
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
@@ -194,3 +196,18 @@ def test_markdown_shows_what_was_done_and_nothing_of_it_is_markup():
         and "FAILED 2" in text
     )
     assert "note: \\<b\\> \\| \\`x\\` \\*" in text
+
+
+@PROPERTY
+@given(strategies.sampled_from(sorted(EVENTS)), strategies.data())
+def test_an_event_that_isnt_as_its_kind_is_is_a_value_error_and_no_other(what, data):
+    facts = data.draw(spoiled(EVENTS[what]))
+    made = Book()
+    made.add(JournalEvent("1", "2026-11-23T01:44:09+00:00", "ops@h", "open", {}))
+    try:
+        made.add(JournalEvent("2", "2026-11-23T01:44:09+00:00", "ops@h", what, facts))
+    except ValueError:
+        return
+    for (step, host), part in made.parts.items():
+        next_move(made.part(step, host), accepts=False)
+        assert part.next_number > 0
