@@ -423,7 +423,7 @@ def test_a_scope_tells_capital_letters_from_small_ones(served, member, prog_id):
 
 
 def test_a_state_is_its_known_keys_and_a_long_command_is_cut(member, prog_id):
-    own = member.register(prog_id, host="db1", argv=["./run", "x" * 1_000_000])
+    own = member.register(prog_id, host="db1", argv=["./run", *["x" * 100_000] * 10])
     state = ended(prog_id, state="running", reason=None, more="x" * 3_900_000, cwd="/srv")
     assert own("POST", f"/api/v1/agent/{prog_id}/state", state).status == 200
     run = member("GET", f"/api/v1/runs/{prog_id}")
@@ -455,7 +455,7 @@ def test_a_state_that_is_too_large_or_has_numbers_that_none_has_is_a_422(member,
 def test_what_is_kept_of_states_and_gaps_counts_against_the_allowance(new):
     _, member = new("--limits", "disk=20K")
     own = member.register("r1", host="db1")
-    big = ended("r1", state="running", reason=None, spool="x" * 30_000)
+    big = ended("r1", state="running", reason=None, env=["X" * 100] * 300)
     answer = own("POST", "/api/v1/agent/r1/state", big)
     assert (answer.status, answer.json["error"]) == (507, "allowance")
     assert own.append("r1", 0, b"x").status == 200
