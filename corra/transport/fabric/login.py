@@ -256,10 +256,7 @@ class Login:
         if words and self._answers.can_ask:
             hint.append(f"asked for: {' and '.join(words)}")
         elif words:
-            hint.append(
-                f"the host would ask for a password or code ({', '.join(words)}),"
-                " and there is no terminal to ask on"
-            )
+            hint.append(f"it would ask ({', '.join(words)}), and there is no terminal")
         else:
             hint.append(f"if  ssh -oBatchMode=yes {self._host} true  works:  --via openssh")
         return Auth(
