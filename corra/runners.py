@@ -130,7 +130,9 @@ class Durable(fabric.runners.Remote):  # type: ignore[misc] # fabric has no hint
         try:
             result = super().run(command, **kwargs)
         except UnexpectedExit as error:
-            # Invoke's own ends a task without a word, where the output wasn't hidden.
+            # Invoke prints the error of a hidden command, with its output, and nothing for another.
+            if error.result.hide:
+                raise
             raise self._failed(error.result) from error
         except KeyboardInterrupt:
             # Invoke calls send_interrupt only while it waits, not while it starts its threads,
