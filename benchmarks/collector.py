@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""The collector beside the bare framework it is built on, and what idle watchers cost:
+"""The collector beside the bare framework it is built on, and the cost of idle watchers:
 `benchmarks/collector.py [--write]`.
 
-Appends a second over 32 connections, A B A B, against a Starlette application on the same uvicorn
-that reads the body and answers 200. The goal is a ratio of 0.3 with SQLite, every append on the
-disk before its answer; and 1,000 idle watchers that cost no CPU.
+It counts appends a second over 32 connections, A B A B, against a Starlette application on the same
+uvicorn that reads the body and answers 200. The goals: a ratio of 0.3 with SQLite and every append
+on the disk before its answer; and 1,000 idle watchers that cost no CPU.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def bare(ready: object) -> None:
 
 
 def load(port: int, token: str, size: int, offsets: dict[str, int], seconds: float) -> float:
-    """Return the appends a second that `port` answers with 200. `offsets`: how long each
-    connection's stream is already.
+    """Return how many appends a second `port` answers with 200. `offsets` holds each connection's
+    current length of its stream.
     """
 
     async def one(run: str, until: float) -> int:
@@ -101,7 +101,7 @@ def appends(served: Served, token: str) -> list[str]:
             where: {f"{where}-{size}-{number}": 0 for number in range(CONNECTIONS)}
             for where in ("bare", "ours")
         }
-        load(served.port, token, size, offsets["ours"], 0.5)  # a run's first append makes the run
+        load(served.port, token, size, offsets["ours"], 0.5)  # a run's first append creates the run
         pairs = []
         for _ in range(ROUNDS):
             base = load(port, token, size, offsets["bare"], SECONDS)
@@ -122,9 +122,7 @@ def cpu_s(pid: int) -> float:
 
 
 def watchers(served: Served, member: Client) -> list[str]:
-    """Return rows of the server's CPU in 10 s without watchers and with 1,000 that nothing happens
-    to.
-    """
+    """Return rows of the server's CPU time in 10 s, without watchers and with 1,000 idle ones."""
     assert served.process is not None
     for number in range(10):
         member.append(f"watched-{number}", 0, b"x")
@@ -165,8 +163,8 @@ def main() -> None:
             "### The collector: appends a second, on the disk before the answer",
             "",
             (
-                f"{dt.date.today()}, {os.cpu_count()} cores, {versions}; {CONNECTIONS} "  # noqa: DTZ011
-                f"connections, medians of {ROUNDS} pairs."
+                f"{dt.date.today()}, {os.cpu_count()} cores, {versions}; "  # noqa: DTZ011
+                f"{CONNECTIONS} connections, medians of {ROUNDS} pairs."
             ),
             "",
             "| an append of | bare framework | collector | MB/s | ratio | goal |",

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Measure corra beside what people use today, in one run, A B A B, against a private sshd on
-loopback: `benchmarks/run.py [--write]`.
+"""Measure corra beside the tools that people use today, in one run, A B A B, against a private sshd
+on loopback: `benchmarks/run.py [--write]`.
 
-Absolute figures drift with the machine; the ratios of one run are what counts. `--write` keeps the
-table, with the machine, in RESULTS.md.
+Absolute figures drift with the machine; the ratios of one run count. `--write` puts the table and
+the machine into RESULTS.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from proxy import Proxy  # noqa: E402 - found by the line above
 from sshd import Sshd  # noqa: E402
 
-# What `run` of 8 MB takes in a Python program, where the connection stands.
+# The time of `run` with 8 MB of output in a Python program, over an open connection.
 READER = """
 import sys, time
 import fabric
@@ -59,9 +59,9 @@ print(took)
 
 BIN = Path(sys.executable).parent
 HOSTS_PATH = "/usr/local/bin:/usr/bin:/bin"
-# Not a version manager's shim, which would cost more than what is measured.
+# Not the shim of a version manager, which would take longer than the measured program.
 PYTHON = os.path.realpath(sys.executable)
-# What the private sshd's PATH has.
+# The programs that the private sshd's PATH holds.
 HOSTS_PYTHON = shutil.which("python3", path=HOSTS_PATH) or PYTHON
 AGENT = ROOT / "corra" / "agent.py"
 MB = 1 << 20
@@ -69,18 +69,18 @@ OUTPUT_BYTES = 8 * MB
 CAPTURE_BYTES = 1 << 30
 FAR_BYTES = 1 << 30
 SENT_BYTES = 1 << 30
-DELAY_S = 0.025  # each way
+DELAY_S = 0.025  # for each of the ways
 IDLE_RUNS = 20
 
 
 @dataclass
 class Contest:
-    """Several ways to the same thing; the first is the one the others are compared with."""
+    """Several ways to do the same thing; the others are compared with the first."""
 
     title: str
     ways: dict[str, Callable[[], float]]
     rounds: int
-    once: tuple[str, ...] = ()  # too slow to be repeated
+    once: tuple[str, ...] = ()  # too slow to repeat
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -110,7 +110,7 @@ class Contest:
 
 
 class Place:
-    """A home of its own with a private sshd, and the commands that are compared."""
+    """A home with a private sshd, and the compared commands."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -198,7 +198,7 @@ def far_starts(place: Place, proxy: Proxy) -> Contest:
 
 
 def kills(place: Place) -> Contest:
-    """From nothing: a connection of its own each time, to a program that ends at once by TERM."""
+    """Start from nothing: a new connection each time, to a program that TERM ends at once."""
 
     def started() -> str:
         done = subprocess.run(
@@ -226,7 +226,7 @@ def kills(place: Place) -> Contest:
 
 
 def far_output(place: Place, memory: Path) -> Contest:
-    """Bytes of a file on tmpfs through ssh; corra's spool lies there too."""
+    """Bytes of a file on tmpfs through ssh; corra's spool lies on tmpfs, too."""
     big = memory / "big"
     with big.open("wb") as file:
         os.truncate(file.fileno(), FAR_BYTES)
@@ -250,8 +250,8 @@ def far_output(place: Place, memory: Path) -> Contest:
 
 
 def inputs(place: Place, memory: Path) -> Contest:
-    """A gigabyte into a program. corra's lies whole on the host before the program starts, and is
-    there still when the link breaks in between.
+    """A gigabyte of stdin for a program. With corra all of it lies on the host before the program
+    starts, and stays there if the link breaks in between.
     """
     big, there = memory / "sent", memory / "received"
     with big.open("wb") as file:
@@ -344,7 +344,7 @@ def starts_by_hand(place: Place) -> Contest:
     ).encode()
     shutil.copy(AGENT, place.home / "agent.py")
     compileall.compile_file(place.home / "agent.py", quiet=1)
-    # As the loader does it, and as agent.py itself: without Python's finalisation.
+    # Like the loader and like agent.py itself: without Python's finalisation.
     agent = "import agent; posix._exit(agent.main(['start'], agent.Input(0), sys.stdout.buffer))"
     cached = f"import posix, sys; sys.path.insert(0, {str(place.home)!r}); {agent}"
     ways = {
@@ -374,7 +374,7 @@ def captures(place: Place, memory: Path) -> Contest:
             target.unlink(missing_ok=True)
 
     def corra() -> float:
-        """The host's own time from exec to the recorded end, all output in the spool."""
+        """The host's own time from exec to the recorded end, with all output in the spool."""
         spool = str(memory / "spool")
         state = place.agent("start", {"program": {"argv": program}, "spool": spool})
         ended = place.agent("wait", {"prog_id": state["prog_id"], "spool": spool})
@@ -399,8 +399,8 @@ def captures(place: Place, memory: Path) -> Contest:
 
 
 def idle_memory(place: Place) -> str:
-    """Return the table of what one more idle run costs: the PSS of its three guards, averaged over
-    many; what all share was there before.
+    """Return the table of the cost of one more idle run: the PSS of its three guards, averaged over
+    many runs, with the shared pages loaded before.
     """
     rows = []
 
@@ -426,7 +426,7 @@ def idle_memory(place: Place) -> str:
                 start()
             pids = guards()
             all_kb, before = sum(map(pss, pids)), sum(map(cpu_ticks, pids))
-            time.sleep(3)  # how much they do while nothing happens is what is measured
+            time.sleep(3)  # the benchmark measures how much the guards do while nothing happens
             ticks = sum(map(cpu_ticks, pids)) - before
         finally:
             for run in live():
@@ -437,8 +437,8 @@ def idle_memory(place: Place) -> str:
         rows.append(
             f"| {way} | {len(pids) / runs:.1f} | {one_more:.2f} MB | {each:.2f} MB | {idle_ms} ms |"
         )
-    # What all processes of one Python share is divided among them: with others there, less is
-    # counted of the first run, and so more of one more.
+    # PSS divides the pages that all processes of one Python share. With other processes around, the
+    # first run counts less of them, and one more run counts more.
     strangers = sum(is_of_python(pid) for pid in os.listdir("/proc") if pid.isdigit())
     version = subprocess.run(
         [HOSTS_PYTHON, "-V"], capture_output=True, text=True, check=True
@@ -559,7 +559,7 @@ def main() -> None:
             ]
         )
         results = ROOT / "benchmarks" / "RESULTS.md"
-        # Below stand the figures of what is run once, by hand.
+        # The text below holds figures of benchmarks that are run once, by hand.
         _, begins, by_hand = results.read_text().partition("\n## ")
         results.write_text(text + "\n" + begins + by_hand)
 

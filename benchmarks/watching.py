@@ -1,8 +1,8 @@
-"""What an open follow costs and how prompt it is, with the goals beside: `benchmarks/watching.py
+"""The cost and the delay of an open follow, with the goals beside them: `benchmarks/watching.py
 [--idle SECONDS]`.
 
-Over a private sshd on loopback. Both ends read the same monotonic clock, so a delay is the
-difference of two of its readings.
+It runs over a private sshd on loopback. Both ends read the same monotonic clock, so a delay is the
+difference of two readings.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ while True:
 
 
 def delays() -> list[float]:
-    """Return ms from each write on the host to its bytes here."""
+    """Return the ms from each write on the host to its bytes at the client."""
     import corra
     from corra.model.frames import Output
 
@@ -54,7 +54,7 @@ def delays() -> list[float]:
 
 
 def signalled() -> list[float]:
-    """Return ms from a signal sent over an open follow to its handler."""
+    """Return the ms from a signal sent over an open follow to the program's handler."""
     import corra
     from corra.model.frames import Output
 
@@ -85,16 +85,14 @@ def signalled() -> list[float]:
 
 
 def idle(place: Place, seconds: float) -> tuple[float, float]:
-    """Return the CPU in % of a core that an idle watcher takes: the client here, and the follow on
-    the host.
-    """
+    """Return an idle watcher's CPU in % of a core: the client's, and the follow's on the host."""
     client = subprocess.Popen(
         [*place.inv, "sleep", "600"],
         env=place.env,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    time.sleep(3)  # it has connected and found nothing to do
+    time.sleep(3)  # the client has connected and found nothing to do
     follows = [
         pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _is_follow(pid, place)
     ]

@@ -1,10 +1,10 @@
-"""A database's backup, and the drill that shows it can be restored.
+"""A database's backup, and the drill that proves that the backup can be restored.
 
     inv -r examples -c database drill --host db1 --ticket DRILL-7
 
-The dump, the restore into a scratch database and the comparison are steps of their own: a drill
-that dies in its third hour goes on in its third hour. The commands stand for pg_dump, pg_restore
-and psql on plain files, so that the example can be tried on any machine.
+The dump, the restore into a scratch database and the comparison are separate steps: a drill that
+dies in its third hour goes on in its third hour. The commands stand for pg_dump, pg_restore and
+psql on plain files, so that you can try the example on any machine.
 """
 
 from invoke import task

@@ -2,9 +2,10 @@
 
     inv -r examples -c deploy deploy --hosts web[1-6] --release 4.2 --ticket OPS-901
 
-Stop the task, close the laptop, run the same command anywhere: the roll-out goes on. A wave that
-fails its health check stops the roll-out with that host named, and the same command repeats only
-what failed. `current` is a link, so a release is switched in one step and switched back as easily.
+Stop the task, close the laptop, run the same command anywhere: the roll-out goes on. If a host
+fails its health check, the roll-out stops and names the host; the same command then repeats only
+the failed steps. `current` is a link, so one step switches to a release, and one step switches
+back.
 """
 
 from invoke import task
@@ -12,7 +13,7 @@ from invoke import task
 import corra
 from corra.tasks import attach, book, kill, logs, ps  # noqa: F401 - the verbs, beside our own
 
-# Waits on the host, so that no broken link ends it.
+# The script waits on the host, so that a broken link doesn't end it.
 HEALTHY = ["sh", "-c", 'until grep -qx "$0" "$1/current/release"; do sleep 1; done']
 UNPACK = 'mkdir -p "$1/releases/$0" && echo "$0" > "$1/releases/$0/release"'
 SWITCH = 'ln -sfn "releases/$0" "$1/new" && mv -T "$1/new" "$1/current"'

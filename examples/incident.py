@@ -1,11 +1,11 @@
 """An incident's evidence from many hosts, collected at once, before it is gone.
 
-One file for each host and command, and a list of what is missing:
+The task writes one file for each host and command, and a list of the missing ones:
 
     inv -r examples -c incident collect --hosts web[1-40],db[1-2] --to ./INC-77
 
-A host that doesn't answer doesn't keep the others' evidence back. Run again, the task collects what
-is missing and nothing twice.
+A host that doesn't answer doesn't delay the others' evidence. A second call collects the missing
+files, and none twice.
 """
 
 import os

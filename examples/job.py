@@ -3,9 +3,9 @@
     inv -r examples -c job crunch --host big1 --data s3://bucket/day=7 --notify ops@example.org
     inv -r examples -c job crunch ...
 
-The second call, from anywhere, takes hold of the job that runs, or says what it came to. The job's
-id follows from its input, so that two people can't start it twice. The host sends the message as
-the job's own last act, so it also comes when nobody watches any more.
+The second call, from any machine, attaches to the running job, or prints its result. The job's id
+follows from its input, so that two people can't start it twice. The host sends the message at the
+end of the job, so the message also comes when nobody watches.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ from invoke import task
 
 import corra
 
-# $0 sends the message, $1 is the input, $2 the program. The status is the program's own, whatever
-# becomes of the message.
+# $0 sends the message, $1 is the input, $2 the program. The exit code is the program's, even if the
+# message fails.
 JOB = '"$2" "$1"; code=$?; printf "%s ended with %s\\n" "$1" "$code" | sh -c "$0"; exit $code'
 
 

@@ -1,12 +1,12 @@
 """Upgrade the kernel and reboot, a canary first.
 
-The boot id tells each reboot, so that none is taken for a lost run:
+corra knows each reboot by the boot id, so that it takes none for a lost run:
 
     inv -r examples -c kernel kernel --version 6.1.0-28 --ticket OPS-812
 
-Before each wave a person is asked, and the answer is kept. A host that doesn't come back stops the
-roll-out with one wave touched. The balancer `lb1` and the journal's host `ops1` are this site's
-own, as they would be in anybody's tasks.py.
+Before each wave the task asks a person, and keeps the answer. If a host doesn't come back, the
+roll-out stops with one wave touched. The balancer `lb1` and the journal's host `ops1` belong to
+this site; write your own into your tasks.py.
 """
 
 from invoke import task
@@ -15,7 +15,7 @@ import corra
 from corra.tasks import attach, book, kill, ps, run  # noqa: F401 - the verbs, beside our own
 
 QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
-# Waits on the host, so that no broken link ends it.
+# The script waits on the host, so that a broken link doesn't end it.
 HEALTHY = ["sh", "-c", "until curl -fsS http://127.0.0.1:8080/healthz; do sleep 2; done"]
 
 
@@ -28,7 +28,7 @@ HEALTHY = ["sh", "-c", "until curl -fsS http://127.0.0.1:8080/healthz; do sleep 
 )
 def kernel(
     c, version="", ticket="", hosts="web[1-6]"
-):  # defaults, not positionals: else `inv kernel --help` is a version
+):  # defaults, not positionals: otherwise `inv kernel --help` is a version
     """Upgrade the kernel and reboot, in waves: inv kernel --version 6.1.0-28 --ticket OPS-812"""
     if not (version and ticket):
         raise corra.Stop("say --version and --ticket; inv --help kernel has an example")

@@ -3,16 +3,16 @@
     inv -r examples upgrade --host db1 --release 4.2
     inv -r examples backup --host db1       # then, from any machine: corra attach --host db1 backup
 
-Each step runs on the host under corra: a broken link is made again, and Ctrl-C leaves what runs
-running. A step that fails stops the task with that step's exit code. The commands here only write
-below --root, so that the example can be tried on any machine.
+corra runs each step on the host: it reconnects a broken link, and Ctrl-C leaves a running step
+running. A failed step stops the task with that step's exit code. The commands here only write below
+--root, so that you can try the example on any machine.
 """
 
 from invoke import task
 
 import corra
 
-# Waits on the host, so that no broken link ends it.
+# The script waits on the host, so that a broken link doesn't end it.
 HEALTHY = ["sh", "-c", 'until grep -qx "$0" current; do sleep 1; done']
 
 
@@ -39,7 +39,7 @@ def upgrade(c, host="local", release="", root="/tmp/corra-example"):
         name="backup",
         cwd=root,
     )
-    # This goes on while the backup is being made.
+    # The host makes the backup meanwhile.
     corra.run(host, ["sh", "-c", 'echo "$0" > next', release], cwd=root, hide="out")
     if saved.wait(timeout="10m").failed:
         raise corra.Stop("the backup failed; nothing was changed")
@@ -56,7 +56,7 @@ def upgrade(c, host="local", release="", root="/tmp/corra-example"):
     }
 )
 def backup(c, host="local", root="/tmp/corra-example"):
-    """Start a long backup and leave; prints the id to attach to."""
+    """Start a long backup and leave; print the id to attach to."""
     run = corra.start(
         host, ["tar", "-cf", "nightly.tar", "current"], name="backup", cwd=root, timeout="2h"
     )

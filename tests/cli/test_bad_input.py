@@ -1,5 +1,5 @@
-"""Bad input and bad luck, as somebody at a terminal of 80 columns meets them: one clear line, its
-code, nothing half-started.
+"""Bad input and bad luck, as an operator at a terminal of 80 columns meets them: one clear line,
+the right exit code, nothing half-started.
 
 Each command is `inv` of either Invoke, at a real sshd and at `local`.
 """
@@ -26,7 +26,9 @@ Case = tuple[str, int, str]
 
 @pytest.fixture
 def held(home: Path) -> Callable[[list[Case]], None]:
-    """A function that types commands and holds each to its code, its first line and the grammar."""
+    """Return a function that types commands, and checks each one's exit code, first line and
+    grammar.
+    """
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
 
     def hold(cases: list[Case]) -> None:
@@ -37,8 +39,8 @@ def held(home: Path) -> Callable[[list[Case]], None]:
             )
             assert first.startswith("corra: ") and said in first, f"{typed}\n{first}"
             assert status == code, f"{typed}\n{first}\n{hints}"
-            # Hints are indented, and there are three at most; a command that is to be typed is not
-            # broken.
+            # There are three hints at most, all indented. A command in a hint isn't broken over
+            # lines.
             assert len(hints) <= 3 and all(hint.startswith("       ") for hint in hints), (
                 f"{typed}\n{hints}"
             )

@@ -1,5 +1,5 @@
-"""The verbs as an operator types them: words, streams, exit codes. On this machine, and one of each
-over ssh.
+"""The verbs as an operator types them: words, streams, exit codes. Most run on this machine, and
+one of each over ssh.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def objects(data: bytes) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def started(cli: Cli) -> Iterator[Callable[..., str]]:
-    """Starts a program detached, returns its full id, and ends it after the test."""
+    """Return a function that starts a program detached and returns the full id; the fixture ends
+    the program.
+    """
     running: list[str] = []
 
     def start(*argv: str, flags: tuple[str, ...] = ()) -> str:
@@ -253,8 +255,8 @@ def test_misuse_is_one_line_and_code_2(cli: Cli, typed: str, line: str) -> None:
 
 
 def test_what_is_piped_in_is_sent_and_let_go_of(cli: Cli) -> None:
-    """A temporary file that is left to the garbage collector is a warning of Python's, which would
-    stand in the operator's way.
+    """If corra left its temporary file to the garbage collector, Python would print a warning
+    between the operator's lines.
     """
     done = cli(
         "run",
@@ -639,7 +641,7 @@ def test_kill_uses_the_stop_signal_and_the_grace_that_run_was_given(
     prog_id = started("sh", "-c", script, flags=("--stop-signal", "INT", "--grace", "25s"))
     eventually(lambda: b"ready" in cli("logs", prog_id).stdout)
     done = cli("kill", prog_id)
-    # Between two sleeps the shell is alone.
+    # Between two sleeps the shell is the only process.
     assert (
         re.search(
             rb"INT sent; KILL in 25 s if (it is still there|any of its 2 processes is left)",
@@ -752,7 +754,8 @@ def test_what_comes_through_a_pipe_while_the_program_runs_is_said_at_its_end(cli
         process.stdin.write(b"late")
         process.stdin.flush()
         (cli.home / "go").touch()
-        assert b"nothing reads what is piped in here" in process.stderr.read()  # type: ignore[union-attr]
+        err = process.stderr.read()  # type: ignore[union-attr]
+        assert b"nothing reads what is piped in here" in err
     assert process.returncode == 0
 
 
@@ -785,7 +788,7 @@ def test_the_history_is_listed_and_forgotten_by_name_or_host(cli: Cli) -> None:
     assert lines(cli("history", "forget", "local").stderr) == ["corra: local: forgot 1 run"]
     assert cli("history").stdout == b""
     assert cli("history", "forget").returncode == cli("history", "drop").returncode == 2
-    assert b" b " in cli("ps", "-a", *LOCAL).stdout  # its host keeps it
+    assert b" b " in cli("ps", "-a", *LOCAL).stdout  # the host still has the run
 
 
 def test_kill_of_several_finds_all_before_it_touches_any(
@@ -870,11 +873,11 @@ def test_wait_for_any_leaves_with_the_first(cli: Cli, started: Callable[..., str
 
 
 def test_a_wait_is_over_when_its_time_is_though_nobody_lets_us_in(cli: Cli, sshd: Sshd) -> None:
-    """125 after 15 s is no answer to `wait -T 1s`; and what was never seen to start isn't said to
-    be running.
+    """Exit code 125 after 15 s is no answer to `wait -T 1s`. And the client doesn't report a run as
+    running that it never saw start.
     """
     prog_id = cli("run", "-d", "--host", "h", "--", "sleep", "600").stdout.decode().strip()
-    os.kill(sshd.pid, signal.SIGSTOP)  # the kernel takes the connection, nobody answers
+    os.kill(sshd.pid, signal.SIGSTOP)  # the kernel accepts the connection, and sshd doesn't answer
     try:
         begun = time.monotonic()
         known, there, unknown = (
@@ -977,7 +980,7 @@ def test_json_of_the_looking_verbs_is_the_state(cli: Cli) -> None:
         )
 
 
-# -- Nothing in the way
+# -- Nothing in the operator's way
 
 
 def test_every_verb_has_help_with_an_example(cli: Cli) -> None:
@@ -1010,8 +1013,7 @@ def test_a_program_held_back_by_a_full_disk_is_said_to_be(cli: Cli, tmp_path: Pa
             line = next(each for each in watcher.stderr if b"started" not in each)
             assert line.decode().endswith(" on local: HELD BACK: no room on the disk there\n")
             assert cli("kill", "-y", "hog").returncode == 0
-            # Its last bytes still wait for room, and nothing is lost: who watches gets them when
-            # there is some.
+            # Its last bytes still wait for room. Once the disk has room, the watcher gets them.
             subprocess.run(["mount", "-o", "remount,size=32m", str(small.at)], check=True)
             assert watcher.wait(60) == 143
     finally:
@@ -1168,7 +1170,7 @@ def test_the_code_for_a_reader_that_left_is_141(cli: Cli) -> None:
     assert cli("kill", "-9", "endless").returncode == 0
 
 
-# -- What the history says of hosts
+# -- The history's hosts
 
 
 def test_ps_shows_a_run_once_and_a_host_that_is_down_on_one_line_by_the_name_used_most(

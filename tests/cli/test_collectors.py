@@ -1,5 +1,5 @@
-"""`--collector` on the command line, from `corra run` here to a real collector and back, and the
-way there through ssh.
+"""`--collector` on the command line, from `corra run` to a real collector and back, and the way to
+the collector through ssh.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytest.importorskip("starlette", reason="corra[collector] isn't installed")
 
 @pytest.fixture
 def team(home: Path, tmp_path: Path) -> Iterator[Client]:
-    """A collector called team in the configuration, with TLS by an authority of its own."""
+    """A collector called team in the configuration, with TLS and its own certificate authority."""
     authority = Authority(tmp_path)
     served = Served(tmp_path, tls=authority.server(), ca=authority.pem)
     member = Client(served, served.token())
@@ -37,7 +37,7 @@ def team(home: Path, tmp_path: Path) -> Iterator[Client]:
 
 def configure(home: Path, url: str, ca: Path) -> None:
     told = {"collectors": {"team": {"url": url, "token_file": "~/.corra.token", "ca": str(ca)}}}
-    # JSON is YAML.
+    # The configuration is written as JSON, which is YAML.
     for name in (".invoke.yaml", ".corra.yaml"):
         (home / name).write_text(json.dumps({"corra": told}))
 
@@ -256,7 +256,8 @@ def test_a_host_without_a_route_reports_through_the_connection_of_who_watches(
         ]
     )
     assert team.output(found["prog_id"]).body == b"far\n"
-    # The one that nobody led there is still waiting, on a host that knows no way.
+    # No client carries the other run's reports, and its host has no route: the run is still
+    # waiting.
     (waiting,) = team("GET", "/api/v1/runs?state=starting").json["runs"]
     error = json.loads(cli("status", "--json", "--host", "h", waiting["prog_id"]).stdout)[
         "callback"

@@ -1,4 +1,4 @@
-"""What corra sets for a whole process: in its own, and in nobody else's."""
+"""Settings of a whole process: corra changes them in its own process only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# An exit function that was registered first is called last: it sees what the verb has left.
+# Python calls the first registered exit function last: it sees what the verb has left.
 SEEN = """
 import atexit, gc, json, sys
 import invoke.main
@@ -33,7 +33,7 @@ VERB = ("run", "-R", "--host", "local", "--", "true")
 
 
 def seen(program: str, words: Sequence[str], cwd: Path) -> dict[str, Any]:
-    """Return the settings that a program has at its end."""
+    """Return the settings of a program at its end."""
     done = subprocess.run(
         [sys.executable, "-c", SEEN + program, *words],
         cwd=cwd,

@@ -82,7 +82,7 @@ def inv(home: Path, tmp_path: Path) -> Inv:
 
 
 def told(done: subprocess.CompletedProcess[str], verb: str) -> dict[str, Any]:
-    """Return what the verb was given, on the line it printed."""
+    """Return the arguments that the verb printed on its line."""
     assert done.returncode == 0, done.stderr
     line = next(each for each in done.stdout.splitlines() if each.startswith(verb + " "))
     return dict(json.loads(line[len(verb) :]))
@@ -237,7 +237,7 @@ def test_ids_and_names_are_completed_from_history(inv: Inv) -> None:
     assert inv("--complete", "--", "inv", "kill", "-s", "mi").stdout.split() != ["migrate"]
 
 
-# -- Invoke's parser takes exactly the tokens it is promised
+# -- Invoke's parser takes exactly the tokens that the verb promises
 
 pieces = st.one_of(
     st.sampled_from(("x", "k7m2qx", "5", "2h", "-", "---", "run", "ps", "kill")),
@@ -286,8 +286,8 @@ words_of_any_kind = st.lists(
 def test_whatever_follows_a_verb_invoke_hands_the_verb_its_own_reading(
     verb: Verb, words: list[str]
 ) -> None:
-    """No ParseError, so no answer of Invoke's; what another verb's name ends is that verb's
-    business.
+    """Invoke raises no ParseError, so it gives no answer of its own. Where another verb's name ends
+    the words, the rest belongs to that verb.
     """
     before = sys.argv
     sys.argv = ["inv", verb.name, *words]
@@ -371,7 +371,7 @@ def test_a_wrong_name_or_type_of_a_flag_is_an_error_of_mypy(
 
 
 def test_each_verb_declares_a_flag_once() -> None:
-    """Two flags of one verb never share a spelling: the second would never be read."""
+    """Two flags of one verb never share a spelling: the verb would never read the second."""
     from corra.cli.verb import VERBS
 
     for verb in VERBS.values():

@@ -1,4 +1,4 @@
-"""The collector's HTTP API held to its word, over a real server with a real database."""
+"""The collector's HTTP API keeps its promises, on a real server with a real database."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def member(served) -> Client:
 
 @pytest.fixture
 def new(tmp_path) -> Iterator[Any]:
-    """A function that starts a collector of its own: `new("--limits", "rate=2")`."""
+    """Return a function that starts another collector: `new("--limits", "rate=2")`."""
     made: list[Served] = []
 
     def start(*flags: str, **how: Any) -> tuple[Served, Client]:
@@ -190,7 +190,7 @@ def test_what_isnt_json_is_a_400(member, prog_id, body):
     assert member("POST", f"/api/v1/agent/{prog_id}/completed", body).status == 400
 
 
-NOT_UTF8 = "caf\udce9"  # as Python has the byte E9 of an argument
+NOT_UTF8 = "caf\udce9"  # as Python represents the byte E9 of an argument
 
 
 def test_what_isnt_utf_8_is_kept_and_told_and_costs_nobody_the_list(member, prog_id):
@@ -215,7 +215,7 @@ def test_what_isnt_utf_8_is_kept_and_told_and_costs_nobody_the_list(member, prog
     assert [each["event"] for each in member.events(prog_id)] == ["end"]
 
 
-# ---------------------------------------------------------------- who may
+# ---------------------------------------------------------------- scopes and tokens
 
 
 def test_a_runs_own_token_reports_that_run_and_does_nothing_else(member, prog_id):
@@ -362,18 +362,20 @@ def test_too_many_open_runs_are_403_and_too_much_output_is_507(new):
         201,
         403,
     ]
-    assert member("POST", "/api/v1/runs", {"prog_id": "r0"}).status == 201  # known already
+    assert member("POST", "/api/v1/runs", {"prog_id": "r0"}).status == 201  # the run exists already
     assert member.append("r0", 0, b"x" * 700).status == 200
     answer = member.append("r1", 0, b"x" * 300)
     assert (answer.status, answer.json["error"]) == (507, "allowance")
-    assert member.append("r0", 0, b"x" * 700).status == 200  # nothing new in it
+    assert member.append("r0", 0, b"x" * 700).status == 200  # the request has no new bytes
 
 
-# ---------------------------------------------------------------- who a run is
+# ---------------------------------------------------------------- a run's identity
 
 
 def test_a_runs_own_token_never_shows_it_to_readers_of_other_hosts(served, member, prog_id):
-    """What was registered stays; what wasn't is shown as the run says, and no scope asks for it."""
+    """Registered facts stay. The run's own reports fill in the others, but no scope relies on a
+    reported fact.
+    """
     reader = {
         scope: Client(served, served.token(f"{prog_id}-{number}=read:{scope}"))
         for number, scope in enumerate(("host=db9", "user=dba", "by=eve@x", "name=pay", "fleet=f9"))
@@ -419,7 +421,7 @@ def test_a_scope_tells_capital_letters_from_small_ones(served, member, prog_id):
         assert [each["prog_id"] for each in found] == [f"{prog_id}-{each}" for each in seen]
 
 
-# ---------------------------------------------------------------- what a State may be
+# ---------------------------------------------------------------- the States that it accepts
 
 
 def test_a_state_is_its_known_keys_and_a_long_command_is_cut(member, prog_id):
@@ -466,7 +468,7 @@ def test_what_is_kept_of_states_and_gaps_counts_against_the_allowance(new):
             refused = answer
             break
     assert refused is not None and (refused.status, refused.json["error"]) == (507, "allowance")
-    assert own.complete("r1").json == {"new": True}  # an end is always taken
+    assert own.complete("r1").json == {"new": True}  # the collector always accepts an end
 
 
 def test_many_gaps_are_counted_and_the_first_of_them_listed(member, prog_id):
@@ -525,7 +527,7 @@ def test_an_older_database_is_brought_up_and_counts_nothing_that_it_never_counte
 
 @pytest.fixture
 def cold(tmp_path) -> Iterator[tuple[Served, Client]]:
-    """A collector by a Python of its own, whose memory is nobody else's."""
+    """A collector in its own Python interpreter, which shares no memory with a test's server."""
     found = Served(tmp_path)
     found.cold = True
     token = found.token()
@@ -586,7 +588,7 @@ def test_a_head_just_too_large_is_refused_in_json(served):
 
 
 def test_a_second_head_has_its_deadline_as_the_first():
-    """Over uvicorn as it runs, with less patience."""
+    """With uvicorn as it runs, and a shorter deadline."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
@@ -623,7 +625,7 @@ def test_a_thousand_silent_connections_shut_out_nobody_who_has_a_token(cold):
         connection.request(
             "GET", "/api/v1/runs", headers={"Authorization": f"Bearer {member.token}"}
         )
-        assert connection.getresponse().status == 200  # it had shown its token
+        assert connection.getresponse().status == 200  # this connection had shown its token
         fds = len(os.listdir(f"/proc/{served.process.pid}/fd"))
         assert fds < STRANGERS_MAX + 100
     finally:
@@ -896,7 +898,7 @@ def test_a_request_that_is_half_there_at_a_term_is_finished(new):
             f"Authorization: Bearer {member.token}\r\nExpect: 100-continue\r\n"
             f"Content-Length: 10\r\n\r\n".encode()
         )
-        assert connection.recv(100).startswith(b"HTTP/1.1 100 ")  # it has begun to read
+        assert connection.recv(100).startswith(b"HTTP/1.1 100 ")  # the server has begun to read
         served.process.send_signal(signal.SIGTERM)
         until = time.monotonic() + DEADLINE_S
         while (
@@ -952,7 +954,7 @@ def test_a_full_disk_is_507_for_what_is_new_and_heals(tmp_path):
         answer = member.append("r", 1000, b"y" * 1000)
         assert (answer.status, answer.json["error"]) == (507, "disk_full")
         member.register("r2")  # without a place there, the run would not be started
-        assert member.append("r", 0, b"x" * 1000).status == 200  # it has that
+        assert member.append("r", 0, b"x" * 1000).status == 200  # the collector has these bytes
         filler.unlink()
         eventually(lambda: healthy(member))
         assert member.append("r", 1000, b"y" * 1000).status == 200
@@ -1040,7 +1042,7 @@ def test_what_is_old_or_too_much_is_forgotten_and_what_is_open_is_not(tmp_path):
         documents = store.size() - 4000
         assert 0 < documents < 4 * 1000
         assert store.prune(3600, None) == 0
-        assert store.prune(3600, 2500 + documents // 2) == 2  # the two that ended first
+        assert store.prune(3600, 2500 + documents // 2) == 2  # the two runs that ended first
         assert [each["prog_id"] for each in store.runs({}, [{}], limit=9)[0]] == ["r3", "r0"]
         assert 2000 < store.size() < 2000 + documents
         assert store.prune(0, None) == 2
@@ -1067,7 +1069,7 @@ def test_what_is_committed_is_moved_out_of_the_log_beside_the_writer(tmp_path):
         store.close()
 
 
-# ---------------------------------------------------------------- what the writer remembers
+# ---------------------------------------------------------------- the writer's memory
 
 
 @pytest.fixture
@@ -1174,7 +1176,7 @@ def test_one_timer_ends_what_is_late_and_nothing_else():
 
 
 class Hooked(http.server.BaseHTTPRequestHandler):
-    """Takes notices, the first time with a 500."""
+    """A server that accepts notices; it answers the first with a 500."""
 
     taken: ClassVar[list[Any]] = []
     statuses: ClassVar[list[int]] = [500, 200, 200, 200]
@@ -1206,7 +1208,7 @@ def test_each_end_is_told_to_every_webhook_once_it_takes_it(tmp_path, monkeypatc
     try:
         key, secret = split_header("Bearer " + store.new_token("t", ["write"]))
         token = checked_token(store.token(key), secret)
-        for _ in range(2):  # the second one isn't new
+        for _ in range(2):  # the second report isn't new
             store.complete(
                 token, "r1", ended("r1", return_code=3, status=768, argv=["./migrate", "a b"])
             ).result()
@@ -1263,11 +1265,11 @@ def test_an_end_that_was_taken_is_told_by_the_server_that_comes_after_a_kill(new
         with sqlite3.connect(served.database) as database:
             database.execute(
                 "UPDATE notices SET due = 0"
-            )  # rather than wait for the pause after a failure
+            )  # instead of waiting for the pause after a failure
         served.start()
         assert told() == ["/plain", "/slack"]
         eventually(lambda: [each["event"] for each in served.lines()].count("webhook") == 2)
-        assert "/slack" not in served.log.read_text()  # Slack's path is its secret
+        assert "/slack" not in served.log.read_text()  # a Slack hook's path is a secret
     finally:
         server.shutdown()
         server.server_close()
@@ -1281,7 +1283,8 @@ def test_a_watcher_is_woken_by_news_and_by_a_beat_and_tells_them_apart():
             assert await news.wait(0.001) is False
             watchers.tell({"r1"})
             assert await news.wait(DEADLINE_S) is True
-            assert await news.wait(DEADLINE_S) is True  # until it has looked
+            # it stays true until the watcher takes the news
+            assert await news.wait(DEADLINE_S) is True
             news.take()
             assert await news.wait(0.001) is False
             assert await other.wait(0.001) is False

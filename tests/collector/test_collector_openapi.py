@@ -1,7 +1,7 @@
-"""What the OpenAPI document says is what the server does, whatever it is asked: schemathesis makes
-up the questions.
+"""The server does what its OpenAPI document says, whatever the request: schemathesis makes the
+requests.
 
-`CORRA_API_CASES` says how many for each operation (15; 500 once by hand, see
+`CORRA_API_CASES` is the number of requests for each operation (15; for 500 see
 benchmarks/RESULTS.md).
 """
 
@@ -29,7 +29,7 @@ from collector import Client, Served, ended
 from corra.collector import pages
 from corra.collector.limits import Limits
 
-# schemathesis leaves the sockets of its own client to the garbage collector.
+# schemathesis leaves its client's sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
 )
@@ -76,8 +76,8 @@ def test_no_question_makes_it_fail_and_each_answer_is_as_documented(served, oper
         if case.path.endswith("/events"):
             query["live"] = query.get("live", "false") if query.get("live") != "true" else "false"
             case.query = query
-        # A gap is as long as it is said to be, and its NULs are sent: petabytes would take some
-        # time to read.
+        # A client names a gap's length, and the server sends its NULs: petabytes would take a while
+        # to read.
         offset = str((case.headers or {}).get("Upload-Offset", ""))
         if "Upload-Gap" in (case.headers or {}) and offset.isascii() and offset.isdigit():
             case.headers["Upload-Offset"] = str(int(offset) % (1 << 20))

@@ -1,4 +1,6 @@
-"""A host that answers what it likes: documents made of the schema, and documents with one place spoiled."""
+"""A host that answers what it likes: documents made of the schema, and documents with one place
+spoiled.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from corra.model.state import ID, STATE
 from corra.remote.bootstrap import FIRST, VISIT
 
 SOME_ID = "20261123t014409z-k7m2qxwp"
-# What has broken a verb somewhere: times without a time zone's room, numbers out of all bounds, half
-# characters, containers in place of values.
+# What has broken a verb somewhere: times without a time zone's room, numbers out of all bounds,
+# half characters, containers in place of values.
 HOSTILE: tuple[Any, ...] = (
     None,
     True,
@@ -121,7 +123,9 @@ Answer = Callable[[str, Mapping[str, Any]], bytes]
 
 
 class HostileHost:
-    """A Runner whose host answers each exchange with the bytes that `answer(verb, request)` returns."""
+    """A Runner whose host answers each exchange with the bytes that `answer(verb, request)`
+    returns.
+    """
 
     login = "me"
 
@@ -181,7 +185,9 @@ class HostileChannel:
 
 @st.composite
 def answers(draw: st.DrawFn, verb: str, *, journal: bool = False) -> bytes:
-    """Return what a host may say to `verb`: a reply with what follows it, sound or not at one place."""
+    """Return what a host may say to `verb`: a reply with what follows it, sound or not at one
+    place.
+    """
     reply_shape = {**LEDGER_REPLIES, **DOCTOR_REPLIES, **AGENT_REPLIES}.get(verb, REFUSAL)
     if journal:
         reply_shape = LEDGER_REPLIES[verb]

@@ -1,4 +1,4 @@
-"""Frames and the cursor: each byte once and in order, and nothing a host sends can hurt."""
+"""Frames and the cursor: each byte once and in order, and no frame can harm the client."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def parse(*pieces: bytes) -> list[Frame]:
 
 
 def whole(frames: list[Frame]) -> list[Frame]:
-    """Put output together that came in pieces; two frames of it that adjoin are as good as one."""
+    """Join output that came in pieces: two adjoining frames equal one."""
     joined: list[Frame] = []
     for frame in frames:
         last = joined[-1] if joined else None
@@ -219,7 +219,7 @@ def test_output_is_shown_before_its_frame_is_complete():
 
 
 def test_a_state_in_many_pieces_costs_no_second_look():
-    """32 MiB in pieces of 64 KiB are read once, not 512 times."""
+    """The parser reads 32 MiB in pieces of 64 KiB once, not 512 times."""
     value = {"argv": ["x" * 1000] * 16000}
     payload = json.dumps(value).encode()
     wire = b"S %d\n" % len(payload) + payload
@@ -314,5 +314,5 @@ class Resume(RuleBasedStateMachine):
 
 
 TestResume = Resume.TestCase
-# test_follow has the promise itself on 2,000 examples; this is the trimming alone.
+# test_follow tests the promise itself on 2,000 examples; this test covers the trimming alone.
 TestResume.settings = settings(PROPERTY, stateful_step_count=20)

@@ -1,4 +1,4 @@
-"""Sets of hosts: read as operators write them, kept in the order they were written, told folded."""
+"""Sets of hosts: read as operators write them, kept in the written order, printed folded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Programs, hosts and requests: what is refused before a byte is sent, and that nothing changes."""
+"""Programs, hosts and requests: they are immutable, and a wrong one is refused before a byte is
+sent.
+"""
 
 from __future__ import annotations
 

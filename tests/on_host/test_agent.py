@@ -1,5 +1,5 @@
-"""The agent as a process: what it starts and how, what it says of it, how it ends it, and how it is
-followed.
+"""The agent as a process: what it starts and how, what it reports, how it ends a run, and how a
+client follows one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SEED_KEYS = {
     "proc_id", "state", "program", "agent_pid", "pid", "exception", "status", "return_code",
     "signal", "rusage", "start_time", "end_time",
 }  # fmt: skip
-# Says how often TERM came; USR1 ends it. `wait` is what a trap interrupts.
+# The program prints a line for each TERM; USR1 ends it. A trap interrupts `wait`.
 COUNTS_TERM = (
     'trap "echo term" TERM; trap "kill $!; exit 3" USR1; setsid sleep 1000 & echo ready; while '
     "kill -0 $!; do wait $!; done"
@@ -387,7 +387,7 @@ def test_secrets_are_in_the_programs_environment_and_nowhere_else(door):
         for name in ("environ", "cmdline"):
             assert b"very-secret" not in Path(f"/proc/{pid}/{name}").read_bytes()
     assert b"S=very-secret" in Path(f"/proc/{state['pid']}/environ").read_bytes()
-    # Another secret is no conflict: it isn't known any more.
+    # Another secret is no conflict: the host doesn't keep the first one.
     assert (
         door.call("start", {**request, "secrets": {"env": {"S": "other"}}})["pid"] == state["pid"]
     )
@@ -436,7 +436,7 @@ def test_stdin_is_nothing_a_text_or_the_bytes_that_were_sent(door):
     assert code == 0 and out.splitlines()[:2] == [b"corra 1 n1 send", b"corra 1 n1"]
     door.wait("bytes")
     assert [door.file(name) for name in ("none", "text", "bytes")] == [b"", "é\n".encode(), data]
-    again = door.raw("start", door.encode(request))  # nothing is asked for twice
+    again = door.raw("start", door.encode(request))  # the agent asks for the bytes only once
     assert again[0] == 0 and again[1].splitlines()[0] == b"corra 1 n1"
 
 
@@ -998,7 +998,7 @@ def test_a_tail_counts_lines_over_both_streams_in_the_order_they_came(door, gate
     whole = (b"o1\no2\no3\no4", b"e1\ne2\n")
     for lines, parts in {**expected, 5: (b"o2\no3\no4", b"e1\ne2\n"), 6: whole, 100: whole}.items():
         with door.follow(state["prog_id"], tail=lines, live=False) as follow:
-            # Where it begins is said before the first byte of it.
+            # The agent sends the offset of the first byte before that byte.
             begins = follow.reply["cursor"]
             follow.drain()
         assert (follow.stdout(), bytes(follow.out.get("stderr", b""))) == parts, lines
@@ -1158,7 +1158,7 @@ def test_a_run_is_found_by_id_name_and_the_beginning_of_its_tail(door):
     door.wait(third["prog_id"])
     assert (
         door.status("nightly")["prog_id"] == second["prog_id"]
-    )  # the open one, though not the newest
+    )  # the open run wins over the newest
     door.stop("nightly", 0)
     assert door.status("nightly")["prog_id"] == third["prog_id"]
     assert door.status(first["prog_id"][-8:-2])["prog_id"] == first["prog_id"]
@@ -1204,7 +1204,7 @@ def test_guards_and_a_follow_that_nobody_reads_stay_small_while_a_program_writes
 ):
     size = 256 << 20
     state = door.start(["sh", "-c", f"head -c {size} /dev/zero; echo done >&2; exec sleep 1000"])
-    with door.follow(state["prog_id"]) as unread:  # its pipe is full
+    with door.follow(state["prog_id"]) as unread:  # the client's pipe is full
         with door.follow(state["prog_id"], streams=["stderr"]) as follow:
             follow.until_output(b"done", "stderr")
         eventually(lambda: door.status(state["prog_id"])["streams"]["stdout"]["length"] == size)

@@ -1,5 +1,5 @@
-"""What the agent promises about itself: one file, standard library only, Python 3.6, silent, and
-small when it waits.
+"""The agent's promises about itself: one file, standard library only, Python 3.6, silent, and small
+while it waits.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ AGENT = Path(__file__).resolve().parents[2] / "corra" / "agent.py"
 SOURCE = AGENT.read_text()
 TREE = ast.parse(SOURCE)
 
-# Free or nearly so: C modules, and what every Python has loaded anyway. A guard that sleeps for
-# weeks pays for each of them.
+# These cost little or nothing: C modules, and modules that every Python has loaded. A guard that
+# sleeps for weeks pays for each import.
 LIGHT = {
     "_ctypes",
     "errno",
@@ -37,7 +37,7 @@ LIGHT = {
     "_json",
     "_signal",
 }
-# Only where a verb needs them, in a process that ends with its answer.
+# Imported only for a verb that needs them, in a process that ends with its answer.
 LATE = LIGHT | {"pwd", "hashlib", "re", "termios"}
 
 
@@ -62,8 +62,8 @@ def test_what_is_imported_at_the_top_costs_a_waiting_guard_next_to_nothing():
 
 @pytest.mark.parametrize("python", machine.pythons(), ids=machine.name)
 def test_what_it_calls_os_is_posix_and_has_all_that_it_takes_from_there(python):
-    """A run's guards would carry os.py for weeks; so nobody may import it on the way to them, nor
-    use what only it has.
+    """A run's guards would carry os.py for weeks. So no module on their way may import it, or use a
+    name that only os has.
     """
     used = {
         node.attr
@@ -89,8 +89,8 @@ def test_it_is_written_in_the_language_of_python_3_6():
     assert [
         node.args for node in ast.walk(TREE) if isinstance(node, ast.arguments) and node.posonlyargs
     ] == []
-    # f"{x=}" parses under any feature_version; what it leaves in the tree is the text "x=" before
-    # the value.
+    # f"{x=}" parses under any feature_version, but leaves the text "x=" before the value in the
+    # tree.
     assert not re.search(r"""f["'][^"']*\{[^{}"']*[^=!<>]=\}""", SOURCE)
 
 

@@ -1,7 +1,7 @@
-"""What the agent keeps of its word when guards are killed, disks are full, machines start anew and
-pids come to mean somebody else.
+"""The agent keeps its word when guards are killed, disks are full, machines reboot and pids are
+reused.
 
-Real signals, real file systems; what needs root is left out without it, and says so.
+The tests use real signals and real file systems. A test that needs root is skipped without it.
 """
 
 from __future__ import annotations
@@ -47,15 +47,13 @@ from agent_door import (
 )
 from corra import agent
 
-SIZE = 1_500_000  # numbers; 11 MB
+SIZE = 1_500_000  # that many lines of numbers are 11 MB
 FLOW = f'echo x >> "$1"; read a < "$0"; seq 1 {SIZE}; read a < "$0"; exit 7'
 
 
 @pytest.fixture(params=machine.for_faults(), ids=machine.name)
 def python(request: pytest.FixtureRequest) -> str:
-    """Each of the Pythons that faults are tried with; `machine.DEAR` is for what takes more than a
-    second.
-    """
+    """Each Python that faults are tried with; `machine.DEAR` is for tests of more than a second."""
     path: str = request.param
     return path
 
@@ -72,7 +70,7 @@ def test_the_claim_and_its_name_are_on_the_disk_before_the_program_is_executed(
     tmp_path: Path, python: str
 ) -> None:
     if shutil.which("strace") is None:
-        pytest.skip("no strace here, which sees in what order the kernel is asked")
+        pytest.skip("no strace here, which records the order of the system calls")
     log, program = tmp_path / "calls", shutil.which("true")
     calls = "trace=fsync,linkat,execve"
     for door in fresh(
@@ -99,8 +97,8 @@ def test_the_claim_and_its_name_are_on_the_disk_before_the_program_is_executed(
 def test_a_program_killed_before_its_claim_is_started_by_whoever_tries_again(
     door: Door, tmp_path: Path, python: str
 ) -> None:
-    """It is held just before the claim's name, by strace, and killed there; the start itself tries
-    again.
+    """strace stops the process just before it writes the claim's name, and the test kills it there;
+    the start itself tries again.
     """
     if shutil.which("strace") is None:
         pytest.skip("no strace here, which holds a process at a system call")
@@ -125,7 +123,7 @@ def test_a_program_killed_before_its_claim_is_started_by_whoever_tries_again(
         )
         (claimant, *_) = eventually(lambda: claim.exists() and claim.read_text().split())
         eventually(lambda: re.search(rf"(?m)^{claimant} .*stopped by SIGSTOP", log.read_text()))
-        # the tracer: those that it traced go on untraced, and who is stopped stays so
+        # Kill the tracer: the traced processes go on untraced, and a stopped one stays stopped.
         starter.kill()
         kill(int(claimant))
         assert starter.stdout is not None
@@ -170,8 +168,8 @@ def answered(pings: int, follow: Stream) -> bool:
 
 
 def test_a_client_that_never_stops_talking_hears_that_all_guards_are_dead(tmp_path, python):
-    """Where the keeper's death can't be waited for, as before Linux 5.3, or when it was over too
-    soon: a look each second, whatever else happens.
+    """The follow can't wait for the keeper's death before Linux 5.3, or if the keeper died too
+    soon. Then the follow looks once a second, however busy it is.
     """
     for door in fresh(tmp_path, python=python, constants="agent._PIDFD_OPEN = 99999; "):
         state = door.ready("echo ready; exec sleep 1000")
@@ -179,11 +177,12 @@ def test_a_client_that_never_stops_talking_hears_that_all_guards_are_dead(tmp_pa
             follow.until_output(b"ready")
             kill(*guards(state))
             deadline = time.monotonic() + 20
-            with contextlib.suppress(EOFError, BrokenPipeError):  # it has said it, and left
+            # the follow has reported the death and left
+            with contextlib.suppress(EOFError, BrokenPipeError):
                 for pings in itertools.count(1):
                     follow.send(b"P\n")
                     follow.until(functools.partial(answered, pings))
-                    assert time.monotonic() < deadline, "it was never told"
+                    assert time.monotonic() < deadline, "the client never heard of it"
             assert (follow.states[-1]["state"], follow.states[-1]["reason"]) == (
                 "lost",
                 "agent-gone",
@@ -196,7 +195,7 @@ def test_a_client_that_never_stops_talking_hears_that_all_guards_are_dead(tmp_pa
 def test_random_kills_at_any_moment_leave_every_run_exact_or_with_all_guards_dead_honestly_lost(
     door,
 ):
-    """$CORRA_TORTURE is how many runs; a seed repeats the schedule, though not always the race."""
+    """$CORRA_TORTURE is the number of runs. A seed repeats the schedule, not always the race."""
     seed = int(os.environ.get("CORRA_SEED") or random.randrange(1 << 32))
     print("seed", seed)
     chance = random.Random(seed)
@@ -233,18 +232,18 @@ def test_random_kills_at_any_moment_leave_every_run_exact_or_with_all_guards_dea
                 7,
                 ["x"],
             ), where
-            # The record comes before the last bytes: with all guards dead between the two, what is
-            # missing is said.
+            # The keeper writes the record before the last bytes. If all guards die between the two,
+            # the record names the missing bytes.
             missing = final["streams"]["stdout"]["dropped"]
             assert missing == 0 or count == 3, where
             assert door.file(name) == expected[: len(expected) - missing], where
         assert (directory / "keeper").read_bytes() == b"", (
             where
-        )  # where a guard writes of a defect of its own
+        )  # a guard reports a defect of its own in this file
 
 
 def guards_of(directory: Path) -> list[int]:
-    """Return the guards as soon as their record is there."""
+    """Return the guards as soon as the record names them."""
     try:
         record = agent.Record.read((directory / "exit").read_bytes()[: agent.PAGE])
     except FileNotFoundError:
@@ -320,7 +319,7 @@ def test_a_stopped_keeper_is_seen_and_signals_and_stop_work_without_it(door):
     kill(keeper, number=signal.SIGCONT)
     final = door.wait(state["prog_id"])
     assert (final["state"], final["reason"]) == ("exited", "killed")
-    # The keeper didn't send again what had been sent in its place.
+    # The keeper didn't repeat the signal that the agent had sent in its place.
     assert "SIGHUP" not in [each["signal"] for each in final["signals_sent"]]
     assert door.file(state["prog_id"]).count(b"hup") == 1
 
@@ -344,7 +343,9 @@ def test_a_stopped_standby_is_seen_once_the_run_is_its_own(door, gate):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_an_end_that_nobody_could_record_is_recorded_by_the_guard_that_is_left(door, gate, count):
-    """Between the end and its record: whoever would see it is stopped, and then killed."""
+    """The guard that would see the end is stopped before the end, and killed before it could record
+    the end.
+    """
     state = door.ready('echo ready; read a < "$0"; echo last; exit 7', gate.path)
     doomed = guards(state)[-count:]
     kill(*doomed, number=signal.SIGSTOP)
@@ -429,7 +430,7 @@ def test_guards_are_named_so_that_killall_python3_misses_them(door):
 
 
 def test_a_guards_pid_that_came_to_mean_another_runs_guard_is_not_ours(door):
-    """The record of one run is made to name the other's guards, as pids used again would."""
+    """The test makes one run's record name the other run's guards, as reused pids would."""
     other = door.ready("echo ready; exec sleep 1000", prog_id="other")
     ours = door.ready("echo ready; exec sleep 1000", prog_id="ours")
     kill(ours["agent_pid"], number=signal.SIGSTOP)
@@ -453,7 +454,7 @@ def test_a_guards_pid_that_came_to_mean_another_runs_guard_is_not_ours(door):
 
 
 def rewrite_launched(door: Door, prog_id: str, **changes: object) -> None:
-    """Make `launched` say something else, as another boot or another process would."""
+    """Change `launched` to name another boot or another process."""
     path = door.directory(prog_id) / "launched"
     words = path.read_text().split()
     for at, key in enumerate(("pid", "start", "boot_id", "time_ns", "mono_ns")):
@@ -491,7 +492,7 @@ def test_a_process_that_began_at_another_time_is_a_stranger(door):
 def test_a_pid_used_again_in_a_pid_namespace_is_never_signalled(tmp_path, python):
     if os.getuid() != 0 or not shutil.which("unshare"):
         pytest.skip("needs root and unshare: it makes a pid namespace")
-    # Its first process reaps orphans: one child lives as long as the test.
+    # The namespace's first process reaps orphans: one child lives as long as the test.
     script = (
         "import os, sys\npid = os.fork()\nif not pid:\n    sys.stdin.read(); os._exit(0)\n"
         "print('up', flush=True)\nwhile os.wait()[0] != pid: pass"
@@ -515,11 +516,9 @@ def test_a_pid_used_again_in_a_pid_namespace_is_never_signalled(tmp_path, python
             pids = [*guards(state), state["pid"]]
             subprocess.run([*enter, "kill", "-9", *map(str, pids)], check=True)
             probe = [*enter, "kill", "-0", str(state["pid"])]
-            eventually(
-                lambda: subprocess.run(probe, check=False, capture_output=True).returncode  # noqa: B023
-            )
+            eventually(lambda: subprocess.call(probe, stderr=subprocess.DEVNULL))  # noqa: B023
             assert door.status(state["prog_id"])["state"] == "lost"
-            # The same user's next process gets that pid.
+            # The same user's next process gets the program's pid.
             again = (
                 f"echo {state['pid'] - 1} > /proc/sys/kernel/ns_last_pid; sleep 1000 2>&- & echo $!"
             )
@@ -561,8 +560,8 @@ def test_a_torn_record_is_no_record_and_never_a_wrong_status(door):
 
 @pytest.fixture
 def faked_clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What libfaketime leaves behind in /dev/shm is removed; one test at a time, or it would be
-    another's.
+    """Remove the files that libfaketime leaves in /dev/shm. One test runs at a time: otherwise one
+    would remove the files of another.
     """
 
     def there() -> set[Path]:
@@ -586,7 +585,8 @@ def test_a_clock_set_a_day_off_fires_and_delays_no_timeout_and_every_duration_st
         pytest.skip("no libfaketime here (apt-get install faketime)")
     clock = tmp_path / "clock"
     clock.write_text("+0d\n")
-    # Read anew at each look at the clock: it is set while the guards run.
+    # libfaketime reads the file at each look at the clock: the test sets the clock while the guards
+    # run.
     env = {
         "LD_PRELOAD": str(library),
         "FAKETIME_TIMESTAMP_FILE": str(clock),
@@ -665,7 +665,8 @@ def test_a_full_disk_holds_the_program_back_and_loses_nothing_once_there_is_room
     assert blocked["errno"] == errno.ENOSPC and blocked["since"]
     now = door.status(state["prog_id"])
     assert now["state"] == "running" and alive(state["pid"])
-    # The floor: the last twentieth stays free, but for what one splice may overshoot.
+    # The floor: the keeper leaves the last twentieth of the disk free, except for what one splice
+    # may overshoot.
     assert small.free() > (4 << 20) // 20 - agent.PIPE_MAX
     with door.follow(state["prog_id"]) as follow:
         filler.unlink()
@@ -702,7 +703,7 @@ def test_the_exit_status_is_recorded_on_a_disk_without_a_byte_left(door, small, 
 
 
 def test_a_quota_that_is_used_up_holds_the_program_back_until_it_is_raised(door, gate):
-    """The kernel says EDQUOT to the keeper, through strace: few of the machines that run this have
+    """strace makes the kernel say EDQUOT to the keeper: few machines that run this test have
     quotas.
     """
     if shutil.which("strace") is None:
@@ -738,8 +739,8 @@ def test_a_quota_that_is_used_up_holds_the_program_back_until_it_is_raised(door,
 def test_where_the_kernel_splices_nothing_the_bytes_are_read_and_written(
     door, gate, tmp_path, python
 ):
-    """As on a file system without splice: all guards are told EINVAL, through strace, for what goes
-    in and for what comes out.
+    """strace makes each splice of the guards fail with EINVAL, for stdin and for output, as on a
+    file system without splice.
     """
     if shutil.which("strace") is None:
         pytest.skip("no strace here, which makes the kernel say EINVAL")
@@ -760,7 +761,7 @@ def test_where_the_kernel_splices_nothing_the_bytes_are_read_and_written(
         prog_id="x",
         stdin={"open": True},
     )
-    # The tracer stays as long as the guards do.
+    # The tracer lives as long as the guards.
     with Door(tmp_path, python=python, prefix=inject).popen("start") as starter:
         assert starter.stdin is not None and starter.stdout is not None
         starter.stdin.write(door.encode(request))
@@ -872,7 +873,7 @@ def test_without_inodes_a_start_is_refused_and_a_running_run_still_records_its_e
 
 # ---------------------------------------------------------------- directories
 
-USER = 50_000 + os.getpid() % 10_000  # nobody's, and no other worker's
+USER = 50_000 + os.getpid() % 10_000  # neither a user of the machine nor another worker's
 
 
 @pytest.fixture
@@ -889,7 +890,9 @@ def open_tmp() -> Iterator[Path]:
 
 @pytest.fixture
 def theirs(python: str, open_tmp: Path) -> Iterator[str]:
-    """`python`, where any user may execute it: what lies in somebody's home is shut to others."""
+    """`python` at a path where any user may execute it: a Python in a user's home is closed to
+    other users.
+    """
     if python.startswith("/usr/"):
         yield python
         return
@@ -901,7 +904,7 @@ def theirs(python: str, open_tmp: Path) -> Iterator[str]:
 
 
 def as_user(base: Path, python: str, **env: str | None) -> Iterator[Door]:
-    # Where a Python is shown at another place, its libpython is there as well.
+    # A Python that is mounted elsewhere needs the libpython beside it.
     given = {"XDG_STATE_HOME": None, "LD_LIBRARY_PATH": str(Path(python).parents[1] / "lib"), **env}
     for door in fresh(base, python=python, user=USER, env=given):
         os.chown(door.home, USER, USER)
@@ -935,7 +938,7 @@ def test_a_root_that_cant_be_read_is_an_error_and_no_reason_to_go_elsewhere(open
     for door in as_user(open_tmp, theirs):
         hidden = door.home / ".local" / "state"
         hidden.mkdir(parents=True)
-        hidden.chmod(0o700)  # and root's
+        hidden.chmod(0o700)  # root owns it
         for verb, request in (
             ("start", door.program(["true"], prog_id="mine")),
             ("status", {"prog_id": "mine"}),
@@ -1010,9 +1013,9 @@ def test_a_forbidden_cwd_is_told_with_its_path(open_tmp, theirs):
 
 
 def test_what_cant_be_killed_is_reported_by_pid(open_tmp, theirs):
-    """A program that has become root's is out of its user's reach."""
+    """Its user can't kill a program that has become root's."""
     if not os.path.exists("/usr/bin/python3"):
-        pytest.skip("no Python of the system's, which needs no library beside it")
+        pytest.skip("no system Python, which needs no library beside it")
     mighty = open_tmp / "mighty"
     shutil.copy("/usr/bin/python3", mighty)
     mighty.chmod(0o4755)
@@ -1058,7 +1061,7 @@ def test_a_user_with_hardly_any_process_left_gets_fewer_guards_or_a_clear_no_and
         base.mkdir(mode=0o755)
         for door in as_user(base, theirs):
             door.spool = door.home / "spool"
-            # A limit of bash's alone: dash has no -u.
+            # Only bash sets this limit: dash has no -u.
             door.prefix = ["bash", "-c", f'ulimit -u {limit}; exec "$@"', "bash"]
             door.constants = "agent.START_DEADLINE_S = 1; "
             state = door.start(["sleep", "1000"], prog_id="tight")
@@ -1242,7 +1245,7 @@ def test_a_follower_that_gets_no_inotify_has_every_byte_all_the_same(
 
 @pytest.fixture
 def little_memory() -> Iterator[Path]:
-    """A memory cgroup of 64 MiB, of whichever kind this machine has."""
+    """A memory cgroup of 64 MiB, of the kind that this machine has."""
     for base, limit in (
         ("/sys/fs/cgroup", "memory.max"),
         ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
@@ -1282,7 +1285,7 @@ def test_when_memory_runs_out_the_program_is_killed_and_its_guards_live_to_say_w
 
 
 def test_a_user_whose_pipes_may_hold_hardly_anything_any_more_loses_nothing(open_tmp, theirs):
-    """After some 500 runs of one ordinary user his next pipes have one page or two
+    """After some 500 runs of one ordinary user, the user's next pipes hold one page or two
     (pipe-user-pages-soft).
     """
     hoard = (

@@ -1,4 +1,4 @@
-"""gc: what it removes, and what it never does."""
+"""gc: what it removes, and what it never removes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DAY_NS = 86400 * 10**9
 
 
 def aged(door: Door, prog_id: str, days: float) -> None:
-    """Have the run ended `days` ago, as its record says."""
+    """Make the run's record say that it ended `days` ago."""
     record = door.record(prog_id)
     status, end_ns, took_ns, reason = record.outcome
     record.outcome = (status, end_ns - int(days * DAY_NS), took_ns, reason)
@@ -30,7 +30,7 @@ def aged(door: Door, prog_id: str, days: float) -> None:
 
 
 def ended(door: Door, days: float, *, size: int = 10_000, code: int = 0, **how: object) -> str:
-    """Return the id of a run that wrote `size` bytes and ended so long ago."""
+    """Start a run that writes `size` bytes, and make it end so long ago; return its id."""
     script = f"head -c {size} /dev/zero; exit {code}"
     state = door.start(["sh", "-c", script], **how)  # type: ignore[arg-type]
     prog_id: str = state["prog_id"]
@@ -123,7 +123,8 @@ def test_what_runs_is_watched_or_is_owed_to_a_collector_is_never_touched(door: D
 def test_a_follow_holds_gc_off_until_it_leaves_and_sees_every_byte(door: Door) -> None:
     prog_id = ended(door, 100, size=40 << 20)
     with door.follow(prog_id) as follow:
-        # Its pipe is full and we read nothing: it is in the middle of its reading.
+        # The follow's pipe is full and the test reads nothing, so the follow is in the middle of
+        # its reading.
         for _ in range(3):
             assert door.call("gc", {"older": 0, "max_size": 0})["removed"] == []
         follow.drain()

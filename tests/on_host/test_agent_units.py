@@ -1,5 +1,5 @@
-"""The agent's pure parts, imported and called: what the keeper decides, what a State says, records,
-JSON, the index, requests.
+"""The agent's pure parts, imported and called: the keeper's decisions, States, records, JSON, the
+index, requests.
 """
 
 from __future__ import annotations
@@ -314,7 +314,7 @@ def test_a_torn_or_foreign_page_is_none_and_never_an_error(data, at, value):
     used = len(page.rstrip(b"\n"))
     page[at % used] ^= value or 1
     found = agent.unpack(bytes(page))
-    # A changed digit of the checksum's notation ("a" for "A") may still say the same.
+    # Another notation of the checksum's digit ("a" for "A") may have the same value.
     assert found is None or found == [["phase", "final"], ["outcome", "0", "1", "2", "exited"]]
 
 
@@ -389,7 +389,7 @@ def test_what_is_no_json_is_a_value_error(data):
         with pytest.raises(ValueError):
             agent.from_json(data)
     else:
-        assert repr(agent.from_json(data)) == repr(expected)  # nan isn't equal to itself
+        assert repr(agent.from_json(data)) == repr(expected)  # nan doesn't equal itself
 
 
 # ---------------------------------------------------------------- ids and requests
@@ -468,8 +468,8 @@ def test_whatever_is_wrong_in_a_request_is_a_complaint_and_what_passes_can_be_gi
 
 
 class Directory:
-    """A run's files, written as the keeper writes them: a record when the stream changes or 10 ms
-    after that stream's last.
+    """A run's files as the keeper writes them: one index record when the stream changes, or 10 ms
+    after that stream's last record.
     """
 
     def __init__(self, at: Path) -> None:
@@ -505,7 +505,7 @@ class Directory:
 def plan(
     times: agent.Times, sizes: dict[str, int], cursor: dict[str, int]
 ) -> list[tuple[str, int, int, int]]:
-    """What a follower takes of the spans, as Follow.plan does."""
+    """Return what a follower takes of the spans, as Follow.plan does."""
     taken = []
     while True:
         for name, begin, end, time_ns in times.spans(sizes):
@@ -583,9 +583,7 @@ def test_a_damaged_index_loses_times_and_never_a_byte(tmp_path, damage):
 
 @pytest.mark.parametrize("records", [0, 1, 65_535, 65_536, 65_537, 140_000])
 def test_a_tail_is_exact_however_long_the_index_is(tmp_path, records):
-    """Each of the last lines alternates between the streams; 65,536 records are one read of the
-    index.
-    """
+    """The last lines alternate between the streams. One read of the index takes 65,536 records."""
     names = ("stdout", "stderr")
     packed = [
         agent.INDEX_RECORD.pack(10**18 + at, at % 2 << agent.STREAM_SHIFT | at // 2 * 2)
@@ -642,7 +640,7 @@ def test_bytes_that_wait_for_room_are_waited_for_and_bytes_that_are_gone_are_not
     pump.streams = [stream]
     os.write(writer, b"12345")
     assert pump.written() == {"stdout": 5} and pump.short_of({"stdout": 5})
-    stream.held = b"67"  # read, but not yet written
+    stream.held = b"67"  # read from the FIFO, but not yet written to the file
     assert pump.written() == {"stdout": 7}
     stream.held = b""
     stream.move()

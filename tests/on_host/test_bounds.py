@@ -1,7 +1,7 @@
-"""Output that is bounded (keep_output), and what a program may use (limits): real files, real
-processes, real file systems.
+"""Bounded output (keep_output) and the limits of a program (limits): real files, real processes,
+real file systems.
 
-A bounded stream loses its beginning while it is read. What a reader gets is exact all the same:
+A bounded stream loses its beginning while a follower reads it. The follower still gets exact data:
 bytes at their true offsets, or a gap.
 """
 
@@ -33,7 +33,7 @@ from properties import PROPERTY
 COUNT = 400_000
 NUMBERS = b"".join(b"%d\n" % number for number in range(1, COUNT + 1))  # 2.7 MB
 KEEP = 256 * 1024
-SPARE = agent.BOUND_MIN + agent.PAGE  # what may stand there beyond it
+SPARE = agent.BOUND_MIN + agent.PAGE  # bytes that the file may hold beyond the bound
 MS = 10**6
 NOBODY = 65534
 PREAD = os.pread
@@ -44,8 +44,8 @@ def disk(path: Path) -> int:
 
 
 def exact(whole: bytes, follow: Any, stream: str = "stdout") -> int:
-    """Check that each byte that came is the one at its offset and that gaps are all that is
-    between; return how much was in gaps.
+    """Check that each byte came at its own offset, with gaps only in between; return how many bytes
+    are in gaps.
     """
     at = gone = 0
     for frame in follow.frames:
@@ -62,8 +62,8 @@ def exact(whole: bytes, follow: Any, stream: str = "stdout") -> int:
 
 
 def ruled(begin: int, end: int) -> bytes:
-    """Return a part of endless lines that tell their own offsets, never a NUL as in a hole: `seq -f
-    %07.0f 0 9999999`.
+    """Return a part of endless lines that contain their own offsets (`seq -f %07.0f 0 9999999`).
+    They have no NUL, as a hole has.
     """
     return b"".join(b"%07d\n" % number for number in range(begin // 8, end // 8 + 1))[begin % 8 :][
         : end - begin
@@ -114,8 +114,8 @@ def dropped(door: Door, prog_id: str) -> int:
 
 @pytest.mark.storm
 def test_a_follower_that_lags_is_told_of_each_gap_and_never_shown_a_hole(door):
-    """It reads a little, and each time more is cut than it has read; the program never waits for
-    it.
+    """The follower reads a little, and each time the keeper cuts more than that; the program never
+    waits for the follower.
     """
     prog_id = door.start(
         ["seq", "-f", "%07.0f", "0", "9999999"], run={"keep_output": agent.BOUND_MIN}
@@ -131,7 +131,7 @@ def test_a_follower_that_lags_is_told_of_each_gap_and_never_shown_a_hole(door):
 
 
 def test_a_writer_that_never_ends_costs_constant_disk_while_it_is_watched(door):
-    """CORRA_BOUND_BYTES makes it large; benchmarks/RESULTS.md has 10 GB through 64 MB."""
+    """CORRA_BOUND_BYTES sets the size; benchmarks/RESULTS.md has 10 GB through 64 MB."""
     size = int(os.environ.get("CORRA_BOUND_BYTES", str(200 << 20)))
     keep = int(os.environ.get("CORRA_BOUND_KEEP", str(1 << 20)))
     state = door.start(["head", "-c", str(size), "/dev/zero"], run={"keep_output": keep})
@@ -274,8 +274,8 @@ def test_a_bound_that_cant_be_kept_is_refused(door, value):
 
 
 class Small:
-    """A bounded run of this process: the keeper's Pump and a Follow, real files and pipes between
-    them, and steps instead of time.
+    """A bounded run within this process: the keeper's Pump and a Follow with real files and pipes,
+    moved by steps instead of time.
     """
 
     def __init__(self, base: Path, keep: int) -> None:
@@ -300,7 +300,7 @@ class Small:
         self.came: dict[str, list[tuple[int, int]]] = {
             "stdout": [],
             "stderr": [],
-        }  # offset, time of each write
+        }  # (offset, time) of each write
         self.written: dict[str, bytes] = {"stdout": b"", "stderr": b""}
         self.out, theirs = os.pipe()
         os.set_blocking(theirs, False)
@@ -322,13 +322,13 @@ class Small:
         self.pump.drain(stream)
 
     def read(self, size: int) -> None:
-        """Let the follower write, and take `size` bytes of it."""
+        """Let the follower write, and read `size` bytes of its output."""
         self.follow.write()
         if select.select([self.out], [], [], 0)[0]:
             self.frames += self.parser.feed(os.read(self.out, size))
 
     def pread(self, fd: int, size: int, offset: int) -> bytes:
-        """Read as ever, but with the keeper at work just before and just after it."""
+        """Read as os.pread does, but let the keeper work just before and just after the read."""
         stream = next(
             (
                 number
@@ -372,7 +372,8 @@ acts = st.lists(
 )
 
 
-# An example is a run's whole directory: 30 ms of it, so there are fewer, with more in each.
+# An example makes a run's whole directory, which takes 30 ms. So there are fewer examples with more
+# steps in each.
 @settings(
     PROPERTY,
     max_examples=PROPERTY.max_examples // 5,
@@ -406,8 +407,8 @@ def test_whatever_is_written_cut_and_read_in_whatever_order_a_reader_has_bytes_o
             if isinstance(frame, Output):
                 assert frame.offset == at[frame.stream]
                 assert frame.data == small.written[frame.stream][frame.offset : frame.end]
-                # A byte is never said to have come later than it did, nor more than the index's 10
-                # ms earlier.
+                # A byte's reported time is never later than its write, and earlier by no more than
+                # the index's 10 ms.
                 latest = max(
                     when for offset, when in small.came[frame.stream] if offset <= frame.offset
                 )
@@ -436,7 +437,7 @@ def test_the_index_is_cut_as_well_and_what_is_left_of_it_is_true(tmp_path, monke
     clock = [10**18]
     monkeypatch.setattr(agent, "now_ns", lambda: clock[0])
     small = Small(tmp_path, 8192)
-    for number in range(4000):  # 64 kB of records, all of 8 kB of bytes for them
+    for number in range(4000):  # 64 kB of index records for 8 kB of bytes
         small.write(number % 2, 2)
         clock[0] += MS
     index = tmp_path / "runs" / "x" / "index"
@@ -522,7 +523,7 @@ def test_an_ordinary_user_is_told_what_is_the_most_there_is():
     python = "/usr/bin/python3"
     if os.getuid() != 0 or not os.access(python, os.X_OK):
         pytest.skip(
-            "needs root, which becomes somebody else, and a Python that anybody may execute"
+            "needs root, which becomes another user, and a Python that every user may execute"
         )
     base = Path(tempfile.mkdtemp(prefix="corra-", dir="/tmp"))
     base.chmod(0o755)
@@ -614,7 +615,7 @@ def test_the_guards_of_a_limited_program_survive_what_it_may_not(door):
     assert door.stop(state["prog_id"], 5)["ended"]
 
 
-# ---------------------------------------------------------------- what an operator is told
+# ---------------------------------------------------------------- what the operator sees
 
 
 def test_many_gaps_are_said_once_and_summed_up_at_the_end(home: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""The courier: what it makes of answers, and that a collector gets every byte once, whatever it
-answers and whoever is killed meanwhile.
+"""The courier: how it reads answers, and that a collector gets every byte once, whatever the
+collector answers and whichever process is killed.
 
-The collector here is one that misbehaves on purpose, over real sockets; the program, its guards and
-the courier are real.
+The collector here misbehaves on purpose, over real sockets; the program, its guards and the courier
+are real.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ TEXT = "".join(f"{number}\n" for number in range(20_000))
 
 @pytest.fixture
 def new_home(tmp_path: Path) -> Iterator[Callable[..., Home]]:
-    """A function that makes a Home: `new_home(python, REFUSED_S=600.0)`. What a test leaves running
-    ends with it.
+    """Return a function that makes a Home: `new_home(python, REFUSED_S=600.0)`. The fixture ends
+    what a test leaves running.
     """
     with nothing_left():
         yield lambda *args, **constants: Home(tmp_path, *args, **constants)
@@ -55,7 +55,7 @@ def home(new_home: Callable[..., Home]) -> Home:
 
 @pytest.fixture
 def gate(home: Home) -> Iterator[Gate]:
-    """What a program waits for at `read a < $HOME/gate`."""
+    """A Gate on which a program waits with `read a < $HOME/gate`."""
     made = Gate(home.base / "gate")
     yield made
     made.close()
@@ -243,7 +243,7 @@ def test_output_goes_when_it_is_old_enough_or_enough(home, listener, gate):
     completed(listener)
     sizes = [len(each.body) for each in listener.seen if each.path.endswith("stdout")]
     assert sizes[0] == 4
-    assert len(sizes) < 40  # gathered, not a request a line
+    assert len(sizes) < 40  # the courier gathers lines into a request
 
 
 def test_a_program_that_could_not_be_started_is_reported_too(home, listener):
@@ -285,7 +285,8 @@ ODD = [
 @pytest.mark.parametrize("first", [0, 5], ids=["answers", "what is no answer"])
 def test_what_may_heal_is_tried_again_and_nothing_comes_twice(new_home, listener, first):
     home = new_home(BACKOFF_MAX_S=0.05)
-    # Each of them thrice, and what keeps the bytes without saying so before a good answer, too.
+    # Each odd answer comes three times. At the end the listener once keeps the bytes without an
+    # answer.
     listener.odd = [
         *(odd for odd in ODD[first : 5 if first == 0 else None] for _ in range(3)),
         keep_and_drop,
@@ -329,7 +330,7 @@ def test_a_wrong_token_isnt_hammered_with_and_is_said_and_another_one_helps_at_o
 
 
 def said(home: Home, prog_id: str, end: str) -> str:
-    """Return what is in the courier's way, once it ends so."""
+    """Return the courier's reported error once it ends with `end`."""
     found: str = eventually(
         lambda: (error := home.callback(prog_id)["error"] or "").endswith(end) and error
     )
@@ -418,7 +419,7 @@ def test_a_name_server_that_never_answers_costs_a_courier_and_the_next_one_tries
     new_home, listener
 ):
     home = new_home(REQUEST_S=0.3)
-    # The library's own call hangs as it would in a resolver; nothing in Python can end it.
+    # The library's call hangs here as in a resolver; no Python code can interrupt that.
     hang = (
         'import os as _os\nif not _os.path.exists("%s"):\n'
         "    socket.create_connection = lambda *_: time.sleep(60)\n" % (home.base / "dns")

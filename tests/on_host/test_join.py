@@ -1,4 +1,4 @@
-"""corra/agent.py is what scripts/join makes of the parts; each line of it leads back to a part."""
+"""scripts/join makes corra/agent.py from the parts, and can lead each line of it back to a part."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _loader = importlib.machinery.SourceFileLoader("join", str(ROOT / "scripts" / "j
 _spec = importlib.util.spec_from_loader("join", _loader)
 assert _spec
 join = importlib.util.module_from_spec(_spec)
-sys.modules["join"] = join  # where a dataclass looks for its own module
+sys.modules["join"] = join  # a dataclass looks for its own module here
 _loader.exec_module(join)
 
 MADE = ROOT / join.MADE
@@ -98,14 +98,14 @@ def test_what_a_guard_needs_stands_above_the_border_and_the_verbs_below_it():
 
 @pytest.fixture
 def checkout(tmp_path):
-    """Return a directory with all that scripts/join reads and writes."""
+    """Return a directory with all files that scripts/join reads and writes."""
     shutil.copytree(ROOT / join.ROOM, tmp_path / join.ROOM)
     shutil.copy(MADE, tmp_path / join.MADE)
     return tmp_path
 
 
 def called(root: Path, *words: object) -> tuple[int, str, str]:
-    """Return exit code, stdout and stderr of scripts/join in the checkout `root`."""
+    """Run scripts/join in the checkout `root`; return its exit code, stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = join.main([*map(str, words)], root)
@@ -169,10 +169,10 @@ def test_every_line_of_the_made_file_leads_to_that_line_of_a_part():
         there = sources[name][number - 1]
         if line.startswith("# ="):
             assert (number, line.split()[-1]) == (1, name)
-        elif there != line:  # a banner's words, from the docstring
+        elif there != line:  # the words of a banner, taken from the docstring
             assert line == f"# {there}".rstrip() or there.strip('r"') == line.removeprefix("# ")
         assert said == f"corra/on_host/agent/{name}.py:{number}: {line}".rstrip()
-    # What isn't blank, a banner or an import is in it once.
+    # Every line but blanks, banners and imports comes once.
     told = [source for line, source in made if source and line and not line.startswith("#")]
     assert len(told) == len(set(told))
 

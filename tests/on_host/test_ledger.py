@@ -1,4 +1,4 @@
-"""The ledger: lines that stay, on a host with any Python from 3.6 on, through its three doors."""
+"""The ledger: its lines stay, on a host with any Python from 3.6 on, through its three doors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_directory_that_others_may_write_to_is_not_used(home, last_resort):
     try:
         add("one")
         assert elsewhere.read_text() == "one\n"
-        # It is found again where it was put, whatever has become of the better place.
+        # The ledger finds its file where it put it, even once the better place works again.
         books.chmod(0o700)
         add("two")
         assert elsewhere.read_text() == "one\ntwo\n"
@@ -100,14 +100,16 @@ def test_only_its_user_may_look_into_it_whatever_the_umask(home):
         add("one")
     finally:
         os.umask(before)
-    # The ledger leaves the umask alone: all threads share it, and two would mix it up.
+    # The ledger doesn't change the umask: all threads share it, and two threads would mix it up.
     assert file(home).stat().st_mode & 0o777 == 0o600
     made = [each for each in file(home).parents if home in each.parents]
     assert len(made) == 5 and {each.stat().st_mode & 0o777 for each in made} == {0o700}
 
 
 def test_a_full_disk_takes_no_half_line(home, tmp_path, as_root):
-    """A tmpfs of 64 kB: what doesn't fit is refused whole, and what fits later is whole."""
+    """On a tmpfs of 64 kB: a line that doesn't fit is refused whole, and a later line that fits is
+    written whole.
+    """
     small = home / ".local/state"
     small.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs", small], check=True)

@@ -1,5 +1,5 @@
-"""A login session's end, on a machine with systemd and logind: what KillUserProcesses and linger do
-to a run, and what start does about it.
+"""The end of a login session, on a machine with systemd and logind: how KillUserProcesses and
+linger affect a run, and what start does about it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def linger(machine: rig.Rig, on: bool) -> None:
 
 
 def start(machine: rig.Rig, *argv: str, limits: Any = None, **run: Any) -> dict[str, Any]:
-    """Log in, start a program (one that goes on for long), log out; return what the agent said."""
+    """Log in, start a long program, log out; return the agent's reply."""
     request = {
         "program": {"argv": argv or ["sleep", "1000"], "cwd": "/", "limits": limits},
         "run": run,
@@ -223,7 +223,7 @@ def test_a_tree_that_outgrows_its_memory_is_killed_and_its_guards_live_to_say_wh
 
 
 class Login:
-    """The booted machine, by a login of its user over ssh for each verb."""
+    """The booted machine; each verb runs in an ssh login of its user."""
 
     login = rig.USER
 

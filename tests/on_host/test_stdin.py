@@ -1,5 +1,5 @@
-"""A program's stdin that is held open: each byte once and in order, whoever sends, whichever guard
-is killed, to an end that stays one.
+"""A program's stdin that is held open: each byte once and in order, whichever client sends and
+whichever guard is killed, until one lasting end.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def sender(door: Door, prog_id: str = "cat", number: int = 7) -> Stream:
     return door.follow(prog_id, sender=number)
 
 
-# ---------------------------------------------------------------- what is sent
+# ---------------------------------------------------------------- the bytes that are sent
 
 
 def test_what_is_sent_is_read_and_the_end_is_an_end(door):
@@ -90,7 +90,7 @@ def test_nothing_is_accepted_behind_the_end(door):
         one.until(lambda each: taken(each).ended)
         two.send(b"I 0 1\nx")
         two.drain()
-    # What it was sent ends the program, and so may end the link before it has answered.
+    # The end of stdin ends the program, so the link may end before it has answered.
     assert taken(two).offset <= 0 and (taken(two).ended or two.states[-1]["state"] == "exited")
     assert door.file("cat", "stdin") == b"a\n"
 
@@ -146,11 +146,11 @@ def test_a_sender_is_held_back_where_it_is_too_far_ahead_and_goes_on(tmp_path):
         assert stream.stdout() == b"1048576\n"
 
 
-# ---------------------------------------------------------------- who dies
+# ---------------------------------------------------------------- guards that die
 
 
 def fewer(door: Door, before: list[int]) -> None:
-    """Wait until one of the guards is known to be gone."""
+    """Wait until the agent knows that one of the guards is gone."""
     eventually(lambda: len(guards(door.status("cat"))) < len(before))
 
 
@@ -234,8 +234,8 @@ sends = st.lists(
 def test_whatever_is_sent_again_torn_or_at_once_each_senders_bytes_are_there_once_and_in_order(
     steps,
 ):
-    """Each step: a sender gives its bytes from `back` before what it believes it has sent, `size`
-    of them; sometimes it is a new process.
+    """In each step a sender sends `size` bytes, from `back` bytes before the offset that it
+    believes to have sent. Sometimes the sender is a new process.
     """
     with tempfile.TemporaryDirectory() as at:
         for name, data in (("stdin", b""), ("senders", agent.SENDER_RECORD.pack(0, 0, 0))):
@@ -270,7 +270,7 @@ def test_whatever_is_sent_again_torn_or_at_once_each_senders_bytes_are_there_onc
             os.close(run.directory)
 
 
-# ---------------------------------------------------------------- what is forgotten
+# ---------------------------------------------------------------- bytes that are dropped
 
 
 def test_what_was_read_is_kept_unless_it_is_to_be_forgotten(door):
@@ -297,7 +297,7 @@ def test_its_stdin_is_closed_by_nobody_but_its_end(door):
     assert door.status("cat")["state"] == "running" and alive(state["pid"])
     os.kill(
         state["standby_pids"][0], signal.SIGURG
-    )  # anybody may send that: it means nothing before the end
+    )  # any process may send this signal: it means nothing before the end
     with sender(door) as stream:
         stream.send(b"I 2 2\nb\nE 4\n")
         stream.drain()
@@ -305,7 +305,7 @@ def test_its_stdin_is_closed_by_nobody_but_its_end(door):
 
 
 def test_what_comes_over_a_socket_is_read_where_a_pipe_s_is_spliced(door):
-    """Some servers give a command a socket, and a person a file."""
+    """Some servers give a command a socket for stdin, and a person may give a file."""
     payload = os.urandom(300_000)
     ours, theirs = socket.socketpair()
     request = door.program(["md5sum"], prog_id="x", stdin={"bytes": len(payload)})

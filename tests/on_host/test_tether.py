@@ -1,5 +1,5 @@
-"""Both ends of the chaperone's link, with a shell of this machine instead of ssh: what goes in
-there comes out here.
+"""Both ends of the chaperone's link, with a shell of this machine instead of ssh: each end gets
+what the other sent.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ LOGIN_SHELLS = [
 ]
 NONCE = b"0123456789abcdef"
 POINTS = int(os.environ.get("CORRA_SWEEP_POINTS") or 30)
-# Prints its words with their lengths, so that no separator can be mistaken for a part of a word.
+# The program prints its arguments with their lengths, so that a separator can't pass for a part of
+# an argument.
 SHOW = 'for word; do printf "%s:%s" "$(printf %s "$word" | wc -c)" "$word"; done'
 
 
@@ -48,8 +49,8 @@ def far(
     variables: Mapping[str, str] | None = None,
     before: str = "",
 ) -> Any:
-    """Run `argv` as FAR does, with nothing but a pipe for a link; return (exit status by mark,
-    stdout, stderr, other marks).
+    """Run `argv` as FAR does, with a pipe as the link; return (exit status by mark, stdout, stderr,
+    other marks).
     """
     text = tether.program_text(list(argv), dict(variables or {}), before, merge=False)
     header = b"%s\n-\n%s\n" % (NONCE, tether.octal(text))
@@ -75,8 +76,8 @@ def far(
 
 @pytest.fixture
 def carry() -> Iterator[Any]:
-    """A function that starts the tether with a shell as its ssh; `report` is what it told the
-    agent.
+    """Return a function that starts the tether with a shell as its ssh; `report` holds what the
+    tether told the agent.
     """
     started: list[subprocess.Popen[bytes]] = []
 
@@ -112,7 +113,7 @@ def carry() -> Iterator[Any]:
                 **how.pop("env", {}),
             },
             start_new_session=True,
-            bufsize=0,  # what a reader of lines has read too far, communicate() wouldn't find
+            bufsize=0,  # communicate() wouldn't find bytes that a line reader has buffered
         )
         os.close(theirs)
         os.close(secret)
@@ -261,7 +262,7 @@ def test_the_status_comes_back_and_the_shell_adds_no_word(shell, script, expecte
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_program_has_three_descriptors_and_no_signal_ignored(shell):
-    # The shell that lists them has one more for the listing.
+    # The shell that lists the processes has one process more for the listing.
     status, out, _, _ = far(
         ["sh", "-c", "grep -E 'SigIgn|SigBlk' /proc/self/status; exec ls /proc/self/fd"],
         shell=shell,
@@ -269,8 +270,8 @@ def test_the_program_has_three_descriptors_and_no_signal_ignored(shell):
     lines = out.decode().split()
     assert status == 0
     assert lines[1] == "0000000000000000", out
-    # bit 12 is SIGPIPE, which the Python that runs the tests ignores for all it starts unless told
-    # otherwise
+    # Bit 12 is SIGPIPE. The Python that runs the tests ignores it, and so do its children unless
+    # told otherwise.
     assert int(lines[3], 16) & ~(1 << 12) == 0, out
     assert lines[4:] == ["0", "1", "2", "3"]
 
@@ -334,7 +335,7 @@ def test_kill_there_is_for_the_whole_tree(carry, shell, where, tmp_path):
     text = (
         text.replace("command -v setsid", "command -v corra-none") if where == "no setsid" else text
     )
-    # A child in a session of its own, one that ignores what it can, and one of a child; each says
+    # One child in its own session, one that ignores TERM and HUP, and one grandchild; each writes
     # its pid.
     script = """trap '' TERM HUP; echo $$ >>"$0"
     setsid sh -c 'echo $$ >>"$0"; sleep 1000; :' "$0" &
@@ -376,7 +377,8 @@ def test_a_program_that_doesnt_read_its_stdin_hears_signals_all_the_same(carry, 
 
 def test_the_end_of_the_link_is_not_the_end_of_the_program(carry, tmp_path):
     pid = tmp_path / "pid"
-    # Else it would hold what an ssh in the middle would close.
+    # Close stdout and stderr: otherwise the program would hold the pipes that an ssh in the middle
+    # would close.
     process = carry("sh", "-c", 'echo $$ >"$0"; exec sleep 1000 >/dev/null 2>&1', str(pid))
     wait_for(lambda: pid.exists() and pid.read_text().endswith("\n"))
     assert process.report.read() == b""
@@ -384,7 +386,8 @@ def test_the_end_of_the_link_is_not_the_end_of_the_program(carry, tmp_path):
     for each in _descendants(process.pid):
         if each != program:
             os.kill(each, signal.SIGKILL)
-    assert process.wait(30) == -signal.SIGKILL  # lost: no exit status may be made of it
+    # the run is lost: its exit code must not be invented
+    assert process.wait(30) == -signal.SIGKILL
     assert alive(program)
     os.kill(program, signal.SIGKILL)
 
@@ -397,7 +400,7 @@ def _descendants(pid: int) -> list[int]:
 
 def test_the_tether_killed_takes_its_ssh_along_and_leaves_the_program(carry, tmp_path):
     pid = tmp_path / "pid"
-    # As ssh would, what stands for it stays and passes bytes on.
+    # Like ssh, this stand-in stays alive and passes bytes on.
     text = f"exec 9<&0; ( exec sh -c {shlex.quote(tether.FAR)} ) <&9"
     process = carry("sh", "-c", 'echo $$ >"$0"; exec sleep 1000', str(pid), text=text)
     wait_for(lambda: pid.exists() and pid.read_text().endswith("\n"))

@@ -1,4 +1,5 @@
-"""`--via chaperone` as an operator meets it: its words, which run is meant, what it can't do.
+"""`--via chaperone` as an operator meets it: its messages, the run that a name means, and its
+limits.
 
 A real sshd, and no mode but ssh.
 """
@@ -163,7 +164,7 @@ def test_a_keeper_killed_before_it_heard_that_nobody_is_let_in_leaves_no_exit_st
     assert (final["state"], final["return_code"]) == ("lost", None)
 
 
-# ---- what it says
+# ---- its messages
 
 
 def test_a_detached_start_says_who_keeps_it(sshd: Sshd, cli: Cli) -> None:
@@ -198,7 +199,7 @@ def test_the_programs_bytes_and_code_are_those_of_the_command(sshd: Sshd, cli: C
         'pwd; echo "$A" >&2; exit 255',
     )
     assert (done.returncode, done.stdout) == (255, b"/\n")
-    # Whether it had ended before we looked is chance.
+    # Chance decides whether the run had ended before the command looked.
     assert re.fullmatch(
         rb"it's\ncorra: \w{6} on h: FAILED: exit 255 after [\d.]+ s(, at \d\d:\d\d)?\n", done.stderr
     )
@@ -367,7 +368,7 @@ def test_the_mode_says_what_as_means(sshd: Sshd, cli: Cli, via: str) -> None:
     )
 
 
-# ---- which run is meant
+# ---- the run that a name means
 
 
 def test_the_same_id_is_the_same_run_and_another_command_or_host_a_conflict(
@@ -396,7 +397,7 @@ def test_a_name_means_the_run_of_the_host_that_was_said(sshd: Sshd, cli: Cli) ->
         with pytest.raises(NotFound):
             finding.attach(text, "h", via="chaperone")
     assert [state.prog_id for state in finding.ps("h", via="chaperone")] == [here.id]
-    # This machine keeps both, and says whose they are.
+    # This machine keeps both runs, and names the host of each.
     kept = {state.prog_id: state.host for state in finding.ps("local")}
     assert kept.items() >= {here.id: "h", there.id: "other"}.items()
     assert cli("kill", "-9", "--host", "h", "--via", "chaperone", "job").returncode == 0
@@ -417,7 +418,7 @@ def test_history_leads_back_to_it(sshd: Sshd, cli: Cli) -> None:
     assert (done.returncode, done.stdout) == (5, b"out\n")
 
 
-# ---- what it can't do
+# ---- its limits
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`doctor`: what a host tells, what it means, and that looking changes nothing."""
+"""`doctor`: what a host reports, what the report means, and that the check changes nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GB = 10**9
 
 
 class By:
-    """This machine, by a Python of the test's own."""
+    """This machine, run by a Python of the test."""
 
     login = "me"
 
@@ -50,7 +50,7 @@ class By:
 
 
 def told(**changed: Any) -> dict[str, Any]:
-    """What a host in good health tells, with what is changed."""
+    """Return the report of a healthy host, with `changes` in it."""
     room = {"free": 50 * GB, "size": 100 * GB, "floor": GB, "inodes": 10**6}
     facts: dict[str, Any] = {
         "python": "3.9.2",
@@ -71,7 +71,7 @@ def spool(**changed: Any) -> list[dict[str, Any]]:
 
 
 def bad(**changed: Any) -> list[tuple[str, str, str]]:
-    """Return what isn't ok of a host that tells this."""
+    """Return the names of the checks that aren't ok in this report."""
     return [
         (check.verdict, check.name, check.what)
         for check in checkup.judge(told(**changed), 1000.0)
@@ -261,7 +261,7 @@ def test_a_directory_that_can_hold_nothing_is_a_problem_and_the_agent_is_not_nee
     code, verdicts, found = checks(cli, "--host", "local", "--spool", "/proc/here")
     assert (code, verdicts["spool"]) == (1, "PROBLEM")
     spool_ = next(each for each in found if each["name"] == "spool")
-    # Only root gets as far as to the missing disk.
+    # Only root gets as far as the missing disk.
     why = "is on no disk" if os.getuid() == 0 else "Permission denied"
     assert spool_["hint"][0].startswith(f"/proc/here: {why}")
 
@@ -291,7 +291,7 @@ def test_a_limit_of_the_login_is_seen(cli: Cli) -> None:
     )
 
 
-# ---- status of what runs, and status --tree, which ask the same visitor
+# ---- status of a running program, and status --tree, by the same visitor
 
 
 @pytest.mark.parametrize("host", ["local", "h"])

@@ -1,5 +1,5 @@
-"""Hosts that have never worked: login files that read what is meant for the agent, through a real
-sshd.
+"""Hosts that have never worked: through a real sshd, their login files read the bytes meant for the
+agent.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def test_a_login_that_prints_without_end_is_named(sshd: Sshd, home: Path) -> Non
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_term_ends_a_run_that_nobody_confirms(sshd: Sshd, home: Path, cli: Cli, times: int) -> None:
-    """The first one waits a moment for the start, which it may have come in the middle of."""
+    """The first TERM may come in the middle of a start, so it waits a moment for that start."""
     (home / ".bashrc").write_text(f"touch {home / 'reached'}; cat >/dev/null\n")
     run = cli.popen("run", "--host", "h", "--", "true")
     wait_for((home / "reached").exists)

@@ -1,4 +1,4 @@
-"""One exec places the agent, only where it is missing, and only the announced bytes run."""
+"""One exec places the agent, only on a host without it, and only the announced bytes run."""
 
 import hashlib
 import io
@@ -28,7 +28,7 @@ from corra.transport.command import build_program, shell
 from corra.transport.pipes import Process
 from sshd import Sshd
 
-# Speaks the wire and does nothing: what is tested here is how it gets there.
+# The stand-in speaks the wire and does nothing: these tests are about the way it reaches the host.
 STAND_IN = b"""
 import json, os, sys
 
@@ -78,7 +78,7 @@ New = Callable[..., Agent]
 
 @pytest.fixture
 def agent(home: Path) -> Iterator[New]:
-    """An Agent with the stand-in as its source, closed at the end."""
+    """An Agent with the stand-in as its source; the fixture closes it."""
     made: list[Agent] = []
 
     def make(target: Runner | None = None, source: bytes = STAND_IN) -> Agent:
@@ -92,13 +92,13 @@ def agent(home: Path) -> Iterator[New]:
 
 @pytest.fixture
 def placed(home: Path) -> Path:
-    """Where the stand-in belongs."""
+    """The path where the stand-in belongs."""
     return home / ".cache" / "corra" / DIGEST / "agent.py"
 
 
 @pytest.fixture
 def spare(last_resort: Path) -> Iterator[Path]:
-    """Where the stand-in is put where the home can't hold it."""
+    """The path of the stand-in when the home can't hold it."""
     leftover = last_resort / "cache" / DIGEST
     shutil.rmtree(leftover, ignore_errors=True)
     yield leftover / "agent.py"
@@ -106,7 +106,9 @@ def spare(last_resort: Path) -> Iterator[Path]:
 
 
 class Wrapped:
-    """A host reached by a program of the test's own: a login shell, a noisy one, none at all."""
+    """A host that runs each command through a program of the test: a login shell, a noisy one, or
+    none.
+    """
 
     login = "me"
 
@@ -162,7 +164,7 @@ def test_the_agent_is_sent_once_and_found_ever_after(
 def test_a_request_arrives_exactly_and_the_mask_is_the_login_s_own(agent: New) -> None:
     mask = os.umask(0o27)
     try:
-        for _ in range(2):  # placed in the first, found in the second
+        for _ in range(2):  # the first call places it, the second finds it
             reply = agent().call("status", {"words": NASTY})
             assert (reply["verb"], reply["echo"], reply["umask"], reply["flags"]) == (
                 "status",
@@ -289,7 +291,7 @@ def test_once_the_host_has_answered_its_end_says_nothing_of_what_it_did(agent: N
         agent(Wrapped(sys.executable, "-c", script)).call("start", {})
 
 
-# ---- what stands in the cache
+# ---- the files in the cache
 
 
 def test_a_pyc_cut_short_by_a_full_disk_is_thrown_away(agent: New, placed: Path) -> None:
@@ -368,7 +370,8 @@ def test_a_home_that_can_t_be_written_gives_way_to_var_tmp(agent: New, spare: Pa
 def test_nowhere_to_write_is_said_with_all_that_was_tried(
     agent: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A file where the directory should be. The loader's text loses its spare root, not its length.
+    # A file stands where the directory should be. The loader's text loses its spare root but keeps
+    # its length.
     blocked = next(
         path
         for path in (Path(f"/tmp/{number:03}") for number in range(1000))
@@ -421,7 +424,7 @@ def test_twenty_at_once_all_work(agent: New, placed: Path) -> None:
     ]
 
 
-# ---- who can't have one
+# ---- hosts that can't hold an agent
 
 
 @pytest.mark.parametrize("via", ["fabric", "openssh"])
@@ -441,7 +444,7 @@ def test_a_host_without_python_says_what_was_looked_for(
 def test_where_only_the_platforms_own_python_is_it_will_do(
     as_root: None, agent: New, home: Path, python: str
 ) -> None:
-    """In a mount namespace where /usr/libexec has nothing else in it and PATH no Python."""
+    """In a mount namespace where /usr/libexec has the platform's Python alone, and PATH none."""
     if not shutil.which("unshare") or not os.path.isdir("/usr/libexec"):
         pytest.skip("no unshare, or nowhere to show it")
     (home / "bin").mkdir()

@@ -1,4 +1,6 @@
-"""The Book: what a list of events adds up to, and what is to be done next. No host, no clock."""
+"""The Book: the state that a list of events adds up to, and the next thing to do. No host, no
+clock.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Runbooks that resume: what was done isn't done again, what runs is taken hold of, what failed is
-repeated, LOST waits for a person.
+"""Runbooks that resume: a done step isn't done again, a running step is taken up, a failed step is
+repeated, and a LOST step waits for a person.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def append(path: Path, more: str = "") -> list[str]:
-    """A program that leaves one line for each time it was executed."""
+    """Return a program that writes one line each time it is executed."""
     return ["sh", "-c", f"echo ran >> {path}; {more or 'true'}"]
 
 
@@ -44,7 +44,7 @@ def lines(path: Path) -> int:
 
 @pytest.fixture
 def two(new_sshd: Callable[..., Sshd], home: Path) -> list[str]:
-    """Two hosts with homes of their own."""
+    """Two hosts, each with its own home."""
     for name in ("web1", "web2"):
         (home / name).mkdir()
         new_sshd(alias=name, environment=home_environment(home / name))
@@ -214,7 +214,7 @@ def test_what_makes_no_sense_is_said_before_anything_is_begun(home: Path) -> Non
     assert "STOPPED at 1 one: local NOT STARTED: argv must be a list of words" in caught.value.line
     assert (
         caught.value.code == 2 and not caught.value.hint
-    )  # the same command would come to the same
+    )  # otherwise the same command would have the same result
 
 
 def test_a_key_may_be_any_text_a_ticket_has(home: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_key_may_be_any_text_a_ticket_has(home: Path) -> None:
     assert sorted(each[1] for each in found) == sorted(["OPS 1/2 #x", "../../etc", ".", "ä", "%2E"])
 
 
-# -- What has changed
+# -- Changes between passes
 
 
 def test_other_params_are_not_continued_and_the_difference_is_told(home: Path) -> None:
@@ -286,7 +286,7 @@ def test_the_directory_one_stands_in_is_no_part_of_a_step(
 
 
 def test_a_connection_is_one_host_and_the_same_one_as_its_name(sshd: Sshd, home: Path) -> None:
-    """Under fab a task has a Connection: what the runbook did there isn't done again under inv."""
+    """Under fab a task has a Connection. A step done through it isn't repeated under inv."""
     from fabric import Config, Connection
 
     marks = home / "marks"
@@ -436,10 +436,12 @@ def begin(home: Path, host: str, journal: str | None, argv: list[str]) -> subpro
 def test_what_runs_is_taken_hold_of_from_another_machine(
     host: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first machine is killed in mid-step; the second knows only the journal's host."""
+    """The first machine is killed in the middle of a step; the second knows only the journal's
+    host.
+    """
     monkeypatch.setenv(
         "XDG_STATE_HOME", ""
-    )  # both machines' programs live in the same home, where the host is this machine
+    )  # the host is this machine, so both machines' programs share one home
     marks, go = home / "marks", home / "go"
     argv = append(marks, f"while [ ! -e {go} ]; do sleep 0.05; done; echo ended")
     (home / "ops1").mkdir()
@@ -509,7 +511,9 @@ def test_without_its_journal_another_command_is_refused_by_the_host(home: Path) 
 
 
 def test_a_step_begun_by_another_user_is_not_begun_again(sshd: Sshd, home: Path) -> None:
-    """Who logs in otherwise has other runs: theirs can't be seen, and must not be repeated."""
+    """Another login has other runs. This login can't see the first login's run, and must not repeat
+    it.
+    """
     where = journals.Journal(ledgers.Here(), "up", "OPS-1")
     where.write("open", params={})
     prog_id = ids.derived("runbook", "up", "OPS-1", "one", "h", 1)
@@ -577,7 +581,7 @@ def test_ctrl_c_leaves_the_step_running_and_says_so(host: str, home: Path) -> No
 
 
 def lose(state: corra.State) -> None:
-    """Kill all guards at once, and the program."""
+    """Kill all guards at once, and then the program."""
     for pid in (*state.standby_pids, state.agent_pid):
         os.kill(pid or 0, signal.SIGSTOP)
     for pid in (*state.standby_pids, state.agent_pid, state.pid):
@@ -586,7 +590,7 @@ def lose(state: corra.State) -> None:
 
 
 def lost_step(host: str, marks: Path) -> corra.Lost:
-    """Run a step that gets lost, and return what the pass raised."""
+    """Run a step that gets lost; return the error of the pass."""
     prog_id = ids.derived("runbook", "up", "OPS-1", "one", host, 1)
 
     def kill() -> None:
@@ -655,7 +659,7 @@ def test_a_run_whose_record_was_deleted_is_lost_and_not_begun_again(host: str, h
     prog_id = ids.derived("runbook", "up", "OPS-1", "one", host, 1)
     corra.attach(prog_id, host).wait(20)
     record = agent.Run(str(home / ".local/state/corra"), prog_id)
-    wait_for(lambda: not record.alive())  # its guards still write what came late
+    wait_for(lambda: not record.alive())  # its guards still write late bytes
     record.close()
     shutil.rmtree(record.path)
     with pytest.raises(corra.Lost, match="LOST: its spool was deleted"), book() as it:
@@ -733,7 +737,8 @@ def test_the_book_verb_finds_a_journal_on_another_host(
 ) -> None:
     with pytest.raises(corra.Failed), book(journal="web2") as it:
         it.run("web1", ["false"], step="one")
-    # From here by the way the runbook went; from elsewhere by --host or the configuration.
+    # On this machine book finds the journal by the runbook's way; on another, by --host or the
+    # configuration.
     assert "journal on web2" in cli("book", "up", "OPS-1").stdout.decode()
     assert "web2" in cli("book").stdout.decode().splitlines()[1]
     elsewhere = home / "elsewhere"
@@ -845,7 +850,7 @@ def test_a_person_is_asked_once(home: Path) -> None:
     asking = functools.partial(subprocess.Popen, [sys.executable, "-c", ASK], env=env)
     for answer, went_on, asked in (("n", False, True), ("y", True, True), ("", True, False)):
         with Terminal(asking) as terminal:
-            terminal.type("y\n")  # typed before the question, it answers nothing
+            terminal.type("y\n")  # a line typed before the question isn't an answer
             if asked:
                 terminal.until("[y/N]")
                 terminal.type(f"{answer}\n")
@@ -928,7 +933,7 @@ def test_a_reboot_is_a_result_and_happens_once(machine: Path, home: Path) -> Non
 
 
 def test_a_pass_that_dies_in_a_reboot_finds_the_host_rebooted(machine: Path, home: Path) -> None:
-    """The order is given, the pass is killed, the host goes down; the next pass gives no second
+    """The pass gives the order and is killed, and the host goes down. The next pass gives no second
     order.
     """
     marks = home / "marks"
@@ -984,7 +989,7 @@ def test_steps_may_be_run_from_several_threads(home: Path) -> None:
 def test_a_coroutine_that_is_cancelled_leaves_its_thread_and_the_program_runs_on(
     host: str, home: Path
 ) -> None:
-    """What docs/python.md says to do: a thread can't be cancelled, a follow can be closed."""
+    """As docs/python.md says: nothing can cancel a thread, but closing a follow ends it."""
 
     async def watch(run: corra.Run) -> None:
         follow = run.follow()

@@ -1,4 +1,4 @@
-"""`again`: the same program once more, from what its host has written down, as a run of its own."""
+"""`again`: the same program once more, as its host has recorded it, in a run of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ LOCAL = ("--host", "local")
 
 @pytest.fixture(params=["local", "fabric", "chaperone"])
 def target(request: pytest.FixtureRequest, home: Path) -> Iterator[Agent]:
-    """This machine, the same through sshd, and through sshd without anything there."""
+    """This machine, the same machine through sshd, and through sshd by the chaperone with nothing
+    on the host.
+    """
     yield from reached(request)
 
 

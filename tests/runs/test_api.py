@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def append(path: Path) -> list[str]:
-    """A program that leaves one line for each time it was executed."""
+    """Return a program that writes one line each time it is executed."""
     return ["sh", "-c", f"echo ran >> {path}"]
 
 
@@ -93,7 +93,7 @@ def test_hide_hides_what_it_names_and_the_result_has_it(
 
 def test_streams_may_take_text_or_bytes(home: Path) -> None:
     text, raw = io.StringIO(), io.BytesIO()
-    # A character is cut in two by the pause: it must arrive whole where text is wanted.
+    # The pause cuts a character in two; as text it must arrive whole.
     corra.run(
         "local",
         ["sh", "-c", r"printf '\303'; sleep 0.2; printf '\244'; printf '\377' >&2"],
@@ -148,7 +148,7 @@ def test_a_run_whose_guards_were_all_killed_is_lost_and_never_a_success(home: Pa
     class Kills(io.StringIO):
         def write(self, text: str) -> int:
             state = corra.attach(ids_seen[0], "local").state()
-            # Deepest last: whichever is left adopts the program.
+            # The deepest guard comes last: the guard that is left adopts the program.
             for pid in (*state.standby_pids, state.agent_pid):
                 os.kill(pid or 0, signal.SIGSTOP)
             for pid in (*state.standby_pids, state.agent_pid):
@@ -186,7 +186,7 @@ def test_a_context_is_no_target() -> None:
         corra.run(None, ["true"])
 
 
-# -- What a program is given
+# -- A program's environment and streams
 
 
 def _pipe(data: bytes) -> Any:
@@ -495,7 +495,7 @@ def test_ps_takes_a_set_of_hosts(new_sshd: Callable[..., Sshd], home: Path) -> N
 
 @pytest.mark.storm
 def test_many_threads_share_one_agent(target: Agent) -> None:
-    """More at once than sshd allows sessions on one connection."""
+    """More threads at once than sshd allows sessions on one connection."""
     with ThreadPoolExecutor(14) as pool:
         results = list(
             pool.map(

@@ -1,5 +1,5 @@
-"""The follow loop against a host in memory: links that break, freeze, repeat themselves, and clocks
-that jump.
+"""The follow loop against a host in memory: links that break, freeze and repeat themselves, and
+clocks that jump.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ STREAMS = ("stdout", "stderr")
 
 
 class SetClock(Clock):
-    """Time that passes only where somebody waits."""
+    """A clock that moves only while a caller waits."""
 
     def __init__(self) -> None:
         self.at = 1000.0
@@ -72,7 +72,7 @@ class SetClock(Clock):
 
 
 class Link:
-    """A link whose other end is a list of what will be read: bytes, or an error to raise."""
+    """A link whose other end is a list: the bytes to read, or an error to raise."""
 
     def __init__(self, reply: dict[str, Any], clock: SetClock) -> None:
         self.reply, self.placed, self.clock = reply, 0, clock
@@ -101,8 +101,8 @@ class Link:
 
 
 class Agent:
-    """A host that answers as its `answers` say, one after the other: a link, an error, or a
-    function of (verb, request).
+    """A host that gives its `answers` one after the other: a link, an error, or a function of
+    (verb, request).
     """
 
     host = Host("db1")
@@ -222,7 +222,7 @@ def test_a_frame_torn_at_any_byte_is_shown_once(clock: SetClock, cut: int) -> No
 
 
 def _from(whole: bytes, asked: Mapping[str, Any]) -> list[bytes]:
-    """What a host would send of `hello world` to whoever asks with that cursor."""
+    """Return what a host sends of `hello world` to a client with that cursor."""
     at = (asked.get("cursor") or {}).get("stdout", 0)
     return [out("stdout", at, b"hello world"[at:])]
 
@@ -439,7 +439,7 @@ def test_once_closed_nothing_is_sent_any_more_and_it_is_known_whether_anything_w
     connect = early.stream
 
     def slow(*words: Any, **how: Any) -> Link:
-        closed.close()  # while the connection is being made
+        closed.close()  # while the client connects
         return connect(*words, **how)
 
     early.stream = slow  # type: ignore[method-assign]
@@ -634,7 +634,7 @@ def test_a_limit_that_ends_a_first_try_says_still_running_only_of_what_is_known_
             )
         assert caught.value.why.startswith(why) and "4" in caught.value.why
         assert caught.value.code == (122 if begun else 125)
-    with pytest.raises(Unreachable):  # its time isn't over, so it is no answer to how long
+    with pytest.raises(Unreachable):  # the wait's time isn't over, so this isn't its end
         list(
             Follow(
                 Agent(Unreachable("connection refused")),
@@ -774,7 +774,7 @@ def test_only_the_streams_asked_for_are_missed(clock: SetClock) -> None:
 
 
 class Spool:
-    """A host that keeps a run's bytes and sends them, over links the test may hurt in any way."""
+    """A host that keeps a run's bytes and sends them over links that a test may hurt."""
 
     host = Host("db1")
 
@@ -800,7 +800,7 @@ class Spool:
         if self.refusals:
             raise self.refusals.pop()
         cursor = asked.get("cursor") or {}
-        # A host may well begin before the place it was asked for: the client is the one who counts.
+        # A host may begin before the requested offset: the client is the one that counts.
         self.sent = {name: max(0, cursor.get(name, 0) - self.rewind) for name in STREAMS}
         self.rewind = 0
         self.link = _Pinged(state(), self.clock)
@@ -816,7 +816,7 @@ class Spool:
         pass
 
     def flush(self) -> None:
-        """Put all that the link's end hasn't been sent yet on its way."""
+        """Put all bytes that the link's end hasn't been sent yet on their way."""
         if self.link is None or self.link.frozen:
             return
         for name, data in self.bytes.items():
@@ -874,7 +874,7 @@ class AnyNetwork(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(STREAMS), back=st.integers(1, 300), length=st.integers(1, 300))
     def duplicate(self, name: str, back: int, length: int) -> None:
-        """Something that was shown comes once more, with or without what follows it."""
+        """A frame that was shown comes once more, with or without the frames behind it."""
         link = self.spool.link
         at = max(0, self.next[name] - back)
         data = bytes(self.spool.bytes[name][at : min(at + length, self.next[name])])
@@ -883,8 +883,8 @@ class AnyNetwork(RuleBasedStateMachine):
 
     @rule(which=st.floats(0, 1))
     def reorder(self, which: float) -> None:
-        """A frame overtakes all that were on their way; not each time that the same bytes are asked
-        for, or nobody could ever show them.
+        """A frame overtakes all frames on their way. It doesn't do so each time that the same bytes
+        are requested: then no client could ever show them.
         """
         link = self.spool.link
         at = 0 if link is None or link.torn else round(which * (len(link.coming) - 1))
@@ -935,8 +935,8 @@ class AnyNetwork(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(STREAMS), share=st.floats(0, 1))
     def punch(self, name: str, share: float) -> None:
-        """The head of a stream is given up (--keep-output): only bytes that were sent before may
-        still come.
+        """The host gives up the head of a stream (--keep-output): of the bytes before it, only
+        those under way may still come.
         """
         self.spool.gone[name] = max(self.spool.gone[name], int(share * len(self.spool.bytes[name])))
 
@@ -979,7 +979,7 @@ class AnyNetwork(RuleBasedStateMachine):
 
 
 @pytest.mark.storm
-@pytest.mark.timeout(600)  # 2,000 examples, and another test on the other core
+@pytest.mark.timeout(600)  # 2,000 examples, while another test uses the other core
 def test_each_byte_comes_once_through_any_network() -> None:
     run_state_machine_as_test(
         AnyNetwork,
@@ -996,8 +996,8 @@ def test_the_state_of_each_frame_is_told(clock: SetClock) -> None:
 
 
 def test_large_frames_are_handed_on_as_they_come(clock: SetClock) -> None:
-    """No per-line work, no growing buffer: a piece that was read is a piece shown, cut at most
-    where a frame ends.
+    """The client does no work per line and grows no buffer: it shows each piece as it read it, cut
+    at the end of a frame at most.
     """
     payload = bytes(range(256)) * 1024
     frames = b"".join(out("stdout", i * len(payload), payload) for i in range(8))
@@ -1012,9 +1012,7 @@ def test_large_frames_are_handed_on_as_they_come(clock: SetClock) -> None:
 
 
 def test_what_came_of_a_torn_frame_needs_not_come_again(clock: SetClock) -> None:
-    """On a line that breaks more often than it carries a whole frame, the output goes on all the
-    same.
-    """
+    """On a line that breaks more often than it carries a whole frame, the output still goes on."""
     payload = bytes(range(256)) * 1024
     torn = out("stdout", 0, payload)[:100_000]
     agent = Agent(
@@ -1044,7 +1042,9 @@ def test_link_up_says_how_long_it_was_down(clock: SetClock) -> None:
 
 
 def test_a_link_that_brings_nothing_new_is_no_link(clock: SetClock) -> None:
-    """The host answers each time, with what we know, and each link breaks before it brings more."""
+    """The host answers each time with bytes that the client has, and each link breaks before it
+    brings more.
+    """
     links = [link(clock, out("stdout", 0, b"ab"), b"")]
     links += [link(clock, out("stdout", 0, b"ab"), b"") for _ in range(100)]
     events: list[Event] = []

@@ -1,4 +1,4 @@
-"""What this machine remembers of runs: a cache that never stands in anybody's way."""
+"""This machine's memory of runs: a cache that never stands in an operator's way."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ from terminal import Terminal
 
 BURST = int(os.environ.get("CORRA_BURST", "24"))
 
-# 8 MB that differ everywhere, from a program that needs nothing but sh and seq.
+# 8 MB that differ everywhere, from a program that needs only sh and seq.
 COUNT = ["sh", "-c", "seq 1 1100000"]
 
 
@@ -59,7 +59,7 @@ def proxied(sshd: Sshd) -> Iterator[Proxy]:
 
 @pytest.fixture
 def agent(via: str) -> Iterator[Callable[[str], Agent]]:
-    """The agent of a host name, by the transport that the test is about."""
+    """The agent of a host name, by the test's transport."""
     with contextlib.ExitStack() as stack:
 
         def make(name: str) -> Agent:
@@ -71,17 +71,17 @@ def agent(via: str) -> Iterator[Callable[[str], Agent]]:
 
 
 def append(path: Path) -> list[str]:
-    """A program that leaves one line for each time it was executed."""
+    """Return a program that writes one line each time it is executed."""
     return ["sh", "-c", f"echo ran >> {path}"]
 
 
 def waiting(gate: Path, rest: str) -> list[str]:
-    """A program that says `a`, and goes on once the gate is there."""
+    """Return a program that prints `a`, and goes on once the gate exists."""
     return ["sh", "-c", f"echo a; while [ ! -e {gate} ]; do sleep 0.02; done; {rest}"]
 
 
 def follows(home: Path) -> list[int]:
-    """Return the pids of the processes on the `host` that follow a run."""
+    """Return the pids of the processes on the host that follow a run."""
     found = []
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         with contextlib.suppress(OSError):
@@ -108,10 +108,10 @@ def test_megabytes_come_exactly_once_over_links_that_break(
     proxied: Proxy, via: str, how: str
 ) -> None:
     run = corra.start("p", COUNT, via=via)
-    # A handshake of the ssh program costs four times as much.
+    # A handshake of the ssh program takes four times as many bytes.
     size, times = (1_700_000, 4) if via == "fabric" else (3_500_000, 2)
     proxied.limit(size, how)
-    # The first link has its own share of the limit behind it.
+    # The first link has used its own share of the limit.
     run.agent.close()
     got = hashlib.sha256()
     downs = ups = 0
@@ -132,7 +132,7 @@ def test_megabytes_come_exactly_once_over_links_that_break(
 def test_links_that_break_as_soon_as_the_host_has_answered_are_given_up_in_time(
     proxied: Proxy, via: str, home: Path
 ) -> None:
-    """The host lets us in and answers each time, and no link brings anything that we don't know."""
+    """The host accepts the login and answers each time, and no link brings anything new."""
     run = corra.start("p", waiting(home / "go", "true"), via=via)
     wait_for(lambda: run.read("stdout") == b"a\n")
     events: list[Any] = []
@@ -281,10 +281,10 @@ def test_the_command_line_gives_a_lost_link_up_when_it_was_told_to(
 def test_a_start_whose_answer_is_lost_is_repeated_and_runs_once(
     proxied: Proxy, via: str, agent: Callable[[str], Agent], home: Path
 ) -> None:
-    """The connection ends after so many bytes, wherever in the start that is."""
+    """The connection ends after so many bytes, anywhere in the start."""
     corra.run(
         "p", ["true"], via=via
-    )  # the agent is placed, so that every later start says the same
+    )  # this places the agent, so that every later start sends the same bytes
     with contextlib.closing(agent("p").runner.open("true")) as channel:
         assert channel.read(20) == b""
     logged_in = proxied.carried()
@@ -292,7 +292,7 @@ def test_a_start_whose_answer_is_lost_is_repeated_and_runs_once(
     whole = proxied.carried()
     assert whole > logged_in
     tries = 6 if via == "fabric" else 3
-    for n in range(tries):  # from the end of the login to behind the answer
+    for n in range(tries):  # from the end of the login to just behind the answer
         marks = home / f"marks{n}"
         proxied.limit(logged_in - 100 + (whole - logged_in + 150) * n // tries, "reset")
 
@@ -300,7 +300,7 @@ def test_a_start_whose_answer_is_lost_is_repeated_and_runs_once(
             if isinstance(event, LinkDown):
                 proxied.limit(None)
 
-        with contextlib.suppress(corra.Unreachable):  # cut while it logged in: nothing was asked
+        with contextlib.suppress(corra.Unreachable):  # cut during the login: no request was sent
             corra.start(
                 "p", append(marks), id=f"once-{n}", connect_timeout=0.5, via=via, watch=heal
             )
@@ -313,8 +313,8 @@ def test_a_start_whose_answer_is_lost_is_repeated_and_runs_once(
 def test_a_start_nobody_confirms_may_have_started(proxied: Proxy) -> None:
     agent = agent_for("p", connect_timeout=0.5)
     corra.run(agent, ["true"])
-    # The open connection lets the request through and breaks in the middle of the answer, and there
-    # won't be another.
+    # The open connection carries the request and breaks in the middle of the answer, and every new
+    # connection is refused.
     proxied.limit(proxied.carried() + 600, "reset")
     proxied.refuse()
     with pytest.raises(corra.MaybeStarted) as caught:
@@ -325,7 +325,7 @@ def test_a_start_nobody_confirms_may_have_started(proxied: Proxy) -> None:
 def test_a_burst_of_starts_that_sshd_refuses_in_part_executes_each_once(
     new_sshd: Callable[..., Sshd], via: str, home: Path
 ) -> None:
-    """sshd's own default is 10:30:100; CORRA_BURST=60 is more than the suite has time for."""
+    """sshd's default is 10:30:100. CORRA_BURST=60 takes more time than the suite has."""
     begin = BURST // 6
     server = new_sshd(options={"MaxStartups": f"{begin}:30:{begin * 10}"})
     corra.run("h", ["true"], via=via)
@@ -353,7 +353,7 @@ def test_a_burst_of_starts_that_sshd_refuses_in_part_executes_each_once(
     assert any("drop connection" in line or "MaxStartups" in line for line in server.log)
 
 
-# -- Connections that say nothing
+# -- Silent connections
 
 
 def test_status_and_kill_survive_one_broken_link(proxied: Proxy, via: str) -> None:
@@ -370,7 +370,7 @@ def test_status_and_kill_over_a_connection_that_has_gone_silent_are_asked_once_m
     monkeypatch.setattr(asking, "ANSWER_S", 1.0)
     run = corra.start("p", ["sleep", "60"], via=via)
     for ask in (lambda: run.state().state == "running", lambda: run.kill(grace=0).ended):
-        # What comes after the login gets no answer; a connection that stands is silent at once.
+        # With a new connection, the host goes silent after the login; with an open one, at once.
         stands = via == "fabric"
         proxied.limit(proxied.carried() if stands else proxied.carried() - 400, "freeze")
         before = proxied.accepted
@@ -425,7 +425,7 @@ def test_on_wake_the_link_is_made_again_at_once_though_the_old_one_says_nothing(
     assert (seen, downs) == (b"a\nb\n", ["this machine slept"])
     assert (
         len(ups) == 1 and ups[0] < 8
-    )  # a second to notice, a handshake, and what a busy machine adds
+    )  # a second to notice, a handshake, and the delay of a busy machine
 
 
 def test_a_login_that_takes_longer_than_an_answer_may_is_given_more_time(
@@ -469,7 +469,7 @@ def test_a_run_behind_a_second_host_outlives_the_way_there(
 
 
 class Master:
-    """ssh's own multiplexing for the host `m`, behind a proxy where a test wants one."""
+    """A ControlMaster of ssh for the host `m`, behind a proxy where a test wants one."""
 
     def __init__(self, server: Sshd, home: Path, proxy: Proxy | None, *, persist: str) -> None:
         self.server = server
@@ -499,7 +499,7 @@ class Master:
 
 @pytest.fixture
 def master(new_sshd: Callable[..., Sshd], home: Path) -> Iterator[Callable[..., Master]]:
-    """A function that describes one: `master(persist="30", MaxSessions=3)`."""
+    """Return a function that makes a Master: `master(persist="30", MaxSessions=3)`."""
     made: list[Master] = []
 
     def make(
@@ -536,7 +536,7 @@ def test_runs_go_through_a_control_master_and_there_may_be_more_of_them_than_it_
 
     with ThreadPoolExecutor(6) as pool:
         done = [pool.submit(one, n) for n in range(6)]
-        # Three in the one connection, three in connections of their own.
+        # Three runs share the one connection; three have connections of their own.
         wait_for(lambda: len(it.server.sessions()) >= 4)
         gate.touch()
         assert [each.result(60) for each in done] == [b"a\n%d\n" % n for n in range(6)]
@@ -546,7 +546,9 @@ def test_runs_go_through_a_control_master_and_there_may_be_more_of_them_than_it_
 def test_a_control_master_that_has_gone_silent_is_left_aside(
     master: Callable[..., Master], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is somebody else's, without ServerAlive: it would take a quarter of an hour to notice."""
+    """The master is the operator's, without ServerAlive: it would take a quarter of an hour to
+    notice.
+    """
     monkeypatch.setattr(asking, "ANSWER_S", 1.0)
     with contextlib.ExitStack() as stack:
         it = master(through=lambda port: stack.enter_context(Proxy(port)))
@@ -580,7 +582,7 @@ def test_a_command_of_ours_is_never_a_control_master_that_others_depend_on(
     assert not it.is_up() and not it.path.exists()
     (home / "go").touch()
     assert all(True for _ in watching)
-    # One that stands is used.
+    # corra uses a master that is up.
     with subprocess.Popen(
         ["ssh", "-F", str(it.server.ssh_config), "-N", "m"], stdin=subprocess.DEVNULL
     ) as theirs:

@@ -1,5 +1,5 @@
-"""`inv send`, `run -i` into pipes, and the same in Python: what is sent arrives once, and what
-isn't is said not to have been.
+"""`inv send`, `run -i` into pipes, and the same in Python: sent bytes arrive once, and corra
+reports the bytes that weren't sent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is sent to a program: each byte once and in order, whatever the host has taken of it when a
+"""The bytes sent to a program: each once and in order, however much the host has accepted when a
 link breaks.
 """
 
@@ -17,7 +17,7 @@ from properties import PROPERTY
 
 
 class Far:
-    """The host: takes what follows on what it has, and passes over what it has already."""
+    """The host: it accepts bytes that continue its own, and skips bytes that it has."""
 
     def __init__(self) -> None:
         self.has = bytearray()
@@ -55,7 +55,7 @@ steps = st.one_of(
 
 @pytest.fixture(scope="module")
 def small_frames() -> Iterator[None]:
-    """Frames of 1,000 bytes, so that a few thousand are many of them."""
+    """Use frames of 1,000 bytes, so that a few thousand bytes are many frames."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("corra.runs.stdin_feed._STEP", 1000)
         patch.setattr("corra.runs.stdin_feed._SMALL", 64)
@@ -67,7 +67,7 @@ def small_frames() -> Iterator[None]:
 @pytest.mark.usefixtures("small_frames")
 def test_each_byte_reaches_the_host_once(script):
     feed, far, written = StdinFeed(), Far(), bytearray()
-    feed._thread = threading.current_thread()  # we send, step by step
+    feed._thread = threading.current_thread()  # the client sends, step by step
     feed.linked(Nowhere())
     feed.told(Taken(0))
     acknowledged = 0
@@ -77,7 +77,9 @@ def test_each_byte_reaches_the_host_once(script):
             written += value
         elif step == "send" and feed._is_due:
             frames = feed._next()
-            if value:  # else it is lost with the link, and we don't know yet
+            # otherwise the acknowledgement is lost with the link, and the client doesn't have it
+            # yet
+            if value:
                 far.take(frames)
             else:
                 feed.unlinked()

@@ -1,4 +1,4 @@
-"""Which lines pass, however the network cut them, and what the flags for it read."""
+"""The lines that pass a filter, however the network cut them, and the filters' flags."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def test_what_is_no_expression_or_no_patience_is_misuse():
 
 @pytest.fixture
 def spoken(cli: Cli) -> Callable[..., list[bytes]]:
-    """A run that wrote three lines, each at a time of its own; gives the lines that `logs` with
-    these flags shows of it.
+    """Make a run that wrote three lines, each at its own time; return a function that gives the
+    lines that `logs` shows with these flags.
     """
     script = "echo one; sleep 0.1; echo two >&2; sleep 0.1; echo three"
     assert cli("run", "--host", "local", "--", "sh", "-c", script).returncode == 0

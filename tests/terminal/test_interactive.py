@@ -1,5 +1,5 @@
-"""A program's terminal that is ours: typed and shown over real terminals, over ssh, over slow links
-and links that break.
+"""The operator's terminal lent to a program: typed and shown over real terminals, over ssh, over
+slow links and links that break.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def test_the_keys_wait_until_the_host_has_what_was_typed_before_them() -> None:
 
 @pytest.mark.parametrize("has_pty", [True, False])
 def test_a_window_that_is_closed_is_no_end_of_what_the_program_reads(has_pty: bool) -> None:
-    """A terminal that has gone reads as empty as often as it is an error: a shell there was typed
-    Ctrl-D.
+    """A terminal that has gone reads as empty as often as it is an error. Taken for an end of
+    input, that would type Ctrl-D to the program's shell.
     """
     for _ in range(5):
         tty = Pty()
@@ -133,7 +133,7 @@ def test_a_window_that_is_closed_is_no_end_of_what_the_program_reads(has_pty: bo
         tty.hang_up()
         wait_for(lambda: not any(each.name == "keyboard" for each in threading.enumerate()))
         feed.finish()
-        assert feed.done  # with an end to send it wouldn't be
+        assert feed.done  # an end of stdin would still wait to be sent
         keyboard.restore()
         tty.close()
 
@@ -143,7 +143,7 @@ def test_keys_that_the_host_may_not_have_are_said(terminal: Callable[..., Termin
     threads = Path(f"/proc/{opened.process.pid}/task").glob("*/children")
     hosts = [int(pid) for each in threads for pid in each.read_text().split()]
     assert hosts
-    for pid in hosts:  # what serves us there says nothing any more
+    for pid in hosts:  # the host's follow stays silent from here on
         os.kill(pid, signal.SIGSTOP)
     opened.type("X=lost\r\x1d")
     opened.expect("STILL RUNNING: you have left its terminal")
@@ -158,8 +158,8 @@ def test_keys_that_the_host_may_not_have_are_said(terminal: Callable[..., Termin
 def test_who_comes_later_has_what_is_switched_on_there_is_asked_nothing_old_and_may_leave_by_keys_as_it_asked_for_them(
     terminal: Callable[..., Terminal],
 ) -> None:
-    """A full-screen program, as seen by who started it and by who comes later: it has asked what
-    the terminal is, and for keys as kitty sends them.
+    """A full-screen program, seen by the client that started it and by a later one. The program has
+    asked for the terminal's kind, and for keys in kitty's encoding.
     """
     asks = (
         r"printf '\033[?1049h\033[?1h\033[?2004h\033[>1u\033[6n\033]11;?\007first\n'; sed -u "
@@ -179,7 +179,7 @@ def test_who_comes_later_has_what_is_switched_on_there_is_asked_nothing_old_and_
         again.expect(r"leaves it running.*\x1b\[\?1049h.*\x1b\[\?1h.*\x1b\[\?2004h.*\x1b\[>1u")
         again.type("here\r")
         again.expect("said: here")
-        assert b"[6n" not in again.seen and b"]11;" not in again.seen  # an id may have 6n in it
+        assert b"[6n" not in again.seen and b"]11;" not in again.seen  # an id may contain 6n
         again.type("\x1d")
         assert again.end() == 122 and again.modes() == again.before
         assert re.search(rb"STILL RUNNING", again.seen)
@@ -187,8 +187,8 @@ def test_who_comes_later_has_what_is_switched_on_there_is_asked_nothing_old_and_
 
 
 def test_a_stop_from_outside_is_no_end_of_it(terminal: Callable[..., Terminal]) -> None:
-    """A shell that we were stopped under has made the terminal its own; when we go on, it is the
-    program's again.
+    """While the client is stopped, its shell takes the terminal back. When the client goes on, it
+    gives the program's modes to the terminal again.
     """
     opened = shell(terminal)
     opened.type("printf '\\033[?1000h'; echo mou'se'\r")
@@ -211,7 +211,8 @@ def test_a_signal_that_ends_us_puts_the_terminal_back(
     opened.type("printf '\\033[?1049h\\033[?25l'; echo full'screen'\r")
     opened.expect("fullscreen")
     if number == signal.SIGTERM:
-        opened.process.send_signal(number)  # is passed on, and an interactive shell ignores it
+        # the client passes TERM on, and an interactive shell ignores it
+        opened.process.send_signal(number)
         opened.expect("TERM passed on to it")
         number = signal.SIGHUP
     opened.process.send_signal(number)
@@ -224,7 +225,7 @@ def test_a_signal_that_ends_us_puts_the_terminal_back(
 def test_an_error_of_our_own_puts_the_terminal_back(
     cli: Cli, terminal: Callable[..., Terminal], home: Path
 ) -> None:
-    """A pump that fails in the middle: here because the host's answer is no State any more."""
+    """The client's pump fails in the middle of the output."""
     (home / "broken.py").write_text(
         "import sys, corra.terminal.watch as w\n"
         "show = w.Watch._show_output\n"

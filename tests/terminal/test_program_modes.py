@@ -1,5 +1,5 @@
-"""A terminal that has been lent: which keys leave it, what is switched off in it, and what of old
-output it isn't asked again.
+"""A lent terminal: the keys that leave it, the modes that corra switches off in it, and the old
+questions that it isn't asked again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CANCEL = b"\x18\x1b\\"
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
-    """Return `data` in pieces, cut at those of `places` that are within."""
+    """Return `data` in pieces, cut at the `places` that lie within it."""
     at = [0, *sorted({place for place in places if 0 < place < len(data)}), len(data)]
     return [data[begin:end] for begin, end in itertools.pairwise(at)]
 
@@ -62,17 +62,17 @@ def test_the_keys_are_found_where_they_come_one_by_one_and_half_of_them_is_the_p
     ("keys", "typed"),
     [
         (b"\x1d", b"\x1b[27;5;93~"),  # modifyOtherKeys 2, as vim asks for it
-        (b"\x1d", b"\x1b[93;5u"),  # kitty's, as neovim and fish ask for it
+        (b"\x1d", b"\x1b[93;5u"),  # kitty's encoding, as neovim and fish ask for it
         (b"\x1d", b"\x1b[93;133u"),  # with Num Lock
         (b"\x1d", b"\x1b[93;5:1u"),  # with the kind of event
-        (b"\x1d", b"\x1b[43:93;5u"),  # on a keyboard where another sign is there without Shift
+        (b"\x1d", b"\x1b[43:93;5u"),  # on a keyboard where the key has another sign without Shift
         (b"\x1e", b"\x1b[54:94;6u"),
         (b"\x1e", b"\x1b[27;6;94~"),
         (b"\x10\x11", b"\x1b[112;5u\x1b[113;5u"),
         (
             b"\x10\x11",
             b"\x1b[57442;5u\x1b[112;5:1u\x1b[112;5:3u\x1b[113;5u",
-        ),  # what is let go, and Ctrl itself, is told too
+        ),  # with the release of keys and the Ctrl key itself
         (b"\x01d", b"\x1b[27;5;97~d"),
         (b"\x01d", b"\x1b[97;5u\x1b[100u"),
         (b"\x01d", b"\x1b[97;5u\x1b[100;1:1;100u"),
@@ -114,7 +114,7 @@ def test_escape_never_waits_for_the_next_key() -> None:
     keys = Keys(b"\x1d")
     assert keys.take(b"\x1b") == (b"\x1b", False)
     assert keys.take(b"\x1b[") == (b"\x1b[", False)
-    assert keys.take(b"\x1b[93;") == (b"", False)  # no hand types so fast
+    assert keys.take(b"\x1b[93;") == (b"", False)  # no person types so fast
     assert keys.take(b"5u") == (b"", True)
 
 
@@ -145,13 +145,13 @@ _TYPED = st.lists(
 def test_nothing_that_is_typed_is_lost_or_doubled_on_its_way_to_the_program(
     keys: bytes, pieces: list[bytes]
 ) -> None:
-    """Until the keys come each byte goes on, in order; they come at the same place however the
-    input is cut.
+    """Until the leaving keys come, each byte goes on in order. The keys are found at the same place
+    however the input is cut.
     """
     whole = b"".join(pieces)
     before, left = Keys(keys).take(
         whole + (b"" if keys == b"" else b"~")
-    )  # nothing waits behind that
+    )  # with this byte no input is held back
     taker, came = Keys(keys), b""
     for piece in [*pieces, b"~"] if keys else pieces:
         passed, found = taker.take(piece)
@@ -164,7 +164,7 @@ def test_nothing_that_is_typed_is_lost_or_doubled_on_its_way_to_the_program(
     assert came == before
 
 
-# ---------------------------------------------------------------- what is switched
+# ---------------------------------------------------------------- the modes that a program sets
 
 
 def test_what_a_program_has_switched_on_is_switched_off_and_nothing_else() -> None:
@@ -266,7 +266,9 @@ def test_what_is_switched_is_seen_however_the_output_is_cut(
 )
 @settings(PROPERTY)
 def test_who_comes_later_hears_from_the_host_what_is_switched(sequences: list[bytes]) -> None:
-    """But how often the keyboard's flags were pushed: what was pushed last is told."""
+    """The host reports every mode but the number of pushed keyboard flags: it reports the last
+    ones.
+    """
     there, late = ProgramModes(), ProgramModes()
     there.see(b"".join(sequences))
     with open(os.memfd_create("output"), "w+b", 0) as file:
@@ -288,7 +290,7 @@ def test_the_host_looks_at_the_beginning_of_a_long_output_and_at_what_was_lately
         assert switched(output.fileno()) == "\x1b[?1049h\x1b[?1h\x1b[?1l\x1b[?25l"
 
 
-# ---------------------------------------------------------------- what is shown again
+# ---------------------------------------------------------------- the output that is shown again
 
 QUESTIONS = [
     b"\x1b[c",
@@ -338,7 +340,9 @@ def test_a_terminal_isnt_asked_again_what_it_was_asked_before_and_is_asked_what_
 
 
 def test_the_lines_that_scrolled_in_a_terminal_of_another_size_arent_taken_over() -> None:
-    """vim, told of a larger terminal, draws as if it scrolled as a whole: half of that went up."""
+    """For a larger terminal vim draws as if the whole of it scrolled; in the operator's, half of it
+    did.
+    """
     assert Replay(20).take(0, b"a\x1b[1;24rb\x1b[rc") == b"abc"
 
 

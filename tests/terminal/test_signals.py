@@ -1,8 +1,8 @@
-"""Ctrl-C, TERM, HUP and a closed terminal: what they do to the watching, and that they do to the
-program only what was meant.
+"""Ctrl-C, TERM, HUP and a closed terminal: their effect on the watching client, and on the program
+only where the operator meant it.
 
-Each watcher is a process of its own, on pipes or in a pseudo-terminal, and told apart from the
-program by where the signal is sent.
+Each watcher is a process of its own, on pipes or in a pseudo-terminal. The signal goes to the
+watcher or to the program, so a test can tell the two effects apart.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from terminal import Terminal
 
 DEADLINE_S = 30.0
 LOCAL = ("--host", "local")
-# Says when it is ready, what it was sent, and ends by itself should a test forget it.
+# The program prints when it is ready and which signals it got, and ends by itself should a test
+# forget it.
 PROGRAM = (
     "trap 'echo got term; exit 5' TERM; trap 'echo got hup; exit 6' HUP; echo ready; i=0; while "
     "[ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done"
@@ -60,7 +61,7 @@ class Watcher:
             self.process.send_signal(number)
 
     def end(self) -> tuple[int, str]:
-        """Return (code, what it said on stderr)."""
+        """Wait for the end; return (exit code, stderr)."""
         out, err = self.process.communicate(timeout=DEADLINE_S)
         self.out += out
         return self.process.returncode, err.decode()
@@ -155,7 +156,8 @@ def test_a_second_ctrl_c_stops_the_program(cli: Cli, terminal: Callable[..., Ter
     screen.type("\x03")
     screen.until("Ctrl-C again")
     mashed_for = time.monotonic() + 0.5
-    while time.monotonic() < mashed_for:  # the 0.3 s in which it doesn't count, and some more
+    # the 0.3 s in which a second Ctrl-C doesn't count, and some more
+    while time.monotonic() < mashed_for:
         select.select([], [], [], mashed_for - time.monotonic())
     screen.type("\x03")
     screen.until(
@@ -168,14 +170,15 @@ def test_a_second_ctrl_c_stops_the_program(cli: Cli, terminal: Callable[..., Ter
 def test_ctrl_c_before_anything_was_sent_says_that_nothing_was_started(
     cli: Cli, terminal: Callable[..., Terminal]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
+    # it accepts connections and stays silent
+    with socket.create_server(("127.0.0.1", 0)) as silent:
         there = terminal("run", "--host", f"127.0.0.1:{silent.getsockname()[1]}", "--", "true")
         with silent.accept()[0]:
             there.until("connecting")
             there.type("\x03")
             assert there.end() == -signal.SIGINT
     assert "NOT STARTED: you left before 127.0.0.1:" in there.text and "MAYBE" not in there.text
-    assert cli("attach").returncode == 125  # nor does history know of it
+    assert cli("attach").returncode == 125  # nor does history have a run
 
 
 def test_mashing_ctrl_c_does_not_stop_the_program(
@@ -206,7 +209,7 @@ def test_ctrl_c_works_while_nobody_reads_our_output(
 def test_what_was_ignored_when_we_were_started_stays_ignored(
     cli: Cli, watch: Callable[..., Watcher]
 ) -> None:
-    """As under `nohup`, and behind `&` in a script."""
+    """As under `nohup`, and with `&` in a script."""
     watcher = watch(
         *RUN,
         preexec_fn=lambda: [
@@ -303,11 +306,11 @@ def test_ctrl_c_of_a_looking_verb_just_ends_it(cli: Cli, watch: Callable[..., Wa
 
 
 def _threads(pid: int) -> list[str]:
-    """Return the threads beside the main one: the waiting has begun."""
+    """Return the threads beside the main one; once there is one, the waiting has begun."""
     return os.listdir(f"/proc/{pid}/task")[1:]
 
 
-# -- What a terminal shows
+# -- The text that a terminal shows
 
 
 def test_the_live_line_shows_what_runs_and_is_gone_at_the_end(
@@ -336,8 +339,8 @@ def test_the_live_line_shows_what_runs_and_is_gone_at_the_end(
 def test_whoever_attaches_sees_how_long_a_program_has_been_silent(
     cli: Cli, terminal: Callable[..., Terminal]
 ) -> None:
-    """Not how long ago its last words reached this terminal: a program that hangs must look like
-    one.
+    """The time counts from the program's last output, not from its arrival at this terminal: a hung
+    program must look hung.
     """
     prog_id = (
         cli("run", "-d", *LOCAL, "--name", "it", "--", "sh", "-c", "echo one; exec sleep 600")

@@ -1,8 +1,7 @@
-"""A program's terminal as whoever sits before it sees it: the screen of a real terminal, over ssh
-and 100 ms.
+"""A program's terminal as the operator sees it: the screen of a real terminal, over ssh and 100 ms.
 
-Where the same program can run in a terminal beside it, its screen is what corra's has to be, cell
-by cell.
+Where the same program can run in a terminal beside it, corra's screen must equal that one, cell by
+cell.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from sshd import Sshd
 from tmux import PATIENCE_S, PROMPT, Tmux
 
 CORRA = f"{shlex.quote(sys.executable)} -m corra"
-# Each thing that a program may leave switched and that tmux tells of, and characters that are drawn
-# as lines.
+# Each mode that a program may leave switched on and that tmux reports, and characters that are
+# drawn as lines.
 ALL = (
     r"\033[?1049h\033[?1h\033=\033[?25l\033[3 "
     r"q\033[?1003h\033[?1006h\033[?2004h\033[?7l\033[4h\033[2;9r\033[?6h\033(0\033[31m"
@@ -55,7 +54,9 @@ pytestmark = [
 
 @pytest.fixture
 def seat(home: Path) -> Iterator[Callable[..., Tmux]]:
-    """`seat()` is a shell on a terminal, `seat("vim", ..)` a program."""
+    """Return a function that opens a terminal: `seat()` runs a shell, `seat("vim", ..)` runs a
+    program.
+    """
     opened: list[Tmux] = []
 
     def sit(*command: str, rows: int = 24, columns: int = 80, **env: str) -> Tmux:
@@ -71,7 +72,7 @@ def seat(home: Path) -> Iterator[Callable[..., Tmux]]:
 
 @pytest.fixture
 def line(sshd: Sshd) -> Iterator[Proxy]:
-    """The way to the host `far`, of 100 ms."""
+    """The link to the host `far`, with a delay of 100 ms."""
     with Proxy(sshd.port) as proxy:
         proxy.delay_s = 0.05
         sshd.add_host("far", Port=proxy.port, HostKeyAlias=f"[127.0.0.1]:{sshd.port}")
@@ -88,7 +89,7 @@ def vim(*words: str) -> list[str]:
 
 
 def same(one: Tmux, other: Tmux, pattern: str) -> None:
-    """Both show the same, and `pattern`."""
+    """Wait until both terminals show the same, with `pattern` in it."""
     other.expect(pattern)
     until = time.monotonic() + PATIENCE_S
     while (mine := one.picture) != (theirs := other.picture):
@@ -98,14 +99,14 @@ def same(one: Tmux, other: Tmux, pattern: str) -> None:
 
 
 def as_it_was(there: Tmux, before: object) -> None:
-    """The shell has a terminal as before, which goes on behind the last column, inserts nothing and
-    draws letters.
+    """Check that the shell's terminal is as before: a line goes on behind the last column, and
+    characters are neither inserted nor drawn as lines.
     """
     wait_for(lambda: there.modes == before, what=f"{there.modes}, and was {before}")
     columns, wide = int(there.ask("#{pane_width}")), "lqk" * 50
     typed = f"{PROMPT}echo {wide}"
     there.type("clear", "Enter")
-    there.expect(rf"\A{SHELL_PROMPT}\Z")  # what is typed before a prompt is echoed twice
+    there.expect(rf"\A{SHELL_PROMPT}\Z")  # text typed before the prompt would be echoed twice
     there.type(f"echo {wide}", "Enter")
     lines = [
         text[at : at + columns] for text in (typed, wide) for at in range(0, len(text), columns)
@@ -185,13 +186,12 @@ def test_what_fills_the_screen_follows_its_size_and_keys_and_leaves_the_screen_a
     there.command(f"echo earlier; {CORRA} attach -i full")
     there.expect(shown)
     if program == "htop":
-        there.type("F6")  # by its terminfo: as a terminal with application keys sends it
+        there.type("F6")  # by its terminfo: the key of a terminal in application mode
         there.expect("^Sort by")
         there.type("Escape")
         there.expect("F10Quit")
     there.type("q")
-    # top has no screen of its own: what was there before isn't brought back by it without us
-    # either.
+    # top uses no alternate screen: its end restores no earlier text without corra either.
     above = "" if program == "top" else r"\Aearlier\n(corra: .*\n)+"
     there.expect(rf"{above}\n?corra: .*done: exit 0.*\n{SHELL_PROMPT}\Z")
     as_it_was(there, before)
@@ -200,7 +200,7 @@ def test_what_fills_the_screen_follows_its_size_and_keys_and_leaves_the_screen_a
 def test_sudo_asks_for_its_password_shows_nothing_of_it_and_keeps_nothing(
     seat: Callable[..., Tmux], line: Proxy, home: Path, as_root: None
 ) -> None:
-    """The real sudo, which opens /dev/tty itself."""
+    """With the real sudo, which opens /dev/tty itself."""
     needs("sudo")
     name = f"corra{os.getpid()}"
     with (
@@ -260,7 +260,9 @@ def test_a_shell_there_is_a_shell(seat: Callable[..., Tmux], line: Proxy) -> Non
 def test_what_is_pasted_arrives_once_and_whole(
     seat: Callable[..., Tmux], line: Proxy, home: Path
 ) -> None:
-    """100 kB of it, into vim: bracketed, so that nothing is indented; also for who came later."""
+    """100 kB are pasted into vim, bracketed so that vim indents nothing; also by a client that
+    attached later.
+    """
     file, text = (
         home / "pasted",
         "".join(f"    {n} and some words behind it\n" for n in range(3300)),
@@ -321,12 +323,12 @@ def test_however_a_program_is_left_the_terminal_is_as_it_was(
     as_it_was(there, before)
 
 
-# ---------------------------------------------------------------- what a real terminal makes of it
+# ---------------------------------------------------------------- a real terminal's answer
 
 
 @pytest.fixture(scope="module")
 def glass(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tmux, IO[bytes], Path]]:
-    """A terminal that shows what is written to a pipe, and keeps what it answers."""
+    """A terminal that shows the bytes written to a pipe, and keeps the answers that it sends."""
     at = tmp_path_factory.mktemp("glass")
     os.mkfifo(at / "shown")
     answers = at / "answers"
@@ -340,9 +342,7 @@ def glass(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tmux, IO[b
 
 
 def show(glass: tuple[Tmux, IO[bytes], Path], data: bytes) -> None:
-    """Write `data`, and wait until the terminal has taken all of it in: what it answers comes in
-    order.
-    """
+    """Write `data`, and wait until the terminal has taken it in: its answers come in order."""
     _, shown, answers = glass
     before = answers.stat().st_size
     shown.write(data + b"\x1b[5n")
@@ -360,7 +360,7 @@ def test_a_real_terminal_is_as_before_after_whatever_was_switched(
     modes.see(b"".join(sequences))
     show(glass, b"".join(sequences) + modes.undo())
     assert tmux.modes == before
-    # Nor does it draw other signs than those that it is sent.
+    # The terminal draws the letters themselves again, and no line characters.
     show(glass, b"\x1b[H\x1b[2Jlqk")
     assert tmux.screen == "lqk"
 

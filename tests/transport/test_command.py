@@ -1,4 +1,4 @@
-"""What `build_program` and `build_command` compose, run by real shells, gives argv back exactly."""
+"""Real shells that run the commands of `build_program` and `build_command` get argv exactly."""
 
 import os
 import shutil
@@ -28,7 +28,8 @@ from corra.transport.sudo import refusal
 
 LOGIN_SHELLS = ["sh", "bash", "dash", "zsh", "fish", "tcsh"]
 
-# Prints its words with their lengths, so that no separator can be mistaken for a part of a word.
+# The program prints its arguments with their lengths, so that a separator can't pass for a part of
+# an argument.
 SHOW = (
     "import os, sys; [os.write(1, b'%d:%s' % (len(w), w)) for w in map(os.fsencode, sys.argv[1:])]"
 )
@@ -240,7 +241,7 @@ def test_a_program_whose_name_begins_with_a_dash_is_no_option_of_exec() -> None:
 def test_of_two_sudos_the_one_that_refused_is_blamed() -> None:
     if not shutil.which("sudo"):
         pytest.skip("no sudo on this machine")
-    # The words are real: of the sudo here, for a user whom neither machine has.
+    # The words are real: this machine's sudo prints them for a user whom neither machine has.
     both = Host("h", user="root", caller="no-such-user")
     done = subprocess.run(
         build_command("true", both), capture_output=True, text=True, check=False, timeout=20
@@ -248,7 +249,7 @@ def test_of_two_sudos_the_one_that_refused_is_blamed() -> None:
     found = refusal(done.stderr, both, lambda: "no-such-user")
     assert found is not None
     assert "there" not in found.why
-    if os.getuid() == 0:  # who may become everybody here
+    if os.getuid() == 0:  # a user who may become every other one here
         assert found.why == "no user no-such-user here"
         other = Host("h", user="no-such-user", caller="root")
         found = refusal(done.stderr, other, lambda: "root")

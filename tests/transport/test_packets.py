@@ -1,5 +1,5 @@
-"""The packet layer of our own against paramiko's, byte for byte, however the bytes are cut on their
-way; and against whoever means harm.
+"""corra's packet layer against paramiko's, byte for byte, however the bytes are cut on their way;
+and against a peer that means harm.
 """
 
 import os
@@ -32,7 +32,7 @@ class Pieces(socket.socket):
 
 
 def pair(packets: type = Packets, deliver: Any = None) -> tuple[Any, Packetizer, socket.socket]:
-    """Return (ours, paramiko's, the socket of the latter), connected, with keys."""
+    """Return (corra's end, paramiko's end, the latter's socket), connected and keyed."""
     left, right = socket.socketpair()
     ours = packets(Pieces(fileno=left.detach()), deliver or (lambda *_: False))
     theirs = Packetizer(right)

@@ -1,4 +1,6 @@
-"""What a login asks for, asked on a real terminal by the default link, and told where there is none."""
+"""What a login asks for, asked on a real terminal by the default link, and told where there is
+none.
+"""
 
 import contextlib
 import fcntl

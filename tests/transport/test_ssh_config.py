@@ -1,5 +1,5 @@
-"""All of ssh_config on the default link, against a real sshd: each directive is done, or goes
-through ssh, and none is ignored in silence.
+"""All of ssh_config on the default link, against a real sshd: the link honours each directive or
+the host goes through ssh, and none is ignored in silence.
 """
 
 import gzip
@@ -29,7 +29,7 @@ Open = Callable[..., Any]
 
 @pytest.fixture
 def link(home: Path) -> Iterator[Open]:
-    """The default link to a host, closed at the end."""
+    """Return a function that opens the default link to a host; the fixture closes it."""
     opened = []
 
     def make(name: str = "h", **how: Any) -> Any:
@@ -89,8 +89,8 @@ def test_the_documented_table_is_the_one_that_is_used() -> None:
     assert table == rows
 
 
-# A value of each directive that isn't its default. None: this needs more than a line, and has a
-# test of its own below.
+# For each directive a value that isn't its default. None: the directive needs more than a line, and
+# has its own test below.
 VALUES: dict[str, str | None] = {
     "Host": None,
     "Match": None,
@@ -251,7 +251,7 @@ def test_no_directive_keeps_a_command_from_the_ssh_program(
             value = VALUES[name]
             if value is None or not known_to_ssh(name, value) or name == "ControlMaster":
                 continue
-            # BindAddress is what takes each of them through ssh.
+            # BindAddress sends each of these hosts through ssh.
             add = {name: value, "BindAddress": "127.0.0.1"}
             target = link(sshd.add_host(f"with-{name}", **add))
             if not (works(target) and by_ssh(target)):
@@ -259,8 +259,8 @@ def test_no_directive_keeps_a_command_from_the_ssh_program(
     assert wrong == []
 
 
-# What /etc/ssh/ssh_config of Debian 12 and of Fedora 41 (with its crypto policy DEFAULT) sets for
-# every host.
+# The settings for every host in /etc/ssh/ssh_config of Debian 12 and of Fedora 41 (with its crypto
+# policy DEFAULT).
 DEBIAN = """
     SendEnv LANG LC_*
     HashKnownHosts yes
@@ -576,7 +576,7 @@ def test_a_certificate_beside_a_key_that_only_the_agent_has_is_used(
     key = new_key(home / "mine")
     signed(authority, key, user())
     with ssh_agent(home) as path:
-        # Without the certificate, which ssh-add would add as well.
+        # Hide the certificate, which ssh-add would add as well.
         (home / "hidden").mkdir()
         certificate = (home / "mine-cert.pub").rename(home / "hidden" / "mine-cert.pub")
         add_key(path, key)
@@ -637,7 +637,7 @@ def test_a_master_is_used_where_no_key_lets_us_in(sshd: Sshd, link: Open, home: 
         master.wait(20)
 
 
-# ---- the way, and what goes along
+# ---- the way to the host, and the environment sent with it
 
 
 def test_the_address_to_come_from_is_the_one_that_is_set(sshd: Sshd, link: Open) -> None:

@@ -1,5 +1,5 @@
-"""The three transports behind one seam, against a real sshd: what carries bytes, and what each
-failure says.
+"""The three transports behind one seam, against a real sshd: the bytes they carry, and the message
+for each failure.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ Open = Callable[..., Runner]
 
 @pytest.fixture
 def open_runner(home: Path) -> Iterator[Open]:
-    """`runner` for a host name, closed at the end."""
+    """`runner` for a host name; the fixture closes it."""
     opened: list[Runner] = []
 
     def make(name: Any = "h", **how: Any) -> Runner:
@@ -230,8 +230,8 @@ def test_a_host_that_lets_us_in_but_allows_no_session_is_given_up(
 
 @contextlib.contextmanager
 def another_server(sshd: Sshd, made: Callable[[list[Any]], Any]) -> Iterator[list[Any]]:
-    """`other` is a paramiko server that lets everybody in; yield its transports, each made ready to
-    serve by `made`.
+    """Run a paramiko server `other` that accepts every login; yield its transports, each prepared
+    by `made`.
     """
     import paramiko
 
@@ -307,7 +307,7 @@ def test_a_host_that_says_openssh_and_counts_its_channels_otherwise_is_asked_aga
         target = open_runner("other")
         assert everything(target, "first")[0] == b"in\n"
         assert everything(target, "second")[0] == b"in\n"
-        assert len(connections) == 2  # the first was ended by a request for channel 0
+        assert len(connections) == 2  # a request for channel 0 ended the first connection
     assert [command.decode().split()[-1].strip("'") for command in asked] == ["first", "second"]
 
 
@@ -332,7 +332,7 @@ def test_threads_share_one_runner(sshd: Sshd, open_runner: Open, via: str) -> No
 def test_a_burst_that_sshd_turns_away_gets_through_in_the_end(
     new_sshd: Callable[..., Sshd], open_runner: Open, via: str
 ) -> None:
-    # One unauthenticated connection at a time, and whoever comes meanwhile is sent away.
+    # sshd allows one unauthenticated connection, and refuses every other one meanwhile.
     server = new_sshd(options={"MaxStartups": "1:100:1"})
     with socket.create_connection(("127.0.0.1", server.port)) as idle:
         idle.recv(100)
@@ -410,7 +410,7 @@ def test_accept_new_key_remembers_a_new_host_but_never_a_changed_one(
 def test_ssh_config_may_accept_new_hosts_and_have_them_hashed(
     sshd: Sshd, open_runner: Open, via: str
 ) -> None:
-    # ssh itself glues its line to one that has no end.
+    # ssh itself appends its line to a last line without a newline.
     sshd.known_hosts.write_text("no newline at the end" + ("" if via == "fabric" else "\n"))
     sshd.add_host("new", StrictHostKeyChecking="accept-new", HashKnownHosts="yes")
     assert everything(open_runner("new", via=via), "echo in")[0] == b"in\n"
@@ -441,7 +441,8 @@ def test_a_host_known_by_an_older_key_is_asked_for_that_one(
     server = new_sshd(options={"HostKey": str(rsa)})
     server.known_hosts.write_text("")
     server.trust(public(rsa))
-    # sshd has both: what stands in its own options, and the ed25519 key that Sshd gives it.
+    # sshd has both host keys: the one in the test's options, and the ed25519 key that Sshd gives
+    # it.
     server.stop()
     with (server.directory / "sshd_config").open("a") as config:
         config.write(f"HostKey {server.host_key}\n")
@@ -544,7 +545,7 @@ def test_a_broken_ssh_config_is_said_in_one_line_each_time(sshd: Sshd, open_runn
         assert "nosuchoption" in error.why.lower()
 
 
-# ---- who isn't there, who doesn't let us in
+# ---- hosts that don't answer, hosts that refuse the login
 
 
 @pytest.mark.parametrize("via", VIAS)
@@ -609,7 +610,7 @@ def test_an_agent_serves_a_locked_key_also_where_only_named_ones_may(
     sshd: Sshd, open_runner: Open, home: Path
 ) -> None:
     with ssh_agent(home) as path:
-        for n in range(8):  # more than MaxAuthTries: the right one must come first
+        for n in range(8):  # more keys than MaxAuthTries: the right one must come first
             add_key(path, new_key(home / f"other{n}"))
         add_key(path, sshd.user_key)
         subprocess.run(
@@ -628,7 +629,7 @@ def test_a_key_that_signs_slowly_is_asked_once(sshd: Sshd, open_runner: Open, ho
     def somebody_has_to_touch_it(near: socket.socket) -> bool:
         nonlocal asked
         asked += 1
-        # The host has long accepted the service by then, and nobody may ask again.
+        # The host has accepted the service by then, and a second request for it is refused.
         asked += bool(select.select([near], [], [], 0.5)[0])
         return asked == 1
 
@@ -653,8 +654,8 @@ def test_an_agent_that_never_signs_is_given_up(
 def relayed_agent(
     sshd: Sshd, home: Path, may_sign: Callable[[socket.socket], bool]
 ) -> Iterator[None]:
-    """`relayed` has its key in an ssh-agent that signs when `may_sign` allows it, which sees the
-    connection to us.
+    """`relayed` has its key in an ssh-agent that signs if `may_sign` allows it; `may_sign` sees the
+    connection to the client.
     """
 
     def relay() -> None:
@@ -834,8 +835,8 @@ def test_a_stream_may_end_while_the_keys_are_exchanged_anew(
 ) -> None:
     from paramiko.packet import Packetizer
 
-    # Every MiB instead of every 512: among lengths around it some end just then, and paramiko alone
-    # stands still for 30 s.
+    # New keys every MiB instead of every 512 MiB: among lengths around a MiB, some end in the
+    # middle of the exchange, and paramiko alone stands still for 30 s.
     monkeypatch.setattr(Packetizer, "REKEY_BYTES", 1 << 20)
     target = open_runner("h")
     for n in range(60):
@@ -932,6 +933,6 @@ def test_an_ssh_program_that_cannot_be_executed_is_said(
     target.begin()
     with pytest.raises(NotStarted, match="ssh -G h: Exec format error"):
         target.open("true")
-    broken.chmod(0o644)  # and where there is none to execute, ssh_config is read without it
+    broken.chmod(0o644)  # without an ssh program to run, corra reads ssh_config itself
     (home / ".ssh" / "config").write_text("Host h\n  Port 2222\n")
     assert ssh_settings(Host("h"), str(home / ".ssh" / "config")).port == 2222
