@@ -1,4 +1,6 @@
-"""What a run may report: any State is kept or refused, and what is kept breaks nobody."""
+"""The States that a run may report: the collector keeps or refuses each, and a kept State harms no
+reader.
+"""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ FAST = {"retry_frequency": 0.05, "output_latency": 0.05, "output_buffer": 65536,
 
 
 class Home:
-    """A directory with the agent and the courier in it, and a spool: the agent is imported, as on a
-    host, or run `by_hand`.
+    """A directory with the agent, the courier and a spool. The agent is imported, as on a host, or
+    run `by_hand`.
     """
 
     def __init__(
@@ -35,8 +35,8 @@ class Home:
             compile_the_agent(python)
             shutil.copytree(copy_of_the_agent(), base, dirs_exist_ok=True)
         self.argv = [str(base / "agent.py")] if by_hand else ["-c", LOADER.format(str(base), "")]
-        # A test can't wait for a minute. These stand below the courier's own constants, whose
-        # chapter is its first.
+        # A test can't wait for a minute, so these values follow the courier's own constants in its
+        # first chapter.
         quick = {"REFUSED_S": 0.3, "BACKOFF_MAX_S": 0.4, "GATHER_S": 0.02, **constants}
         head, own, code = COURIER.read_text().split("\n# ==", 2)
         for name, value in quick.items():
@@ -81,9 +81,7 @@ class Home:
         return str(state["prog_id"])
 
     def status(self, prog_id: str) -> dict[str, Any]:
-        """Return the State, without a process for it: a test asks for it until something has come
-        about.
-        """
+        """Return the State without starting a process, since a test asks again and again."""
         run = agent.Run(str(self.spool), prog_id)
         with contextlib.closing(run):
             state: dict[str, Any] = run.state(details=True)
@@ -97,6 +95,6 @@ class Home:
         return self.spool / "runs" / prog_id
 
     def courier(self, prog_id: str) -> int:
-        """Return the pid of the run's living courier, 0 while there is none."""
+        """Return the pid of the run's live courier, or 0."""
         record = agent.Record.read((self.directory(prog_id) / "exit").read_bytes()[: agent.PAGE])
         return record.courier if record and record.courier and alive(record.courier) else 0

@@ -1,4 +1,4 @@
-"""A host that answers what it likes never breaks a verb: each ends with a line and a code."""
+"""Whatever a host answers, no verb breaks: each ends with a line and an exit code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from corra.transport.pipes import Process
 from hostile import SOME_ID, Answer, HostileHost, answers
 from properties import PROPERTY
 
-# A command line, and what it asks the host.
+# A command line, and the verbs of the agent that it asks for.
 VERBS = [
     ("ps", ["list"]),
     (f"status {SOME_ID}", ["status", "tree"]),
@@ -47,14 +47,14 @@ VERBS = [
     ("book", ["list"]),
     ("book kernel OPS-1", ["read"]),
 ]
-# The terminal's and the fixtures' state lasts for all examples, and none of them depends on it.
+# The terminal and the fixtures keep their state over all examples, and no example depends on it.
 MANY = settings(
     PROPERTY, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 
 class Hosts:
-    """Every host of these tests; what the next one answers is set before each verb."""
+    """The host of every test here. The test sets the host's next answers before each verb."""
 
     answer: Answer
 
@@ -82,7 +82,7 @@ def test_no_answer_of_a_host_breaks_a_verb(
     def tried(data: st.DataObject) -> None:
         words = typed.split()
         journal = words[0] == "book"
-        # All at once: a verb may ask from another thread, where nothing can be drawn.
+        # Draw all answers first: a verb may ask from another thread, where hypothesis can't draw.
         said = {verb: data.draw(answers(verb, journal=journal), label=verb) for verb in asks}
         hosts.answer = lambda verb, request: said[verb]
         line = [words[0], "--journal" if journal else "--host", "evil", *words[1:]]
@@ -95,7 +95,7 @@ def test_no_answer_of_a_host_breaks_a_verb(
 
 
 ID_OF_GOOD = "20261123t014409z-k7m2qxwp"
-# A host as a program: it reads what the exchange sends first, and says what the case is about.
+# A host as a program: it reads the first bytes of the exchange, and answers as the test says.
 SPEAK = """
 import json, os, sys, time
 stdin, out = sys.stdin.buffer, sys.stdout.buffer
@@ -150,7 +150,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 400, "MB; it was 2,061 when each `{}` became a dictionary"
+    assert int(done.stdout) < 400, "MB; 2,061 if each `{}` becomes a dictionary"
 
 
 def test_an_answer_about_another_run_is_no_answer_and_history_keeps_the_host(home: Path) -> None:
@@ -161,7 +161,7 @@ def test_an_answer_about_another_run_is_no_answer_and_history_keeps_the_host(hom
     ):
         with pytest.raises(CorraError, match=r"asked for .*, it answers for"):
             ask()
-    # Even where the id itself was asked for, the run stays where it is known.
+    # Even if the command named the id itself, the run stays with the host that history knows.
     attach(ID_OF_GOOD, Agent(Speaking(LIES)))
     (entry,) = history.find_entries("pay")
     assert (entry.host, entry.state) == ("good", "running")
