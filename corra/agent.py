@@ -1144,11 +1144,19 @@ class Run:
         if text is None:
             os.close(self.directory)
             raise FileNotFoundError(errno.ENOENT, "no program.json", self.path)
-        self.request = from_json(text)
-        self.prog_id = self.request["prog_id"]
+        try:
+            self.request = sound_request(text, prog_id)
+        except (ValueError, RecursionError) as error:
+            os.close(self.directory)
+            raise self.damaged("program.json", error) from None
+        self.prog_id = prog_id
         self.streams = stream_names(self.request)
         self.bounded = bool((self.request.get("run") or {}).get("keep_output"))
         self.rebooted = None
+
+    def damaged(self, name, error):
+        """Return the error of a run whose files say what no agent has written."""
+        return OSError(errno.EBADMSG, "%s is damaged (%s)" % (name, error), self.path)
 
     def heads(self):
         """Return {stream or "index": offset of its first byte}; {} for unbounded output."""
@@ -1245,7 +1253,16 @@ class Run:
         ]
 
     def state(self, details=False):
-        """Return the run's State; with `details` also the processes that outlive the program."""
+        """Return the run's State; with `details` also the processes that outlive the program.
+
+        Raises OSError: EBADMSG where the run's files are damaged.
+        """
+        try:
+            return self.state_now(details)
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+            raise self.damaged("a file of this run", repr(error)) from None
+
+    def state_now(self, details):
         facts = self.facts()
         record = facts["record"]
         keeper = record and record.agent
@@ -1264,6 +1281,31 @@ class Run:
                     for pid, found in process_tree([keeper], [record.courier]).items()
                 ]
         return state_of(self.request, facts)
+
+
+def sound_request(text, prog_id):
+    """Return the request in program.json. Raises ValueError: a part of it isn't of its type."""
+    request = from_json(text)
+    if not isinstance(request, dict) or not isinstance(request.get("program"), dict):
+        raise ValueError("it has no program")
+    if request.get("prog_id") != prog_id:
+        raise ValueError("it is not that of this run")
+    argv = request["program"].get("argv")
+    if not isinstance(argv, list) or not argv or not all(isinstance(each, str) for each in argv):
+        raise ValueError("its program has no argv")
+    wrong = [
+        name
+        for parts, kind in (
+            (("name", "user"), str),
+            (("run", "origin", "callback", "config"), dict),
+            (("created", "layout"), (int, float)),
+        )
+        for name in parts
+        if request.get(name) is not None and not isinstance(request[name], kind)
+    ]
+    if wrong:
+        raise ValueError("%s has the wrong type" % " and ".join(wrong))
+    return request
 
 
 def living_guards(record):
@@ -3586,7 +3628,7 @@ def find_exact(request, prog_id):
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            raise unreadable(root, error) from None
+            raise unreadable(error.filename or root, error) from None
     return None
 
 
@@ -3611,15 +3653,18 @@ def find(request):
         try:
             run = Run(root, prog_id)
         except OSError:
-            continue  # removed since it was listed, or another user's
+            continue  # removed since it was listed, another user's, or damaged
         total += 1
         if len(text) >= 2 and tail_of(prog_id).startswith(text):
             begun.append((root, prog_id))
-        if run.request.get("name") == text:
-            named.append(
-                (run.state()["state"] not in FINAL, run.request.get("created", 0), root, prog_id)
-            )
-        run.close()
+        try:
+            if run.request.get("name") == text:
+                begun_ns = run.request.get("created", 0)
+                named.append((run.state()["state"] not in FINAL, begun_ns, root, prog_id))
+        except OSError:
+            pass  # damaged
+        finally:
+            run.close()
     open_ = [each for each in named if each[0]]
     if len(open_) > 1:
         found = [each[2:] for each in sorted(open_, reverse=True)]
@@ -4680,7 +4725,11 @@ def collectable_runs(request, now):
             run = Run(root, prog_id)
         except OSError:
             continue
-        state = run.state()
+        try:
+            state = run.state()
+        except OSError:
+            run.close()  # damaged: its output is all that is left of it
+            continue
         owed = state["callback"] and not state["callback"].get("completed")
         index = (
             os.open("index", os.O_RDONLY, dir_fd=run.directory)
@@ -4862,22 +4911,26 @@ def verb_status(request, stdin, reply, framed):
 
 
 def verb_list(request, stdin, reply, framed):
-    """Reply with the States of all runs, the oldest first."""
-    found = []
+    """Reply with the States of all runs, the oldest first, and with what can't be read."""
+    found, unreadable = [], []
     for root, prog_id in runs_of(request):
         try:
             run = Run(root, prog_id)
-        except OSError:
-            continue
-        found.append((run.request.get("created", 0), prog_id, run.state()))
-        run.close()
-    reply.send(
-        {
-            "host": os.uname().nodename,
-            "user": user_name(),
-            "runs": [state for _, _, state in sorted(found, key=lambda each: each[:2])],
-        }
-    )
+            try:
+                found.append((run.request.get("created", 0), prog_id, run.state()))
+            finally:
+                run.close()
+        except OSError as error:
+            if error.errno == errno.EBADMSG:  # else removed since, or another user's
+                unreadable.append(
+                    {"prog_id": prog_id, "dir": error.filename, "message": error.strerror}
+                )
+    listed = {
+        "host": os.uname().nodename,
+        "user": user_name(),
+        "runs": [state for _, _, state in sorted(found, key=lambda each: each[:2])],
+    }
+    reply.send(dict(listed, unreadable=unreadable) if unreadable else listed)
 
 
 def verb_read(request, stdin, reply, framed):
@@ -5102,7 +5155,12 @@ def main(argv, stdin, stdout):
     except Refusal as refusal:
         reply.send(refusal.reply)
         return 1
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno == errno.EBADMSG:
+            reply.send(unreadable(error.filename, error).reply)
+            return 1
+        if error.errno != errno.EPIPE:
+            raise
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
         return 0
 

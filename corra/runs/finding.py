@@ -13,7 +13,7 @@ from corra.model import host_sets
 from corra.model.refusals import ambiguous_error
 from corra.model.state import State
 from corra.model.units import duration
-from corra.model.words import WIDTH
+from corra.model.words import WIDTH, one_line
 from corra.remote.agent_client import Agent
 from corra.remote.targets import Reach, agent_to_ask, is_a, is_one
 
@@ -135,11 +135,28 @@ def list_runs(
 
     The answer corrects the history.
     """
+    return _listed(agent, match, spool, via)[0]
+
+
+def _listed(
+    agent: Agent, match: str | None, spool: str | None, via: str | None
+) -> tuple[list[State], list[CorraError]]:
+    """Return the States, and an error for each run whose files are damaged."""
     answer = ask_agent(agent, "list", {} if match is None else {"match": match}, spool=spool)
     states = [State.from_json(each) for each in answer.get("runs", ())]
     if match is None:
         history.note_list(agent.host, states, via=via, spool=spool)
-    return states
+    host = str(agent.host)
+    return states, [
+        CorraError(
+            f"can't read {one_line(each.get('dir', ''))}: {one_line(each.get('message', ''))}",
+            fate="UNREADABLE",
+            host=host,
+            prog_id=one_line(each.get("prog_id", "")),
+            label=one_line(each.get("prog_id", "")),
+        )
+        for each in answer.get("unreadable", ())
+    ]
 
 
 def newest_of_mine(agent: Agent, spool: str | None) -> State:
@@ -181,11 +198,14 @@ def ps(
     def ask(target: Any) -> list[State | CorraError]:
         try:
             agent = agent_to_ask(target, **reach)
-            states = list_runs(agent, match=match, spool=spool, via=reach.get("via"))
+            states, damaged = _listed(agent, match, spool, reach.get("via"))
             # A run that this machine keeps for another host belongs to that host.
             return [
-                replace(state, host=(state.link or str(agent.host)).partition(" as ")[0])
-                for state in states
+                *(
+                    replace(state, host=(state.link or str(agent.host)).partition(" as ")[0])
+                    for state in states
+                ),
+                *damaged,
             ]
         except CorraError as error:
             return [error]

@@ -1129,6 +1129,52 @@ def test_a_program_that_strace_watches_runs_on_and_its_end_is_its_own(
     assert (final["state"], final["return_code"]) == ("exited", 3)
 
 
+DAMAGES = {
+    "empty": b"",
+    "cut short": b'{"prog_id": "bad", "prog',
+    "not UTF-8": b"\xff\xfe",
+    "null": b"null",
+    "nested too deeply": b"[" * 100_000,
+    "without a program": b'{"prog_id": "bad"}',
+    "another run's": b'{"prog_id": "good", "program": {"argv": ["true"]}}',
+    "argv of a wrong type": b'{"prog_id": "bad", "program": {"argv": [7]}}',
+    "run of a wrong type": b'{"prog_id": "bad", "program": {"argv": ["true"]}, "run": 7}',
+    "deep types": b'{"prog_id": "bad", "program": {"argv": ["x"], "env": 7}, "run": {"keep": []}}',
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_is_named_and_hides_no_other_run(door: Door, damage: str) -> None:
+    for prog_id, code in (("bad", 9), ("good", 7)):
+        request = {**door.program(["sh", "-c", f"exit {code}"], prog_id=prog_id), "name": prog_id}
+        door.call("start", request)
+        assert door.wait(prog_id)["return_code"] == code
+    record = door.directory("bad") / "program.json"
+    whole = record.read_bytes()
+    record.write_bytes(DAMAGES[damage])
+    listed = door.call("list", {})
+    assert [each["prog_id"] for each in listed["runs"]] == ["good"]
+    (unreadable,) = listed["unreadable"]
+    assert (unreadable["prog_id"], unreadable["dir"]) == ("bad", str(record.parent))
+    assert "damaged" in unreadable["message"]
+    assert door.status("good")["return_code"] == 7
+    assert door.status("go")["prog_id"] == "good"
+    assert door.call("gc", {"older": 0})["removed"] == []
+    for verb in ("status", "start", "stop", "follow", "signal"):
+        request = door.program(["true"], prog_id="bad") if verb == "start" else {"prog_id": "bad"}
+        with pytest.raises(Refused) as refused:
+            door.call(verb, request)
+        assert (refused.value.kind, refused.value.reply["dir"]) == (
+            "unreadable",
+            str(record.parent),
+        )
+    # As docs/faults.md says: with the id and any argv the record tells its end again.
+    record.write_text('{"prog_id": "bad", "program": {"argv": ["?"]}}')
+    assert door.status("bad")["return_code"] == 9
+    record.write_bytes(whole)
+    assert door.status("bad")["name"] == "bad"
+
+
 # Fewer descriptors than Python, than a guard or than a keeper needs; too little memory for a guard.
 @machine.DEAR
 @pytest.mark.parametrize("limit", ["-n 8", "-n 16", "-n 20", "-n 24", "-v 15000"])

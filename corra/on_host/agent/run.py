@@ -27,11 +27,19 @@ class Run:
         if text is None:
             os.close(self.directory)
             raise FileNotFoundError(errno.ENOENT, "no program.json", self.path)
-        self.request = from_json(text)
-        self.prog_id = self.request["prog_id"]
+        try:
+            self.request = sound_request(text, prog_id)
+        except (ValueError, RecursionError) as error:
+            os.close(self.directory)
+            raise self.damaged("program.json", error) from None
+        self.prog_id = prog_id
         self.streams = stream_names(self.request)
         self.bounded = bool((self.request.get("run") or {}).get("keep_output"))
         self.rebooted = None
+
+    def damaged(self, name, error):
+        """Return the error of a run whose files say what no agent has written."""
+        return OSError(errno.EBADMSG, "%s is damaged (%s)" % (name, error), self.path)
 
     def heads(self):
         """Return {stream or "index": offset of its first byte}; {} for unbounded output."""
@@ -128,7 +136,16 @@ class Run:
         ]
 
     def state(self, details=False):
-        """Return the run's State; with `details` also the processes that outlive the program."""
+        """Return the run's State; with `details` also the processes that outlive the program.
+
+        Raises OSError: EBADMSG where the run's files are damaged.
+        """
+        try:
+            return self.state_now(details)
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+            raise self.damaged("a file of this run", repr(error)) from None
+
+    def state_now(self, details):
         facts = self.facts()
         record = facts["record"]
         keeper = record and record.agent
@@ -147,6 +164,31 @@ class Run:
                     for pid, found in process_tree([keeper], [record.courier]).items()
                 ]
         return state_of(self.request, facts)
+
+
+def sound_request(text, prog_id):
+    """Return the request in program.json. Raises ValueError: a part of it isn't of its type."""
+    request = from_json(text)
+    if not isinstance(request, dict) or not isinstance(request.get("program"), dict):
+        raise ValueError("it has no program")
+    if request.get("prog_id") != prog_id:
+        raise ValueError("it is not that of this run")
+    argv = request["program"].get("argv")
+    if not isinstance(argv, list) or not argv or not all(isinstance(each, str) for each in argv):
+        raise ValueError("its program has no argv")
+    wrong = [
+        name
+        for parts, kind in (
+            (("name", "user"), str),
+            (("run", "origin", "callback", "config"), dict),
+            (("created", "layout"), (int, float)),
+        )
+        for name in parts
+        if request.get(name) is not None and not isinstance(request[name], kind)
+    ]
+    if wrong:
+        raise ValueError("%s has the wrong type" % " and ".join(wrong))
+    return request
 
 
 def living_guards(record):

@@ -68,7 +68,7 @@ def find_exact(request, prog_id):
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            raise unreadable(root, error) from None
+            raise unreadable(error.filename or root, error) from None
     return None
 
 
@@ -93,15 +93,18 @@ def find(request):
         try:
             run = Run(root, prog_id)
         except OSError:
-            continue  # removed since it was listed, or another user's
+            continue  # removed since it was listed, another user's, or damaged
         total += 1
         if len(text) >= 2 and tail_of(prog_id).startswith(text):
             begun.append((root, prog_id))
-        if run.request.get("name") == text:
-            named.append(
-                (run.state()["state"] not in FINAL, run.request.get("created", 0), root, prog_id)
-            )
-        run.close()
+        try:
+            if run.request.get("name") == text:
+                begun_ns = run.request.get("created", 0)
+                named.append((run.state()["state"] not in FINAL, begun_ns, root, prog_id))
+        except OSError:
+            pass  # damaged
+        finally:
+            run.close()
     open_ = [each for each in named if each[0]]
     if len(open_) > 1:
         found = [each[2:] for each in sorted(open_, reverse=True)]

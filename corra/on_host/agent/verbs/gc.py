@@ -56,7 +56,11 @@ def collectable_runs(request, now):
             run = Run(root, prog_id)
         except OSError:
             continue
-        state = run.state()
+        try:
+            state = run.state()
+        except OSError:
+            run.close()  # damaged: its output is all that is left of it
+            continue
         owed = state["callback"] and not state["callback"].get("completed")
         index = (
             os.open("index", os.O_RDONLY, dir_fd=run.directory)

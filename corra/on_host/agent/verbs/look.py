@@ -1,5 +1,6 @@
 """The verbs status, list and read."""
 
+import errno
 import posix as os
 
 from ..contract import BOUND_STEP, Refusal
@@ -13,22 +14,26 @@ def verb_status(request, stdin, reply, framed):
 
 
 def verb_list(request, stdin, reply, framed):
-    """Reply with the States of all runs, the oldest first."""
-    found = []
+    """Reply with the States of all runs, the oldest first, and with what can't be read."""
+    found, unreadable = [], []
     for root, prog_id in runs_of(request):
         try:
             run = Run(root, prog_id)
-        except OSError:
-            continue
-        found.append((run.request.get("created", 0), prog_id, run.state()))
-        run.close()
-    reply.send(
-        {
-            "host": os.uname().nodename,
-            "user": user_name(),
-            "runs": [state for _, _, state in sorted(found, key=lambda each: each[:2])],
-        }
-    )
+            try:
+                found.append((run.request.get("created", 0), prog_id, run.state()))
+            finally:
+                run.close()
+        except OSError as error:
+            if error.errno == errno.EBADMSG:  # else removed since, or another user's
+                unreadable.append(
+                    {"prog_id": prog_id, "dir": error.filename, "message": error.strerror}
+                )
+    listed = {
+        "host": os.uname().nodename,
+        "user": user_name(),
+        "runs": [state for _, _, state in sorted(found, key=lambda each: each[:2])],
+    }
+    reply.send(dict(listed, unreadable=unreadable) if unreadable else listed)
 
 
 def verb_read(request, stdin, reply, framed):

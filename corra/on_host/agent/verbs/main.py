@@ -1,11 +1,13 @@
 """All verbs by name, and main."""
 
+import errno
 import posix as os
 import sys
 
 from ..contract import Refusal
 from .deliver import verb_deliver
 from .exchange import Input, Reply
+from .finding import unreadable
 from .follow import verb_follow, verb_wait
 from .gc import verb_gc
 from .look import verb_list, verb_read, verb_status
@@ -52,7 +54,12 @@ def main(argv, stdin, stdout):
     except Refusal as refusal:
         reply.send(refusal.reply)
         return 1
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno == errno.EBADMSG:
+            reply.send(unreadable(error.filename, error).reply)
+            return 1
+        if error.errno != errno.EPIPE:
+            raise
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
         return 0
 
