@@ -1,4 +1,4 @@
-"""Programs on remote hosts that outlive the connection: start them, watch them byte for byte, stop them, take hold of them again.
+"""Programs on remote hosts that outlive the connection: start, watch, stop and reattach to them.
 
     import corra
 
@@ -6,7 +6,8 @@
     nightly = corra.start("ops@db1", ["./migrate", "--all"], name="migrate")
     corra.attach("migrate").wait()
 
-Everything is imported when it is first used, so that `import corra` costs nothing in a tasks.py that every completion loads.
+A name is imported at its first use, so that `import corra` costs nothing in a tasks.py, which every
+completion loads.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ if TYPE_CHECKING:
     from .runs.starting import run, start
 
 _HOMES = {
-    "errors": "Ambiguous Auth Changed Conflict CorraError Failed HostKey Lost MaybeStarted Misuse NoPython NoRoom NotDead NotFound"
-    " NotKilled NotSent NotStarted StillRunning Stop TimedOut Unreachable",
+    "errors": "Ambiguous Auth Changed Conflict CorraError Failed HostKey Lost MaybeStarted Misuse"
+    " NoPython NoRoom NotDead NotFound NotKilled NotSent NotStarted StillRunning Stop TimedOut Unreachable",
     "model.frames": "Gap Output Status Taken",
     "model.host": "Host",
     "model.host_sets": "Hosts fold hosts waves",

@@ -38,7 +38,8 @@ HELD_BACK = "HELD BACK: no room on the disk there"
 def visible(text: str) -> str:
     """Return `text` on one line, with each character visible that is not: fit for any terminal.
 
-    Among these are control characters, line ends, changes of direction, and letters without a shape.
+    Among these are control characters, line ends, changes of direction, and letters without a
+    shape.
     """
     if text.isascii() and text.isprintable():
         return text

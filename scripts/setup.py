@@ -140,9 +140,7 @@ class Environment:
             say(
                 f"\ncorra: {sys.executable} has neither ensurepip nor pip: nothing can be installed"
             )
-            say(
-                "       Debian, Ubuntu: apt-get install python3-venv      elsewhere: install its pip"
-            )
+            say("       Debian, Ubuntu: apt-get install python3-venv      elsewhere: its pip")
             sys.exit(125)
 
     def install(self) -> None:

@@ -224,7 +224,7 @@ def _object(payload: bytes) -> dict[str, Any]:
 
 
 class Cursor:
-    """The next offset of each stream. It never goes back; it cuts overlaps and makes Gaps of holes."""
+    """The next offset of each stream. It never goes back, cuts overlaps and makes Gaps of holes."""
 
     def __init__(self, offsets: Mapping[str, int] | None = None) -> None:
         self.offsets: dict[str, int] = dict(offsets or {})

@@ -1,8 +1,9 @@
 """The options of a run that its host's record holds: one line each says its type and its reader.
 
-A reader makes the value that the record holds of what a caller or a flag gave, and raises Misuse for what it can't read. An option
-of `PROGRAM` is a field of Program and stands in the record under `program`; each other one stands under `run`. The annotations are
-read at run time, so this module has no `from __future__ import annotations`.
+A reader makes the value that the record holds of what a caller or a flag gave, and raises Misuse
+for what it can't read. An option of `PROGRAM` is a field of Program and stands in the record under
+`program`; each other one stands under `run`. The annotations are read at run time, so this module
+has no `from __future__ import annotations`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,12 +60,15 @@ class RecordedOptions(TypedDict, total=False):
 OPTIONS: dict[str, Option] = {
     name: get_args(kind)[1] for name, kind in RecordedOptions.__annotations__.items()
 }
-# A program's terminal: rows, columns, term. It follows from `pty` and from the caller's own terminal.
+# A program's terminal: rows, columns, term. It follows from `pty` and from the caller's own
+# terminal.
 RUN_KEYS = {"terminal", *(name for name, option in OPTIONS.items() if option.place == "run")}
 
 
 def read_options(given: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Return the options of `given` that the record has at `place`, read. What is None is left out. Raises Misuse."""
+    """Return the options of `given` that the record has at `place`, read. What is None is left out.
+    Raises Misuse.
+    """
     return {
         name: option.read(given[name])
         for name, option in OPTIONS.items()

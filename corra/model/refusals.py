@@ -265,7 +265,9 @@ _ANSWERS: dict[
 
 
 def retold(error: CorraError, *, verb: str, label: str = "", prog_id: str = "") -> CorraError:
-    """Return what `error` of a connection means for `verb`: with that verb's fate, and the run it was about."""
+    """Return what `error` of a connection means for `verb`: with that verb's fate, and the run it
+    was about.
+    """
     untouched = isinstance(error, (Unreachable, NotStarted)) and verb not in ("start", "run")
     fate = _FATES.get(verb, "") if untouched else error.fate
     return error.but(

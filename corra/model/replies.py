@@ -1,7 +1,7 @@
 """What a host may answer, verb by verb: the Shapes of its replies, refusals and frames.
 
-Every reply is checked where it is read (corra/remote/agent_client.py), so a verb has to do with none
-but sound ones.
+Every reply is checked where it is read (corra/remote/agent_client.py), so a verb has to do with
+none but sound ones.
 """
 
 from __future__ import annotations
@@ -237,7 +237,9 @@ def check_reply(
 
 
 def answers_for(text: str, state: Mapping[str, Any]) -> bool:
-    """Return whether `state` may be of the run that `text` means: an id, a name, a tail's beginning."""
+    """Return whether `state` may be of the run that `text` means: an id, a name, a tail's
+    beginning.
+    """
     prog_id = str(state["prog_id"])
     return text in (prog_id, state.get("name")) or (
         len(text) >= 2 and ids.tail(prog_id).startswith(text)

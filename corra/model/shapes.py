@@ -1,7 +1,7 @@
 """Shapes: what the JSON of a host, a journal or a collector must look like, as data.
 
-`check` holds a value to a Shape and `read_json` reads bytes within bounds. Both raise ValueError. The
-tests make documents of the same Shapes, good ones and spoiled ones.
+`check` holds a value to a Shape and `read_json` reads bytes within bounds. Both raise ValueError.
+The tests make documents of the same Shapes, good ones and spoiled ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ WHOLE_MAX = (1 << 63) - 1
 SECONDS_MAX = float(1 << 53)
 # A word of argv may have 128 KiB.
 WORD_MAX = 1 << 17
-# A list of 10,000 runs has a million values; the largest argv that the kernel takes has 700,000 words.
+# A list of 10,000 runs has a million values; the largest argv that the kernel takes has 700,000
+# words.
 VALUES_MAX = 2 << 20
 # A text of this size may have so many values that they take 25 MB.
 _SMALL = 1 << 20

@@ -164,7 +164,7 @@ class Agent:
         return link
 
     def _login_fault(self, error: Exception, timeout_s: float) -> CorraError | None:
-        """Return what is wrong with the login of a host that has let us in and has never answered."""
+        """Return what is wrong with the login of a host that let us in and never answered."""
         ended = isinstance(error, NotStarted) and error.why.startswith(LOGIN_ENDED)
         if not (ended or isinstance(error, (NoAnswer, Silent))):
             return None

@@ -1,8 +1,11 @@
-"""The chaperone: a program on a host where nothing can be placed, kept by the agent of this machine, or of another one that stays up.
+"""The chaperone: for a host where nothing can be placed, the agent of another machine keeps the
+run.
 
-For whoever asks it is the agent of that host. In truth each request goes to the agent of the keeper, whose program is a carrier (tether.py):
-an ssh that stays for as long as the program runs. Id, spool, state, signals and time limits are those of any run of the keeper; what is
-different is said once, when a run is started. If the keeper's link breaks, the run is lost, and the program there may well go on.
+That machine, the keeper, is this one or one that stays up. The Chaperone answers as the agent of
+the host would, and sends each request to the keeper's agent, whose program is a carrier
+(tether.py): an ssh that lives as long as the program. The run has its id, spool, state, signals and
+time limits on the keeper. A start says once how such a run differs. If the keeper's link breaks,
+the run is lost, and the program on the host may go on.
 """
 
 from __future__ import annotations
@@ -33,23 +36,26 @@ from .agent_client import Agent
 from .bootstrap import with_python
 from .exchange import Link, Refused
 
-# On another machine nothing is placed for it: its source is a word. What isn't carried has no exit status.
+# Another keeper gets the tether's source as a word of the command, so nothing is placed there.
+# Where no Python is found, the shell kills itself: a program that wasn't carried has no exit
+# status.
 _THERE = with_python('"$0" "$@"') + "kill -9 $$"
 _READY = b"corra-far ready\n"
-# A login that is slow to begin, beyond the time for the connection.
+# How long a login may take, beyond the time for the connection.
 _LOGIN_S = 30.0
-# A ControlMaster would outlive the run, or end it; and a chaperone's ssh must notice by itself that its host is gone.
+# A ControlMaster would outlive the run, or end it. The ssh itself must notice that its host is
+# gone.
 _SSH = ("-oControlMaster=no", "-oControlPath=none", "-oServerAliveCountMax=3")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# What only a start says; the rest of its request is about following.
+# These keys belong to a start; the others of its request are about following.
 _STARTING = frozenset({"program", "name", "origin", "run", "secrets", "callback", "config"})
 
 
 class Chaperone(Agent):
-    """The agent of the keeper, as if it were the one of `host`."""
+    """The keeper's agent, with the face of the agent of `host`."""
 
     def __init__(self, host: Host, keeper: str = LOCAL, **how: Any) -> None:
-        """`how` is what OpenSSH takes. Raises Misuse."""
+        """`how`: the keywords of OpenSSH. Raises Misuse."""
         if host.is_local:
             raise Misuse("the chaperone is for other hosts: local needs none", host=host.name)
         at = Host.parse(keeper)
@@ -60,7 +66,7 @@ class Chaperone(Agent):
                 [sys.executable, "-ISE", tether.__file__],
             )
         else:
-            # The password is for the sudo on the way from there on.
+            # The password is for the sudo between the keeper and the host.
             super().__init__(
                 choose_runner(
                     at, **{name: value for name, value in how.items() if name != "password"}
@@ -79,7 +85,7 @@ class Chaperone(Agent):
 
     @property
     def far(self) -> OpenSSH:
-        """What leads to the host itself."""
+        """The transport from the keeper to the host."""
         return self._far
 
     @property
@@ -87,7 +93,7 @@ class Chaperone(Agent):
         return self.host.user or self._far.login
 
     def beside(self, source: bytes, replies: Mapping[str, Object]) -> Agent:
-        """Return another file for the host itself: what is asked of it by its own Python can't be asked here."""
+        """Return the agent of the host itself: the keeper can't answer for the host's Python."""
         return Agent(self._far, source, replies)
 
     def stream(
@@ -118,11 +124,13 @@ class Chaperone(Agent):
         return link
 
     def _told(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a State with the user there: the one who keeps it is the keeper's."""
+        """Return a State that names the user on the host, not the keeper's user."""
         return {**state, "user": self.user}
 
     def _meant(self, request: Mapping[str, Any], timeout_s: float) -> str:
-        """Return the full id of the run on this host that is asked for: the agent here also knows other hosts' runs by that name.
+        """Return the full id of the run that is asked for.
+
+        The keeper also has runs of other hosts, some by the same name.
 
         Raises Refused, as the agent would.
         """
@@ -138,7 +146,7 @@ class Chaperone(Agent):
         begun = [
             run for run in runs if len(text) >= 2 and ids.tail(run["prog_id"]).startswith(text)
         ]
-        # The list is oldest first, and a name means the run that is open, else the newest.
+        # The list is oldest first. A name means the open run, else the newest.
         found = exact or sorted(named, key=lambda run: run["state"] not in FINAL)[-1:] or begun
         if not found:
             raise Refused(
@@ -176,7 +184,7 @@ class Chaperone(Agent):
             **({"spool": request["spool"]} if request.get("spool") else {}),
         }
         if not self._known(where, timeout_s):
-            # A run that could not be started is a run all the same, and its id used up: a host that lets nobody in is found out before.
+            # A failed start uses its id up, so a host that lets nobody in is found out before.
             self.probe()
         link = super().stream("start", whole, payload=payload, timeout_s=timeout_s, sending=sending)
         link.placed = 0  # on the keeper, which is nobody's concern
@@ -193,12 +201,12 @@ class Chaperone(Agent):
         following = super().stream(
             "follow", {k: v for k, v in request.items() if k not in _STARTING}, timeout_s=timeout_s
         )
-        # What it has become meanwhile is told by the stream; to whoever started it, it was running.
+        # The reply says `running`; the stream tells what the run has become meanwhile.
         following.reply, following.placed = link.reply, 0
         return following
 
     def _known(self, where: Mapping[str, Any], timeout_s: float) -> bool:
-        """Return whether there is a run of exactly this id; whether it is this program's, the start will tell."""
+        """Return whether the keeper has a run of exactly this id. The start compares the programs."""
         try:
             link = super().stream("status", where, timeout_s=timeout_s)
         except Refused as refusal:
@@ -209,7 +217,9 @@ class Chaperone(Agent):
         return bool(link.reply.get("prog_id") == where["prog_id"])
 
     def probe(self) -> None:
-        """Log in, through every sudo, and see that there is a shell. Raises CorraError with what is in the way."""
+        """Log in, through every sudo, and find a shell. Raises the CorraError of what is in the
+        way.
+        """
         channel = self._far.open(f"echo {_READY.decode().rstrip()}")
         came = b""
         until = time.monotonic() + self._far.connect_timeout_s + _LOGIN_S
@@ -238,7 +248,7 @@ class Chaperone(Agent):
         return NotStarted(f"no POSIX shell there that would start it: {said}", host=self.host.name)
 
     def _begun(self, where: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
-        """Return the first State that says what came of the start: a slow connection takes longer than the agent waits."""
+        """Return the first State after `starting`: a slow connection outlasts the agent's own wait."""
         link, parser = super().stream("wait", where, timeout_s=timeout_s), Parser()
         state: Mapping[str, Any] = link.reply
         until = time.monotonic() + self._far.connect_timeout_s + _LOGIN_S
@@ -254,22 +264,23 @@ class Chaperone(Agent):
         return state
 
     def _refusal(self, said: str) -> CorraError | None:
-        """Return what sudo's words mean, if sudo spoke."""
+        """Return the error that sudo's words mean, None where sudo said nothing."""
         here = not isinstance(self._far, Elsewhere)
         return sudo.refusal(said, self.host, lambda: self._far.login, calls_here=here)
 
     def _why(self, said: str) -> CorraError:
-        """Return why ssh or sudo failed, in the words that every other transport has for it."""
+        """Return why ssh or sudo failed, in the words of the other transports."""
         said = said.replace(" | ", "\n")
         refusal = self._refusal(said)
         error = refusal or self._far.failure(said)
-        # Other transports can't know whether the host acted before the link broke. The carrier does: it has sent nothing.
+        # Other transports can't know whether the host acted before the link broke. The carrier
+        # knows: it has sent nothing.
         return (
             error if isinstance(error, CorraError) else Unreachable(str(error), host=self.host.name)
         )
 
     def _carried(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the request that the agent here gets. Raises Misuse for what the chaperone can't do."""
+        """Return the request for the keeper's agent. Raises Misuse for what a chaperone can't do."""
         program, run, secrets = (
             dict(request["program"]),
             dict(request.get("run") or {}),
@@ -292,11 +303,12 @@ class Chaperone(Agent):
         variables = {**(program.get("env") or {}), **(secrets.get("env") or {})}
         if strange := [name for name in variables if not _VARIABLE.fullmatch(name)]:
             raise Misuse(
-                f"the chaperone can't set {strange[0]!r}: a shell takes letters, digits and _ in a variable's name",
+                f"the chaperone can't set {strange[0]!r}:"
+                " a shell takes letters, digits and _ in a variable's name",
                 host=self.host.name,
             )
         password = {tether.PASSWORD: self._far.password} if self._far.password is not None else {}
-        # The agent hands the program's own variables on by that prefix, secrets among them.
+        # The agent hands the program's own variables on by that prefix, also its secrets.
         env = {**(secrets.get("env") or {}), **password}
         ssh = self._far.argv(tether.FAR, *_SSH)
         flags = [
@@ -317,10 +329,10 @@ class Chaperone(Agent):
 
 
 def _before(program: Mapping[str, Any]) -> str:
-    """Return what the shell there does before it becomes the program."""
+    """Return what the host's shell does before it becomes the program."""
     lines = [f"unset {name}" for name, value in (program.get("env") or {}).items() if value is None]
     if (cwd := program.get("cwd")) is not None:
-        # From the home directory, as everywhere; and a leading dash is no option of cd.
+        # A relative cwd begins at the home, as everywhere. A leading dash is no option of cd.
         lines.append("enter " + shlex.quote(cwd if cwd.startswith("/") else f"./{cwd}"))
     if (umask := program.get("umask")) is not None:
         lines.append(f"umask {umask:04o}")

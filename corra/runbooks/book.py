@@ -3,8 +3,8 @@
 A journal is a list of facts, each true for ever: a begin, an end, an operator's "skip it". The next
 move is computed from all of them, so two machines that read the same lines decide the same.
 
-Reading is forgiving where that can't mislead: a line that a power cut has torn is no event, an event
-that came twice counts once, and an event of a newer corra is left aside.
+Reading is forgiving where that can't mislead: a line that a power cut has torn is no event, an
+event that came twice counts once, and an event of a newer corra is left aside.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ JUMPS_MAX = 8
 # Other threads may take all sessions of a new connection before this one gets its own, but hardly
 # this often.
 CONNECTS_MAX = 3
-# A ProxyCommand may be an ssh that was turned away in a burst. One that fails for good is told soon.
+# A ProxyCommand may be an ssh that was turned away in a burst. One that fails for good is told
+# soon.
 PROXIES_MAX = 3
 
 

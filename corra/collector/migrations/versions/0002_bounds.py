@@ -1,4 +1,4 @@
-"""What a document costs, what became of a run in the words of `ps`, and gaps found without a search."""
+"""The cost of a document, the end of a run in the words of `ps`, and an index of gaps."""
 
 from __future__ import annotations
 
