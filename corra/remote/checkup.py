@@ -187,7 +187,7 @@ def _cache(places: Sequence[Mapping[str, Any]]) -> Check:
     usable = next((each for each in places if not each.get("problem") and _has_room(each)), None)
     if usable:
         return Check("agent", OK, f"will come with the first run, to {usable['dir']}")
-    tried = [f"{each['dir']}: {each['problem'] or 'disk full'}" for each in places]
+    tried = [f"{each['dir']}: {each.get('problem') or 'disk full'}" for each in places]
     return Check(
         "agent",
         PROBLEM,
@@ -203,7 +203,7 @@ def _has_room(place: Mapping[str, Any]) -> bool:
 def _spool(places: Sequence[Mapping[str, Any]]) -> list[Check]:
     usable = next((each for each in places if not each.get("problem")), None)
     if usable is None:
-        tried = [f"{each['dir']}: {each['problem']}" for each in places]
+        tried = [f"{each['dir']}: {each.get('problem')}" for each in places]
         return [
             Check(
                 "spool",
@@ -212,7 +212,9 @@ def _spool(places: Sequence[Mapping[str, Any]]) -> list[Check]:
                 [*tried, "--spool DIR names another one"],
             )
         ]
-    passed_over = [f"{each['dir']}: {each['problem']}" for each in places[: places.index(usable)]]
+    passed_over = [
+        f"{each['dir']}: {each.get('problem')}" for each in places[: places.index(usable)]
+    ]
     spool = Check(
         "spool", NOTE if passed_over else OK, usable["dir"], [f"not {each}" for each in passed_over]
     )
@@ -234,7 +236,7 @@ def _spool(places: Sequence[Mapping[str, Any]]) -> list[Check]:
             Check(
                 "disk",
                 PROBLEM,
-                f"{usable['inodes']} files more, then it is full",
+                f"{usable.get('inodes')} files more, then it is full",
                 ["a run takes 12; remove some, or --spool DIR"],
             ),
         ]
@@ -310,7 +312,7 @@ def _limits(facts: Mapping[str, Any]) -> list[Check]:
             Check(
                 "limits",
                 PROBLEM,
-                f"{facts['files']} open files (ulimit -n)",
+                f"{facts.get('files')} open files (ulimit -n)",
                 [f"at least {FILES} are needed"],
             )
         )
