@@ -323,8 +323,7 @@ def test_tokens_are_nowhere_on_the_disk(new):
     assert served.database.stat().st_mode & 0o777 == 0o600
 
 
-# ---------------------------------------------------------------- limits, each with a status of its
-# own
+# ---------------------------------------------------------------- limits
 
 
 def test_a_body_that_is_too_large_is_413_whether_or_not_it_says_so(new):

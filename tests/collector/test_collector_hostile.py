@@ -1,4 +1,6 @@
-"""A collector that answers what it likes never breaks whoever asks it: each answer is read or a CorraError."""
+"""A collector that answers what it likes never breaks whoever asks it: each answer is read or a
+CorraError.
+"""
 
 from __future__ import annotations
 

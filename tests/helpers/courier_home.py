@@ -1,4 +1,4 @@
-"""A host with a courier: the agent, the courier with short pauses, and a spool, in one directory."""
+"""A host with a courier: the agent, the courier with short pauses, a spool, in one directory."""
 
 from __future__ import annotations
 
