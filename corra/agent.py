@@ -5132,6 +5132,19 @@ VERBS = {
 }
 
 
+def open_standard():
+    """Give /dev/null to each of the descriptors 0, 1 and 2 that is closed.
+
+    Else the next file that is opened has that number, and replies go into it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open("/dev/null", os.O_RDWR), True)
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115 - open as long as the process lives
+
+
 def main(argv, stdin, stdout):
     """Carry out one verb; return the exit code. `stdin` is an Input, `stdout` a binary file."""
     verb = argv[0] if argv else "start"
@@ -5166,5 +5179,6 @@ def main(argv, stdin, stdout):
 
 
 if __name__ == "__main__":
+    open_standard()
     # Replies are flushed as they are sent, so Python's finalisation, 2 ms, would close nothing.
     os._exit(main(sys.argv[1:], Input(0), sys.stdout.buffer))

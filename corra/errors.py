@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Started = Literal["no", "yes", "unknown"]
 
 MISUSE = 2
+NOT_WRITTEN = 121  # what corra had to print can't be written here
 STILL_RUNNING = 122
 LOST = 123
 TIMED_OUT = 124

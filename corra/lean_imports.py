@@ -1,7 +1,8 @@
-"""What other packages import at once and none of our verbs needs, left out of a start: each verb pays for it, and waits.
+"""Modules that other packages import and no verb needs, left out of each verb's start.
 
-Invoke takes Mock along for its MockContext, which is for tests, and with it unittest and asyncio. paramiko asks importlib.metadata for its own
-version, and so for email, csv and zipfile. Together they are a quarter of what is imported.
+Invoke imports Mock for its MockContext, which is for tests, and with it unittest and asyncio.
+paramiko asks importlib.metadata for its own version, and so imports email, csv and zipfile.
+Together they are a quarter of what is imported.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any
 
 @contextlib.contextmanager
 def spared_module(name: str, **instead: Any) -> Iterator[None]:
-    """Have the module `name` be something small that has only what `instead` says, unless it is loaded already.
+    """Have the module `name` be a small one with only the names of `instead`, unless it is loaded.
 
-    Whoever asks it for anything else, in another thread, gets that of the real one.
+    Another thread that asks it for any other name gets that of the real module.
     """
     if name in sys.modules:
         yield
@@ -59,7 +60,7 @@ def load_fabric() -> None:
 
 
 def _version(package: str) -> str:
-    """Return an installed package's version by the name of its .dist-info, as what wants it lies beside that."""
+    """Return an installed package's version, which the name of its .dist-info folder has."""
     for folder in sys.path:
         with contextlib.suppress(OSError):
             for each in os.listdir(folder or "."):

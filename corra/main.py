@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import shlex
 import sys
 
 from .lean_imports import without_mock
@@ -12,12 +13,39 @@ with without_mock():
     from invoke.collection import Collection
     from invoke.parser.argument import Argument
     from invoke.program import Program
+    from invoke.util import yaml  # type: ignore[attr-defined]
 
 from . import tasks
 from .cli.deliver import deliver
-from .cli.process import own_process
+from .cli.process import open_standard, own_process, printed
 from .cli.serve import serve
-from .errors import EPIPE_CODE
+from .cli.verb import CORE_SHOWS, CORE_WITH_VALUE, VERBS
+from .cli.words import nearest
+from .errors import MISUSE, Misuse
+
+# Core flags of Invoke that a verb has as well.
+_CORE = frozenset({"-e", "--echo", "-R", "--dry", "--hide", "-f"})
+# Verbs of other tools, and ours that do the same.
+_SYNONYMS = {
+    "ls": "ps",
+    "list": "ps",
+    "stop": "kill",
+    "cancel": "kill",
+    "start": "run",
+    "exec": "run",
+    "log": "logs",
+    "tail": "logs",
+    "watch": "attach",
+    "fg": "attach",
+    "restart": "again",
+    "rerun": "again",
+    "check": "doctor",
+    "clean": "gc",
+    "prune": "gc",
+    "rm": "gc",
+    "show": "status",
+    "info": "status",
+}
 
 # As Fabric asks.
 _LOGIN_PROMPT = "Enter login password for use with SSH auth: "
@@ -25,7 +53,7 @@ _SUDO_PROMPT = "sudo password on the hosts, of the user who logs in there: "
 
 
 class _Corra(Program):
-    """Invoke's program over our verbs; what the version is, is looked up only by who asks for it."""
+    """Invoke's program over our verbs. It looks the version up only for --version."""
 
     def print_version(self) -> None:
         from corra.on_host.agent.contract import VERSION
@@ -55,6 +83,51 @@ class _Corra(Program):
         if password is not None:
             self.config.sudo.password = password
 
+    def print_help(self) -> None:
+        """Print the verbs, a line each, on a screen of 80 columns and 24 rows."""
+        print("Usage: corra VERB [flags] [ID.. | -- COMMAND]      more: corra VERB --help\n")
+        for name, verb in ns.tasks.items():
+            print(f"  {name:<8} {(verb.__doc__ or '').splitlines()[0].partition(': corra ')[0]}")
+        print(
+            "\nFirst:     corra run --host local -- uname -a\n"
+            "Detached:  corra run -d --name nightly --host db1 -- ./migrate --all\n"
+            "           corra attach nightly\n"
+            "For each verb: -R say what would be done; -q; --json.  Also: corra --version"
+        )
+
+    def parse_core(self, argv: list[str] | None) -> None:
+        if why := _refusal(list(argv or ())[1:]):
+            raise Misuse(why, fate="NOT DONE")
+        super().parse_core(argv)
+
+
+def _refusal(words: list[str]) -> str:
+    """Return what is wrong with the words before the verb, or nothing."""
+    at = 0
+    while at < len(words) and words[at] != "--":
+        word = words[at]
+        if not word.startswith("-"):
+            if word in VERBS:
+                return ""
+            meant = _SYNONYMS.get(word)
+            near = f" (did you mean {meant}?)" if meant else nearest(word, ns.tasks)
+            return f"no verb {word!r}{near};  corra --help lists the verbs"
+        name = word.partition("=")[0]
+        if name in CORE_SHOWS or name.startswith("--complete"):
+            return ""
+        if any(name in flag.typed for verb in VERBS.values() for flag in verb.flags) and (
+            name not in _CORE
+        ):
+            verb = next((each for each in words[at:] if each in VERBS), "VERB")
+            rest = [each for each in words if each != verb]
+            return f"{name} stands before the verb:  {shlex.join(['corra', verb, *rest])}"
+        if name in ("-f", "--config"):
+            file = word.partition("=")[2] or "".join(words[at + 1 : at + 2])
+            if not os.path.isfile(file):
+                return f"{name}: no such file: {file}"
+        at += 2 if word in CORE_WITH_VALUE else 1
+    return ""
+
 
 ns = Collection(*tasks.ns.tasks.values(), serve, deliver)
 program = _Corra(name="corra", binary="corra", binary_names=["corra"], namespace=ns)
@@ -62,10 +135,13 @@ program = _Corra(name="corra", binary="corra", binary_names=["corra"], namespace
 
 def main() -> None:
     """Run the command line."""
+    open_standard()
     own_process()
-    try:
-        program.run(sys.argv)
-    except BrokenPipeError:
-        # Invoke's own --help and --list, into a pipe whose reader has gone; what is still buffered has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EPIPE_CODE)
+    with printed():
+        try:
+            program.run(sys.argv)
+        except yaml.MarkedYAMLError as error:
+            at = error.problem_mark or error.context_mark
+            where = f"{at.name} line {at.line + 1}" if at else "the configuration"
+            print(Misuse(f"{where}: {error.problem}", fate="NOT DONE").line, file=sys.stderr)
+            sys.exit(MISUSE)

@@ -1,7 +1,9 @@
-"""What the configuration says under `corra`: in invoke.yaml and its kin, in ns.configure, and as INVOKE_CORRA_NAME.
+"""What the configuration says under `corra`.
 
-Invoke itself takes a variable of the environment only for a key that a collection has configured, so a plain `from corra.tasks import run` would
-never see it: it is read here. A key that means nothing is said, not passed over: whoever wrote `hots: db1` has to hear of it.
+It is in invoke.yaml and its kin, in ns.configure, and in variables such as INVOKE_CORRA_HOST.
+Invoke takes a variable only for a key that a collection has configured, and `from corra.tasks
+import run` configures none; so the variables are read here. An unknown key is a misuse: whoever
+wrote `hots: db1` must hear of it.
 """
 
 from __future__ import annotations
@@ -80,25 +82,30 @@ SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
+_PREFIXES = ("INVOKE_CORRA_", "FABRIC_CORRA_")
+
+
 def setting(config: Any, name: str) -> Any:
-    """Return what `config` (an Invoke Config, or None) or the environment says of `name`, None for nothing. Raises Misuse."""
+    """Return the setting `name` of an Invoke Config, else of the environment, or None.
+
+    Raises Misuse.
+    """
     read, _ = SETTINGS[name]
     section: Mapping[str, Any] = (config.get("corra") if config is not None else None) or {}
     for key in section:
         if key not in SETTINGS:
-            near = difflib.get_close_matches(str(key), SETTINGS, 1)
-            raise Misuse(
-                f"corra.{key} in the configuration means nothing"
-                + (f": {near[0]}?" if near else ""),
-                hint=[_known()],
-            )
+            raise _unknown(f"corra.{key} in the configuration", str(key))
+    for variable in os.environ:
+        prefix = next((each for each in _PREFIXES if variable.startswith(each)), "")
+        if prefix and (key := variable.removeprefix(prefix).lower()) not in SETTINGS:
+            raise _unknown(f"${variable}", key)
     value = section.get(name)
     where = f"corra.{name} in the configuration"
     if value is None:
         variable = next(
             (
                 each
-                for each in (f"INVOKE_CORRA_{name.upper()}", f"FABRIC_CORRA_{name.upper()}")
+                for each in (prefix + name.upper() for prefix in _PREFIXES)
                 if os.environ.get(each)
             ),
             "",
@@ -112,5 +119,7 @@ def setting(config: Any, name: str) -> Any:
         raise Misuse(f"{where}: {error.why if isinstance(error, Misuse) else error}") from error
 
 
-def _known() -> str:
-    return "there are " + ", ".join(SETTINGS)
+def _unknown(where: str, key: str) -> Misuse:
+    near = difflib.get_close_matches(key, SETTINGS, 1)
+    why = f"{where} means nothing" + (f": {near[0]}?" if near else "")
+    return Misuse(why, hint=["there are " + ", ".join(SETTINGS)])

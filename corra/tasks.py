@@ -1,6 +1,7 @@
-"""The verbs: `inv run`, and the same as `corra run`. Each parses, makes one call, renders, and returns an exit code.
+"""The verbs: `inv run`, and the same as `corra run`.
 
-In your own tasks.py: `from corra.tasks import attach, kill, ps, run`, or `ns.add_collection(corra.tasks.ns, "corra")`.
+Each verb parses, makes one call, renders, and returns an exit code. In your own tasks.py:
+`from corra.tasks import attach, kill, ps, run`, or `ns.add_collection(corra.tasks.ns, "corra")`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import signal as signals
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,7 +37,7 @@ from corra.cli.flags import (
 from corra.cli.verb import verb
 from corra.cli.words import Given
 
-from .errors import EPIPE_CODE, NOTHING_DONE, STILL_RUNNING, CorraError, Misuse, typed
+from .errors import NOTHING_DONE, STILL_RUNNING, CorraError, Misuse, typed
 from .settings import setting
 
 if TYPE_CHECKING:
@@ -61,9 +62,10 @@ LOOK_TIMEOUT_S = 5.0
 def run(c: Context, given: RunFlags) -> int:
     """Start a program that outlives ssh, and show it: inv run --host db1 -- uptime
 
-    Ctrl-C leaves it running. We exit as it does: its own code, 128+N by signal N, 124 by --timeout, 126 or 127 when it can't be
-    executed; 125: nothing was started, 123: it may have been (repeat it with the same --id) or how it ended is unknown, 122: it still
-    runs and we stopped watching.
+    Ctrl-C leaves the program running. corra exits as it does: its own code, 128+N by signal N, 124
+    by --timeout, 126 or 127 when it can't be executed. 125: nothing was started. 123: it may have
+    started (repeat it with the same --id), or how it ended is unknown. 122: it still runs, and
+    corra stopped watching.
 
     For long: inv run -d --keep-output 1G --limit files=4096 --host db1 -- ./srv
     """
@@ -92,8 +94,9 @@ def run(c: Context, given: RunFlags) -> int:
 def again(c: Context, given: AgainFlags) -> int:
     """Start a run's program once more, as a new run on its host: inv again ID
 
-    From the record on the host: command, directory, given variables, stdin, limits and name are the same; the login's environment is that
-    of now, and secrets must be given again. What still runs isn't started again. We exit as run does.
+    The host's record has its command, directory, given variables, stdin, limits and name. The
+    login's environment is that of now, and secrets must be given again. A run that still runs isn't
+    started again. corra exits as run does. With a secret: inv again --secret DB_PASSWORD ID
     """
     from corra.runs import starting
 
@@ -120,9 +123,9 @@ def again(c: Context, given: AgainFlags) -> int:
 def attach(c: Context, given: AttachFlags) -> int:
     """Show a run's output and go on live, from anywhere: inv attach [ID]
 
-    ID is an id, the beginning of its tail, or a name; without one it is the newest run of mine. We exit as run does.
+    ID is an id, the beginning of its tail, or a name; without it, the newest run of mine. corra
+    exits as run does. From a machine that never saw the run: inv attach --host db1 k7m2qx
     """
-    from corra.terminal.screen import Gone
     from corra.terminal.watch import Watch
 
     tail = given.tail
@@ -156,19 +159,17 @@ def attach(c: Context, given: AttachFlags) -> int:
     }
     watch = Watch(follow, found, given.screen, **how)
     with collectors.led_through_ssh(c, given, found):
-        try:
-            state = watch.stay()
-        except Gone:
-            return watch.gone()
+        state = watch.stay()
     return STILL_RUNNING if state is None else watch.outcome(state)
 
 
-@verb(SendFlags, ids=True, fate="NOT SENT")
+@verb(SendFlags, ids=True, text=True, fate="NOT SENT")
 def send(c: Context, given: SendFlags) -> int:
-    """Send TEXT, or what is piped in here, to a program started with -i or --pty: inv send ID [TEXT]
+    """Send TEXT or stdin to a program started with -i or --pty: inv send ID [TEXT]
 
-    Each byte arrives once, whatever the network does. Exits 0 when the host has all of it, which the program may read later; 125 when it
-    takes none, having ended or closed its stdin.
+    Each byte arrives once, whatever the network does. Exits 0 when the host has all of it, which
+    the program may read later; 125 when the program has ended or closed its stdin. A line of text:
+    inv send --line ID yes
     """
     feed, source = inputs.given_to_send(given)
     found = selection.find_run(c, given, given.ids[0], limit_s=given.timeout)
@@ -195,10 +196,10 @@ def send(c: Context, given: SendFlags) -> int:
 def logs(c: Context, given: LogsFlags) -> int:
     """Show what a run has written: inv logs [ID]
 
-    The errors of the last 10 minutes: inv logs -g ERROR --since 10m ID; the first 4 kB: inv logs --bytes 0:4K ID. What it became doesn't matter here: the exit code is 0 when the output could be shown.
+    The errors of the last 10 minutes: inv logs -g ERROR --since 10m ID. The first 4 kB: inv logs
+    --bytes 0:4K ID. Exits 0 when the output could be shown, whatever became of the program.
     """
     from corra.terminal.filters import Range, Sieve
-    from corra.terminal.screen import Gone
     from corra.terminal.watch import Watch
 
     # A time read off our own screen has milliseconds, and means all of that one.
@@ -228,10 +229,7 @@ def logs(c: Context, given: LogsFlags) -> int:
     watch = Watch(
         follow, found, given.screen, hide=given.hide, stamps=given.timestamps, sieve=sifted
     )
-    try:
-        watch.stay(live=given.follow)
-    except Gone:
-        return EPIPE_CODE
+    watch.stay(live=given.follow, fate=False)
     return 0
 
 
@@ -239,8 +237,10 @@ def logs(c: Context, given: LogsFlags) -> int:
 def kill(c: Context, given: KillFlags) -> int:
     """Stop runs: TERM, and after --grace KILL to the whole tree: inv kill ID..
 
-    Exits 0 when none is left, also when it had ended already, 1 when something outlives KILL, 125 when nothing could be done.
+    Exits 0 when nothing is left, also when the run had ended already; 1 when something outlives
+    KILL; 125 when nothing could be done. At once, without TERM: inv kill -9 ID
     """
+    from corra.cli.at_once import at_once
     from corra.terminal.stopping import Orders, stop
 
     _refuse_contradictions(given)
@@ -251,7 +251,7 @@ def kill(c: Context, given: KillFlags) -> int:
             given.screen.note(
                 found.label,
                 str(found.host),
-                f"would be sent {given.signal or ('KILL' if given.kill_now else found.known.stop_signal if found.known else 'TERM')}",
+                f"would be sent {_first_signal(given, found)}",
             )
         return 0
 
@@ -281,14 +281,15 @@ def kill(c: Context, given: KillFlags) -> int:
         return code[0]
 
     left = partial(orders.say_left, given.screen)
-    return max((code for code, _ in _until_signalled(given, end, runs, left)), default=0)
+    return max(at_once(given.screen, end, runs, left), default=0)
 
 
 @verb(PsFlags)
 def ps(c: Context, given: PsFlags) -> int:
     """List runs, what runs first, then what went wrong lately: inv ps --host db1,db2
 
-    Without --host the hosts of this machine's history. Exits 125 when a host didn't answer; the others' runs are shown all the same.
+    Without --host it asks the hosts of this machine's history. Exits 125 when a host didn't answer;
+    the runs of the others are shown all the same. What failed today: inv ps --state FAILED
     """
     from corra.model.words import now
 
@@ -352,8 +353,10 @@ def ps(c: Context, given: PsFlags) -> int:
 def status(c: Context, given: StatusFlags) -> int:
     """Show all that is known of runs: inv status [ID..]
 
-    Exits 0 when the host could tell, whatever became of the program; see --exit-code.
+    Exits 0 when the host could tell, whatever became of the program; see --exit-code. With the
+    processes and what each uses: inv status --tree ID
     """
+    from corra.cli.at_once import at_once
     from corra.model.state import exit_code
     from corra.model.words import now
 
@@ -385,48 +388,69 @@ def status(c: Context, given: StatusFlags) -> int:
         given.screen.error(error)
         return error.code
 
-    return max(answer() for answer in _each(look, given.ids or [None]))
+    return max(answer() for answer in at_once(given.screen, look, given.ids or [None]))
 
 
 @verb(WaitFlags, ids=True)
 def wait(c: Context, given: WaitFlags) -> int:
     """Wait until runs have ended: inv wait ID..
 
-    Exits as the program did; of several the largest code, with --any that of the first to end. 122: --timeout was over.
+    Exits as the program did; of several runs with the largest code, with --any as the first to end,
+    whose id is then on stdout. 122: --timeout was over. For an hour: inv wait --timeout 1h ID
     """
+    import threading
+
+    from corra.cli.at_once import as_they_end
     from corra.model.state import exit_code
     from corra.terminal.watch import Watch
 
     if not given.ids:
         raise Misuse("wait needs an id", fate="NOT DONE")
     left = len(given.ids)
+    follows: list[Follow] = []
+    over = threading.Event()
 
-    def end(text: str) -> int:
-        found = selection.find_run(c, given, text, limit_s=given.timeout)
-        follow = found.follow(
-            streams=[], patience=selection.patience(c, given, timeout_s=given.timeout)
-        )
-        watch = Watch(follow, found, given.screen, shows=False)
-        if len(given.ids) == 1:
-            given.screen.live(watch.live_line)
-        for event in follow:
-            if not given.json:
-                watch.show(event)
-        assert follow.state is not None
-        if len(given.ids) == 1:
-            given.screen.live(None)
-        if not given.json:
-            return watch.outcome(follow.state)
-        given.screen.event("state", **_at(follow.state, found).to_json())
-        return exit_code(follow.state)
+    def end(text: str) -> tuple[int, str]:
+        ended = ""
+        with _said(given) as code:
+            found = selection.find_run(c, given, text, limit_s=given.timeout)
+            follow = found.follow(
+                streams=[], patience=selection.patience(c, given, timeout_s=given.timeout)
+            )
+            follows.append(follow)
+            watch = Watch(follow, found, given.screen, shows=False)
+            if len(given.ids) == 1:
+                given.screen.live(watch.live_line)
+            for event in follow:
+                if over.is_set():
+                    break
+                if not given.json:
+                    watch.show(event)
+            if len(given.ids) == 1:
+                given.screen.live(None)
+            state = follow.state
+            if state is not None and not over.is_set():
+                ended = state.prog_id
+                if given.json:
+                    given.screen.event("state", **_at(state, found).to_json())
+                    code[0] = exit_code(state)
+                else:
+                    code[0] = watch.outcome(state)
+        return code[0], ended
 
     if left > 1:
         given.screen.live(lambda _: f"waiting for {left} of {len(given.ids)} runs")
     worst = 0
-    for code, error in _until_signalled(given, end, given.ids):
+    for _, (code, ended) in as_they_end(given.screen, end, given.ids):
         left -= 1
         worst = max(worst, code)
-        if given.any and error is None:
+        if given.any and ended:
+            over.set()
+            # What is left is watched no more, and has nothing to say.
+            for follow in follows:
+                follow.close()
+            if not given.json:
+                given.screen.lines([ended])
             return code
     return worst
 
@@ -435,9 +459,11 @@ def wait(c: Context, given: WaitFlags) -> int:
 def gc(c: Context, given: GcFlags) -> int:
     """Free the disk that ended runs' output takes on hosts: inv gc --host db1
 
-    Never what is unfinished, watched, or not yet delivered. The record of a run outlives its output: status still tells how it ended.
-    Without --host the hosts of this machine's history.
+    What is unfinished, watched, or not yet delivered stays. The record of a run outlives its
+    output, so that status still tells how it ended. Without --host it asks the hosts of this
+    machine's history. To see what would go: inv gc -R --host db1
     """
+    from corra.cli.at_once import at_once
     from corra.runs import disk
 
     if given.ids and (given.older is not None or given.max_size is not None):
@@ -479,16 +505,20 @@ def gc(c: Context, given: GcFlags) -> int:
         return code[0]
 
     # One question at a time.
-    return max(_each(clean, wanted) if given.yes or given.dry else [clean(each) for each in wanted])
+    if given.yes or given.dry:
+        return max(at_once(given.screen, clean, wanted), default=0)
+    return max(clean(each) for each in wanted)
 
 
 @verb(DoctorFlags)
 def doctor(c: Context, given: DoctorFlags) -> int:
     """Check whether hosts have all that corra needs: inv doctor --host db1
 
-    A line for each thing and what to do about it. Nothing is written there, unless --place says so. Without --host the hosts of this
-    machine's history. Exits 1 when there is a problem.
+    A line for each thing and what to do about it. Nothing is written on the host, unless --place
+    says so. Without --host it asks the hosts of this machine's history. Exits 1 when there is a
+    problem.
     """
+    from corra.cli.at_once import at_once
     from corra.remote import checkup
 
     from . import render
@@ -517,7 +547,7 @@ def doctor(c: Context, given: DoctorFlags) -> int:
     if given.dry:
         given.screen.note("", ",".join(host for host, _ in known), "would be looked at")
         return 0
-    return max(_each(look, known))
+    return max(at_once(given.screen, look, known))
 
 
 # -- What the verbs share
@@ -570,63 +600,13 @@ def _follow(
 
 @contextlib.contextmanager
 def _said(given: Given) -> Iterator[list[int]]:
-    """Say a CorraError and leave its code in the list, so that one run's trouble doesn't keep back the others'."""
+    """Say a CorraError and leave its code in the list, so that the other runs go on."""
     code = [0]
     try:
         yield code
     except CorraError as error:
         given.screen.error(error)
         code[0] = error.code
-
-
-def _each(do: Callable[[Any], T], whom: Sequence[Any]) -> list[T]:
-    """Return what `do` returns for each of `whom`, in their order. All are done at once."""
-    if len(whom) == 1:
-        return [do(whom[0])]
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(min(32, len(whom) or 1)) as pool:
-        return list(pool.map(do, whom))
-
-
-def _until_signalled(
-    given: Given,
-    do: Callable[[Any], int],
-    whom: Sequence[Any],
-    left: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[int, CorraError | None]]:
-    """Yield the code and the error of each as it comes. All are done at once, by daemon threads.
-
-    A signal ends this process at once, whatever the threads wait for; `left` is called before.
-    """
-    import threading
-
-    from corra.terminal.signals import Desk, die_of
-
-    def report(each: Any) -> None:
-        try:
-            desk.put((do(each), None))
-        except BaseException as error:  # noqa: BLE001 - the main thread raises it
-            desk.put((0, error))
-
-    with Desk() as desk:
-        for each in whom:
-            threading.Thread(target=report, args=(each,), daemon=True).start()
-        for _ in whom:
-            item = desk.get()
-            if isinstance(item, int):
-                given.screen.live(None)
-                given.screen.echoed()
-                left()
-                given.screen.close()
-                die_of(signals.Signals(item).name)
-            code, error = item
-            if isinstance(error, CorraError):
-                given.screen.error(error)
-                code = error.code
-            elif error is not None:
-                raise error
-            yield code, error
 
 
 def _at(state: State, found: Run) -> State:
@@ -642,7 +622,6 @@ def _launched(
     """Start it, show it unless --detach, and return the exit code."""
     from corra.model import ids
     from corra.runs import finding
-    from corra.terminal.screen import Gone
     from corra.terminal.watch import Watch
 
     if given.echo or given.dry:
@@ -673,10 +652,7 @@ def _launched(
     }
     watch = Watch(follow, launch.run, given.screen, **how)
     opened.enter_context(collectors.led_through_ssh(c, given, launch.run))
-    try:
-        state = watch.stay()
-    except Gone:
-        return watch.gone()
+    state = watch.stay()
     if given.detach and state is not None and state.state != "not_started":
         return _detached(given, watch, state, launch.run)
     return STILL_RUNNING if state is None else watch.outcome(state)
@@ -694,12 +670,19 @@ def _say_unread_pipe(given: Given, run: Run) -> bool:
 def _detached(given: LaunchFlags, watch: Watch, state: State, started: Run) -> int:
     from corra.model import ids
     from corra.model.words import side_by_side
+    from corra.terminal.screen import Gone
 
     from . import render
 
     if given.json:
         return 0  # the start event has said it
-    given.screen.lines([state.prog_id])
+    try:
+        given.screen.lines([state.prog_id])
+    except Gone as gone:
+        why = f"{state.prog_id}, but {gone.why('the id')}"
+        given.screen.say_unread(watch.label, str(started.host), render.STARTED, why)
+        gone.said = True
+        raise
     short = ids.short(state.prog_id)
     hint = [f"watch: {typed()} attach {watch.short}"]
     fate, why = render.STARTED, watch.placed
@@ -715,6 +698,12 @@ def _detached(given: LaunchFlags, watch: Watch, state: State, started: Run) -> i
         hint.append(elsewhere)
     given.screen.say(watch.label, str(started.host), fate, why, side_by_side(hint))
     return 0
+
+
+def _first_signal(given: KillFlags, found: Run) -> str:
+    if given.signal or given.kill_now:
+        return given.signal or "KILL"
+    return found.known.stop_signal if found.known else "TERM"
 
 
 def _refuse_contradictions(given: KillFlags) -> None:
@@ -790,7 +779,8 @@ def history(c: Context, given: Given) -> int:
 def book(c: Context, given: BookFlags) -> int:
     """List runbooks, show one, or decide about a step: inv book [NAME [KEY]]
 
-    --redo and --skip start nothing: the runbook's own command goes on with what they say. With --json or --markdown it is the audit trail.
+    --redo and --skip start nothing: the runbook's own command goes on with what they say. --json
+    and --markdown print the audit trail. To leave a step out: inv book NAME KEY --skip STEP
     """
     from corra.cli import journals
     from corra.model.words import now

@@ -86,6 +86,12 @@ def test_a_key_that_means_nothing_is_said(home: Path) -> None:
     assert all(name in caught.value.hint[0] for name in SETTINGS)
 
 
+def test_a_variable_that_means_nothing_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INVOKE_CORRA_HOTS", "1")
+    with pytest.raises(corra.Misuse, match=r"\$INVOKE_CORRA_HOTS means nothing: host\?"):
+        setting(None, "via")
+
+
 MINE = """
 from invoke import task
 from corra.tasks import attach, book, kill, logs, ps, run, status, wait

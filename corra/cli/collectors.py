@@ -47,7 +47,6 @@ def led_through_ssh(
 
 def attach_by_collector(c: Context, given: AttachFlags, name: str, tail: int | None) -> int:
     """Show a run's output as the collector has it, and go on live."""
-    from corra.terminal.screen import Gone
     from corra.terminal.watch import Watch
 
     if len(given.ids) > 1:
@@ -68,10 +67,7 @@ def attach_by_collector(c: Context, given: AttachFlags, name: str, tail: int | N
         tail=tail,
         again=f" --collector {shlex.quote(name)}",
     )
-    try:
-        state = watch.stay()
-    except Gone:
-        return watch.gone()
+    state = watch.stay()
     return 0 if state is None else watch.outcome(state)
 
 

@@ -16,6 +16,7 @@ from .readers import (
     read_seconds,
     read_signal,
     read_size,
+    read_state,
     read_token_limits,
     read_transport,
 )
@@ -281,6 +282,7 @@ class PsFlags(HostFlags, CollectorFlag):
     quiet = switch("quiet", "q", help="Full ids only.")
     state = option(
         "state",
+        read=read_state,
         help="Only these, by the word in the table: "
         "running, done, FAILED, KILLED, TIMEOUT, LOST ..",
     )

@@ -1,6 +1,7 @@
-"""What a program is given from this side: its standard input, its environment, its secrets.
+"""What the client gives a program: standard input, environment, secrets.
 
-Everything is read here, before any host is asked, so that a missing file or variable is a misuse and nothing has been started.
+All of it is read before any host is asked, so that a missing file or variable is a misuse and
+nothing has been started.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import stat
 import sys
 import termios
@@ -27,13 +29,19 @@ if TYPE_CHECKING:
     from corra.terminal.keyboard import Keyboard
 
 _READ = 256 * 1024
+# `export A` isn't one. A shell's exported function is: BASH_FUNC_x%%.
+_NAME = re.compile(r"[^\s=0-9][^\s=]*")
 
 
 def given_stdin(given: RunFlags) -> tuple[Any, contextlib.AbstractContextManager[Any]]:
-    """Return what the program reads, and what is to be closed afterwards. Raises Misuse for a file that nobody would read."""
+    """Return what the program reads, and what the caller closes afterwards.
+
+    Raises Misuse for a file on stdin that the program would not read.
+    """
     if given.stdin is not None and (given.interactive or given.pty):
         raise Misuse(
-            f"{'-i' if given.interactive else '--pty'} and --stdin exclude each other: with -i it is read all along"
+            f"{'-i' if given.interactive else '--pty'} and --stdin exclude each other: "
+            "with -i my stdin is read all along"
         )
     if given.interactive:
         from corra.model.program import OPEN
@@ -83,7 +91,10 @@ def given_keyboard(given: KeyboardFlags) -> Keyboard:
 
 
 def given_to_send(given: SendFlags) -> tuple[StdinFeed, threading.Thread | None]:
-    """Return what `send` sends, and the thread that reads our own stdin where there is no TEXT. Raises Misuse."""
+    """Return what `send` sends, and where there is no TEXT the thread that reads our own stdin.
+
+    Raises Misuse.
+    """
     from corra.runs.stdin_feed import StdinFeed
 
     if not given.ids:
@@ -121,7 +132,7 @@ def _finish(feed: StdinFeed, *, eof: bool) -> None:
 
 
 def _is_piped(fd: int) -> bool:
-    """Return whether there is something to be read from: a terminal is a person who has been asked nothing."""
+    """Return whether something feeds `fd`. A terminal is a person whom nobody has asked."""
     try:
         mode = os.fstat(fd).st_mode
     except OSError:
@@ -130,7 +141,10 @@ def _is_piped(fd: int) -> bool:
 
 
 def _unread_file(fd: int) -> bool:
-    """Return whether `fd` is a regular file at its beginning, with bytes to read: `while read h; do inv run ..; done < hosts` isn't."""
+    """Return whether `fd` is a regular file at its beginning, with bytes to read.
+
+    The stdin of `while read h; do inv run ..; done < hosts` stands behind its beginning.
+    """
     try:
         facts = os.fstat(fd)
         return (
@@ -161,14 +175,20 @@ def given_environment(given: RunFlags) -> dict[str, str]:
         except OSError as error:
             raise Misuse(f"--env-file {given.env_file}: {error.strerror}") from error
         for number, line in enumerate(text, 1):
-            name, equals, value = line.partition("=")
+            name, equals, value = line.lstrip().partition("=")
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
             if not equals:
                 raise Misuse(f"--env-file {given.env_file}: line {number} is not K=V")
-            env[name.strip()] = value
+            if not _NAME.fullmatch(name):
+                raise Misuse(
+                    f"--env-file {given.env_file}: line {number}: {name!r} can't be a name"
+                )
+            env[name] = value
     for each in given.env:
         name, equals, value = each.partition("=")
+        if not _NAME.fullmatch(name):
+            raise Misuse(f"-E: {name!r} can't be a name")
         env[name] = value if equals else _mine(name, "-E")
     return env
 

@@ -1,4 +1,7 @@
-"""Where runbooks' journals are found: here, where something here points to, or on the host that was named."""
+"""Where runbooks' journals are found.
+
+A journal is on the host that was named, on the host that a pointer here names, or here.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ if TYPE_CHECKING:
 
 
 def chosen_ledger(c: Context, given: BookFlags) -> Ledger:
-    """Return the ledger of --host, $CORRA_JOURNAL or `corra.journal` in the configuration; the one here without any of them."""
+    """Return the ledger of --host, $CORRA_JOURNAL or `corra.journal` in the configuration.
+
+    Without any of them it is the ledger of this machine.
+    """
     from corra.runbooks.ledgers import ledger_on
 
     if len(given.host) > 1 or "," in "".join(given.host):
@@ -42,7 +48,10 @@ def _reach(c: Context, given: BookFlags) -> dict[str, Any]:
 def all_journals(
     c: Context, given: BookFlags, *, name: str | None = None
 ) -> list[tuple[Journal | None, str, str, CorraError | None]]:
-    """Return (journal, name, key, what kept us from reading it) of every runbook to be found, the latest first."""
+    """Return (journal, name, key, error) of every runbook to be found, the latest first.
+
+    `error` says why the journal can't be read.
+    """
     from corra.runbooks.ledgers import all_books
 
     where = chosen_ledger(c, given)
@@ -63,7 +72,7 @@ def one_journal(c: Context, given: BookFlags, name: str, key: str) -> Journal:
         look = (
             ""
             if given.host
-            else f"on another host?  {typed()} book --host HOST {shlex.quote(name)} {shlex.quote(key)}"
+            else f"on another host?  {typed()} book --host HOST {shlex.join([name, key])}"
         )
         raise NotFound(
             f"no journal of it {_place(opened)}", label=f"{name} {key}", hint=[look] if look else []
@@ -93,9 +102,10 @@ def _place(found: Journal) -> str:
 
 
 def record_decision(found: Journal, what: str, told: str) -> str:
-    """Write `skip` or `redo` of STEP or STEP@HOST into the journal, and return what that means. Raises Misuse for a step that isn't there.
+    """Write `skip` or `redo` of STEP or STEP@HOST into the journal, and return what that means.
 
-    Without a host it is about those hosts on which the step hasn't ended well; a step that ended well everywhere is redone everywhere.
+    Without a host the decision covers the hosts on which the step hasn't ended well. A step that
+    ended well on all of them is redone on all of them. Raises Misuse for an unknown step.
     """
     step, _, host = told.partition("@")
     book = found.book
@@ -111,7 +121,8 @@ def record_decision(found: Journal, what: str, told: str) -> str:
         raise Misuse(f"{step} is done; there is nothing to skip", fate="NOT DONE")
     found.write(what, step=step, hosts=hosts or ["*"])
     where = ", ".join(each for each in hosts if each != HERE)
-    return f"{step}{f' on {where}' if where else ''}: {'left out' if what == 'skip' else 'to be done anew'}"
+    decided = "left out" if what == "skip" else "to be done anew"
+    return f"{step}{f' on {where}' if where else ''}: {decided}"
 
 
 def _on(known: list[str]) -> str:
@@ -120,6 +131,6 @@ def _on(known: list[str]) -> str:
 
 
 def _may_come(book: Book, step: str) -> bool:
-    """Return whether a step that was never begun may be skipped in advance: only where the runbook stopped at it."""
+    """Return whether the runbook stopped at a step that was never begun, which may be skipped."""
     stopped = str(book.stopped.facts.get("why", "")) if book.stopped is not None else ""
     return f" {step}:" in stopped or stopped.endswith(f" {step}")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from corra.errors import Misuse
 
+from .words import nearest
+
 if TYPE_CHECKING:
     from corra.collector.limits import Limits as TokenLimits
 
@@ -95,7 +97,10 @@ def read_limit(text: str) -> str:
 
 
 def read_moment(text: str) -> int:
-    """Read `10m` (ago), `14:30` (today), `2026-11-24T14:30` as ns since the epoch; a time without an offset is this machine's own."""
+    """Read `10m` (ago), `14:30` (today), `2026-11-24T14:30` as ns since the epoch.
+
+    A time without an offset is this machine's local time.
+    """
     import time
     from datetime import datetime
 
@@ -136,10 +141,25 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
     def read(text: str) -> str:
         if text not in choices:
-            raise Misuse(f"not {', '.join(choices[:-1])} or {choices[-1]}: {text!r}")
+            raise Misuse(
+                f"not {', '.join(choices[:-1])} or {choices[-1]}: {text!r}{nearest(text, choices)}"
+            )
         return text
 
     return read
+
+
+# As render.word says them; more words may follow, as in `FAILED 2`.
+STATES = (*("starting", "running", "done", "FAILED", "KILLED", "TIMEOUT", "LOST", "NOT STARTED"),)
+
+
+def read_state(text: str) -> str:
+    """Read the beginning of a state's word: `running`, `fail`, `FAILED 2`."""
+    given = text.lower()
+    if not any(each.lower().startswith(given) or given.startswith(each.lower()) for each in STATES):
+        near = nearest(text, STATES)
+        raise Misuse(f"no state {text!r}{near or ': there are ' + ', '.join(STATES)}")
+    return text
 
 
 def read_transport(text: str) -> str:

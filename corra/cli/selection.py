@@ -1,7 +1,7 @@
 """Which hosts and which runs a command line means.
 
-For looking, what history knows will do. For killing nothing is guessed: ids, or all of a host that was named, and a person says yes where the
-runs are another's or on several hosts.
+A verb that looks takes hosts from the history. `kill` guesses nothing: it takes ids, or all runs of
+a named host, and a person says yes where the runs are another's or on several hosts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _CHOICE_WIDTH = 61
 
 
 def host_reach(c: Context, given: ReachFlags) -> dict[str, Any]:
-    """Return how hosts are reached: the flags, and under them what the configuration says below `corra`."""
+    """Return how hosts are reached: by the flags, and below them by the configuration."""
     login, as_user = _said(given)
     flags = {
         "user": login or given.user,
@@ -140,7 +140,9 @@ def one_host(c: Context, given: ReachFlags, *, fate: str) -> str:
 
 
 def begin_connecting(c: Context, given: RunFlags) -> Agent | None:
-    """Return the agent of the one host a command line names, on the way to it already: keys are exchanged while the rest is imported.
+    """Return the agent of the one host that a command line names, with its connection begun.
+
+    The keys are exchanged while the rest of corra is imported.
 
     None where there is nothing to begin; what is wrong with the line, `one_host` will say.
     """
@@ -162,11 +164,15 @@ def begin_connecting(c: Context, given: RunFlags) -> Agent | None:
 def find_run(
     c: Context, given: HostFlags, text: str | None, *, limit_s: float | None = None
 ) -> Run:
-    """Return the run that `text` means: on --host, else on the host that history knows. Whether it is there, its first answer tells."""
+    """Return the run that `text` means, on --host or else on the host that the history knows.
+
+    The host's first answer tells whether the run is there.
+    """
     from corra.remote.targets import agent_to_ask
     from corra.transport.channel import CONNECT_S
 
-    # $CORRA_HOST and the configuration say where to start things; where a run is, is for history to know first.
+    # $CORRA_HOST and the configuration say where to start programs. The history knows where a run
+    # is.
     hosts = _hosts(given.host or [fabrics_host(c)])
     if len(hosts) > 1:
         raise Misuse(f"an id belongs to one host, {_several(hosts)}", fate="NOT DONE")
@@ -190,10 +196,13 @@ def find_one_run(c: Context, given: HostFlags, *, limit_s: float | None = None) 
 
 
 def to_kill(c: Context, given: KillFlags) -> list[tuple[Run, State | None]]:
-    """Return the runs to stop, with what is known of them where it has to be. Never a guess: without ids or -a it is a misuse that lists them."""
+    """Return the runs to stop, and the State of those that must be known first.
+
+    Without ids or -a it raises Misuse, which lists what runs.
+    """
     from corra.model import ids
     from corra.remote.targets import agent_for
-    from corra.runs import finding, history
+    from corra.runs import history
     from corra.runs.run import Run
 
     if given.ids:
@@ -204,7 +213,9 @@ def to_kill(c: Context, given: KillFlags) -> list[tuple[Run, State | None]]:
     if not hosts:
         raise _which_of(history.recent_entries())
     open_: list[State] = []
-    for answer in finding.ps(hosts, spool=given.spool, **host_reach(c, given)):
+    how = {**host_reach(c, given), "spool": given.spool}
+    asked = _ask_each(given, [(host, how) for host in hosts])
+    for answer in (answer for each in asked for answer in each):
         if isinstance(answer, CorraError):
             raise _not_killed(answer)
         if not answer.ended:
@@ -261,9 +272,9 @@ def _fitting(labels: Sequence[str], width: int) -> str:
 
 
 def _each_found(c: Context, given: KillFlags) -> list[tuple[Run, State | None]]:
-    """Return all runs that the ids mean, or raise for the first that means none, before any of them is touched.
+    """Return all runs that the ids mean. Raises for the first id that means none.
 
-    One that is to be stopped without a question needs no answer before: the stop itself finds it or doesn't.
+    A run that is stopped without a question is looked up by the stop itself.
     """
     texts = list(dict.fromkeys(given.ids))
     unasked = given.dry or (len(texts) == 1 and given.yes)
@@ -284,7 +295,10 @@ def _not_killed(error: CorraError) -> CorraError:
 
 
 def ask_first(given: KillFlags, runs: Sequence[tuple[Run, State | None]]) -> None:
-    """Have a person say yes where the runs are another's or on several hosts. Raises NotKilled for a no, and where nobody can be asked."""
+    """Have a person say yes where the runs are another's or on several hosts.
+
+    Raises NotKilled for a no, and where there is no terminal to ask at.
+    """
     from corra.runs.asking import who_asks
 
     if given.yes or given.dry:
@@ -299,9 +313,10 @@ def ask_first(given: KillFlags, runs: Sequence[tuple[Run, State | None]]) -> Non
     if others:
         found, state = others[0]
         more = f", and {len(others) - 1} more of others" if len(others) > 1 else ""
-        why = f"started by {(state.origin or {}).get('user')}@{(state.origin or {}).get('host')}{more}"
+        origin = state.origin or {}
+        why = f"started by {origin.get('user')}@{origin.get('host')}{more}"
         label, host = state.label, str(found.host)
-    elif len(hosts) > 1:
+    elif given.all and len(hosts) > 1:
         why, label, host = f"{len(runs)} runs on {len(hosts)} hosts", "", ",".join(sorted(hosts))
     else:
         return
@@ -313,13 +328,8 @@ def ask_first(given: KillFlags, runs: Sequence[tuple[Run, State | None]]) -> Non
 
 def to_list(c: Context, given: PsFlags) -> tuple[list[State], list[CorraError]]:
     """Ask all hosts at once; return what runs there are and what went wrong."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from corra.runs import finding
-
     known = places(c, given, "ps", max(given.since, 7 * 86400.0))
-    with ThreadPoolExecutor(min(_HISTORY_HOSTS, len(known))) as pool:
-        answers = list(pool.map(lambda each: finding.ps([each[0]], **each[1]), known))
+    answers = _ask_each(given, known)
     states: list[State] = []
     errors: list[CorraError] = []
     for (_, how), found in zip(known, answers, strict=True):
@@ -378,10 +388,24 @@ def _uses() -> Counter[str]:
     return Counter(entry.host for entry in history.recent_entries())
 
 
+def _ask_each(
+    given: HostFlags, known: Sequence[tuple[str, dict[str, Any]]]
+) -> list[list[State | CorraError]]:
+    """Return, for each host, its runs, or the error of a host that can't tell."""
+    from corra.runs import finding
+
+    from .at_once import at_once
+
+    return at_once(given.screen, lambda each: finding.ps([each[0]], **each[1]), known)
+
+
 def places(
     c: Context, given: HostFlags, verb: str, since_s: float
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Return each place a look goes to, with how it is reached: the hosts that were named, else where something ran in `since_s`."""
+    """Return each host to look at, and how it is reached.
+
+    They are the hosts that were named, else those where something ran in the last `since_s`.
+    """
     import time
 
     from corra.runs import history
@@ -409,7 +433,10 @@ def places(
 
 
 def ended_runs(c: Context, given: GcFlags) -> list[Run]:
-    """Return the runs that the ids mean. Raises CorraError for one that isn't there or still runs, before anything is done to any."""
+    """Return the runs that the ids mean.
+
+    Raises CorraError for a run that isn't there or still runs, before anything is done to any.
+    """
     found = [find_run(c, given, text) for text in dict.fromkeys(given.ids)]
     for each in found:
         state = each.state()

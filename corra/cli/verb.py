@@ -1,16 +1,20 @@
 """`Verb`: the one Task class behind every verb, and the command line Invoke's parser can't read.
 
-Invoke has no optional positionals, splits nothing after `--`, runs `inv kill --help` as a kill of "--help", swallows `-w` in silence, takes a
-list flag without its value, and takes the second value of `-s TERM -s KILL x` for an id (all tried). So a Verb reads its own words, from
-sys.argv, and gives Invoke one positional that eats exactly as many tokens: Invoke still decides which tasks run, in which order. Nothing is
-refused while parsing: a word of another task may look like a verb, and only a verb that is really called has anything to refuse.
+Invoke has no optional positionals and splits nothing after `--`. It runs `inv kill --help` as a
+kill of "--help", swallows `-w` in silence, takes a list flag without its value, and takes the
+second value of `-s TERM -s KILL x` for an id (all tried). So a Verb reads its own words from
+sys.argv, and gives Invoke one positional that eats exactly as many tokens: Invoke still decides
+which tasks run, in which order. Nothing is refused while parsing, as a word of another task may
+look like a verb; only a verb that Invoke calls refuses its words.
 
-A verb's words end at `--`, or at the name of another verb, so that `inv wait a status b` does what it says; a first id is always an id.
+A verb's words end at `--` or at the name of another verb, so that `inv wait a status b` runs both.
+A first id is always an id.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
 import sys
 import textwrap
@@ -27,19 +31,31 @@ from invoke.parser.parser import Parser
 from invoke.program import Program
 from invoke.tasks import Task
 
-from corra.errors import CorraError, Misuse, typed
+from corra.errors import EPIPE_CODE, CorraError, Misuse, typed
 from corra.terminal.signals import die_of
 
 from .flags import HostFlags, RawFlag
-from .words import Given, Line, count_tokens, cut_flag, flags_of, take_value
+from .process import open_standard, printed
+from .words import (
+    Flag,
+    Given,
+    Line,
+    as_typed,
+    count_tokens,
+    cut_flag,
+    flags_of,
+    nearest,
+    take_value,
+)
 
 if TYPE_CHECKING:
     from corra.remote.agent_client import Agent
 
 G = TypeVar("G", bound=Given)
 
-# Core flags of Invoke that take the next word: to be stepped over before the verb, and refused with it after the verb.
-_CORE_WITH_VALUE = frozenset(
+# Core flags of Invoke that take the next word. Before the verb they are stepped over; after it they
+# are refused with that word.
+CORE_WITH_VALUE = frozenset(
     {
         "-T",
         "--command-timeout",
@@ -52,9 +68,9 @@ _CORE_WITH_VALUE = frozenset(
         "--list-format",
     }
 )
-_CORE_WITH_VALUE |= {"-c", "--collection", "-r", "--search-root", "--print-completion-script"}
+CORE_WITH_VALUE |= {"-c", "--collection", "-r", "--search-root", "--print-completion-script"}
 # With one of these before the verb, Invoke shows something and runs nothing.
-_CORE_SHOWS = frozenset(
+CORE_SHOWS = frozenset(
     {"-h", "--help", "-l", "--list", "-V", "--version", "--print-completion-script"}
 )
 
@@ -65,7 +81,7 @@ VERBS: dict[str, Verb] = {}
 
 
 class _Tokens(Argument):
-    """The positional that eats as many tokens as the verb's words are, whatever they look like, and then has the words' meaning."""
+    """The positional that eats as many tokens as the verb has words; its value is their meaning."""
 
     def __init__(self, line: Line) -> None:
         self._line = line
@@ -82,8 +98,10 @@ class _Tokens(Argument):
 
 
 class Verb(Task):  # type: ignore[type-arg]
-    """A task whose body is called as `body(c, given)`; `fate` opens its refusals, `ids` says whether it takes any,
-    `command` whether it takes a command after `--`, `begin` makes the agent that the body needs, before all else is imported.
+    """A task whose body is called as `body(c, given)`.
+
+    `fate` opens its refusals, `ids` says whether it takes ids, `text` whether words behind the first
+    id are text, `command` whether it takes a command after `--`. `begin` makes the agent that the body needs, before the rest is imported.
     """
 
     # `given` is what `body` and `begin` take; mypy can't say so of an attribute.
@@ -97,20 +115,30 @@ class Verb(Task):  # type: ignore[type-arg]
         flags: type[G],
         ids: bool,
         command: bool,
+        text: bool,
         fate: str,
         begin: Callable[[Context, G], Agent | None] | None,
     ) -> None:
         super().__init__(body, positional=[])
-        self.__doc__ = _narrow(body.__doc__ or "")
         self.given = flags
         self.flags = flags_of(flags)
         self.ids = ids
         self.command = command
+        self.text = text
         self.fate = fate
         self.begin = begin
         VERBS[self.name] = self
 
-    # -- Invoke asks for the arguments of every task before it parses a line, prints a help or completes a word.
+    # Written anew each time, with the program's name as it was typed.
+    @property
+    def __doc__(self) -> str:
+        return _narrow(as_typed(self.body.__doc__ or ""))
+
+    @__doc__.setter  # noqa: A003
+    def __doc__(self, text: str | None) -> None:
+        """Invoke sets the body's own."""
+
+    # -- Invoke asks every task for its arguments before it parses, prints a help or completes.
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
         words = list(map(str, sys.argv[1:]))
         if "--complete" in words[: _end(words)]:
@@ -125,24 +153,25 @@ class Verb(Task):  # type: ignore[type-arg]
                 )
             ]
         elif any(verb.starts_at(words) is not None for verb in VERBS.values()):
-            return []  # nobody asks for ours; Invoke would copy each of the 250 that there are, 15 ms of every start
+            # Another verb is called. Invoke would copy each of the 250 arguments, 15 ms of a start.
+            return []
         return [flag.argument() for flag in self.flags]
 
     def starts_at(self, words: Sequence[str]) -> int | None:
-        """Return where this verb's words begin in the command line, or None where the verb isn't called."""
+        """Return the place of this verb's first word on the command line, None if not called."""
         at = 0
         while at < _end(words):
             word = words[at]
-            if word.partition("=")[0] in _CORE_SHOWS:
+            if word.partition("=")[0] in CORE_SHOWS:
                 return None
             if word.rpartition(".")[2] == self.name:
                 return at + 1
-            at += 2 if word in _CORE_WITH_VALUE else 1
+            at += 2 if word in CORE_WITH_VALUE else 1
         return None
 
     # -- Reading
     def read(self, words: Sequence[str], command: Sequence[str] | None = None) -> Line:
-        """Read the words after the verb; `command` is what follows `--`, None where there is no `--`."""
+        """Read the words after the verb. `command` is what follows `--`, None without a `--`."""
         given = self.given(self.name, list(command or ()))
         line = Line(given)
         known = {name: flag for flag in self.flags for name in flag.typed}
@@ -152,17 +181,20 @@ class Verb(Task):  # type: ignore[type-arg]
             at, word = todo.popleft()
             name, value, rest = cut_flag(word, known)
             if name is None:
-                # A first word is an id even if a verb is called so; after it, a verb's name begins that verb's own line.
+                # A first word is an id even if it is a verb's name. After it, a verb's name begins
+                # that verb's own words.
                 if (
                     word in VERBS
                     and word != self.name
                     and not self.command
+                    and not given.help
+                    and not _one_verb()
                     and (line.words or not self.ids)
                 ):
                     words, command = words[:at], None
                     break
                 line.words.append((at, word))
-                if not word and self.ids:
+                if not word and self.ids and not (self.text and line.words):
                     line.refuse("an id is empty: is a variable unset?")
                 given.ids.append(word)
                 if self.command:
@@ -171,9 +203,10 @@ class Verb(Task):  # type: ignore[type-arg]
             flag = known.get(name)
             if flag is None:
                 line.refuse(
-                    f"{self.name} has no {name};  {typed()} --help {self.name} lists its flags"
+                    f"{self.name} has no {name}{_nearest_flag(name, word, known)};  "
+                    f"{typed()} --help {self.name} lists its flags"
                 )
-                if name in _CORE_WITH_VALUE and value is None and todo:
+                if name in CORE_WITH_VALUE and value is None and todo:
                     todo.popleft()
             elif flag.read is None:
                 setattr(given, flag.key, True)
@@ -195,15 +228,18 @@ class Verb(Task):  # type: ignore[type-arg]
         if not self.command:
             if line.words and not self.ids:
                 line.refuse(
-                    f"{self.name} takes no word: {line.words[0][1]!r};  a host is  {typed()} {self.name} --host HOST"
+                    f"{self.name} takes no word: {line.words[0][1]!r};  "
+                    f"a host is  {typed()} {self.name} --host HOST"
                 )
             if command is not None:
                 line.refuse(f"{self.name} takes no -- and no command")
         elif line.words and command is None:
             at = line.words[0][0]
-            line.refuse(
-                f"no -- before the command:  {shlex.join([typed(), self.name, *words[:at], '--', *words[at:]])}"
-            )
+            # Without --host the first of several words is the host, as ssh has it.
+            host = ["--host", words[at]] if len(words) > at + 1 and not _has_host(line) else []
+            command_at = at + 1 if host else at
+            meant = shlex.join([typed(), self.name, *words[:at], *host, "--", *words[command_at:]])
+            line.refuse(f"no -- before the command:  {meant}")
         elif line.words:
             line.refuse(f"{line.words[0][1]!r} stands before the --;  the command goes after it")
         elif not command and not line.given.help:
@@ -211,11 +247,16 @@ class Verb(Task):  # type: ignore[type-arg]
 
     # -- Calling
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the verb: as Invoke does, with what was read of the command line, or as `kill(c, "k7m2qx", grace="0s")` from Python."""
+        """Run the verb with what was read of the command line, as Invoke does.
+
+        From Python it is `kill(c, "k7m2qx", grace="0s")`.
+        """
+        open_standard()
         context = args[0] if args else None
         if not isinstance(context, Context):
             raise TypeError(
-                f"{self.name} is a task: its first argument is the Context, not {type(context).__name__}"
+                f"{self.name} is a task: its first argument is the Context, "
+                f"not {type(context).__name__}"
             )
         given = (
             kwargs["given"]
@@ -223,7 +264,8 @@ class Verb(Task):  # type: ignore[type-arg]
             else self._from_python(args[1:], kwargs)
         )
         if given.help:
-            self.show_help()
+            with printed():
+                self.show_help()
             return None
         given.dry = given.dry or bool(context.config.run.get("dry"))
         given.echo = given.echo or bool(context.config.run.get("echo"))
@@ -232,10 +274,10 @@ class Verb(Task):  # type: ignore[type-arg]
         return self.perform(context, given)
 
     def perform(self, context: Context, given: Given) -> Any:
-        """Call the body; whatever goes wrong is said by the Screen, and only its exit code goes on to Invoke."""
+        """Call the body. The Screen says what goes wrong; Invoke gets the exit code alone."""
         if self.begin is not None and not given.refusal:
             given.agent = self.begin(context, given)
-        from corra.terminal.screen import Screen
+        from corra.terminal.screen import Gone, Screen
 
         raw = isinstance(given, RawFlag) and given.raw
         screen = given.screen = Screen(json=given.json, quiet=given.quiet, raw=raw)
@@ -249,6 +291,10 @@ class Verb(Task):  # type: ignore[type-arg]
         except CorraError as error:
             screen.error(error)
             code = error.code
+        except Gone as gone:
+            if not gone.said and gone.code != EPIPE_CODE:
+                screen.say_unread("", "", "", gone.why("the answer"))
+            code = gone.code
         except KeyboardInterrupt:
             screen.close()
             die_of("SIGINT")
@@ -286,7 +332,7 @@ class Verb(Task):  # type: ignore[type-arg]
 
     # -- Completing
     def _complete(self, typed: Sequence[str]) -> None:
-        """Print the ids and names that this machine's history has for the word being typed, or leave it to Invoke."""
+        """Print the ids and names that complete the typed word, or leave that to Invoke."""
         if not self.ids or not any(word.rpartition(".")[2] == self.name for word in typed):
             return
         start = self.starts_at(typed[1:])
@@ -320,18 +366,40 @@ def verb(
     *,
     ids: bool = False,
     command: bool = False,
+    text: bool = False,
     fate: str = "NOT DONE",
     begin: Callable[[Context, G], Agent | None] | None = None,
 ) -> Callable[[Callable[[Context, G], int]], Verb]:
     """Make a Verb of a function, as `@task` makes a Task."""
-    return lambda body: Verb(body, flags=flags, ids=ids, command=command, fate=fate, begin=begin)
+    return lambda body: Verb(
+        body, flags=flags, ids=ids, command=command, text=text, fate=fate, begin=begin
+    )
+
+
+def _one_verb() -> bool:
+    """Return whether the program is `corra`, which runs one verb a call; `inv` runs several."""
+    return os.path.basename(sys.argv[0]) in ("corra", "__main__.py")
 
 
 def _narrow(doc: str) -> str:
-    """Return a docstring that fits a terminal behind Invoke's indent; Invoke prints its lines as they are, the first one in its list, too."""
+    """Return a docstring that fits a terminal behind Invoke's indent.
+
+    Invoke prints its lines as they are, and its first line in the list of tasks.
+    """
     first, *rest = inspect.cleandoc(doc).split("\n")
     paragraphs = "\n".join(rest).strip("\n").split("\n\n")
     return "\n\n".join([first, *(textwrap.fill(each, _DOC_WIDTH) for each in paragraphs if each)])
+
+
+def _nearest_flag(name: str, word: str, known: Mapping[str, Flag[Any]]) -> str:
+    if word[1:].isdecimal() and "-s" in known:
+        return f" (did you mean -s {word[1:]}?)"
+    return nearest(name, known) if name.startswith("--") else ""
+
+
+def _has_host(line: Line) -> bool:
+    """Return whether a host is given, by flag or by variable."""
+    return bool(getattr(line.given, "host", None) or os.environ.get("CORRA_HOST"))
 
 
 def _end(words: Sequence[str]) -> int:

@@ -11,12 +11,13 @@ That one line is the flag's spelling, its help, its reader, the keyword from Pyt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from invoke.parser.argument import Argument
 
-from corra.errors import Misuse
+from corra.errors import Misuse, typed
 
 if TYPE_CHECKING:
     from corra.remote.agent_client import Agent
@@ -74,7 +75,7 @@ class Flag(Generic[T]):
         return Argument(
             names=self.names,
             kind=kind,
-            help=self.help,
+            help=as_typed(self.help),
             default=False if kind is bool else None,
             attr_name=self.names[0].replace("-", "_") if "-" in self.names[0] else None,
         )
@@ -110,6 +111,12 @@ def listing(
     return Flag(names, help, read, [], many=True)
 
 
+def _read_hidden(text: str) -> str:
+    from .readers import one_of
+
+    return one_of("stdout", "stderr", "both", "out", "err")(text)
+
+
 class Given:
     """What a verb was given: its words, and the value of each of its flags.
 
@@ -121,7 +128,7 @@ class Given:
     quiet = switch("quiet", "q", help="Say nothing on stderr unless something is wrong.")
     dry = switch("dry", "R", help="Say what would be done; ask no host.")
     echo = switch("echo", "e", help="Say what is done before doing it.")
-    hide = option("hide", help="Hide the program's stdout, stderr or both.")
+    hide = option("hide", read=_read_hidden, help="Hide the program's stdout, stderr or both.")
     help = switch("help", "h", help="Show this and exit.")
 
     screen: Screen
@@ -164,6 +171,21 @@ class Line:
     def refuse(self, why: str) -> None:
         """Note what is wrong; the verb reports the first refusal."""
         self.refusal = self.refusal or why
+
+
+def as_typed(text: str) -> str:
+    """Return a help text with the program's name as it was typed."""
+    return re.sub(r"\binv\b", typed(), text)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean KNOWN?)` for the known word that is most like it, or nothing."""
+    import difflib
+
+    found = {each.lower().lstrip("-"): each for each in known}
+    # `rum` is 0.67 of `run`.
+    near = difflib.get_close_matches(word.lower().lstrip("-"), found, 1, 0.66)
+    return f" (did you mean {found[near[0]]}?)" if near else ""
 
 
 def _dashed(name: str) -> str:

@@ -950,6 +950,20 @@ def name_of(pid):
         return None
 
 
+def open_standard():
+    """Give /dev/null to each of the descriptors 0, 1 and 2 that is closed.
+
+    Else the next file or socket that is opened has that number.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open("/dev/null", os.O_RDWR), True)
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115 - open as long as the process lives
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
+
+
 def main(argv):
     now = argv[:1] == ["now"]
     words = argv[1:] if now else argv
@@ -974,4 +988,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    open_standard()
     sys.exit(main(sys.argv[1:]))

@@ -492,6 +492,18 @@ def hear_signals():
     return ours
 
 
+def open_standard():
+    """Give /dev/null to each of the descriptors 0, 1 and 2 that is closed.
+
+    Else the next file or socket that is opened has that number.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open("/dev/null", os.O_RDWR), True)
+
+
 def main(words):
     """Run the tether. `words` are flags, then `N`, the N words of ssh, and the program's words.
 
@@ -539,6 +551,7 @@ def main(words):
 
 
 if __name__ == "__main__":
+    open_standard()
     code = None
     try:
         code = main(sys.argv[1:])

@@ -9,6 +9,7 @@ stderr says so.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -383,6 +384,11 @@ def _complaining(file: Path) -> Iterator[None]:
 
 
 def _open(file: Path) -> sqlite3.Connection:
+    home = Path.home()
+    if home in file.parents and not home.is_dir():
+        # An account without a home has one that doesn't exist, such as Debian's /nonexistent; root
+        # could create it.
+        raise FileNotFoundError(errno.ENOENT, "no such directory", str(home))
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         # sqlite3 would create the file by the umask, and other users shouldn't read an argv.

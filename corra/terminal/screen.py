@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from corra import render
-from corra.errors import CorraError, line
+from corra.errors import EPIPE_CODE, NOT_WRITTEN, CorraError, line
+from corra.model.words import errno_words
 
 from .program_modes import ProgramModes
 from .sanitiser import Sanitiser
@@ -40,7 +41,22 @@ _COLOURS = {
 
 
 class Gone(Exception):
-    """The reader of our output has gone."""
+    """What is written here reaches nobody: the reader has gone, or the disk is full.
+
+    `code` is the verb's exit code; `said` tells that a line on stderr has told it.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self._error = error
+        self.code = EPIPE_CODE if isinstance(error, BrokenPipeError) else NOT_WRITTEN
+        self.said = False
+
+    def why(self, what: str) -> str:
+        """Return `whoever read WHAT has gone` or `WHAT can't be written here: disk full (ENOSPC)`."""
+        if self.code == EPIPE_CODE:
+            return f"whoever read {what} has gone"
+        return f"{what} can't be written here: {errno_words(self._error.errno)}"
 
 
 class Screen:
@@ -182,8 +198,8 @@ class Screen:
                 left = left[os.write(self._fds[fd], left) :]
             except BlockingIOError:  # another program on this terminal made it non-blocking
                 select.select([], [self._fds[fd]], [])
-            except BrokenPipeError as error:
-                raise Gone from error
+            except OSError as error:
+                raise Gone(error) from error
 
     # -- corra's words
     def event(self, kind: str, **facts: Any) -> None:
@@ -203,6 +219,10 @@ class Screen:
             self._write(
                 OUT, "".join(each + "\n" for each in lines).encode("utf-8", "backslashreplace")
             )
+
+    def say_unread(self, label: str, host: str, fate: str, why: str) -> None:
+        """Write a line on stderr whatever the flags say: stdout, where --json has it, has failed."""
+        self._words(render.visible(line(label, host, fate, why)), fate, ())
 
     def say(
         self, label: str, host: str, fate: str, why: str = "", hint: Sequence[str] = ()
@@ -232,8 +252,10 @@ class Screen:
     def error(self, error: CorraError) -> None:
         """Write an error, as a line or as JSON."""
         if self.json:
-            with contextlib.suppress(Gone):
+            try:
                 self._json(error.to_json())
+            except Gone:
+                self.say_unread(error.label, error.host, error.fate, error.why)
             return
         self.say(error.label, error.host, error.fate, error.why, error.hint)
 

@@ -36,7 +36,7 @@ from .filters import Stamper
 from .keyboard import Keyboard
 from .leave_keys import Leave
 from .program_modes import Replay
-from .screen import ERR, OUT, Screen
+from .screen import ERR, OUT, Gone, Screen
 from .signals import Desk, die_of, shutting_down
 from .stopping import stop
 
@@ -92,6 +92,10 @@ class _Gone:
     size: int = 0
     places: int = 0
     said_at: float | None = None
+
+
+# A program whose output nobody reads is often about to end; its fate is worth this moment.
+_END_S = 0.5
 
 
 class Watch:
@@ -180,7 +184,12 @@ class Watch:
     def _pump(self) -> None:
         try:
             for event in self.follow:
-                self.show(event)
+                try:
+                    self.show(event)
+                except Gone as gone:
+                    # The follow goes on in silence: the program's fate may come at once.
+                    self.screen.mute()
+                    self._desk.put(gone)
                 if self._sieve is not None and self._sieve.over:
                     break
             for line in self._sieve.rest() if self._sieve is not None else ():
@@ -356,7 +365,7 @@ class Watch:
         )
 
     # -- The desk
-    def stay(self, *, live: bool = True) -> State | None:
+    def stay(self, *, live: bool = True, fate: bool = True) -> State | None:
         """Watch to the end and return the last State. None: we have left, and have said so.
 
         Doesn't return where a signal ends this process. Raises what ended the watch, Gone among it.
@@ -367,6 +376,10 @@ class Watch:
             threading.Thread(target=self._pump, name="pump", daemon=True).start()
             try:
                 return self._wait()
+            except Gone as gone:
+                if fate:
+                    self._say_unread(gone)
+                raise
             finally:
                 self.screen.live(None)
                 self.follow.close()
@@ -389,6 +402,8 @@ class Watch:
                 if item.error is not None:
                     raise item.error
                 return self.follow.state
+            if isinstance(item, Gone):
+                raise item
             if isinstance(item, Leave):
                 self._detach("you have left its terminal", *self._unsent())
                 return None
@@ -548,10 +563,18 @@ class Watch:
             self.screen.note(self.label, self.host, render.left_over(state) + end)
         return code
 
-    def gone(self) -> int:
-        """Leave because the reader of our output has gone; return the exit code."""
-        if not (self._state and self._state.ended):
-            self.screen.say(
-                self.label, self.host, render.STILL_RUNNING, "whoever read its output has gone"
-            )
-        return EPIPE_CODE
+    def _say_unread(self, gone: Gone) -> None:
+        """Say the run's fate where nobody reads its output any more, or it can't be written."""
+        with contextlib.suppress(queue.Empty):
+            while isinstance(self._desk.get(_END_S), Gone):
+                pass
+        gone.said = True
+        state, why = self._state, gone.why("its output")
+        if state is None or not state.ended:
+            fate = render.STILL_RUNNING if state is not None else ""
+        elif gone.code == EPIPE_CODE and render.went_well(state):
+            return
+        else:
+            fate, how = render.fate(state, self.host)
+            why = f"{how}; {why}"
+        self.screen.say_unread(self.label, self.host, fate, why)
