@@ -27,7 +27,7 @@ _PACKAGES = (
 
 @verb(ServeFlags, fate="NOT SERVED")
 def serve(c: Context, given: ServeFlags) -> int:
-    """Be a collector: keep what runs report, and answer questions about them: corra serve
+    """Be a collector: keep what runs report, and answer about them: corra serve
 
     TERM or Ctrl-C ends it, once it has finished what it has taken. It logs JSON lines to stderr.
     """

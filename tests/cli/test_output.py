@@ -46,6 +46,7 @@ PRINTS = {
     "gc": ("gc", "--json", "-R", *LOCAL),
     "doctor": ("doctor", *LOCAL),
     "doctor --json": ("doctor", "--json", *LOCAL),
+    "history": ("history",),
     "serve": ("serve", "--new-token", "x=read", "--database", "tokens.sqlite3"),
     "--help": ("--help", "run"),
     "run --help": ("run", "--help"),
