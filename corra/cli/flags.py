@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .readers import (
-    one_of,
     read_byte_range,
     read_detach_keys,
     read_limit,
@@ -20,7 +19,7 @@ from .readers import (
     read_token_limits,
     read_transport,
 )
-from .words import Flag, Given, listing, option, switch
+from .words import Flag, Given, listing, one_of, option, switch
 
 # As in model.host.Mode, which `inv --list` does without.
 AS_MODES = ("ssh-then-sudo", "ssh-as", "sudo-then-ssh", "sudo-then-ssh-then-sudo")

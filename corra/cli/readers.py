@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from corra.errors import Misuse
 
-from .words import nearest
+from .words import nearest, one_of
 
 if TYPE_CHECKING:
     from corra.collector.limits import Limits as TokenLimits
@@ -134,19 +133,6 @@ def read_detach_keys(text: str) -> bytes:
     from corra.terminal.leave_keys import detach_keys
 
     return detach_keys(text)
-
-
-def one_of(*choices: str) -> Callable[[str], str]:
-    """Return a reader of one of these words."""
-
-    def read(text: str) -> str:
-        if text not in choices:
-            raise Misuse(
-                f"not {', '.join(choices[:-1])} or {choices[-1]}: {text!r}{nearest(text, choices)}"
-            )
-        return text
-
-    return read
 
 
 # As render.word says them; more words may follow, as in `FAILED 2`.

@@ -111,10 +111,17 @@ def listing(
     return Flag(names, help, read, [], many=True)
 
 
-def _read_hidden(text: str) -> str:
-    from .readers import one_of
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Return a reader of one of these words."""
 
-    return one_of("stdout", "stderr", "both", "out", "err")(text)
+    def read(text: str) -> str:
+        if text not in choices:
+            raise Misuse(
+                f"not {', '.join(choices[:-1])} or {choices[-1]}: {text!r}{nearest(text, choices)}"
+            )
+        return text
+
+    return read
 
 
 class Given:
@@ -128,7 +135,11 @@ class Given:
     quiet = switch("quiet", "q", help="Say nothing on stderr unless something is wrong.")
     dry = switch("dry", "R", help="Say what would be done; ask no host.")
     echo = switch("echo", "e", help="Say what is done before doing it.")
-    hide = option("hide", read=_read_hidden, help="Hide the program's stdout, stderr or both.")
+    hide = option(
+        "hide",
+        read=one_of("stdout", "stderr", "both", "out", "err"),
+        help="Hide the program's stdout, stderr or both.",
+    )
     help = switch("help", "h", help="Show this and exit.")
 
     screen: Screen
