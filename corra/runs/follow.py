@@ -230,6 +230,11 @@ class Follow:
         except Refused as refusal:
             raise self._explained(refusal.kind, refusal.facts, verb="signal") from refusal
 
+    @property
+    def unheard(self) -> bool:
+        """Whether the host has yet to say that a signal sent over the open link has arrived."""
+        return bool(self._orders) and self._link is not None
+
     def close(self) -> None:
         """Stop watching; the program goes on. An iteration in another thread ends."""
         with self._lock:

@@ -124,6 +124,10 @@ def _say_sent(screen: Screen, run: Run, answer: Mapping[str, Any]) -> None:
     state, host = State.from_json(answer["state"]), str(run.host)
     if answer.get("how") == "ended":
         fate, why = render.fate(state, host, now=now())
+        if not state.ended:
+            text = "its program has ended, but its keeper can't record that: is it stopped?"
+            screen.note(state.label, host, text)
+            return
         screen.note(state.label, host, f"had ended already: {fate}: {why}")
         return
     count = int(answer.get("processes") or 0)

@@ -388,12 +388,14 @@ class Watch:
 
     def _next(self) -> Any:
         """Return what the desk has next: a signal that has waited CONFIRM_S in vain comes again."""
-        if (until := self._waits_until) is None or (self._by_host and self._by_host.confirmed):
-            return self._desk.get()
-        try:
-            return self._desk.get(max(0.0, until - time.monotonic()))
-        except queue.Empty:
-            return signals.SIGTERM
+        if (until := self._waits_until) is not None:
+            try:
+                return self._desk.get(max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                if self._by_host is None or not self._by_host.confirmed or self._by_host.unheard:
+                    return signals.SIGTERM
+            self._waits_until = None
+        return self._desk.get()
 
     def _wait(self) -> State | None:
         while True:
@@ -426,18 +428,20 @@ class Watch:
         """Return whether a signal to the client is for the program.
 
         Until the start is confirmed the first signal waits for that, and not for long; a second one
-        ends the client.
+        ends the client. So does a signal that has reached nobody for CONFIRM_S.
         """
         if self._by_host is None:
             return False
         if self._by_host.confirmed:
-            return True
+            overdue = self._waits_until is not None and time.monotonic() >= self._waits_until
+            return not (overdue and self._by_host.unheard)
         return self._by_host.sent and self._down is None and self._waits_until is None
 
     def _pass_on(self, name: str) -> None:
         assert self._by_host is not None
         self._by_host.signal(name)
         if self._by_host.confirmed:
+            self._waits_until = self._waits_until or time.monotonic() + CONFIRM_S
             self.screen.note(self.label, self.host, f"{name} passed on to it")
             return
         self._waits_until = time.monotonic() + CONFIRM_S

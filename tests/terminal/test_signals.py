@@ -8,6 +8,7 @@ watcher or to the program, so a test can tell the two effects apart.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import re
@@ -234,6 +235,31 @@ def test_term_to_run_is_term_for_the_program(watch: Callable[..., Watcher]) -> N
     code, err = watcher.end()
     assert (code, watcher.out) == (5, b"ready\ngot term\n")
     assert "TERM passed on to it" in err
+
+
+def test_a_term_that_reaches_nobody_ends_us_and_the_exit_status_is_the_programs_own(
+    cli: Cli, watch: Callable[..., Watcher]
+) -> None:
+    """The keeper is stopped and the program dead, so nobody can record its end."""
+    script = 'trap "exit 6" USR1; echo ready; while :; do sleep 0.01; done'
+    watcher = watch("run", *LOCAL, "--name", "it", "--", "sh", "-c", script)
+    watcher.until(b"ready\n")
+    state = json.loads(cli("status", "--json", "it").stdout)
+    keeper, program = state["agent_pid"], state["pid"]
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        os.kill(program, signal.SIGUSR1)
+        eventually(lambda: (agent.process(program) or "Z")[0] == "Z")
+        watcher.send(signal.SIGTERM)
+        code, err = watcher.end()
+        assert code == -signal.SIGTERM
+        assert "STILL RUNNING: detached by SIGTERM" in err
+        said = cli("kill", "it").stderr.decode()
+        assert "its program has ended, but its keeper can't record that" in said
+        assert "STILL RUNNING" not in said
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+    assert cli("wait", "it").returncode == 6
 
 
 @pytest.mark.parametrize(

@@ -380,10 +380,14 @@ class Follower:
         done = {each[2] for each in record.sent}
         for number, (serial, name, deadline) in list(self.orders.items()):
             late = time.monotonic() > deadline
-            if number not in done and late:
-                signal_directly(self.run, name)
-            if number in done or late or self.state["state"] in FINAL:
+            heard = number in done or self.state["state"] in FINAL
+            if late and not heard:
+                # No answer tells the client that the signal has reached nobody: the program is
+                # dead, and its keeper can't record that.
+                heard = signal_directly(self.run, name)
+            if heard:
                 self.queue.append(b"A %d\n" % serial)
+            if heard or late:
                 del self.orders[number]
 
 
