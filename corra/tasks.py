@@ -286,7 +286,7 @@ def kill(c: Context, given: KillFlags) -> int:
 
 @verb(PsFlags)
 def ps(c: Context, given: PsFlags) -> int:
-    """List runs, what runs first, then what went wrong lately: inv ps --host db1,db2
+    """List runs: what runs, then what went wrong lately: inv ps --host db1,db2
 
     Without --host it asks the hosts of this machine's history. Exits 125 when a host didn't answer;
     the runs of the others are shown all the same. What failed today: inv ps --state FAILED
@@ -726,7 +726,7 @@ def _hours(since_s: float) -> str:
 
 @verb(Given, ids=True)
 def history(c: Context, given: Given) -> int:
-    """Show the hosts that this machine remembers, or forget runs: inv history [forget WORD..]
+    """Show the hosts remembered here, or forget runs: inv history [forget WORD..]
 
     WORD is an id, a name or a host. Forgotten runs go on, and their hosts keep them: ps --host
     lists them still.

@@ -24,6 +24,7 @@ from conftest import Cli
 from hypothesis import HealthCheck, given, settings
 
 from agent_door import Mount, eventually
+from corra.main import ns
 from corra.model import ids
 from properties import words as any_word
 from sshd import Sshd
@@ -984,7 +985,7 @@ def test_json_of_the_looking_verbs_is_the_state(cli: Cli) -> None:
 
 
 def test_every_verb_has_help_with_an_example(cli: Cli) -> None:
-    for verb in ("run", "attach", "logs", "kill", "ps", "status", "wait"):
+    for verb in ns.tasks:
         done = cli(verb, "--help")
         assert done.returncode == 0
         assert all(len(line) <= 80 for line in lines(done.stdout))

@@ -214,9 +214,7 @@ def test_every_fault_in_the_table_has_tests_that_exist():
 
 
 def test_every_flag_that_a_page_names_exists():
-    from invoke.program import Program
-
-    from corra.main import ns
+    from corra.main import ns, program
 
     flags = {
         flag
@@ -224,7 +222,7 @@ def test_every_flag_that_a_page_names_exists():
         for argument in task.get_arguments()
         for flag in argument.names
     }
-    flags |= {name for argument in Program().core_args() for name in argument.names}
+    flags |= {name for argument in program.core_args() for name in argument.names}
     for page in PAGES:
         named = set(re.findall(r"`[^`\n]*?--([a-z][a-z-]+)", page.read_text()))
         assert {
