@@ -124,7 +124,20 @@ AGENT_REPLIES: Mapping[str, Object] = {
         {"stream": Text(64), "start": Whole(), "end": Whole(), "length": Whole()},
         ("start", "end", "length"),
     ),
-    "list": Object({"host": Text(), "user": Text(), "runs": Listed(STATE)}, ("runs",)),
+    "list": Object(
+        {
+            "host": Text(),
+            "user": Text(),
+            "runs": Listed(STATE),
+            "unreadable": Listed(
+                Object(
+                    {"prog_id": Text(), "dir": Text(), "message": Text()},
+                    ("prog_id", "dir", "message"),
+                )
+            ),
+        },
+        ("runs",),
+    ),
     "gc": Object(
         {"removed": Listed(ID), "forgotten": Listed(ID), "freed": Whole(), "dry": Flag()},
         ("removed", "forgotten", "freed"),

@@ -155,7 +155,7 @@ def _listed(
             prog_id=one_line(each.get("prog_id", "")),
             label=one_line(each.get("prog_id", "")),
         )
-        for each in answer.get("unreadable", ())
+        for each in answer.get("unreadable") or ()
     ]
 
 
