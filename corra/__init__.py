@@ -57,7 +57,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "errors": "Ambiguous Auth Changed Conflict CorraError Failed HostKey Lost MaybeStarted Misuse"
-    " NoPython NoRoom NotDead NotFound NotKilled NotSent NotStarted StillRunning Stop TimedOut Unreachable",
+    " NoPython NoRoom NotDead NotFound NotKilled NotSent NotStarted StillRunning Stop"
+    " TimedOut Unreachable",
     "model.frames": "Gap Output Status Taken",
     "model.host": "Host",
     "model.host_sets": "Hosts fold hosts waves",

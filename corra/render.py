@@ -286,10 +286,11 @@ def status(state: State, now: datetime, looked: Mapping[str, Any] | None = None)
         facts.append(("leftover", left_over(state)))
     for sent in state.signals_sent[-3:]:
         sender = f" by {sent['by']}" if sent.get("by") else ""
+        at = past_moment(sent.get("time"), now)
         facts.append(
             (
                 "signal",
-                f"{_plain(str(sent.get('signal')))} at {past_moment(sent.get('time'), now)}{sender}",
+                f"{_plain(str(sent.get('signal')))} at {at}{sender}",
             )
         )
     if state.ended and (usage := state.rusage):

@@ -77,7 +77,7 @@ def patience(c: Context, given: Given, *, timeout_s: float | None = None) -> Pat
 
 
 def _said(given: ReachFlags) -> tuple[str | None, str | None]:
-    """Return who logs in and whom sudo makes of them, as --as and --mode say together. Raises Misuse."""
+    """Return who logs in and whom sudo makes of them, by --as and --mode. Raises Misuse."""
     from corra.model.host import Host, Mode, login_and_user, refuse_two_logins
 
     if given.mode and not given.as_user:
@@ -103,7 +103,7 @@ def fabrics_host(c: Context) -> str:
 
 
 def told_hosts(c: Context, given: ReachFlags, *, fate: str = "NOT DONE") -> list[str]:
-    """Return the hosts given by flag, `fab -H`, $CORRA_HOST or the configuration, in this order; none is an answer too."""
+    """Return the hosts of the flag, else of `fab -H`, $CORRA_HOST or the configuration."""
     return _hosts(
         given.host
         or [fabrics_host(c) or os.environ.get("CORRA_HOST") or setting(c.config, "host") or ""],
@@ -112,7 +112,7 @@ def told_hosts(c: Context, given: ReachFlags, *, fate: str = "NOT DONE") -> list
 
 
 def _hosts(texts: Sequence[str], *, fate: str = "NOT DONE") -> list[str]:
-    """Return the hosts that lists and sets such as `db1,web[1-3]` name, each once. Raises Misuse."""
+    """Return the hosts of lists and sets such as `db1,web[1-3]`, each once. Raises Misuse."""
     from corra.model.host_sets import hosts
 
     given = [text for text in texts if text.strip(", ")]
@@ -357,7 +357,7 @@ def _one_row_each(states: Sequence[State]) -> list[State]:
 
 
 def _one_line_each(errors: Sequence[CorraError], answered: AbstractSet[str]) -> list[CorraError]:
-    """Return one error for each host that is down, under the name that most runs were started under.
+    """Return one error for each host that is down, under the name of most of its runs.
 
     `answered`: the hosts that aren't, as they are spelled.
     """

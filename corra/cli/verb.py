@@ -100,8 +100,9 @@ class _Tokens(Argument):
 class Verb(Task):  # type: ignore[type-arg]
     """A task whose body is called as `body(c, given)`.
 
-    `fate` opens its refusals, `ids` says whether it takes ids, `text` whether words behind the first
-    id are text, `command` whether it takes a command after `--`. `begin` makes the agent that the body needs, before the rest is imported.
+    `fate` opens its refusals, `ids` says whether it takes ids, `text` whether the words behind the
+    first id are text, `command` whether it takes a command after `--`. `begin` makes the agent that
+    the body needs, before the rest is imported.
     """
 
     # `given` is what `body` and `begin` take; mypy can't say so of an attribute.

@@ -38,7 +38,7 @@ def _inherited(value: bool | Sequence[str]) -> bool | tuple[str, ...]:
 
 
 class RecordedOptions(TypedDict, total=False):
-    """What a host is told of a run beside its command. Durations are seconds, or text such as `5m`."""
+    """What a host is told of a run beside its command. A duration is seconds, or text: `5m`."""
 
     cwd: Annotated[str | None, _of_program(_as_given)]
     env: Annotated[Mapping[str, str | None] | None, _of_program(dict)]

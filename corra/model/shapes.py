@@ -166,7 +166,7 @@ def _is_moment(text: str, years: range) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """Return a little of `value`: a number may have thousands of digits, a text 80 million letters."""
+    """Return the beginning of `value`: a text may have 80 million letters."""
     if isinstance(value, str):
         return repr(value[:40])
     if isinstance(value, int) and not isinstance(value, bool):

@@ -206,7 +206,7 @@ class Chaperone(Agent):
         return following
 
     def _known(self, where: Mapping[str, Any], timeout_s: float) -> bool:
-        """Return whether the keeper has a run of exactly this id. The start compares the programs."""
+        """Return whether the keeper has a run of this very id. The start compares the programs."""
         try:
             link = super().stream("status", where, timeout_s=timeout_s)
         except Refused as refusal:
@@ -248,7 +248,7 @@ class Chaperone(Agent):
         return NotStarted(f"no POSIX shell there that would start it: {said}", host=self.host.name)
 
     def _begun(self, where: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
-        """Return the first State after `starting`: a slow connection outlasts the agent's own wait."""
+        """Return the first State after `starting`: a slow login outlasts the agent's own wait."""
         link, parser = super().stream("wait", where, timeout_s=timeout_s), Parser()
         state: Mapping[str, Any] = link.reply
         until = time.monotonic() + self._far.connect_timeout_s + _LOGIN_S
@@ -280,7 +280,7 @@ class Chaperone(Agent):
         )
 
     def _carried(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the request for the keeper's agent. Raises Misuse for what a chaperone can't do."""
+        """Return the request for the keeper's agent. Raises Misuse for what it can't do."""
         program, run, secrets = (
             dict(request["program"]),
             dict(request.get("run") or {}),

@@ -57,7 +57,7 @@ class Pace:
         self._came = 0
 
     def read(self, read: Callable[[float | None], bytes]) -> bytes:
-        """Return the next bytes. Raises TimeoutError, and BadReply for an answer that only drips."""
+        """Return the next bytes. Raises TimeoutError; BadReply for an answer that only drips."""
         over = self._began + self._silence_s + self._came / SLOWEST
         left = min(self._silence_s, over - time.monotonic())
         if left <= 0:

@@ -22,7 +22,7 @@ _COMMAND = "exec /bin/sh -c 'echo corra probe begins; exec cat'"
 
 
 def login_fault(runner: Runner, limit_s: float = PROBE_S) -> CorraError | None:
-    """Return the error for a host whose login files read stdin, None where they don't or don't say."""
+    """Return the error for a host whose login files read stdin, else None."""
     try:
         channel = runner.open(_COMMAND)
     except (CorraError, ConnectionError, TimeoutError):

@@ -90,7 +90,7 @@ def explained(host: Host, verb: str, *, text: str = "", label: str = "") -> Iter
 
 
 def _next(link: OpenLink, until: float) -> bytes:
-    """Return the next bytes. Raises TimeoutError at `until`, even where bytes never cease to come."""
+    """Return the next bytes. Raises TimeoutError at `until`, even if bytes never cease."""
     import time
 
     while (left_s := until - time.monotonic()) > 0:

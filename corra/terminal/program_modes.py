@@ -45,7 +45,8 @@ _MODES = {
 }
 _SCREENS = (47, 1047, 1049)
 _SWITCH = re.compile(
-    rb"\x1b(?:\[(?:\?(?P<modes>[0-9;]{1,80}[hl])|(?P<insert>4[hl])|(?P<region>[0-9;]{0,16}r)|(?P<shape>[0-9]{0,2} q)|(?P<other_keys>>4(?:;[0-9]?)?m)"
+    rb"\x1b(?:\[(?:\?(?P<modes>[0-9;]{1,80}[hl])|(?P<insert>4[hl])|(?P<region>[0-9;]{0,16}r)"
+    rb"|(?P<shape>[0-9]{0,2} q)|(?P<other_keys>>4(?:;[0-9]?)?m)"
     rb"|(?P<flags>[<>=][0-9;]{0,8}u))|(?P<keypad>[=>])|(?P<charset>\([0-9A-Za-z])|(?P<reset>c))"
 )
 _BEGUN = re.compile(rb"\x1b(?:\(|\[[?<>=]?[0-9;]{0,80} ?)?\Z")
@@ -75,7 +76,8 @@ _CANCEL = b"\x18\x1b\\"
 # and the colours. And the scrolling region: in a terminal of another size it is too small, and vim,
 # which is told of the new size, takes it for granted that the terminal forgets the region then.
 _NOT_AGAIN = re.compile(
-    rb"\x05|\x1b(?:Z|\[[0-?]*(?:[ -/]*[cnrtx]|[\"-/][ -/]*[@-~])|\[\?[0-?]*[mSu]|\[>[0-?]*q|[P\]X^_][^\x1b\x07]*(?:\x07|\x1b\\))"
+    rb"\x05|\x1b(?:Z|\[[0-?]*(?:[ -/]*[cnrtx]|[\"-/][ -/]*[@-~])|\[\?[0-?]*[mSu]|\[>[0-?]*q"
+    rb"|[P\]X^_][^\x1b\x07]*(?:\x07|\x1b\\))"
 )
 _UNFINISHED = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|[P\]X^_][^\x1b\x07]*\x1b?)?\Z")
 _UNFINISHED_MAX = 1 << 20

@@ -53,7 +53,7 @@ class Gone(Exception):
         self.said = False
 
     def why(self, what: str) -> str:
-        """Return `whoever read WHAT has gone` or `WHAT can't be written here: disk full (ENOSPC)`."""
+        """Return `whoever read WHAT has gone`, or `WHAT can't be written here: disk full`."""
         if self.code == EPIPE_CODE:
             return f"whoever read {what} has gone"
         return f"{what} can't be written here: {errno_words(self._error.errno)}"
@@ -221,7 +221,7 @@ class Screen:
             )
 
     def say_unread(self, label: str, host: str, fate: str, why: str) -> None:
-        """Write a line on stderr whatever the flags say: stdout, where --json has it, has failed."""
+        """Write a line on stderr, also under --json: stdout has failed."""
         self._words(render.visible(line(label, host, fate, why)), fate, ())
 
     def say(

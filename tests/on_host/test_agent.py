@@ -447,7 +447,7 @@ def test_stdin_that_ends_too_early_starts_nothing(door):
     assert os.listdir(door.spool / "runs") == []
 
 
-def test_stdin_that_isnt_what_was_announced_starts_nothing_and_other_bytes_of_the_same_id_are_a_conflict(
+def test_stdin_that_isnt_as_announced_starts_nothing_and_other_bytes_of_an_id_are_a_conflict(
     door,
 ):
     def request(announced: bytes) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def test_retry_after_is_seconds_or_a_date_and_at_most_an_hour(text, expected):
     assert courier.retry_after(text, 1_000_000.0) == expected
 
 
-def test_the_pause_grows_from_retry_frequency_to_five_minutes_and_never_falls_below_what_was_asked_for():
+def test_the_pause_grows_from_retry_frequency_to_five_minutes_and_is_never_below_what_was_asked():
     pauses = [courier.backoff(tries, 10, 0.0) for tries in range(1, 9)]
     assert pauses == [10, 20, 40, 80, 160, 300, 300, 300]
     assert courier.backoff(1, 900, 0.0) == 900

@@ -121,7 +121,7 @@ def test_a_start_that_was_forced_dies_with_the_session_and_says_so(machine: rig.
     }
 
 
-def test_where_it_kills_and_the_user_lingers_a_run_is_in_a_scope_of_its_own_and_outlives_the_session(
+def test_where_it_kills_and_the_user_lingers_a_run_has_its_own_scope_and_outlives_the_session(
     machine: rig.Rig,
 ) -> None:
     kill_user_processes(machine, "yes")

@@ -155,7 +155,7 @@ def test_keys_that_the_host_may_not_have_are_said(terminal: Callable[..., Termin
     assert corra.attach("shell").kill(grace=0).ended
 
 
-def test_who_comes_later_has_what_is_switched_on_there_is_asked_nothing_old_and_may_leave_by_keys_as_it_asked_for_them(
+def test_who_comes_later_has_what_is_switched_on_and_is_asked_nothing_old_and_may_leave(
     terminal: Callable[..., Terminal],
 ) -> None:
     """A full-screen program, seen by the client that started it and by a later one. The program has
