@@ -139,7 +139,8 @@ def start_run(request, stdin, reply):
             give_up(run, wrong, "no guard could be started here: " + wrong.strerror)
         elif state["supervisor"] == "gone":
             before = outliving(run.request) if request.get("before") is None else request["before"]
-            time.sleep(max(0, min(pause_s, deadline - time.monotonic())))
+            if pause_s:
+                time.sleep(max(0.001, min(pause_s, deadline - time.monotonic())))
             pause_s = min(pause_s * 2 or 0.01, 1)
             try:
                 spawn_guards(
