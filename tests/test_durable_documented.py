@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,8 @@ ns.configure({"runners": {"remote": Durable}})
 
 
 def fab(sshd: Sshd, home: Path, task: str, **given: Any) -> subprocess.CompletedProcess[str]:
+    if metadata.version("invoke") >= "3":
+        pytest.skip("fab of Fabric 3.2 doesn't run on Invoke 3")
     text = FABFILE
     for name, value in given.items():
         text = text.replace(name, repr(value))

@@ -29,7 +29,8 @@ from .shapes import (
 ID = Word(re.compile(ids.PATTERN))
 PID = Whole(0, 1 << 32)
 ERRNO = Whole(0, 1 << 16)
-ARGV = Listed(Text(WORD_MAX))
+# A word that is too long for exec is in the State of a run that couldn't be started.
+ARGV = Listed(Text(6 << 20))
 _SIGNAL = Text(16)
 # A host is never trusted: a value that isn't as its line says is refused where it is read, or it
 # would be a traceback where it is shown.
@@ -152,6 +153,11 @@ class State:
             for name in STATE.fields
             if (each := value.get(name)) is not None
         }
+        if streams := given.get("streams"):
+            given["streams"] = {
+                name: {fact: size for fact, size in facts.items() if size is not None}
+                for name, facts in streams.items()
+            }
         return cls(**given)
 
     def to_json(self) -> dict[str, Any]:

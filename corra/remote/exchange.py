@@ -53,7 +53,7 @@ class Pace:
 
     def __init__(self, silence_s: float) -> None:
         self._silence_s = silence_s
-        self._began = time.monotonic()
+        self._began = self._heard = time.monotonic()
         self._came = 0
 
     def read(self, read: Callable[[float | None], bytes]) -> bytes:
@@ -61,17 +61,21 @@ class Pace:
         over = self._began + self._silence_s + self._came / SLOWEST
         left = min(self._silence_s, over - time.monotonic())
         if left <= 0:
-            raise BadReply(f"{self._came} bytes in {time.monotonic() - self._began:.0f} s")
+            raise self._over()
         try:
             data = read(left)
         except TimeoutError:
-            if left < self._silence_s and self._came:
-                raise BadReply(
-                    f"{self._came} bytes in {time.monotonic() - self._began:.0f} s"
-                ) from None
-            raise
+            raise self._over() from None
         self._came += len(data)
+        self._heard = time.monotonic()
         return data
+
+    def _over(self) -> Exception:
+        """Return the error for a time that is up: a host that was silent may only be slow."""
+        now = time.monotonic()
+        if now - self._heard >= self._silence_s / 2:
+            return TimeoutError()
+        return BadReply(f"{self._came} bytes in {now - self._began:.0f} s")
 
 
 class Link:

@@ -51,8 +51,9 @@ def test_whatever_parse_lets_through_is_harmless_and_reads_back(text):
     assert Host.parse(str(host)) == host
     for word in (host.name, host.login or "x"):
         assert not word.startswith("-")
-        assert word.isascii() and word.isprintable()
-        assert not set(word) & set(" \t'\"`|&;<>()*?#~=,{}!/[]")
+        assert word.isprintable()
+        assert not set(word) & set(" \t'\"`|&;<>()*?#~,{}![]")
+    assert (host.login or "x").isascii()
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,6 @@ def test_whatever_parse_lets_through_is_harmless_and_reads_back(text):
         "$(id)",
         "h;id",
         "h|id",
-        "h/..",
         "h:",
         ":22",
         "h:ssh",
@@ -89,7 +89,6 @@ def test_whatever_parse_lets_through_is_harmless_and_reads_back(text):
         "[]",
         "ops@local",
         "local:22",
-        "ünï",
     ],
 )
 def test_what_ssh_or_a_shell_could_misread_is_no_host(text):

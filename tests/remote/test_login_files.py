@@ -71,7 +71,7 @@ def test_the_verbs_say_it_of_a_host_where_nothing_was_to_be_started(
 
 def test_a_login_that_prints_without_end_is_named(sshd: Sshd, home: Path) -> None:
     (home / ".bashrc").write_text("yes noise\n")
-    with pytest.raises(corra.MaybeStarted, match="a login file on h prints without end") as caught:
+    with pytest.raises(corra.MaybeStarted, match="a login file prints without end") as caught:
         corra.start("h", ["true"])
     assert "noise" in caught.value.why
 

@@ -114,6 +114,6 @@ def test_an_old_python_gets_a_sentence_that_says_what_to_do(checkout, tmp_path):
         checkout.script(old / name, '[ "$1" = -V ] && echo Python 3.9.2')
     done = checkout.inv("ps", PATH=f"{old}:/usr/bin:/bin")
     assert (done.returncode, done.stdout) == (125, "")
-    first, second = done.stderr.splitlines()
+    first, second, _ = done.stderr.splitlines()
     assert first.startswith("corra: no Python 3.10 or later here (Python 3.9.2)")
     assert "apt-get install python3" in second
