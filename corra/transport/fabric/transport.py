@@ -136,12 +136,18 @@ class Transport(Plain):  # type: ignore[misc] # paramiko has no hints
         otherwise must end the connection. Raises what `open_session` does, and SSHException for
         such a host.
         """
-        self._asking.order = order
+        self._asking.order, self._asking.channel = order, None
         try:
             session = self.open_session(timeout=timeout_s)
+        except SSHException:
+            # A short command may have ended before this thread looked, and paramiko has forgotten
+            # its channel. To drop the connection then would cut off all other threads.
+            session = self._asking.channel
+            if session is None or not session.active:
+                raise
         finally:
             asked = self._asking.order is None
-            self._asking.order = None
+            self._asking.order = self._asking.channel = None
         if asked and session.remote_chanid != 0:
             raise SSHException(f"the first channel is number {session.remote_chanid}")
         return session
@@ -162,7 +168,8 @@ class Transport(Plain):  # type: ignore[misc] # paramiko has no hints
             # Output of the host's login shell may come before the caller has the session.
             opened = Message(data.asbytes()[1:])
             opened.get_string()
-            self._channels.get(opened.get_int()).in_buffer = Inbox()
+            self._asking.channel = self._channels.get(opened.get_int())
+            self._asking.channel.in_buffer = Inbox()
             self._send_later(data)
             for request in order.requests(0):
                 self._send_later(request)
