@@ -513,7 +513,19 @@ def process(pid):
     # Split at the last ")": a program may call itself "a) Z 1 1 (".
     head, _, tail = text.rpartition(")")
     fields = tail.split()
-    return fields[0], int(fields[1]), int(fields[19]), head.partition("(")[2]
+    # A process whose first thread has ended is shown as a zombie, and its other threads go on.
+    state = "S" if fields[0] == "Z" and int(fields[17]) > 1 else fields[0]
+    return state, int(fields[1]), int(fields[19]), head.partition("(")[2]
+
+
+def tracer(pid):
+    """Return the pid of the process that traces `pid`, or 0."""
+    try:
+        text = slurp("/proc/%d/status" % pid)
+    except OSError:
+        return 0
+    found = [line.split()[1] for line in text.splitlines() if line.startswith(b"TracerPid:")]
+    return int(found[0]) if found else 0
 
 
 def process_tree(roots, spared=()):
@@ -1129,6 +1141,57 @@ def end_of_stdin(senders):
     return offset if who == END_OF_STDIN else None
 
 
+# ============================================================ hindrance
+# What keeps a run's keeper from its work, and what is due meanwhile.
+#
+# Readers find it out by themselves, in /proc: a guard that can't work can't say so either.
+
+# A keeper acts within some ms, and tries every 0.2 s again to write what it couldn't.
+LATE_NS = 300 * 10**6
+
+
+def hindrance(keeper, due):
+    """Return the State's `hindered`, None where nothing keeps the keeper from its work.
+
+    `keeper` is its pid, and `due` what `due_work` has found; `by` is the pid that traces it.
+    """
+    found = process(keeper)
+    state = found and found[0]
+    why = {"T": "stopped", "t": "traced"}.get(state)
+    if due and not why:
+        # Asleep with such work to do: it has tried, and what it tried was a write.
+        why = {"D": "kernel", "S": "room" if due in ("end", "output") else None}.get(state)
+    if not why:
+        return None
+    return {
+        "why": why,
+        "due": due,
+        "pid": keeper,
+        "by": (tracer(keeper) or None) if why == "traced" else None,
+    }
+
+
+def due_work(request, facts):
+    """Return what the keeper should have done by now: end, output, timeout, kill; or None."""
+    record, launched, now = facts["record"], facts["launched"], facts["mono_ns"]
+    if record is None or launched is None or launched[2] != facts["boot_id"]:
+        return None
+    if record.outcome:
+        short = any(size < record.lengths.get(name, size) for name, size in facts["sizes"].items())
+        late = now > launched[4] + record.outcome[2] + LATE_NS
+        return "output" if short and late else None
+    program = process(launched[0])
+    if program and program[2] == launched[1] and program[0] == "Z":
+        return "end"
+    if record.stop:
+        allowed = KILL_DEADLINE_NS + CARRIER_DEADLINE_NS if record.stop[3] == "killing" else LATE_NS
+        late = record.stop[3] != "done" and now > record.stop[2] + allowed
+        return "kill" if late else None
+    timeout = (request.get("run") or {}).get("timeout")
+    late = timeout and now > launched[4] + int(timeout * 1e9) + LATE_NS
+    return "timeout" if late else None
+
+
 # ============================================================ run
 # A run as a reader sees it: its files, its lock, and the State that follows from both.
 
@@ -1263,16 +1326,11 @@ class Run:
             raise self.damaged("a file of this run", repr(error)) from None
 
     def state_now(self, details):
-        facts = self.facts()
+        facts = self.watched_facts()
         record = facts["record"]
-        keeper = record and record.agent
-        living = {}
         if facts["alive"] and record:
-            living = {pid: process(pid) for pid in living_guards(record)}
-            living = {pid: found for pid, found in living.items() if found}
-            # The innermost living guard keeps the run, or is about to.
-            facts["stopped"] = [found[0] in "Tt" for found in living.values()][-1:] == [True]
-            facts["standbys"] = [pid for pid in living if pid != keeper]
+            keeper = record.agent
+            facts["standbys"] = [pid for pid in facts["guards"] if pid != keeper]
             # A zombie's children are the keeper's by now.
             ours = {facts["launched"] and facts["launched"][0], record.courier}
             if details and record.outcome and set(children(keeper)) - ours:
@@ -1281,6 +1339,34 @@ class Run:
                     for pid, found in process_tree([keeper], [record.courier]).items()
                 ]
         return state_of(self.request, facts)
+
+    def guarded_facts(self):
+        """Return the facts with the living `guards`, and with what has `hindered` the keeper."""
+        facts = self.facts()
+        if facts["alive"] and facts["record"]:
+            facts["guards"] = living_guards(facts["record"])
+            # The innermost living guard keeps the run, or is about to.
+            for keeper in facts["guards"][-1:]:
+                facts["due"] = due_work(self.request, facts)
+                facts["hindered"] = hindrance(keeper, facts["due"])
+        return facts
+
+    def watched_facts(self):
+        """Return the guarded facts, a moment later where the program has ended just now.
+
+        Its keeper needs some ms to record the end, and is not hindered meanwhile.
+        """
+        deadline = mono_ns() + LATE_NS
+        while True:
+            facts = self.guarded_facts()
+            halted = (facts.get("hindered") or {}).get("why") in ("stopped", "traced")
+            if facts.get("due") != "end" or halted or mono_ns() > deadline:
+                return facts
+            time.sleep(0.005)
+
+    def hindered(self):
+        """Return the State's `hindered`, without that wait."""
+        return self.guarded_facts().get("hindered")
 
 
 def sound_request(text, prog_id):
@@ -1363,7 +1449,7 @@ def state_of(request, facts):
     lengths = {name: record.lengths.get(name, size) for name, size in sizes.items()}
     end_ns = record.outcome[1] if record.outcome and state in FINAL else 0
     keep_s = options.get("keep") or (KEEP_GOOD_S if outcome and status == 0 else KEEP_BAD_S)
-    open_run = state not in FINAL
+    open_run, hindered = state not in FINAL, facts.get("hindered")
     return {
         "prog_id": request["prog_id"],
         "proc_id": request["prog_id"],
@@ -1381,7 +1467,13 @@ def state_of(request, facts):
         "boot_id": launched[2] if launched else facts["boot_id"],
         "agent_pid": record.agent if facts["alive"] and record.agent else None,
         "standby_pids": facts.get("standbys", []),
-        "supervisor": "stopped" if facts.get("stopped") else "ok" if facts["alive"] else "gone",
+        "supervisor": "gone"
+        if not facts["alive"]
+        else "stopped"
+        if hindered and hindered["why"] in ("stopped", "traced")
+        else "ok",
+        # An end is final, but the keeper may have output to move.
+        "hindered": hindered if open_run or (hindered and hindered["due"] == "output") else None,
         "pid": launched[0] if launched else None,
         "pid_start": launched[1] if launched else None,
         "exception": exception,
@@ -2958,9 +3050,16 @@ REPLACE_PAUSE_S = 0.02
 
 
 def standby(child):
-    """Wait for the guard below this one; return when it died unfinished."""
-    info = peek_end(os.P_PID, child)
-    os.waitid(os.P_PID, child, os.WEXITED)
+    """Wait for the guard below this one; return when it died unfinished.
+
+    A guard that a signal has stopped goes on at once. It can't ignore SIGSTOP, and nobody needs it
+    stopped: it would keep no time, obey no order, move no output and record no end.
+    """
+    while True:
+        info = os.waitid(os.P_PID, child, os.WEXITED | os.WSTOPPED)
+        if info.si_code in ENDS:
+            break
+        os.kill(child, _signal.SIGCONT)  # its pid is its own: it hasn't been waited for
     if info.si_code == 1 and info.si_status == 0:
         os._exit(0)
 
@@ -3879,6 +3978,15 @@ def give_order(run, text):
         os.close(fd)
 
 
+def wake_guards(run):
+    """Let guards go on that a signal has stopped: a guard does that for the one below it alone."""
+    pages = run.pages()
+    for pid, start in ((pages and Record.read(pages[0])) or Record()).guards:
+        found = process(pid)
+        if found and found[0] == "T" and found[2] == start:
+            signal_process(pid, start, SIGNALS["CONT"])
+
+
 def signal_order(number, name, request):
     """Return the order for one signal.
 
@@ -3933,6 +4041,7 @@ def checked_signal(request, default):
 def verb_signal(request, stdin, reply, framed):
     name = checked_signal(request, "TERM")
     run = find(request)
+    wake_guards(run)
     state, how = run.state(), "ended"
     if state["state"] == "running" or target(run):
         number = os.urandom(4).hex()
@@ -3966,6 +4075,7 @@ def verb_stop(request, stdin, reply, framed):
     grace = next(
         each for each in (request.get("grace"), options.get("grace"), GRACE_S) if each is not None
     )
+    wake_guards(run)
     before = run.state()
     if before["state"] == "starting" and before["supervisor"] == "gone":
         give_up(run, OSError(errno.ECANCELED, ""), "it was stopped before it was started")
@@ -4352,7 +4462,7 @@ class Follower:
         self.partial = b""
         self.orders = {}  # request id: (number, signal name, deadline)
         self.page = self.state = None
-        self.done = False
+        self.coming = self.done = False
         self.sender = None
         if request.get("sender") and takes_more(run.request):
             self.sender = Sender(run, int(request["sender"]))
@@ -4417,7 +4527,7 @@ class Follower:
         waits = [self.heard + PING_DEADLINE_S - time.monotonic() + 0.1] if self.stdin else []
         waits += [LOOK_ALONE_S] if self.keeper is None else []
         waits += [LOOK_S] if self.watch.blind else []
-        waits += [0.02] if self.orders or self.given else []
+        waits += [0.02] if self.orders or self.given or self.coming else []
         return max(0, int(min(waits) * 1000) + 1) if waits else None
 
     # ======================================================== follow: what goes out
@@ -4437,7 +4547,7 @@ class Follower:
                     self.keeper = None
             if state != self.state:
                 self.state = state
-                if state["state"] not in FINAL:
+                if state["state"] not in FINAL or state["hindered"]:
                     self.tell()
         self.answer()
 
@@ -4483,19 +4593,22 @@ class Follower:
         """Return whether all was sent, the last State included."""
         if self.done or self.spans or self.sending:
             return self.done
-        final, supervised = self.state["state"] in FINAL, self.state["supervisor"] != "gone"
-        if self.live and not final:
+        if self.live and self.state["state"] not in FINAL:
             return False
-        self.state = self.run.state(details=True)
-        lengths = {
-            name: self.state["streams"].get(name, {}).get("length", 0) for name in self.streams
-        }
-        short = (
-            [name for name in self.streams if self.cursor[name] < lengths[name]] if final else []
-        )
-        if short and supervised and self.live:
-            return False  # the keeper still moves them, as when the disk is full
-        for name in short:
+        before, self.state = self.state, self.run.state(details=True)
+        final, hindered = self.state["state"] in FINAL, self.state["hindered"]
+        sizes = {name: stat.st_size for name, stat in self.run.sizes().items()}
+        lengths = {name: each["length"] for name, each in self.state["streams"].items() if final}
+        short = [name for name, length in lengths.items() if sizes.get(name, length) < length]
+        unsent = [name for name in self.streams if self.cursor[name] < lengths.get(name, 0)]
+        # The keeper moves the last bytes right after the end, unless the disk is full.
+        moving = short and self.state["supervisor"] != "gone"
+        self.coming = bool(moving and not hindered) or bool(set(unsent) - set(short))
+        if self.coming or (moving and unsent and self.live):
+            if hindered != before["hindered"]:
+                self.tell()
+            return False
+        for name in unsent if not moving else ():
             self.queue.append(b"G %s %d %d\n" % (name.encode(), self.cursor[name], lengths[name]))
         self.tell()
         self.done = True
@@ -4591,10 +4704,13 @@ class Follower:
         numbers = [int(word) for word in words[1:] if word.isdigit()]
         if words[0] == "P":
             self.queue.append(b"H\n")
+            if self.state and self.run.hindered() != self.state["hindered"]:
+                self.page = None  # no file of the run tells that its keeper is stopped
         elif words[0] == "K" and len(words) == 3 and words[2].isdigit():
             # Another machine may have more signals. No answer tells the client that none was sent.
             if words[1] in SIGNALS:
                 number = os.urandom(4).hex()
+                wake_guards(self.run)
                 give_order(self.run, signal_order(number, words[1], self.request))
                 self.orders[number] = (int(words[2]), words[1], time.monotonic() + ORDER_DEADLINE_S)
         elif words[0] == "I" and self.sender and len(numbers) == 2 and numbers[1] <= INPUT_MAX:
@@ -4647,10 +4763,10 @@ class Follower:
         done = {each[2] for each in record.sent}
         for number, (serial, name, deadline) in list(self.orders.items()):
             late = time.monotonic() > deadline
-            heard = number in done or self.state["state"] in FINAL
+            heard = number in done
             if late and not heard:
-                # No answer tells the client that the signal has reached nobody: the program is
-                # dead, and its keeper can't record that.
+                # No answer tells the client that the signal has reached nobody, as of a program
+                # that is dead.
                 heard = signal_directly(self.run, name)
             if heard:
                 self.queue.append(b"A %d\n" % serial)

@@ -27,6 +27,7 @@ from corra.model.words import local_time
 DONE = "done"
 STARTED = "started"
 STILL_RUNNING = "STILL RUNNING"
+NOT_RECORDED = "NOT RECORDED"
 # The fates of a good end. Only a terminal shows them.
 QUIET = frozenset({DONE, STARTED})
 
@@ -116,6 +117,11 @@ def host_now(state: State, now: datetime) -> datetime:
 def fate(state: State, host: str = "", *, now: datetime | None = None) -> tuple[str, str]:
     """Return (FATE, why) of a run. With `now`, for a run that had ended before, why says when."""
     took = "" if state.elapsed is None else duration(state.elapsed)
+    if state.overdue == "end":
+        return NOT_RECORDED, f"its program has ended, but {hindrance(state)}"
+    if not state.ended and state.overdue:
+        due = "past its timeout" if state.overdue == "timeout" else "its KILL is overdue"
+        return STILL_RUNNING, f"{due}: {hindrance(state)}"
     if not state.ended:
         return STILL_RUNNING, f"for {took}" if took else ""
     at = f" at {past_moment(state.end_time, now)}" if now is not None and state.end_time else ""
@@ -123,6 +129,48 @@ def fate(state: State, host: str = "", *, now: datetime | None = None) -> tuple[
     if bad is None:
         return DONE, f"exit 0{at}" + (f" after {took}" if took else "")
     return bad.fate, bad.why + ("," + at if at and state.state == "exited" else "")
+
+
+def hindrance(state: State) -> str:
+    """Return what keeps a run's keeper from its work, "" where nothing does."""
+    told = state.hindered or {}
+    return {
+        "": "",
+        "stopped": "its guards are STOPPED",
+        "traced": "a debugger holds its keeper",
+        "kernel": "its keeper hangs in the kernel",
+        "room": "no room on the disk there",
+    }.get(str(told.get("why") or ""), "its keeper can't work")
+
+
+def remedy(state: State, host: str = "") -> list[str]:
+    """Return what to do about that on the host, as a hint."""
+    told = state.hindered or {}
+    guards = dict.fromkeys([*state.standby_pids, *([told["pid"]] if told.get("pid") else [])])
+    pids = " ".join(map(str, guards))
+    what = {
+        "stopped": f"kill -CONT {pids}",
+        "traced": f"end the debugger, process {told.get('by') or '?'}",
+        "kernel": f"see what process {told.get('pid') or '?'} waits for: a disk?",
+        "room": f"make room:  df {state.spool}",
+    }.get(str(told.get("why") or ""))
+    return [f"on {host or state.host} as {state.user}:  {what}"] if what else []
+
+
+def trouble(state: State) -> str:
+    """Return what an operator who watches a run has to know of it, "" where all is well."""
+    if state.ended:
+        return f"{': '.join(fate(state))}; {_unmoved(state)}" if state.overdue else ""
+    if state.overdue == "end":
+        return ": ".join(fate(state))
+    if state.hindered:
+        return fate(state)[1] if state.overdue else hindrance(state)
+    return HELD_BACK if state.blocked else ""
+
+
+def _unmoved(state: State) -> str:
+    """Return why output of an ended run isn't there yet."""
+    return f"the rest of its output waits: {hindrance(state)}"
 
 
 def left_over(state: State) -> str:
@@ -145,6 +193,13 @@ def word(state: State) -> str:
         if told == "FAILED" and state.return_code is not None
         else told
     )
+
+
+def _standing(state: State) -> str:
+    """Return `word`, or what keeps an open run from going on."""
+    if state.ended or not state.overdue:
+        return "HELD BACK" if state.blocked and not state.ended else word(state)
+    return NOT_RECORDED if state.overdue == "end" else "OVERDUE"
 
 
 def went_well(state: State) -> bool:
@@ -175,7 +230,7 @@ def row(state: State, now: datetime, host: str = "") -> tuple[str, ...]:
         visible(ids.short(state.prog_id)),
         visible(state.name or "-"),
         visible(host or state.host or "-"),
-        visible(word(state)),
+        visible(_standing(state)),
         age if state.ended else _short(state.elapsed or 0.0),
         "-" if state.ended or silent is None else f"{_short(silent)} ago",
         visible(str((state.origin or {}).get("user") or "-")),
@@ -250,10 +305,10 @@ def status(state: State, now: datetime, looked: Mapping[str, Any] | None = None)
     who = f" as {state.user}" if state.user else ""
     told, why = (
         ("running", f"for {duration(state.elapsed or 0.0)}")
-        if not state.ended
+        if not state.ended and not state.overdue
         else fate(state, now=now)
     )
-    joint = " " if not state.ended else ": "
+    joint = " " if told == "running" else ": "
     lines = [visible(f"{state.label} on {state.host}{who}: ") + f"{told}{joint}{why}"]
     facts: list[tuple[str, str]] = [
         ("command", command_text(state.argv) + (f"   in {state.cwd}" if state.cwd else ""))
@@ -264,7 +319,8 @@ def status(state: State, now: datetime, looked: Mapping[str, Any] | None = None)
         )
     if over := local_time(state.end_time):
         facts.append(("ended", f"{over:%Y-%m-%d %H:%M:%S} {_offset(over)}"))
-    facts.append(("output", _output(state, there)))
+    waits = f"; {_unmoved(state)}" if state.overdue == "output" else ""
+    facts.append(("output", _output(state, there) + waits))
     if state.stdin is not None:
         facts.append(("input", _input(state)))
     if state.blocked:
@@ -282,6 +338,7 @@ def status(state: State, now: datetime, looked: Mapping[str, Any] | None = None)
         facts += _together(looked["processes"], looked["spool"])
     if not state.ended:
         facts.append(("process", _process(state)))
+    facts += [("mend", each) for each in remedy(state)]
     if state.stragglers:
         facts.append(("leftover", left_over(state)))
     for sent in state.signals_sent[-3:]:
@@ -397,7 +454,7 @@ def _output(state: State, there: datetime) -> str:
 
 
 def _process(state: State) -> str:
-    guards = {
+    guards = hindrance(state) or {
         "ok": "guards ok",
         "stopped": "its guards are STOPPED",
         "gone": "its guards are GONE",
@@ -424,25 +481,29 @@ def live(
     amount: int,
     silent: float | None,
     width: int,
-    held: bool = False,
+    trouble: str = "",
+    ended: bool = False,
 ) -> str:
-    """Return the line that is redrawn while a run is watched."""
-    said = "no output yet" if silent is None else f"output {_short(silent)} ago"
-    if held:
-        said = HELD_BACK
+    """Return the line that is redrawn while a run is watched.
+
+    `ended`: only what comes after the program's end is still awaited.
+    """
+    said = trouble or ("no output yet" if silent is None else f"output {_short(silent)} ago")
+    goes = "" if ended else f"running  {running_time(elapsed)}  "
     return _spread(
-        f"{label} {host}  running  {running_time(elapsed)}  {decimal_size(amount)}  {said}",
+        f"{label} {host}  {goes}{decimal_size(amount)}  {said}",
         "Ctrl-C: detach",
         width,
     )
 
 
-def live_waiting(label: str, host: str, *, elapsed: float, held: bool, width: int) -> str:
+def live_waiting(
+    label: str, host: str, *, elapsed: float, trouble: str, width: int, ended: bool = False
+) -> str:
     """Return the live line of `wait`, which shows no output."""
-    more = f"  {HELD_BACK}" if held else ""
-    return _spread(
-        f"{label} {host}  running  {running_time(elapsed)}{more}", "Ctrl-C: stop waiting", width
-    )
+    goes = [] if ended else [f"running  {running_time(elapsed)}"]
+    said = "  ".join([f"{label} {host}", *goes, *([trouble] if trouble else [])])
+    return _spread(said, "Ctrl-C: stop waiting", width)
 
 
 def live_without_link(label: str, host: str, *, since_s: float, tries: int, width: int) -> str:

@@ -288,7 +288,9 @@ def test_the_live_line_is_one_line_of_the_terminals_width() -> None:
 
 
 def test_a_program_held_back_by_a_full_disk_doesnt_look_like_a_silent_one() -> None:
-    line = render.live("t4xk9d", "db1", elapsed=2, amount=4, silent=7, width=79, held=True)
+    line = render.live(
+        "t4xk9d", "db1", elapsed=2, amount=4, silent=7, width=79, trouble=render.HELD_BACK
+    )
     assert line.startswith("t4xk9d db1  running  0:02  4 B  HELD BACK: no room on the disk there")
 
 

@@ -51,6 +51,7 @@ STATE = Object(
         "agent_pid": PID,
         "standby_pids": Listed(PID, 64),
         "supervisor": Text(64),
+        "hindered": Object({"why": Text(64), "due": Text(64), "pid": PID, "by": PID}),
         "pid": PID,
         "pid_start": Whole(),
         "exception": Object(
@@ -115,6 +116,7 @@ class State:
     agent_pid: int | None = None
     standby_pids: tuple[int, ...] = ()
     supervisor: str = "gone"
+    hindered: Mapping[str, Any] | None = None
     pid: int | None = None
     pid_start: int | None = None
     exception: Mapping[str, Any] | None = None
@@ -172,6 +174,14 @@ class State:
     def ended(self) -> bool:
         """Whether the run is over: this State never changes again."""
         return self.state in FINAL
+
+    @property
+    def overdue(self) -> str:
+        """What the keeper should have done and can't do: end, output, timeout, kill; or nothing.
+
+        `end`: the program has ended, and its status isn't recorded.
+        """
+        return str((self.hindered or {}).get("due") or "")
 
     @property
     def label(self) -> str:

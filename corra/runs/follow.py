@@ -285,9 +285,10 @@ class Follow:
         now = self.state
         if before is None or now is None:
             return True
-        return (now.state, bool(now.blocked), len(now.signals_sent)) != (
+        return (now.state, bool(now.blocked), now.hindered, len(now.signals_sent)) != (
             before.state,
             bool(before.blocked),
+            before.hindered,
             len(before.signals_sent),
         )
 
@@ -501,7 +502,9 @@ class Follow:
                         final = self.state.ended
                         if self._is_news(before):
                             yield from self._proven()
-                        if final and not self._wanted.late:
+                        # Of a run whose output still waits for room this isn't the last State.
+                        waits = self.state.overdue == "output"
+                        if final and not waits and not self._wanted.late:
                             yield from self._rest(final)
                             yield frame
                             return
@@ -525,7 +528,7 @@ class Follow:
                 raise self._stranger(error) from error
 
     def _rest(self, final: bool) -> Iterator[Output | Gap]:
-        if final and self.state is not None:
+        if final and self.state is not None and self.state.overdue != "output":
             yield from self._position.rest(self.state)
 
     def _read(self) -> bytes | None:

@@ -218,7 +218,7 @@ class Run:
         assert state is not None
         self.name = state.name
         texts = {"stdout": "", "stderr": ""}
-        truncated = False
+        truncated = state.overdue == "output"
         for stream, facts in (state.streams or {}).items() if output else ():
             length = int(facts.get("length", 0))
             truncated = truncated or length > OUTPUT_KEPT or bool(facts.get("dropped"))

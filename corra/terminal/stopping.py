@@ -116,7 +116,7 @@ def stop(
     ):
         raise lost  # without the link nobody can say that nothing is left
     if first.get("how") != "ended":
-        screen.say(state.label, host, *render.fate(state, host))
+        screen.say(state.label, host, *render.fate(state, host), render.remedy(state, host))
 
 
 def _say_sent(screen: Screen, run: Run, answer: Mapping[str, Any]) -> None:
@@ -125,8 +125,7 @@ def _say_sent(screen: Screen, run: Run, answer: Mapping[str, Any]) -> None:
     if answer.get("how") == "ended":
         fate, why = render.fate(state, host, now=now())
         if not state.ended:
-            text = "its program has ended, but its keeper can't record that: is it stopped?"
-            screen.note(state.label, host, text)
+            screen.say(state.label, host, *render.fate(state, host), render.remedy(state, host))
             return
         screen.note(state.label, host, f"had ended already: {fate}: {why}")
         return

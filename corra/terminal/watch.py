@@ -279,14 +279,9 @@ class Watch:
             self.screen.output(fd, output.data)
 
     def _show_state(self, state: State) -> None:
-        first, held_before = self._state is None, bool(self._state and self._state.blocked)
+        first, before = self._state is None, self._state and render.trouble(self._state)
         self._state, self._state_at = state, time.monotonic()
-        if bool(state.blocked) != held_before and not self.screen.live_line and not state.ended:
-            self.screen.note(
-                self.label,
-                self.host,
-                render.HELD_BACK if state.blocked else "there is room again, it goes on",
-            )
+        self._say_trouble(before or "", render.trouble(state))
         if first:
             self.run.name = state.name
             # Output from before our time is as old as the host says.
@@ -315,6 +310,17 @@ class Watch:
                     lambda text: self.screen.note(self.label, self.host, text),
                     switched=self._by_host.switched,
                 )
+
+    def _say_trouble(self, before: str, now: str) -> None:
+        """Say what has come over the run, where no live line shows it; and that it is over."""
+        state = self._state
+        if before == now or state is None:
+            return
+        if now and (not self.screen.live_line or state.hindered):
+            self.screen.say(self.label, self.host, "", now, render.remedy(state, self.host))
+        elif not now and not self.screen.live_line and not state.ended:
+            room = "there is room again, " if before == render.HELD_BACK else ""
+            self.screen.note(self.label, self.host, f"{room}it goes on")
 
     def _say_unread_keys(self, state: State) -> None:
         """Tell a person at a terminal that the program's terminal isn't this one."""
@@ -355,13 +361,22 @@ class Watch:
         if state is None:
             return render.cut(f"{self.host}: connecting", width)
         elapsed = (state.elapsed or 0.0) + now - self._state_at
-        held = bool(state.blocked)
+        trouble, ended = render.trouble(state), state.overdue in ("end", "output")
         if not self._shows:
-            return render.live_waiting(name, self.host, elapsed=elapsed, held=held, width=width)
+            return render.live_waiting(
+                name, self.host, elapsed=elapsed, trouble=trouble, width=width, ended=ended
+            )
         amount = sum(self.follow.cursor.values())
         silent = now - self._output_at if amount else None
         return render.live(
-            name, self.host, elapsed=elapsed, amount=amount, silent=silent, held=held, width=width
+            name,
+            self.host,
+            elapsed=elapsed,
+            amount=amount,
+            silent=silent,
+            trouble=trouble,
+            width=width,
+            ended=ended,
         )
 
     # -- The desk
@@ -428,10 +443,13 @@ class Watch:
         """Return whether a signal to the client is for the program.
 
         Until the start is confirmed the first signal waits for that, and not for long; a second one
-        ends the client. So does a signal that has reached nobody for CONFIRM_S.
+        ends the client. So does a signal that has reached nobody for CONFIRM_S, and one that comes
+        after the program's end.
         """
         if self._by_host is None:
             return False
+        if self._state is not None and self._state.overdue in ("end", "output"):
+            return False  # no program is left to take it
         if self._by_host.confirmed:
             overdue = self._waits_until is not None and time.monotonic() >= self._waits_until
             return not (overdue and self._by_host.unheard)
@@ -481,7 +499,11 @@ class Watch:
         if self._stoppable is not None:
             hint.append(f"stop: {typed()} kill {self.short}")
         hint = side_by_side(hint)
-        self.screen.say(self.label, self.host, render.STILL_RUNNING, why, [*hint, *more])
+        state, told = self.follow.state, render.STILL_RUNNING
+        if state.overdue in ("end", "output"):
+            told, how = render.fate(state, self.host)
+            why, hint = f"{how}; {why}", [*hint[:1], *render.remedy(state, self.host)]
+        self.screen.say(self.label, self.host, told, why, [*hint, *more])
 
     def _unsent(self) -> list[str]:
         """Return the line about keys that the host may not have."""

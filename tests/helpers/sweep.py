@@ -12,39 +12,26 @@ import json
 import os
 import signal
 import sys
-import threading
-import time
 from pathlib import Path
-from typing import Any
 
 from corra import agent as host_agent
 from torture import agent_argv
-
-(
-    PTRACE_TRACEME,
+from tracing import (
+    CLONE,
+    EXEC,
+    FORK,
+    OPTIONS,
     PTRACE_CONT,
-    PTRACE_DETACH,
+    PTRACE_GETEVENTMSG,
     PTRACE_SETOPTIONS,
     PTRACE_SYSCALL,
-    PTRACE_GETEVENTMSG,
-) = 0, 7, 17, 0x4200, 24, 0x4201
-FORK, VFORK, CLONE, EXEC = 1, 2, 3, 4
-OPTIONS = 1 | 1 << FORK | 1 << VFORK | 1 << CLONE | 1 << EXEC  # TRACESYSGOOD with the four events
-WALL = 0x40000000
+    PTRACE_TRACEME,
+    VFORK,
+    WALL,
+    ptrace,
+)
+
 ROLES = ("standby", "middle", "keeper")
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-_libc.ptrace.restype = ctypes.c_long
-
-
-def _ptrace(request: int, pid: int, data: int | ctypes.c_ulong = 0) -> int:
-    pointer = (
-        ctypes.cast(ctypes.byref(data), ctypes.c_void_p)
-        if isinstance(data, ctypes.c_ulong)
-        else ctypes.c_void_p(data)
-    )
-    return int(_libc.ptrace(request, pid, None, pointer))
 
 
 class Tracer:
@@ -84,7 +71,7 @@ class Tracer:
         if not starter:
             os.dup2(request_read, 0)
             os.dup2(reply_write, 1)
-            _ptrace(PTRACE_TRACEME, 0)
+            ptrace(PTRACE_TRACEME, 0)
             os.kill(os.getpid(), signal.SIGSTOP)
             os.execv(self.argv[0], self.argv)
         os.close(request_read)
@@ -92,8 +79,8 @@ class Tracer:
         os.write(request_write, self.request)
         os.close(request_write)
         os.waitpid(starter, WALL)
-        _ptrace(PTRACE_SETOPTIONS, starter, OPTIONS)
-        _ptrace(PTRACE_CONT, starter)
+        ptrace(PTRACE_SETOPTIONS, starter, OPTIONS)
+        ptrace(PTRACE_CONT, starter)
         self.starter = starter
         self.parent[starter] = os.getpid()
         living = {starter}
@@ -115,7 +102,7 @@ class Tracer:
         deliver = 0
         if event in (FORK, VFORK, CLONE):
             message = ctypes.c_ulong()
-            _ptrace(PTRACE_GETEVENTMSG, pid, message)
+            ptrace(PTRACE_GETEVENTMSG, pid, message)
             self.born(pid, message.value)
             if message.value in self.unknown:
                 self.unknown.remove(message.value)
@@ -133,7 +120,7 @@ class Tracer:
 
     def resume(self, pid: int, deliver: int = 0) -> None:
         # Only guards stop at system calls; the starter and the program run at full speed.
-        _ptrace(PTRACE_SYSCALL if pid in self.roles else PTRACE_CONT, pid, deliver)
+        ptrace(PTRACE_SYSCALL if pid in self.roles else PTRACE_CONT, pid, deliver)
 
     def born(self, parent: int, child: int) -> None:
         self.parent[child] = parent
@@ -163,52 +150,6 @@ class Tracer:
         if role == self.role and self.calls[role] == self.point and not self.killed:
             self.killed = pid
             os.kill(pid, signal.SIGKILL)
-
-
-def signalled(
-    argv: list[str], number: int, point: int, deadline_s: float = 30, **how: Any
-) -> tuple[int, float, int, bytes]:
-    """Run `argv` and send it `number` at its `point`-th stop at a system call after its exec.
-
-    Return the number of stops, the seconds until the signal was sent, the status from waitpid, and
-    what `argv` wrote to stdout and to the descriptor of $CORRA_REPORT. `argv` is killed after
-    `deadline_s`.
-    """
-    began = sent = time.monotonic()
-    ours, theirs = os.pipe()
-    pid = os.fork()
-    if not pid:
-        os.setsid()
-        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-        os.dup2(theirs, 1)
-        os.dup2(0, 2)
-        os.set_inheritable(theirs, True)
-        _ptrace(PTRACE_TRACEME, 0)
-        os.kill(os.getpid(), signal.SIGSTOP)
-        os.execve(argv[0], argv, {**os.environ, **how, "CORRA_REPORT": str(theirs)})
-    os.close(theirs)
-    alarm = threading.Timer(deadline_s, os.kill, (pid, signal.SIGKILL))
-    os.waitpid(pid, WALL)
-    alarm.start()
-    _ptrace(PTRACE_SETOPTIONS, pid, 1)
-    stops = deliver = 0
-    while True:
-        # Once the signal is sent, the process runs at its own speed.
-        _ptrace(PTRACE_SYSCALL if stops < point else PTRACE_CONT, pid, deliver)
-        _, status = os.waitpid(pid, WALL)
-        if os.WIFEXITED(status) or os.WIFSIGNALED(status):
-            break
-        deliver = 0
-        if os.WSTOPSIG(status) == signal.SIGTRAP | 0x80:
-            stops += 1
-            if stops == point:
-                sent = time.monotonic()
-                os.kill(pid, number)
-        elif os.WSTOPSIG(status) not in (signal.SIGTRAP, signal.SIGSTOP):
-            deliver = os.WSTOPSIG(status)
-    alarm.cancel()
-    with open(ours, "rb") as said:
-        return stops, sent - began, status, said.read()
 
 
 # The program sends stdin to its own run. What it reads went through the spool and the guards, and

@@ -16,6 +16,7 @@ import json
 import os
 import random
 import re
+import resource
 import select
 import shutil
 import signal
@@ -23,9 +24,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +48,7 @@ from agent_door import (
     lines_of,
 )
 from corra import agent
+from tracing import held
 
 SIZE = 1_500_000  # that many lines of numbers are 11 MB
 FLOW = f'echo x >> "$1"; read a < "$0"; seq 1 {SIZE}; read a < "$0"; exit 7'
@@ -302,38 +305,134 @@ def test_bytes_that_died_with_all_guards_are_a_gap_and_not_silence(door):
     assert follow.states[-1]["return_code"] == final["return_code"] == 3
 
 
-def test_a_stopped_keeper_is_seen_and_signals_and_stop_work_without_it(door):
+def stopped(pid: int) -> bool:
+    """Return whether a signal or a tracer has stopped the process."""
+    return agent.process(pid)[0] in "Tt"
+
+
+def stop_all(state: Mapping[str, Any]) -> list[int]:
+    """Stop a run's guards for good: each before the one below it, which it would let go on."""
+    everyone = guards(state)
+    for pid in everyone:
+        kill(pid, number=signal.SIGSTOP)
+        eventually(functools.partial(stopped, pid), "the guard to be stopped")
+    return everyone
+
+
+def test_a_guard_that_is_stopped_goes_on_at_once(door, gate):
+    """The guard above it sees to that: the run needs no operator, and loses no time."""
+    state = door.ready('echo ready; read a < "$0"; exit 7', gate.path)
+    _, middle, keeper = guards(state)
+    for _ in range(3):
+        kill(middle, keeper, number=signal.SIGSTOP)
+        eventually(lambda: not stopped(keeper) and not stopped(middle))
+    now = door.status(state["prog_id"])
+    assert (now["supervisor"], now["hindered"]) == ("ok", None)
+    kill(middle, keeper, number=signal.SIGSTOP)
+    gate.open()
+    assert door.wait(state["prog_id"])["return_code"] == 7
+
+
+def test_a_timeout_is_kept_by_a_keeper_that_is_stopped_again_and_again(door):
+    state = door.start(["sleep", "1000"], run={"timeout": 0.5, "grace": 5})
+    with door.open("wait", {"prog_id": state["prog_id"]}) as waiting:
+        while state["agent_pid"] and alive(state["agent_pid"]):
+            with contextlib.suppress(ProcessLookupError):
+                kill(state["agent_pid"], number=signal.SIGSTOP)
+        waiting.drain()
+    final = waiting.states[-1]
+    assert (final["reason"], final["signal"]) == ("timeout", "SIGTERM")
+
+
+def test_a_keeper_that_a_debugger_holds_is_seen_and_signals_and_stop_work_without_it(door):
     door.constants = "agent.ORDER_DEADLINE_S = 0.2; "
     state = door.ready(
         'trap "echo hup" HUP; setsid sleep 1000 & echo ready; while kill -0 $!; do wait $!; done'
     )
     keeper = state["agent_pid"]
-    kill(keeper, number=signal.SIGSTOP)
-    now = eventually(
-        lambda: [s for s in [door.status(state["prog_id"])] if s["supervisor"] == "stopped"]
-    )[0]
-    assert (now["state"], now["agent_pid"]) == ("running", keeper)
-    assert door.call("signal", {"prog_id": state["prog_id"], "signal": "HUP"})["how"] == "direct"
-    over = door.stop(state["prog_id"], 0.1)
-    assert over["first"]["how"] == "direct" and over["ended"]
-    kill(keeper, number=signal.SIGCONT)
+    held_up = {"why": "traced", "due": None, "pid": keeper, "by": os.getpid()}
+    with held(keeper):
+        now = door.status(state["prog_id"])
+        assert (now["state"], now["agent_pid"]) == ("running", keeper)
+        assert (now["supervisor"], now["hindered"]) == ("stopped", held_up)
+        assert (
+            door.call("signal", {"prog_id": state["prog_id"], "signal": "HUP"})["how"] == "direct"
+        )
+        over = door.stop(state["prog_id"], 0.1)
+        assert over["first"]["how"] == "direct" and over["ended"]
+        # Nothing is left of it, and nobody has recorded how it ended.
+        now = door.status(state["prog_id"])
+        assert (now["state"], now["hindered"]) == ("running", {**held_up, "due": "end"})
+        assert door.stop(state["prog_id"])["first"]["how"] == "ended"
     final = door.wait(state["prog_id"])
-    assert (final["state"], final["reason"]) == ("exited", "killed")
+    assert (final["state"], final["reason"], final["hindered"]) == ("exited", "killed", None)
     # The keeper didn't repeat the signal that the agent had sent in its place.
     assert "SIGHUP" not in [each["signal"] for each in final["signals_sent"]]
     assert door.file(state["prog_id"]).count(b"hup") == 1
 
 
-def test_a_stopped_standby_is_seen_once_the_run_is_its_own(door, gate):
+def test_guards_that_are_all_stopped_are_seen_and_an_order_lets_them_go_on(door):
+    state = door.ready('trap "echo hup" HUP; echo ready; while :; do sleep 0.01; done')
+    keeper = state["agent_pid"]
+    stop_all(state)
+    now = door.status(state["prog_id"])
+    assert (now["state"], now["supervisor"]) == ("running", "stopped")
+    assert now["hindered"] == {"why": "stopped", "due": None, "pid": keeper, "by": None}
+    assert door.call("signal", {"prog_id": state["prog_id"], "signal": "HUP"})["how"] == "keeper"
+    stop_all(state)
+    over = door.stop(state["prog_id"], 5)
+    assert over["first"]["how"] == "keeper" and over["ended"]
+    assert (over["state"]["reason"], over["state"]["signal"]) == ("killed", "SIGTERM")
+    assert door.file(state["prog_id"]) == b"ready\nhup\n"
+
+
+@pytest.mark.parametrize("due", ["end", "timeout", "kill"])
+def test_work_that_is_due_while_all_guards_are_stopped_is_told_and_is_done_once_they_go_on(
+    door, gate, due
+):
+    run = {"timeout": 1.0, "grace": 0.2} if due == "timeout" else None
+    script = 'trap "" TERM; echo ready; read a < "$0"; exit 7'
+    state = door.ready(script, gate.path, run=run)
+    order = door.open("stop", {"prog_id": state["prog_id"], "grace": 2}) if due == "kill" else None
+    everyone = stop_all(state)
+    if due == "end":
+        gate.open()
+    with door.follow(state["prog_id"]) as follow:
+        # The ping of a client that watches is what makes a follower look.
+        while not follow.states or follow.states[-1]["hindered"].get("due") != due:
+            follow.send(b"P\n")
+            beats = follow.beats()
+            follow.until(lambda each, beats=beats: each.beats() > beats)
+            if follow.reply["hindered"].get("due") == due:
+                break
+        now = door.status(state["prog_id"])
+        assert (now["state"], now["supervisor"], now["hindered"]["due"]) == (
+            "running",
+            "stopped",
+            due,
+        )
+        kill(everyone[0], number=signal.SIGCONT)  # which lets the others go on
+        follow.drain()
+    if order is not None:
+        order.close()
+    final = follow.states[-1]
+    told = {"end": (7, None, "exited"), "timeout": (None, "SIGKILL", "timeout")}
+    assert (final["return_code"], final["signal"], final["reason"]) == told.get(
+        due, (None, "SIGKILL", "killed")
+    )
+    assert final["hindered"] is None
+
+
+def test_the_outermost_guard_is_seen_stopped_once_the_run_is_its_own(door, gate):
     state = door.ready('echo ready; read a < "$0"; exit 7', gate.path)
-    _, standby, keeper = guards(state)
+    standby, *inner = guards(state)
     kill(standby, number=signal.SIGSTOP)
     assert (
         door.status(state["prog_id"])["state"],
         door.status(state["prog_id"])["supervisor"],
     ) == ("running", "ok")
-    kill(keeper)
-    gone(keeper)
+    kill(*inner)
+    gone(*inner)
     now = door.status(state["prog_id"])
     assert (now["state"], now["supervisor"]) == ("running", "stopped")
     gate.open()
@@ -347,16 +446,48 @@ def test_an_end_that_nobody_could_record_is_recorded_by_the_guard_that_is_left(d
     the end.
     """
     state = door.ready('echo ready; read a < "$0"; echo last; exit 7', gate.path)
-    doomed = guards(state)[-count:]
-    kill(*doomed, number=signal.SIGSTOP)
-    eventually(lambda: all(agent.process(pid)[0] == "T" for pid in doomed))
+    everyone = stop_all(state)
     gate.open()
     eventually(lambda: agent.process(state["pid"])[0] == "Z")
     assert door.record(state["prog_id"]).outcome is None
-    kill(*doomed)
+    kill(*everyone[-count:])
+    kill(everyone[0], number=signal.SIGCONT)
     final = door.wait(state["prog_id"])
     assert (final["state"], final["reason"], final["return_code"]) == ("exited", "exited", 7)
     assert door.file(state["prog_id"]) == b"ready\nlast\n"
+
+
+THREADS = """
+import ctypes, os, sys, threading
+def go():
+    os.write(1, b"ready\\n")
+    open(sys.argv[1]).readline()
+    os._exit(7)
+threading.Thread(target=go).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def shown_as_zombie(pid: int) -> bool:
+    return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+
+
+def test_a_program_whose_first_thread_has_ended_is_running_and_can_be_stopped(door, gate):
+    """/proc shows it as a zombie, though its other threads go on."""
+    for stop in (False, True):
+        state = door.start([door.python, "-c", THREADS, gate.path])
+        with door.follow(state["prog_id"]) as follow:
+            follow.until_output(b"ready")
+        eventually(functools.partial(shown_as_zombie, state["pid"]))
+        now = door.status(state["prog_id"])
+        assert (now["state"], now["hindered"]) == ("running", None)
+        if stop:
+            over = door.stop(state["prog_id"], 0)
+            assert over["first"]["processes"] == 1 and over["ended"]
+            assert over["state"]["signal"] == "SIGKILL"
+        else:
+            gate.open()
+            assert door.wait(state["prog_id"])["return_code"] == 7
 
 
 def test_a_stop_goes_on_after_its_keepers_death(door):
@@ -433,21 +564,21 @@ def test_a_guards_pid_that_came_to_mean_another_runs_guard_is_not_ours(door):
     """The test makes one run's record name the other run's guards, as reused pids would."""
     other = door.ready("echo ready; exec sleep 1000", prog_id="other")
     ours = door.ready("echo ready; exec sleep 1000", prog_id="ours")
-    kill(ours["agent_pid"], number=signal.SIGSTOP)
     door.constants = "agent.ORDER_DEADLINE_S = 0.2; "
-    path = door.directory("ours") / "exit"
-    record = door.record("ours")
-    starts = dict(record.guards)
-    record.guards = [
-        (pid, start) for pid, start in zip(guards(other), starts.values(), strict=True)
-    ] + record.guards
-    with path.open("r+b") as slot:
-        slot.write(record.page())
-    assert set(guards(door.status("ours"))) == set(guards(ours))
-    assert door.stop("ours", 0)["ended"]
-    assert door.status("other")["state"] == "running" and all(
-        alive(pid) for pid in [other["pid"], *guards(other)]
-    )
+    with held(ours["agent_pid"]):
+        path = door.directory("ours") / "exit"
+        record = door.record("ours")
+        starts = dict(record.guards)
+        record.guards = [
+            (pid, start) for pid, start in zip(guards(other), starts.values(), strict=True)
+        ] + record.guards
+        with path.open("r+b") as slot:
+            slot.write(record.page())
+        assert set(guards(door.status("ours"))) == set(guards(ours))
+        assert door.stop("ours", 0)["ended"]
+        assert door.status("other")["state"] == "running" and all(
+            alive(pid) for pid in [other["pid"], *guards(other)]
+        )
 
 
 # ---------------------------------------------------------------- reboot, pids, clocks
@@ -656,6 +787,15 @@ def small(tmp_path: Path) -> Iterator[Mount]:
     mount.close()
 
 
+def fill(mount: Mount) -> Path:
+    """Leave not a byte on the disk; return the file to remove."""
+    with (mount.at / "filler").open("wb", 0) as filler, pytest.raises(OSError, match="No space"):
+        while True:
+            filler.write(b"x" * 4096)
+    assert mount.free() == 0
+    return mount.at / "filler"
+
+
 def test_a_full_disk_holds_the_program_back_and_loses_nothing_once_there_is_room(door, small, gate):
     filler = small.at / "filler"
     filler.write_bytes(b"x" * (2 << 20))
@@ -681,10 +821,7 @@ def test_a_full_disk_holds_the_program_back_and_loses_nothing_once_there_is_room
 def test_the_exit_status_is_recorded_on_a_disk_without_a_byte_left(door, small, gate, count):
     door.spool = small.at / "spool"
     state = door.ready(f'echo ready; read a < "$0"; seq 1 {count}; exit 9', gate.path)
-    with (small.at / "filler").open("wb", 0) as filler, pytest.raises(OSError, match="No space"):
-        while True:
-            filler.write(b"x" * 4096)
-    assert small.free() == 0
+    filler = fill(small)
     gate.open()
     record = eventually(lambda: [each for each in [door.record(state["prog_id"])] if each.outcome])[
         0
@@ -692,7 +829,7 @@ def test_the_exit_status_is_recorded_on_a_disk_without_a_byte_left(door, small, 
     assert record.outcome[0] == 9 << 8
     with door.follow(state["prog_id"]) as follow:
         assert follow.reply["state"] == "exited" and follow.reply["return_code"] == 9
-        (small.at / "filler").unlink()
+        filler.unlink()
         follow.drain()
     assert follow.stdout() == b"ready\n" + b"".join(
         b"%d\n" % number for number in range(1, count + 1)
@@ -700,6 +837,72 @@ def test_the_exit_status_is_recorded_on_a_disk_without_a_byte_left(door, small, 
     gone(*guards(state))
     copy = door.directory(state["prog_id"]) / "state.json"
     assert not copy.exists() or json.loads(copy.read_text())["return_code"] == 9
+
+
+def test_an_end_on_a_full_disk_is_final_and_its_output_waits_and_is_no_gap(door, small, gate):
+    door.spool = small.at / "spool"
+    state = door.ready('echo ready; read a < "$0"; seq 1 5000; exit 9', gate.path)
+    filler = fill(small)
+    waits = {"why": "room", "due": "output", "pid": state["agent_pid"], "by": None}
+    with door.follow(state["prog_id"]) as follow:
+        gate.open()
+        final = door.wait(state["prog_id"])
+        assert (final["return_code"], final["hindered"]) == (9, waits)
+        over = door.stop(state["prog_id"])
+        assert (over["first"]["how"], over["state"]["return_code"]) == ("ended", 9)
+        with door.follow(state["prog_id"], live=False) as now:
+            now.drain()
+        assert now.gaps == [] and now.states[-1]["hindered"] == waits
+        while not follow.states or follow.states[-1]["hindered"] != waits:
+            follow.send(b"P\n")
+            beats = follow.beats()
+            follow.until(lambda each, beats=beats: each.beats() > beats)
+        assert follow.states[-1]["state"] == "exited"
+        filler.unlink()
+        follow.drain()
+    assert follow.stdout() == b"ready\n" + b"".join(b"%d\n" % each for each in range(1, 5001))
+    assert (follow.states[-1]["hindered"], follow.gaps) == (None, [])
+
+
+def test_a_timeout_is_kept_and_recorded_on_a_full_disk(door, small):
+    door.spool = small.at / "spool"
+    state = door.start(["cat", "/dev/zero"], run={"timeout": 1.0, "grace": 5})
+    eventually(lambda: door.status(state["prog_id"])["blocked"])
+    fill(small)
+    final = door.wait(state["prog_id"])
+    assert (final["reason"], final["signal"]) == ("timeout", "SIGTERM")
+
+
+@pytest.mark.parametrize("rescued", ["by room", "by another keeper"])
+def test_an_end_that_cant_be_written_is_told_and_recorded_as_it_was_once_it_can(
+    door, gate, rescued
+):
+    """A limit on the size of files makes the kernel refuse the keeper's write to the slot, as a
+    file system does that can't overwrite in place when it is full, or read-only after an error.
+    """
+    state = door.ready('echo ready; read a < "$0"; exit 9', gate.path)
+    keeper = state["agent_pid"]
+    resource.prlimit(keeper, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    with door.open("wait", {"prog_id": state["prog_id"]}) as waiting:
+        gate.open()
+        eventually(lambda: agent.process(state["pid"])[0] == "Z")
+        now = door.status(state["prog_id"])
+        held_up = {"why": "room", "due": "end", "pid": keeper, "by": None}
+        assert (now["state"], now["status"], now["hindered"]) == ("running", None, held_up)
+        over = door.stop(state["prog_id"])
+        assert (over["first"]["how"], over["ended"], over["state"]["state"]) == (
+            "ended",
+            True,
+            "running",
+        )
+        if rescued == "by room":
+            unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            resource.prlimit(keeper, resource.RLIMIT_FSIZE, unlimited)
+        else:
+            kill(keeper)
+        waiting.drain()
+    final = waiting.states[-1]
+    assert (final["state"], final["return_code"], final["hindered"]) == ("exited", 9, None)
 
 
 def test_a_quota_that_is_used_up_holds_the_program_back_until_it_is_raised(door, gate):

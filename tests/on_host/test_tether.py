@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, example, given, settings, strategies as st
 
-import sweep
+import tracing
 from agent_door import alive, gone
 from corra.on_host import tether
 from corra.transport.command import portable
@@ -465,13 +465,13 @@ def test_no_signal_is_swallowed_however_early_it_comes():
     link = ["sh", "-c", tether.FAR]
     argv = [sys.executable, "-ISE", tether.__file__, str(len(link)), *link, *program]
     number = tether.STAND_IN + signal.SIGTERM
-    whole, _, status, said = sweep.signalled(argv, number, 1 << 30)
+    whole, _, status, said = tracing.signalled(argv, number, 1 << 30)
     assert (os.WEXITSTATUS(status), said) == (42, b"went on\n")
     assert whole > 200
     wrong = []
     # The last half is the tether itself, behind the start of Python.
     for point in range(whole // 2, whole, max(1, whole // 2 // POINTS)):
-        _, sent_s, status, said = sweep.signalled(argv, number, point)
+        _, sent_s, status, said = tracing.signalled(argv, number, point)
         if sent_s > 3:  # the program may have ended by then
             break
         if b"went on" in said or (os.WIFEXITED(status) and os.WEXITSTATUS(status) == 42):

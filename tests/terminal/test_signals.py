@@ -21,16 +21,18 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import COLD, Cli
 
-from agent_door import eventually
+from agent_door import Gate, Mount, eventually
 from corra import agent
 from corra.model import ids
 from sshd import Sshd
 from terminal import Terminal
+from tracing import held
 
 DEADLINE_S = 30.0
 LOCAL = ("--host", "local")
@@ -237,29 +239,135 @@ def test_term_to_run_is_term_for_the_program(watch: Callable[..., Watcher]) -> N
     assert "TERM passed on to it" in err
 
 
+# It says when it is ready, and ends at USR1; nothing else ends it.
+ENDS = 'trap "" TERM; trap "exit 6" USR1; echo ready; while :; do sleep 0.01; done'
+
+
+def end_unseen(state: dict[str, Any]) -> None:
+    """End the program, of whose guards none can look."""
+    os.kill(state["pid"], signal.SIGUSR1)
+    eventually(lambda: (agent.process(state["pid"]) or "Z")[0] == "Z")
+
+
+def stop_guards(state: dict[str, Any]) -> None:
+    """Stop all guards, each before the one that it would let go on."""
+    for pid in (*state["standby_pids"], state["agent_pid"]):
+        os.kill(pid, signal.SIGSTOP)
+        eventually(lambda pid=pid: (agent.process(pid) or "T")[0] == "T")  # type: ignore[misc]
+
+
+def test_an_end_that_nobody_can_record_is_told_by_every_verb_and_is_the_programs_own_in_the_end(
+    cli: Cli, terminal: Callable[..., Terminal]
+) -> None:
+    screen = terminal("run", *LOCAL, "--name", "it", "--", "sh", "-c", ENDS)
+    screen.until("ready")
+    state = json.loads(cli("status", "--json", "it").stdout)
+    stop_guards(state)
+    end_unseen(state)
+    guards = " ".join(map(str, (*state["standby_pids"], state["agent_pid"])))
+    why, remedy = "its program has ended, but its guards are STOPPED", f"kill -CONT {guards}"
+    screen.until(f"NOT RECORDED: {why}", remedy)
+    status = cli("status", "it").stdout.decode()
+    assert f": NOT RECORDED: {why}" in status and remedy in status
+    assert "  NOT RECORDED  " in cli("ps", *LOCAL).stdout.decode()
+    os.kill(state["standby_pids"][0], signal.SIGCONT)
+    assert screen.end() == 6
+
+
+@pytest.mark.parametrize("how", ["term", "kill"])
+def test_an_order_lets_stopped_guards_go_on_and_the_programs_own_end_is_recorded(
+    cli: Cli, watch: Callable[..., Watcher], how: str
+) -> None:
+    watcher = watch("run", *LOCAL, "--name", "it", "--", "sh", "-c", ENDS)
+    watcher.until(b"ready\n")
+    state = json.loads(cli("status", "--json", "it").stdout)
+    stop_guards(state)
+    end_unseen(state)
+    if how == "term":
+        watcher.send(signal.SIGTERM)
+    else:
+        killed = cli("kill", "it")
+        assert killed.returncode == 0
+        assert "had ended already: FAILED: exit 6" in killed.stderr.decode()
+    code, err = watcher.end()
+    assert (code, "FAILED: exit 6" in err) == (6, True)
+
+
 def test_a_term_that_reaches_nobody_ends_us_and_the_exit_status_is_the_programs_own(
     cli: Cli, watch: Callable[..., Watcher]
 ) -> None:
-    """The keeper is stopped and the program dead, so nobody can record its end."""
-    script = 'trap "exit 6" USR1; echo ready; while :; do sleep 0.01; done'
-    watcher = watch("run", *LOCAL, "--name", "it", "--", "sh", "-c", script)
+    """A debugger holds the keeper and the program is dead, so nobody can record its end."""
+    watcher = watch("run", *LOCAL, "--name", "it", "--", "sh", "-c", ENDS)
     watcher.until(b"ready\n")
     state = json.loads(cli("status", "--json", "it").stdout)
-    keeper, program = state["agent_pid"], state["pid"]
-    os.kill(keeper, signal.SIGSTOP)
-    try:
-        os.kill(program, signal.SIGUSR1)
-        eventually(lambda: (agent.process(program) or "Z")[0] == "Z")
+    with held(state["agent_pid"]):
+        end_unseen(state)
         watcher.send(signal.SIGTERM)
         code, err = watcher.end()
         assert code == -signal.SIGTERM
-        assert "STILL RUNNING: detached by SIGTERM" in err
-        said = cli("kill", "it").stderr.decode()
-        assert "its program has ended, but its keeper can't record that" in said
-        assert "STILL RUNNING" not in said
-    finally:
-        os.kill(keeper, signal.SIGCONT)
+        why = "its program has ended, but a debugger holds its keeper"
+        assert f"NOT RECORDED: {why}; detached by SIGTERM" in err
+        killed = cli("kill", "it")
+        assert f"NOT RECORDED: {why}\n" in killed.stderr.decode()
+        assert "STILL RUNNING" not in killed.stderr.decode() + err
     assert cli("wait", "it").returncode == 6
+
+
+def test_a_program_that_is_killed_while_a_debugger_holds_its_keeper_is_not_called_running(
+    cli: Cli, watch: Callable[..., Watcher]
+) -> None:
+    watcher = watch("run", *LOCAL, "--name", "it", "--", "sh", "-c", ENDS)
+    watcher.until(b"ready\n")
+    state = json.loads(cli("status", "--json", "it").stdout)
+    with held(state["agent_pid"]):
+        killed = cli("kill", "-9", "it")
+        assert killed.returncode == 0
+        err = killed.stderr.decode()
+        assert "NOT RECORDED: its program has ended, but a debugger holds its keeper" in err
+        assert "STILL RUNNING" not in err
+    assert watcher.end()[0] == 128 + signal.SIGKILL
+
+
+def test_a_run_whose_last_output_waits_for_room_says_how_it_ended_and_term_ends_us(
+    cli: Cli, watch: Callable[..., Watcher], tmp_path: Path
+) -> None:
+    if os.getuid() != 0:
+        pytest.skip("needs root: it mounts a tmpfs")
+    small = Mount(tmp_path / "small", "size=4m,mode=0700")
+    try:
+        gate = Gate(tmp_path / "gate")
+        script = f'echo ready; read a < "{gate.path}"; seq 1 5000; exit 9'
+        spool = ("--spool", str(small.at / "spool"))
+        watcher = watch("run", *LOCAL, *spool, "--name", "it", "--", "sh", "-c", script)
+        watcher.until(b"ready\n")
+        with (small.at / "filler").open("wb", 0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(b"x" * 4096)
+        gate.open()
+        waits = "; the rest of its output waits: no room on the disk there"
+        err = b""
+        assert watcher.process.stderr
+        while waits.encode() not in err:
+            assert select.select([watcher.process.stderr], [], [], DEADLINE_S)[0]
+            err += os.read(watcher.process.stderr.fileno(), 65536)
+        assert ": FAILED: exit 9 after " in err.decode()
+        watcher.send(signal.SIGTERM)
+        code, said = watcher.end()
+        assert code == -signal.SIGTERM
+        assert ": FAILED: exit 9 after " in said and "; detached by SIGTERM" in said
+        assert "STILL RUNNING" not in said
+        assert cli("wait", *LOCAL, *spool, "it").returncode == 9
+        logs = cli("logs", *LOCAL, *spool, "it")
+        assert waits in logs.stderr.decode() and "is gone" not in logs.stderr.decode()
+        (small.at / "filler").unlink()
+        eventually(
+            lambda: (
+                cli("logs", *LOCAL, *spool, "it").stdout
+                == b"ready\n" + b"".join(b"%d\n" % each for each in range(1, 5001))
+            )
+        )
+    finally:
+        small.close()
 
 
 @pytest.mark.parametrize(

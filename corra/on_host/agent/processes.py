@@ -162,7 +162,19 @@ def process(pid):
     # Split at the last ")": a program may call itself "a) Z 1 1 (".
     head, _, tail = text.rpartition(")")
     fields = tail.split()
-    return fields[0], int(fields[1]), int(fields[19]), head.partition("(")[2]
+    # A process whose first thread has ended is shown as a zombie, and its other threads go on.
+    state = "S" if fields[0] == "Z" and int(fields[17]) > 1 else fields[0]
+    return state, int(fields[1]), int(fields[19]), head.partition("(")[2]
+
+
+def tracer(pid):
+    """Return the pid of the process that traces `pid`, or 0."""
+    try:
+        text = slurp("/proc/%d/status" % pid)
+    except OSError:
+        return 0
+    found = [line.split()[1] for line in text.splitlines() if line.startswith(b"TracerPid:")]
+    return int(found[0]) if found else 0
 
 
 def process_tree(roots, spared=()):

@@ -8,6 +8,7 @@ import time
 from .bounds import first_data, read_heads
 from .contract import FINAL, GRACE_S, KEEP_BAD_S, KEEP_GOOD_S, LAYOUT, PAGE, SIGNAL_NAMES
 from .files import read_file
+from .hindrance import LATE_NS, due_work, hindrance
 from .kernel import mono_ns
 from .paths import join
 from .processes import boot_id, children, process, process_tree
@@ -146,16 +147,11 @@ class Run:
             raise self.damaged("a file of this run", repr(error)) from None
 
     def state_now(self, details):
-        facts = self.facts()
+        facts = self.watched_facts()
         record = facts["record"]
-        keeper = record and record.agent
-        living = {}
         if facts["alive"] and record:
-            living = {pid: process(pid) for pid in living_guards(record)}
-            living = {pid: found for pid, found in living.items() if found}
-            # The innermost living guard keeps the run, or is about to.
-            facts["stopped"] = [found[0] in "Tt" for found in living.values()][-1:] == [True]
-            facts["standbys"] = [pid for pid in living if pid != keeper]
+            keeper = record.agent
+            facts["standbys"] = [pid for pid in facts["guards"] if pid != keeper]
             # A zombie's children are the keeper's by now.
             ours = {facts["launched"] and facts["launched"][0], record.courier}
             if details and record.outcome and set(children(keeper)) - ours:
@@ -164,6 +160,34 @@ class Run:
                     for pid, found in process_tree([keeper], [record.courier]).items()
                 ]
         return state_of(self.request, facts)
+
+    def guarded_facts(self):
+        """Return the facts with the living `guards`, and with what has `hindered` the keeper."""
+        facts = self.facts()
+        if facts["alive"] and facts["record"]:
+            facts["guards"] = living_guards(facts["record"])
+            # The innermost living guard keeps the run, or is about to.
+            for keeper in facts["guards"][-1:]:
+                facts["due"] = due_work(self.request, facts)
+                facts["hindered"] = hindrance(keeper, facts["due"])
+        return facts
+
+    def watched_facts(self):
+        """Return the guarded facts, a moment later where the program has ended just now.
+
+        Its keeper needs some ms to record the end, and is not hindered meanwhile.
+        """
+        deadline = mono_ns() + LATE_NS
+        while True:
+            facts = self.guarded_facts()
+            halted = (facts.get("hindered") or {}).get("why") in ("stopped", "traced")
+            if facts.get("due") != "end" or halted or mono_ns() > deadline:
+                return facts
+            time.sleep(0.005)
+
+    def hindered(self):
+        """Return the State's `hindered`, without that wait."""
+        return self.guarded_facts().get("hindered")
 
 
 def sound_request(text, prog_id):
@@ -246,7 +270,7 @@ def state_of(request, facts):
     lengths = {name: record.lengths.get(name, size) for name, size in sizes.items()}
     end_ns = record.outcome[1] if record.outcome and state in FINAL else 0
     keep_s = options.get("keep") or (KEEP_GOOD_S if outcome and status == 0 else KEEP_BAD_S)
-    open_run = state not in FINAL
+    open_run, hindered = state not in FINAL, facts.get("hindered")
     return {
         "prog_id": request["prog_id"],
         "proc_id": request["prog_id"],
@@ -264,7 +288,13 @@ def state_of(request, facts):
         "boot_id": launched[2] if launched else facts["boot_id"],
         "agent_pid": record.agent if facts["alive"] and record.agent else None,
         "standby_pids": facts.get("standbys", []),
-        "supervisor": "stopped" if facts.get("stopped") else "ok" if facts["alive"] else "gone",
+        "supervisor": "gone"
+        if not facts["alive"]
+        else "stopped"
+        if hindered and hindered["why"] in ("stopped", "traced")
+        else "ok",
+        # An end is final, but the keeper may have output to move.
+        "hindered": hindered if open_run or (hindered and hindered["due"] == "output") else None,
         "pid": launched[0] if launched else None,
         "pid_start": launched[1] if launched else None,
         "exception": exception,

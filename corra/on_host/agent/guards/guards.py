@@ -10,7 +10,7 @@ from ..contract import PAGE, SIGNALS, START_DEADLINE_S, VERSION
 from ..files import exists, read_file
 from ..kernel import give_back, prctl
 from ..paths import beside
-from ..processes import become, fork_thin, peek_end
+from ..processes import ENDS, become, fork_thin
 from ..records import unpack
 from ..spool import abandoned, launched_by, stream_names, takes_more
 from .keeper import Keeper
@@ -28,9 +28,16 @@ REPLACE_PAUSE_S = 0.02
 
 
 def standby(child):
-    """Wait for the guard below this one; return when it died unfinished."""
-    info = peek_end(os.P_PID, child)
-    os.waitid(os.P_PID, child, os.WEXITED)
+    """Wait for the guard below this one; return when it died unfinished.
+
+    A guard that a signal has stopped goes on at once. It can't ignore SIGSTOP, and nobody needs it
+    stopped: it would keep no time, obey no order, move no output and record no end.
+    """
+    while True:
+        info = os.waitid(os.P_PID, child, os.WEXITED | os.WSTOPPED)
+        if info.si_code in ENDS:
+            break
+        os.kill(child, _signal.SIGCONT)  # its pid is its own: it hasn't been waited for
     if info.si_code == 1 and info.si_status == 0:
         os._exit(0)
 

@@ -12,7 +12,7 @@ from ..processes import pidfd
 from ..records import Record, to_json
 from ..spool import takes_more
 from .finding import find
-from .orders import give_order, signal_directly, signal_order
+from .orders import give_order, signal_directly, signal_order, wake_guards
 from .sender import Sender
 from .times import Times, since_cursor, switched, tail_cursor
 
@@ -85,7 +85,7 @@ class Follower:
         self.partial = b""
         self.orders = {}  # request id: (number, signal name, deadline)
         self.page = self.state = None
-        self.done = False
+        self.coming = self.done = False
         self.sender = None
         if request.get("sender") and takes_more(run.request):
             self.sender = Sender(run, int(request["sender"]))
@@ -150,7 +150,7 @@ class Follower:
         waits = [self.heard + PING_DEADLINE_S - time.monotonic() + 0.1] if self.stdin else []
         waits += [LOOK_ALONE_S] if self.keeper is None else []
         waits += [LOOK_S] if self.watch.blind else []
-        waits += [0.02] if self.orders or self.given else []
+        waits += [0.02] if self.orders or self.given or self.coming else []
         return max(0, int(min(waits) * 1000) + 1) if waits else None
 
     # ======================================================== follow: what goes out
@@ -170,7 +170,7 @@ class Follower:
                     self.keeper = None
             if state != self.state:
                 self.state = state
-                if state["state"] not in FINAL:
+                if state["state"] not in FINAL or state["hindered"]:
                     self.tell()
         self.answer()
 
@@ -216,19 +216,22 @@ class Follower:
         """Return whether all was sent, the last State included."""
         if self.done or self.spans or self.sending:
             return self.done
-        final, supervised = self.state["state"] in FINAL, self.state["supervisor"] != "gone"
-        if self.live and not final:
+        if self.live and self.state["state"] not in FINAL:
             return False
-        self.state = self.run.state(details=True)
-        lengths = {
-            name: self.state["streams"].get(name, {}).get("length", 0) for name in self.streams
-        }
-        short = (
-            [name for name in self.streams if self.cursor[name] < lengths[name]] if final else []
-        )
-        if short and supervised and self.live:
-            return False  # the keeper still moves them, as when the disk is full
-        for name in short:
+        before, self.state = self.state, self.run.state(details=True)
+        final, hindered = self.state["state"] in FINAL, self.state["hindered"]
+        sizes = {name: stat.st_size for name, stat in self.run.sizes().items()}
+        lengths = {name: each["length"] for name, each in self.state["streams"].items() if final}
+        short = [name for name, length in lengths.items() if sizes.get(name, length) < length]
+        unsent = [name for name in self.streams if self.cursor[name] < lengths.get(name, 0)]
+        # The keeper moves the last bytes right after the end, unless the disk is full.
+        moving = short and self.state["supervisor"] != "gone"
+        self.coming = bool(moving and not hindered) or bool(set(unsent) - set(short))
+        if self.coming or (moving and unsent and self.live):
+            if hindered != before["hindered"]:
+                self.tell()
+            return False
+        for name in unsent if not moving else ():
             self.queue.append(b"G %s %d %d\n" % (name.encode(), self.cursor[name], lengths[name]))
         self.tell()
         self.done = True
@@ -324,10 +327,13 @@ class Follower:
         numbers = [int(word) for word in words[1:] if word.isdigit()]
         if words[0] == "P":
             self.queue.append(b"H\n")
+            if self.state and self.run.hindered() != self.state["hindered"]:
+                self.page = None  # no file of the run tells that its keeper is stopped
         elif words[0] == "K" and len(words) == 3 and words[2].isdigit():
             # Another machine may have more signals. No answer tells the client that none was sent.
             if words[1] in SIGNALS:
                 number = os.urandom(4).hex()
+                wake_guards(self.run)
                 give_order(self.run, signal_order(number, words[1], self.request))
                 self.orders[number] = (int(words[2]), words[1], time.monotonic() + ORDER_DEADLINE_S)
         elif words[0] == "I" and self.sender and len(numbers) == 2 and numbers[1] <= INPUT_MAX:
@@ -380,10 +386,10 @@ class Follower:
         done = {each[2] for each in record.sent}
         for number, (serial, name, deadline) in list(self.orders.items()):
             late = time.monotonic() > deadline
-            heard = number in done or self.state["state"] in FINAL
+            heard = number in done
             if late and not heard:
-                # No answer tells the client that the signal has reached nobody: the program is
-                # dead, and its keeper can't record that.
+                # No answer tells the client that the signal has reached nobody, as of a program
+                # that is dead.
                 heard = signal_directly(self.run, name)
             if heard:
                 self.queue.append(b"A %d\n" % serial)

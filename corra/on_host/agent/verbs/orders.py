@@ -34,6 +34,15 @@ def give_order(run, text):
         os.close(fd)
 
 
+def wake_guards(run):
+    """Let guards go on that a signal has stopped: a guard does that for the one below it alone."""
+    pages = run.pages()
+    for pid, start in ((pages and Record.read(pages[0])) or Record()).guards:
+        found = process(pid)
+        if found and found[0] == "T" and found[2] == start:
+            signal_process(pid, start, SIGNALS["CONT"])
+
+
 def signal_order(number, name, request):
     """Return the order for one signal.
 
@@ -88,6 +97,7 @@ def checked_signal(request, default):
 def verb_signal(request, stdin, reply, framed):
     name = checked_signal(request, "TERM")
     run = find(request)
+    wake_guards(run)
     state, how = run.state(), "ended"
     if state["state"] == "running" or target(run):
         number = os.urandom(4).hex()

@@ -12,7 +12,7 @@ from ..processes import process, process_tree, signal_process
 from ..records import Record
 from ..run import living_guards
 from .finding import find
-from .orders import by_of, checked_signal, ordered, signal_directly, target
+from .orders import by_of, checked_signal, ordered, signal_directly, target, wake_guards
 from .starter import give_up
 
 
@@ -36,6 +36,7 @@ def verb_stop(request, stdin, reply, framed):
     grace = next(
         each for each in (request.get("grace"), options.get("grace"), GRACE_S) if each is not None
     )
+    wake_guards(run)
     before = run.state()
     if before["state"] == "starting" and before["supervisor"] == "gone":
         give_up(run, OSError(errno.ECANCELED, ""), "it was stopped before it was started")
