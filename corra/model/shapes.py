@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -34,25 +34,42 @@ class Text(NamedTuple):
 
     most: int = 4096
 
+    def holds(self, value: Any) -> bool:
+        return (
+            type(value) is str and len(value) <= self.most and (value.isascii() or _is_sound(value))
+        )
+
 
 class Word(NamedTuple):
     """A string that the pattern matches."""
 
     pattern: re.Pattern[str]
 
+    def holds(self, value: Any) -> bool:
+        return type(value) is str and self.pattern.fullmatch(value) is not None
+
 
 class Whole(NamedTuple):
     least: int = 0
     most: int = WHOLE_MAX
+
+    def holds(self, value: Any) -> bool:
+        return type(value) is int and self.least <= value <= self.most
 
 
 class Real(NamedTuple):
     least: float = 0.0
     most: float = SECONDS_MAX
 
+    def holds(self, value: Any) -> bool:
+        return type(value) in (int, float) and self.least <= value <= self.most
+
 
 class Flag(NamedTuple):
     only: tuple[bool, ...] = (False, True)
+
+    def holds(self, value: Any) -> bool:
+        return type(value) is bool
 
 
 class Moment(NamedTuple):
@@ -60,10 +77,28 @@ class Moment(NamedTuple):
 
     years: range = _YEARS
 
+    def holds(self, value: Any) -> bool:
+        # 64 characters are more than any time has. 3.10's fromisoformat doesn't know the Z.
+        try:
+            return (
+                type(value) is str
+                and len(value) <= 64
+                and datetime.fromisoformat(value.replace("Z", "+00:00")).year in self.years
+            )
+        except ValueError:
+            return False
+
 
 class Listed(NamedTuple):
     of: Shape
     most: int = VALUES_MAX
+
+    def holds(self, value: Any) -> bool:
+        return (
+            isinstance(value, (list, tuple))
+            and len(value) <= self.most
+            and all(map(self.of.holds, value))
+        )
 
 
 class Mapped(NamedTuple):
@@ -72,15 +107,29 @@ class Mapped(NamedTuple):
     of: Shape
     most: int = VALUES_MAX
 
+    def holds(self, value: Any) -> bool:
+        return (
+            isinstance(value, Mapping)
+            and len(value) <= self.most
+            and all(map(_KEY.holds, value))
+            and all(map(self.of.holds, value.values()))
+        )
+
 
 class Maybe(NamedTuple):
     """A value of that shape, or null."""
 
     of: Shape
 
+    def holds(self, value: Any) -> bool:
+        return value is None or self.of.holds(value)
+
 
 class Either(NamedTuple):
     shapes: tuple[Shape, ...]
+
+    def holds(self, value: Any) -> bool:
+        return any(each.holds(value) for each in self.shapes)
 
 
 class Object(NamedTuple):
@@ -89,80 +138,67 @@ class Object(NamedTuple):
     fields: Mapping[str, Shape]
     needed: tuple[str, ...] = ()
 
+    def holds(self, value: Any) -> bool:
+        if not isinstance(value, Mapping):
+            return False
+        for key in self.needed:
+            if value.get(key) is None:
+                return False
+        for key, of in self.fields.items():
+            if (each := value.get(key)) is not None and not of.holds(each):
+                return False
+        return True
+
 
 Shape = Text | Word | Whole | Real | Flag | Moment | Listed | Mapped | Maybe | Either | Object
+_KEY = Text(WORD_MAX)
 
 
 def check(shape: Shape, value: Any, name: str = "it") -> None:
     """Raise ValueError, with the name of the value, where `value` isn't of that shape."""
-    if not _fits(shape, value, name):
-        raise ValueError(f"{name} is {_shown(value)}")
+    # A list has a million values, and nearly all lists are right: names are made for wrong ones.
+    if not shape.holds(value):
+        raise ValueError(_complaint(shape, value, name))
 
 
-def _fits(shape: Shape, value: Any, name: str) -> bool:
+def _complaint(shape: Shape, value: Any, name: str) -> str:
+    """Return which part of `value`, which isn't of that shape, is wrong."""
+    parts: Iterable[tuple[Shape, Any, str]] = ()
     match shape:
-        case Text(most):
-            return type(value) is str and len(value) <= most and _is_sound(value)
-        case Word(pattern):
-            return type(value) is str and pattern.fullmatch(value) is not None
-        case Whole(least, most):
-            return type(value) is int and least <= value <= most
-        case Real(least, most):
-            return type(value) in (int, float) and least <= value <= most
-        case Flag():
-            return type(value) is bool
-        case Moment(years):
-            return type(value) is str and _is_moment(value, years)
-        case Listed(of, most):
-            if not isinstance(value, (list, tuple)) or len(value) > most:
-                return False
-            for each in value:
-                check(of, each, f"{name}[]")
-        case Mapped(of, most):
-            if not isinstance(value, Mapping) or len(value) > most:
-                return False
-            for key, each in value.items():
-                check(Text(WORD_MAX), key, f"a key of {name}")
-                check(of, each, f"{name}.{key[:40]}")
+        case Listed(of, most) if isinstance(value, (list, tuple)) and len(value) <= most:
+            parts = ((of, each, f"{name}[]") for each in value)
+        case Mapped(of, most) if isinstance(value, Mapping) and len(value) <= most:
+            parts = (
+                part
+                for key, each in value.items()
+                for part in (
+                    (_KEY, key, f"a key of {name}"),
+                    (of, each, f"{name}.{str(key)[:40]}"),
+                )
+            )
         case Maybe(of):
-            return value is None or _fits(of, value, name)
-        case Either(shapes):
-            return any(_fits_quietly(each, value, name) for each in shapes)
-        case Object(fields, needed):
-            if not isinstance(value, Mapping):
-                return False
+            return _complaint(of, value, name)
+        case Object(fields, needed) if isinstance(value, Mapping):
             for key in needed:
                 if value.get(key) is None:
-                    raise ValueError(f"{name} has no {key}")
-            for key, of in fields.items():
-                if (each := value.get(key)) is not None:
-                    check(of, each, f"{name}.{key}")
-    return True
-
-
-def _fits_quietly(shape: Shape, value: Any, name: str) -> bool:
-    try:
-        return _fits(shape, value, name)
-    except ValueError:
-        return False
+                    return f"{name} has no {key}"
+            parts = (
+                (of, each, f"{name}.{key}")
+                for key, of in fields.items()
+                if (each := value.get(key)) is not None
+            )
+    for of, each, where in parts:
+        if not of.holds(each):
+            return _complaint(of, each, where)
+    return f"{name} is {_shown(value)}"
 
 
 def _is_sound(text: str) -> bool:
-    if text.isascii():
-        return True
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _is_moment(text: str, years: range) -> bool:
-    # 64 characters are more than any time has. 3.10's fromisoformat doesn't know the Z.
-    try:
-        return len(text) <= 64 and datetime.fromisoformat(text.replace("Z", "+00:00")).year in years
-    except ValueError:
-        return False
 
 
 def _shown(value: Any) -> str:
@@ -178,12 +214,14 @@ def _shown(value: Any) -> str:
     return repr(value) if value is None or isinstance(value, (bool, float)) else "no JSON"
 
 
-def read_json(data: bytes | bytearray) -> Any:
+def read_json(data: bytes | bytearray | str) -> Any:
     """Return the value of JSON. Raises ValueError for what isn't JSON or has too many values.
 
     79 MiB of `{}` would take 2 GB of memory, so a large text is counted before it is read.
     """
     if len(data) > _SMALL:
+        if isinstance(data, str):
+            data = data.encode()
         left = VALUES_MAX
         for token in _TOKEN.finditer(data):
             if token.group()[:1] != b'"':

@@ -150,6 +150,11 @@ class State:
         Raises ValueError if it isn't a State.
         """
         check(STATE, value, "State")
+        return cls.from_checked(value)
+
+    @classmethod
+    def from_checked(cls, value: Mapping[str, Any]) -> State:
+        """Read an object that was held to STATE already, as a part of a larger answer."""
         given: dict[str, Any] = {
             name: tuple(each) if isinstance(each, list) else each
             for name in STATE.fields

@@ -104,15 +104,10 @@ def journal_events(text: str) -> Iterable[JournalEvent]:
     """Yield the events in a journal's text."""
     for line in text.splitlines():
         try:
-            value = read_json(line.encode())
-            facts = {
-                name: each
-                for name, each in value.items()
-                if name not in ("v", "id", "at", "by", "what")
-            }
-            yield JournalEvent(
-                str(value["id"]), str(value["at"]), str(value["by"]), str(value["what"]), facts
-            )
+            value = read_json(line)
+            value.pop("v", None)
+            who, at, by, what = (str(value.pop(name)) for name in ("id", "at", "by", "what"))
+            yield JournalEvent(who, at, by, what, value)
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
 
@@ -265,7 +260,7 @@ class Book:
         attempt = self._attempt(facts)
         if attempt is None or attempt.ended:  # a final State never changes
             return
-        attempt.state = State.from_json(facts["state"])
+        attempt.state = State.from_checked(facts["state"])
         attempt.ended_at = event.at
         attempt.stdout, attempt.stderr = str(facts.get("stdout", "")), str(facts.get("stderr", ""))
         attempt.truncated = bool(facts.get("truncated"))
