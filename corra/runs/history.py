@@ -23,7 +23,7 @@ from typing import NamedTuple
 from corra.model import ids
 from corra.model.host import Host
 from corra.model.state import State
-from corra.on_host.agent.contract import FINAL
+from corra.on_host.agent.contract import FINAL, TRANSITIONS
 
 # A host keeps a record for 400 days.
 FORGET_AFTER_S = 400 * 86400.0
@@ -39,11 +39,23 @@ CREATE TABLE IF NOT EXISTS runs (
     seen REAL NOT NULL
 );
 CREATE INDEX IF NOT EXISTS by_tail ON runs (tail);
-CREATE INDEX IF NOT EXISTS by_name ON runs (name);
 CREATE INDEX IF NOT EXISTS by_started ON runs (started);
 """
+# 1 had fewer indexes. A later layout's file is used as it is.
+_LAYOUT = 2
 _ALL = "prog_id, tail, name, host, as_user, via, spool, argv, started, state, seen"
 _COLUMNS = "prog_id, name, host, as_user, via, spool, argv, started, state, seen"
+# The states of a run that was going on when it was last seen.
+_OPEN_STATES = tuple(state for state in TRANSITIONS if state not in FINAL)
+_OPEN = "state IN ({})".format(", ".join(f"'{state}'" for state in _OPEN_STATES))
+# A year has 100,000 runs of one name on one host: whoever is looked for must be found by an index.
+_INDEXES = f"""
+DROP INDEX IF EXISTS by_name;
+CREATE INDEX IF NOT EXISTS by_name_and_start ON runs (name, started, prog_id);
+CREATE INDEX IF NOT EXISTS by_host ON runs (host, started, prog_id);
+CREATE INDEX IF NOT EXISTS open_by_name ON runs (name, started, prog_id) WHERE {_OPEN};
+CREATE INDEX IF NOT EXISTS open_by_host ON runs (host) WHERE {_OPEN};
+"""
 # A host has a say in its own runs only.
 _ON_HOST = "prog_id = ? AND host = ? AND as_user IS ?"
 _WORD = re.compile(r"[a-z0-9._-]{2,64}")
@@ -71,7 +83,7 @@ class Entry(NamedTuple):
     @property
     def open(self) -> bool:
         """Whether the run was still going on when it was last seen."""
-        return self.state not in FINAL and self.state != GONE
+        return self.state in _OPEN_STATES
 
     @property
     def begun(self) -> bool:
@@ -191,18 +203,17 @@ def note_list(
             [(state.state, now, state.prog_id, str(host), host.as_user) for state in states],
         )
         # A chaperone keeps the runs of its hosts elsewhere.
+        condition = (
+            f"host = ? AND as_user IS ? AND spool IS ? AND {_OPEN} AND state <> 'starting'"
+            " AND CASE WHEN via LIKE 'chaperone%' THEN via END IS ?"
+        )
         there = database.execute(
-            "SELECT prog_id, state FROM runs WHERE host = ? AND as_user IS ? AND spool IS ?"
-            " AND CASE WHEN via LIKE 'chaperone%' THEN via END IS ?",
+            f"SELECT prog_id FROM runs WHERE {condition}",  # noqa: S608 - our own text
             (str(host), host.as_user, spool, via if (via or "").startswith("chaperone") else None),
         ).fetchall()
         database.executemany(
             "UPDATE runs SET state = ?, seen = ? WHERE prog_id = ?",
-            [
-                (GONE, now, prog_id)
-                for prog_id, state in there
-                if prog_id not in listed and state not in ("starting", *FINAL)
-            ],
+            [(GONE, now, prog_id) for (prog_id,) in there if prog_id not in listed],
         )
 
 
@@ -244,47 +255,42 @@ def find_entries(text: str) -> list[Entry]:
     """
     if exact := _select("prog_id = ?", text):
         return exact
-    if named := _select("name = ?", text):
-        return _one_per_host(named)
+    if running := _select(f"name = ? AND {_OPEN}", text):
+        return _one_per_place(running)
+    if newest := _select("name = ? LIMIT 1", text):
+        return newest
     if not _WORD.fullmatch(text):
         return []
-    return _select("substr(tail, 1, ?) = ?", len(text), text)
+    # What begins with it lies between it and it with the last of all characters behind.
+    return _select("tail >= ? AND tail < ?", text, f"{text}\U0010ffff")
 
 
-def _one_per_host(named: Sequence[Entry]) -> list[Entry]:
-    """Return the run that a name means in each place, where one is open only the open ones.
+def _one_per_place(running: Sequence[Entry]) -> list[Entry]:
+    """Return the newest open run of each place.
 
-    Of several open runs in one place the newest stands for all: the host will be asked by name and
-    knows better which of them still run.
+    It stands for all of them: the host will be asked by name and knows better which still run.
     """
     best: dict[tuple[str, str | None, str | None], Entry] = {}
-    for entry in named:  # newest first
-        place = (entry.host, entry.as_user, entry.spool)
-        known = best.setdefault(place, entry)
-        if entry.open and not known.open:
-            best[place] = entry
-    running = [entry for entry in best.values() if entry.open]
-    return running or list(best.values())[:1]
+    for entry in running:  # newest first
+        best.setdefault((entry.host, entry.as_user, entry.spool), entry)
+    return list(best.values())
 
 
-def newest_entry(*, host: str | None = None, name: str | None = None) -> Entry | None:
-    """Return the run that was started last, on `host` and under `name` where given."""
-    found = _select(
-        "(? IS NULL OR host = ?) AND (? IS NULL OR name = ?) LIMIT 1", host, host, name, name
-    )
+def newest_entry() -> Entry | None:
+    """Return the run that was started last."""
+    found = recent_entries(1)
     return found[0] if found else None
 
 
 def open_under(name: str, host: Host, spool: str | None = None) -> list[Entry]:
     """Return the runs of that name that were open on `host` when they were last seen."""
-    found = _select(
-        "name = ? AND host = ? AND as_user IS ? AND spool IS ?",
+    return _select(
+        f"name = ? AND {_OPEN} AND host = ? AND as_user IS ? AND spool IS ?",
         name,
         str(host),
         host.as_user,
         spool,
     )
-    return [entry for entry in found if entry.open]
 
 
 def entries_of(text: str) -> list[Entry]:
@@ -397,8 +403,9 @@ def _open(file: Path) -> sqlite3.Connection:
     try:
         # A cache needs no fsync: a power cut may lose the last rows.
         database.execute("PRAGMA synchronous = OFF")
-        if database.execute("PRAGMA user_version").fetchone()[0] == 0:
-            database.executescript(_TABLE + "PRAGMA user_version = 1;")
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        if version < _LAYOUT:
+            database.executescript(f"{_TABLE}{_INDEXES}PRAGMA user_version = {_LAYOUT};")
     except sqlite3.Error:
         database.close()
         raise

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -138,9 +140,6 @@ def test_the_newest_the_hosts_and_forgetting(home: Path) -> None:
         remembered(f"run{n}", host, started=n + 1.0, name=f"n{n}")
     newest = history.newest_entry()
     assert newest is not None and newest.prog_id == "run2"
-    newest = history.newest_entry(host="db2")
-    assert newest is not None and newest.prog_id == "run1"
-    assert history.newest_entry(host="db3") is None
     assert history.hosts_used() == ["db1", "db2"]
     history.forget_run("run2")
     assert [entry.prog_id for entry in history.recent_entries()] == ["run1", "run0"]
@@ -180,6 +179,57 @@ def test_a_hosts_list_corrects_what_is_known_and_adds_nothing(home: Path) -> Non
     }
     (gone,) = history.find_entries("went")
     assert not gone.open
+
+
+def test_what_a_look_up_reads_doesnt_grow_with_what_has_ended(home: Path) -> None:
+    """A job of one name every five minutes: 100,000 runs a year."""
+
+    def bytes_read(look: Callable[[], object]) -> int:
+        """Return how many bytes of files `look` reads, and this question after them."""
+        counted = [Path("/proc/self/io").read_text()]
+        look()
+        counted.append(Path("/proc/self/io").read_text())
+        before, after = (int(text.split()[1]) for text in counted)
+        return after - before
+
+    looks: dict[str, Callable[[], object]] = {
+        "by name": lambda: history.find_entries("job"),
+        "by tail": lambda: history.find_entries("zz"),
+        "by id": lambda: history.find_entries("of-another-name"),
+        "the newest": history.newest_entry,
+        "open ones": lambda: history.open_under("job", Host("db1")),
+        "a host's list": lambda: history.note_list(Host("db1"), [State("more0", "exited")]),
+    }
+    remembered(made("zzzzzzzz"), name="another", started=3.0)
+    remembered("of-another-name", started=3.0)
+    history.newest_entry()  # what is imported for the first time is read, too
+    found = []
+    for count in (20, 5000):
+        with sqlite3.connect(history.path()) as database:
+            database.executemany(
+                "INSERT OR IGNORE INTO runs"
+                " VALUES (?, ?, 'job', 'db1', NULL, NULL, NULL, '[]', ?, 'exited', ?)",
+                [(f"more{n}", f"more{n}", float(n), float(n)) for n in range(count)],
+            )
+        database.close()
+        found.append({name: bytes_read(look) for name, look in looks.items()})
+    assert all(found[1][name] <= found[0][name] + (64 << 10) for name in looks), found
+
+
+def test_a_history_of_before_the_indexes_is_read_and_gets_them(home: Path) -> None:
+    remembered("old", name="n")
+    with sqlite3.connect(history.path()) as database:
+        for (index,) in database.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
+        ).fetchall():
+            database.execute(f"DROP INDEX {index}")
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    assert found("n") == ["old"]
+    with sqlite3.connect(history.path()) as database:
+        assert database.execute("PRAGMA user_version").fetchone()[0] == 2
+        assert database.execute("PRAGMA index_info(open_by_name)").fetchall()
+    database.close()
 
 
 def test_a_run_that_its_host_doesnt_find_is_gone_only_where_it_was(home: Path) -> None:
@@ -252,7 +302,6 @@ def test_a_place_that_cant_be_written_is_no_error(
 def test_a_file_of_a_table_we_dont_know_is_no_error(
     home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import sqlite3
 
     history.path().parent.mkdir(parents=True)
     with sqlite3.connect(history.path()) as database:
