@@ -3652,8 +3652,12 @@ class Reply:
             self.write(("corra %d %s%s\n" % (PROTOCOL, self.nonce, more)).encode())
 
     def send(self, value):
+        self.send_text(to_json(value))
+
+    def send_text(self, text):
+        """Send one value that is JSON already."""
         self.first_line()
-        self.write(to_json(value).encode() + b"\n")
+        self.write(text.encode() + b"\n")
 
     def frame(self, value):
         data = to_json(value).encode()
@@ -3664,8 +3668,8 @@ class Reply:
         self.out.flush()
 
 
-# ============================================================ verbs/finding
-# Ids, and finding the run that a request names.
+# ============================================================ verbs/ids
+# Ids: which texts are ids, what people type of them, and new ones.
 
 ID_ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
 
@@ -3699,18 +3703,186 @@ def new_id():
     return time.strftime("%Y%m%dt%H%M%Sz-", time.gmtime()) + letters
 
 
-def runs_of(request):
-    """Yield (root, prog_id) of each run of this user. Raises Refusal: a root is unreadable."""
-    for root in roots(request):
+# ============================================================ verbs/known
+# What is known of a run without its State, and which runs a list asks for.
+
+# How much of a command the cache of ended runs has; for more, the run is read.
+COMMAND_KEPT = 300
+SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%_-+=:,./")
+
+
+def word_of(state):
+    """Return what a State comes to in one word, such as `running`, `done`, `failed_3`, `lost`."""
+    if state["state"] != "exited":
+        return state["state"]
+    if state["reason"] == "timeout":
+        return "timeout"
+    if state["signal"]:
+        return "killed"
+    return "failed_%d" % state["return_code"] if state["return_code"] else "done"
+
+
+def kind_of(word):
+    """Return `failed` for `failed_3`, and any other word as it is."""
+    return "failed" if word.startswith("failed") else word
+
+
+def state_word(word):
+    """Return the state of which `word` was made."""
+    return word if word in ("starting", "running", "not_started", "lost") else "exited"
+
+
+def command_line(argv):
+    """Return a command as it would be typed into a shell."""
+    return " ".join(
+        each if each and SAFE.issuperset(each) else "'" + each.replace("'", "'\"'\"'") + "'"
+        for each in argv
+    )
+
+
+class About:
+    """What a request says of its run that a list may ask for. `command` is None if it is long."""
+
+    __slots__ = ("command", "host", "link", "name", "user")
+
+    def __init__(self, name, user, host, link, command):
+        self.name, self.user, self.host = name, user, host  # user and host of the starter
+        self.link, self.command = link, command
+
+    @classmethod
+    def of(cls, request):
+        origin = request.get("origin") or {}
+        return cls(
+            request.get("name"),
+            origin.get("user"),
+            origin.get("host"),
+            request["program"].get("host"),
+            command_line(request["program"]["argv"]),
+        )
+
+    def fields(self):
+        long = len(self.command) > COMMAND_KEPT
+        return [self.name, self.user, self.host, self.link, None if long else self.command]
+
+
+class Known:
+    """A run as lists and look-ups find it: it was read, or a line of the cache has it."""
+
+    __slots__ = ("created", "end", "held", "keep_s", "noted", "prog_id", "root", "said", "text",
+                 "word")  # fmt: skip
+
+    def __init__(self, root, prog_id, created, end, word, said):
+        self.root, self.prog_id, self.word = root, prog_id, word
+        self.created, self.end = created, end  # ns; end is 0 while it is open or isn't known
+        self.said = said  # an About, or a function that reads one
+        self.text = None  # the State as JSON, where it was read
+        # Of one that has ended: when that was noted (ns), what its files take of the disk (bytes),
+        # and `run.keep`.
+        self.noted = self.held = self.keep_s = 0
+
+    def key(self):
+        return self.created, self.prog_id
+
+    def name(self):
+        return self.about().name
+
+    def about(self):
+        """Return its About. Raises OSError where the run that it must be read from is gone."""
+        if not isinstance(self.said, About):
+            self.said = self.said()
+        return self.said
+
+
+class Wanted:
+    """Which runs a request to list asks for."""
+
+    def __init__(self, request):
+        self.words = [each.lower().replace(" ", "_") for each in request.get("states") or ()]
+        self.since_ns = None if request.get("since") is None else int(request["since"]) * 1000
+        mine = request.get("mine") or {}
+        self.user, self.host = mine.get("user"), mine.get("host")
+        self.name, self.match = request.get("name"), request.get("match")
+        self.link = request.get("link")
+        asked = (self.user, self.host, self.name, self.match, self.link)
+        self.asks_about = any(each is not None for each in asked)
+
+    def within(self, known):
+        """Return whether the run is one of those whose States are counted."""
+        if self.since_ns is not None and known.end and known.end < self.since_ns:
+            return False
         try:
-            names = os.listdir(join(root, "runs"))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise unreadable(root, error) from None
-        for name in names:
-            if valid_id(name):
-                yield root, name
+            return not self.asks_about or self.fits(known)
+        except OSError:
+            return False  # removed since it was listed
+
+    def fits(self, known):
+        about = known.about()
+        return (
+            (self.name is None or about.name == self.name)
+            and (self.user is None or about.user == self.user)
+            and (self.host is None or about.host == self.host)
+            and (self.link is None or about.link == self.link)
+            and (
+                self.match is None
+                or self.match in known.prog_id
+                or self.match in (about.name or "")
+                or self.match in about.command
+            )
+        )
+
+    def has_word(self, word):
+        """Return whether a run of this word is listed, and not only counted."""
+        return not self.words or any(
+            word.startswith(each) or state_word(word) == each for each in self.words
+        )
+
+
+def read_cursor(text):
+    """Return the (created ns, id) before which a page begins. Raises Refusal."""
+    created, _, prog_id = text.partition(":")
+    if not (created.isdigit() and valid_id(prog_id)):
+        raise Refusal("bad_request", "before must be what a list gave as next")
+    return int(created), prog_id
+
+
+class Page:
+    """The newest runs that were asked for, below a cursor, and how many there are of what kind."""
+
+    def __init__(self, wanted, limit, before):
+        self.wanted, self.limit, self.before = wanted, limit, before
+        self.total = self.matching = 0  # all runs; those for this page and for later ones
+        self.counts = {}  # {kind: how many}, whatever states are asked for
+        self.found = []
+
+    def offer(self, known):
+        self.total += 1
+        if not self.wanted.within(known):
+            return
+        kind = kind_of(known.word)
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        if self.wanted.has_word(known.word) and (self.before is None or known.key() < self.before):
+            self.matching += 1
+            self.found.append(known)
+            if len(self.found) > 2 * self.limit + 100:
+                self.newest()
+
+    def newest(self):
+        """Return the runs of the page, the newest first; the others are let go."""
+        self.found.sort(key=Known.key, reverse=True)
+        del self.found[self.limit :]
+        return self.found
+
+
+# ============================================================ verbs/ended
+# The runs of a spool, without reading those that have ended: the cache ROOT/ended.
+#
+# A final State never changes. So whoever reads a run for a list or a look-up, and finds it final and
+# unguarded, appends what lists ask of it to ROOT/ended. A line has a checksum, and the time of change
+# of the run's directory: a torn line is no line, and a directory that was made anew or written to is
+# read again. What is lost of the file costs a reading of the runs.
+
+CHUNK = 1 << 18
+FLUSHED = 256  # lines
 
 
 def unreadable(root, error):
@@ -3718,6 +3890,192 @@ def unreadable(root, error):
         "unreadable", "%s can't be read: %s" % (root, error.strerror), dir=root, errno=error.errno
     )
 
+
+def spools(request):
+    """Yield the Spool of each root that has runs. Raises Refusal: a root is unreadable."""
+    for root in roots(request):
+        try:
+            yield Spool(root)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise unreadable(root, error) from None
+
+
+def sealed(text):
+    """Return `text` (bytes) as a line that begins with its checksum."""
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def unsealed(line):
+    """Return the text of a line, or None for one that is torn or was written by somebody else."""
+    text = line[9:]
+    return text if line[:9] == b"%08x " % zlib.crc32(text) else None
+
+
+def lines_between(file, begin, end):
+    """Yield (offset, line without its end) of the whole lines of a file from `begin` to `end`."""
+    kept = b""
+    while begin < end:
+        data = os.pread(file, min(CHUNK, end - begin), begin)
+        if not data:
+            return
+        lines = (kept + data).split(b"\n")
+        at, begin, kept = begin - len(kept), begin + len(data), lines.pop()
+        for line in lines:
+            yield at, line
+            at += len(line) + 1
+
+
+def open_own(directory, name, flags):
+    """Open a file of this user's that nobody else can write to. Raises OSError."""
+    fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, dir_fd=directory)
+    found = os.fstat(fd)
+    if found.st_uid != os.geteuid() or found.st_mode & 0o170022 != 0o100000:
+        os.close(fd)
+        raise PermissionError(1, "others can write to it or own it", name)
+    return fd
+
+
+def held_by(run):
+    """Return how many bytes of the disk the files take that grow."""
+    found = 0
+    for name in run.streams + ["index", "stdin"]:
+        if exists(run.directory, name):
+            found += os.stat(name, dir_fd=run.directory, follow_symlinks=False).st_blocks * 512
+    return found
+
+
+class Spool:
+    """ROOT/runs as a reader sees it."""
+
+    def __init__(self, root):
+        """Raises OSError."""
+        self.root, self.path = root, join(root, "runs")
+        self.runs = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        self.fresh = []  # lines for the cache
+
+    def close(self):
+        self.flush()
+        os.close(self.runs)
+
+    def each(self):
+        """Yield (prog_id, its Known by the cache, else None) of each run."""
+        seen = set()
+        for known in self.cached():
+            if known.prog_id not in seen:
+                seen.add(known.prog_id)
+                yield known.prog_id, known
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                if entry.name not in seen and valid_id(entry.name):
+                    yield entry.name, None
+
+    def cached(self):
+        """Yield the Known of each line of the cache that still holds."""
+        try:
+            root = secure(self.root)
+        except OSError:
+            return
+        try:
+            file = open_own(root, "ended", os.O_RDONLY)
+        except OSError:
+            return
+        finally:
+            os.close(root)
+        me = os.geteuid()
+        try:
+            for _, line in lines_between(file, 0, os.fstat(file).st_size):
+                text = unsealed(line)
+                words = text.split(b" ", 8) if text is not None else ()
+                if len(words) < 9:
+                    continue
+                prog_id = words[0].decode()
+                try:
+                    found = os.stat(prog_id, dir_fd=self.runs, follow_symlinks=False)
+                except OSError:
+                    continue
+                if b"%d" % found.st_ctime_ns == words[1] and found.st_uid == me:
+                    yield self.of_line(prog_id, words)
+        finally:
+            os.close(file)
+
+    def of_line(self, prog_id, words):
+        known = Known(
+            self.root,
+            prog_id,
+            int(words[2]),
+            int(words[3]),
+            words[5].decode(),
+            lambda: self.about(prog_id, words[8]),
+        )
+        known.noted, known.held, known.keep_s = int(words[4]), int(words[6]), float(words[7])
+        return known
+
+    def about(self, prog_id, data):
+        about = About(*from_json(data))
+        if about.command is not None:
+            return about
+        run = Run(self.root, prog_id)
+        run.close()
+        return About.of(run.request)
+
+    def read(self, prog_id):
+        """Return the Known of a run by reading it. Raises OSError: EBADMSG where it is damaged."""
+        run = Run(self.root, prog_id)
+        try:
+            # Before the run is read: what changes later makes the line void.
+            changed = os.fstat(run.directory).st_ctime_ns
+            state = run.state()
+            about, word = About.of(run.request), word_of(state)
+            pages = run.pages() or (b"", b"")
+            record = Record.read(pages[0]) or Record()
+            created = int(run.request.get("created") or 0)
+            end = (
+                0
+                if state["state"] not in FINAL
+                else record.outcome[1]
+                if record.outcome
+                else created * (state["state"] == "not_started")
+            )
+            known = Known(self.root, prog_id, created, end, word, about)
+            known.text = to_json(state)
+            # That nobody has launched a claim in time is said by the clock, which may be set.
+            proved = exists(run.directory, "launched") or unpack(pages[1]) is not None
+            if proved and state["state"] in FINAL and state["supervisor"] == "gone":
+                known.noted, known.held = now_ns(), held_by(run)
+                known.keep_s = (run.request.get("run") or {}).get("keep") or 0
+                self.note(known, changed)
+            return known
+        finally:
+            run.close()
+
+    def note(self, known, changed):
+        words = (known.prog_id, changed, known.created, known.end, known.noted, known.word)
+        more = (known.held, known.keep_s, to_json(known.about().fields()))
+        self.fresh.append(sealed(" ".join(map(str, words + more)).encode()))
+        if len(self.fresh) == FLUSHED:
+            self.flush()
+
+    def flush(self):
+        """Append to the cache what was read. Where that fails it is read again."""
+        data, self.fresh = b"".join(self.fresh), []
+        if not data:
+            return
+        try:
+            root = secure(self.root)
+            try:
+                file = open_own(root, "ended", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+                os.write(file, data)
+                os.close(file)
+            finally:
+                os.close(root)
+        except OSError:
+            pass  # no room, or only for reading
+
+
+# ============================================================ verbs/finding
+# Finding the run that a request names.
 
 def find_exact(request, prog_id):
     """Return the run with exactly this id, or None. Raises Refusal where a root can't be read."""
@@ -3736,6 +4094,20 @@ def ambiguous(message, found):
     return Refusal("ambiguous", message, runs=[Run(*each).state() for each in found[:20]])
 
 
+def named_or_ended(spool, prog_id, name):
+    """Return the Known of a run that isn't in the cache; None for an open run of another name.
+
+    Raises OSError.
+    """
+    run = Run(spool.root, prog_id)
+    try:
+        if run.request.get("name") != name and run.alive():
+            return None
+    finally:
+        run.close()
+    return spool.read(prog_id)
+
+
 def find(request):
     """Return the run that the request names.
 
@@ -3748,22 +4120,19 @@ def find(request):
     if exact:
         return exact
     total, named, begun = 0, [], []
-    for root, prog_id in runs_of(request):
-        try:
-            run = Run(root, prog_id)
-        except OSError:
-            continue  # removed since it was listed, another user's, or damaged
-        total += 1
-        if len(text) >= 2 and tail_of(prog_id).startswith(text):
-            begun.append((root, prog_id))
-        try:
-            if run.request.get("name") == text:
-                begun_ns = run.request.get("created", 0)
-                named.append((run.state()["state"] not in FINAL, begun_ns, root, prog_id))
-        except OSError:
-            pass  # damaged
-        finally:
-            run.close()
+    for spool in spools(request):
+        for prog_id, cached in spool.each():
+            total += 1
+            if len(text) >= 2 and text in prog_id and tail_of(prog_id).startswith(text):
+                begun.append((spool.root, prog_id))
+            try:
+                known = cached or named_or_ended(spool, prog_id, text)
+                if known and known.name() == text:
+                    is_open = state_word(known.word) not in FINAL
+                    named.append((is_open, known.created, spool.root, prog_id))
+            except OSError:
+                pass  # removed since it was listed, another user's, or damaged
+        spool.close()
     open_ = [each for each in named if each[0]]
     if len(open_) > 1:
         found = [each[2:] for each in sorted(open_, reverse=True)]
@@ -3789,7 +4158,8 @@ KEYS = {
         "late": FLAG, "times": FLAG, "signal": TEXT, "grace": NUMBER, "by": TEXT, "stream": TEXT,
         "start": NUMBER, "end": NUMBER, "match": TEXT, "courier": TEXT, "from": NUMBER,
         "seconds": NUMBER, "route": TEXT, "sender": NUMBER, "ids": LIST, "older": NUMBER,
-        "max_size": NUMBER, "dry": FLAG,
+        "max_size": NUMBER, "dry": FLAG, "states": LIST, "mine": OBJECT, "link": TEXT,
+        "limit": NUMBER, "before": TEXT,
     },
     "program": {
         "argv": LIST, "cwd": TEXT, "env": OBJECT, "env_inherit": FLAG + LIST,
@@ -3815,7 +4185,12 @@ def complaints(request):
     if not isinstance(request, dict):
         return ["a request is an object"]
     found = []
-    for key in ("streams", "cursor"):
+    mine = request.get("mine")
+    if isinstance(mine, dict) and not all(
+        key in ("user", "host") and isinstance(each, str) for key, each in mine.items()
+    ):
+        found.append("mine must have a user, a host or both")
+    for key in ("streams", "cursor", "states"):
         values = request.get(key)
         if isinstance(values, list) and not all(isinstance(each, str) for each in values):
             found.append(key + " must be a list of names")
@@ -4840,7 +5215,8 @@ class EndedRun:
 
 def collectable_runs(request, now):
     """Yield the runs that gc may remove, each locked against watchers until the next."""
-    for root, prog_id in runs_of(request):
+    ids = [(spool.root, prog_id) for spool in spools(request) for prog_id, _ in spool.each()]
+    for root, prog_id in ids:
         try:
             run = Run(root, prog_id)
         except OSError:
@@ -5024,33 +5400,10 @@ def verb_deliver(request, stdin, reply, framed):
 
 
 # ============================================================ verbs/look
-# The verbs status, list and read.
+# The verbs status and read.
 
 def verb_status(request, stdin, reply, framed):
     reply.send(find(request).state(details=True))
-
-
-def verb_list(request, stdin, reply, framed):
-    """Reply with the States of all runs, the oldest first, and with what can't be read."""
-    found, unreadable = [], []
-    for root, prog_id in runs_of(request):
-        try:
-            run = Run(root, prog_id)
-            try:
-                found.append((run.request.get("created", 0), prog_id, run.state()))
-            finally:
-                run.close()
-        except OSError as error:
-            if error.errno == errno.EBADMSG:  # else removed since, or another user's
-                unreadable.append(
-                    {"prog_id": prog_id, "dir": error.filename, "message": error.strerror}
-                )
-    listed = {
-        "host": os.uname().nodename,
-        "user": user_name(),
-        "runs": [state for _, _, state in sorted(found, key=lambda each: each[:2])],
-    }
-    reply.send(dict(listed, unreadable=unreadable) if unreadable else listed)
 
 
 def verb_read(request, stdin, reply, framed):
@@ -5087,6 +5440,79 @@ def read_bounded(run, reply, name, file, begin, end, size):
             break
     reply.send({"stream": name, "start": begin, "end": begin + len(data), "length": size})
     reply.write(data)
+
+
+# ============================================================ verbs/listing
+# The verb list: the runs of a host, page by page, the newest first.
+
+# A page: 1,000 States have some 1.5 MB.
+LIST_MAX, LIST_BYTES = 1000, 4 << 20
+UNREADABLE_MAX = 100
+
+
+def verb_list(request, stdin, reply, framed):
+    """Reply with a page of States, how many more there are, and with what can't be read."""
+    most = LIST_MAX if request.get("limit") is None else min(LIST_MAX, int(request["limit"]))
+    before = None if request.get("before") is None else read_cursor(request["before"])
+    page, damaged = Page(Wanted(request), most, before), []
+    for spool in spools(request):
+        for known in known_runs(spool, damaged):
+            page.offer(known)
+        spool.close()
+    texts, shown, last = states_of(page.newest())
+    more = page.matching - shown
+    facts = {
+        "host": os.uname().nodename,
+        "user": user_name(),
+        "more": more,
+        "next": "%d:%s" % last if more and last else None,
+        "counts": page.counts,
+        "total": page.total,
+    }
+    if damaged:
+        facts["unreadable"] = damaged
+    # The States are JSON already.
+    reply.send_text(to_json(facts)[:-1] + ', "runs": [' + ", ".join(texts) + "]}")
+
+
+def known_runs(spool, damaged):
+    """Yield the Known of each run; add to `damaged` what can't be read."""
+    for prog_id, known in spool.each():
+        try:
+            yield known or spool.read(prog_id)
+        except OSError as error:
+            # Else it was removed since it was listed, or is another user's.
+            if error.errno == errno.EBADMSG and len(damaged) < UNREADABLE_MAX:
+                damaged.append(
+                    {"prog_id": prog_id, "dir": error.filename, "message": error.strerror}
+                )
+
+
+def states_of(found):
+    """Return the States of the runs as JSON, as many as a page has room for.
+
+    Also return how many of the runs those are, and the key of the last.
+    """
+    texts, shown, size, last = [], 0, 0, None
+    for known in found:
+        try:
+            text = known.text or state_text(known)
+        except OSError:
+            text = ""  # removed since it was listed
+        size += len(text)
+        if size > LIST_BYTES and texts:
+            break
+        texts += [text] if text else []
+        shown, last = shown + 1, known.key()
+    return texts, shown, last
+
+
+def state_text(known):
+    run = Run(known.root, known.prog_id)
+    try:
+        return to_json(run.state())
+    finally:
+        run.close()
 
 
 # ============================================================ verbs/start

@@ -129,6 +129,10 @@ AGENT_REPLIES: Mapping[str, Object] = {
             "host": Text(),
             "user": Text(),
             "runs": Listed(STATE),
+            "more": Whole(),
+            "next": Text(128),
+            "counts": Mapped(Whole(), 64),
+            "total": Whole(),
             "unreadable": Listed(
                 Object(
                     {"prog_id": Text(), "dir": Text(), "message": Text()},

@@ -43,6 +43,8 @@ _THERE = with_python('"$0" "$@"') + "kill -9 $$"
 _READY = b"corra-far ready\n"
 # How long a login may take, beyond the time for the connection.
 _LOGIN_S = 30.0
+# Among so many runs of one host a text is looked for; a keeper may answer with pages for ever.
+_RUNS_MAX = 100_000
 # A ControlMaster would outlive the run, or end it. The ssh itself must notice that its host is
 # gone.
 _SSH = ("-oControlMaster=no", "-oControlPath=none", "-oServerAliveCountMax=3")
@@ -110,13 +112,11 @@ class Chaperone(Agent):
         whole = dict(request)
         if "prog_id" in whole:
             whole["prog_id"] = self._meant(whole, timeout_s)
+        if verb == "list":
+            whole["link"] = self._link
         link = super().stream(verb, whole, timeout_s=timeout_s, sending=sending)
         if verb == "list":
-            link.reply["runs"] = [
-                self._told(run)
-                for run in link.reply.get("runs", ())
-                if run.get("link") == self._link
-            ]
+            link.reply["runs"] = [self._told(run) for run in link.reply.get("runs", ())]
         if verb == "status":
             link.reply = self._told(link.reply)
         if verb == "stop":
@@ -137,17 +137,19 @@ class Chaperone(Agent):
         text = request["prog_id"]
         if text in self._mine:
             return str(text)
-        listed = self.call(
-            "list", {k: v for k, v in request.items() if k == "spool" and v}, timeout_s=timeout_s
-        )
+        asked = {k: v for k, v in request.items() if k == "spool" and v}
+        listed = self.call("list", asked, timeout_s=timeout_s)
         runs: list[dict[str, Any]] = listed["runs"]
+        while listed["runs"] and (after := listed.get("next")) and len(runs) < _RUNS_MAX:
+            listed = self.call("list", {**asked, "before": after}, timeout_s=timeout_s)
+            runs += listed["runs"]
         exact = [run for run in runs if run["prog_id"] == text]
         named = [run for run in runs if run.get("name") == text]
         begun = [
             run for run in runs if len(text) >= 2 and ids.tail(run["prog_id"]).startswith(text)
         ]
-        # The list is oldest first. A name means the open run, else the newest.
-        found = exact or sorted(named, key=lambda run: run["state"] not in FINAL)[-1:] or begun
+        # The list is newest first. A name means the open run, else the newest.
+        found = exact or sorted(named, key=lambda run: run["state"] in FINAL)[:1] or begun
         if not found:
             raise Refused(
                 {

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # As many runs of one name are asked for before one more is started.
 NAMESAKES = 3
+# A host may answer with one more page for ever.
+RUNS_MAX = 200_000
 
 
 def attach(
@@ -142,8 +144,14 @@ def _listed(
     agent: Agent, match: str | None, spool: str | None, via: str | None
 ) -> tuple[list[State], list[CorraError]]:
     """Return the States, and an error for each run whose files are damaged."""
-    answer = ask_agent(agent, "list", {} if match is None else {"match": match}, spool=spool)
-    states = [State.from_json(each) for each in answer.get("runs", ())]
+    asked = {} if match is None else {"match": match}
+    answer = ask_agent(agent, "list", asked, spool=spool)
+    runs = list(answer.get("runs", ()))
+    page = answer
+    while page.get("runs") and (after := page.get("next")) and len(runs) < RUNS_MAX:
+        page = ask_agent(agent, "list", {**asked, "before": after}, spool=spool)
+        runs += page.get("runs", ())
+    states = [State.from_json(each) for each in runs]
     if match is None:
         history.note_list(agent.host, states, via=via, spool=spool)
     host = str(agent.host)
@@ -160,20 +168,16 @@ def _listed(
 
 
 def newest_of_mine(agent: Agent, spool: str | None) -> State:
-    mine = who_asks()
-    runs = list_runs(agent, spool=spool)
-    own = [
-        state
-        for state in runs
-        if (state.origin or {}).get("user") == mine["user"]
-        and (state.origin or {}).get("host") == mine["host"]
-    ]
-    if not own:
+    asks = who_asks()
+    mine = {"user": asks["user"], "host": asks["host"]}
+    answer = ask_agent(agent, "list", {"mine": mine, "limit": 1}, spool=spool)
+    if not answer["runs"]:
+        count = answer.get("total", 0)
         raise NotFound(
-            f"none of the {len(runs)} runs there was started from here; say which",
+            f"none of the {count} runs there was started from here; say which",
             host=str(agent.host),
         )
-    return max(own, key=lambda state: (state.start_time or "", state.prog_id))
+    return State.from_json(answer["runs"][0])
 
 
 def ps(

@@ -1168,10 +1168,10 @@ def test_a_run_is_found_by_id_name_and_the_beginning_of_its_tail(door):
         door.status("k7m")
     assert refused.value.kind == "ambiguous" and len(refused.value.reply["runs"]) == 2
     listed = door.call("list", {})
-    assert [run["prog_id"] for run in listed["runs"]][:3] == [
-        first["prog_id"],
-        second["prog_id"],
+    assert [run["prog_id"] for run in listed["runs"]][-3:] == [
         third["prog_id"],
+        second["prog_id"],
+        first["prog_id"],
     ]
 
 

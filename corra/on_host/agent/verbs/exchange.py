@@ -90,8 +90,12 @@ class Reply:
             self.write(("corra %d %s%s\n" % (PROTOCOL, self.nonce, more)).encode())
 
     def send(self, value):
+        self.send_text(to_json(value))
+
+    def send_text(self, text):
+        """Send one value that is JSON already."""
         self.first_line()
-        self.write(to_json(value).encode() + b"\n")
+        self.write(text.encode() + b"\n")
 
     def frame(self, value):
         data = to_json(value).encode()

@@ -11,7 +11,8 @@ from ..paths import CODE, absolute, base, join, parent, present
 from ..records import Record
 from ..run import Run
 from ..spool import read_launched, roots, secure
-from .finding import find, runs_of
+from .ended import spools
+from .finding import find
 
 KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
 KEEP_BYTES = 2 << 30
@@ -51,7 +52,8 @@ class EndedRun:
 
 def collectable_runs(request, now):
     """Yield the runs that gc may remove, each locked against watchers until the next."""
-    for root, prog_id in runs_of(request):
+    ids = [(spool.root, prog_id) for spool in spools(request) for prog_id, _ in spool.each()]
+    for root, prog_id in ids:
         try:
             run = Run(root, prog_id)
         except OSError:

@@ -1,39 +1,13 @@
-"""The verbs status, list and read."""
+"""The verbs status and read."""
 
-import errno
 import posix as os
 
 from ..contract import BOUND_STEP, Refusal
-from ..run import Run
-from ..spool import user_name
-from .finding import find, runs_of
+from .finding import find
 
 
 def verb_status(request, stdin, reply, framed):
     reply.send(find(request).state(details=True))
-
-
-def verb_list(request, stdin, reply, framed):
-    """Reply with the States of all runs, the oldest first, and with what can't be read."""
-    found, unreadable = [], []
-    for root, prog_id in runs_of(request):
-        try:
-            run = Run(root, prog_id)
-            try:
-                found.append((run.request.get("created", 0), prog_id, run.state()))
-            finally:
-                run.close()
-        except OSError as error:
-            if error.errno == errno.EBADMSG:  # else removed since, or another user's
-                unreadable.append(
-                    {"prog_id": prog_id, "dir": error.filename, "message": error.strerror}
-                )
-    listed = {
-        "host": os.uname().nodename,
-        "user": user_name(),
-        "runs": [state for _, _, state in sorted(found, key=lambda each: each[:2])],
-    }
-    reply.send(dict(listed, unreadable=unreadable) if unreadable else listed)
 
 
 def verb_read(request, stdin, reply, framed):

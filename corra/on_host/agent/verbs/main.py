@@ -6,11 +6,12 @@ import sys
 
 from ..contract import Refusal
 from .deliver import verb_deliver
+from .ended import unreadable
 from .exchange import Input, Reply
-from .finding import unreadable
 from .follow import verb_follow, verb_wait
 from .gc import verb_gc
-from .look import verb_list, verb_read, verb_status
+from .listing import verb_list
+from .look import verb_read, verb_status
 from .orders import verb_signal
 from .requests import complaints
 from .start import verb_run, verb_start

@@ -2,7 +2,7 @@
 
 from ..contract import BOUND_MIN, RLIMITS, SIGNALS, STREAM_SHIFT
 from ..paths import octets
-from .finding import valid_id
+from .ids import valid_id
 
 TEXT, NUMBER, FLAG, OBJECT, LIST = (str,), (int, float), (bool,), (dict,), (list, tuple)
 KEYS = {
@@ -13,7 +13,8 @@ KEYS = {
         "late": FLAG, "times": FLAG, "signal": TEXT, "grace": NUMBER, "by": TEXT, "stream": TEXT,
         "start": NUMBER, "end": NUMBER, "match": TEXT, "courier": TEXT, "from": NUMBER,
         "seconds": NUMBER, "route": TEXT, "sender": NUMBER, "ids": LIST, "older": NUMBER,
-        "max_size": NUMBER, "dry": FLAG,
+        "max_size": NUMBER, "dry": FLAG, "states": LIST, "mine": OBJECT, "link": TEXT,
+        "limit": NUMBER, "before": TEXT,
     },
     "program": {
         "argv": LIST, "cwd": TEXT, "env": OBJECT, "env_inherit": FLAG + LIST,
@@ -39,7 +40,12 @@ def complaints(request):
     if not isinstance(request, dict):
         return ["a request is an object"]
     found = []
-    for key in ("streams", "cursor"):
+    mine = request.get("mine")
+    if isinstance(mine, dict) and not all(
+        key in ("user", "host") and isinstance(each, str) for key, each in mine.items()
+    ):
+        found.append("mine must have a user, a host or both")
+    for key in ("streams", "cursor", "states"):
         values = request.get(key)
         if isinstance(values, list) and not all(isinstance(each, str) for each in values):
             found.append(key + " must be a list of names")

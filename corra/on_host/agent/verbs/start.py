@@ -12,9 +12,10 @@ from ..paths import octets, parent
 from ..run import Run
 from ..spool import claim, prepare_root, roots, user_name
 from .deliver import place_courier
-from .finding import find_exact, new_id
+from .finding import find_exact
 from .follow import Follower
 from .gc import daily_gc
+from .ids import new_id
 from .outliving import outliving
 from .requests import start_complaints
 from .starter import give_up, spawn_guards
