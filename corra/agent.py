@@ -4159,7 +4159,7 @@ KEYS = {
         "start": NUMBER, "end": NUMBER, "match": TEXT, "courier": TEXT, "from": NUMBER,
         "seconds": NUMBER, "route": TEXT, "sender": NUMBER, "ids": LIST, "older": NUMBER,
         "max_size": NUMBER, "dry": FLAG, "states": LIST, "mine": OBJECT, "link": TEXT,
-        "limit": NUMBER, "before": TEXT,
+        "limit": NUMBER, "before": TEXT, "fleet": TEXT,
     },
     "program": {
         "argv": LIST, "cwd": TEXT, "env": OBJECT, "env_inherit": FLAG + LIST,
@@ -5529,7 +5529,10 @@ def new_run(request, stdin, reply):
     request["before"] = outliving(request)  # its refusal must come before anything is made
     stored = {
         key: request[key]
-        for key in ("prog_id", "name", "origin", "program", "run", "callback", "config")
+        for key in (
+            *("prog_id", "name", "origin", "fleet"),
+            *("program", "run", "callback", "config"),
+        )
         if request.get(key)
     }
     token = (request.get("secrets") or {}).get("token")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from invoke.collection import Collection
 from invoke.context import Context
 
-from corra.cli import collectors, inputs, selection
+from corra.cli import collectors, fleets, inputs, selection
 from corra.cli.flags import (
     TAIL_BY_TERMINAL,
     AgainFlags,
@@ -72,6 +72,9 @@ def run(c: Context, given: RunFlags) -> int:
     from corra.remote.targets import agent_for
     from corra.runs import request
 
+    hosts = selection.told_hosts(c, given, fate="NOT STARTED")
+    if fleets.is_fleet(given, hosts):
+        return fleets.roll_out(c, given, hosts)
     target = selection.one_host(c, given, fate="NOT STARTED")
     stdin, file = inputs.given_stdin(given)
     reach = selection.host_reach(c, given)
@@ -98,13 +101,20 @@ def again(c: Context, given: AgainFlags) -> int:
     login's environment is that of now, and secrets must be given again. A run that still runs isn't
     started again. corra exits as run does. With a secret: inv again --secret DB_PASSWORD ID
     """
-    from corra.runs import starting
-
     if len(given.ids) != 1:
         raise Misuse(
             "again needs an id" if not given.ids else f"one id at a time: {' '.join(given.ids)}",
             fate="NOT STARTED",
         )
+    text = given.ids[0]
+    return fleets.either(
+        c, given, text, lambda: _again_one(c, given), lambda fleet: fleets.again(c, given, fleet)
+    )
+
+
+def _again_one(c: Context, given: AgainFlags) -> int:
+    from corra.runs import starting
+
     found = selection.find_one_run(c, given)
     with contextlib.ExitStack() as opened:
         launch, reported = starting.again(found, id=given.id, secrets=inputs.given_secrets(given))
@@ -126,6 +136,15 @@ def attach(c: Context, given: AttachFlags) -> int:
     ID is an id, the beginning of its tail, or a name; without it, the newest run of mine. corra
     exits as run does. From a machine that never saw the run: inv attach --host db1 k7m2qx
     """
+    if given.collector or len(given.ids) != 1:
+        return _attach_one(c, given)
+    text = given.ids[0]
+    return fleets.either(
+        c, given, text, lambda: _attach_one(c, given), lambda fleet: fleets.attach(given, fleet)
+    )
+
+
+def _attach_one(c: Context, given: AttachFlags) -> int:
     from corra.terminal.watch import Watch
 
     tail = given.tail
@@ -199,6 +218,15 @@ def logs(c: Context, given: LogsFlags) -> int:
     The errors of the last 10 minutes: inv logs -g ERROR --since 10m ID. The first 4 kB: inv logs
     --bytes 0:4K ID. Exits 0 when the output could be shown, whatever became of the program.
     """
+    if len(given.ids) != 1:
+        return _logs_of_one(c, given)
+    text = given.ids[0]
+    return fleets.either(
+        c, given, text, lambda: _logs_of_one(c, given), lambda fleet: fleets.logs(given, fleet)
+    )
+
+
+def _logs_of_one(c: Context, given: LogsFlags) -> int:
     from corra.terminal.filters import Range, Sieve
     from corra.terminal.watch import Watch
 
@@ -240,10 +268,19 @@ def kill(c: Context, given: KillFlags) -> int:
     Exits 0 when nothing is left, also when the run had ended already; 1 when something outlives
     KILL; 125 when nothing could be done. At once, without TERM: inv kill -9 ID
     """
+    _refuse_contradictions(given)
+    if len(given.ids) == 1:
+        text = given.ids[0]
+        return fleets.either(
+            c, given, text, lambda: _kill_runs(c, given), lambda fleet: fleets.kill(given, fleet)
+        )
+    return _kill_runs(c, given)
+
+
+def _kill_runs(c: Context, given: KillFlags) -> int:
     from corra.cli.at_once import at_once
     from corra.terminal.stopping import Orders, stop
 
-    _refuse_contradictions(given)
     runs = selection.to_kill(c, given)
     selection.ask_first(given, runs)
     if given.dry:
@@ -284,7 +321,7 @@ def kill(c: Context, given: KillFlags) -> int:
     return max(at_once(given.screen, end, runs, left), default=0)
 
 
-@verb(PsFlags)
+@verb(PsFlags, ids=True)
 def ps(c: Context, given: PsFlags) -> int:
     """List runs: what runs, then what went wrong lately: inv ps --host db1,db2
 
@@ -297,6 +334,8 @@ def ps(c: Context, given: PsFlags) -> int:
 
     if given.connect_timeout is None:
         given.connect_timeout = setting(c.config, "connect_timeout") or LOOK_TIMEOUT_S
+    if given.ids:
+        return fleets.ps(c, given)
     states, errors = (
         (collectors.collected_states(c, given, given.collector), [])
         if given.collector
@@ -356,6 +395,15 @@ def status(c: Context, given: StatusFlags) -> int:
     Exits 0 when the host could tell, whatever became of the program; see --exit-code. With the
     processes and what each uses: inv status --tree ID
     """
+    if len(given.ids) == 1:
+        text = given.ids[0]
+        return fleets.either(
+            c, given, text, lambda: _status_of(c, given), lambda fleet: fleets.status(given, fleet)
+        )
+    return _status_of(c, given)
+
+
+def _status_of(c: Context, given: StatusFlags) -> int:
     from corra.cli.at_once import at_once
     from corra.model.state import exit_code
     from corra.model.words import now
@@ -398,14 +446,23 @@ def wait(c: Context, given: WaitFlags) -> int:
     Exits as the program did; of several runs with the largest code, with --any as the first to end,
     whose id is then on stdout. 122: --timeout was over. For an hour: inv wait --timeout 1h ID
     """
+    if not given.ids:
+        raise Misuse("wait needs an id", fate="NOT DONE")
+    if len(given.ids) == 1:
+        text = given.ids[0]
+        return fleets.either(
+            c, given, text, lambda: _wait_for(c, given), lambda fleet: fleets.wait(given, fleet)
+        )
+    return _wait_for(c, given)
+
+
+def _wait_for(c: Context, given: WaitFlags) -> int:
     import threading
 
     from corra.cli.at_once import as_they_end
     from corra.model.state import exit_code
     from corra.terminal.watch import Watch
 
-    if not given.ids:
-        raise Misuse("wait needs an id", fate="NOT DONE")
     left = len(given.ids)
     follows: list[Follow] = []
     over = threading.Event()

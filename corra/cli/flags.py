@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from .readers import (
+    read_batch,
     read_byte_range,
+    read_count,
     read_detach_keys,
     read_limit,
     read_lines,
@@ -13,6 +15,7 @@ from .readers import (
     read_patience,
     read_pattern,
     read_seconds,
+    read_share,
     read_signal,
     read_size,
     read_state,
@@ -136,6 +139,50 @@ class TunnelFlags(CollectorFlag):
     )
 
 
+class FleetViewFlags(Given):
+    """How a fleet is shown, and who rolls it."""
+
+    prefix = option(
+        "prefix",
+        read=one_of("host", "time", "none"),
+        default="host",
+        help="What stands before a line of a fleet's output: host, time, none (host).",
+    )
+    output_dir = option(
+        "output-dir", help="Also write HOST.out, HOST.err and HOST.json of a fleet there."
+    )
+    take_over = switch("take-over", help="Roll a fleet here that another operator rolls.")
+
+
+class FleetFlags(FleetViewFlags):
+    """How a program is rolled out over several hosts (docs/fleets.md)."""
+
+    batch: Flag[list[int | str]] = option(
+        "batch",
+        read=read_batch,
+        default=[],
+        help="Waves of N hosts or N% of all; 1,10%,100% grow. A wave begins when the one before "
+        "is over.",
+    )
+    at_once = option("at-once", read=read_count, help="How many hosts may run at once (32).")
+    max_fail = option(
+        "max-fail",
+        read=read_share,
+        help="Stop beyond N failures, or N% of all hosts (with waves 0, else no limit).",
+    )
+    max_unreached = option(
+        "max-unreached",
+        read=read_share,
+        help="Stop beyond N hosts that can't be reached, which then are no failures.",
+    )
+    pause = option("pause", read=read_seconds, help="How long to wait between two waves.")
+    confirm = switch("confirm", help="Ask before each wave but the first.")
+    kill_on_fail = switch("kill-on-fail", help="When it stops, also kill what still runs.")
+    start_timeout = option(
+        "start-timeout", read=read_seconds, help="Give a host up that hasn't started after (60s)."
+    )
+
+
 class LaunchFlags(HostFlags, NewKeyFlag, LinkFlags, RawFlag, KeyboardFlags, TunnelFlags):
     """What `run` and `again` share."""
 
@@ -155,13 +202,22 @@ class LaunchFlags(HostFlags, NewKeyFlag, LinkFlags, RawFlag, KeyboardFlags, Tunn
 # -- One verb each
 
 
-class RunFlags(LaunchFlags):
+class RunFlags(LaunchFlags, FleetFlags):
     host = listing(
         "host",
         "H",
         "hosts",
         help="HOST, user@host:port, or local for this machine. Default: $CORRA_HOST.",
     )
+    plan = switch("plan", help="Print the waves, and start nothing.")
+    order = option(
+        "order",
+        read=one_of("given", "sorted", "reversed", "shuffle"),
+        help="In which order hosts start: given, sorted, reversed, shuffle (given).",
+    )
+    canary = listing("canary", help="A host that is a wave before all others" + _REPEATABLE)
+    each = switch("each", help="A host that is named twice is started twice.")
+    journal = option("journal", help="The host that keeps a fleet's journal (this machine).")
     name = option("name", help="A name to find the run by.")
     cwd = option("cwd", "C", help="Directory on the host (the home; on local: this one).")
     env = listing("env", "E", help="K=V, or K for my own value of it" + _REPEATABLE)
@@ -206,7 +262,15 @@ class RunFlags(LaunchFlags):
     force = switch("force", help="Start the program though a logout there will end it.")
 
 
-class AgainFlags(LaunchFlags):
+class AgainFlags(LaunchFlags, FleetFlags):
+    only = option(
+        "only",
+        read=one_of("failed", "unreached", "not-started"),
+        help="Of a fleet only these (all three).",
+    )
+    redo = listing(
+        "redo", help="Of a fleet also these LOST hosts; you have looked there" + _REPEATABLE
+    )
     detach = switch("detach", "d", help="Print the new id and leave as soon as it is started.")
     id = option("id", help="The new run's id: the same id with the same command is the same run.")
     interactive = switch(
@@ -221,7 +285,7 @@ class AgainFlags(LaunchFlags):
     )
 
 
-class AttachFlags(HostFlags, ShowFlags, WatchFlags, KeyboardFlags, TunnelFlags):
+class AttachFlags(HostFlags, ShowFlags, WatchFlags, KeyboardFlags, TunnelFlags, FleetViewFlags):
     tail: Flag[int | None] = option(
         "tail",
         "n",
@@ -230,6 +294,11 @@ class AttachFlags(HostFlags, ShowFlags, WatchFlags, KeyboardFlags, TunnelFlags):
         help="Begin with the last N lines, or all (200 on a terminal, else all; 0: from now).",
     )
     sig_proxy = switch("sig-proxy", help="Pass INT and TERM on to the program.")
+    watch_only = switch("watch-only", help="Start nothing of a fleet that isn't started yet.")
+    yes = switch("yes", "y", help="Say yes to a fleet's next wave.")
+    secret = listing(
+        "secret", help="K=FILE, or K for my own value: what a fleet still starts needs it again."
+    )
 
 
 class SendFlags(HostFlags, WatchFlags):

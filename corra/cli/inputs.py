@@ -21,7 +21,7 @@ from invoke.context import Context
 from corra.errors import Misuse
 from corra.settings import SETTINGS, setting
 
-from .flags import KeyboardFlags, LaunchFlags, RunFlags, SendFlags
+from .flags import AttachFlags, KeyboardFlags, LaunchFlags, RunFlags, SendFlags
 
 if TYPE_CHECKING:
     from corra.runs.request import StartOptions
@@ -193,7 +193,7 @@ def given_environment(given: RunFlags) -> dict[str, str]:
     return env
 
 
-def given_secrets(given: LaunchFlags) -> dict[str, str]:
+def given_secrets(given: LaunchFlags | AttachFlags) -> dict[str, str]:
     """Return the values of --secret."""
     found: dict[str, str] = {}
     for each in given.secret:

@@ -56,6 +56,31 @@ def read_offset(text: str) -> int:
     return int(text)
 
 
+def read_count(text: str) -> int:
+    """Read a whole number from 1 up."""
+    if not (found := read_offset(text)):
+        raise Misuse(f"none at all: {text!r}")
+    return found
+
+
+def read_share(text: str) -> str:
+    """Check `2` or `10%`."""
+    from corra.model.rollout import share_of
+
+    if share_of(text, 100) is None:
+        raise Misuse(f"neither a number nor a share: {text!r} (say 2, or 10%)")
+    return text
+
+
+def read_batch(text: str) -> list[int | str]:
+    """Read sizes of waves: `5`, `10%`, `1,10%,100%`."""
+    from corra.model.rollout import wave_sizes
+
+    sizes: list[int | str] = [each.strip() for each in text.split(",")]
+    wave_sizes(100, sizes)
+    return sizes
+
+
 def read_byte_range(text: str) -> tuple[int, int | None]:
     """Read `A:B`, `A:` or `:B`, the bytes from A on and before B."""
     begin, colon, end = text.partition(":")

@@ -122,6 +122,11 @@ def _hosts(texts: Sequence[str], *, fate: str = "NOT DONE") -> list[str]:
         raise error.but(fate=fate) from error
 
 
+def hosts_in(texts: Sequence[str]) -> list[str]:
+    """Return the hosts of sets, each once. Raises Misuse."""
+    return _hosts(texts)
+
+
 def _several(hosts: Sequence[str]) -> str:
     from corra.model.host_sets import fold
 

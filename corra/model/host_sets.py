@@ -13,6 +13,7 @@ from typing import overload
 from corra.errors import Misuse
 
 from .host import Host
+from .rollout import wave_sizes
 
 # Difference, intersection, symmetric difference (`web[1-6]!web3`): such a text is more than a list.
 _OPERATORS = re.compile(r"[!&^]")
@@ -56,13 +57,18 @@ def hosts(text: str | Iterable[str]) -> Hosts:
     It may say `web[1-6]`, `db1,ops@web[1-3]`, `web[1-6]!web3`, or a `@group` of ClusterShell's.
     Raises Misuse for a text that can't be read or names no host.
     """
+    return Hosts(each_host(text))
+
+
+def each_host(text: str | Iterable[str]) -> list[str]:
+    """Return the hosts that `text` names, one as often as it is named. Raises Misuse."""
     texts = [text] if isinstance(text, str) else list(text)
     names = [name for each in texts for name in _expanded(each)]
     if not names:
         raise Misuse(f"no host in {text!r}")
     for name in names:
         Host.parse(name)
-    return Hosts(names)
+    return names
 
 
 def _expanded(text: str) -> list[str]:
@@ -87,27 +93,12 @@ def waves(hosts: Iterable[str], *sizes: int | str) -> list[Hosts]:
     A size is a number, or a share of all hosts such as "25%", which is at least one host.
     `waves(fleet, 1, 2, "100%")` is a canary, two more, and the rest. Raises Misuse.
     """
-    left = list(dict.fromkeys(hosts))
-    total = len(left)
-    counts = [_count(size, total) for size in sizes]
-    if not counts:
-        raise Misuse('waves of what size? say 1, 2, "100%"')
+    left = Hosts(hosts)
     found: list[Hosts] = []
-    while left:
-        count = counts[min(len(found), len(counts) - 1)]
-        found.append(Hosts(left[:count]))
-        del left[:count]
+    for size in wave_sizes(len(left), sizes):
+        found.append(left[:size])
+        left = left[size:]
     return found
-
-
-def _count(size: int | str, total: int) -> int:
-    share = re.fullmatch(r"(\d{1,3})%", size) if isinstance(size, str) else None
-    count = (
-        max(1, total * int(share.group(1)) // 100) if share else size if type(size) is int else 0
-    )
-    if count < 1:
-        raise Misuse(f'not the size of a wave: {size!r} (say 2, or "25%")')
-    return count
 
 
 def fold(hosts: Iterable[str | Host]) -> str:

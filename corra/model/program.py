@@ -119,6 +119,7 @@ class Request:
         default_factory=dict, repr=False
     )  # a traceback may show what it holds
     spool: str | None = None
+    fleet: str | None = None  # the Plan of the fleet that the run belongs to, as text
     callback: Mapping[str, Any] = field(default_factory=dict, repr=False)  # has a token in it
     config: Mapping[str, float] = field(default_factory=dict)
     courier: str | None = field(
@@ -135,6 +136,7 @@ class Request:
                 **self.origin,
                 **({"secrets": ",".join(sorted(self.secrets))} if self.secrets else {}),
             },
+            "fleet": self.fleet,
             "program": self.program.to_json(),
             "run": {k: v for k, v in self.run.items() if v is not None and v is not False},
             "secrets": {"env": dict(self.secrets)} if self.secrets else {},

@@ -38,6 +38,7 @@ _LIMIT = Whole(-(1 << 63), 1 << 64)
 _RECORD = Object(
     {
         "name": Text(),
+        "fleet": Text(1 << 14),
         "program": Object(
             {
                 "argv": ARGV,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import quote
@@ -68,15 +68,24 @@ class Journal:
 
     def write(self, what: str, **facts: Any) -> None:
         """Add an event; it is on the disk when this returns. A lost link is made again."""
+        self.write_all([(what, facts)])
+
+    def write_all(self, events: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Add events, (what, facts) each, in one append."""
         origin = who_asks()
         with self._queue:
-            self._count += 1
-            mine = self._count
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-            event = JournalEvent(
-                f"{self.pass_id}-{mine}", now, f"{origin['user']}@{origin['host']}", what, facts
-            )
-            self._pending.append(event.to_line())
+            for what, facts in events:
+                self._count += 1
+                event = JournalEvent(
+                    f"{self.pass_id}-{self._count}",
+                    now,
+                    f"{origin['user']}@{origin['host']}",
+                    what,
+                    facts,
+                )
+                self._pending.append(event.to_line())
+            mine = self._count
         with self._writing:
             if self._written >= mine:  # another thread's append took it along
                 return

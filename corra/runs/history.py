@@ -109,7 +109,7 @@ def path() -> Path:
 
 def begin_entry(entry: Entry) -> bool:
     """Add a run that is about to be started. Return False, and change nothing, for a known run."""
-    return _insert(entry, "DO NOTHING")
+    return _insert([entry], "DO NOTHING") > 0
 
 
 def remember_run(entry: Entry) -> None:
@@ -118,27 +118,21 @@ def remember_run(entry: Entry) -> None:
     A run that is known on one host never moves to another, whatever that host says: `kill` by its
     name would go there, and the run go on.
     """
+    remember_runs([entry])
+
+
+def remember_runs(entries: Sequence[Entry]) -> None:
+    """Remember several runs in one transaction."""
     columns = ("name", "via", "spool", "argv", "state", "seen")
     same = "runs.host = excluded.host AND runs.as_user IS excluded.as_user"
     changed = ", ".join(f"{name} = excluded.{name}" for name in columns)
-    _insert(entry, f"DO UPDATE SET {changed} WHERE {same}")
+    _insert(entries, f"DO UPDATE SET {changed} WHERE {same}")
 
 
-def _insert(entry: Entry, otherwise: str) -> bool:
+def _insert(entries: Sequence[Entry], otherwise: str) -> int:
+    """Insert entries, and return how many rows that has changed."""
     now = time.time()
-    values = (
-        *(
-            entry.prog_id,
-            ids.tail(entry.prog_id),
-            entry.name,
-            entry.host,
-            entry.as_user,
-            entry.via,
-            entry.spool,
-        ),
-        *(json.dumps(entry.argv), entry.started or now, entry.state, entry.seen or now),
-    )
-    marks = ", ".join("?" * len(values))
+    marks = ", ".join("?" * len(_ALL.split(",")))
     query = (
         f"INSERT INTO runs ({_ALL}) VALUES ({marks})"  # noqa: S608 - our own text
         f" ON CONFLICT (prog_id) {otherwise}"
@@ -146,8 +140,25 @@ def _insert(entry: Entry, otherwise: str) -> bool:
     with _opened(write=True) as database:
         if database is not None:
             _forget_daily(database)
-            return database.execute(query, values).rowcount > 0
-    return False
+            return database.executemany(query, [_values(each, now) for each in entries]).rowcount
+    return 0
+
+
+def _values(entry: Entry, now: float) -> tuple[object, ...]:
+    """Return the columns of an entry, in the order of _ALL."""
+    return (
+        entry.prog_id,
+        ids.tail(entry.prog_id),
+        entry.name,
+        entry.host,
+        entry.as_user,
+        entry.via,
+        entry.spool,
+        json.dumps(entry.argv),
+        entry.started or now,
+        entry.state,
+        entry.seen or now,
+    )
 
 
 def saw_run(host: Host, state: State, *, via: str | None = None, spool: str | None = None) -> None:

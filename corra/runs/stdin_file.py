@@ -86,3 +86,14 @@ class _Part(io.RawIOBase):
         data = self._source.read(max(0, min(len(buffer), left)))
         buffer[: len(data)] = data
         return len(data)
+
+
+def shared_descriptor(payload: BinaryIO) -> int:
+    """Return a new descriptor of a file with all of `payload`, for many readers by offset."""
+    if isinstance(payload, (io.BytesIO, _Part)):
+        with tempfile.TemporaryFile() as file:
+            payload.seek(0)
+            _pour(payload, file)
+            file.flush()
+            return os.dup(file.fileno())
+    return os.dup(payload.fileno())

@@ -78,9 +78,9 @@ def test_what_makes_no_sense_is_refused_before_any_host_is_asked(
             ),
             ("inv run --host -x@local -- true", 2, "NOT STARTED: not a user name: '-x'"),
             (
-                "inv run --host 'web[1-6]' -- true",
+                "inv run -i --host 'web[1-6]' -- true",
                 2,
-                "NOT STARTED: one host at a time, not 6: web[1-6]",
+                "NOT STARTED: -i is for one host",
             ),
             (
                 "inv run --host local -w -- true",

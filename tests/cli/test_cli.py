@@ -156,8 +156,22 @@ def test_each_bad_end_has_its_line_and_code(
             "run -- true",
             "corra: NOT STARTED: no host:  corra run --host HOST -- true   (here: local)",
         ),
-        ("run --host a,b -- true", "corra: NOT STARTED: one host at a time, not 2: a, b"),
-        ("run --host web[1-6] -- true", "corra: NOT STARTED: one host at a time, not 6: web[1-6]"),
+        (
+            "run --batch 0 --host a,b -- true",
+            "corra: NOT STARTED: --batch: not the size of a wave: '0' (say 2, or \"25%\")",
+        ),
+        (
+            "run --max-fail x --host a,b -- true",
+            "corra: NOT STARTED: --max-fail: neither a number nor a share: 'x' (say 2, or 10%)",
+        ),
+        (
+            "run -d --batch 1 --host web[1-6] -- true",
+            "corra: NOT STARTED: -d leaves when all have started, and waves need somebody to stay",
+        ),
+        (
+            "run --canary db1 --host web[1-6] -- true",
+            "corra: NOT STARTED: the canary isn't among the hosts: db1",
+        ),
         (
             "attach --host web[1-2] x",
             "corra: NOT DONE: an id belongs to one host, not 2: web1, web2",

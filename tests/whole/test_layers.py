@@ -28,6 +28,7 @@ LAYERS = [
     ["runs"],
     ["runners", "terminal", "collector"],
     ["runbooks"],
+    ["fleets"],
     ["cli", "tasks", "main", "__init__", "__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

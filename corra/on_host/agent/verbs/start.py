@@ -32,7 +32,10 @@ def new_run(request, stdin, reply):
     request["before"] = outliving(request)  # its refusal must come before anything is made
     stored = {
         key: request[key]
-        for key in ("prog_id", "name", "origin", "program", "run", "callback", "config")
+        for key in (
+            *("prog_id", "name", "origin", "fleet"),
+            *("program", "run", "callback", "config"),
+        )
         if request.get(key)
     }
     token = (request.get("secrets") or {}).get("token")

@@ -1,0 +1,133 @@
+"""The words at a fleet's end, or where an operator leaves it. No I/O, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from corra import render
+from corra.errors import typed
+from corra.model import ids
+from corra.model.host_sets import fold
+from corra.model.rollout import What
+from corra.model.units import duration
+
+from .board import Board, Member
+from .roll import Rolled, Way
+
+# More groups than this say less.
+GROUPS_SHOWN = 8
+_SAID_MAX = 60
+
+
+class Summary(NamedTuple):
+    """What is said: the fate, why, a row for each group of members that isn't well, and hints."""
+
+    fate: str
+    why: str
+    rows: Sequence[str]
+    hint: Sequence[str]
+
+
+def summary_of(board: Board, rolled: Rolled) -> Summary:
+    """Return what to say of a fleet where a roll ended."""
+    plan, total = board.plan, len(board.members)
+    groups = _groups(board.members)
+    counts = ", ".join(f"{len(found)} {word}" for word, found in groups)
+    bad = [each for each in board.members if each.over and each.what is not What.WELL]
+    well = len(board.of(What.WELL))
+    waves = len(plan.waves)
+    match rolled.way:
+        case Way.STOPPED:
+            where = f" in wave {board.wave + 1} of {waves}" if waves > 1 else ""
+            fate = f"STOPPED{where}"
+            why = counts if rolled.why.endswith("failed") else f"{rolled.why}; {counts}"
+        case Way.PAUSED:
+            fate, why = f"PAUSED {rolled.why} of {waves}", counts
+        case Way.LEFT:
+            fate, why = _left(board)
+        case _ if well == total:
+            took = max((each.over_at for each in board.members), default=0.0) - board.begun_at
+            fate, why = (
+                render.DONE,
+                f"{total} host{'s' * (total != 1)} in {duration(max(0.0, took))}",
+            )
+        case _ if bad:
+            fate, why = _worst(bad), counts
+        case _:
+            fate, why = render.STILL_RUNNING, counts
+    return Summary(fate, why, _rows(board), _hints(board, rolled))
+
+
+def _left(board: Board) -> tuple[str, str]:
+    running = len(board.of(What.STARTED, What.BEGUN))
+    waiting = len(board.of(None))
+    rest = f", {waiting} not started and won't be" if waiting else ""
+    fate = render.STILL_RUNNING if running else "STOPPED"
+    return fate, f"{running} of {len(board.members)} hosts running{rest}"
+
+
+def _worst(bad: Sequence[Member]) -> str:
+    """Return the fate of a fleet whose members are over, not all of them well."""
+    kinds = {each.what for each in bad}
+    if kinds & {What.LOST, What.MAYBE}:
+        return "LOST" if What.LOST in kinds else "MAYBE STARTED"
+    return "FAILED" if What.FAILED in kinds else "NOT STARTED"
+
+
+def _groups(members: Sequence[Member]) -> list[tuple[str, list[Member]]]:
+    """Return (what became of them, members), the good ones first, each not empty."""
+    words = {
+        What.WELL: "done",
+        What.FAILED: "failed",
+        What.LOST: "lost",
+        What.MAYBE: "maybe started",
+        What.UNREACHED: "unreached",
+        What.STARTED: "running",
+        What.BEGUN: "connecting",
+        None: "not started",
+    }
+    found: dict[What | None, list[Member]] = {}
+    for each in members:
+        found.setdefault(each.what, []).append(each)
+    return [(word, found[what]) for what, word in words.items() if what in found]
+
+
+def _rows(board: Board) -> list[str]:
+    """Return `FAILED 1  web[7,13,19]  "Job for app.service failed"`, a row for each group."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for each in board.members:
+        if each.over and each.what is not What.WELL:
+            alike.setdefault((each.word, _cut(each.said)), []).append(each.name)
+    most = sorted(alike.items(), key=lambda pair: -len(pair[1]))
+    rows = [
+        f"  {word}: {fold(names)}" + (f"  {said}" if said else "")
+        for (word, said), names in most[:GROUPS_SHOWN]
+    ]
+    if left := most[GROUPS_SHOWN:]:
+        rows.append(
+            f"  and {sum(len(names) for _, names in left)} more hosts in {len(left)} groups"
+        )
+    return rows
+
+
+def _cut(text: str) -> str:
+    text = render.visible(text)
+    return text if len(text) <= _SAID_MAX else text[: _SAID_MAX - 2] + ".."
+
+
+def _hints(board: Board, rolled: Rolled) -> list[str]:
+    short = ids.short(board.plan.id)
+    hints = []
+    kinds = {each.what for each in board.members}
+    if rolled.way in (Way.LEFT, Way.PAUSED) or kinds & {What.STARTED, What.BEGUN}:
+        hints.append(f"go on: {typed()} attach {short}     stop: {typed()} kill {short}")
+    elif kinds & {What.FAILED, What.UNREACHED, None}:
+        hints.append(f"what failed or was not started, once more: {typed()} again {short}")
+    if kinds & {What.LOST, What.MAYBE}:
+        lost = fold(each.name for each in board.of(What.LOST, What.MAYBE))
+        hints.append(f"look there first; then by name: {typed()} again --redo {lost} {short}")
+    reached = next((each for each in board.members if each.state is not None), None)
+    if hints and reached is not None:
+        hints.append(f"from another machine: corra attach --host {reached.host} {short}")
+    return hints

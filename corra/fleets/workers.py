@@ -1,0 +1,171 @@
+"""Who performs a fleet's jobs: threads, or from some tens of members on processes with threads.
+
+A member is a thread that mostly waits. But its handshake is a few milliseconds of CPU, and the
+threads of one Python share a core: 200 starts over ssh took N s in one process and M s in two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+from corra.errors import CorraError
+from corra.model.state import State
+from corra.runs.events import LinkDown, LinkUp
+from corra.terminal.screen import Gone
+
+from .member import Hands, Job, Orders, Sink
+
+# From so many members on, each process that helps is worth the 30 ms that it takes to begin.
+MEMBERS_A_PROCESS = 24
+
+
+class Workers(Protocol):
+    """Takes jobs. What becomes of them, the Sink is told."""
+
+    def begin(self, job: Job) -> None: ...
+    def give_up(self, at: int, after_s: float) -> None: ...
+    def leave(self) -> None: ...
+
+
+class Threads:
+    """A thread for each job. They are daemons: what a thread waits for is no reason to stay."""
+
+    def __init__(self, orders: Orders, sink: Sink) -> None:
+        self._hands = Hands(orders, sink)
+
+    def begin(self, job: Job) -> None:
+        threading.Thread(target=self._hands.perform, args=(job,), daemon=True).start()
+
+    def give_up(self, at: int, after_s: float) -> None:
+        self._hands.give_up(at, after_s)
+
+    def leave(self) -> None:
+        self._hands.leave()
+
+
+class Processes:
+    """Threads in several processes, which are forked before there is any thread here."""
+
+    def __init__(self, orders: Orders, sink: Sink, count: int) -> None:
+        self._links: list[Connection] = []
+        self._locks: list[threading.Lock] = []
+        pids = []
+        for _ in range(count):
+            ours, theirs = socket.socketpair()
+            pid = os.fork()
+            if pid == 0:
+                ours.close()
+                for each in self._links:
+                    each.close()
+                _serve(orders, Connection(theirs.detach()))
+            theirs.close()
+            pids.append(pid)
+            self._links.append(Connection(ours.detach()))
+            self._locks.append(threading.Lock())
+        for pid, link in zip(pids, self._links, strict=True):
+            threading.Thread(target=_hear, args=(pid, link, sink), daemon=True).start()
+
+    def _tell(self, at: int, *words: Any) -> None:
+        which = at % len(self._links)
+        with self._locks[which], contextlib.suppress(OSError):
+            self._links[which].send(words)
+
+    def begin(self, job: Job) -> None:
+        self._tell(job.at, "begin", job)
+
+    def give_up(self, at: int, after_s: float) -> None:
+        self._tell(at, "give_up", at, after_s)
+
+    def leave(self) -> None:
+        for at in range(len(self._links)):
+            self._tell(at, "leave")
+
+
+def _hear(pid: int, link: Connection, sink: Sink) -> None:
+    """Pass on what one process tells, until it has ended."""
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            name, *words = link.recv()
+            try:
+                getattr(sink, name)(*words)
+            except Gone as gone:
+                sink.gone(gone)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+class _Pipe:
+    """The sink of a process that helps: it tells the first process.
+
+    A write waits while the first process shows what it has, so output never gathers anywhere.
+    """
+
+    def __init__(self, link: Connection) -> None:
+        self._link = link
+        self._lock = threading.Lock()
+
+    def _tell(self, *words: Any) -> None:
+        with self._lock:
+            try:
+                self._link.send(words)
+            except OSError:
+                os._exit(0)
+
+    def state(self, at: int, state: State) -> None:
+        self._tell("state", at, state)
+
+    def link(self, at: int, event: LinkDown | LinkUp) -> None:
+        self._tell("link", at, event)
+
+    def output(self, at: int, stream: str, data: bytes, offset: int) -> None:
+        self._tell("output", at, stream, bytes(data), offset)
+
+    def over(self, at: int, state: State | None, error: CorraError | None) -> None:
+        self._tell("over", at, state, error)
+
+    def halted(self, at: int, by: str) -> None:
+        self._tell("halted", at, by)
+
+    def gone(self, error: Gone) -> None:
+        self._tell("gone", error)
+
+
+def _serve(orders: Orders, link: Connection) -> None:
+    """Perform jobs until the first process has gone; never returns."""
+    try:
+        # A key on the terminal reaches all processes; the first one decides what it means.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP):
+            signal.signal(number, signal.SIG_IGN)
+        random.seed()
+        workers = Threads(orders, _Pipe(link))
+        while True:
+            name, *words = link.recv()
+            getattr(workers, name)(*words)
+    except (EOFError, OSError):
+        pass
+    finally:
+        os._exit(0)
+
+
+def hire(orders: Orders, sink: Sink, jobs: int, *, cores: int | None = None) -> Workers:
+    """Return who performs `jobs` jobs. It forks only where this process has no other thread."""
+    cores = cores if cores is not None else len(os.sched_getaffinity(0))
+    count = min(cores, jobs // MEMBERS_A_PROCESS)
+    if count < 2 or threading.active_count() > 1:
+        return Threads(orders, sink)
+    from corra.transport.fabric.connection import load
+
+    load()  # once, and not in each process
+    return Processes(orders, sink, count)
+
+
+# How a Roller finds its workers, for a caller who needs others.
+Hire = Callable[[Orders, Sink, int], Workers]
