@@ -37,7 +37,7 @@ from corra.cli.flags import (
 from corra.cli.verb import verb
 from corra.cli.words import Given
 
-from .errors import NOTHING_DONE, STILL_RUNNING, CorraError, Misuse, typed
+from .errors import NOTHING_DONE, STILL_RUNNING, CorraError, Misuse, NotFound, typed
 from .settings import setting
 
 if TYPE_CHECKING:
@@ -420,6 +420,8 @@ def _status_of(c: Context, given: StatusFlags) -> int:
             looks = given.tree or (state.state == "running" and not given.json)
             return partial(show, found, state, found.processes() if looks else None)
         except CorraError as error:
+            if isinstance(error, NotFound) and len(given.ids) == 1:
+                raise  # it may name a fleet
             return partial(fail, error)
 
     def show(found: Run, state: State, looked: dict[str, Any] | None) -> int:
@@ -657,11 +659,16 @@ def _follow(
 
 @contextlib.contextmanager
 def _said(given: Given) -> Iterator[list[int]]:
-    """Say a CorraError and leave its code in the list, so that the other runs go on."""
+    """Say a CorraError and leave its code in the list, so that the other runs go on.
+
+    That the only id names no run is raised: it may name a fleet.
+    """
     code = [0]
     try:
         yield code
     except CorraError as error:
+        if isinstance(error, NotFound) and len(given.ids) == 1:
+            raise
         given.screen.error(error)
         code[0] = error.code
 
@@ -790,7 +797,6 @@ def history(c: Context, given: Given) -> int:
     """
     import time
 
-    from corra.errors import NotFound
     from corra.model.units import duration
     from corra.runs import history as remembered
 

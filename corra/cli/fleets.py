@@ -331,10 +331,12 @@ def either(
 
 def attach(given: AttachFlags, fleet: Fleet) -> int:
     """Go on with a fleet, or watch it, and return its exit code."""
+    from corra.model.rollout import What
+
     if given.interactive or given.sig_proxy:
         raise Misuse("-i and --sig-proxy are for one run", fate="NOT DONE")
     starts = not given.watch_only
-    if starts and fleet.tally().count(None):
+    if starts and fleet.tally().count(None, What.BEGUN):
         try:
             fleet.learn_program(inputs.given_secrets(given))
         except CorraError as error:

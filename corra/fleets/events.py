@@ -42,7 +42,9 @@ _EVENTS: Mapping[str, Object] = {
     ),
     "confirmed": Object({"wave": Whole(), "attempt": Whole()}, ("wave", "attempt")),
     "halt": Object({"attempt": Whole(), "hosts": Listed(Text())}, ("attempt",)),
-    "rolling": Object({"epoch": Whole(), "until": Real(), "pass": Text(64)}, ("epoch", "until")),
+    "rolling": Object(
+        {"epoch": Whole(), "until": Real(), "pass": Text(64), "pid": Whole()}, ("epoch", "until")
+    ),
 }
 
 
@@ -53,6 +55,7 @@ class Lease(NamedTuple):
     until: float = 0.0
     by: str = ""
     pass_id: str = ""
+    pid: int = 0
 
 
 NO_LEASE = Lease()
@@ -120,7 +123,9 @@ def lease_of(events: Iterable[JournalEvent], found: Lease = NO_LEASE) -> Lease:
         facts = _facts(event) if event.what == "rolling" else None
         if facts is not None and facts["epoch"] >= found.epoch:
             holder = str(facts.get("pass", ""))
-            found = Lease(facts["epoch"], float(facts["until"]), event.by, holder)
+            found = Lease(
+                facts["epoch"], float(facts["until"]), event.by, holder, facts.get("pid") or 0
+            )
     return found
 
 

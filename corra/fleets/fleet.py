@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from corra.errors import Conflict, CorraError, Misuse, NotStarted, typed
+from corra.errors import Conflict, CorraError, Misuse, NotFound, NotStarted, typed
 from corra.model import ids
 from corra.model.host import Host
 from corra.model.host_sets import each_host
@@ -195,12 +195,16 @@ class Fleet:
         """
         if self._template is not None:
             return
-        reached = [k.fact.member for k in self.known() if k.state or k.fact.what is What.STARTED]
+        tally = self.tally()
+        likely = (What.STARTED, What.WELL, What.FAILED, What.LOST, What.MAYBE, What.BEGUN)
+        reached = [at for what in likely for at in tally.of_kind(what)]
         error: CorraError | None = None
-        for at in list(dict.fromkeys(reached))[:RECORDS_SOUGHT]:
+        for at in reached[:RECORDS_SOUGHT]:
             run = self.run_of(self.plan.members[at])
             try:
                 found = gather.recorded(run)
+            except NotFound:
+                continue
             except CorraError as failure:
                 error = failure
                 continue

@@ -7,9 +7,9 @@ machine, gathers the facts and goes on.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -20,6 +20,7 @@ from corra.model.rollout import Done, Fact, Starts, Stop, Tally, Wait, What
 from corra.model.state import State
 from corra.runbooks.journal import Journal
 from corra.runs import history
+from corra.runs.asking import asked_by
 from corra.runs.events import LinkDown, LinkUp
 from corra.terminal.screen import Gone
 from corra.terminal.signals import Desk
@@ -102,6 +103,7 @@ class Roller:
         self._epoch = 0
         self._renew_at = self._look_at = 0.0
         self._stop_said = False
+        self._killed: set[int] = set()
 
     # -- The Sink, called by any thread
     def state(self, at: int, state: State) -> None:
@@ -327,15 +329,18 @@ class Roller:
             self.view.note(waited_for(late, STALL_S))
 
     def _stop(self, why: str) -> None:
-        if self._stop_said:
-            return
+        """Say once that nothing is started any more, and with --kill-on-fail end what runs."""
+        kills = self.plan.kill_on_fail and self._kill is not None
+        if not self._stop_said and self._open:
+            rest = "what runs is stopped" if kills else "what runs goes on"
+            self.view.note(f"{why}: nothing more is started; {rest}")
         self._stop_said = True
-        running = [each for each in self.board.members if each.what is What.STARTED]
-        if running and self.plan.kill_on_fail and self._kill is not None:
-            self.view.note(f"{why}: stopping what runs")
+        # A start that is under way now becomes a run later.
+        running = [self.board.members[at] for at in self._open - self._killed]
+        running = [each for each in running if each.what is What.STARTED]
+        if kills and running and self._kill is not None:
+            self._killed.update(each.at for each in running)
             threading.Thread(target=self._kill, args=(running,), daemon=True).start()
-        elif self._open:
-            self.view.note(f"{why}: nothing more is started; what runs goes on")
 
     # -- Between waves
     def _ask(self, wave: int) -> bool:
@@ -424,11 +429,8 @@ class Roller:
         if self._epoch and now < self._renew_at and self._mine(self._lease_seen):
             return True
         lease = self._lease_seen
-        if (
-            not self._mine(lease)
-            and lease.until > now
-            and not (self._take_over and not self._epoch)
-        ):
+        taken = self._take_over and not self._epoch
+        if not self._mine(lease) and _holds(lease, now) and not taken:
             self._starts = False
             self.view.note(
                 f"{lease.by} rolls it; watching (--take-over rolls it from here)"
@@ -438,9 +440,7 @@ class Roller:
             return False
         self._epoch = lease.epoch if self._mine(lease) else lease.epoch + 1
         self._renew_at = now + RENEW_S
-        facts = {"epoch": self._epoch, "until": now + LEASE_S, "pass": self._journal.pass_id}
-        self._write(("rolling", facts))
-        self._flush()
+        self._write_lease(now + LEASE_S)
         return self._mine(self._lease_seen)
 
     def _mine(self, lease: Lease) -> bool:
@@ -451,11 +451,27 @@ class Roller:
         if self._journal is None:
             return False
         lease = self._lease_seen
-        return bool(lease.epoch) and not self._mine(lease) and lease.until > time.time()
+        return not self._mine(lease) and _holds(lease, moment())
 
     def release(self) -> None:
         """Let the next roller begin at once."""
         if self._journal is not None and self._epoch and self._mine(self._lease_seen):
-            facts = {"epoch": self._epoch, "until": 0, "pass": self._journal.pass_id}
-            self._write(("rolling", facts))
-            self._flush()
+            self._write_lease(0.0)
+
+    def _write_lease(self, until: float) -> None:
+        assert self._journal is not None
+        facts = {
+            "epoch": self._epoch,
+            "until": until,
+            "pass": self._journal.pass_id,
+            "pid": os.getpid(),
+        }
+        self._write(("rolling", facts))
+        self._flush()
+
+
+def _holds(lease: Lease, now: float) -> bool:
+    """Return whether somebody rolls by this lease, as far as is known here."""
+    here = lease.by == asked_by() and lease.pid
+    gone = here and not os.path.exists(f"/proc/{lease.pid}")
+    return bool(lease.epoch) and lease.until > now and not gone

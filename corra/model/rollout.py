@@ -145,6 +145,10 @@ class Tally:
         """Return how many members these facts hold for."""
         return sum(self._counts.get(kind, 0) for kind in kinds)
 
+    def of_kind(self, what: What | None) -> list[int]:
+        """Return the members that this fact holds for."""
+        return [at for at, known in enumerate(self._what) if known is what]
+
     @property
     def open(self) -> int:
         """How many members were begun and aren't over."""

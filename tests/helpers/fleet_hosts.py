@@ -13,7 +13,7 @@ import pytest
 from sshd import Sshd
 
 # OpenSSH's own: of ten connections that aren't logged in yet, some more are turned away.
-LIMITS = {"MaxStartups": "10:30:100", "MaxSessions": 10}
+LIMITS: dict[str, str | int] = {"MaxStartups": "10:30:100", "MaxSessions": 10}
 
 
 @pytest.fixture
