@@ -7,8 +7,10 @@ shows no traceback.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -69,10 +71,30 @@ def plain(text: str) -> str:
     )
 
 
+# The programs whose command line the verbs are.
+_PROGRAMS = ("corra", "inv", "invoke")
+
+
 def typed() -> str:
-    """Return the program name that was typed, for hints."""
-    name = os.path.basename(sys.argv[0]) if sys.argv else ""
-    return name if name in ("inv", "invoke") else "corra"
+    """Return the program as it was typed, for hints: `inv`, or `scripts/inv` where PATH lacks it.
+
+    In any other program it is `corra`.
+    """
+    path = sys.argv[0] if sys.argv else ""
+    name = os.path.basename(path)
+    if name not in _PROGRAMS:
+        return "corra"
+    return name if path == name or _found(name, path) else shlex.quote(path)
+
+
+def _found(name: str, path: str) -> bool:
+    """Return whether a shell that looks `name` up in PATH finds the file at `path`."""
+    for folder in os.environ.get("PATH", "").split(os.pathsep):
+        found = os.path.join(folder or ".", name)
+        if os.access(found, os.X_OK):
+            with contextlib.suppress(OSError):
+                return os.path.samefile(found, path)
+    return False
 
 
 class CorraError(Exit):
@@ -128,8 +150,8 @@ class CorraError(Exit):
 
     @property
     def message(self) -> str:
-        """The text that Invoke prints: the line, and on a terminal its hints."""
-        return str(self) if sys.stderr.isatty() else self.line
+        """The text that Invoke prints: the line and its hints."""
+        return str(self)
 
     @message.setter
     def message(self, value: str | None) -> None:

@@ -1,64 +1,57 @@
-"""The `corra` command: the same verbs as `inv` finds in tasks.py, wherever one stands."""
+"""The command `corra`, and `inv` in a checkout: Invoke's program over the verbs."""
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
-import shlex
+import re
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from .lean_imports import without_mock
 
 with without_mock():
     from invoke.collection import Collection
+    from invoke.exceptions import (
+        AmbiguousEnvVar,
+        Exit,
+        ParseError,
+        UncastableEnvVar,
+        UnknownFileType,
+    )
     from invoke.parser.argument import Argument
     from invoke.program import Program
     from invoke.util import yaml  # type: ignore[attr-defined]
 
 from . import tasks
+from .cli.core_words import no_such_verb, wrong_words
 from .cli.deliver import deliver
 from .cli.process import open_standard, own_process, printed
 from .cli.serve import serve
-from .cli.verb import CORE_SHOWS, CORE_WITH_VALUE, VERBS
-from .cli.words import nearest
-from .errors import MISUSE, Misuse
-
-# Core flags of Invoke that a verb has as well.
-_CORE = frozenset({"-e", "--echo", "-R", "--dry", "--hide", "-f"})
-# Verbs of other tools, and ours that do the same.
-_SYNONYMS = {
-    "ls": "ps",
-    "list": "ps",
-    "stop": "kill",
-    "cancel": "kill",
-    "start": "run",
-    "exec": "run",
-    "log": "logs",
-    "tail": "logs",
-    "watch": "attach",
-    "fg": "attach",
-    "restart": "again",
-    "rerun": "again",
-    "check": "doctor",
-    "clean": "gc",
-    "prune": "gc",
-    "rm": "gc",
-    "show": "status",
-    "info": "status",
-}
+from .cli.verb import VERBS, Verb
+from .errors import MISUSE, Misuse, typed
+from .model.words import one_line
 
 # As Fabric asks.
 _LOGIN_PROMPT = "Enter login password for use with SSH auth: "
 _SUDO_PROMPT = "sudo password on the hosts, of the user who logs in there: "
+_NO_IDEA = re.compile(r"No idea what '(.*)' is!", re.DOTALL)
 
 
-class _Corra(Program):
-    """Invoke's program over our verbs. It looks the version up only for --version."""
+class _Typed(Program):
+    """Invoke's program, whose answers have the grammar of the verbs' answers.
+
+    It looks the version up only for --version. `root` is where the project's configuration is.
+    """
+
+    root: str | None = None
 
     def print_version(self) -> None:
         from corra.on_host.agent.contract import VERSION
 
-        print(f"{self.name} {VERSION}")
+        print(f"corra {VERSION}")
 
     def core_args(self) -> list[Argument]:
         """Have Fabric's own flag beside Invoke's."""
@@ -83,65 +76,132 @@ class _Corra(Program):
         if password is not None:
             self.config.sudo.password = password
 
+    def parse_core(self, argv: list[str] | None) -> None:
+        # A value that Invoke can't read, as in `-T 2h ps`, would be its traceback.
+        if why := wrong_words(list(argv or ())[1:], VERBS, others=True):
+            raise Misuse(why, fate="NOT DONE")
+        with self._refusing():
+            super().parse_core(argv)
+
+    def parse_tasks(self) -> None:
+        if why := wrong_words(self.argv[1:], self._names()):
+            raise Misuse(why, fate="NOT DONE")
+        with self._refusing():
+            super().parse_tasks()
+
+    def parse_cleanup(self) -> None:
+        with self._refusing():
+            super().parse_cleanup()
+
+    def _names(self) -> list[str]:
+        """Return all names of the tasks, none while they aren't loaded."""
+        found = self.collection.task_names if hasattr(self, "collection") else {}
+        return [*found, *(alias for aliases in found.values() for alias in aliases)]
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Raise Misuse for what Invoke's parser refuses."""
+        try:
+            yield
+        except ValueError as error:  # of a core flag that takes a number
+            raise Misuse(
+                f"not a number: {str(error).rpartition(': ')[2]}", fate="NOT DONE"
+            ) from error
+        except ParseError as error:
+            unknown = _NO_IDEA.fullmatch(str(error))
+            why = no_such_verb(unknown[1], self._names()) if unknown else str(error)
+            raise Misuse(why, fate="NOT DONE") from error
+
     def print_help(self) -> None:
         """Print the verbs, a line each, on a screen of 80 columns and 24 rows."""
-        print("Usage: corra VERB [flags] [ID.. | -- COMMAND]      more: corra VERB --help\n")
-        for name, verb in ns.tasks.items():
-            print(f"  {name:<8} {(verb.__doc__ or '').splitlines()[0].partition(': corra ')[0]}")
+        name = typed()
+        print(f"Usage: {name} VERB [flags] [ID.. | -- COMMAND]\n")
+        order = list(ns.tasks)
+        found = sorted(
+            self.collection.tasks.items(),
+            key=lambda each: order.index(each[0]) if each[0] in order else len(order),
+        )
+        for verb, task in found:
+            print(f"  {verb:<8} {(task.__doc__ or '').strip().partition(chr(10))[0]}")
         print(
-            "\nFirst:     corra run --host local -- uname -a\n"
-            "Detached:  corra run -d --name nightly --host db1 -- ./migrate --all\n"
-            "           corra attach nightly\n"
-            "For each verb: -R say what would be done; -q; --json.  Also: corra --version"
+            f"\nFirst:     {name} run --host local -- uname -a\n"
+            f"Detached:  {name} run -d --name nightly --host db1 -- ./migrate --all\n"
+            f"           {name} attach nightly\n"
+            f"Flags:     {name} VERB --help;  all have -q, --json, and -R (dry run)\n"
+            "Before it: -f CONFIG, --prompt-for-login-password, --prompt-for-sudo-password"
         )
 
-    def parse_core(self, argv: list[str] | None) -> None:
-        if why := _refusal(list(argv or ())[1:]):
-            raise Misuse(why, fate="NOT DONE")
-        super().parse_core(argv)
+    def print_task_help(self, name: str) -> None:
+        task = self.collection[name]
+        if isinstance(task, Verb):
+            task.show_help()
+        else:
+            super().print_task_help(name)
 
 
-def _refusal(words: list[str]) -> str:
-    """Return what is wrong with the words before the verb, or nothing."""
-    at = 0
-    while at < len(words) and words[at] != "--":
-        word = words[at]
-        if not word.startswith("-"):
-            if word in VERBS:
-                return ""
-            meant = _SYNONYMS.get(word)
-            near = f" (did you mean {meant}?)" if meant else nearest(word, ns.tasks)
-            return f"no verb {word!r}{near};  corra --help lists the verbs"
-        name = word.partition("=")[0]
-        if name in CORE_SHOWS or name.startswith("--complete"):
-            return ""
-        if any(name in flag.typed for verb in VERBS.values() for flag in verb.flags) and (
-            name not in _CORE
-        ):
-            verb = next((each for each in words[at:] if each in VERBS), "VERB")
-            rest = [each for each in words if each != verb]
-            return f"{name} stands before the verb:  {shlex.join(['corra', verb, *rest])}"
-        if name in ("-f", "--config"):
-            file = word.partition("=")[2] or "".join(words[at + 1 : at + 2])
-            if not os.path.isfile(file):
-                return f"{name}: no such file: {file}"
-        at += 2 if word in CORE_WITH_VALUE else 1
-    return ""
+class _Inv(_Typed):
+    """`inv` in a checkout: the tasks of its tasks.py, from any directory."""
+
+    def __init__(self, root: str, **how: Any) -> None:
+        super().__init__(**how)
+        self.root = root
+
+    def parse_collection(self) -> None:
+        # Invoke doesn't load the tasks for --help, which lists them here.
+        asks = self.args.help.value
+        self.args.help.set_value(None, cast=False)
+        self.root = self.args["search-root"].value or self.root
+        self.args["search-root"].value = self.root
+        try:
+            super().parse_collection()
+        except Exit as error:
+            if error.message is None or isinstance(error, Misuse):
+                raise
+            name = self.args.collection.value
+            raise Misuse(f"no tasks called {name!r} here or above", fate="NOT DONE") from error
+        self.args.help.set_value(asks, cast=False)
 
 
 ns = Collection(*tasks.ns.tasks.values(), serve, deliver)
-program = _Corra(name="corra", binary="corra", binary_names=["corra"], namespace=ns)
+program = _Typed(name="corra", binary="corra", binary_names=["corra"], namespace=ns)
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line of `corra`."""
+    _run(program)
+
+
+def inv(root: str) -> None:
+    """Run the command line of `inv`, over the tasks.py in the directory `root`."""
+    _run(
+        _Inv(
+            root,
+            name="corra",
+            binary="inv[oke]",
+            binary_names=["inv", "invoke"],
+        )
+    )
+
+
+def _run(chosen: _Typed) -> None:
     open_standard()
     own_process()
     with printed():
         try:
-            program.run(sys.argv)
-        except yaml.MarkedYAMLError as error:
-            at = error.problem_mark or error.context_mark
-            where = f"{at.name} line {at.line + 1}" if at else "the configuration"
-            print(Misuse(f"{where}: {error.problem}", fate="NOT DONE").line, file=sys.stderr)
-            sys.exit(MISUSE)
+            chosen.run(sys.argv)
+        except (AmbiguousEnvVar, UncastableEnvVar, UnknownFileType, yaml.YAMLError) as error:
+            _refuse_config(chosen, one_line(error))
+        except (AttributeError, OSError, TypeError, ValueError):
+            _refuse_config(chosen, "")
+            raise
+
+
+def _refuse_config(chosen: _Typed, otherwise: str) -> None:
+    """End with what is wrong with a configuration file, else with `otherwise`, if it says any."""
+    from .cli.config_files import wrong_file
+
+    told = chosen.args.config.value if hasattr(chosen, "core") else None
+    runtime = told or os.environ.get("INVOKE_RUNTIME_CONFIG")
+    if why := wrong_file(chosen.root, runtime) or otherwise:
+        print(Misuse(why, fate="NOT DONE").line, file=sys.stderr)
+        sys.exit(MISUSE)

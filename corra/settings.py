@@ -92,6 +92,8 @@ def setting(config: Any, name: str) -> Any:
     """
     read, _ = SETTINGS[name]
     section: Mapping[str, Any] = (config.get("corra") if config is not None else None) or {}
+    if not isinstance(section, Mapping):
+        raise Misuse(f"corra in the configuration is {section!r}, not names with values")
     for key in section:
         if key not in SETTINGS:
             raise _unknown(f"corra.{key} in the configuration", str(key))
@@ -121,5 +123,5 @@ def setting(config: Any, name: str) -> Any:
 
 def _unknown(where: str, key: str) -> Misuse:
     near = difflib.get_close_matches(key, SETTINGS, 1)
-    why = f"{where} means nothing" + (f": {near[0]}?" if near else "")
+    why = f"{where} means nothing" + (f" (did you mean {near[0]}?)" if near else "")
     return Misuse(why, hint=["there are " + ", ".join(SETTINGS)])

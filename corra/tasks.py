@@ -60,14 +60,15 @@ LOOK_TIMEOUT_S = 5.0
 
 @verb(RunFlags, command=True, fate="NOT STARTED", begin=selection.begin_connecting)
 def run(c: Context, given: RunFlags) -> int:
-    """Start a program that outlives ssh, and show it: inv run --host db1 -- uptime
+    """Start a program that outlives ssh, and show it
+
+        inv run --host db1 -- uptime
+        inv run -d --name nightly --host db1 -- ./migrate --all
 
     Ctrl-C leaves the program running. corra exits as it does: its own code, 128+N by signal N, 124
     by --timeout, 126 or 127 when it can't be executed. 125: nothing was started. 123: it may have
     started (repeat it with the same --id), or how it ended is unknown. 122: it still runs, and
     corra stopped watching.
-
-    For long: inv run -d --keep-output 1G --limit files=4096 --host db1 -- ./srv
     """
     from corra.remote.targets import agent_for
     from corra.runs import request
@@ -93,13 +94,16 @@ def run(c: Context, given: RunFlags) -> int:
         return code
 
 
-@verb(AgainFlags, ids=True, fate="NOT STARTED")
+@verb(AgainFlags, ids="ID", fate="NOT STARTED")
 def again(c: Context, given: AgainFlags) -> int:
-    """Start a run's program once more, as a new run on its host: inv again ID
+    """Start a run's program once more, as a new run on its host
+
+        inv again k7m2qx
+        inv again --secret DB_PASSWORD k7m2qx
 
     The host's record has its command, directory, given variables, stdin, limits and name. The
     login's environment is that of now, and secrets must be given again. A run that still runs isn't
-    started again. corra exits as run does. With a secret: inv again --secret DB_PASSWORD ID
+    started again. corra exits as run does.
     """
     if len(given.ids) != 1:
         raise Misuse(
@@ -129,12 +133,15 @@ def _again_one(c: Context, given: AgainFlags) -> int:
         return _launched(c, given, launch, opened, str(found.host))
 
 
-@verb(AttachFlags, ids=True)
+@verb(AttachFlags, ids="[ID]")
 def attach(c: Context, given: AttachFlags) -> int:
-    """Show a run's output and go on live, from anywhere: inv attach [ID]
+    """Show a run's output and go on live, from anywhere
 
-    ID is an id, the beginning of its tail, or a name; without it, the newest run of mine. corra
-    exits as run does. From a machine that never saw the run: inv attach --host db1 k7m2qx
+        inv attach nightly
+        inv attach --host db1 k7m2qx        from a machine that never saw the run
+
+    ID is an id, the beginning of its tail, or a name; without it, the newest run of mine. Ctrl-C
+    leaves the program running. corra exits as run does.
     """
     if given.collector or len(given.ids) != 1:
         return _attach_one(c, given)
@@ -182,13 +189,15 @@ def _attach_one(c: Context, given: AttachFlags) -> int:
     return STILL_RUNNING if state is None else watch.outcome(state)
 
 
-@verb(SendFlags, ids=True, text=True, fate="NOT SENT")
+@verb(SendFlags, ids="ID [TEXT]", text=True, fate="NOT SENT")
 def send(c: Context, given: SendFlags) -> int:
-    """Send TEXT or stdin to a program started with -i or --pty: inv send ID [TEXT]
+    """Send TEXT or stdin to a program started with -i or --pty
+
+        inv send --line k7m2qx yes
+        inv send --eof k7m2qx < more.sql
 
     Each byte arrives once, whatever the network does. Exits 0 when the host has all of it, which
-    the program may read later; 125 when the program has ended or closed its stdin. A line of text:
-    inv send --line ID yes
+    the program may read later; 125 when the program has ended or closed its stdin.
     """
     feed, source = inputs.given_to_send(given)
     found = selection.find_run(c, given, given.ids[0], limit_s=given.timeout)
@@ -211,12 +220,16 @@ def send(c: Context, given: SendFlags) -> int:
     return 0
 
 
-@verb(LogsFlags, ids=True)
+@verb(LogsFlags, ids="[ID]")
 def logs(c: Context, given: LogsFlags) -> int:
-    """Show what a run has written: inv logs [ID]
+    """Show what a run has written
 
-    The errors of the last 10 minutes: inv logs -g ERROR --since 10m ID. The first 4 kB: inv logs
-    --bytes 0:4K ID. Exits 0 when the output could be shown, whatever became of the program.
+        inv logs -f nightly
+        inv logs -g ERROR --since 10m nightly
+        inv logs --bytes 0:4K nightly
+
+    Without ID, the newest run of mine. Exits 0 when the output could be shown, whatever became of
+    the program.
     """
     if len(given.ids) != 1:
         return _logs_of_one(c, given)
@@ -261,12 +274,16 @@ def _logs_of_one(c: Context, given: LogsFlags) -> int:
     return 0
 
 
-@verb(KillFlags, ids=True, fate="NOT KILLED")
+@verb(KillFlags, ids="ID..", fate="NOT KILLED")
 def kill(c: Context, given: KillFlags) -> int:
-    """Stop runs: TERM, and after --grace KILL to the whole tree: inv kill ID..
+    """Stop runs: TERM, and after --grace KILL to the whole tree
+
+        inv kill nightly
+        inv kill -9 k7m2qx                  at once, without TERM
+        inv kill -s HUP nightly             just this signal, and no KILL
 
     Exits 0 when nothing is left, also when the run had ended already; 1 when something outlives
-    KILL; 125 when nothing could be done. At once, without TERM: inv kill -9 ID
+    KILL; 125 when nothing could be done.
     """
     _refuse_contradictions(given)
     if len(given.ids) == 1:
@@ -323,10 +340,14 @@ def _kill_runs(c: Context, given: KillFlags) -> int:
 
 @verb(PsFlags, ids=True)
 def ps(c: Context, given: PsFlags) -> int:
-    """List runs: what runs, then what went wrong lately: inv ps --host db1,db2
+    """List runs: what runs, then what went wrong lately
+
+        inv ps
+        inv ps --host db1,db2 -a
+        inv ps --state FAILED --since 2h
 
     Without --host it asks the hosts of this machine's history. Exits 125 when a host didn't answer;
-    the runs of the others are shown all the same. What failed today: inv ps --state FAILED
+    the runs of the others are shown all the same.
     """
     from corra.model.words import now
 
@@ -343,11 +364,7 @@ def ps(c: Context, given: PsFlags) -> int:
     )
     moment = now()
     kept = [state for state in render.order(states) if selection.is_listed(state, given)]
-    shown = [
-        state
-        for state in kept
-        if given.all or given.state or selection.is_shown(state, given.since)
-    ]
+    shown = [state for state in kept if selection.is_shown(state, given)]
     if given.json:
         for state in shown:
             given.screen.event("state", **state.to_json())
@@ -374,26 +391,22 @@ def ps(c: Context, given: PsFlags) -> int:
         given.screen.error(error)
     left = [state for state in kept if state not in shown]
     if given.screen.err_is_terminal and not (given.quiet or given.json or given.format):
-        well = sum(
-            render.went_well(state) and selection.ended_lately(state, given.since) for state in left
-        )
-        if well:
-            given.screen.note(
-                "", "", f"{well} more ended well in the last {_hours(given.since)}: add -a"
-            )
-        elif left:
-            given.screen.note("", "", f"{len(left)} more ended before that: add -a")
+        if left:
+            given.screen.note("", "", _left_out(left, given))
         elif not shown and not errors:
             given.screen.note("", "", "no runs there")
     return max((error.code for error in errors), default=0)
 
 
-@verb(StatusFlags, ids=True)
+@verb(StatusFlags, ids="[ID..]")
 def status(c: Context, given: StatusFlags) -> int:
-    """Show all that is known of runs: inv status [ID..]
+    """Show all that is known of runs
 
-    Exits 0 when the host could tell, whatever became of the program; see --exit-code. With the
-    processes and what each uses: inv status --tree ID
+        inv status nightly
+        inv status --tree nightly           its processes, and what each uses
+
+    Without ID, the newest run of mine. Exits 0 when the host could tell, whatever became of the
+    program; see --exit-code.
     """
     if len(given.ids) == 1:
         text = given.ids[0]
@@ -441,12 +454,15 @@ def _status_of(c: Context, given: StatusFlags) -> int:
     return max(answer() for answer in at_once(given.screen, look, given.ids or [None]))
 
 
-@verb(WaitFlags, ids=True)
+@verb(WaitFlags, ids="ID..")
 def wait(c: Context, given: WaitFlags) -> int:
-    """Wait until runs have ended: inv wait ID..
+    """Wait until runs have ended
+
+        inv wait nightly
+        inv wait --timeout 1h --any nightly k7m2qx
 
     Exits as the program did; of several runs with the largest code, with --any as the first to end,
-    whose id is then on stdout. 122: --timeout was over. For an hour: inv wait --timeout 1h ID
+    whose id is then on stdout. 122: --timeout was over.
     """
     if not given.ids:
         raise Misuse("wait needs an id", fate="NOT DONE")
@@ -514,13 +530,16 @@ def _wait_for(c: Context, given: WaitFlags) -> int:
     return worst
 
 
-@verb(GcFlags, ids=True)
+@verb(GcFlags, ids="[ID..]")
 def gc(c: Context, given: GcFlags) -> int:
-    """Free the disk that ended runs' output takes on hosts: inv gc --host db1
+    """Free the disk that ended runs' output takes on hosts
+
+        inv gc -R --host db1                what would go
+        inv gc --host db1
 
     What is unfinished, watched, or not yet delivered stays. The record of a run outlives its
     output, so that status still tells how it ended. Without --host it asks the hosts of this
-    machine's history. To see what would go: inv gc -R --host db1
+    machine's history.
     """
     from corra.cli.at_once import at_once
     from corra.runs import disk
@@ -571,7 +590,9 @@ def gc(c: Context, given: GcFlags) -> int:
 
 @verb(DoctorFlags)
 def doctor(c: Context, given: DoctorFlags) -> int:
-    """Check whether hosts have all that corra needs: inv doctor --host db1
+    """Check whether hosts have all that corra needs
+
+        inv doctor --host db1
 
     A line for each thing and what to do about it. Nothing is written on the host, unless --place
     says so. Without --host it asks the hosts of this machine's history. Exits 1 when there is a
@@ -782,15 +803,27 @@ def _refuse_contradictions(given: KillFlags) -> None:
         raise Misuse("-a and an id exclude each other", fate="NOT KILLED")
 
 
-def _hours(since_s: float) -> str:
+def _left_out(left: Sequence[State], given: PsFlags) -> str:
+    """Return what `ps` has left out, and how to see it."""
     from corra.model.units import chosen_time
 
-    return "24 h" if since_s == 86400 else chosen_time(since_s)
+    from . import render
+
+    since = selection.since(given)
+    well = sum(render.went_well(each) and selection.ended_lately(each, since) for each in left)
+    if well:
+        last = "24 h" if since == selection.LATELY_S else chosen_time(since or 0.0)
+        return f"{well} more ended well in the last {last}: add -a"
+    how = "add -a" if given.since is None else "say a longer --since"
+    return f"{len(left)} more ended before that: {how}"
 
 
-@verb(Given, ids=True)
+@verb(Given, ids="[forget WORD..]")
 def history(c: Context, given: Given) -> int:
-    """Show the hosts remembered here, or forget runs: inv history [forget WORD..]
+    """Show the hosts remembered here, or forget runs
+
+        inv history
+        inv history forget nightly
 
     WORD is an id, a name or a host. Forgotten runs go on, and their hosts keep them: ps --host
     lists them still.
@@ -838,12 +871,16 @@ def history(c: Context, given: Given) -> int:
     return 0
 
 
-@verb(BookFlags, ids=True)
+@verb(BookFlags, ids="[NAME [KEY]]")
 def book(c: Context, given: BookFlags) -> int:
-    """List runbooks, show one, or decide about a step: inv book [NAME [KEY]]
+    """List runbooks, show one, or decide about a step
+
+        inv book
+        inv book upgrade OPS-790
+        inv book upgrade OPS-790 --skip analyze
 
     --redo and --skip start nothing: the runbook's own command goes on with what they say. --json
-    and --markdown print the audit trail. To leave a step out: inv book NAME KEY --skip STEP
+    and --markdown print the audit trail.
     """
     from corra.cli import journals
     from corra.model.words import now

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import pickle
 import re
 import subprocess
@@ -19,7 +18,6 @@ from corra import errors
 from corra.model.host import Host
 from corra.model.refusals import refusal_error
 from properties import PROPERTY
-from terminal import Terminal
 
 TREE = [
     each
@@ -189,13 +187,15 @@ def call(*argv: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "words, code, said",
     [
-        (["away"], 125, "corra: db9: NOT STARTED: no answer\n"),
+        (["away"], 125, "corra: db9: NOT STARTED: no answer\n       ssh db9 true\n"),
         (["failed"], 7, "corra: k7 on db1: FAILED: exit 7\n"),
         (["failed", "--hidden"], 7, "corra: k7 on db1: FAILED: exit 7\n"),
         (["timed-out"], 124, "corra: k7 on db1: TIMEOUT: 2 h\n"),
     ],
 )
-def test_in_anybodys_task_it_prints_one_line_and_sets_the_code(inv, words, code, said):
+def test_in_anybodys_task_it_prints_line_and_hints_and_sets_the_code(
+    inv, words, code, said
+):
     done = call(*inv, *words)
     assert (done.returncode, done.stdout, done.stderr) == (code, "", said)
 
@@ -204,13 +204,6 @@ def test_in_anybodys_task_it_prints_one_line_and_sets_the_code(inv, words, code,
 def test_a_task_may_catch_it_as_invokes_unexpected_exit(inv):
     done = call(*inv, "caught")
     assert (done.returncode, done.stdout, done.stderr) == (0, "7 OUT\n", "")
-
-
-@pytest.mark.invoke
-def test_hints_are_for_people_at_a_terminal(inv):
-    with Terminal(functools.partial(subprocess.Popen, [*inv, "away"])) as terminal:
-        code, said = terminal.end(), terminal.text
-    assert (code, said) == (125, "corra: db9: NOT STARTED: no answer\r\n       ssh db9 true\r\n")
 
 
 def test_a_host_that_kills_programs_at_logout_is_said_with_the_line_that_helps() -> None:

@@ -10,6 +10,7 @@ from invoke.context import Context
 
 from corra.errors import Misuse
 
+from . import selection
 from .flags import AttachFlags, PsFlags, TunnelFlags
 
 if TYPE_CHECKING:
@@ -79,5 +80,6 @@ def collected_states(c: Context, given: PsFlags, name: str) -> list[State]:
     hosts: list[str | None] = [name for each in given.host for name in each.split(",") if name] or [
         None
     ]
-    since = None if given.all else time.time() - given.since
+    counts = selection.since(given)
+    since = None if counts is None else time.time() - counts
     return [state for host in hosts for state in collector.runs(host=host, since=since)]

@@ -14,9 +14,12 @@ from .flags import DeliverFlags
 from .verb import verb
 
 
-@verb(DeliverFlags, ids=True, fate="NOT DELIVERED")
+@verb(DeliverFlags, ids="ID..", fate="NOT DELIVERED")
 def deliver(c: Context, given: DeliverFlags) -> int:
-    """Send a run's reports once more, or to another collector: corra deliver ID..
+    """Send a run's reports once more, or to another collector
+
+        inv deliver k7m2qx
+        inv deliver --to audit k7m2qx
 
     A courier that is waiting tries at once. Exits 0 when the collector has acknowledged all output.
     """

@@ -42,24 +42,28 @@ class ReachFlags(Given):
         "host",
         "H",
         "hosts",
+        takes="HOST",
         help="HOST, user@host:port or local; db1,web[1-3] are several. "
         "Default: the history's hosts.",
     )
-    user = option("user", "u", help="Log in as this user.")
-    as_user = option("as", help="Run as this user on the host, by sudo.")
+    user = option("user", "u", takes="USER", help="Log in as this user.")
+    as_user = option("as", takes="USER", help="Run as this user on the host, by sudo.")
     mode = option(
         "mode",
+        takes="MODE",
         read=one_of(*AS_MODES),
         help="What --as means: ssh-then-sudo, ssh-as, sudo-then-ssh .. (docs/sudo.md).",
     )
     via = option(
         "via",
+        takes="LINK",
         read=read_transport,
         help="fabric, openssh (the ssh program), chaperone (this machine keeps the run), "
         "chaperone@HOST (HOST keeps it).",
     )
     connect_timeout = option(
         "connect-timeout",
+        takes="TIME",
         read=read_seconds,
         help="How long a host may take to answer (15s; 5s for ps).",
     )
@@ -68,7 +72,7 @@ class ReachFlags(Given):
 class HostFlags(ReachFlags):
     """Where a run is."""
 
-    spool = option("spool", help="Directory on the host instead of the usual one.")
+    spool = option("spool", takes="DIR", help="Directory on the host instead of the usual one.")
 
 
 class RawFlag(Given):
@@ -83,10 +87,14 @@ class LinkFlags(Given):
     """How patient a watch is with its link."""
 
     reconnect_timeout = option(
-        "reconnect-timeout", read=read_seconds, help="Give up a lost link after this long (never)."
+        "reconnect-timeout",
+        takes="TIME",
+        read=read_seconds,
+        help="Give up a lost link after this long (never).",
     )
     dead_after = option(
         "dead-after",
+        takes="TIME",
         read=read_patience,
         help="Call a link dead that is silent for this long (15s).",
     )
@@ -96,6 +104,7 @@ class WatchFlags(LinkFlags):
     timeout = option(
         "timeout",
         "T",
+        takes="TIME",
         read=read_seconds,
         help="Stop watching after this long; the program goes on (none).",
     )
@@ -106,7 +115,10 @@ class ShowFlags(RawFlag):
 
     timestamps = switch("timestamps", "t", help="Put the time of arrival before each line.")
     stream = option(
-        "stream", read=one_of("stdout", "stderr", "both"), help="Only stdout or stderr (both)."
+        "stream",
+        takes="NAME",
+        read=one_of("stdout", "stderr", "both"),
+        help="Only stdout or stderr (both).",
     )
 
 
@@ -119,6 +131,7 @@ class KeyboardFlags(Given):
     )
     detach_keys = option(
         "detach-keys",
+        takes="KEYS",
         read=read_detach_keys,
         default=b"\x1d",
         help="Keys that leave the program's terminal: ctrl-p,ctrl-q and the like, or none "
@@ -128,7 +141,9 @@ class KeyboardFlags(Given):
 
 class CollectorFlag(Given):
     collector = option(
-        "collector", help="Ask this collector of the configuration instead of the host."
+        "collector",
+        takes="NAME",
+        help="Ask this collector of the configuration instead of the host.",
     )
 
 
@@ -187,14 +202,18 @@ class LaunchFlags(HostFlags, NewKeyFlag, LinkFlags, RawFlag, KeyboardFlags, Tunn
     """What `run` and `again` share."""
 
     detach = switch("detach", "d", help="Print the id and leave as soon as the program is started.")
-    id = option("id", help="The run's id: the same id with the same command is the same run.")
+    id = option(
+        "id", takes="ID", help="The run's id: the same id with the same command is the same run."
+    )
     secret = listing(
         "secret",
+        takes="K[=FILE]",
         help="K=FILE, or K for my own value: in the program's environment, never on disk"
         + _REPEATABLE,
     )
     collector = option(
         "collector",
+        takes="NAME",
         help="Have the run report its output and its end to this collector of the configuration.",
     )
 
@@ -207,6 +226,7 @@ class RunFlags(LaunchFlags, FleetFlags):
         "host",
         "H",
         "hosts",
+        takes="HOST",
         help="HOST, user@host:port, or local for this machine. Default: $CORRA_HOST.",
     )
     plan = switch("plan", help="Print the waves, and start nothing.")
@@ -218,11 +238,15 @@ class RunFlags(LaunchFlags, FleetFlags):
     canary = listing("canary", help="A host that is a wave before all others" + _REPEATABLE)
     each = switch("each", help="A host that is named twice is started twice.")
     journal = option("journal", help="The host that keeps a fleet's journal (this machine).")
-    name = option("name", help="A name to find the run by.")
-    cwd = option("cwd", "C", help="Directory on the host (the home; on local: this one).")
-    env = listing("env", "E", help="K=V, or K for my own value of it" + _REPEATABLE)
-    env_file = option("env-file", help="A file of K=V lines.")
-    stdin = option("stdin", help="FILE, - for my own stdin, or none (none): all of it is sent.")
+    name = option("name", takes="NAME", help="A name to find the run by.")
+    cwd = option(
+        "cwd", "C", takes="DIR", help="Directory on the host (the home; on local: this one)."
+    )
+    env = listing("env", "E", takes="K[=V]", help="K=V, or K for my own value of it" + _REPEATABLE)
+    env_file = option("env-file", takes="FILE", help="A file of K=V lines.")
+    stdin = option(
+        "stdin", takes="FILE", help="FILE, - for my own stdin, or none (none): all of it is sent."
+    )
     interactive = switch(
         "interactive",
         "i",
@@ -237,21 +261,28 @@ class RunFlags(LaunchFlags, FleetFlags):
     timeout = option(
         "timeout",
         "T",
+        takes="TIME",
         read=read_seconds,
         help="End the program after this long, on the host's own clock (never).",
     )
-    grace = option("grace", read=read_seconds, help="From the stop signal to KILL (10s).")
-    stop_signal = option(
-        "stop-signal", read=read_signal, help="The signal that asks it to stop (TERM)."
+    grace = option(
+        "grace", takes="TIME", read=read_seconds, help="From the stop signal to KILL (10s)."
     )
-    keep = option("keep", read=read_seconds, help="How long the host keeps its output (14d).")
+    stop_signal = option(
+        "stop-signal", takes="SIG", read=read_signal, help="The signal that asks it to stop (TERM)."
+    )
+    keep = option(
+        "keep", takes="TIME", read=read_seconds, help="How long the host keeps its output (14d)."
+    )
     keep_output = option(
         "keep-output",
+        takes="SIZE",
         read=read_output_kept,
         help="Keep only the last SIZE of each stream, however much is written (all).",
     )
     limit = listing(
         "limit",
+        takes="NAME=VALUE",
         read=read_limit,
         help="NAME=VALUE: files, core, cpu, memory, nice, oom_score_adj, memory_max, cpu_quota "
         "(docs/run.md)" + _REPEATABLE,
@@ -272,7 +303,11 @@ class AgainFlags(LaunchFlags, FleetFlags):
         "redo", help="Of a fleet also these LOST hosts; you have looked there" + _REPEATABLE
     )
     detach = switch("detach", "d", help="Print the new id and leave as soon as it is started.")
-    id = option("id", help="The new run's id: the same id with the same command is the same run.")
+    id = option(
+        "id",
+        takes="ID",
+        help="The new run's id: the same id with the same command is the same run.",
+    )
     interactive = switch(
         "interactive",
         "i",
@@ -280,6 +315,7 @@ class AgainFlags(LaunchFlags, FleetFlags):
     )
     secret = listing(
         "secret",
+        takes="K[=FILE]",
         help="K=FILE, or K for my own value: the host keeps no secret, so give it again"
         + _REPEATABLE,
     )
@@ -289,6 +325,7 @@ class AttachFlags(HostFlags, ShowFlags, WatchFlags, KeyboardFlags, TunnelFlags, 
     tail: Flag[int | None] = option(
         "tail",
         "n",
+        takes="N",
         read=read_lines,
         default=TAIL_BY_TERMINAL,
         help="Begin with the last N lines, or all (200 on a terminal, else all; 0: from now).",
@@ -309,19 +346,30 @@ class SendFlags(HostFlags, WatchFlags):
 class LogsFlags(HostFlags, ShowFlags):
     follow = switch("follow", "f", help="Go on as more comes, to the end.")
     tail = option(
-        "tail", "n", read=read_lines, default=None, help="Only the last N lines, or all (all)."
+        "tail",
+        "n",
+        takes="N",
+        read=read_lines,
+        default=None,
+        help="Only the last N lines, or all (all).",
     )
     grep = option(
-        "grep", "g", read=read_pattern, help="Only lines in which this regular expression is found."
+        "grep",
+        "g",
+        takes="WORD",
+        read=read_pattern,
+        help="Only lines in which this regular expression is found.",
     )
     since = option(
         "since",
+        takes="TIME",
         read=read_moment,
         help="Only what came since: 10m (ago), 14:30, 2026-11-24T14:30.",
     )
-    until = option("until", read=read_moment, help="Only what came until then.")
+    until = option("until", takes="TIME", read=read_moment, help="Only what came until then.")
     bytes = option(
         "bytes",
+        takes="A:B",
         read=read_byte_range,
         help="Only the bytes A:B of a stream (stdout's), B not included: 0:4096, 1M:, :64K.",
     )
@@ -332,13 +380,17 @@ class KillFlags(HostFlags):
     signal = option(
         "signal",
         "s",
+        takes="SIG",
         read=read_signal,
         help="Send only this signal, and no KILL after it "
         "(the stop signal, the grace, then KILL to the whole tree).",
     )
     kill_now = switch("kill-now", "9", help="KILL to the whole tree now.")
     grace = option(
-        "grace", read=read_seconds, help="From the signal to KILL (what run was given, 10s)."
+        "grace",
+        takes="TIME",
+        read=read_seconds,
+        help="From the signal to KILL (what run was given, 10s).",
     )
     all = switch("all", "a", help="All that run on --host.")
     yes = switch("yes", "y", help="Don't ask, though a run is another's or on several hosts.")
@@ -350,17 +402,23 @@ class PsFlags(HostFlags, CollectorFlag):
     quiet = switch("quiet", "q", help="Full ids only.")
     state = option(
         "state",
+        takes="STATE",
         read=read_state,
         help="Only these, by the word in the table: "
         "running, done, FAILED, KILLED, TIMEOUT, LOST ..",
     )
-    grep = option("grep", help="Only those with this in their name, id or command.")
+    grep = option("grep", takes="WORD", help="Only those with this in their name, id or command.")
     since = option(
-        "since", read=read_seconds, default=86400.0, help="How far back an end still counts (24h)."
+        "since",
+        takes="TIME",
+        read=read_seconds,
+        help="How far back an end counts (24h; with -a or --state for ever).",
     )
     mine = switch("mine", help="Only those I started.")
     format = option(
-        "format", help="A line of my own: '{id} {state} {command}', any column or key of --json."
+        "format",
+        takes="FORM",
+        help="A line of my own: '{id} {state} {command}', any column or key of --json.",
     )
     no_trunc = switch("no-trunc", help="Don't cut commands off.")
 
@@ -377,11 +435,13 @@ class WaitFlags(HostFlags, WatchFlags):
 class GcFlags(HostFlags):
     older = option(
         "older",
+        takes="TIME",
         read=read_seconds,
         help="What ended longer ago than this (14d after a good end, else 30d).",
     )
     max_size = option(
         "max-size",
+        takes="SIZE",
         read=read_size,
         help="Then the oldest, until a host has no more than this (2G).",
     )
@@ -397,16 +457,20 @@ class BookFlags(ReachFlags):
         "host",
         "H",
         "hosts",
+        takes="HOST",
         help="The host that keeps the journal. "
         "Default: where the runbook of this machine keeps it, or here.",
     )
     redo = listing(
         "redo",
+        takes="STEP",
         help="Have the next pass do STEP or STEP@HOST anew; the only way for a LOST one"
         + _REPEATABLE,
     )
     skip = listing(
-        "skip", help="Leave STEP or STEP@HOST out; for a question it is a yes" + _REPEATABLE
+        "skip",
+        takes="STEP",
+        help="Leave STEP or STEP@HOST out; for a question it is a yes" + _REPEATABLE,
     )
     markdown = switch("markdown", help="The audit trail as Markdown.")
 
@@ -414,52 +478,71 @@ class BookFlags(ReachFlags):
 class DeliverFlags(HostFlags):
     to = option(
         "to",
+        takes="NAME",
         help="Another collector: its name in the configuration, "
         "or its URL with $CORRA_COLLECTOR_TOKEN.",
     )
     start = option(
         "from",
+        takes="N",
         read=read_offset,
         help="Send again from this byte of each stream (what is acknowledged).",
     )
     timeout = option(
-        "timeout", "T", read=read_seconds, default=60.0, help="How long it may take (60s)."
+        "timeout",
+        "T",
+        takes="TIME",
+        read=read_seconds,
+        default=60.0,
+        help="How long it may take (60s).",
     )
 
 
 class ServeFlags(Given):
-    listen = option("listen", default="127.0.0.1:8050", help="HOST:PORT (127.0.0.1:8050).")
+    listen = option(
+        "listen", takes="HOST:PORT", default="127.0.0.1:8050", help="HOST:PORT (127.0.0.1:8050)."
+    )
     database = option(
         "database",
+        takes="FILE",
         help="Where the data is: a path (collector.sqlite3 beside this machine's history).",
     )
     tls_cert = option(
         "tls-cert",
+        takes="FILE",
         help="The certificate, in PEM, with those between it and its authority.",
     )
-    tls_key = option("tls-key", help="The certificate's key.")
+    tls_key = option("tls-key", takes="FILE", help="The certificate's key.")
     insecure = switch(
         "insecure",
         help="Listen to other machines without TLS, where a proxy in front of it does that.",
     )
-    keep = option("keep", read=read_seconds, help="How long an ended run is kept (90d).")
+    keep = option(
+        "keep", takes="TIME", read=read_seconds, help="How long an ended run is kept (90d)."
+    )
     max_size = option(
         "max-size",
+        takes="SIZE",
         read=read_size,
         help="Beyond this size the oldest ended runs go, too (no limit).",
     )
     limits = option(
         "limits",
+        takes="LIMITS",
         read=read_token_limits,
         help="What one token may cost: body=4M,rate=1000,runs=10000,disk=64G.",
     )
-    webhook = listing("webhook", help="URL, or slack=URL, that is told of each end" + _REPEATABLE)
+    webhook = listing(
+        "webhook", takes="URL", help="URL, or slack=URL, that is told of each end" + _REPEATABLE
+    )
     log_requests = switch("log-requests", help="Log a line for each request.")
     new_token = option(
         "new-token",
+        takes="NAME=..",
         help="Make a token and leave: NAME=read,write, or NAME=read:host=db* to see only those.",
     )
     revoke_token = option(
         "revoke-token",
+        takes="NAME",
         help="Revoke the tokens of this NAME, and those of the runs registered with them.",
     )

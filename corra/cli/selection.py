@@ -333,7 +333,7 @@ def ask_first(given: KillFlags, runs: Sequence[tuple[Run, State | None]]) -> Non
 
 def to_list(c: Context, given: PsFlags) -> tuple[list[State], list[CorraError]]:
     """Ask all hosts at once; return what runs there are and what went wrong."""
-    known = places(c, given, "ps", max(given.since, 7 * 86400.0))
+    known = places(c, given, "ps", max(since(given) or 0.0, 7 * 86400.0))
     answers = _ask_each(given, known)
     states: list[State] = []
     errors: list[CorraError] = []
@@ -500,17 +500,28 @@ def is_listed(state: State, given: PsFlags) -> bool:
     )
 
 
-def is_shown(state: State, since_s: float) -> bool:
-    """Return whether it is shown without -a: it runs, or went wrong lately."""
+LATELY_S = 86400.0
+
+
+def since(given: PsFlags) -> float | None:
+    """Return how many seconds back an end counts, None for ever."""
+    return LATELY_S if given.since is None and not (given.all or given.state) else given.since
+
+
+def is_shown(state: State, given: PsFlags) -> bool:
+    """Return whether a listed run is shown: it runs, or went wrong lately, or was asked for."""
     from corra import render
 
-    return not state.ended or (ended_lately(state, since_s) and not render.went_well(state))
+    if not state.ended:
+        return True
+    asked = bool(given.all or given.state) or not render.went_well(state)
+    return asked and ended_lately(state, since(given))
 
 
-def ended_lately(state: State, since_s: float) -> bool:
+def ended_lately(state: State, since_s: float | None) -> bool:
     """Return whether it ended no longer ago than `since_s`; one whose end is unknown counts."""
     from corra import render
     from corra.model.words import now
 
     ago = render.since(render.ended_at(state), now())
-    return ago is None or ago <= since_s
+    return ago is None or since_s is None or ago <= since_s

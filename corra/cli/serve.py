@@ -27,7 +27,10 @@ _PACKAGES = (
 
 @verb(ServeFlags, fate="NOT SERVED")
 def serve(c: Context, given: ServeFlags) -> int:
-    """Be a collector: keep what runs report, and answer about them: corra serve
+    """Be a collector: keep what runs report, and answer about them
+
+        inv serve --new-token team=read,write
+        inv serve --listen 0.0.0.0:8050 --tls-cert c.pem --tls-key k.pem
 
     TERM or Ctrl-C ends it, once it has finished what it has taken. It logs JSON lines to stderr.
     """

@@ -13,38 +13,33 @@ A first id is always an id.
 
 from __future__ import annotations
 
-import inspect
 import os
 import shlex
 import sys
-import textwrap
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from invoke.collection import Collection
 from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.parser.argument import Argument
-from invoke.parser.context import ParserContext
-from invoke.parser.parser import Parser
-from invoke.program import Program
 from invoke.tasks import Task
 
 from corra.errors import EPIPE_CODE, CorraError, Misuse, typed
 from corra.terminal.signals import die_of
 
 from .flags import HostFlags, RawFlag
+from .help_page import help_lines, shown_doc
 from .process import open_standard, printed
 from .words import (
     Flag,
     Given,
     Line,
-    as_typed,
     count_tokens,
     cut_flag,
     flags_of,
     nearest,
+    own_first,
     take_value,
 )
 
@@ -74,7 +69,6 @@ CORE_SHOWS = frozenset(
     {"-h", "--help", "-l", "--list", "-V", "--version", "--print-completion-script"}
 )
 
-_DOC_WIDTH = 78
 _COMPLETED = 50  # the newest; more would scroll by
 
 VERBS: dict[str, Verb] = {}
@@ -100,9 +94,9 @@ class _Tokens(Argument):
 class Verb(Task):  # type: ignore[type-arg]
     """A task whose body is called as `body(c, given)`.
 
-    `fate` opens its refusals, `ids` says whether it takes ids, `text` whether the words behind the
-    first id are text, `command` whether it takes a command after `--`. `begin` makes the agent that
-    the body needs, before the rest is imported.
+    `fate` opens its refusals. `ids` is how its help writes its ids, empty if it takes none, and
+    `text` says whether the words behind the first id are text. `command`: it takes a command after
+    `--`. `begin` makes the agent that the body needs, before the rest is imported.
     """
 
     # `given` is what `body` and `begin` take; mypy can't say so of an attribute.
@@ -114,7 +108,7 @@ class Verb(Task):  # type: ignore[type-arg]
         body: Callable[[Context, G], int],
         *,
         flags: type[G],
-        ids: bool,
+        ids: str,
         command: bool,
         text: bool,
         fate: str,
@@ -133,7 +127,7 @@ class Verb(Task):  # type: ignore[type-arg]
     # Written anew each time, with the program's name as it was typed.
     @property
     def __doc__(self) -> str:
-        return _narrow(as_typed(self.body.__doc__ or ""))
+        return shown_doc(self.body.__doc__ or "")
 
     @__doc__.setter  # noqa: A003
     def __doc__(self, text: str | None) -> None:
@@ -239,12 +233,13 @@ class Verb(Task):  # type: ignore[type-arg]
             # Without --host the first of several words is the host, as ssh has it.
             host = ["--host", words[at]] if len(words) > at + 1 and not _has_host(line) else []
             command_at = at + 1 if host else at
-            meant = shlex.join([typed(), self.name, *words[:at], *host, "--", *words[command_at:]])
-            line.refuse(f"no -- before the command:  {meant}")
+            meant = shlex.join([self.name, *words[:at], *host, "--", *words[command_at:]])
+            line.refuse(f"no -- before the command:  {typed()} {meant}")
         elif line.words:
             line.refuse(f"{line.words[0][1]!r} stands before the --;  the command goes after it")
         elif not command and not line.given.help:
-            line.refuse(f"no command:  {shlex.join([typed(), self.name, *words])} -- COMMAND")
+            meant = shlex.join([self.name, *words])
+            line.refuse(f"no command:  {typed()} {meant} -- COMMAND")
 
     # -- Calling
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -290,7 +285,9 @@ class Verb(Task):  # type: ignore[type-arg]
             with screen.warnings():
                 code = self.body(context, given) or 0
         except CorraError as error:
-            screen.error(error)
+            # A misuse found below the verbs doesn't know which verb it is of.
+            unsaid = isinstance(error, Misuse) and error.fate == Misuse.fate
+            screen.error(error.but(fate=self.fate) if unsaid else error)
             code = error.code
         except Gone as gone:
             if not gone.said and gone.code != EPIPE_CODE:
@@ -324,12 +321,10 @@ class Verb(Task):  # type: ignore[type-arg]
         return line.given
 
     def show_help(self) -> None:
-        """Print what `inv --help VERB` prints, by Invoke's own code."""
-        shown = Program(binary="inv[oke]" if typed() in ("inv", "invoke") else typed())
-        arguments = [flag.argument() for flag in self.flags]
-        shown.parser = Parser(contexts=[ParserContext(name=self.name, args=arguments)])
-        shown.collection = Collection(self)
-        shown.print_task_help(self.name)
+        """Print the verb's page of help."""
+        words = ("-- COMMAND [WORD..]" if self.command else self.ids).strip()
+        usage = f"{typed()} {self.name} [flags] {words}".rstrip()
+        print("\n".join(help_lines(usage, self.__doc__, own_first(self.given))))
 
     # -- Completing
     def _complete(self, typed: Sequence[str]) -> None:
@@ -365,7 +360,7 @@ def _fill(context: Context, given: Given) -> None:
 def verb(
     flags: type[G],
     *,
-    ids: bool = False,
+    ids: str = "",
     command: bool = False,
     text: bool = False,
     fate: str = "NOT DONE",
@@ -380,16 +375,6 @@ def verb(
 def _one_verb() -> bool:
     """Return whether the program is `corra`, which runs one verb a call; `inv` runs several."""
     return os.path.basename(sys.argv[0]) in ("corra", "__main__.py")
-
-
-def _narrow(doc: str) -> str:
-    """Return a docstring that fits a terminal behind Invoke's indent.
-
-    Invoke prints its lines as they are, and its first line in the list of tasks.
-    """
-    first, *rest = inspect.cleandoc(doc).split("\n")
-    paragraphs = "\n".join(rest).strip("\n").split("\n\n")
-    return "\n\n".join([first, *(textwrap.fill(each, _DOC_WIDTH) for each in paragraphs if each)])
 
 
 def _nearest_flag(name: str, word: str, known: Mapping[str, Flag[Any]]) -> str:

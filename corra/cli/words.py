@@ -30,6 +30,7 @@ class Flag(Generic[T]):
     """One flag of a verb, and the attribute of `Given` that holds its value.
 
     `read` turns text into the value and raises ValueError or Misuse. Without `read` it is a switch.
+    `takes` stands for the value in the help: `SIZE`.
     """
 
     key: str
@@ -41,9 +42,11 @@ class Flag(Generic[T]):
         read: Callable[[str], Any] | None,
         default: Any,
         *,
+        takes: str = "",
         many: bool = False,
     ) -> None:
         self.names = names
+        self.takes = takes
         self.help = help
         self.read = read
         self.default = default
@@ -87,28 +90,30 @@ def switch(*names: str, help: str) -> Flag[bool]:  # noqa: A002
 
 
 @overload
-def option(*names: str, help: str) -> Flag[str | None]: ...
+def option(*names: str, takes: str, help: str) -> Flag[str | None]: ...
 @overload
-def option(*names: str, help: str, default: str) -> Flag[str]: ...
+def option(*names: str, takes: str, help: str, default: str) -> Flag[str]: ...
 @overload
-def option(*names: str, help: str, read: Callable[[str], T]) -> Flag[T | None]: ...
+def option(*names: str, takes: str, help: str, read: Callable[[str], T]) -> Flag[T | None]: ...
 @overload
-def option(*names: str, help: str, read: Callable[[str], T], default: T) -> Flag[T]: ...
+def option(*names: str, takes: str, help: str, read: Callable[[str], T], default: T) -> Flag[T]: ...
 def option(
     *names: str,
+    takes: str,
     help: str,  # noqa: A002
     read: Callable[[str], Any] = str,
     default: Any = None,
 ) -> Flag[Any]:
-    return Flag(names, help, read, default)
+    return Flag(names, help, read, default, takes=takes)
 
 
 def listing(
     *names: str,
+    takes: str,
     help: str,  # noqa: A002
     read: Callable[[str], str] = str,
 ) -> Flag[list[str]]:
-    return Flag(names, help, read, [], many=True)
+    return Flag(names, help, read, [], takes=takes, many=True)
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
@@ -124,6 +129,9 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return read
 
 
+read_hidden = one_of("stdout", "stderr", "both", "out", "err")
+
+
 class Given:
     """What a verb was given: its words, and the value of each of its flags.
 
@@ -137,7 +145,8 @@ class Given:
     echo = switch("echo", "e", help="Say what is done before doing it.")
     hide = option(
         "hide",
-        read=one_of("stdout", "stderr", "both", "out", "err"),
+        takes="STREAM",
+        read=read_hidden,
         help="Hide the program's stdout, stderr or both.",
     )
     help = switch("help", "h", help="Show this and exit.")
@@ -163,6 +172,16 @@ def flags_of(kind: type[Given]) -> tuple[Flag[Any], ...]:
         for name, flag in vars(each).items()
         if isinstance(flag, Flag)
     }
+    return tuple(found.values())
+
+
+def own_first(kind: type[Given]) -> tuple[Flag[Any], ...]:
+    """Return the same flags for a reader: the verb's own first, those of every verb last."""
+    found: dict[str, Flag[Any]] = {}
+    for each in kind.__mro__:
+        for name, flag in vars(each).items():
+            if isinstance(flag, Flag):
+                found.setdefault(name, flag)
     return tuple(found.values())
 
 

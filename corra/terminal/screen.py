@@ -227,18 +227,13 @@ class Screen:
     def say(
         self, label: str, host: str, fate: str, why: str = "", hint: Sequence[str] = ()
     ) -> None:
-        """Write a line of corra's grammar, and on a terminal its hints."""
+        """Write a line of corra's grammar, and below it its hints: a log has no other remedy."""
         if fate in render.QUIET and not self.err_is_terminal:
             return
         if self.json or (self.quiet and (not fate or fate in render.QUIET)):
             return
         text = render.visible(line(render.visible(label), render.visible(host), fate, why))
-        hints = (
-            [_INDENT + render.visible(each) for each in hint]
-            if self.err_is_terminal and not self.quiet
-            else []
-        )
-        self._words(text, fate, hints)
+        self._words(text, fate, [_INDENT + render.visible(each) for each in hint])
 
     def row(self, text: str) -> None:
         """Write a row of a table on stderr, beside the grammar."""

@@ -5,6 +5,7 @@ one of each over ssh.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import os
 import pwd
@@ -23,6 +24,7 @@ import pytest
 from conftest import Cli
 from hypothesis import HealthCheck, given, settings
 
+import console
 from agent_door import Mount, eventually
 from corra.main import ns
 from corra.model import ids
@@ -145,8 +147,9 @@ def test_each_bad_end_has_its_line_and_code(
 ) -> None:
     done = cli("run", *LOCAL, *flags, "--", *argv)
     assert done.returncode == code
-    assert len(lines(done.stderr)) == 1
-    assert f" on local: {line}" in lines(done.stderr)[0]
+    first, *hints = lines(done.stderr)
+    assert f" on local: {line}" in first
+    assert all(hint.startswith("       ") for hint in hints)
 
 
 @pytest.mark.parametrize(
@@ -706,7 +709,8 @@ def test_a_kill_without_an_id_names_none_that_a_look_has_seen_ended(
     eventually(lambda: not cli("ps", *LOCAL, "-q", "--state", "running").stdout)
     done = cli("kill")
     assert lines(done.stderr) == [
-        "corra: NOT KILLED: say which: nothing ran when this machine last looked"
+        "corra: NOT KILLED: say which: nothing ran when this machine last looked",
+        "       look: corra ps",
     ], short
 
 
@@ -852,6 +856,36 @@ def test_ps_shows_what_runs_and_what_went_wrong(cli: Cli, started: Callable[...,
     assert lines(cli("ps", "-q").stdout)[0].startswith("20")
 
 
+def on_terminal(cli: Cli, *words: str) -> tuple[int, list[str]]:
+    """Return the exit code and the lines on a terminal of 80 columns."""
+    return console.one(functools.partial(cli.popen, *words))
+
+
+@pytest.mark.parametrize("how", [("-a",), ("--state", "done"), ()])
+def test_ps_since_holds_whatever_else_is_asked_for(
+    cli: Cli, started: Callable[..., str], how: tuple[str, ...]
+) -> None:
+    cli("run", *LOCAL, "--name", "well", "--", "true")
+    nap = started("sleep", "60")
+    there = cli("ps", "-q", *how, "--since", "1ms").stdout.decode().split()
+    assert there == ([] if "--state" in how else [nap])
+    there = cli("ps", "-q", *how, "--since", "1h").stdout.decode().split()
+    assert len(there) == (2 if "-a" in how else 1)
+
+
+def test_ps_says_how_to_see_what_it_leaves_out(cli: Cli) -> None:
+    cli("run", *LOCAL, "--name", "well", "--", "true")
+    for how, said in (
+        ((), "1 more ended well in the last 24 h: add -a"),
+        (("--since", "1h"), "1 more ended well in the last 1 h: add -a"),
+        (("--since", "1ms"), "1 more ended before that: say a longer --since"),
+        (("-a", "--since", "1ms"), "1 more ended before that: say a longer --since"),
+        (("--state", "FAILED"), "no runs there"),
+    ):
+        _, shown = on_terminal(cli, "ps", *how)
+        assert shown == [f"corra: {said}"]
+
+
 def test_ps_of_several_hosts_shows_what_it_can_and_says_who_is_missing(cli: Cli) -> None:
     cli("run", *LOCAL, "--name", "bad", "--", "false")
     done = cli("ps", "--host", "local,no-such-host.invalid")
@@ -923,11 +957,15 @@ def test_wait_gives_up_after_its_timeout(cli: Cli, started: Callable[..., str]) 
 
 
 def test_an_id_nobody_knows_says_how_to_look(cli: Cli) -> None:
-    done = cli("attach", "k7m2qx")
-    assert (done.returncode, lines(done.stderr)) == (
-        125,
-        ["corra: k7m2qx: NOT FOUND in this machine's history: say where it runs:"],
-    )
+    for quiet in ((), ("-q",)):
+        done = cli("attach", *quiet, "k7m2qx")
+        assert (done.returncode, lines(done.stderr)) == (
+            125,
+            [
+                "corra: k7m2qx: NOT FOUND in this machine's history: say where it runs:",
+                "       corra attach --host HOST k7m2qx       or look: corra ps --host HOST",
+            ],
+        )
     there = cli("attach", *LOCAL, "zz9")
     assert there.returncode == 125
     assert lines(there.stderr)[0].startswith("corra: zz9 on local: NOT FOUND among the 0 runs of ")
@@ -1223,16 +1261,13 @@ def test_what_one_user_runs_is_never_said_of_another(cli: Cli, sshd: Sshd) -> No
     cli("kill", "-9", "nap")
 
 
-def test_a_name_on_two_hosts_is_said_with_how_old_that_is(
-    cli: Cli, sshd: Sshd, terminal: Callable[..., Terminal]
-) -> None:
+def test_a_name_on_two_hosts_is_said_with_how_old_that_is(cli: Cli, sshd: Sshd) -> None:
     places = (("--host", "h"), (*LOCAL, "--spool", str(cli.home / "spool")))
     for place in places:
         cli("run", "-d", *place, "--name", "nap", "--", "sleep", "60")
     done = cli("status", "nap")
-    assert (done.returncode, done.stderr) == (125, b"corra: nap: AMBIGUOUS: 2 runs, nothing done\n")
-    shown = terminal("status", "nap")
-    assert shown.end() == 125
-    assert len(re.findall(r"  running, seen [\d.]+ s ago  sleep 60", shown.text)) == 2
+    assert done.returncode == 125
+    assert lines(done.stderr)[0] == "corra: nap: AMBIGUOUS: 2 runs, nothing done"
+    assert len(re.findall(rb"  running, seen [\d.]+ s ago +sleep 60", done.stderr)) == 2
     for place in places:
         assert cli("kill", "-9", *place, "nap").returncode == 0

@@ -37,21 +37,21 @@ def told(given):
     return json.dumps({k: v for k, v in vars(given).items() if k != "screen"}, default=str)
 
 class Host(Given):
-    host = listing("host", "H", "hosts", help="Where.")
+    host = listing("host", "H", "hosts", takes="HOST", help="Where.")
 
 class Kill(Host):
-    signal = option("signal", "s", help="Which.")
-    tail = option("tail", "n", read=int, help="Lines.")
+    signal = option("signal", "s", takes="SIG", help="Which.")
+    tail = option("tail", "n", takes="N", read=int, help="Lines.")
     all = switch("all", "a", help="All.")
 
 class Run(Host):
     detach = switch("detach", "d", help="Leave.")
-    timeout = option("timeout", "T", read=parse_seconds, help="End.")
+    timeout = option("timeout", "T", takes="TIME", read=parse_seconds, help="End.")
 
 class Ps(Host):
     all = switch("all", "a", help="All.")
 
-@verb(Kill, ids=True, fate="NOT KILLED")
+@verb(Kill, ids="ID..", fate="NOT KILLED")
 def kill(c, given):
     "Stop runs: inv kill ID.."
     print("kill", told(given))
@@ -199,10 +199,10 @@ def test_a_refusal_is_json_where_json_is_wanted(inv: Inv) -> None:
 def test_help_behind_the_verb_is_help(inv: Inv, words: tuple[str, ...]) -> None:
     done = inv(*words)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == inv("--help", words[0]).stdout
-    assert f"Usage: inv[oke] [--core-opts] {words[0]}" in done.stdout
-    assert "-H, --host" in done.stdout
-    assert "Where." in done.stdout
+    assert done.stdout.startswith(f"Usage: inv {words[0]} [flags]")
+    for shown in (done.stdout, inv("--help", words[0]).stdout):
+        assert "-H, --host" in shown
+        assert "Where." in shown
 
 
 def test_invokes_own_dry_echo_and_hide_count_before_and_behind_the_verb(inv: Inv) -> None:

@@ -173,10 +173,11 @@ def test_a_detached_start_says_who_keeps_it(sshd: Sshd, cli: Cli) -> None:
     )
     assert done.returncode == 0
     assert re.fullmatch(ID, done.stdout.decode().strip())
+    first, *hints = done.stderr.splitlines()
     assert re.fullmatch(
-        rb"corra: fw \(\w{6}\) on h: started, kept by THIS machine: don't let it sleep\n",
-        done.stderr,
+        rb"corra: fw \(\w{6}\) on h: started, kept by THIS machine: don't let it sleep", first
     )
+    assert hints[0] == b"       watch: corra attach fw"
     killed = cli("kill", "-9", "fw")
     assert killed.returncode == 0, killed.stderr
     assert b"KILL sent to it" in killed.stderr

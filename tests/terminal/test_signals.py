@@ -116,8 +116,10 @@ def test_sigint_detaches_and_ends_us_as_sigint_does(
     watcher.send(signal.SIGINT)
     code, err = watcher.end()
     assert code == -signal.SIGINT
-    assert err.startswith("corra: it (")
-    assert err.endswith(" on local: STILL RUNNING: you have detached\n")
+    first, hint = err.splitlines()
+    assert first.startswith("corra: it (")
+    assert first.endswith(" on local: STILL RUNNING: you have detached")
+    assert hint == "       watch: corra attach it      stop: corra kill it"
     assert running(cli, "it")
 
 

@@ -1,4 +1,7 @@
-"""scripts/inv: the first call makes the environment; every later call goes straight to `inv`."""
+"""scripts/inv: the first call makes the environment; every later call goes straight to `inv`.
+
+Both say in their hints what was typed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ CALLED = 99
 
 
 class Checkout:
-    """A copy of the scripts with a ready environment, whose `inv` only prints its arguments."""
+    """A copy of the scripts with a ready environment, which only prints its arguments."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -27,7 +30,8 @@ class Checkout:
         bin_ = path / ".venv" / "bin"
         bin_.mkdir(parents=True)
         (bin_ / "python").symlink_to(sys.executable)
-        self.script(bin_ / "inv", 'echo "$PWD" "$@"')
+        started = path / "scripts" / "typed.py"
+        started.write_text("import os, sys; print(os.getcwd(), *sys.argv[1:])\n")
 
     def script(self, path: Path, text: str) -> None:
         path.write_text(f"#!/bin/sh\n{text}\n")
@@ -73,7 +77,7 @@ def test_an_environment_that_is_up_to_date_is_used_at_once(checkout, kind):
     checkout.stamp(f"{kind} {checkout.expected()}")
     done = checkout.inv("run", "--", "a  b")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{checkout.path} --search-root {checkout.path} run -- a  b\n"
+    assert done.stdout == f"{checkout.path} {checkout.path}/scripts/inv run -- a  b\n"
 
 
 def test_it_works_from_any_directory_and_through_a_link(checkout, tmp_path):
@@ -82,7 +86,7 @@ def test_it_works_from_any_directory_and_through_a_link(checkout, tmp_path):
     done = subprocess.run(
         [tmp_path / "link", "ps"], cwd="/", capture_output=True, text=True, timeout=60, check=False
     )
-    assert (done.returncode, done.stdout) == (0, f"/ --search-root {checkout.path} ps\n")
+    assert (done.returncode, done.stdout) == (0, f"/ {tmp_path}/link ps\n")
 
 
 @pytest.mark.parametrize("stamp", ["", "making", "updating", "run 0 0 /elsewhere /usr/bin/python3"])
