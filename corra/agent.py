@@ -1774,7 +1774,9 @@ def become_program(directory, files, request, inherited, report, save, tell):
         stage = "cwd"
         at = variables.get(b"HOME", b"/")
         if program.get("cwd") and not carrier:
-            where = join(at, octets(program["cwd"]))
+            where = octets(program["cwd"])
+            # `~` is the program's home, where a relative path begins as well.
+            where = join(at, where[1:].lstrip(b"/") if where[:2] in (b"~", b"~/") else where)
             os.chdir(where)
         else:
             try:

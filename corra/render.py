@@ -33,6 +33,10 @@ QUIET = frozenset({DONE, STARTED})
 
 _MADE = re.compile(r"(\d{4})(\d\d)(\d\d)t(\d\d)(\d\d)(\d\d)z-")
 _FIELD = re.compile(r"\{(\w+)\}")
+# Begins what a line had no room for; a hint is indented by two less.
+_FOLDED = " " * 9
+# Stands for a blank at which no line is broken; `visible` lets none through.
+_GLUE = "\0"
 HELD_BACK = "HELD BACK: no room on the disk there"
 
 
@@ -296,11 +300,38 @@ def cut(text: str, width: int | None) -> str:
     return text + ".."
 
 
+def folded(text: str, width: int, fate: str = "") -> str:
+    """Return a line of corra's in lines of at most `width` columns, each further one indented.
+
+    What stands between two double spaces is a command to type; it is never broken, nor is `fate`.
+    """
+    if _width(text) <= width:
+        return text
+    parts = re.split(r"(  +)", text.replace(fate, fate.replace(" ", _GLUE)) if fate else text)
+    parts[2::4] = [command.replace(" ", _GLUE) for command in parts[2::4]]
+    lines, gap = [""], ""
+    for word, then in re.findall(r"(\S+)(\s*)", "".join(parts)):
+        if gap and _width(lines[-1] + gap + word) > width:
+            lines.append(_FOLDED + word)
+        else:
+            lines[-1] += gap + word
+        gap = then
+    return "\n".join(lines).replace(_GLUE, " ")
+
+
 # -- The screen of one run
 
 
-def status(state: State, now: datetime, looked: Mapping[str, Any] | None = None) -> list[str]:
-    """Return the lines of `status`. `looked` is the answer of `Run.processes`."""
+def status(
+    state: State,
+    now: datetime,
+    looked: Mapping[str, Any] | None = None,
+    width: int | None = None,
+) -> list[str]:
+    """Return the lines of `status`. `looked` is the answer of `Run.processes`.
+
+    With `width`, the first line is folded into as many columns. The others are single facts.
+    """
     there = host_now(state, now)
     who = f" as {state.user}" if state.user else ""
     told, why = (
@@ -309,7 +340,8 @@ def status(state: State, now: datetime, looked: Mapping[str, Any] | None = None)
         else fate(state, now=now)
     )
     joint = " " if told == "running" else ": "
-    lines = [visible(f"{state.label} on {state.host}{who}: ") + f"{told}{joint}{why}"]
+    head = visible(f"{state.label} on {state.host}{who}: ") + f"{told}{joint}{why}"
+    lines = [head] if width is None else folded(head, width, told).split("\n")
     facts: list[tuple[str, str]] = [
         ("command", command_text(state.argv) + (f"   in {state.cwd}" if state.cwd else ""))
     ]

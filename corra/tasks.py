@@ -64,6 +64,7 @@ def run(c: Context, given: RunFlags) -> int:
 
         inv run --host db1 -- uptime
         inv run -d --name nightly --host db1 -- ./migrate --all
+        inv run --host web[1-50] --batch 10% -- systemctl restart app
 
     Ctrl-C leaves the program running. corra exits as it does: its own code, 128+N by signal N, 124
     by --timeout, 126 or 127 when it can't be executed. 125: nothing was started. 123: it may have
@@ -305,7 +306,7 @@ def _kill_runs(c: Context, given: KillFlags) -> int:
             given.screen.note(
                 found.label,
                 str(found.host),
-                f"would be sent {_first_signal(given, found)}",
+                f"would be sent {_to_be_sent(given, found)}",
             )
         return 0
 
@@ -338,7 +339,7 @@ def _kill_runs(c: Context, given: KillFlags) -> int:
     return max(at_once(given.screen, end, runs, left), default=0)
 
 
-@verb(PsFlags, ids=True)
+@verb(PsFlags, ids="[FLEET]")
 def ps(c: Context, given: PsFlags) -> int:
     """List runs: what runs, then what went wrong lately
 
@@ -347,7 +348,7 @@ def ps(c: Context, given: PsFlags) -> int:
         inv ps --state FAILED --since 2h
 
     Without --host it asks the hosts of this machine's history. Exits 125 when a host didn't answer;
-    the runs of the others are shown all the same.
+    the runs of the others are shown all the same. With the id of a fleet, its hosts one by one.
     """
     from corra.model.words import now
 
@@ -442,7 +443,7 @@ def _status_of(c: Context, given: StatusFlags) -> int:
             more = {"processes": looked["processes"]} if looked else {}
             given.screen.event("state", **_at(state, found).to_json(), **more)
         else:
-            given.screen.lines(render.status(_at(state, found), now(), looked))
+            given.screen.lines(render.status(_at(state, found), now(), looked, width))
             if given.tree and looked:
                 given.screen.lines(render.tree(looked["processes"], width))
         return exit_code(state) if given.exit_code else 0
@@ -785,10 +786,14 @@ def _detached(given: LaunchFlags, watch: Watch, state: State, started: Run) -> i
     return 0
 
 
-def _first_signal(given: KillFlags, found: Run) -> str:
+def _to_be_sent(given: KillFlags, found: Run) -> str:
+    from corra.model.units import chosen_time
+
     if given.signal or given.kill_now:
         return given.signal or "KILL"
-    return found.known.stop_signal if found.known else "TERM"
+    signal, grace = (found.known.stop_signal, found.known.grace) if found.known else ("TERM", 10.0)
+    grace = grace if given.grace is None else given.grace
+    return f"{signal}; KILL in {chosen_time(grace)} if still there"
 
 
 def _refuse_contradictions(given: KillFlags) -> None:

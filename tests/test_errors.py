@@ -193,9 +193,7 @@ def call(*argv: str) -> subprocess.CompletedProcess[str]:
         (["timed-out"], 124, "corra: k7 on db1: TIMEOUT: 2 h\n"),
     ],
 )
-def test_in_anybodys_task_it_prints_line_and_hints_and_sets_the_code(
-    inv, words, code, said
-):
+def test_in_anybodys_task_it_prints_line_and_hints_and_sets_the_code(inv, words, code, said):
     done = call(*inv, *words)
     assert (done.returncode, done.stdout, done.stderr) == (code, "", said)
 

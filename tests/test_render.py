@@ -404,11 +404,15 @@ def test_a_reader_that_has_gone_is_told_as_gone(pipe: tuple[int, int]) -> None:
         screen.output(OUT, b"x")
 
 
-def test_hints_and_good_ends_are_for_terminals_only(pipe: tuple[int, int]) -> None:
+def test_good_ends_are_for_terminals_only_and_a_log_has_the_hints_of_bad_ones(
+    pipe: tuple[int, int],
+) -> None:
     screen = Screen(out=pipe[1], err=pipe[1])
     screen.say("r8w3mz", "db1", "done", "exit 0 after 0.01 s", ["a hint"])
     screen.say("r8w3mz", "db1", "FAILED", "exit 7 after 3.0 s", ["a hint"])
-    assert os.read(pipe[0], 1000) == b"corra: r8w3mz on db1: FAILED: exit 7 after 3.0 s\n"
+    assert os.read(pipe[0], 1000) == (
+        b"corra: r8w3mz on db1: FAILED: exit 7 after 3.0 s\n       a hint\n"
+    )
 
 
 def test_a_terminal_gets_hints_below_the_line_and_no_colour_where_none_is_wanted(
@@ -474,3 +478,36 @@ def test_a_stopped_reader_of_stdout_does_not_keep_us_from_speaking(pipe: tuple[i
 def _quietly(screen: Screen, data: bytes) -> None:
     with contextlib.suppress(Gone):
         screen.output(OUT, data)
+
+
+# -- Lines too long for a terminal
+
+
+def test_a_line_that_fits_is_left_alone() -> None:
+    assert render.folded("corra: x: done: exit 0", 80, "done") == "corra: x: done: exit 0"
+
+
+def test_a_long_line_is_broken_between_words_and_never_within_a_fate_or_a_command() -> None:
+    line = "corra: a-run-of-some-length (7phtvj) on db1: STILL RUNNING: you have detached"
+    assert render.folded(line, 60, "STILL RUNNING") == (
+        "corra: a-run-of-some-length (7phtvj) on db1: STILL RUNNING:\n         you have detached"
+    )
+    assert "\n         STILL RUNNING: you have" in render.folded(line, 52, "STILL RUNNING")
+    command = (
+        "corra run --host db1 -- printf '%s' a b c d e f g h i j k l m n o p q r s t u v w x y z"
+    )
+    line = f"corra: NOT STARTED: no -- before the command:  {command}  (as ssh has it)"
+    assert render.folded(line, 60, "NOT STARTED") == (
+        "corra: NOT STARTED: no -- before the command:\n"
+        f"         {command}\n"
+        "         (as ssh has it)"
+    )
+
+
+@settings(max_examples=200)
+@given(
+    st.text(st.characters(codec="utf-8", exclude_characters="\n\0"), max_size=90),
+    st.integers(1, 90),
+)
+def test_folding_loses_no_letter(text: str, width: int) -> None:
+    assert "".join(render.folded(text, width).split()) == "".join(text.split())

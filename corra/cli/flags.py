@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .readers import (
+    is_signal,
     read_batch,
     read_byte_range,
     read_count,
@@ -159,12 +160,15 @@ class FleetViewFlags(Given):
 
     prefix = option(
         "prefix",
+        takes="WHAT",
         read=one_of("host", "time", "none"),
         default="host",
         help="What stands before a line of a fleet's output: host, time, none (host).",
     )
     output_dir = option(
-        "output-dir", help="Also write HOST.out, HOST.err and HOST.json of a fleet there."
+        "output-dir",
+        takes="DIR",
+        help="Also write HOST.out, HOST.err and HOST.json of a fleet there.",
     )
     take_over = switch("take-over", help="Roll a fleet here that another operator rolls.")
 
@@ -174,27 +178,37 @@ class FleetFlags(FleetViewFlags):
 
     batch: Flag[list[int | str]] = option(
         "batch",
+        takes="N[%],..",
         read=read_batch,
         default=[],
         help="Waves of N hosts or N% of all; 1,10%,100% grow. A wave begins when the one before "
         "is over.",
     )
-    at_once = option("at-once", read=read_count, help="How many hosts may run at once (32).")
+    at_once = option(
+        "at-once", takes="N", read=read_count, help="How many hosts may run at once (32)."
+    )
     max_fail = option(
         "max-fail",
+        takes="N[%]",
         read=read_share,
         help="Stop beyond N failures, or N% of all hosts (with waves 0, else no limit).",
     )
     max_unreached = option(
         "max-unreached",
+        takes="N[%]",
         read=read_share,
         help="Stop beyond N hosts that can't be reached, which then are no failures.",
     )
-    pause = option("pause", read=read_seconds, help="How long to wait between two waves.")
+    pause = option(
+        "pause", takes="TIME", read=read_seconds, help="How long to wait between two waves."
+    )
     confirm = switch("confirm", help="Ask before each wave but the first.")
     kill_on_fail = switch("kill-on-fail", help="When it stops, also kill what still runs.")
     start_timeout = option(
-        "start-timeout", read=read_seconds, help="Give a host up that hasn't started after (60s)."
+        "start-timeout",
+        takes="TIME",
+        read=read_seconds,
+        help="Give a host up that hasn't started after (60s).",
     )
 
 
@@ -232,12 +246,17 @@ class RunFlags(LaunchFlags, FleetFlags):
     plan = switch("plan", help="Print the waves, and start nothing.")
     order = option(
         "order",
+        takes="ORDER",
         read=one_of("given", "sorted", "reversed", "shuffle"),
         help="In which order hosts start: given, sorted, reversed, shuffle (given).",
     )
-    canary = listing("canary", help="A host that is a wave before all others" + _REPEATABLE)
+    canary = listing(
+        "canary", takes="HOST", help="A host that is a wave before all others" + _REPEATABLE
+    )
     each = switch("each", help="A host that is named twice is started twice.")
-    journal = option("journal", help="The host that keeps a fleet's journal (this machine).")
+    journal = option(
+        "journal", takes="HOST", help="The host that keeps a fleet's journal (this machine)."
+    )
     name = option("name", takes="NAME", help="A name to find the run by.")
     cwd = option(
         "cwd", "C", takes="DIR", help="Directory on the host (the home; on local: this one)."
@@ -296,11 +315,14 @@ class RunFlags(LaunchFlags, FleetFlags):
 class AgainFlags(LaunchFlags, FleetFlags):
     only = option(
         "only",
+        takes="WHICH",
         read=one_of("failed", "unreached", "not-started"),
         help="Of a fleet only these (all three).",
     )
     redo = listing(
-        "redo", help="Of a fleet also these LOST hosts; you have looked there" + _REPEATABLE
+        "redo",
+        takes="HOST",
+        help="Of a fleet also these LOST hosts; you have looked there" + _REPEATABLE,
     )
     detach = switch("detach", "d", help="Print the new id and leave as soon as it is started.")
     id = option(
@@ -334,7 +356,9 @@ class AttachFlags(HostFlags, ShowFlags, WatchFlags, KeyboardFlags, TunnelFlags, 
     watch_only = switch("watch-only", help="Start nothing of a fleet that isn't started yet.")
     yes = switch("yes", "y", help="Say yes to a fleet's next wave.")
     secret = listing(
-        "secret", help="K=FILE, or K for my own value: what a fleet still starts needs it again."
+        "secret",
+        takes="K[=FILE]",
+        help="K=FILE, or K for my own value: what a fleet still starts needs it again.",
     )
 
 
@@ -382,7 +406,7 @@ class KillFlags(HostFlags):
         "s",
         takes="SIG",
         read=read_signal,
-        help="Send only this signal, and no KILL after it "
+        help="Send only this signal, and no KILL after it; -HUP and -15 are signals too "
         "(the stop signal, the grace, then KILL to the whole tree).",
     )
     kill_now = switch("kill-now", "9", help="KILL to the whole tree now.")
@@ -395,6 +419,13 @@ class KillFlags(HostFlags):
     all = switch("all", "a", help="All that run on --host.")
     yes = switch("yes", "y", help="Don't ask, though a run is another's or on several hosts.")
     no_wait = switch("no-wait", help="Don't wait for the end.")
+
+    @classmethod
+    def spelled_out(cls, word: str) -> tuple[str, ...]:
+        """Take `-15` and `-HUP` for a signal, as kill(1) does; `-9` is a flag of ours."""
+        name = word[1:]
+        numbered = name.isdecimal() and name != "9"
+        return ("-s", name) if word[:1] == "-" and (numbered or is_signal(name)) else (word,)
 
 
 class PsFlags(HostFlags, CollectorFlag):

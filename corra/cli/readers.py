@@ -44,6 +44,16 @@ def read_signal(text: str) -> str:
     return signal_name(text)
 
 
+def is_signal(text: str) -> bool:
+    """Return whether `text` is a signal's name in capitals: `HUP`, `SIGHUP`."""
+    if len(text) < 3 or not text.isupper():
+        return False
+    try:
+        return bool(read_signal(text))
+    except Misuse:
+        return False
+
+
 def read_lines(text: str) -> int | None:
     """Read a number of lines; None is all."""
     return None if text == "all" else read_offset(text)

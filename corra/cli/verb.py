@@ -32,7 +32,6 @@ from .flags import HostFlags, RawFlag
 from .help_page import help_lines, shown_doc
 from .process import open_standard, printed
 from .words import (
-    Flag,
     Given,
     Line,
     count_tokens,
@@ -174,6 +173,8 @@ class Verb(Task):  # type: ignore[type-arg]
         todo = deque(enumerate(words))
         while todo:
             at, word = todo.popleft()
+            word, *more = given.spelled_out(word)
+            todo.extendleft((at, each) for each in reversed(more))
             name, value, rest = cut_flag(word, known)
             if name is None:
                 # A first word is an id even if it is a verb's name. After it, a verb's name begins
@@ -197,8 +198,9 @@ class Verb(Task):  # type: ignore[type-arg]
                 continue
             flag = known.get(name)
             if flag is None:
+                near = nearest(name, known) if name.startswith("--") else ""
                 line.refuse(
-                    f"{self.name} has no {name}{_nearest_flag(name, word, known)};  "
+                    f"{self.name} has no {name}{near};  "
                     f"{typed()} --help {self.name} lists its flags"
                 )
                 if name in CORE_WITH_VALUE and value is None and todo:
@@ -375,12 +377,6 @@ def verb(
 def _one_verb() -> bool:
     """Return whether the program is `corra`, which runs one verb a call; `inv` runs several."""
     return os.path.basename(sys.argv[0]) in ("corra", "__main__.py")
-
-
-def _nearest_flag(name: str, word: str, known: Mapping[str, Flag[Any]]) -> str:
-    if word[1:].isdecimal() and "-s" in known:
-        return f" (did you mean -s {word[1:]}?)"
-    return nearest(name, known) if name.startswith("--") else ""
 
 
 def _has_host(line: Line) -> bool:

@@ -163,6 +163,11 @@ class Given:
         for flag in flags_of(type(self)):
             self.__dict__[flag.key] = list(flag.default) if flag.many else flag.default
 
+    @classmethod
+    def spelled_out(cls, word: str) -> tuple[str, ...]:
+        """Return the words that a word of this verb is short for, most often itself."""
+        return (word,)
+
 
 def flags_of(kind: type[Given]) -> tuple[Flag[Any], ...]:
     """Return the flags of a class and of those it inherits from."""

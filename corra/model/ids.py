@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import secrets
+import shlex
 import time
 
 # No vowels (no words), no 0/1/l/o (no look-alikes).
@@ -60,6 +61,12 @@ def tail(prog_id: str) -> str:
     """
     made = _MADE.fullmatch(prog_id)
     return made.group(1) if made else prog_id
+
+
+def typable(prog_id: str, name: str | None = None) -> str:
+    """Return the word of a shell that means the run: its name, or its id where that can't be."""
+    plain = name is not None and name.isprintable() and not name.startswith("-")
+    return shlex.quote(name) if name and plain else short(prog_id)
 
 
 def label(prog_id: str, name: str | None = None) -> str:

@@ -64,6 +64,10 @@ class Program:
             )
         if self.cwd is not None and ("\0" in self.cwd or not _is_bytes(self.cwd)):
             raise Misuse(f"not a directory: {self.cwd!r}")
+        if self.cwd and self.cwd.startswith("~") and self.cwd[1:2] not in ("", "/"):
+            raise Misuse(
+                f"not a directory: {self.cwd!r} (only ~ alone is a home: say ~/x or /home/x)"
+            )
         for name, value in self.env.items():
             text = value or ""
             if (

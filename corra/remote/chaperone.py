@@ -335,7 +335,8 @@ def _before(program: Mapping[str, Any]) -> str:
     lines = [f"unset {name}" for name, value in (program.get("env") or {}).items() if value is None]
     if (cwd := program.get("cwd")) is not None:
         # A relative cwd begins at the home, as everywhere. A leading dash is no option of cd.
-        lines.append("enter " + shlex.quote(cwd if cwd.startswith("/") else f"./{cwd}"))
+        below = cwd[1:].lstrip("/") if cwd[:2] in ("~", "~/") else cwd
+        lines.append("enter " + shlex.quote(below if below.startswith("/") else f"./{below}"))
     if (umask := program.get("umask")) is not None:
         lines.append(f"umask {umask:04o}")
     return "\n".join(lines)

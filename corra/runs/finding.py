@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -102,7 +103,7 @@ def recall(text: str | None, verb: str = "attach") -> history.Entry:
         states = [entry.as_state() for entry in found]
         raise ambiguous_error(text, "", states, with_hosts=True, seen=ages)
     if not found:
-        say = f"{typed()} {verb} --host HOST {text}"
+        say = f"{typed()} {verb} --host HOST {shlex.quote(text)}"
         look = f"{typed()} ps --host {','.join(history.hosts_used()[:3]) or 'HOST'}"
         raise NotFound(
             "say where it runs:",

@@ -146,7 +146,7 @@ def _insert(entries: Sequence[Entry], otherwise: str) -> int:
 
 def _values(entry: Entry, now: float) -> tuple[object, ...]:
     """Return the columns of an entry, in the order of _ALL."""
-    return (
+    values = (
         entry.prog_id,
         ids.tail(entry.prog_id),
         entry.name,
@@ -159,6 +159,7 @@ def _values(entry: Entry, now: float) -> tuple[object, ...]:
         entry.state,
         entry.seen or now,
     )
+    return tuple(map(_kept, values))
 
 
 def saw_run(host: Host, state: State, *, via: str | None = None, spool: str | None = None) -> None:
@@ -220,7 +221,10 @@ def note_list(
         )
         there = database.execute(
             f"SELECT prog_id FROM runs WHERE {condition}",  # noqa: S608 - our own text
-            (str(host), host.as_user, spool, via if (via or "").startswith("chaperone") else None),
+            (
+                *(str(host), host.as_user, _kept(spool)),
+                via if (via or "").startswith("chaperone") else None,
+            ),
         ).fetchall()
         database.executemany(
             "UPDATE runs SET state = ?, seen = ? WHERE prog_id = ?",
@@ -255,7 +259,7 @@ def _forget_daily(database: sqlite3.Connection) -> None:
 def _execute(query: str, values: Sequence[object]) -> None:
     with _opened(write=True) as database:
         if database is not None:
-            database.execute(query, values)
+            database.execute(query, list(map(_kept, values)))
 
 
 def find_entries(text: str) -> list[Entry]:
@@ -336,14 +340,30 @@ def _select(condition: str, *values: object) -> list[Entry]:
     entries: list[Entry] = []
     with _opened(write=False) as database:
         if database is not None:
-            entries = [_entry(row) for row in database.execute(query, values)]
+            entries = [_entry(row) for row in database.execute(query, list(map(_kept, values)))]
     return entries
+
+
+def _kept(value: object) -> object:
+    """Return what the database keeps of `value`: bytes of a text that isn't UTF-8, which it is."""
+    if not isinstance(value, str) or value.isascii():
+        return value
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "surrogateescape")
+    return value
+
+
+def _given(value: object) -> str:
+    """Return the text that `_kept` was given."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def _entry(row: Sequence[object]) -> Entry:
     prog_id, name, host, as_user, via, spool, argv, started, state, seen = row
     words = tuple(json.loads(str(argv)))
-    fields = (None if each is None else str(each) for each in (name, as_user, via, spool))
+    fields = (None if each is None else _given(each) for each in (name, as_user, via, spool))
     name_, as_user_, via_, spool_ = fields
     return Entry(
         str(prog_id),

@@ -136,8 +136,8 @@ def launch(target: Any, argv: Sequence[str], **options: Unpack[StartOptions]) ->
     agent = agent_for(target, **reach_of(options))
     recorded = read_options(options, "program")
     run = read_options(options, "run")
-    if "cwd" not in recorded and agent.host.is_local:
-        recorded["cwd"] = os.getcwd()
+    if agent.host.is_local:
+        recorded["cwd"] = _cwd_here(recorded.get("cwd"))
     stdin, pty, payload = options.get("stdin"), options.get("pty"), None
     if stdin is not OPEN:
         recorded["stdin"], payload = payload_of(stdin, named=options.get("id") is not None)
@@ -160,6 +160,22 @@ def launch(target: Any, argv: Sequence[str], **options: Unpack[StartOptions]) ->
     )
     connection = target if is_a(target, "fabric.connection", "Connection") else None
     return Launch(agent, request, payload, options.get("via"), connection)
+
+
+def _cwd_here(given: str | None) -> str:
+    """Return the directory of a program on this machine, where a relative one begins here.
+
+    On another machine it begins at the home. Raises Misuse where this directory is gone.
+    """
+    if given is not None and given.startswith(("/", "~")):
+        return given
+    try:
+        here = os.getcwd()
+    except OSError as error:
+        raise Misuse(
+            f"this directory can't be had: {error.strerror}; cd elsewhere, or -C"
+        ) from error
+    return os.path.join(here, given) if given else here
 
 
 def reach_of(options: Mapping[str, Any]) -> Reach:

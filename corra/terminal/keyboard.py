@@ -72,9 +72,9 @@ class Keyboard:
                 self.raw = True
                 tty.setraw(self._fd, termios.TCSADRAIN)
             say(
-                f"this is its terminal now; {self._leave} leaves it running"
+                f"this is its terminal; {self._leave} leaves it running"
                 if self._leave
-                else "this is its terminal now"
+                else "this is its terminal"
             )
             self._screen.switch_on()
             self.resize()

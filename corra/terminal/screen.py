@@ -12,6 +12,7 @@ import contextlib
 import json as json_
 import logging
 import os
+import re
 import select
 import stat
 import sys
@@ -272,6 +273,8 @@ class Screen:
         held = self._lock.acquire(timeout=0.5)
         try:
             self._erase()
+            if self.err_is_terminal:
+                text = render.folded(text, self.width, fate)
             if self._mid_line and self.err_is_terminal:
                 text = "\n" + text
                 self._mid_line = False
@@ -301,12 +304,14 @@ class Screen:
         console = Console(
             force_terminal=True, highlight=False, markup=False, emoji=False, soft_wrap=True
         )
-        before, _, after = text.partition(f": {fate}")
+        found = re.search(rf":\s+({re.escape(fate)})", text)
+        if found is None:
+            return text
+        at, end = found.span(1)
+        shown = Text(text)
+        shown.stylize(f"bold {_COLOURS.get(fate, 'red')}", at, end)
         with console.capture() as captured:
-            console.print(
-                Text.assemble(before, ": ", (fate, f"bold {_COLOURS.get(fate, 'red')}"), after),
-                end="",
-            )
+            console.print(shown, end="")
         return captured.get()
 
     @contextlib.contextmanager

@@ -55,7 +55,7 @@ class Orders:
                 continue
             left_s = float(answer.get("grace") or 0.0) - (time.monotonic() - at)
             then = (
-                f"{run.host} sends KILL in {duration(left_s)} if it is still there"
+                f"{run.host} sends KILL in {duration(left_s)} if still there"
                 if left_s > 0
                 else "KILL was sent, its end was not seen"
             )
@@ -131,13 +131,13 @@ def _say_sent(screen: Screen, run: Run, answer: Mapping[str, Any]) -> None:
         return
     count = int(answer.get("processes") or 0)
     whom = "it" if not count else "its 1 process" if count == 1 else f"all {count} processes"
-    left = "it is still there" if count <= 1 else f"any of its {count} processes is left"
+    among = f" ({count} processes)" if count > 1 else ""
     direct = " (by pid: its keeper didn't answer)" if answer.get("how") == "direct" else ""
     grace_s = float(answer.get("grace") or 0.0)
     text = (
         f"KILL sent to {whom}"
         if grace_s <= 0
-        else f"{answer.get('signal')} sent; KILL in {chosen_time(grace_s)} if {left}"
+        else f"{answer.get('signal')} sent; KILL in {chosen_time(grace_s)} if still there{among}"
     )
     screen.note(state.label, host, text + direct)
 

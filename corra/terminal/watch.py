@@ -168,7 +168,7 @@ class Watch:
     def short(self) -> str:
         """What to type for this run."""
         name = self._state.name if self._state else self.run.name
-        return ids.short(self.run.id) if self._by_id or not name else name
+        return ids.typable(self.run.id, None if self._by_id else name)
 
     @property
     def placed(self) -> str:
@@ -179,6 +179,11 @@ class Watch:
         from corra.on_host.agent.contract import VERSION
 
         return f"(agent {VERSION} placed, {decimal_size(link.placed)})"
+
+    def _begins(self) -> bool:
+        """Return whether this call starts a run whose id was made for it, so nobody knows it."""
+        made = ids.short(self.run.id) != self.run.id
+        return made and self._by_host is not None and self._by_host.first
 
     # -- The pump
     def _pump(self) -> None:
@@ -291,7 +296,8 @@ class Watch:
             self._output_at -= (
                 render.since(state.last_output_time, render.host_now(state, now())) or 0.0
             )
-            self.was_over = state.ended and state.state != "not_started"
+            # A run that this call began may have ended by now; nobody asks when.
+            self.was_over = state.ended and state.state != "not_started" and not self._begins()
             placed = self._by_host.placed if self._by_host is not None else 0
             self._event("start", state=state.to_json(), placed=placed)
             remark = self._stoppable.agent.remark if self._stoppable is not None else ""

@@ -113,6 +113,87 @@ def test_a_word_of_any_bytes_reaches_the_program_as_it_is(cli: Cli, word: str) -
     assert (done.returncode, done.stdout) == (0, data)
 
 
+def test_a_name_that_isnt_utf_8_finds_its_run_and_hints_say_the_id(cli: Cli) -> None:
+    name = b"caf\xe9"
+    start = ("run", "-d", *LOCAL, "--name", name, "--", "sleep", "60")
+    _, (prog_id, first, hint) = console.one(functools.partial(cli.popen, *start))
+    assert first == f"corra: caf\\xe9 ({ids.short(prog_id)}) on local: started"
+    assert hint == f"       watch: corra attach {ids.short(prog_id)}"
+    done = cli("kill", "-9", name)
+    assert done.returncode == 0
+    assert b"not used" not in done.stderr
+    assert cli("status", "--exit-code", name).returncode == 137
+
+
+def test_a_name_of_two_words_is_one_word_in_a_hint(cli: Cli) -> None:
+    start = ("run", "-d", *LOCAL, "--name", "a b", "--", "true")
+    _, (_, _, hint) = console.one(functools.partial(cli.popen, *start))
+    assert hint == "       watch: corra attach 'a b'"
+
+
+@pytest.mark.parametrize(
+    ("given", "there"),
+    [
+        ((), "here"),
+        (("-C", "~"), ""),
+        (("-C", "~/here"), "here"),
+        (("-C", "~//here/"), "here"),
+        (("-C", "below"), "here/below"),
+        (("-C", "."), "here"),
+    ],
+)
+def test_on_this_machine_a_directory_begins_here_and_a_tilde_is_the_home(
+    cli: Cli, given: tuple[str, ...], there: str
+) -> None:
+    (cli.home / "here" / "below").mkdir(parents=True)
+    words = [sys.executable, "-m", "corra", "run", *LOCAL, *given, "--", "/bin/pwd"]
+    done = subprocess.run(
+        words,
+        cwd=cli.home / "here",
+        env=cli.environment(),
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    assert Path(done.stdout.decode().strip()) == cli.home / there
+
+
+@pytest.mark.parametrize("via", ["fabric", "openssh", "chaperone"])
+def test_on_a_host_a_directory_begins_at_the_home_of_who_runs_it(
+    cli: Cli, sshd: Sshd, via: str
+) -> None:
+    (cli.home / "there").mkdir()
+    for there in ("~/there", "there", "~//there"):
+        done = cli("run", "--host", "h", "--via", via, "-C", there, "--", "/bin/pwd")
+        assert done.stdout.decode().strip() == str(cli.home / "there"), done.stderr
+    done = cli("run", "--host", "h", "--via", via, "-C", "~", "--", "/bin/pwd")
+    assert done.stdout.decode().strip() == str(cli.home)
+
+
+def test_another_users_tilde_is_a_shells_and_is_refused(cli: Cli) -> None:
+    done = cli("run", *LOCAL, "-C", "~root/x", "--", "true")
+    assert done.returncode == 2
+    assert done.stderr.decode() == (
+        "corra: NOT STARTED: not a directory: '~root/x'"
+        " (only ~ alone is a home: say ~/x or /home/x)\n"
+    )
+
+
+def test_a_start_in_a_directory_that_is_gone_is_refused(cli: Cli) -> None:
+    words = f"{sys.executable} -m corra run {shlex.join(LOCAL)} -- true"
+    script = f"mkdir gone && cd gone && rmdir ../gone && {words}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=cli.home,
+        env=cli.environment(),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert b"NOT STARTED: this directory can't be had" in done.stderr
+
+
 def test_every_kind_of_word_keeps_its_bounds(cli: Cli) -> None:
     given = ["", "a  b", "'", '"', "\\", "$HOME", "--x", "-H", "--", "a\nb", "*", "!", "é"]
     done = cli("run", *LOCAL, "--", "printf", "%s\\0", *given)
@@ -627,7 +708,7 @@ def test_kill_ends_a_run_and_says_so(cli: Cli, started: Callable[..., str]) -> N
     done = cli("kill", "nap")
     assert (done.returncode, done.stdout) == (0, b"")
     label = f"corra: nap ({ids.short(prog_id)}) on local: "
-    assert lines(done.stderr)[0] == f"{label}TERM sent; KILL in 10 s if it is still there"
+    assert lines(done.stderr)[0] == f"{label}TERM sent; KILL in 10 s if still there"
     assert lines(done.stderr)[1].startswith(f"{label}KILLED: TERM from ")
     again = cli("kill", "nap")
     assert (again.returncode, "had ended already: KILLED" in lines(again.stderr)[0]) == (0, True)
@@ -662,7 +743,7 @@ def test_kill_uses_the_stop_signal_and_the_grace_that_run_was_given(
     # Between two sleeps the shell is the only process.
     assert (
         re.search(
-            rb"INT sent; KILL in 25 s if (it is still there|any of its 2 processes is left)",
+            rb"INT sent; KILL in 25 s if still there( \(2 processes\))?\n",
             done.stderr,
         )
         and b"FAILED: exit 3" in done.stderr
@@ -732,6 +813,15 @@ def test_a_name_that_two_open_runs_of_one_host_have_is_ambiguous_and_a_second_st
     assert cli("status", "--exit-code", second).returncode == 137
     done = cli("run", *LOCAL, "--name", "nap", "--", "true")
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("typed", ["-15", "-TERM", "-SIGTERM", "-s15"])
+def test_a_signal_is_typed_as_for_kill(cli: Cli, started: Callable[..., str], typed: str) -> None:
+    started("sh", "-c", "trap 'exit 9' TERM; echo ready; sleep 60 & wait", flags=("--name", "it"))
+    eventually(lambda: cli("logs", "it").stdout)
+    done = cli("kill", typed, "it")
+    assert (done.returncode, done.stderr.decode().rpartition(": ")[2]) == (0, "TERM sent\n")
+    assert cli("wait", "it").returncode == 9
 
 
 def test_answers_come_in_the_order_that_was_typed(cli: Cli) -> None:

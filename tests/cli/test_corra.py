@@ -111,6 +111,7 @@ MISTAKES = [
     ("ps --state xyzzy", NOT_DONE + "--state: no state 'xyzzy': there are starting, running"),
     ("logs --stream stdot x", NOT_DONE + "--stream: not stdout, stderr or both: 'stdot'"),
     ("ps --hide foo", NOT_DONE + "--hide: not stdout, stderr, both, out or err: 'foo'"),
+    ("kill -99 x", NOT_KILLED + "-s: not a signal: '99' (say HUP, INT, TERM, USR1 or a number)"),
     ("run --tiemout 5 -- x", NOT_STARTED + "run has no --tiemout (did you mean --timeout?);"),
     ("run --host local -E 1X=3 -- true", NOT_STARTED + "-E: '1X' can't be a name"),
 ]

@@ -18,6 +18,8 @@ _BLOCK = re.compile(r"(?<=^```console\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTAL
 # A run's line says when it ended, if it had ended before the command looked. That is chance.
 _AT = re.compile(r",? at \d\d:\d\d(?= after |$)")
 _END = "\x1e"
+# How render.folded begins what a line has no room for.
+_FOLD = re.compile(r" {9}\S")
 
 
 def blocks(page: str) -> list[str]:
@@ -110,6 +112,20 @@ def alike(expected: Sequence[str], shown: Sequence[str], *, cut: int = 8) -> boo
     """Return whether the output equals the page's. Of a line that ends in "..", the last `cut`
     characters may differ.
     """
+    expected, shown = unfolded(expected), unfolded(shown)
     return len(expected) == len(shown) and all(
         pattern(e, cut).fullmatch(_AT.sub("", s)) for e, s in zip(expected, shown, strict=True)
     )
+
+
+def unfolded(lines: Sequence[str]) -> list[str]:
+    """Return the lines with each one that was folded for a terminal in one piece again."""
+    whole: list[str] = []
+    for line in lines:
+        if whole and _FOLD.match(line):
+            # A command stands behind two blanks.
+            gap = "  " if line.split()[0] in ("inv", "corra", "ssh") else " "
+            whole[-1] += gap + line.strip()
+        else:
+            whole.append(line)
+    return whole

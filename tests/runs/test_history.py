@@ -50,6 +50,22 @@ def test_a_run_is_found_by_its_id_its_name_and_the_beginning_of_its_tail(home: P
         assert found(text) == []
 
 
+def test_a_name_and_a_path_that_arent_utf_8_are_kept_as_they_are(home: Path) -> None:
+    name, spool, argv = "caf\udce9", "/srv/\udcff", ("echo", "\udce9", "é")
+    given = remembered(made("k7m2qxwp"), name=name, spool=spool, argv=argv)
+    remembered(made("k7w4dnzz"), name="café")
+    (entry,) = history.find_entries(name)
+    assert (entry.name, entry.spool, entry.argv) == (name, spool, argv)
+    assert found("café") == [made("k7w4dnzz")]
+    (open_,) = history.open_under(name, Host("db1"), spool)
+    assert open_.prog_id == given.prog_id
+    history.note_list(Host("db1"), [], spool=spool)
+    (gone,) = history.entries_of(name)
+    assert not gone.open
+    history.forget_entries([gone])
+    assert found(name) == []
+
+
 def test_an_id_that_somebody_gave_is_found_by_its_beginning(home: Path) -> None:
     remembered("pay-20261123")
     assert found("pay") == found("pay-20261123") == ["pay-20261123"]

@@ -50,7 +50,7 @@ def shell(
         "-i",
         **how,
     )
-    opened.expect(r"this is its terminal now; Ctrl-\] leaves it running\r\n")
+    opened.expect(r"this is its terminal; Ctrl-\] leaves it running\r\n")
     opened.expect(r"bash-.*[$#] ")
     return opened
 
@@ -86,7 +86,7 @@ def test_the_keys_leave_it_running_and_attach_takes_it_up_where_it_was(
     opened.expect("STILL RUNNING: you have left its terminal\r\n +watch: corra attach -i shell")
     assert opened.end() == 122 and opened.modes() == opened.before
     again = terminal("attach", "-i", "--detach-keys", "ctrl-p,ctrl-q", "shell")
-    again.expect(r"this is its terminal now; Ctrl-P Ctrl-Q leaves it running")
+    again.expect(r"this is its terminal; Ctrl-P Ctrl-Q leaves it\s+running")
     again.type("echo is $X\r")
     again.expect("is kept")
     again.type("\x10\x11")

@@ -226,7 +226,7 @@ def test_a_shell_there_is_a_shell(seat: Callable[..., Tmux], line: Proxy) -> Non
     there = seat(rows=15, columns=82)
     before = there.modes
     there.command(f"{CORRA} run -i --pty --name shell --host far -- bash --norc --noprofile -i")
-    there.expect(r"this is its terminal now; Ctrl-\] leaves it running\nbash-.*[$#]$")
+    there.expect(r"this is its terminal; Ctrl-\] leaves it running\nbash-.*[$#]$")
     there.type("seq 200", "Enter")
     there.expect("".join(f"{n}\n" for n in range(187, 201)) + r"bash-.*[$#]\Z")
     there.type("C-l")

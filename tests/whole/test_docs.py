@@ -13,7 +13,8 @@ import pytest
 from conftest import home_environment
 
 import console
-from console import alike, blocks, commands, outputs, replaced, screen
+from console import alike, blocks, commands, outputs, replaced, screen, unfolded
+from corra.render import folded
 from sshd import SLOWLY, user
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,17 +33,17 @@ def reader(new_sshd, home: Path) -> dict[str, str]:
     new_sshd(alias="db1", environment=home_environment(there), options=SLOWLY)
     bin_ = home / "bin"
     beside = os.path.dirname(sys.executable)
-    inv = [f"{beside}/inv", "--search-root", str(ROOT)]
     programs: dict[Path, list[str]] = {
-        bin_ / "inv": inv,
-        home / "scripts" / "inv": inv,
-        bin_ / "corra": [f"{beside}/corra"],
         bin_ / "ssh": [shutil.which("ssh") or "ssh", "-F", str(home / ".ssh" / "config")],
         bin_ / "python3": [os.path.realpath(sys.executable)],
     }
-    for path, words in programs.items():
+    ours = shlex.join([f"{beside}/python", str(ROOT / "scripts" / "typed.py")])
+    texts = {path: f'exec {shlex.join(words)} "$@"' for path, words in programs.items()}
+    for path in (bin_ / "inv", bin_ / "corra", home / "scripts" / "inv"):
+        texts[path] = f'exec {ours} "$0" "$@"'
+    for path, text in texts.items():
         path.parent.mkdir(exist_ok=True)
-        path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        path.write_text(f"#!/bin/sh\n{text}\n")
         path.chmod(0o755)
     for name in ("agent.py", "on_host/courier.py"):
         shutil.copy(ROOT / "corra" / name, home)
@@ -58,12 +59,20 @@ def reader(new_sshd, home: Path) -> dict[str, str]:
 def told(line: str, home: Path) -> str:
     """Return a line as the pages show it, with the pages' home and user for the test's."""
     line = line.replace(str(home / "db1"), "/home/ops").replace(str(home), "/home/ops")
+    line = re.sub(r"(?<=127\.0\.0\.1 port )\d+", "2222", line)
     me = re.escape(user())
     line = re.sub(rf"\b{me}@[\w.-]+", "ops@laptop", line)
     line = re.sub(rf"\b{me}\b(?=  )", "ops".ljust(len(user())), line)
     line = re.sub(rf"(\b(?:as|of|by) |\(){me}\b(?!@)", r"\1ops", line)
     # The page names the limit on processes, which root doesn't have.
     return re.sub(r"(?<=limits    )\d+ of \d+ processes$", "none that matter", line)
+
+
+def again_folded(line: str) -> list[str]:
+    """Return a line of corra's as a terminal of 80 columns shows it, and any other as it is."""
+    ours = re.match(r"corra: |\S+ \(\w{6}\) on ", line)
+    fate = re.search(r": ([A-Z]{2,}(?: [A-Z]{2,})*)", line)
+    return folded(line, 80, fate[1] if fate else "").split("\n") if ours else [line]
 
 
 @pytest.mark.timeout(180)
@@ -83,7 +92,7 @@ def test_the_commands_of_a_page_do_what_it_says(page, reader, home):
     for block in blocks(text):
         typed = commands(block)
         shown = [
-            [told(line, home) for line in lines]
+            [each for line in unfolded(lines) for each in again_folded(told(line, home))]
             for lines in console.run(typed, cwd=home, env=reader)
         ]
         new.append(
