@@ -7,7 +7,6 @@ the host is never started again: if its record has gone from the host, it would 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +16,7 @@ from corra.model.state import State
 from corra.runs import request
 from corra.runs.events import LinkDown, LinkUp
 from corra.runs.follow import Follow
+from corra.runs.kept import TailKept
 from corra.runs.patience import Patience
 from corra.runs.run import OUTPUT_KEPT
 
@@ -119,27 +119,6 @@ def watch_attempt(
         any(each.dropped for each in kept.values()),
         was_over=first is not None and first.ended and not ours,
     )
-
-
-class TailKept:
-    """The last `most` bytes of a stream."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._parts: deque[bytes] = deque()
-        self._size = 0
-        self.dropped = 0
-
-    def add(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._size += len(data)
-        while self._size - len(self._parts[0]) >= self._most:
-            gone = len(self._parts.popleft())
-            self._size -= gone
-            self.dropped += gone
-
-    def text(self) -> str:
-        return b"".join(self._parts).decode("utf-8", "replace")
 
 
 def end_of(text: str, most: int) -> tuple[str, bool]:

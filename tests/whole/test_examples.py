@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from conftest import home_environment
 import corra
 import warm
 from proxy import wait_for
-from sshd import Sshd
+from sshd import Sshd, free_port
 from terminal import Terminal
 from warm import Warm
 
@@ -290,3 +292,38 @@ def test_the_incident_bundle_has_what_could_be_had_and_names_what_is_missing(
     )
     assert (said.returncode, said.stdout) == (0, f"12 files in {home}/INC-77\n"), said.stderr
     assert "done before" in said.stderr
+
+
+def test_the_callback_server_keeps_what_a_run_by_hand_reports(home: Path) -> None:
+    """The page shows the very file, and an agent without a client reports to it."""
+    server = ROOT / "examples" / "callback_server.py"
+    assert f"```python\n{server.read_text()}```" in (ROOT / "docs" / "callbacks.md").read_text()
+    assert len(server.read_text().splitlines()) <= 40
+    kept, port = home / "kept", free_port()
+    kept.mkdir()
+    for name in ("agent.py", "on_host/courier.py"):
+        shutil.copy(ROOT / "corra" / name, home)
+    script = "seq 20000; echo err >&2; exit 3"
+    request = {
+        "prog_id": "by-hand-1",
+        "program": {"argv": ["sh", "-c", script]},
+        "callback": {"url": f"http://127.0.0.1:{port}/PROG-ID", "method": "POST"},
+        "config": {"retry_frequency": 0.2, "output_latency": 0.1},
+    }
+    with subprocess.Popen([sys.executable, str(server), str(port), str(kept)]) as serving:
+        try:
+            subprocess.run(
+                [sys.executable, str(home / "agent.py")],
+                input=json.dumps(request),
+                text=True,
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+            wait_for((kept / "by-hand-1.json").exists, what="the end")
+        finally:
+            serving.kill()
+    state = json.loads((kept / "by-hand-1.json").read_text())
+    assert (state["state"], state["return_code"]) == ("exited", 3)
+    wanted = "".join(f"{n}\n" for n in range(1, 20001))
+    assert (kept / "by-hand-1.stdout").read_text() == wanted
+    assert (kept / "by-hand-1.stderr").read_text() == "err\n"

@@ -26,7 +26,7 @@ LAYERS = [
     ["transport", "render", "settings"],
     ["remote"],
     ["runs"],
-    ["runners", "terminal", "collector"],
+    ["apsis", "runners", "terminal", "collector"],
     ["runbooks"],
     ["fleets"],
     ["cli", "tasks", "main", "__init__", "__main__"],
@@ -64,6 +64,7 @@ SERVED = {name for name in MODULES if name.startswith("collector.")} - {
     "collector.notices",
 }
 MAY_BE_HEAVY = {
+    "apsis",
     "runs.result",
     "runners",
     "transport.fabric.packets",

@@ -1,0 +1,2 @@
+class SchemaError(ValueError):
+    """A job that isn't as its schema says."""
