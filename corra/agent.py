@@ -518,14 +518,18 @@ def process(pid):
     return state, int(fields[1]), int(fields[19]), head.partition("(")[2]
 
 
-def tracer(pid):
-    """Return the pid of the process that traces `pid`, or 0."""
+def status_word(pid, name):
+    """Return the first word behind `name` in /proc/PID/status, "0" where there is none."""
     try:
-        text = slurp("/proc/%d/status" % pid)
+        lines = slurp("/proc/%d/status" % pid).decode("ascii", "replace").splitlines()
     except OSError:
-        return 0
-    found = [line.split()[1] for line in text.splitlines() if line.startswith(b"TracerPid:")]
-    return int(found[0]) if found else 0
+        return "0"
+    return next((line.split()[1] for line in lines if line.startswith(name + ":")), "0")
+
+
+def is_waiting(pid, number):
+    """Return whether the blocked signal `number` has come to a process."""
+    return bool(int(status_word(pid, "ShdPnd"), 16) >> (number - 1) & 1)
 
 
 def process_tree(roots, spared=()):
@@ -1167,7 +1171,7 @@ def hindrance(keeper, due):
         "why": why,
         "due": due,
         "pid": keeper,
-        "by": (tracer(keeper) or None) if why == "traced" else None,
+        "by": (int(status_word(keeper, "TracerPid")) or None) if why == "traced" else None,
     }
 
 
@@ -1315,18 +1319,27 @@ class Run:
             ["message", message],
         ]
 
-    def state(self, details=False):
+    def state(self, details=False, sure=False):
         """Return the run's State; with `details` also the processes that outlive the program.
+
+        With `sure` it waits a moment where the program has ended just now. Only then can it say
+        that the keeper is hindered, and not just about to record that.
 
         Raises OSError: EBADMSG where the run's files are damaged.
         """
         try:
-            return self.state_now(details)
+            return self.state_now(details, sure)
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
             raise self.damaged("a file of this run", repr(error)) from None
 
-    def state_now(self, details):
-        facts = self.watched_facts()
+    def state_now(self, details, sure):
+        facts = self.guarded_facts()
+        deadline = mono_ns() + LATE_NS
+        while ending(facts) and sure and mono_ns() < deadline:
+            time.sleep(0.005)
+            facts = self.guarded_facts()
+        if ending(facts) and not sure:
+            facts["hindered"] = None
         record = facts["record"]
         if facts["alive"] and record:
             keeper = record.agent
@@ -1351,22 +1364,15 @@ class Run:
                 facts["hindered"] = hindrance(keeper, facts["due"])
         return facts
 
-    def watched_facts(self):
-        """Return the guarded facts, a moment later where the program has ended just now.
-
-        Its keeper needs some ms to record the end, and is not hindered meanwhile.
-        """
-        deadline = mono_ns() + LATE_NS
-        while True:
-            facts = self.guarded_facts()
-            halted = (facts.get("hindered") or {}).get("why") in ("stopped", "traced")
-            if facts.get("due") != "end" or halted or mono_ns() > deadline:
-                return facts
-            time.sleep(0.005)
-
     def hindered(self):
-        """Return the State's `hindered`, without that wait."""
+        """Return the State's `hindered`, as it may be: `state` is sure."""
         return self.guarded_facts().get("hindered")
+
+
+def ending(facts):
+    """Return whether the program has ended and its keeper may be about to record that."""
+    halted = (facts.get("hindered") or {}).get("why") in ("stopped", "traced")
+    return facts.get("due") == "end" and not halted
 
 
 def sound_request(text, prog_id):
@@ -1718,8 +1724,10 @@ def prefer_for_oom():
         pass  # some containers forbid it; then program and guards are equal
 
 
-def become_program(directory, files, request, inherited, report, save, tell):
+def become_program(directory, files, request, inherited, guards, report, save, tell):
     """Prepare the forked child, claim `launched` and exec. Never returns.
+
+    Nothing is started where one of the `guards` got a SIGTERM before.
 
     The child also writes the keeper's first record (`save`) and state.json (`tell`): the memory
     that takes ends with the exec here, while the keeper would hold it for weeks.
@@ -1784,6 +1792,8 @@ def become_program(directory, files, request, inherited, report, save, tell):
             except OSError:
                 os.chdir("/")
         stage, where = "setup", b""
+        if any(is_waiting(each, _signal.SIGTERM) for each in guards):
+            raise InterruptedError(errno.EINTR, "SIGTERM came to its guards before it was started")
         pid = os.getpid()
         text = "%d %d %s %d %d" % (pid, process(pid)[2], boot_id(), now_ns(), mono_ns())
         os.pwrite(files["launched"], text.encode().ljust(255), 0)
@@ -2454,7 +2464,7 @@ class Child:
 
     def send(self, name, number, by):
         """Signal the program's group; after the program's end, its descendants."""
-        if self.status is None:
+        if self.peek() is None:
             self.to_group(SIGNALS[name])
         else:
             for pid, found in self.descendants().items():
@@ -2473,7 +2483,7 @@ class Child:
 
     def relay(self):
         """Pass a SIGTERM to the keeper on to the program."""
-        if self.status is None and self.pid:
+        if self.pid and not self.reaped and self.peek() is None:
             signal_process(self.pid, 0, _signal.SIGTERM)  # not reaped, so the pid is its own
             self.slot.log("TERM", "-", "program", "SIGTERM to the agent")
 
@@ -2652,6 +2662,10 @@ class Keeper:
 
     def take_over(self):
         """Become the program's parent after another keeper's death."""
+        # A SIGTERM that came to a standby meant nothing; to ignore it is to discard it.
+        _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
+        _signal.signal(_signal.SIGTERM, _nothing)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGTERM})
         launched, child, record = self.slot.launched(), self.child, self.slot.record
         if launched is None:
             self.nothing_to_keep()  # the slot says why
@@ -2697,6 +2711,7 @@ class Keeper:
                     self.files,
                     self.request,
                     self.inherited,
+                    slot.pids,
                     theirs,
                     save,
                     slot.tell,
@@ -2855,8 +2870,13 @@ class Keeper:
         launched, record = slot.launched(), slot.record
         if launched is None or launched[0] != child.pid or slot.failure() is not None:
             # Exec was refused, and the child has noted why. Or the child was killed before its
-            # claim, and the next start tries again.
+            # claim: by a stop, or else the next start tries again.
             child.reap()
+            if launched is None and record.stop and slot.failure() is None:
+                wrong = InterruptedError(errno.EINTR, "")
+                note_failure(
+                    self.files["exit"], "setup", wrong, "it was stopped before it was started"
+                )
             slot.tell()
             self.nothing_to_keep()
             return
@@ -2986,6 +3006,8 @@ class Keeper:
         ours, theirs = os.pipe()
         os.set_blocking(ours, False)
         os.set_blocking(theirs, False)
+        # The pipe first, then the handlers. Only `launch` or `take_over` lets a SIGTERM in, so that
+        # none is swallowed.
         _signal.set_wakeup_fd(theirs)
         _signal.signal(_signal.SIGCHLD, _nothing)
         _signal.signal(_signal.SIGTERM, _nothing)
@@ -3082,7 +3104,7 @@ def letting_go(files):
 
 
 def ignore_signals():
-    """Ignore every signal but KILL, STOP and those that mean a defect of the guard itself.
+    """Ignore every signal but KILL, STOP, TERM and those that mean a defect of the guard itself.
 
     CHLD stays at its default, else no guard could wait for a child.
     """
@@ -3091,6 +3113,7 @@ def ignore_signals():
         for name in (
             "KILL",
             "STOP",
+            "TERM",
             "CHLD",
             "CONT",
             "SEGV",
@@ -3184,6 +3207,9 @@ def replace_guard(directory, files, number):
 
 def guard_run(request, report):
     os.set_inheritable(report, False)
+    # All guards block SIGTERM: one that comes before the launch is seen then. Only the keeper takes
+    # it after that.
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGTERM})
     become(b"corra-standby")
     ignore_signals()
     inherited = own_environment()
@@ -4028,7 +4054,7 @@ class Spool:
         try:
             # Before the run is read: what changes later makes the line void.
             changed = os.fstat(run.directory).st_ctime_ns
-            state = run.state()
+            state = run.state(sure=True)
             about, word = About.of(run.request), word_of(state)
             pages = run.pages() or (b"", b"")
             record = Record.read(pages[0]) or Record()
@@ -4464,7 +4490,13 @@ def verb_stop(request, stdin, reply, framed):
         )
         how = "keeper" if ok else "direct"
     reply.send(
-        {"state": run.state(), "how": how, "processes": len(there), "signal": name, "grace": grace}
+        {
+            "state": run.state(sure=True),
+            "how": how,
+            "processes": len(there),
+            "signal": name,
+            "grace": grace,
+        }
     )
     if how == "keeper":
         await_stop(run, grace)
@@ -4475,7 +4507,7 @@ def verb_stop(request, stdin, reply, framed):
         {"pid": pid, "name": found[3], "state": found[0], "wchan": wchan(pid)}
         for pid, found in sorted(left.items())
     ]
-    reply.frame({"state": run.state(), "ended": not left, "survivors": survivors})
+    reply.frame({"state": run.state(sure=True), "ended": not left, "survivors": survivors})
 
 
 def wchan(pid):
@@ -4839,7 +4871,7 @@ class Follower:
         self.partial = b""
         self.orders = {}  # request id: (number, signal name, deadline)
         self.page = self.state = None
-        self.coming = self.done = False
+        self.coming = self.sure = self.done = False
         self.sender = None
         if request.get("sender") and takes_more(run.request):
             self.sender = Sender(run, int(request["sender"]))
@@ -4916,7 +4948,7 @@ class Follower:
         page = pages and b"".join(pages)
         if page != self.page or page is None:
             self.page = page if page is not None else b""
-            state = self.run.state()
+            state, self.sure = self.run.state(sure=self.sure), False
             if state["agent_pid"] and self.keeper is None and state["state"] not in FINAL:
                 try:
                     self.keeper = pidfd(state["agent_pid"])
@@ -5082,7 +5114,8 @@ class Follower:
         if words[0] == "P":
             self.queue.append(b"H\n")
             if self.state and self.run.hindered() != self.state["hindered"]:
-                self.page = None  # no file of the run tells that its keeper is stopped
+                # No file of the run tells that its keeper is stopped.
+                self.page, self.sure = None, True
         elif words[0] == "K" and len(words) == 3 and words[2].isdigit():
             # Another machine may have more signals. No answer tells the client that none was sent.
             if words[1] in SIGNALS:
@@ -5405,7 +5438,7 @@ def verb_deliver(request, stdin, reply, framed):
 # The verbs status and read.
 
 def verb_status(request, stdin, reply, framed):
-    reply.send(find(request).state(details=True))
+    reply.send(find(request).state(details=True, sure=True))
 
 
 def verb_read(request, stdin, reply, framed):
@@ -5512,7 +5545,7 @@ def states_of(found):
 def state_text(known):
     run = Run(known.root, known.prog_id)
     try:
-        return to_json(run.state())
+        return to_json(run.state(sure=True))
     finally:
         run.close()
 

@@ -925,8 +925,10 @@ def test_a_program_that_closes_its_outputs_costs_no_busy_loop(door):
 
 
 @machine.EVERYWHERE
-def test_guards_leave_a_daemonised_child_that_has_closed_its_outputs(door):
-    state = door.start(["setsid", "-f", "sh", "-c", "exec sleep 1000 >&- 2>&-"])
+def test_guards_leave_a_daemonised_child_that_has_closed_its_outputs(door, gate):
+    script = 'setsid -f sh -c "exec sleep 1000 >&- 2>&-"; echo ready; read a < "$0"'
+    state = door.ready(script, gate.path)
+    gate.open()
     assert door.wait(state["prog_id"])["return_code"] == 0
     gone(*guards(state))
     assert (

@@ -97,42 +97,58 @@ def test_the_claim_and_its_name_are_on_the_disk_before_the_program_is_executed(
     )
 
 
-def test_a_program_killed_before_its_claim_is_started_by_whoever_tries_again(
-    door: Door, tmp_path: Path, python: str
-) -> None:
-    """strace stops the process just before it writes the claim's name, and the test kills it there;
-    the start itself tries again.
+@contextlib.contextmanager
+def before_the_claim(
+    door: Door, tmp_path: Path, argv: list[str]
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Start the run `x`; yield the starter, and the pid of the process that would become the
+    program: it is stopped just before it writes the claim's name.
     """
     if shutil.which("strace") is None:
         pytest.skip("no strace here, which holds a process at a system call")
-    mark, log = tmp_path / "mark", tmp_path / "calls"
-    stop = [
-        "strace",
-        "-f",
-        "-qq",
-        "-o",
-        str(log),
-        "-e",
-        "trace=fsync",
-        "-e",
-        "inject=fsync:signal=STOP",
-    ]
-    tracing = Door(tmp_path, python=python, prefix=stop)
+    log = tmp_path / "calls"
+    stop = ["strace", "-f", "-qq", "-o", str(log), "-e", "trace=fsync"]
+    stop += ["-e", "inject=fsync:signal=STOP"]
+    tracing = Door(tmp_path, python=door.python, prefix=stop)
     claim = door.directory("x") / "launched.tmp"
     with tracing.popen("start") as starter:
         assert starter.stdin is not None
-        starter.stdin.write(
-            tracing.encode(door.program(["sh", "-c", f"echo x >> {mark}; exit 5"], prog_id="x"))
-        )
+        starter.stdin.write(tracing.encode(door.program(argv, prog_id="x")))
         (claimant, *_) = eventually(lambda: claim.exists() and claim.read_text().split())
         eventually(lambda: re.search(rf"(?m)^{claimant} .*stopped by SIGSTOP", log.read_text()))
         # Kill the tracer: the traced processes go on untraced, and a stopped one stays stopped.
         starter.kill()
-        kill(int(claimant))
+        yield starter, int(claimant)
+
+
+def test_a_program_killed_before_its_claim_is_started_by_whoever_tries_again(
+    door: Door, tmp_path: Path
+) -> None:
+    """The start itself tries again."""
+    mark = tmp_path / "mark"
+    argv = ["sh", "-c", f"echo x >> {mark}; exit 5"]
+    with before_the_claim(door, tmp_path, argv) as (starter, claimant):
+        kill(claimant)
         assert starter.stdout is not None
         assert json.loads(starter.stdout.read())["state"] in ("running", "exited")
     assert door.wait("x")["return_code"] == 5
     assert lines_of(mark) == ["x"]
+
+
+def test_a_program_that_was_stopped_before_its_claim_is_never_started(
+    door: Door, tmp_path: Path
+) -> None:
+    mark = tmp_path / "mark"
+    argv = ["sh", "-c", f"echo x >> {mark}; exit 5"]
+    with before_the_claim(door, tmp_path, argv) as (starter, _):
+        over = door.stop("x", 0)
+        assert over["ended"] and over["state"]["state"] == "not_started"
+        assert starter.stdout is not None
+        told = json.loads(starter.stdout.read())
+    assert told["state"] == "not_started"
+    assert told["exception"]["message"] == "it was stopped before it was started"
+    assert door.start(argv, prog_id="x")["state"] == "not_started"
+    assert lines_of(mark) == []
 
 
 # ---------------------------------------------------------------- guards killed

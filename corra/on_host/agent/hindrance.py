@@ -4,7 +4,7 @@ Readers find it out by themselves, in /proc: a guard that can't work can't say s
 """
 
 from .contract import CARRIER_DEADLINE_NS, KILL_DEADLINE_NS
-from .processes import process, tracer
+from .processes import process, status_word
 
 # A keeper acts within some ms, and tries every 0.2 s again to write what it couldn't.
 LATE_NS = 300 * 10**6
@@ -27,7 +27,7 @@ def hindrance(keeper, due):
         "why": why,
         "due": due,
         "pid": keeper,
-        "by": (tracer(keeper) or None) if why == "traced" else None,
+        "by": (int(status_word(keeper, "TracerPid")) or None) if why == "traced" else None,
     }
 
 

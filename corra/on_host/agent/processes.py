@@ -167,14 +167,18 @@ def process(pid):
     return state, int(fields[1]), int(fields[19]), head.partition("(")[2]
 
 
-def tracer(pid):
-    """Return the pid of the process that traces `pid`, or 0."""
+def status_word(pid, name):
+    """Return the first word behind `name` in /proc/PID/status, "0" where there is none."""
     try:
-        text = slurp("/proc/%d/status" % pid)
+        lines = slurp("/proc/%d/status" % pid).decode("ascii", "replace").splitlines()
     except OSError:
-        return 0
-    found = [line.split()[1] for line in text.splitlines() if line.startswith(b"TracerPid:")]
-    return int(found[0]) if found else 0
+        return "0"
+    return next((line.split()[1] for line in lines if line.startswith(name + ":")), "0")
+
+
+def is_waiting(pid, number):
+    """Return whether the blocked signal `number` has come to a process."""
+    return bool(int(status_word(pid, "ShdPnd"), 16) >> (number - 1) & 1)
 
 
 def process_tree(roots, spared=()):

@@ -136,18 +136,27 @@ class Run:
             ["message", message],
         ]
 
-    def state(self, details=False):
+    def state(self, details=False, sure=False):
         """Return the run's State; with `details` also the processes that outlive the program.
+
+        With `sure` it waits a moment where the program has ended just now. Only then can it say
+        that the keeper is hindered, and not just about to record that.
 
         Raises OSError: EBADMSG where the run's files are damaged.
         """
         try:
-            return self.state_now(details)
+            return self.state_now(details, sure)
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
             raise self.damaged("a file of this run", repr(error)) from None
 
-    def state_now(self, details):
-        facts = self.watched_facts()
+    def state_now(self, details, sure):
+        facts = self.guarded_facts()
+        deadline = mono_ns() + LATE_NS
+        while ending(facts) and sure and mono_ns() < deadline:
+            time.sleep(0.005)
+            facts = self.guarded_facts()
+        if ending(facts) and not sure:
+            facts["hindered"] = None
         record = facts["record"]
         if facts["alive"] and record:
             keeper = record.agent
@@ -172,22 +181,15 @@ class Run:
                 facts["hindered"] = hindrance(keeper, facts["due"])
         return facts
 
-    def watched_facts(self):
-        """Return the guarded facts, a moment later where the program has ended just now.
-
-        Its keeper needs some ms to record the end, and is not hindered meanwhile.
-        """
-        deadline = mono_ns() + LATE_NS
-        while True:
-            facts = self.guarded_facts()
-            halted = (facts.get("hindered") or {}).get("why") in ("stopped", "traced")
-            if facts.get("due") != "end" or halted or mono_ns() > deadline:
-                return facts
-            time.sleep(0.005)
-
     def hindered(self):
-        """Return the State's `hindered`, without that wait."""
+        """Return the State's `hindered`, as it may be: `state` is sure."""
         return self.guarded_facts().get("hindered")
+
+
+def ending(facts):
+    """Return whether the program has ended and its keeper may be about to record that."""
+    halted = (facts.get("hindered") or {}).get("why") in ("stopped", "traced")
+    return facts.get("due") == "end" and not halted
 
 
 def sound_request(text, prog_id):

@@ -35,7 +35,7 @@ class Child:
 
     def send(self, name, number, by):
         """Signal the program's group; after the program's end, its descendants."""
-        if self.status is None:
+        if self.peek() is None:
             self.to_group(SIGNALS[name])
         else:
             for pid, found in self.descendants().items():
@@ -54,7 +54,7 @@ class Child:
 
     def relay(self):
         """Pass a SIGTERM to the keeper on to the program."""
-        if self.status is None and self.pid:
+        if self.pid and not self.reaped and self.peek() is None:
             signal_process(self.pid, 0, _signal.SIGTERM)  # not reaped, so the pid is its own
             self.slot.log("TERM", "-", "program", "SIGTERM to the agent")
 

@@ -58,7 +58,7 @@ def letting_go(files):
 
 
 def ignore_signals():
-    """Ignore every signal but KILL, STOP and those that mean a defect of the guard itself.
+    """Ignore every signal but KILL, STOP, TERM and those that mean a defect of the guard itself.
 
     CHLD stays at its default, else no guard could wait for a child.
     """
@@ -67,6 +67,7 @@ def ignore_signals():
         for name in (
             "KILL",
             "STOP",
+            "TERM",
             "CHLD",
             "CONT",
             "SEGV",
@@ -160,6 +161,9 @@ def replace_guard(directory, files, number):
 
 def guard_run(request, report):
     os.set_inheritable(report, False)
+    # All guards block SIGTERM: one that comes before the launch is seen then. Only the keeper takes
+    # it after that.
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGTERM})
     become(b"corra-standby")
     ignore_signals()
     inherited = own_environment()

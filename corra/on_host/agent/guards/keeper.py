@@ -1,6 +1,7 @@
 """The keeper: the program's parent, and the loop that keeps a run."""
 
 import _signal
+import errno
 import posix as os
 import select
 import time
@@ -52,6 +53,10 @@ class Keeper:
 
     def take_over(self):
         """Become the program's parent after another keeper's death."""
+        # A SIGTERM that came to a standby meant nothing; to ignore it is to discard it.
+        _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
+        _signal.signal(_signal.SIGTERM, _nothing)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGTERM})
         launched, child, record = self.slot.launched(), self.child, self.slot.record
         if launched is None:
             self.nothing_to_keep()  # the slot says why
@@ -97,6 +102,7 @@ class Keeper:
                     self.files,
                     self.request,
                     self.inherited,
+                    slot.pids,
                     theirs,
                     save,
                     slot.tell,
@@ -255,8 +261,13 @@ class Keeper:
         launched, record = slot.launched(), slot.record
         if launched is None or launched[0] != child.pid or slot.failure() is not None:
             # Exec was refused, and the child has noted why. Or the child was killed before its
-            # claim, and the next start tries again.
+            # claim: by a stop, or else the next start tries again.
             child.reap()
+            if launched is None and record.stop and slot.failure() is None:
+                wrong = InterruptedError(errno.EINTR, "")
+                note_failure(
+                    self.files["exit"], "setup", wrong, "it was stopped before it was started"
+                )
             slot.tell()
             self.nothing_to_keep()
             return
@@ -386,6 +397,8 @@ class Keeper:
         ours, theirs = os.pipe()
         os.set_blocking(ours, False)
         os.set_blocking(theirs, False)
+        # The pipe first, then the handlers. Only `launch` or `take_over` lets a SIGTERM in, so that
+        # none is swallowed.
         _signal.set_wakeup_fd(theirs)
         _signal.signal(_signal.SIGCHLD, _nothing)
         _signal.signal(_signal.SIGTERM, _nothing)

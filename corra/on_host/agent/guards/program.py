@@ -8,7 +8,7 @@ import posix as os
 from ..contract import PAGE, PATH
 from ..kernel import F_SETPIPE_SZ, mono_ns, now_ns
 from ..paths import join, octets, slurp, text_of
-from ..processes import boot_id, process
+from ..processes import boot_id, is_waiting, process
 from ..records import pack
 from ..spool import stream_names, takes_more
 from .limits import set_limit
@@ -135,8 +135,10 @@ def prefer_for_oom():
         pass  # some containers forbid it; then program and guards are equal
 
 
-def become_program(directory, files, request, inherited, report, save, tell):
+def become_program(directory, files, request, inherited, guards, report, save, tell):
     """Prepare the forked child, claim `launched` and exec. Never returns.
+
+    Nothing is started where one of the `guards` got a SIGTERM before.
 
     The child also writes the keeper's first record (`save`) and state.json (`tell`): the memory
     that takes ends with the exec here, while the keeper would hold it for weeks.
@@ -201,6 +203,8 @@ def become_program(directory, files, request, inherited, report, save, tell):
             except OSError:
                 os.chdir("/")
         stage, where = "setup", b""
+        if any(is_waiting(each, _signal.SIGTERM) for each in guards):
+            raise InterruptedError(errno.EINTR, "SIGTERM came to its guards before it was started")
         pid = os.getpid()
         text = "%d %d %s %d %d" % (pid, process(pid)[2], boot_id(), now_ns(), mono_ns())
         os.pwrite(files["launched"], text.encode().ljust(255), 0)

@@ -164,7 +164,7 @@ class Spool:
         try:
             # Before the run is read: what changes later makes the line void.
             changed = os.fstat(run.directory).st_ctime_ns
-            state = run.state()
+            state = run.state(sure=True)
             about, word = About.of(run.request), word_of(state)
             pages = run.pages() or (b"", b"")
             record = Record.read(pages[0]) or Record()

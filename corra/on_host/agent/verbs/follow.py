@@ -85,7 +85,7 @@ class Follower:
         self.partial = b""
         self.orders = {}  # request id: (number, signal name, deadline)
         self.page = self.state = None
-        self.coming = self.done = False
+        self.coming = self.sure = self.done = False
         self.sender = None
         if request.get("sender") and takes_more(run.request):
             self.sender = Sender(run, int(request["sender"]))
@@ -162,7 +162,7 @@ class Follower:
         page = pages and b"".join(pages)
         if page != self.page or page is None:
             self.page = page if page is not None else b""
-            state = self.run.state()
+            state, self.sure = self.run.state(sure=self.sure), False
             if state["agent_pid"] and self.keeper is None and state["state"] not in FINAL:
                 try:
                     self.keeper = pidfd(state["agent_pid"])
@@ -328,7 +328,8 @@ class Follower:
         if words[0] == "P":
             self.queue.append(b"H\n")
             if self.state and self.run.hindered() != self.state["hindered"]:
-                self.page = None  # no file of the run tells that its keeper is stopped
+                # No file of the run tells that its keeper is stopped.
+                self.page, self.sure = None, True
         elif words[0] == "K" and len(words) == 3 and words[2].isdigit():
             # Another machine may have more signals. No answer tells the client that none was sent.
             if words[1] in SIGNALS:

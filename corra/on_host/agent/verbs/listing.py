@@ -74,6 +74,6 @@ def states_of(found):
 def state_text(known):
     run = Run(known.root, known.prog_id)
     try:
-        return to_json(run.state())
+        return to_json(run.state(sure=True))
     finally:
         run.close()

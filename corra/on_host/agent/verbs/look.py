@@ -7,7 +7,7 @@ from .finding import find
 
 
 def verb_status(request, stdin, reply, framed):
-    reply.send(find(request).state(details=True))
+    reply.send(find(request).state(details=True, sure=True))
 
 
 def verb_read(request, stdin, reply, framed):

@@ -48,7 +48,13 @@ def verb_stop(request, stdin, reply, framed):
         )
         how = "keeper" if ok else "direct"
     reply.send(
-        {"state": run.state(), "how": how, "processes": len(there), "signal": name, "grace": grace}
+        {
+            "state": run.state(sure=True),
+            "how": how,
+            "processes": len(there),
+            "signal": name,
+            "grace": grace,
+        }
     )
     if how == "keeper":
         await_stop(run, grace)
@@ -59,7 +65,7 @@ def verb_stop(request, stdin, reply, framed):
         {"pid": pid, "name": found[3], "state": found[0], "wchan": wchan(pid)}
         for pid, found in sorted(left.items())
     ]
-    reply.frame({"state": run.state(), "ended": not left, "survivors": survivors})
+    reply.frame({"state": run.state(sure=True), "ended": not left, "survivors": survivors})
 
 
 def wchan(pid):
