@@ -87,6 +87,18 @@ def typed() -> str:
     return name if path == name or _found(name, path) else shlex.quote(path)
 
 
+def typed_with(flag: str, most: int = 160) -> str:
+    """Return the command line as it was typed, with a core flag before its verb.
+
+    It is cut with `..` beyond `most` characters. Empty in a program that isn't of the verbs.
+    """
+    path = sys.argv[0] if sys.argv else ""
+    if os.path.basename(path) not in _PROGRAMS and not path.endswith("corra/__main__.py"):
+        return ""
+    line = f"{typed()} {flag} {shlex.join(sys.argv[1:])}"
+    return line if len(line) <= most else f"{line[: most - 2].rpartition(' ')[0]} .."
+
+
 def _found(name: str, path: str) -> bool:
     """Return whether a shell that looks `name` up in PATH finds the file at `path`."""
     for folder in os.environ.get("PATH", "").split(os.pathsep):

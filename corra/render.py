@@ -219,7 +219,11 @@ def order(states: Sequence[State]) -> list[State]:
     """Return the States in the table's order: open runs first, each group from the newest."""
     return sorted(
         states,
-        key=lambda state: (not state.ended, state.start_time or "", state.prog_id),
+        key=lambda state: (
+            not state.ended,
+            state.start_time or ended_at(state) or "",
+            state.prog_id,
+        ),
         reverse=True,
     )
 
@@ -229,14 +233,14 @@ def row(state: State, now: datetime, host: str = "") -> tuple[str, ...]:
     there = host_now(state, now)
     silent = since(state.last_output_time, there)
     over = since(ended_at(state), now)
-    age = "-" if over is None else f"{_short(over)} ago"
+    age = "-" if over is None else _ago(over)
     return (
         visible(ids.short(state.prog_id)),
         visible(state.name or "-"),
         visible(host or state.host or "-"),
         visible(_standing(state)),
         age if state.ended else _short(state.elapsed or 0.0),
-        "-" if state.ended or silent is None else f"{_short(silent)} ago",
+        "-" if state.ended or silent is None else _ago(silent),
         visible(str((state.origin or {}).get("user") or "-")),
         visible(command_text(state.argv)),
     )
@@ -264,6 +268,11 @@ def _field(value: Any) -> str:
 def _short(seconds: float) -> str:
     """Return a duration for a narrow column: `4 s`, `2 h 11 m`."""
     return f"{int(seconds)} s" if seconds < 60 else duration(seconds).replace("min", "m")
+
+
+def _ago(seconds: float) -> str:
+    """Return an age by its largest unit alone: `5 h ago`."""
+    return " ".join(_short(seconds).split()[:2]) + " ago"
 
 
 def table(
@@ -347,7 +356,10 @@ def status(
     ]
     if started := local_time(state.start_time):
         facts.append(
-            ("started", f"{started:%Y-%m-%d %H:%M:%S} {_offset(started)}{_by(state.origin)}")
+            (
+                "asked" if state.state == "not_started" else "started",
+                f"{started:%Y-%m-%d %H:%M:%S} {_offset(started)}{_by(state.origin)}",
+            )
         )
     if over := local_time(state.end_time):
         facts.append(("ended", f"{over:%Y-%m-%d %H:%M:%S} {_offset(over)}"))

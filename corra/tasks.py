@@ -35,7 +35,7 @@ from corra.cli.flags import (
     WaitFlags,
 )
 from corra.cli.verb import verb
-from corra.cli.words import Given
+from corra.cli.words import Given, refuse_without_id
 
 from .errors import NOTHING_DONE, STILL_RUNNING, CorraError, Misuse, NotFound, typed
 from .settings import setting
@@ -106,11 +106,9 @@ def again(c: Context, given: AgainFlags) -> int:
     login's environment is that of now, and secrets must be given again. A run that still runs isn't
     started again. corra exits as run does.
     """
-    if len(given.ids) != 1:
-        raise Misuse(
-            "again needs an id" if not given.ids else f"one id at a time: {' '.join(given.ids)}",
-            fate="NOT STARTED",
-        )
+    refuse_without_id(given)
+    if len(given.ids) > 1:
+        raise Misuse(f"one id at a time: {' '.join(given.ids)}", fate="NOT STARTED")
     text = given.ids[0]
     return fleets.either(
         c, given, text, lambda: _again_one(c, given), lambda fleet: fleets.again(c, given, fleet)
@@ -272,6 +270,7 @@ def _logs_of_one(c: Context, given: LogsFlags) -> int:
         follow, found, given.screen, hide=given.hide, stamps=given.timestamps, sieve=sifted
     )
     watch.stay(live=given.follow, fate=False)
+    watch.say_nothing_shown(sifted=sifted is not None or timed or given.stream is not None)
     return 0
 
 
@@ -465,8 +464,7 @@ def wait(c: Context, given: WaitFlags) -> int:
     Exits as the program did; of several runs with the largest code, with --any as the first to end,
     whose id is then on stdout. 122: --timeout was over.
     """
-    if not given.ids:
-        raise Misuse("wait needs an id", fate="NOT DONE")
+    refuse_without_id(given)
     if len(given.ids) == 1:
         text = given.ids[0]
         return fleets.either(

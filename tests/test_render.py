@@ -216,7 +216,17 @@ def test_a_run_that_never_started_is_as_old_as_its_id() -> None:
     never = replace(
         running(), state="not_started", reason="exec", start_time=None, elapsed=None, end_time=None
     )
-    assert render.row(never, NOW)[3:5] == ("NOT STARTED", "2 h 15 m ago")
+    assert render.row(never, NOW)[3:5] == ("NOT STARTED", "2 h ago")
+
+
+def test_a_run_that_never_started_stands_among_the_others_by_the_time_of_its_id() -> None:
+    def made(minutes: int, start_time: str | None = None) -> State:
+        prog_id = f"20261123t01{minutes}00z-k7m2qxwp"
+        return replace(ended(return_code=1), prog_id=prog_id, start_time=start_time)
+
+    first, last = (made(m, f"2026-11-23T01:{m}:00.5+00:00") for m in (10, 30))
+    never = replace(made(20), state="not_started", reason="cwd", end_time=None)
+    assert render.order([first, never, last]) == [last, never, first]
 
 
 def test_ages_of_an_open_run_are_the_hosts_own_whatever_our_clock_says() -> None:

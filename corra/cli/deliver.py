@@ -7,11 +7,12 @@ from typing import Any
 
 from invoke.context import Context
 
-from corra.errors import CorraError, Misuse
+from corra.errors import CorraError
 
 from . import collectors, selection
 from .flags import DeliverFlags
 from .verb import verb
+from .words import refuse_without_id
 
 
 @verb(DeliverFlags, ids="ID..", fate="NOT DELIVERED")
@@ -23,8 +24,7 @@ def deliver(c: Context, given: DeliverFlags) -> int:
 
     A courier that is waiting tries at once. Exits 0 when the collector has acknowledged all output.
     """
-    if not given.ids:
-        raise Misuse("deliver needs an id", fate="NOT DELIVERED")
+    refuse_without_id(given)
     worst = 0
     for text in given.ids:
         try:

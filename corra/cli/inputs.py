@@ -22,6 +22,7 @@ from corra.errors import Misuse
 from corra.settings import SETTINGS, setting
 
 from .flags import AttachFlags, KeyboardFlags, LaunchFlags, RunFlags, SendFlags
+from .words import refuse_without_id
 
 if TYPE_CHECKING:
     from corra.runs.request import StartOptions
@@ -97,8 +98,7 @@ def given_to_send(given: SendFlags) -> tuple[StdinFeed, threading.Thread | None]
     """
     from corra.runs.stdin_feed import StdinFeed
 
-    if not given.ids:
-        raise Misuse("send needs an id", fate="NOT SENT")
+    refuse_without_id(given)
     if len(given.ids) > 2:
         raise Misuse(
             f"one TEXT at a time; in quotes, if that is one: {' '.join(given.ids[1:])!r}",

@@ -214,7 +214,7 @@ def to_kill(c: Context, given: KillFlags) -> list[tuple[Run, State | None]]:
         return _each_found(c, given)
     hosts = told_hosts(c, given, fate=NotKilled.fate)
     if given.all and not hosts:
-        raise Misuse("-a needs --host", fate="NOT KILLED")
+        raise Misuse(f"-a needs --host:  {typed()} kill -a --host HOST", fate="NOT KILLED")
     if not hosts:
         raise _which_of(history.recent_entries())
     open_: list[State] = []

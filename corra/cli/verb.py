@@ -287,8 +287,8 @@ class Verb(Task):  # type: ignore[type-arg]
             with screen.warnings():
                 code = self.body(context, given) or 0
         except CorraError as error:
-            # A misuse found below the verbs doesn't know which verb it is of.
-            unsaid = isinstance(error, Misuse) and error.fate == Misuse.fate
+            # A misuse that is found below the verb doesn't know which verb it is of.
+            unsaid = isinstance(error, Misuse) and error.fate in (Misuse.fate, "NOT DONE")
             screen.error(error.but(fate=self.fate) if unsaid else error)
             code = error.code
         except Gone as gone:

@@ -169,6 +169,12 @@ class Given:
         return (word,)
 
 
+def refuse_without_id(given: Given) -> None:
+    """Raise Misuse for a verb that was given no id."""
+    if not given.ids:
+        raise Misuse(f"{given.verb} needs an id;  look: {typed()} ps", fate="NOT DONE")
+
+
 def flags_of(kind: type[Given]) -> tuple[Flag[Any], ...]:
     """Return the flags of a class and of those it inherits from."""
     found = {

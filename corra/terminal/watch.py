@@ -153,6 +153,7 @@ class Watch:
         self._state: State | None = None
         self._state_at = self._output_at = time.monotonic()
         self._old: dict[str, int] = {}
+        self._shown = False
         self._replay = Replay(0)
         self._down: LinkDown | None = None
         self._down_at = 0.0
@@ -261,7 +262,23 @@ class Watch:
         for piece in self._sieve.take(output) if self._sieve is not None else (output,):
             self._show_piece(piece)
 
+    def say_nothing_shown(self, *, sifted: bool) -> None:
+        """Tell a person at a terminal why the screen is empty.
+
+        `sifted`: not all of the output was asked for.
+        """
+        if self._shown or self._state is None or not self.screen.err_is_terminal:
+            return
+        if sifted:
+            why = "it wrote nothing of that kind"
+        elif self._state.state == "not_started":
+            why = "it was not started, so it wrote nothing"
+        else:
+            why = "it wrote nothing" if self._state.ended else "it has written nothing yet"
+        self.screen.note(self.label, self.host, why)
+
     def _show_piece(self, output: Output) -> None:
+        self._shown = True
         fd = ERR if output.stream == "stderr" else OUT
         if fd in self._hidden:
             return

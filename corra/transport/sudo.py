@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from corra.errors import Auth
+from corra.errors import Auth, typed_with
 from corra.model.host import Host
 
 from .channel import Channel, LinkLost
@@ -103,6 +103,7 @@ def refusal(
     where = "here" if here or host.is_local else "there"
     who = getpass.getuser() if here and both else login()
     line = f"a line that is enough:  {who} ALL=({user}) NOPASSWD: ALL"
+    again = typed_with("--prompt-for-sudo-password")
     narrow = "a narrower one can't name the agent: its path is its own hash"
     for pattern, why, hint in (
         (
@@ -114,7 +115,7 @@ def refusal(
             r"a password is required|a terminal is required|no password was provided",
             f"sudo asks for {who}'s password",
             [
-                "give it once:  inv --prompt-for-sudo-password ..  (or set sudo.password)",
+                f"once:  {again}" if again else "give it: sudo.password in the configuration",
                 line,
                 narrow,
             ],

@@ -872,11 +872,11 @@ def test_processes_that_a_program_leaves_are_said_and_kill_ends_them(cli: Cli) -
     done = cli("run", *LOCAL, "--name", "left", "--", "sh", "-c", "sleep 61 & exit 0")
     assert done.returncode == 0
     assert re.fullmatch(
-        r"corra: left \(\w{6}\) on local: 1 process is left: \d+ sleep;"
+        r"corra: left \(\w{6}\) on local: 1 process is left: \d+ (sleep|sh);"
         r"  end them: corra kill left\n",
         done.stderr.decode(),
     )
-    leftover = r"  leftover 1 process is left: \d+ sleep"
+    leftover = r"  leftover 1 process is left: \d+ (sleep|sh)"
     assert re.search(leftover, cli("status", "left").stdout.decode())
     assert cli("kill", "left").returncode == 0
     assert "leftover" not in cli("status", "left").stdout.decode()
@@ -974,6 +974,38 @@ def test_ps_says_how_to_see_what_it_leaves_out(cli: Cli) -> None:
     ):
         _, shown = on_terminal(cli, "ps", *how)
         assert shown == [f"corra: {said}"]
+
+
+def test_logs_that_show_nothing_say_why_on_a_terminal(
+    cli: Cli, started: Callable[..., str]
+) -> None:
+    cli("run", *LOCAL, "--name", "well", "--", "true")
+    cli("run", *LOCAL, "--name", "never", "--", "no-such-program")
+    started("sleep", "60", flags=("--name", "nap"))
+    for words, why in (
+        (("well",), "it wrote nothing"),
+        (("--grep", "x", "well"), "it wrote nothing of that kind"),
+        (("never",), "it was not started, so it wrote nothing"),
+        (("nap",), "it has written nothing yet"),
+    ):
+        code, (line,) = on_terminal(cli, "logs", *words)
+        assert (code, line.partition(" on local: ")[2]) == (0, why)
+    assert cli("logs", "well").stderr == b""
+
+
+def test_what_was_never_started_was_asked_for(cli: Cli) -> None:
+    cli("run", *LOCAL, "--name", "never", "--", "no-such-program")
+    shown = cli("status", "never").stdout.decode()
+    assert re.search(r"^  asked    20", shown, re.MULTILINE) and "started" not in shown
+
+
+@pytest.mark.parametrize("verb", ["wait", "again", "send", "deliver"])
+def test_a_verb_that_needs_an_id_says_where_to_look_for_one(cli: Cli, verb: str) -> None:
+    done = cli(verb)
+    assert done.returncode == 2
+    assert done.stderr.decode().partition(": ")[2].partition(": ")[2] == (
+        f"{verb} needs an id;  look: corra ps\n"
+    )
 
 
 def test_ps_of_several_hosts_shows_what_it_can_and_says_who_is_missing(cli: Cli) -> None:

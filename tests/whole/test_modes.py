@@ -23,11 +23,13 @@ from invoke.config import Config
 
 import users
 from agent_door import Gate, alive, gone
-from corra.errors import Auth, Unreachable
+from corra.errors import Auth, Unreachable, typed_with
 from corra.model.frames import Output
+from corra.model.host import Host
 from corra.model.state import State, exit_code
 from corra.runs import starting
 from corra.runs.run import Run
+from corra.transport.sudo import refusal
 from proxy import wait_for
 from sshd import QUICKLY, Sshd, program, user
 
@@ -365,7 +367,9 @@ def test_a_run_that_another_machine_keeps_is_found_and_stopped_from_anywhere(
     via = ("--via", "chaperone@ops", "--host", "far")
     begun = cli("run", "-d", "--name", "fw", *via, "--", "sleep", "1000")
     assert begun.returncode == 0, begun.stderr
-    assert re.fullmatch(rb"corra: fw \(\w{6}\) on far: started, kept by ops\n", begun.stderr)
+    first, *hints = begun.stderr.splitlines()
+    assert re.fullmatch(rb"corra: fw \(\w{6}\) on far: started, kept by ops", first)
+    assert hints[0] == b"       watch: corra attach fw"
     prog_id = begun.stdout.decode().strip()
     assert (world.ops.home / ".local/state/corra/runs" / prog_id).is_dir()
     assert (
@@ -474,12 +478,28 @@ def test_a_password_that_nobody_asks_for_is_no_harm(world: World, via: str) -> N
     assert run.read() == world.deploy.name.encode() + b"\n"
 
 
+def test_a_sudo_that_would_ask_says_the_line_to_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ["run", "--host", "db1", "--as", "root", "--", "echo", "a b"]
+    for name in ("inv", "/no/bin/corra"):
+        monkeypatch.setattr("sys.argv", [name, *words])
+        error = refusal("sudo: a password is required", Host("db1", user="root"), lambda: "ops")
+        assert error is not None
+        assert error.hint[0] == (
+            f"once:  {name} --prompt-for-sudo-password run --host db1 --as root -- echo 'a b'"
+        )
+    monkeypatch.setattr("sys.argv", ["inv", "run", *["word"] * 100])
+    assert len(typed_with("--prompt-for-sudo-password")) <= 160
+    assert typed_with("--prompt-for-sudo-password").endswith(" word ..")
+
+
 @pytest.mark.parametrize("via", ["fabric", "openssh", "chaperone"])
 def test_a_sudo_that_would_ask_says_what_to_do(world: World, via: str) -> None:
     with pytest.raises(Auth) as caught:
         world.start(Mode("ssh-then-sudo", "deploy", "OPS", via), ["true"])
     assert caught.value.why == f"sudo asks for {world.deploy.name}'s password"
     hints = "\n".join(caught.value.hint)
-    assert "--prompt-for-sudo-password" in hints
+    assert hints.startswith("give it: sudo.password in the configuration\n")
     assert f"{world.deploy.name} ALL=({world.ops.name}) NOPASSWD: ALL" in hints
     assert "its path is its own hash" in hints
