@@ -275,19 +275,38 @@ def _ago(seconds: float) -> str:
     return " ".join(_short(seconds).split()[:2]) + " ago"
 
 
+class Table:
+    """A table whose rows come in parts: a part's columns are at least as wide as those before."""
+
+    def __init__(self, width: int | None = None, head: Sequence[str] = RUNS_HEAD) -> None:
+        """The last column is cut with `..` where it passes `width`."""
+        self._width, self._head = width, head
+        self._widths = [0] * (len(head) - 1)
+        self._begun = False
+
+    def lines(self, rows: Sequence[Sequence[str]]) -> list[str]:
+        """Return the lines of some more rows, the first time below the head."""
+        everything = rows if self._begun else [self._head, *rows]
+        self._begun = True
+        for line in everything:
+            self._widths = [
+                max(most, _width(cell)) for most, cell in zip(self._widths, line, strict=False)
+            ]
+        return [self._line(line) for line in everything]
+
+    def _line(self, line: Sequence[str]) -> str:
+        start = "".join(
+            cell + " " * (most - _width(cell) + 2)
+            for cell, most in zip(line, self._widths, strict=False)
+        )
+        return cut(start + line[-1], self._width)
+
+
 def table(
     rows: Sequence[Sequence[str]], width: int | None = None, head: Sequence[str] = RUNS_HEAD
 ) -> list[str]:
-    """Return the lines of a table whose last column is cut with `..` where it passes `width`."""
-    everything = [head, *rows]
-    widths = [max(_width(line[i]) for line in everything) for i in range(len(head) - 1)]
-    lines = []
-    for line in everything:
-        start = "".join(
-            cell + " " * (most - _width(cell) + 2) for cell, most in zip(line, widths, strict=False)
-        )
-        lines.append(cut(start + line[-1], width))
-    return lines
+    """Return the lines of a whole table."""
+    return Table(width, head).lines(rows)
 
 
 def _width(text: str) -> int:

@@ -41,6 +41,7 @@ from .errors import NOTHING_DONE, STILL_RUNNING, CorraError, Misuse, NotFound, t
 from .settings import setting
 
 if TYPE_CHECKING:
+    from corra.cli import listing
     from corra.model.state import State
     from corra.runs.disk import Freed
     from corra.runs.follow import Follow
@@ -349,6 +350,7 @@ def ps(c: Context, given: PsFlags) -> int:
     Without --host it asks the hosts of this machine's history. Exits 125 when a host didn't answer;
     the runs of the others are shown all the same. With the id of a fleet, its hosts one by one.
     """
+    from corra.cli import listing
     from corra.model.words import now
 
     from . import render
@@ -357,45 +359,50 @@ def ps(c: Context, given: PsFlags) -> int:
         given.connect_timeout = setting(c.config, "connect_timeout") or LOOK_TIMEOUT_S
     if given.ids:
         return fleets.ps(c, given)
-    states, errors = (
-        (collectors.collected_states(c, given, given.collector), [])
+    screen = given.screen
+    quietly = bool(given.quiet or given.json or given.format)
+    folded = screen.out_is_terminal and not quietly
+    listed = (
+        listing.CollectorsRuns(c, given)
         if given.collector
-        else selection.to_list(c, given)
+        else listing.HostsRuns(c, given, folded=folded)
     )
-    moment = now()
-    kept = [state for state in render.order(states) if selection.is_listed(state, given)]
-    shown = [state for state in kept if selection.is_shown(state, given)]
-    if given.json:
-        for state in shown:
-            given.screen.event("state", **state.to_json())
-    elif given.quiet:
-        given.screen.lines([state.prog_id for state in shown])
-    elif given.format:
-        try:
-            given.screen.lines(
-                [
-                    render.formatted(given.format, state, render.row(state, moment))
-                    for state in shown
-                ]
-            )
-        except KeyError as unknown:
-            known = ", ".join(column.lower() for column in render.RUNS_HEAD)
-            hint = [f"there are {known}, and --json's keys"]
-            raise Misuse(
-                f"--format has no {{{unknown.args[0]}}}", fate="NOT DONE", hint=hint
-            ) from unknown
-    elif shown:
-        width = given.screen.width if given.screen.out_is_terminal and not given.no_trunc else None
-        given.screen.lines(render.table([render.row(state, moment) for state in shown], width))
-    for error in errors:
-        given.screen.error(error)
-    left = [state for state in kept if state not in shown]
-    if given.screen.err_is_terminal and not (given.quiet or given.json or given.format):
-        if left:
-            given.screen.note("", "", _left_out(left, given))
-        elif not shown and not errors:
-            given.screen.note("", "", "no runs there")
-    return max((error.code for error in errors), default=0)
+    width = screen.width if screen.out_is_terminal and not given.no_trunc else None
+    table, count = render.Table(width), 0
+    for states in listed.chunks():
+        moment = now()
+        rows = [render.row(state, moment) for state in states]
+        if given.json:
+            for state in states:
+                screen.event("state", **state.to_json())
+        elif given.quiet:
+            screen.lines([state.prog_id for state in states])
+        elif given.format:
+            screen.lines(_formatted(given.format, states, rows))
+        elif rows:
+            screen.lines(table.lines(rows))
+        count += len(states)
+    for error in listed.errors:
+        screen.error(error)
+    if screen.err_is_terminal and not quietly and (said := _left_out(listed, given, count)):
+        screen.note("", "", said)
+    return max((error.code for error in listed.errors), default=0)
+
+
+def _formatted(layout: str, states: Sequence[State], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of --format. Raises Misuse."""
+    from . import render
+
+    try:
+        return [
+            render.formatted(layout, state, row) for state, row in zip(states, rows, strict=True)
+        ]
+    except KeyError as unknown:
+        known = ", ".join(column.lower() for column in render.RUNS_HEAD)
+        hint = [f"there are {known}, and --json's keys"]
+        raise Misuse(
+            f"--format has no {{{unknown.args[0]}}}", fate="NOT DONE", hint=hint
+        ) from unknown
 
 
 @verb(StatusFlags, ids="[ID..]")
@@ -806,19 +813,23 @@ def _refuse_contradictions(given: KillFlags) -> None:
         raise Misuse("-a and an id exclude each other", fate="NOT KILLED")
 
 
-def _left_out(left: Sequence[State], given: PsFlags) -> str:
+def _left_out(
+    listed: listing.HostsRuns | listing.CollectorsRuns, given: PsFlags, count: int
+) -> str:
     """Return what `ps` has left out, and how to see it."""
     from corra.model.units import chosen_time
 
-    from . import render
-
+    if listed.more:
+        return f"and {listed.more:,} more: say --since or --grep, or  | less"
+    well, before = listed.left_out()
     since = selection.since(given)
-    well = sum(render.went_well(each) and selection.ended_lately(each, since) for each in left)
     if well:
         last = "24 h" if since == selection.LATELY_S else chosen_time(since or 0.0)
-        return f"{well} more ended well in the last {last}: add -a"
-    how = "add -a" if given.since is None else "say a longer --since"
-    return f"{len(left)} more ended before that: {how}"
+        return f"{well:,} more ended well in the last {last}: add -a"
+    if before > 0:
+        how = "add -a" if given.since is None else "say a longer --since"
+        return f"{before:,} more ended before that: {how}"
+    return "" if count or listed.errors else "no runs there"
 
 
 @verb(Given, ids="[forget WORD..]")

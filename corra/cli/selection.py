@@ -207,8 +207,10 @@ def to_kill(c: Context, given: KillFlags) -> list[tuple[Run, State | None]]:
     """
     from corra.model import ids
     from corra.remote.targets import agent_for
-    from corra.runs import history
+    from corra.runs import finding, history
     from corra.runs.run import Run
+
+    from .at_once import at_once
 
     if given.ids:
         return _each_found(c, given)
@@ -219,7 +221,9 @@ def to_kill(c: Context, given: KillFlags) -> list[tuple[Run, State | None]]:
         raise _which_of(history.recent_entries())
     open_: list[State] = []
     how = {**host_reach(c, given), "spool": given.spool}
-    asked = _ask_each(given, [(host, how) for host in hosts])
+    asked = at_once(
+        given.screen, lambda host: finding.ps([host], states=("starting", "running"), **how), hosts
+    )
     for answer in (answer for each in asked for answer in each):
         if isinstance(answer, CorraError):
             raise _not_killed(answer)
@@ -331,22 +335,7 @@ def ask_first(given: KillFlags, runs: Sequence[tuple[Run, State | None]]) -> Non
         raise NotKilled("you said no", label=label, host=host)
 
 
-def to_list(c: Context, given: PsFlags) -> tuple[list[State], list[CorraError]]:
-    """Ask all hosts at once; return what runs there are and what went wrong."""
-    known = places(c, given, "ps", max(since(given) or 0.0, 7 * 86400.0))
-    answers = _ask_each(given, known)
-    states: list[State] = []
-    errors: list[CorraError] = []
-    for (_, how), found in zip(known, answers, strict=True):
-        for each in found:
-            if isinstance(each, CorraError):
-                errors.append(_last_seen(each, how.get("as_user"), how.get("spool")))
-            else:
-                states.append(each)
-    return _one_row_each(states), _one_line_each(errors, {each.host for each in states})
-
-
-def _one_row_each(states: Sequence[State]) -> list[State]:
+def one_row_each(states: Sequence[State]) -> list[State]:
     """Return each run once: a host that is called by several names answers for each of them.
 
     The name is the one that most runs were started under.
@@ -361,7 +350,7 @@ def _one_row_each(states: Sequence[State]) -> list[State]:
     return list(best.values())
 
 
-def _one_line_each(errors: Sequence[CorraError], answered: AbstractSet[str]) -> list[CorraError]:
+def one_line_each(errors: Sequence[CorraError], answered: AbstractSet[str]) -> list[CorraError]:
     """Return one error for each host that is down, under the name of most of its runs.
 
     `answered`: the hosts that aren't, as they are spelled.
@@ -391,17 +380,6 @@ def _uses() -> Counter[str]:
     from corra.runs import history
 
     return Counter(entry.host for entry in history.recent_entries())
-
-
-def _ask_each(
-    given: HostFlags, known: Sequence[tuple[str, dict[str, Any]]]
-) -> list[list[State | CorraError]]:
-    """Return, for each host, its runs, or the error of a host that can't tell."""
-    from corra.runs import finding
-
-    from .at_once import at_once
-
-    return at_once(given.screen, lambda each: finding.ps([each[0]], **each[1]), known)
 
 
 def places(
@@ -452,7 +430,7 @@ def ended_runs(c: Context, given: GcFlags) -> list[Run]:
     return found
 
 
-def _last_seen(error: CorraError, as_user: str | None, spool: str | None) -> CorraError:
+def last_seen(error: CorraError, as_user: str | None, spool: str | None) -> CorraError:
     """Add what the history knows of a host that doesn't answer: of this user's runs there."""
     from datetime import datetime
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corra.errors import CorraError, NotFound, typed
 from corra.model import host_sets
@@ -131,6 +132,81 @@ def open_namesakes(run: Run) -> list[State]:
     return found
 
 
+class RunsPage(NamedTuple):
+    """A page of a host's list, the newest run first.
+
+    `counts`: of the runs that were asked for, how many there are of each kind; `total`: all runs
+    there. `more` of those that were asked for come on later pages, the next of which is `next`.
+    """
+
+    states: list[State]
+    damaged: list[CorraError]
+    counts: Mapping[str, int]
+    total: int
+    more: int = 0
+    next: str | None = None
+    # What tells two spellings of one host: its own name, its user, and the newest run.
+    place: tuple[str, str, str] = ("", "", "")
+
+
+def list_page(
+    agent: Agent,
+    wanted: Mapping[str, Any] | None = None,
+    *,
+    before: str | None = None,
+    limit: int | None = None,
+    spool: str | None = None,
+    via: str | None = None,
+) -> RunsPage:
+    """Return a page of the runs there, of those that `wanted` says, and correct the history by it.
+
+    `wanted` has the keys of the agent's `list`: states, since, mine, match (docs/agent-by-hand.md).
+    """
+    wanted = dict(wanted or {})
+    page = {"before": before, "limit": limit}
+    asked = {**wanted, **{name: value for name, value in page.items() if value is not None}}
+    answer = ask_agent(agent, "list", asked, spool=spool)
+    host = str(agent.host)
+    found = RunsPage(
+        [State.from_checked(each) for each in answer.get("runs", ())],
+        [
+            CorraError(
+                f"can't read {one_line(each.get('dir', ''))}: {one_line(each.get('message', ''))}",
+                fate="UNREADABLE",
+                host=host,
+                prog_id=one_line(each.get("prog_id", "")),
+                label=one_line(each.get("prog_id", "")),
+            )
+            for each in answer.get("unreadable") or ()
+        ],
+        answer.get("counts") or {},
+        answer.get("total", 0),
+        answer.get("more", 0),
+        answer.get("next") if answer.get("runs") else None,
+        (
+            answer.get("host", ""),
+            answer.get("user", ""),
+            next((each["prog_id"] for each in answer.get("runs", ())), ""),
+        ),
+    )
+    whole = not before and not found.more
+    history.note_list(
+        agent.host,
+        found.states,
+        via=via,
+        spool=spool,
+        all_listed=whole and not wanted,
+        open_listed=whole and {"states", "since"}.issuperset(wanted) and _asks_for_open(wanted),
+    )
+    return found
+
+
+def _asks_for_open(wanted: Mapping[str, Any]) -> bool:
+    """Return whether every run that is running is asked for."""
+    words = wanted.get("states") or ("running",)
+    return any("running".startswith(word) for word in words)
+
+
 def list_runs(
     agent: Agent, *, match: str | None = None, spool: str | None = None, via: str | None = None
 ) -> list[State]:
@@ -138,34 +214,20 @@ def list_runs(
 
     The answer corrects the history.
     """
-    return _listed(agent, match, spool, via)[0]
+    return _listed(agent, {} if match is None else {"match": match}, spool, via)[0]
 
 
 def _listed(
-    agent: Agent, match: str | None, spool: str | None, via: str | None
+    agent: Agent, wanted: Mapping[str, Any], spool: str | None, via: str | None
 ) -> tuple[list[State], list[CorraError]]:
     """Return the States, and an error for each run whose files are damaged."""
-    asked = {} if match is None else {"match": match}
-    answer = ask_agent(agent, "list", asked, spool=spool)
-    runs = list(answer.get("runs", ()))
-    page = answer
-    while page.get("runs") and (after := page.get("next")) and len(runs) < RUNS_MAX:
-        page = ask_agent(agent, "list", {**asked, "before": after}, spool=spool)
-        runs += page.get("runs", ())
-    states = [State.from_json(each) for each in runs]
-    if match is None:
-        history.note_list(agent.host, states, via=via, spool=spool)
-    host = str(agent.host)
-    return states, [
-        CorraError(
-            f"can't read {one_line(each.get('dir', ''))}: {one_line(each.get('message', ''))}",
-            fate="UNREADABLE",
-            host=host,
-            prog_id=one_line(each.get("prog_id", "")),
-            label=one_line(each.get("prog_id", "")),
-        )
-        for each in answer.get("unreadable") or ()
-    ]
+    page = list_page(agent, wanted, spool=spool, via=via)
+    states = list(page.states)
+    damaged = page.damaged
+    while page.next and len(states) < RUNS_MAX:
+        page = list_page(agent, wanted, before=page.next, spool=spool, via=via)
+        states += page.states
+    return states, damaged
 
 
 def newest_of_mine(agent: Agent, spool: str | None) -> State:
@@ -181,18 +243,29 @@ def newest_of_mine(agent: Agent, spool: str | None) -> State:
     return State.from_json(answer["runs"][0])
 
 
+def on_host(state: State, agent: Agent) -> State:
+    """Return `state` with the host that is typed. A run that this machine keeps for another host
+    belongs to that host.
+    """
+    return replace(state, host=(state.link or str(agent.host)).partition(" as ")[0])
+
+
 def ps(
     hosts: Any,
     *,
     match: str | None = None,
+    states: Sequence[str] | None = None,
     spool: str | None = None,
     **reach: Unpack[Reach],
 ) -> list[State | CorraError]:
     """Return the State of every run on `hosts`, and an error for each host that doesn't answer.
 
-    `hosts` is one target or several, or a set of hosts (`web[1-6],db1`). A State's `host` is the
-    target's text, so that it can be typed.
+    `hosts` is one target or several, or a set of hosts (`web[1-6],db1`). `match`: only those with
+    this in their id, name or command. `states`: only those in these states, by the words of `corra
+    ps` (`("starting", "running")`). A State's `host` is the target's text, so that it can be typed.
     """
+    given = {"match": match, "states": None if states is None else list(states)}
+    wanted = {name: value for name, value in given.items() if value is not None}
     targets = [hosts] if is_one(hosts) else list(hosts)
     targets = [
         name
@@ -203,15 +276,8 @@ def ps(
     def ask(target: Any) -> list[State | CorraError]:
         try:
             agent = agent_to_ask(target, **reach)
-            states, damaged = _listed(agent, match, spool, reach.get("via"))
-            # A run that this machine keeps for another host belongs to that host.
-            return [
-                *(
-                    replace(state, host=(state.link or str(agent.host)).partition(" as ")[0])
-                    for state in states
-                ),
-                *damaged,
-            ]
+            states, damaged = _listed(agent, wanted, spool, reach.get("via"))
+            return [*(on_host(state, agent) for state in states), *damaged]
         except CorraError as error:
             return [error]
 

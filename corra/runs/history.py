@@ -31,6 +31,8 @@ FORGET_AFTER_S = 400 * 86400.0
 _BUSY_S = 2.0
 # The state of a run that its host no longer knows.
 GONE = "gone"
+# The state of a run that isn't among its host's open runs any more.
+ENDED = "ended"
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -197,16 +199,22 @@ def note_gone(prog_id: str, host: Host, *, spool: str | None = None) -> None:
 
 
 def note_list(
-    host: Host, states: Sequence[State], *, via: str | None = None, spool: str | None = None
+    host: Host,
+    states: Sequence[State],
+    *,
+    via: str | None = None,
+    spool: str | None = None,
+    all_listed: bool = True,
+    open_listed: bool = True,
 ) -> None:
-    """Correct the known runs by the list of all runs that `host` has just answered.
+    """Correct the known runs by a list that `host` has just answered. No run is added.
 
-    A run that was there and isn't in the list is gone. No run is added.
+    `all_listed`: it lists every run there, so a run that was open and isn't in it is gone.
+    `open_listed`: it lists every open run, so such a run has ended, and nobody said how.
     """
     if not path().exists():
         return
     now = time.time()
-    listed = {state.prog_id for state in states}
     with _opened(write=True) as database:
         if database is None:
             return
@@ -214,6 +222,8 @@ def note_list(
             f"UPDATE runs SET state = ?, seen = ? WHERE {_ON_HOST}",  # noqa: S608 - our own text
             [(state.state, now, state.prog_id, str(host), host.as_user) for state in states],
         )
+        if not (all_listed or open_listed):
+            return
         # A chaperone keeps the runs of its hosts elsewhere.
         condition = (
             f"host = ? AND as_user IS ? AND spool IS ? AND {_OPEN} AND state <> 'starting'"
@@ -226,9 +236,14 @@ def note_list(
                 via if (via or "").startswith("chaperone") else None,
             ),
         ).fetchall()
+        listed = {state.prog_id for state in states}
         database.executemany(
             "UPDATE runs SET state = ?, seen = ? WHERE prog_id = ?",
-            [(GONE, now, prog_id) for (prog_id,) in there if prog_id not in listed],
+            [
+                (GONE if all_listed else ENDED, now, prog_id)
+                for (prog_id,) in there
+                if prog_id not in listed
+            ],
         )
 
 
@@ -317,8 +332,13 @@ def entries_of(text: str) -> list[Entry]:
 
 
 def entries_on(host: str) -> list[Entry]:
-    """Return the runs of one host, as the operator spells it."""
-    return _select("host = ?", host)
+    """Return what is known of one host, as the operator spells it: its open and its latest runs."""
+    latest = _select("host = ? LIMIT 100", host)
+    known = {entry.prog_id for entry in latest}
+    return [
+        *latest,
+        *(each for each in _select(f"host = ? AND {_OPEN}", host) if each.prog_id not in known),
+    ]
 
 
 def recent_entries(limit: int = 1000) -> list[Entry]:

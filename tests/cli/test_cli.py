@@ -14,6 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -25,6 +26,7 @@ from conftest import Cli
 from hypothesis import HealthCheck, given, settings
 
 import console
+import long_ago
 from agent_door import Mount, eventually
 from corra.main import ns
 from corra.model import ids
@@ -1006,6 +1008,45 @@ def test_a_verb_that_needs_an_id_says_where_to_look_for_one(cli: Cli, verb: str)
     assert done.stderr.decode().partition(": ")[2].partition(": ")[2] == (
         f"{verb} needs an id;  look: corra ps\n"
     )
+
+
+def test_a_long_list_is_folded_on_a_terminal_and_whole_in_a_pipe(
+    cli: Cli, started: Callable[..., str]
+) -> None:
+    """More than a page of a host's list, and an open run that is older than all of them."""
+    # 13,000 files take 30 s on a disk that others write to.
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        (cli.home / ".local").mkdir()
+        (cli.home / ".local" / "state").symlink_to(memory)
+        _list_is_folded(cli, started)
+
+
+def _list_is_folded(cli: Cli, started: Callable[..., str]) -> None:
+    old = started("sleep", "60", flags=("--name", "nap"))
+    root, count = cli.home / ".local/state/corra", 1100
+    begin = time.time_ns() + long_ago.SECOND_NS
+    made = [
+        long_ago.ended(
+            root,
+            long_ago.id_at(begin + n * long_ago.SECOND_NS, n),
+            at_ns=begin + n * long_ago.SECOND_NS,
+            status=256,
+            name=f"job{n % 2}",
+        )
+        for n in range(count)
+    ]
+    for words in (("--json",), ()):
+        shown = lines(cli("ps", *LOCAL, *words).stdout)
+        assert len(shown) == count + 1 + (words == ()), words
+        assert ids.tail(old)[:6] in shown[words == ()]
+    assert lines(cli("ps", *LOCAL, "-q").stdout) == [old, *reversed(made)]
+    half = lines(cli("ps", *LOCAL, "-a", "--format", "{id}", "--grep", "job1").stdout)
+    assert half == [ids.short(each) for each in reversed(made[1::2])]
+    code, shown = on_terminal(cli, "ps", *LOCAL)
+    assert (code, len(shown)) == (0, 1 + 100 + 1)
+    assert "nap" in shown[1] and ids.tail(made[-1])[:6] in shown[2]
+    assert shown[-1] == "corra: and 1,001 more: say --since or --grep, or  | less"
+    assert cli("kill", "-9", old).returncode == 0
 
 
 def test_ps_of_several_hosts_shows_what_it_can_and_says_who_is_missing(cli: Cli) -> None:
