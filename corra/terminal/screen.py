@@ -25,6 +25,7 @@ from corra import render
 from corra.errors import EPIPE_CODE, NOT_WRITTEN, CorraError, line
 from corra.model.words import errno_words
 
+from .own_lines import OwnLines
 from .program_modes import ProgramModes
 from .sanitiser import Sanitiser
 
@@ -77,11 +78,18 @@ class Screen:
         self._fds = {OUT: out, ERR: err}
         self._terminal = {OUT: _isatty(out), ERR: _isatty(err)}
         self._lock = threading.RLock()
-        self._sanitisers = {fd: Sanitiser() for fd in (OUT, ERR) if self._terminal[fd] and not raw}
-        self._mid_line = False  # the cursor stands behind an unfinished line of the program's
+        # Both streams go to one terminal.
+        self._own = OwnLines()
+        self._sanitisers = {
+            fd: Sanitiser(self._own) for fd in (OUT, ERR) if self._terminal[fd] and not raw
+        }
+        # Whether the cursor stands behind an unfinished line of the program's, whose bytes pass
+        # unchanged.
+        self._unfinished = False
         self._ours = True  # corra wrote last, so the program's colour must be set again
         self._live: Callable[[int], str] | None = None
         self._drawn = False
+        self._drawn_below = 0  # how many rows below the cursor, where the program's line goes on
         self._dirty = threading.Event()
         self._closed = threading.Event()
         self._muted = False
@@ -167,26 +175,40 @@ class Screen:
                 return
             if self._lent is not None:
                 self._lent.see(data)
-                self._mid_line = not data.endswith(b"\n")
+                self._unfinished = not data.endswith(b"\n")
                 self._write(fd, data)
                 return
             self._erase()
             text = data
             if sanitiser is not None:
+                self._own.resize(self._columns, self.height)
                 shown = sanitiser.feed(data)
                 if shown and self._ours:
                     shown = sanitiser.colour + shown if sanitiser.colour else shown
                 text = shown.encode("utf-8", "backslashreplace")
             if text:
                 self._ours = False
-                self._mid_line = not text.endswith(b"\n")
+                self._unfinished = not text.endswith(b"\n")
                 self._write(fd, text)
             self._dirty.set()
+
+    @property
+    def _mid_line(self) -> bool:
+        """Whether corra's next line must begin a line of its own."""
+        if self._lent is None and self._sanitisers:
+            return not self._own.fresh
+        return self._unfinished
+
+    @property
+    def _columns(self) -> int:
+        with contextlib.suppress(OSError):
+            return os.get_terminal_size(self._fds[OUT if self._terminal[OUT] else ERR]).columns
+        return 80
 
     def echoed(self) -> None:
         """Note that the terminal has echoed a key (^C); our next line erases it first."""
         with self._lock:
-            self._drawn = self.err_is_terminal and not self._mid_line
+            self._drawn, self._drawn_below = self.err_is_terminal and not self._mid_line, 0
 
     def mute(self) -> None:
         """Show no more of the program's output."""
@@ -266,6 +288,7 @@ class Screen:
             with contextlib.suppress(termios.error):  # stdin is no terminal
                 termios.tcflush(0, termios.TCIFLUSH)
             self._write(ERR, text.encode("utf-8", "backslashreplace"))
+            self._own.begin()
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def _words(self, text: str, fate: str, hints: Sequence[str]) -> None:
@@ -276,8 +299,10 @@ class Screen:
             if self.err_is_terminal:
                 text = render.folded(text, self.width, fate)
             if self._mid_line and self.err_is_terminal:
-                text = "\n" + text
-                self._mid_line = False
+                down = self._own.below if self._lent is None else 0
+                text = (f"\x1b[{down}B" if down else "") + "\n" + text
+            self._unfinished = False
+            self._own.begin()
             whole = "\n".join([self._coloured(text, fate), *hints]) + "\n"
             if self.err_is_terminal and any(each.colour for each in self._sanitisers.values()):
                 whole = "\x1b[0m" + whole
@@ -366,20 +391,37 @@ class Screen:
                 self._draw(self._live(self.width - 1))
 
     def _draw(self, text: str) -> None:
-        if self._mid_line or self._muted or not _in_foreground(self._fds[ERR]):
+        if self._muted or not _in_foreground(self._fds[ERR]):
             return
-        self._drawn = True
-        self._ours = True
-        with contextlib.suppress(OSError, Gone):
+        text = f"\x1b[0m\x1b[2m{text}\x1b[0m\x1b[K"
+        if not self._mid_line:
             # The cursor goes back to the first column: behind a full line, the echo of ^C would
             # begin another line.
-            self._write(ERR, f"\r\x1b[0m\x1b[2m{text}\x1b[0m\x1b[K\r".encode())
+            text, below = f"\r{text}\r", 0
+        elif not self._sanitisers or self._own.column >= self._own.columns:
+            return  # nobody knows where the cursor would have to go back to
+        else:
+            below = self._own.below + 1
+            down = f"\x1b[{below - 1}B" if below > 1 else ""
+            text = f"{down}\r\n{text}{self._back(below)}"
+        self._drawn, self._drawn_below = True, below
+        self._ours = True
+        with contextlib.suppress(OSError, Gone):
+            self._write(ERR, text.encode())
+
+    def _back(self, below: int) -> str:
+        """Return what leads from the live line back to the program's place."""
+        column = self._own.column
+        return f"\x1b[{below}A\r" + (f"\x1b[{column}C" if column else "")
 
     def _erase(self) -> None:
-        if self._drawn:
-            self._drawn = False
-            with contextlib.suppress(OSError, Gone):
-                self._write(ERR, b"\r\x1b[K")
+        if not self._drawn:
+            return
+        self._drawn, below = False, self._drawn_below
+        self._drawn_below = 0
+        text = f"\x1b[{below}B\r\x1b[K{self._back(below)}" if below else "\r\x1b[K"
+        with contextlib.suppress(OSError, Gone):
+            self._write(ERR, text.encode())
 
     def close(self) -> None:
         """Write all that was held back, and remove the live line and the program's colour.
