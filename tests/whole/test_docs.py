@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import os
 import re
 import shlex
@@ -112,6 +114,71 @@ def test_the_commands_of_a_page_do_what_it_says(page, reader, home):
         page.write_text(replaced(text, new))
     else:
         assert not wrong, "\n\n".join(["", *wrong])
+
+
+# -- Screens that no test runs, as they want a host without Python or a key that has changed
+
+# What belongs to the example: names of its steps and times, and another program's words.
+_EXAMPLES = re.compile(
+    r"preflight, backup, .*|\(\d\d:\d\d to \d\d:\d\d\)|FAILED exit 2|vacuumdb: error: .*"
+    r"|inv .*"  # a command
+)
+
+
+@functools.cache
+def sentences() -> list[re.Pattern[str]]:
+    """Return what corra can say: each text in its source, with anything in place of a value."""
+    found = set()
+    for path in (ROOT / "corra").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())) if path.name != "agent.py" else ():
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            texts = [
+                each.value if isinstance(each, ast.Constant) else None
+                for each in parts
+                if isinstance(each, (ast.Constant, ast.FormattedValue))
+            ]
+            if all(isinstance(each, (str, type(None))) for each in texts) and (
+                sum(map(str.isalpha, "".join(filter(None, texts)))) > 4
+            ):
+                said = "".join("\0" if each is None else each for each in texts).strip()
+                found.add(re.escape(said).replace("\0", ".*?"))
+    return [re.compile(each) for each in found]
+
+
+def can_be_said(text: str) -> bool:
+    """Return whether corra says this line, or what stands behind one of its colons."""
+    return any(
+        sentence.fullmatch(each)
+        for each in (text[at:] for at in [0, *(m.end() for m in re.finditer(r": +", text))])
+        for sentence in sentences()
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_screen_that_no_test_runs_has_the_words_of_the_source(page):
+    wrong = []
+    for block in re.findall(r"```text\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.splitlines():
+            pieces = [each for each in re.split(" {2,}", line.strip()) if len(each.split()) > 2]
+            if not line.startswith("$ ") and not can_be_said(line.strip()):
+                wrong += [each for each in pieces if not can_be_said(each)]
+    assert [each for each in wrong if not _EXAMPLES.fullmatch(each)] == []
+
+
+def test_a_screen_is_held_to_the_words_of_the_source():
+    assert can_be_said("corra: sw1: NOT STARTED: host key unknown: ED25519 SHA256:9kX2vT..Qw8")
+    assert not can_be_said("corra: sw1: NOT STARTED: host key not known: ED25519")
+    assert not can_be_said("give it once:  inv --prompt-for-sudo-password ..")
+
+
+def test_the_pages_agree_about_the_agent():
+    """CORRA_WRITE_DOCS=1 writes all pages anew."""
+    told = {
+        match: page.name
+        for page in PAGES
+        for match in re.findall(r"\(agent .*?\)", page.read_text())
+    }
+    assert len(told) == 1, told
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
