@@ -37,6 +37,8 @@ _FIELD = re.compile(r"\{(\w+)\}")
 _FOLDED = " " * 9
 # Stands for a blank at which no line is broken; `visible` lets none through.
 _GLUE = "\0"
+# The blank between a number and its unit.
+_AMOUNT = re.compile(r"(?<=\d) (?=(?:ms|s|min|h|d|B|kB|MB|GB|TB)\b)")
 HELD_BACK = "HELD BACK: no room on the disk there"
 
 
@@ -335,6 +337,7 @@ def folded(text: str, width: int, fate: str = "") -> str:
     """
     if _width(text) <= width:
         return text
+    text = _AMOUNT.sub(_GLUE, text)
     parts = re.split(r"(  +)", text.replace(fate, fate.replace(" ", _GLUE)) if fate else text)
     parts[2::4] = [command.replace(" ", _GLUE) for command in parts[2::4]]
     lines, gap = [""], ""

@@ -516,6 +516,12 @@ def test_a_long_line_is_broken_between_words_and_never_within_a_fate_or_a_comman
     )
 
 
+def test_a_number_and_its_unit_stay_together() -> None:
+    line = "corra: x on db1: KILLED: TERM from ops@laptop after 1 min 17 s, at 02:08"
+    shown = render.folded(line, len("corra: x on db1: KILLED: TERM from ops@laptop after 1 min 17"))
+    assert shown.endswith("after 1 min\n         17 s, at 02:08")
+
+
 @settings(max_examples=200)
 @given(
     st.text(st.characters(codec="utf-8", exclude_characters="\n\0"), max_size=90),

@@ -30,7 +30,7 @@ def deliver(c: Context, given: DeliverFlags) -> int:
         try:
             _deliver(c, given, text)
         except CorraError as error:
-            given.screen.error(error)
+            given.screen.error(deliver.with_fate(error))
             worst = max(worst, error.code)
     return worst
 

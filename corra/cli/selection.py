@@ -289,11 +289,13 @@ def _each_found(c: Context, given: KillFlags) -> list[tuple[Run, State | None]]:
     unasked = given.dry or (len(texts) == 1 and given.yes)
     found: list[tuple[Run, State | None]] = []
     for text in texts:
+        label = ""
         try:
             run = find_run(c, given, text)
+            label = run.label
             found.append((run, None if unasked else run.state()))
         except CorraError as error:
-            raise _not_killed(error) from error
+            raise _not_killed(error.but(label=error.label or label)) from error
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from invoke.context import Context
@@ -86,7 +87,7 @@ def _check_packages() -> None:
     if not missing:
         return
     root = Path(__file__).resolve().parents[2]
-    command = "pip install 'corra[collector]'"
+    command = f"{sys.executable} -m pip install {' '.join(missing)}"
     if (root / "constraints.txt").exists():
         command = f"{root}/.venv/bin/pip install -c {root}/constraints.txt -e '{root}[collector]'"
     raise CorraError(

@@ -70,6 +70,9 @@ CORE_SHOWS = frozenset(
 
 _COMPLETED = 50  # the newest; more would scroll by
 
+# The fate of a misuse of a verb that only looks.
+_LOOKED = "NOT DONE"
+
 VERBS: dict[str, Verb] = {}
 
 
@@ -287,9 +290,7 @@ class Verb(Task):  # type: ignore[type-arg]
             with screen.warnings():
                 code = self.body(context, given) or 0
         except CorraError as error:
-            # A misuse that is found below the verb doesn't know which verb it is of.
-            unsaid = isinstance(error, Misuse) and error.fate in (Misuse.fate, "NOT DONE")
-            screen.error(error.but(fate=self.fate) if unsaid else error)
+            screen.error(self.with_fate(error))
             code = error.code
         except Gone as gone:
             if not gone.said and gone.code != EPIPE_CODE:
@@ -302,6 +303,12 @@ class Verb(Task):  # type: ignore[type-arg]
             screen.close()
         if code:
             raise Exit(code=code)
+
+    def with_fate(self, error: CorraError) -> CorraError:
+        """Return `error` with this verb's fate where what raised it didn't know the verb."""
+        misused = isinstance(error, Misuse) and error.fate in (Misuse.fate, _LOOKED)
+        unreached = not error.fate and self.fate != _LOOKED
+        return error.but(fate=self.fate) if misused or unreached else error
 
     def _from_python(self, ids: Sequence[str], flags: Mapping[str, Any]) -> Given:
         line = self.read([], command=flags.get("argv") or ["-"])
@@ -365,7 +372,7 @@ def verb(
     ids: str = "",
     command: bool = False,
     text: bool = False,
-    fate: str = "NOT DONE",
+    fate: str = _LOOKED,
     begin: Callable[[Context, G], Agent | None] | None = None,
 ) -> Callable[[Callable[[Context, G], int]], Verb]:
     """Make a Verb of a function, as `@task` makes a Task."""

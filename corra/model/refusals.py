@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -204,6 +205,13 @@ def _unsupported(
     )
 
 
+def _no_callback(
+    facts: Mapping[str, Any], host: Host, text: str, start: Request | None, common: dict[str, Any]
+) -> CorraError:
+    hint = [f"say to which collector:  {typed()} deliver --to NAME {shlex.quote(text)}"]
+    return CorraError(one_line(facts.get("message", "")), fate="NOT DELIVERED", hint=hint, **common)
+
+
 def _not_running(
     facts: Mapping[str, Any], host: Host, text: str, start: Request | None, common: dict[str, Any]
 ) -> CorraError:
@@ -257,6 +265,7 @@ _ANSWERS: dict[
     "no_room": _no_room,
     "unreadable": _unreadable,
     "unsupported": _unsupported,
+    "no_callback": _no_callback,
     "not_running": _not_running,
     "no_linger": _no_linger,
     "no_scope": _no_scope,

@@ -154,6 +154,7 @@ class Watch:
         self._state_at = self._output_at = time.monotonic()
         self._old: dict[str, int] = {}
         self._shown = False
+        self._follows = True
         self._replay = Replay(0)
         self._down: LinkDown | None = None
         self._down_at = 0.0
@@ -347,7 +348,8 @@ class Watch:
 
     def _say_unread_keys(self, state: State) -> None:
         """Tell a person at a terminal that the program's terminal isn't this one."""
-        if state.pty and not state.ended and self._shows and self.screen.can_ask:
+        listens = self._shows and self._follows and self.screen.can_ask
+        if state.pty and not state.ended and listens:
             text = f"what you type here doesn't reach it:  {typed()} attach -i {self.short}"
             self.screen.note(self.label, self.host, text)
 
@@ -408,6 +410,7 @@ class Watch:
 
         Doesn't return where a signal ends this process. Raises what ended the watch, Gone among it.
         """
+        self._follows = live
         if live:
             self.screen.live(self.live_line)
         with self._desk:

@@ -1416,6 +1416,34 @@ def test_a_host_that_is_down_was_last_seen_as_the_last_look_saw_it(cli: Cli, ssh
     cli("kill", "-9", "nap")
 
 
+def test_a_verb_that_reaches_no_host_says_what_became_of_its_order(cli: Cli, sshd: Sshd) -> None:
+    cli("run", "-d", "--host", "h", "--name", "nap", "--", "sleep", "60")
+    sshd.stop()
+    refused = f"connection refused by 127.0.0.1 port {sshd.port}\n"
+    for words, said in (
+        (("kill", "nap"), "nap on h: NOT KILLED: "),
+        (("kill", "-y", "nap"), "nap on h: NOT KILLED: "),
+        (("again", "nap"), "h: NOT STARTED: "),
+        (("send", "nap", "x"), "h: NOT SENT: "),
+        (("deliver", "nap"), "h: NOT DELIVERED: "),
+        (("status", "nap"), "h: "),
+    ):
+        done = cli(*words)
+        assert (done.returncode, done.stderr.decode()) == (125, f"corra: {said}{refused}"), words
+    sshd.start()
+    assert cli("kill", "-9", "nap").returncode == 0
+
+
+def test_a_run_that_reports_to_nobody_is_not_delivered_without_a_name(cli: Cli) -> None:
+    cli("run", *LOCAL, "--name", "well", "--", "true")
+    done = cli("deliver", "well")
+    assert done.returncode == 125
+    assert lines(done.stderr) == [
+        "corra: well on local: NOT DELIVERED: it was started without a callback",
+        "       say to which collector:  corra deliver --to NAME well",
+    ]
+
+
 def test_what_one_user_runs_is_never_said_of_another(cli: Cli, sshd: Sshd) -> None:
     cli("run", "-d", "--host", "h", "--name", "nap", "--", "sleep", "60")
     done = cli("ps", "--host", "h", "--as", "no-such-user")

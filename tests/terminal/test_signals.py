@@ -628,6 +628,8 @@ def test_keys_that_no_program_will_read_are_said_to_be_none_of_its(
     )
     later = terminal("attach", "it")
     later.until("what you type here doesn't reach it")
+    shown = terminal("logs", "it")
+    assert shown.end() == 0 and "doesn't reach it" not in shown.text
     cli("kill", "-9", "it")
     assert screen.end() == later.end() == 137
     for words in (("attach", "it"), ("run", *LOCAL, "--", "true")):

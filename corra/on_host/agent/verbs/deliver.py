@@ -40,9 +40,7 @@ def verb_deliver(request, stdin, reply, framed):
     run = find(request)
     callback = request.get("callback") or {}
     if not run.request.get("callback") and not callback.get("url"):
-        raise Refusal(
-            "no_callback", "it was started without a callback: say where to", state=run.state()
-        )
+        raise Refusal("no_callback", "it was started without a callback", state=run.state())
     place_courier(request.get("courier"))
     if callback.get("token") and not callback.get("url"):
         replace(run.directory, "token", octets(callback["token"]))
