@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 from conftest import COLD, Cli
 
+import users
 from agent_door import Gate, Mount, eventually
 from corra import agent
 from corra.model import ids
@@ -574,16 +575,19 @@ def test_the_line_for_elsewhere_works_as_it_stands_on_another_machine(
     if flag == "--as" and shutil.which("sudo") is None:
         pytest.skip("no sudo here (apt-get install sudo)")
     me = pwd.getpwuid(os.getuid()).pw_name
-    given = {"-u": me, "--as": me, "--spool": str(cli.home / "a spool"), "--via": "openssh"}
-    words = [flag, given[flag]] if flag else []
-    screen = terminal("run", "-d", *words, "--host", "h", "--", "sh", "-c", "echo out; exit 3")
-    line = re.search(r"elsewhere: corra (attach .*?)\r\n", screen.until("elsewhere: "))
-    assert screen.end() == 0
-    line = line or re.search(r"elsewhere: corra (attach .*?)\r\n", screen.text)
-    assert line
-    other = {"XDG_STATE_HOME": str(cli.home / "another machine")}
-    done = cli(*shlex.split(line[1]), env=other)
-    assert (done.returncode, done.stdout) == (3, b"out\n"), (line[1], done.stderr)
+    given = {"-u": me, "--spool": str(cli.home / "a spool"), "--via": "openssh"}
+    with contextlib.ExitStack() as made:
+        if flag == "--as":  # sudo goes to the home of whom it makes of us, which isn't the test's
+            given[flag] = made.enter_context(users.made("corra-elsewhere")).name
+        words = [flag, given[flag]] if flag else []
+        screen = terminal("run", "-d", *words, "--host", "h", "--", "sh", "-c", "echo out; exit 3")
+        screen.until("elsewhere: ")
+        assert screen.end() == 0
+        line = re.search(r"elsewhere: corra (attach .*?)\r\n", screen.text)
+        assert line
+        other = {"XDG_STATE_HOME": str(cli.home / "another machine")}
+        done = cli(*shlex.split(line[1]), env=other)
+        assert (done.returncode, done.stdout) == (3, b"out\n"), (line[1], done.stderr)
 
 
 def test_a_wait_says_on_a_terminal_what_it_waits_for(

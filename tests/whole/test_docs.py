@@ -132,16 +132,13 @@ def sentences() -> list[re.Pattern[str]]:
     for path in (ROOT / "corra").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())) if path.name != "agent.py" else ():
             parts = node.values if isinstance(node, ast.JoinedStr) else [node]
-            texts = [
-                each.value if isinstance(each, ast.Constant) else None
+            said = "".join(
+                each.value if isinstance(each.value, str) else "\0"
                 for each in parts
                 if isinstance(each, (ast.Constant, ast.FormattedValue))
-            ]
-            if all(isinstance(each, (str, type(None))) for each in texts) and (
-                sum(map(str.isalpha, "".join(filter(None, texts)))) > 4
-            ):
-                said = "".join("\0" if each is None else each for each in texts).strip()
-                found.add(re.escape(said).replace("\0", ".*?"))
+            )
+            if sum(map(str.isalpha, said)) > 4:
+                found.add(re.escape(said.strip()).replace("\0", ".*?"))
     return [re.compile(each) for each in found]
 
 
