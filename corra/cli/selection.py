@@ -340,14 +340,22 @@ def ask_first(given: KillFlags, runs: Sequence[tuple[Run, State | None]]) -> Non
 def one_row_each(states: Sequence[State]) -> list[State]:
     """Return each run once: a host that is called by several names answers for each of them.
 
-    The name is the one that most runs were started under.
+    The name is the one that most runs were started under, in the spelling that most were. Where a
+    machine has several names, it is the name that the run itself was started under.
     """
+    from corra.runs import history
+
     best: dict[tuple[str, str | None, str | None], State] = {}
     uses = _uses()
+    began = {entry.prog_id: _bare_name(entry.host) for entry in history.recent_entries()}
+
+    def worth(state: State) -> tuple[bool, int]:
+        return began.get(state.prog_id) == _bare_name(state.host), uses[state.host]
+
     for state in states:
         key = (state.prog_id, state.boot_id, state.spool)
         known = best.setdefault(key, state)
-        if uses[state.host] > uses[known.host]:
+        if worth(state) > worth(known):
             best[key] = state
     return list(best.values())
 

@@ -1397,6 +1397,11 @@ def test_ps_shows_a_run_once_and_a_host_that_is_down_on_one_line_by_the_name_use
         assert cli("run", "--host", host, "--", "true").returncode == 0
     shown = [line.split()[2] for line in lines(cli("ps", "-a").stdout)[1:]]
     assert shown == ["h"] * 3
+    sshd.add_host("other")
+    assert cli("run", "--host", "other", "--", "true").returncode == 0
+    shown = [line.split()[2] for line in lines(cli("ps", "-a").stdout)[1:]]
+    assert shown == ["other", "h", "h", "h"]
+    assert cli("history", "forget", "other").returncode == 0
     sshd.stop()
     done = cli("ps", "-a")
     (line,) = lines(done.stderr)
