@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import termios
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -105,8 +106,27 @@ def _left_out(*_: object, **__: object) -> NoReturn:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.option.quick:
-        config.hook.pytest_deselected(items=[each for each in items if not _quick(each)])
-        items[:] = [each for each in items if _quick(each)]
+        kept = _sampled([each for each in items if _quick(each)])
+        left = {id(each) for each in kept}
+        config.hook.pytest_deselected(items=[each for each in items if id(each) not in left])
+        items[:] = kept
+
+
+# Of a test that holds one rule over many cases, --quick takes the first and each fifth after it.
+_SAMPLED_EACH = 5
+
+
+def _sampled(items: list[pytest.Item]) -> list[pytest.Item]:
+    seen: Counter[str] = Counter()
+    kept = []
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            name = item.nodeid.partition("[")[0]
+            seen[name] += 1
+            if seen[name] % _SAMPLED_EACH != 1:
+                continue
+        kept.append(item)
+    return kept
 
 
 def _quick(item: pytest.Item) -> bool:

@@ -76,6 +76,7 @@ def outcome(cli: Cli, words: tuple[str, ...], out: int) -> tuple[int, list[str]]
     return process.returncode, err.splitlines()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", PRINTS)
 def test_a_full_disk_here_is_one_line_and_a_code_of_its_own(one: Cli, name: str) -> None:
     with open("/dev/full", "w") as full:
@@ -85,6 +86,7 @@ def test_a_full_disk_here_is_one_line_and_a_code_of_its_own(one: Cli, name: str)
     assert len(said) == 1
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", PRINTS)
 def test_a_reader_that_has_gone_is_141_and_no_traceback(one: Cli, name: str) -> None:
     read, write = os.pipe()
@@ -141,6 +143,7 @@ def closed(cli: Cli, words: tuple[str, ...], shell: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", PRINTS)
 def test_a_verb_takes_a_closed_descriptor_for_dev_null(one: Cli, name: str) -> None:
     code, said = closed(one, PRINTS[name], "<&- >&-")

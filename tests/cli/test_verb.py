@@ -341,6 +341,7 @@ def body(c: object, given: RunFlags) -> int:
 """
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("kind", "grace", "name", "refused"),
     [

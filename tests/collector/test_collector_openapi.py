@@ -50,6 +50,7 @@ def served(tmp_path_factory) -> Iterator[tuple[Served, Client]]:
     found.stop()
 
 
+@pytest.mark.sampled
 @pytest.mark.timeout(60 + CASES * 4)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda each: f"{each.method} {each.path}")
 def test_no_question_makes_it_fail_and_each_answer_is_as_documented(served, operation):

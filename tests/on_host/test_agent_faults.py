@@ -1362,6 +1362,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_record_is_named_and_hides_no_other_run(door: Door, damage: str) -> None:
     for prog_id, code in (("bad", 9), ("good", 7)):

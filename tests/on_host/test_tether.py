@@ -309,6 +309,7 @@ def test_noise_before_the_program_is_dropped(carry):
     assert process.communicate(timeout=30) == (b"in\n", b"")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("name", ["HUP", "INT", "QUIT", "TERM", "USR1", "KILL"])
 def test_a_stand_in_is_the_signal_there_and_so_is_a_real_one(carry, shell, name):
@@ -459,6 +460,7 @@ def test_a_stop_before_the_host_was_reached_starts_nothing(carry):
     assert process.report.read() == b"link 4 stopped before the host was reached"
 
 
+@pytest.mark.storm
 def test_no_signal_is_swallowed_however_early_it_comes():
     # A program that nobody stops says so. One that is stopped has no time for that.
     program = ["sh", "-c", "sleep 3; echo went on; exit 42"]

@@ -69,6 +69,7 @@ def hosts(monkeypatch: pytest.MonkeyPatch, home: Path) -> Hosts:
     return found
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("typed", "asks"), VERBS, ids=[typed for typed, _ in VERBS])
 def test_no_answer_of_a_host_breaks_a_verb(
     hosts: Hosts,
