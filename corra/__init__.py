@@ -39,9 +39,10 @@ if TYPE_CHECKING:
         TimedOut,
         Unreachable,
     )
+    from .inventory.groups import hosts
     from .model.frames import Gap, Output, Status, Taken
     from .model.host import Host
-    from .model.host_sets import Hosts, fold, hosts, waves
+    from .model.host_sets import Hosts, fold, waves
     from .model.program import OPEN, Program
     from .model.state import State
     from .on_host.agent.contract import VERSION as __version__  # noqa: N811 - the name every package has
@@ -59,9 +60,10 @@ _HOMES = {
     "errors": "Ambiguous Auth Changed Conflict CorraError Failed HostKey Lost MaybeStarted Misuse"
     " NoPython NoRoom NotDead NotFound NotKilled NotSent NotStarted StillRunning Stop"
     " TimedOut Unreachable",
+    "inventory.groups": "hosts",
     "model.frames": "Gap Output Status Taken",
     "model.host": "Host",
-    "model.host_sets": "Hosts fold hosts waves",
+    "model.host_sets": "Hosts fold waves",
     "model.program": "OPEN Program",
     "model.state": "State",
     "runbooks.runbook": "Runbook runbook",

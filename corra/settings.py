@@ -62,9 +62,23 @@ def _collectors(value: Any) -> dict[str, dict[str, Any]]:
     return {str(name): dict(each) for name, each in value.items()}
 
 
+def _groups(value: Any) -> dict[str, list[str]]:
+    if not isinstance(value, Mapping):
+        raise Misuse("not {NAME: SET of hosts, or a list of them}")
+    found: dict[str, list[str]] = {}
+    for name, hosts in value.items():
+        texts = [hosts] if isinstance(hosts, str) else hosts
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(each, str) for each in texts):
+            raise Misuse(f"@{name}: neither a set of hosts nor a list of them: {hosts!r}")
+        found[str(name)] = list(texts)
+    return found
+
+
 # name: (how its value is read, what it is the default of)
 SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "host": (str, "--host of run"),
+    "groups": (_groups, "what @NAME means to --host"),
+    "inventory": (str, "--inventory, for the names in it"),
     "user": (str, "--user"),
     "as_user": (str, "--as"),
     "via": (str, "--via"),

@@ -11,6 +11,7 @@ from invoke.context import Context
 from corra.errors import Misuse
 
 from . import selection
+from .chosen import choose_hosts
 from .flags import AttachFlags, PsFlags, TunnelFlags
 
 if TYPE_CHECKING:
@@ -77,9 +78,7 @@ def collected_states(c: Context, given: PsFlags, name: str) -> list[State]:
     import time
 
     collector = named_collector(c, name)
-    hosts: list[str | None] = [name for each in given.host for name in each.split(",") if name] or [
-        None
-    ]
+    hosts: list[str | None] = [*choose_hosts(c, given, given.host)] or [None]
     counts = selection.since(given)
     since = None if counts is None else time.time() - counts
     return [state for host in hosts for state in collector.runs(host=host, since=since)]

@@ -8,6 +8,7 @@ from .readers import (
     read_byte_range,
     read_count,
     read_detach_keys,
+    read_host_limit,
     read_limit,
     read_lines,
     read_moment,
@@ -37,15 +38,24 @@ _REPEATABLE = "; repeatable."
 
 
 class ReachFlags(Given):
-    """How a host is reached."""
+    """Which hosts are meant, and how they are reached."""
 
     host = listing(
         "host",
         "H",
         "hosts",
         takes="HOST",
-        help="HOST, user@host:port or local; db1,web[1-3] are several. "
-        "Default: the history's hosts.",
+        help="HOST, user@host:port or local; db1,web[1-3], @GROUP, !web2, - for stdin "
+        "(docs/hosts.md). Default: the history's hosts.",
+    )
+    limit = listing(
+        "limit", takes="SET", read=read_host_limit, help="Of these hosts only those in SET" + _REPEATABLE
+    )
+    inventory = option(
+        "inventory",
+        takes="FILE",
+        help="FILE or directory of Ansible's: its names, groups and addresses; "
+        "without --host all of it.",
     )
     user = option("user", "u", takes="USER", help="Log in as this user.")
     as_user = option("as", takes="USER", help="Run as this user on the host, by sudo.")
@@ -241,7 +251,8 @@ class RunFlags(LaunchFlags, FleetFlags):
         "H",
         "hosts",
         takes="HOST",
-        help="HOST, user@host:port, or local for this machine. Default: $CORRA_HOST.",
+        help="HOST, user@host:port, or local for this machine; web[1-3], @GROUP, !web2, "
+        "- for stdin (docs/hosts.md). Default: $CORRA_HOST.",
     )
     plan = switch("plan", help="Print the waves, and start nothing.")
     order = option(
@@ -299,8 +310,8 @@ class RunFlags(LaunchFlags, FleetFlags):
         read=read_output_kept,
         help="Keep only the last SIZE of each stream, however much is written (all).",
     )
-    limit = listing(
-        "limit",
+    ulimit = listing(
+        "ulimit",
         takes="NAME=VALUE",
         read=read_limit,
         help="NAME=VALUE: files, core, cpu, memory, nice, oom_score_adj, memory_max, cpu_quota "

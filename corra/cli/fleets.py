@@ -54,7 +54,6 @@ def roll_out(c: Context, given: RunFlags, hosts: Sequence[str]) -> int:
     """Start a program on all hosts as the flags say, show it, and return the exit code."""
     from corra.fleets.fleet import new_fleet
     from corra.fleets.plan import members_of
-    from corra.model.host_sets import each_host
 
     _refuse_for_one(given, given.pty)
     stdin, file = inputs.given_stdin(given)
@@ -62,11 +61,11 @@ def roll_out(c: Context, given: RunFlags, hosts: Sequence[str]) -> int:
         opened.enter_context(file)
         options: Any = {**inputs.given_options(c, given, stdin), **selection.host_reach(c, given)}
         fleet = new_fleet(
-            members_of(each_host(given.host) if given.each else hosts),
+            members_of(selection.told_hosts(c, given, each=True) if given.each else hosts),
             given.argv,
             batch=given.batch,
             order=given.order,
-            canary=selection.hosts_in(given.canary) if given.canary else (),
+            canary=selection.hosts_in(c, given, given.canary) if given.canary else (),
             journal=given.journal or setting(c.config, "journal"),
             patience=selection.patience(c, given),
             **_waves(given),
@@ -85,7 +84,7 @@ def again(c: Context, given: AgainFlags, fleet: Fleet) -> int:
     plan = fleet.next_attempt(
         answers,
         only=given.only,
-        redo=selection.hosts_in(given.redo) if given.redo else (),
+        redo=selection.hosts_in(c, given, given.redo) if given.redo else (),
         batch=given.batch,
         **_waves(given),
         pause_s=given.pause,
@@ -286,7 +285,7 @@ def on_host(c: Context, given: HostFlags, text: str | None) -> Any:
     if text is None or not given.host:
         return None
     failure: CorraError | None = None
-    for host in selection.hosts_in(given.host):
+    for host in selection.hosts_in(c, given, given.host):
         try:
             return find_fleet(
                 text,

@@ -78,7 +78,7 @@ def given_options(c: Context, given: RunFlags, stdin: Any) -> StartOptions:
         "stdin": stdin,
         "env": given_environment(given),
         "secrets": given_secrets(given),
-        "limits": dict(each.split("=", 1) for each in given.limit),
+        "limits": dict(each.split("=", 1) for each in given.ulimit),
     }
     return cast("StartOptions", {k: v for k, v in options.items() if v is not None})
 

@@ -15,6 +15,7 @@ from corra.errors import CorraError, Misuse, NotFound, typed
 from corra.runbooks.book import HERE, Book
 from corra.settings import setting
 
+from .chosen import choose_hosts
 from .flags import BookFlags
 from .selection import host_reach
 
@@ -30,13 +31,10 @@ def chosen_ledger(c: Context, given: BookFlags) -> Ledger:
     """
     from corra.runbooks.ledgers import ledger_on
 
-    if len(given.host) > 1 or "," in "".join(given.host):
+    hosts = choose_hosts(c, given, given.host)
+    if len(hosts) > 1:
         raise Misuse("one host at a time: a journal is in one place")
-    told = (
-        given.host[0]
-        if given.host
-        else os.environ.get("CORRA_JOURNAL") or setting(c.config, "journal")
-    )
+    told = hosts[0] if hosts else os.environ.get("CORRA_JOURNAL") or setting(c.config, "journal")
     return ledger_on(told, **_reach(c, given))
 
 

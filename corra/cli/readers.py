@@ -116,6 +116,13 @@ def read_output_kept(text: str) -> int:
     return units.output_kept(text)
 
 
+def read_host_limit(text: str) -> str:
+    """Read a set of hosts."""
+    if "=" in text:
+        raise Misuse(f"not a set of hosts: {text!r} (what a program may use: --ulimit {text})")
+    return text
+
+
 def read_limit(text: str) -> str:
     """Check `NAME=VALUE`."""
     from corra.model import limits

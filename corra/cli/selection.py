@@ -17,6 +17,7 @@ from invoke.context import Context
 from corra.errors import CorraError, Misuse, NotKilled, Unreachable, typed
 from corra.settings import setting
 
+from .chosen import choose_hosts, inventory_path, may_read_stdin
 from .flags import (
     GcFlags,
     HostFlags,
@@ -43,7 +44,7 @@ _CHOICE_WIDTH = 61
 
 def host_reach(c: Context, given: ReachFlags) -> dict[str, Any]:
     """Return how hosts are reached: by the flags, and below them by the configuration."""
-    login, as_user = _said(given)
+    login, as_user = _said(c, given)
     flags = {
         "user": login or given.user,
         "as_user": as_user,
@@ -54,6 +55,7 @@ def host_reach(c: Context, given: ReachFlags) -> dict[str, Any]:
     told = {
         name: setting(c.config, name) if value is None else value for name, value in flags.items()
     }
+    told["inventory"] = inventory_path(c, given)
     return {
         "config": c.config,
         **{name: value for name, value in told.items() if value is not None},
@@ -76,7 +78,7 @@ def patience(c: Context, given: Given, *, timeout_s: float | None = None) -> Pat
     return Patience(**known, timeout_s=timeout_s)
 
 
-def _said(given: ReachFlags) -> tuple[str | None, str | None]:
+def _said(c: Context, given: ReachFlags) -> tuple[str | None, str | None]:
     """Return who logs in and whom sudo makes of them, by --as and --mode. Raises Misuse."""
     from corra.model.host import Host, Mode, login_and_user, refuse_two_logins
 
@@ -84,7 +86,7 @@ def _said(given: ReachFlags) -> tuple[str | None, str | None]:
         raise Misuse(f"--mode {given.mode} needs --as USER", fate="NOT DONE")
     try:
         said = login_and_user(given.as_user, Mode(given.mode) if given.mode else None)
-        for name in _hosts(given.host) if said[0] and given.host else ():
+        for name in choose_hosts(c, given, given.host) if said[0] else ():
             refuse_two_logins(Host.parse(name), said[0])
         return said
     except Misuse as error:
@@ -102,29 +104,22 @@ def fabrics_host(c: Context) -> str:
     return str(host_of(c))
 
 
-def told_hosts(c: Context, given: ReachFlags, *, fate: str = "NOT DONE") -> list[str]:
-    """Return the hosts of the flag, else of `fab -H`, $CORRA_HOST or the configuration."""
-    return _hosts(
-        given.host
-        or [fabrics_host(c) or os.environ.get("CORRA_HOST") or setting(c.config, "host") or ""],
-        fate=fate,
-    )
+def told_hosts(
+    c: Context, given: ReachFlags, *, fate: str = "NOT DONE", each: bool = False
+) -> list[str]:
+    """Return the hosts of the flags, else of `fab -H`, $CORRA_HOST or the configuration.
+
+    With `each`, a host comes as often as it is named. Raises Misuse.
+    """
+    texts = given.host
+    if not texts and not given.inventory:
+        texts = [fabrics_host(c) or os.environ.get("CORRA_HOST") or setting(c.config, "host") or ""]
+    return choose_hosts(c, given, texts, fate=fate, whole=True, each=each)
 
 
-def _hosts(texts: Sequence[str], *, fate: str = "NOT DONE") -> list[str]:
-    """Return the hosts of lists and sets such as `db1,web[1-3]`, each once. Raises Misuse."""
-    from corra.model.host_sets import hosts
-
-    given = [text for text in texts if text.strip(", ")]
-    try:
-        return list(hosts(given)) if given else []
-    except Misuse as error:
-        raise error.but(fate=fate) from error
-
-
-def hosts_in(texts: Sequence[str]) -> list[str]:
-    """Return the hosts of sets, each once. Raises Misuse."""
-    return _hosts(texts)
+def hosts_in(c: Context, given: ReachFlags, texts: Sequence[str]) -> list[str]:
+    """Return the hosts of sets that another flag than --host names. Raises Misuse."""
+    return choose_hosts(c, given, texts, limited=False)
 
 
 def _several(hosts: Sequence[str]) -> str:
@@ -156,7 +151,7 @@ def begin_connecting(c: Context, given: RunFlags) -> Agent | None:
     try:
         agent = (
             None
-            if given.dry
+            if given.dry or given.limit or given.inventory or may_read_stdin(given)
             else agent_for(one_host(c, given, fate="NOT STARTED"), **host_reach(c, given))
         )
     except CorraError:
@@ -178,7 +173,7 @@ def find_run(
 
     # $CORRA_HOST and the configuration say where to start programs. The history knows where a run
     # is.
-    hosts = _hosts(given.host or [fabrics_host(c)])
+    hosts = choose_hosts(c, given, given.host or [fabrics_host(c)])
     if len(hosts) > 1:
         raise Misuse(f"an id belongs to one host, {_several(hosts)}", fate="NOT DONE")
     how = host_reach(c, given)
@@ -411,9 +406,10 @@ def places(
     for entry in history.recent_entries(500):
         if entry.open or entry.started > time.time() - since_s:
             there = {
-                "as_user": _said(given)[1] or entry.as_user,
+                "as_user": _said(c, given)[1] or entry.as_user,
                 "via": how.get("via") or entry.via,
                 "spool": given.spool or entry.spool,
+                "inventory": how.get("inventory") or entry.inventory,
             }
             known.setdefault(
                 (entry.host, entry.as_user, entry.spool), (entry.host, {**how, **there})

@@ -18,9 +18,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from corra.errors import Conflict, CorraError, Misuse, NotFound, NotStarted, typed
+from corra.inventory.groups import each_host
 from corra.model import ids
 from corra.model.host import Host
-from corra.model.host_sets import each_host
 from corra.model.program import OPEN, Request, command_text
 from corra.model.rollout import Tally, What
 from corra.model.state import State, exit_code
@@ -42,7 +42,7 @@ from . import gather
 from .board import Member
 from .events import Known, known_of, plans_of
 from .member import HALTED, Orders
-from .plan import AT_ONCE, BOOK, START_S, Plan, members_of, new_plan, program_digest
+from .plan import AT_ONCE, BOOK, START_S, Plan, host_of, members_of, new_plan, program_digest
 from .roll import Roller
 from .view import View
 
@@ -80,7 +80,7 @@ class Fleet:
         """
         self.plans = list(plans)
         self.journal = journal
-        self._reach = dict(reach)
+        self._reach = _with_inventory(self.plans[-1], reach)
         self._template, self._payload = template, payload
         self._known = list(known)
         self._patience = patience or Patience()
@@ -269,6 +269,7 @@ class Fleet:
             agent=_agent_digest(),
             as_user=old.as_user,
             spool=old.spool,
+            inventory=old.inventory,
             attempt=max([old.attempt, *attempts]) + 1,
             whole=old.all_members,
             by=asked_by(),
@@ -427,6 +428,7 @@ def new_fleet(
         agent=_agent_digest(),
         as_user=options.get("as_user"),
         spool=options.get("spool"),
+        inventory=_inventory_of(members, options.get("inventory")),
         by=asked_by(),
         at=_now(),
     )
@@ -441,6 +443,34 @@ def new_fleet(
         payload=payload,
         patience=patience,
     )
+
+
+def _inventory_of(members: Iterable[str], inventory: str | None) -> str | None:
+    """Return the inventory's path if it says where any of the members is. Raises Misuse."""
+    if inventory is None:
+        return None
+    from corra.inventory.reading import inventory_at
+
+    found = inventory_at(inventory)
+    addresses = [found.address(host_of(member)) for member in members]
+    return found.source if any(addresses) else None
+
+
+def _with_inventory(plan: Plan, reach: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `reach` with the inventory that the plan's names are of.
+
+    Raises Misuse where it isn't here: a name without it may be another machine's.
+    """
+    if plan.inventory is None or reach.get("inventory") is not None:
+        return dict(reach)
+    if not os.path.exists(plan.inventory):
+        raise Misuse(
+            f"its hosts are names of the inventory {plan.inventory} of {plan.by}, which isn't"
+            " here: say --inventory FILE",
+            label=plan.label,
+            fate="NOT DONE",
+        )
+    return {**reach, "inventory": plan.inventory}
 
 
 def _agent_digest() -> str:
@@ -520,5 +550,9 @@ def fleet(
     `how`: batch, at_once, max_fail, max_unreached, pause, confirm, order, canary, kill_on_fail,
     start_timeout, journal, and the options of `start`. Raises Misuse.
     """
-    names = each_host(hosts if isinstance(hosts, str) else [str(host) for host in hosts])
+    names = each_host(
+        hosts if isinstance(hosts, str) else [str(host) for host in hosts],
+        how.get("config"),
+        how.get("inventory"),
+    )
     return new_fleet(members_of(names if each else dict.fromkeys(names)), argv, **how)

@@ -63,6 +63,7 @@ _SHAPE = Object(
         "agent": Text(64),
         "as": Text(),
         "spool": Text(),
+        "inventory": Text(),
         "by": Text(),
         "at": Text(64),
     },
@@ -77,6 +78,8 @@ class Plan:
     A member's name is its host's, with `#2` behind it for the second run there. `whole` are the
     members of all attempts, where this is a later one. `waves` are sizes. `program` is the digest
     of the program, `agent` that of the agent. `start_s`: how long a member's start may take.
+    `inventory` is the path of the inventory that says where the members are, on the machine of
+    `by`.
     """
 
     id: str
@@ -98,6 +101,7 @@ class Plan:
     agent: str = ""
     as_user: str | None = None
     spool: str | None = None
+    inventory: str | None = None
     by: str = ""
     at: str = ""
 
@@ -147,6 +151,7 @@ class Plan:
             "agent": self.agent or None,
             "as": self.as_user,
             "spool": self.spool,
+            "inventory": self.inventory,
             "by": self.by or None,
             "at": self.at or None,
         }

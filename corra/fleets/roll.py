@@ -386,6 +386,7 @@ class Roller:
             self.plan.spool,
             template.program.argv if template is not None else (),
             state=state,
+            inventory=host.address.source if host.address else None,
         )
 
     def _flush(self) -> None:

@@ -129,5 +129,6 @@ def _hints(board: Board, rolled: Rolled) -> list[str]:
         hints.append(f"look there first; then by name: {typed()} again --redo {lost} {short}")
     reached = next((each for each in board.members if each.state is not None), None)
     if hints and reached is not None:
-        hints.append(f"from another machine: corra attach --host {reached.host} {short}")
+        where = f"--host {reached.host}" + " --inventory FILE" * (board.plan.inventory is not None)
+        hints.append(f"from another machine: corra attach {where} {short}")
     return hints

@@ -32,11 +32,26 @@ class Mode(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Address:
+    """What ssh is called with for a host whose name is an inventory's alias.
+
+    `key` is the path of a private key, `source` that of the inventory.
+    """
+
+    name: str
+    port: int | None = None
+    login: str | None = None
+    key: str | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class Host:
     """Where a run lives.
 
     `caller` is the user that sudo changes to here, `login` logs in by ssh, and `user` is the user
-    that sudo changes to there.
+    that sudo changes to there. `address` is where an inventory says that the host is; a login and a
+    port of the host's own go before it.
     """
 
     name: str
@@ -44,6 +59,7 @@ class Host:
     login: str | None = None
     user: str | None = None
     caller: str | None = None
+    address: Address | None = None
 
     def __post_init__(self) -> None:
         if not self.name or self.name.startswith("-") or not all(map(_names_a_host, self.name)):
@@ -97,6 +113,34 @@ class Host:
         return replace(self, user=self.user or user or None, caller=self.caller or caller or None)
 
     @property
+    def ssh_name(self) -> str:
+        """The name that ssh is called with, and that ssh_config is searched for."""
+        return self.address.name if self.address else self.name
+
+    @property
+    def ssh_port(self) -> int | None:
+        return self.port or (self.address.port if self.address else None)
+
+    @property
+    def ssh_login(self) -> str | None:
+        return self.login or (self.address.login if self.address else None)
+
+    @property
+    def ssh_key(self) -> str | None:
+        return self.address.key if self.address else None
+
+    @property
+    def ssh_options(self) -> list[str]:
+        """The options that ssh is called with for this host."""
+        options = (("-p", self.ssh_port), ("-l", self.ssh_login), ("-i", self.ssh_key))
+        return [word for name, value in options if value for word in (name, str(value))]
+
+    @property
+    def ssh_text(self) -> str:
+        """The words that a person types after `ssh` for this host."""
+        return str(self) if self.address is None else shlex.join([*self.ssh_options, self.ssh_name])
+
+    @property
     def as_user(self) -> str | None:
         """The text that `run_as` reads back; history keeps it to find a run again."""
         return f"{self.caller},{self.user or ''}" if self.caller else self.user
@@ -132,6 +176,7 @@ def reach_flags(host: Host, *, via: str | None = None, spool: str | None = None)
     words += ["--as", host.as_user] if host.as_user else []
     words += ["--via", via] if via not in (None, "", "fabric") else []
     words += ["--spool", spool] if spool else []
+    words += ["--inventory", host.address.source] if host.address else []
     return shlex.join(words)
 
 

@@ -1,4 +1,4 @@
-"""What a program may use: the values of `--limit`, as the agent reads them."""
+"""What a program may use: the values of `--ulimit`, as the agent reads them."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ def _no_scope(
         if user
         else []
     )
-    hint = [*linger, "without systemd: --limit memory=SIZE, for each process"]
+    hint = [*linger, "without systemd: --ulimit memory=SIZE, for each process"]
     return NotStarted(
         "limit " + one_line(facts.get("message", "")), hint=hint, **{**common, "label": ""}
     )

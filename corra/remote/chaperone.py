@@ -68,6 +68,11 @@ class Chaperone(Agent):
                 [sys.executable, "-ISE", tether.__file__],
             )
         else:
+            if host.ssh_key:
+                raise Misuse(
+                    f"{keeper} can't use the key of the inventory, {host.ssh_key}: it is here",
+                    host=host.name,
+                )
             # The password is for the sudo between the keeper and the host.
             super().__init__(
                 choose_runner(

@@ -40,7 +40,7 @@ def login_fault(runner: Runner, limit_s: float = PROBE_S) -> CorraError | None:
         return None
     host = runner.host
     more = f"more: {typed()} doctor --host {host}"
-    look = f"look: ssh {host.name} 'cat' < /etc/hostname  must print the name;  {more}"
+    look = f"look: ssh {host.ssh_name} 'cat' < /etc/hostname  must print the name;  {more}"
     prints = ["it prints, too: " + repr(noise[:40])[2:-1]] if noise else []
     return NotStarted(
         "a login file there reads what is meant for the agent (.bashrc?)",

@@ -29,6 +29,7 @@ class Reach(TypedDict, total=False):
     config: Any
     connect_timeout: float | None
     accept_new_key: bool
+    inventory: str | None
 
 
 def agent_for(
@@ -40,8 +41,11 @@ def agent_for(
     config: Any = None,
     connect_timeout: float | None = CONNECT_S,
     accept_new_key: bool = False,
+    inventory: str | None = None,
 ) -> Agent:
     """Return the agent of `target`; its first verb connects.
+
+    `inventory` is the path of an Ansible inventory, in which a name is looked up.
 
     Raises TypeError for a value that is no target, Misuse for a target that makes no sense.
     """
@@ -78,6 +82,8 @@ def agent_for(
         raise TypeError(
             f"not a target: {target!r} (a host name, a corra.Host or a fabric Connection)"
         )
+    if inventory is not None:
+        host = host_in_inventory(host, inventory)
     limits["password"] = _sudo_password(config)
     by, _, keeper = (via or "fabric").partition("@")
     if by == "chaperone":
@@ -85,6 +91,18 @@ def agent_for(
 
         return Chaperone(host, keeper or LOCAL, config=config, **limits)
     return place(choose_runner(host, via=via or "fabric", config=config, **limits))
+
+
+def host_in_inventory(host: Host, inventory: str) -> Host:
+    """Return a host with the address that the inventory has for its name. Raises Misuse."""
+    from corra.inventory.reading import inventory_at
+
+    address = inventory_at(inventory).address(host.name)
+    if address is None or host.is_local:
+        return host
+    if address.name == LOCAL:
+        return Host(LOCAL, user=host.user)
+    return replace(host, address=address)
 
 
 def _sudo_password(config: Any) -> str | None:

@@ -36,10 +36,10 @@ from corra.errors import (
     Unreachable,
     typed,
 )
+from corra.inventory.groups import hosts
 from corra.model import ids
 from corra.model.ends import end_error
 from corra.model.host import Host, reach_flags
-from corra.model.host_sets import hosts
 from corra.model.program import OPEN
 from corra.model.state import State, exit_code
 from corra.model.units import duration, in_seconds

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corra.errors import CorraError, NotFound, typed
-from corra.model import host_sets
+from corra.inventory.groups import hosts as hosts_of
 from corra.model.refusals import ambiguous_error
 from corra.model.state import State
 from corra.model.units import duration
@@ -72,6 +72,7 @@ def named_run(
             **reach,
             "via": reach.get("via") or entry.via,
             "as_user": reach.get("as_user") or entry.as_user,
+            "inventory": reach.get("inventory") or entry.inventory,
         }
         run = named_run(text, entry.host, spool=spool or entry.spool, **reach)
         run.begun = entry.begun
@@ -250,6 +251,10 @@ def on_host(state: State, agent: Agent) -> State:
     return replace(state, host=(state.link or str(agent.host)).partition(" as ")[0])
 
 
+def _names(text: str, reach: Reach) -> Sequence[str]:
+    return hosts_of(text, reach.get("config"), reach.get("inventory"))
+
+
 def ps(
     hosts: Any,
     *,
@@ -270,7 +275,7 @@ def ps(
     targets = [
         name
         for each in targets
-        for name in (host_sets.hosts(each) if isinstance(each, str) else [each])
+        for name in (_names(each, reach) if isinstance(each, str) else [each])
     ]
 
     def ask(target: Any) -> list[State | CorraError]:

@@ -38,15 +38,15 @@ _TABLE = """
 CREATE TABLE IF NOT EXISTS runs (
     prog_id TEXT PRIMARY KEY, tail TEXT NOT NULL, name TEXT, host TEXT NOT NULL, as_user TEXT,
     via TEXT, spool TEXT, argv TEXT NOT NULL, started REAL NOT NULL, state TEXT NOT NULL,
-    seen REAL NOT NULL
+    seen REAL NOT NULL, inventory TEXT
 );
 CREATE INDEX IF NOT EXISTS by_tail ON runs (tail);
 CREATE INDEX IF NOT EXISTS by_started ON runs (started);
 """
-# 1 had fewer indexes. A later layout's file is used as it is.
-_LAYOUT = 2
-_ALL = "prog_id, tail, name, host, as_user, via, spool, argv, started, state, seen"
-_COLUMNS = "prog_id, name, host, as_user, via, spool, argv, started, state, seen"
+# 1 had fewer indexes, 2 no inventory. A later layout's file is used as it is.
+_LAYOUT = 3
+_ALL = "prog_id, tail, name, host, as_user, via, spool, argv, started, state, seen, inventory"
+_COLUMNS = "prog_id, name, host, as_user, via, spool, argv, started, state, seen, inventory"
 # The states of a run that was going on when it was last seen.
 _OPEN_STATES = tuple(state for state in TRANSITIONS if state not in FINAL)
 _OPEN = "state IN ({})".format(", ".join(f"'{state}'" for state in _OPEN_STATES))
@@ -68,7 +68,8 @@ _log = logging.getLogger("corra")
 class Entry(NamedTuple):
     """One run as this machine last saw it, at `seen`: its `state` may have changed since.
 
-    `started` and `seen` are seconds since the epoch.
+    `started` and `seen` are seconds since the epoch. `inventory` is the path of the inventory that
+    says where the host is.
     """
 
     prog_id: str
@@ -81,6 +82,7 @@ class Entry(NamedTuple):
     started: float = 0.0
     state: str = "starting"
     seen: float = 0.0
+    inventory: str | None = None
 
     @property
     def open(self) -> bool:
@@ -125,7 +127,7 @@ def remember_run(entry: Entry) -> None:
 
 def remember_runs(entries: Sequence[Entry]) -> None:
     """Remember several runs in one transaction."""
-    columns = ("name", "via", "spool", "argv", "state", "seen")
+    columns = ("name", "via", "spool", "argv", "state", "seen", "inventory")
     same = "runs.host = excluded.host AND runs.as_user IS excluded.as_user"
     changed = ", ".join(f"{name} = excluded.{name}" for name in columns)
     _insert(entries, f"DO UPDATE SET {changed} WHERE {same}")
@@ -160,6 +162,7 @@ def _values(entry: Entry, now: float) -> tuple[object, ...]:
         entry.started or now,
         entry.state,
         entry.seen or now,
+        entry.inventory,
     )
     return tuple(map(_kept, values))
 
@@ -177,6 +180,7 @@ def saw_run(host: Host, state: State, *, via: str | None = None, spool: str | No
             state.argv,
             _seconds(state.start_time),
             state.state,
+            inventory=host.address.source if host.address else None,
         )
     )
 
@@ -381,10 +385,11 @@ def _given(value: object) -> str:
 
 
 def _entry(row: Sequence[object]) -> Entry:
-    prog_id, name, host, as_user, via, spool, argv, started, state, seen = row
+    prog_id, name, host, as_user, via, spool, argv, started, state, seen, inventory = row
     words = tuple(json.loads(str(argv)))
-    fields = (None if each is None else _given(each) for each in (name, as_user, via, spool))
-    name_, as_user_, via_, spool_ = fields
+    texts = (name, as_user, via, spool, inventory)
+    fields = (None if each is None else _given(each) for each in texts)
+    name_, as_user_, via_, spool_, inventory_ = fields
     return Entry(
         str(prog_id),
         str(host),
@@ -396,6 +401,7 @@ def _entry(row: Sequence[object]) -> Entry:
         float(str(started)),
         str(state),
         float(str(seen)),
+        inventory_,
     )
 
 
@@ -456,7 +462,12 @@ def _open(file: Path) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous = OFF")
         version = database.execute("PRAGMA user_version").fetchone()[0]
         if version < _LAYOUT:
-            database.executescript(f"{_TABLE}{_INDEXES}PRAGMA user_version = {_LAYOUT};")
+            database.executescript(_TABLE)
+            columns = [each[1] for each in database.execute("PRAGMA table_info(runs)")]
+            if "inventory" not in columns:
+                with contextlib.suppress(sqlite3.OperationalError):  # another process was first
+                    database.execute("ALTER TABLE runs ADD COLUMN inventory TEXT")
+            database.executescript(f"{_INDEXES}PRAGMA user_version = {_LAYOUT};")
     except sqlite3.Error:
         database.close()
         raise

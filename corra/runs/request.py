@@ -77,6 +77,7 @@ class Launch(NamedTuple):
                 self.via,
                 request.spool,
                 request.program.argv,
+                inventory=host.address.source if host.address else None,
             )
         )
         return Follow(

@@ -168,15 +168,14 @@ def by_ssh(host: Host, command: str, options: Options) -> list[str]:
     return [
         options.program,
         *(["-F", options.config] if options.config else []),
-        *(["-p", str(host.port)] if host.port else []),
-        *(["-l", host.login] if host.login else []),
+        *host.ssh_options,
         "-tt" if options.tty else "-T",
         "-a",
         "-x",
         *(f"-o{setting}" for setting in settings),
         *options.ssh,
         "--",
-        host.name,
+        host.ssh_name,
         command,
     ]
 

@@ -170,10 +170,10 @@ def verdict(
         [
             "ssh",
             *(["-F", shlex.quote(config)] if config else []),
-            *(["-p", str(host.port)] if host.port else []),
+            *(["-p", str(host.ssh_port)] if host.ssh_port else []),
         ]
     )
-    ssh += f" {host.login}@{host.name} true" if host.login else f" {host.name} true"
+    ssh += f" {host.ssh_login}@{host.ssh_name} true" if host.ssh_login else f" {host.ssh_name} true"
     same = [entry for entry in entries if entry.key.fingerprint == offered.fingerprint]
     if any(entry.revoked for entry in same):
         return HostKey(

@@ -154,20 +154,20 @@ def failure(
         # What asks a person lets nobody in here: ssh runs with BatchMode.
         asks = "password" in methods or "keyboard-interactive" in methods
         return Auth(
-            f"{host.login or host.caller or known.user} may not log in ({methods})",
+            f"{host.ssh_login or host.caller or known.user} may not log in ({methods})",
             host=name,
             hint=[
-                f"a key must let you in, or a master:  ssh -fNM {host}  with a ControlPath"
+                f"a key must let you in, or a master:  ssh -fNM {host.ssh_text}  with a ControlPath"
                 if asks
-                else f"which keys are tried:  ssh -v -oBatchMode=yes {host} true"
+                else f"which keys are tried:  ssh -v -oBatchMode=yes {host.ssh_text} true"
             ],
         )
     if match := re.search(r"Could not resolve hostname ([^:]+):", said):
-        other = "" if match.group(1) == name else f": {match.group(1)}"
+        other = "" if match.group(1) == host.name else f": {match.group(1)}"
         return Unreachable(
             f"host name not found{other}",
             host=name,
-            hint=[f"ssh_config has no Host {name}, and neither has DNS"],
+            hint=[f"ssh_config has no Host {host.ssh_name}, and neither has DNS"],
         )
     if match := re.search(r"connect to host (\S+) port (\d+): (.*?)\r?$", said, re.MULTILINE):
         address, port, why = match.groups()
@@ -278,8 +278,8 @@ class OpenSSH:
     def login(self) -> str:
         """Who must be in sudoers: who runs corra, or who logs in on the host."""
         if self.host.caller:
-            return self._me if self.host.user is None else self.host.login or self.host.caller
-        return self.host.login or self.settings.user
+            return self._me if self.host.user is None else self.host.ssh_login or self.host.caller
+        return self.host.ssh_login or self.settings.user
 
     @property
     def _me(self) -> str:
@@ -380,7 +380,9 @@ class Elsewhere(OpenSSH):
     def settings(self) -> SshSettings:
         if self._settings is None:
             self._settings = SshSettings(
-                self.host.name, self.host.port or SSH_PORT, self.host.login or self._me
+                self.host.ssh_name,
+                self.host.ssh_port or SSH_PORT,
+                self.host.ssh_login or self._me,
             )
         return self._settings
 

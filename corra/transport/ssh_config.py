@@ -354,9 +354,8 @@ def _ask_ssh(host: Host, path: str | None) -> subprocess.Popen[bytes]:
         [
             *("ssh", "-G"),
             *(["-F", path] if path else []),
-            *(["-p", str(host.port)] if host.port else []),
-            *(["-l", host.login] if host.login else []),
-            *("--", host.name),
+            *host.ssh_options,
+            *("--", host.ssh_name),
         ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -392,14 +391,16 @@ def _by_paramiko(host: Host, path: str | None) -> dict[str, list[str]]:
             continue
     found = {
         key: value if isinstance(value, list) else [value]
-        for key, value in config.lookup(host.name).items()
+        for key, value in config.lookup(host.ssh_name).items()
     }
     # A directive that ssh itself doesn't know stands there behind an IgnoreUnknown.
     found = {key: values for key, values in found.items() if key in _RULE_OF}
-    if host.port:
-        found["port"] = [str(host.port)]
-    if host.login:
-        found["user"] = [host.login]
+    if host.ssh_port:
+        found["port"] = [str(host.ssh_port)]
+    if host.ssh_login:
+        found["user"] = [host.ssh_login]
+    if host.ssh_key:
+        found["identityfile"] = [host.ssh_key, *found.get("identityfile", ())]
     home = _home()
     found.setdefault(
         "identityfile", [f"{home}/.ssh/id_{kind}" for kind in ("rsa", "ecdsa", "ed25519")]
@@ -427,7 +428,7 @@ def _read(
 
     me = pwd.getpwuid(os.getuid()).pw_name
     hostname, port, user = (
-        one("hostname", host.name),
+        one("hostname", host.ssh_name),
         int(one("port", str(SSH_PORT))),
         one("user", me),
     )
@@ -437,10 +438,10 @@ def _read(
         "d": _home(),
         "h": hostname,
         "i": str(os.getuid()),
-        "k": alias or host.name,
+        "k": alias or host.ssh_name,
         "L": socket.gethostname().partition(".")[0],
         "l": socket.gethostname(),
-        "n": host.name,
+        "n": host.ssh_name,
         "p": str(port),
         "r": user,
         "u": me,

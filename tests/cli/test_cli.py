@@ -303,23 +303,23 @@ def test_each_bad_end_has_its_line_and_code(
             ),
         ),
         (
-            "run --host local --limit files -- true",
-            "corra: NOT STARTED: --limit: not NAME=VALUE: 'files' (say files=4096)",
+            "run --host local --ulimit files -- true",
+            "corra: NOT STARTED: --ulimit: not NAME=VALUE: 'files' (say files=4096)",
         ),
         (
-            "run --host local --limit file=1 -- true",
+            "run --host local --ulimit file=1 -- true",
             (
-                "corra: NOT STARTED: --limit: no such limit: 'file' (there are files, core, cpu, "
+                "corra: NOT STARTED: --ulimit: no such limit: 'file' (there are files, core, cpu, "
                 "memory, nice, oom_score_adj, memory_max, cpu_quota)"
             ),
         ),
         (
-            "run --host local --limit files=many -- true",
-            "corra: NOT STARTED: --limit: files: not a whole number: 'many'",
+            "run --host local --ulimit files=many -- true",
+            "corra: NOT STARTED: --ulimit: files: not a whole number: 'many'",
         ),
         (
-            "run --host local --limit nice=20 -- true",
-            "corra: NOT STARTED: --limit: nice: not from -20 to 19: '20'",
+            "run --host local --ulimit nice=20 -- true",
+            "corra: NOT STARTED: --ulimit: nice: not from -20 to 19: '20'",
         ),
         (
             "run --host local --keep-output 1K -- true",
@@ -672,15 +672,15 @@ def test_a_bounded_run_shows_what_it_has_and_says_what_is_gone(cli: Cli) -> None
 
 def test_limits_hold_and_one_that_cant_is_named(cli: Cli) -> None:
     flags = (
-        "--limit",
+        "--ulimit",
         "files=99",
-        "--limit",
+        "--ulimit",
         "Core=0:1M",
-        "--limit",
+        "--ulimit",
         "nice=19",
-        "--limit",
+        "--ulimit",
         "cpu=1m",
-        "--limit",
+        "--ulimit",
         "oom-score-adj=900",
     )
     done = cli(
@@ -693,7 +693,7 @@ def test_limits_hold_and_one_that_cant_is_named(cli: Cli) -> None:
         "ulimit -n; ulimit -St; nice; cat /proc/self/oom_score_adj",
     )
     assert done.stdout.split() == [b"99", b"60", b"19", b"900"]
-    done = cli("run", *LOCAL, "--limit", "files=99999999999", "--", "true")
+    done = cli("run", *LOCAL, "--ulimit", "files=99999999999", "--", "true")
     assert done.returncode == 125
     assert re.search(
         r"local: NOT STARTED: limit files=99999999999: Operation not permitted \(at most \w+ "

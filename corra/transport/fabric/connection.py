@@ -98,7 +98,7 @@ class Fabric:
     @property
     def login(self) -> str:
         """Who logs in, by the host or by ssh_config."""
-        return self.host.login or self.settings.user
+        return self.host.ssh_login or self.settings.user
 
     @property
     def settings(self) -> SshSettings:
@@ -474,7 +474,7 @@ class Fabric:
             other = "" if name == self.host.name else f": {name}"
             raise self._unreachable(
                 f"host name not found{other}",
-                hint=f"ssh_config has no Host {self.host.name}, and neither has DNS",
+                hint=f"ssh_config has no Host {self.host.ssh_name}, and neither has DNS",
             ) from error
         failures: list[OSError] = []
         for n, (family, kind, protocol, _, address) in enumerate(found):
