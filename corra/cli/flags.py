@@ -165,7 +165,18 @@ class TunnelFlags(CollectorFlag):
     )
 
 
-class FleetViewFlags(Given):
+class FoldFlags(Given):
+    """How the output of many hosts becomes few."""
+
+    fold = switch(
+        "fold", help="At the end show hosts with the same output and exit as one, and none live."
+    )
+    diff = switch(
+        "diff", help="As --fold, and of the smaller groups what differs from the largest."
+    )
+
+
+class FleetViewFlags(FoldFlags):
     """How a fleet is shown, and who rolls it."""
 
     prefix = option(
@@ -378,7 +389,7 @@ class SendFlags(HostFlags, WatchFlags):
     eof = switch("eof", help="Then end the program's stdin; on a terminal, type Ctrl-D.")
 
 
-class LogsFlags(HostFlags, ShowFlags):
+class LogsFlags(HostFlags, ShowFlags, FoldFlags):
     follow = switch("follow", "f", help="Go on as more comes, to the end.")
     tail = option(
         "tail",

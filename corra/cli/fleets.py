@@ -25,9 +25,11 @@ from .flags import (
     StatusFlags,
     WaitFlags,
 )
+from .folding import folds, show_folded
 from .words import Given
 
 if TYPE_CHECKING:
+    from corra.fleets.board import Board
     from corra.fleets.fleet import Fleet
     from corra.fleets.view import View
     from corra.model.state import State
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 # Flags of `run` that make a fleet even of one host.
 _OF_FLEETS = (
     *("batch", "canary", "confirm", "max_fail", "max_unreached", "pause", "plan", "each"),
-    *("order", "output_dir", "journal", "kill_on_fail"),
+    *("order", "output_dir", "journal", "kill_on_fail", "fold", "diff"),
 )
 # The last lines of each host that `attach` begins with on a terminal.
 TAIL_ON_A_TERMINAL = 10
@@ -193,6 +195,11 @@ def _rolled(
     def confirm(question: str) -> bool:
         return screen.ask(plan.label, "", question)
 
+    folded = shown is not None and folds(shown) and stay
+    if folded and shown is not None and shown.output_dir:
+        raise Misuse("--fold moves one output of a group, and --output-dir wants all of them")
+    if folded:
+        how = {**how, "shows": False, "folds": True}
     roller = fleet.roller(
         _view(given, shown),
         stay=stay,
@@ -214,6 +221,8 @@ def _rolled(
     with contextlib.suppress(CorraError):
         roller.release()
     _say_summary(given, roller, rolled)
+    if folded and shown is not None:
+        show_folded(shown, fleet, roller.board, asks=rolled.way is not Way.LEFT)
     if rolled.way is Way.LEFT:
         return 128 + rolled.signal
     code = roller.board.code
@@ -371,6 +380,8 @@ def logs(given: LogsFlags, fleet: Fleet) -> int:
     from corra.model.frames import Output
 
     board, view = Board(fleet.plan), _view(given, None)
+    if folds(given):
+        return _folded_logs(given, fleet, board)
     view.begins(board)
     streams = None if given.stream in (None, "both") else [given.stream, "output"]
 
@@ -395,6 +406,24 @@ def logs(given: LogsFlags, fleet: Fleet) -> int:
     for error in errors:
         given.screen.error(error)
     return max((error.code for error in errors), default=0)
+
+
+def _folded_logs(given: LogsFlags, fleet: Fleet, board: Board) -> int:
+    from corra.fleets.board import fact_of, fact_of_error, moment
+
+    if given.follow or given.tail is not None or given.since is not None:
+        raise Misuse("--fold is of whole outputs: it has no --follow, --tail and --since")
+    code, answers = 0, fleet.ask()
+    for member in board.members:
+        answer = answers.get(member.name)
+        if isinstance(answer, CorraError):
+            board.take(fact_of_error(answer, moment(), member.at))
+            member.error, code = answer, max(code, answer.code)
+        elif answer is not None and answer[0] == fleet.plan.attempt:
+            board.take(fact_of(answer[1], moment(), member.at))
+            member.state = answer[1]
+    show_folded(given, fleet, board)
+    return code
 
 
 # -- status, ps, kill

@@ -23,6 +23,7 @@ from corra.errors import (
 from corra.model.rollout import Fact, What
 from corra.model.state import State, exit_code
 from corra.model.words import local_time
+from corra.runs.digest import Digests
 
 from .plan import Plan, host_of
 
@@ -54,6 +55,7 @@ class Member:
     down_since: float = 0.0
     size: int = 0
     last_lines: dict[str, bytes] = field(default_factory=dict)
+    digests: Digests | CorraError | None = None
 
     @property
     def host(self) -> str:

@@ -160,7 +160,7 @@ class Fleet:
             here = Journal(Here(), BOOK, self.id)
             here.write("kept", journal=str(self.journal.where.host))
 
-    def orders(self, *, tail: int | None = None, shows: bool = True) -> Orders:
+    def orders(self, *, tail: int | None = None, shows: bool = True, folds: bool = False) -> Orders:
         return Orders(
             self.plan,
             self._template,
@@ -171,15 +171,22 @@ class Fleet:
             tail,
             shows,
             self._prepare,
+            folds,
         )
 
     def roller(
-        self, view: View, *, tail: int | None = None, shows: bool = True, **how: Any
+        self,
+        view: View,
+        *,
+        tail: int | None = None,
+        shows: bool = True,
+        folds: bool = False,
+        **how: Any,
     ) -> Roller:
         """Return the Roller of the last attempt. `how` are options of Roller."""
         starts = how.pop("starts", True) and self._template is not None
         return Roller(
-            self.orders(tail=tail, shows=shows),
+            self.orders(tail=tail, shows=shows, folds=folds),
             view,
             journal=self.journal,
             known=self._known,

@@ -20,6 +20,7 @@ from corra.model.units import chosen_time
 from corra.remote.agent_client import Agent
 from corra.remote.targets import agent_for
 from corra.runs.asking import asked_by, who_asks
+from corra.runs.digest import Digests, digests_of
 from corra.runs.events import LinkDown, LinkUp
 from corra.runs.follow import PATIENT, Follow, Start
 from corra.runs.patience import Patience
@@ -52,6 +53,7 @@ class Sink(Protocol):
     def state(self, at: int, state: State) -> None: ...
     def link(self, at: int, event: LinkDown | LinkUp) -> None: ...
     def output(self, at: int, stream: str, data: bytes, offset: int) -> None: ...
+    def digested(self, at: int, digests: Digests | CorraError) -> None: ...
     def over(self, at: int, state: State | None, error: CorraError | None) -> None: ...
     def halted(self, at: int, by: str) -> None: ...
     def gone(self, error: Gone) -> None: ...
@@ -83,6 +85,7 @@ class Orders:
     `template` is the request that each start is made of, None where nothing may be started.
     `payload` is the descriptor of the program's stdin. `prepare` changes a Launch before its start.
     `tail`: how many last lines of an earlier run are shown. `shows`: whether output is wanted.
+    `folds`: whether the digests of the output are asked for at the end.
     """
 
     plan: Plan
@@ -94,6 +97,7 @@ class Orders:
     tail: int | None = None
     shows: bool = True
     prepare: Callable[[Launch], Launch] | None = None
+    folds: bool = False
 
     def agent(self, member: str) -> Agent:
         """Return the agent of a member's host; nothing connects yet."""
@@ -190,6 +194,11 @@ class Hands:
             self._tell_over(job.at, State(run_id, "lost", reason="spool-gone"), None)
             return
         state = follow.state
+        if state is not None and state.ended and orders.folds:
+            try:
+                self._sink.digested(job.at, digests_of(orders.run(member, agent), state))
+            except CorraError as error:
+                self._sink.digested(job.at, error)
         if state is not None and (state.ended or not job.stay):
             self._tell_over(job.at, state, None)
 
@@ -197,10 +206,13 @@ class Hands:
         # Not by way of Launch and Run: each would write its own row into the history, and some
         # tens of threads that lock one file wait for each other for seconds. The roller writes.
         orders = self._orders
-        start, wanted = None, Wanted(tail=orders.tail, streams=None if orders.shows else [])
+        start = None
+        streams: list[str] | None = None if orders.shows else []
+        wanted = Wanted(tail=orders.tail, streams=streams)
         if job.start:
             launch = orders.launch(member, agent)
-            start, wanted = Start(launch.request, job.stay, launch.payload), Wanted()
+            start = Start(launch.request, job.stay, launch.payload)
+            wanted = Wanted(streams=streams)
         return Follow(
             agent,
             orders.plan.run_id(member),

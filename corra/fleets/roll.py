@@ -21,6 +21,7 @@ from corra.model.state import State
 from corra.runbooks.journal import Journal
 from corra.runs import history
 from corra.runs.asking import asked_by
+from corra.runs.digest import Digests
 from corra.runs.events import LinkDown, LinkUp
 from corra.terminal.screen import Gone
 from corra.terminal.signals import Desk
@@ -116,6 +117,9 @@ class Roller:
         member = self.board.members[at]
         self.board.wrote(member, stream, data)
         self.view.output(member, stream, data, offset)
+
+    def digested(self, at: int, digests: Digests | CorraError) -> None:
+        self._desk.put(("digested", at, digests))
 
     def over(self, at: int, state: State | None, error: CorraError | None) -> None:
         self._desk.put(("over", at, state, error))
@@ -221,6 +225,8 @@ class Roller:
                     self._write(written.of_member(self.plan, "started", member.name, **facts))
             case "over", (int(at), state, error):
                 self._over(at, state, error)
+            case "digested", (int(at), digests):
+                self.board.members[at].digests = digests
             case "link", (int(at), event):
                 self._link(self.board.members[at], event)
             case "halted", (int(at), str(by)):

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from corra.errors import CorraError
 from corra.model.state import State
+from corra.runs.digest import Digests
 from corra.runs.events import LinkDown, LinkUp
 from corra.terminal.screen import Gone
 
@@ -127,6 +128,9 @@ class _Pipe:
 
     def output(self, at: int, stream: str, data: bytes, offset: int) -> None:
         self._tell("output", at, stream, bytes(data), offset)
+
+    def digested(self, at: int, digests: Digests | CorraError) -> None:
+        self._tell("digested", at, digests)
 
     def over(self, at: int, state: State | None, error: CorraError | None) -> None:
         self._tell("over", at, state, error)

@@ -125,6 +125,19 @@ AGENT_REPLIES: Mapping[str, Object] = {
         {"stream": Text(64), "start": Whole(), "end": Whole(), "length": Whole()},
         ("start", "end", "length"),
     ),
+    "digest": Object(
+        {
+            "state": STATE,
+            "digests": Mapped(
+                Object(
+                    {"start": Whole(), "end": Whole(), "length": Whole(), "blake2b": Text(64)},
+                    ("start", "end", "length", "blake2b"),
+                ),
+                8,
+            ),
+        },
+        ("state", "digests"),
+    ),
     "list": Object(
         {
             "host": Text(),

@@ -110,8 +110,9 @@ def ask_agent(
     text: str = "",
     label: str = "",
     spool: str | None = None,
+    extra_s: float = 0.0,
 ) -> dict[str, Any]:
-    """Return the host's answer.
+    """Return the host's answer. `extra_s`: how much longer than others this one may take.
 
     A call whose link breaks or stays silent is made once more, over a new link. A signal isn't: it
     could arrive twice.
@@ -121,7 +122,7 @@ def ask_agent(
         for last in (verb == "signal", True):
             try:
                 patience_s = answer_patience_s(last and verb != "signal")
-                return agent.call(verb, whole, timeout_s=patience_s)
+                return agent.call(verb, whole, timeout_s=patience_s + extra_s)
             except (ConnectionError, TimeoutError) as error:
                 agent.close()
                 if last or isinstance(error, BadReply):

@@ -107,6 +107,12 @@ class Proxy:
         with self._lock:
             return self._pairs[-1].passed_down
 
+    @property
+    def down(self) -> int:
+        """Bytes that all connections together have brought to the clients."""
+        with self._lock:
+            return sum(pair.passed_down for pair in self._pairs)
+
     def _end(self, *, reset: bool) -> None:
         with self._lock:
             pairs, self._pairs = self._pairs, []

@@ -117,7 +117,7 @@ def test_a_directory_and_the_files_of_variables_beside_count(written, tmp_path):
     }
 
 
-def told_by(read, path: str) -> tuple[dict, dict, tuple]:
+def told_by(read, path: str) -> tuple[object, ...]:
     found: Inventory = read(path)
     groups = {name: sorted(hosts) for name, hosts in found.groups.items() if hosts}
     return dict(found.addresses), groups, found.aside

@@ -38,7 +38,7 @@ LIGHT = {
     "_signal",
 }
 # Imported only for a verb that needs them, in a process that ends with its answer.
-LATE = LIGHT | {"pwd", "hashlib", "re", "termios"}
+LATE = LIGHT | {"_blake2", "pwd", "hashlib", "re", "termios"}
 
 
 def imported(body: list[ast.stmt] | ast.Module) -> set[str]:

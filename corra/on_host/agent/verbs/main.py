@@ -6,6 +6,7 @@ import sys
 
 from ..contract import Refusal
 from .deliver import verb_deliver
+from .digest import verb_digest
 from .ended import unreadable
 from .exchange import Input, Reply
 from .follow import verb_follow, verb_wait
@@ -28,6 +29,7 @@ VERBS = {
     "read": verb_read,
     "gc": verb_gc,
     "deliver": verb_deliver,
+    "digest": verb_digest,
     "list": verb_list,
 }
 
