@@ -49,7 +49,10 @@ class ReachFlags(Given):
         "(docs/hosts.md). Default: the history's hosts.",
     )
     limit = listing(
-        "limit", takes="SET", read=read_host_limit, help="Of these hosts only those in SET" + _REPEATABLE
+        "limit",
+        takes="SET",
+        read=read_host_limit,
+        help="Of these hosts only those in SET" + _REPEATABLE,
     )
     inventory = option(
         "inventory",

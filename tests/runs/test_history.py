@@ -224,7 +224,7 @@ def test_what_a_look_up_reads_doesnt_grow_with_what_has_ended(home: Path) -> Non
         with sqlite3.connect(history.path()) as database:
             database.executemany(
                 "INSERT OR IGNORE INTO runs"
-                " VALUES (?, ?, 'job', 'db1', NULL, NULL, NULL, '[]', ?, 'exited', ?)",
+                " VALUES (?, ?, 'job', 'db1', NULL, NULL, NULL, '[]', ?, 'exited', ?, NULL)",
                 [(f"more{n}", f"more{n}", float(n), float(n)) for n in range(count)],
             )
         database.close()
@@ -232,18 +232,21 @@ def test_what_a_look_up_reads_doesnt_grow_with_what_has_ended(home: Path) -> Non
     assert all(found[1][name] <= found[0][name] + (64 << 10) for name in looks), found
 
 
-def test_a_history_of_before_the_indexes_is_read_and_gets_them(home: Path) -> None:
+def test_a_history_of_an_older_layout_is_read_and_gets_what_is_new(home: Path) -> None:
     remembered("old", name="n")
     with sqlite3.connect(history.path()) as database:
         for (index,) in database.execute(
             "SELECT name FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
         ).fetchall():
             database.execute(f"DROP INDEX {index}")
+        database.execute("ALTER TABLE runs DROP COLUMN inventory")
         database.execute("PRAGMA user_version = 1")
     database.close()
     assert found("n") == ["old"]
+    remembered("new", name="of-the-site", inventory="/site.ini")
+    assert history.find_entries("of-the-site")[0].inventory == "/site.ini"
     with sqlite3.connect(history.path()) as database:
-        assert database.execute("PRAGMA user_version").fetchone()[0] == 2
+        assert database.execute("PRAGMA user_version").fetchone()[0] == 3
         assert database.execute("PRAGMA index_info(open_by_name)").fetchall()
     database.close()
 
