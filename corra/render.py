@@ -337,10 +337,11 @@ def folded(text: str, width: int, fate: str = "") -> str:
     """
     if _width(text) <= width:
         return text
-    text = _AMOUNT.sub(_GLUE, text)
+    bare = text.lstrip()
+    lines, gap = [text[: len(text) - len(bare)]], ""
+    text = _AMOUNT.sub(_GLUE, bare)
     parts = re.split(r"(  +)", text.replace(fate, fate.replace(" ", _GLUE)) if fate else text)
     parts[2::4] = [command.replace(" ", _GLUE) for command in parts[2::4]]
-    lines, gap = [""], ""
     for word, then in re.findall(r"(\S+)(\s*)", "".join(parts)):
         if gap and _width(lines[-1] + gap + word) > width:
             lines.append(_FOLDED + word)

@@ -522,6 +522,13 @@ def test_a_number_and_its_unit_stay_together() -> None:
     assert shown.endswith("after 1 min\n         17 s, at 02:08")
 
 
+def test_a_folded_row_keeps_its_indent():
+    row = "  FAILED 1: web[1,5]  Job for app.service failed because of its control process"
+    assert render.folded(row, 60) == (
+        "  FAILED 1: web[1,5]\n         Job for app.service failed because of its control process"
+    )
+
+
 @settings(max_examples=200)
 @given(
     st.text(st.characters(codec="utf-8", exclude_characters="\n\0"), max_size=90),

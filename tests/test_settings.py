@@ -80,7 +80,8 @@ def test_what_cant_be_read_is_said_with_its_name(
 
 def test_a_key_that_means_nothing_is_said(home: Path) -> None:
     with pytest.raises(
-        corra.Misuse, match=r"corra\.hots in the configuration means nothing \(did you mean host\?\)"
+        corra.Misuse,
+        match=r"corra\.hots in the configuration means nothing \(did you mean host\?\)",
     ) as caught:
         setting(config(hots="db1"), "via")
     assert all(name in caught.value.hint[0] for name in SETTINGS)
@@ -88,7 +89,9 @@ def test_a_key_that_means_nothing_is_said(home: Path) -> None:
 
 def test_a_variable_that_means_nothing_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INVOKE_CORRA_HOTS", "1")
-    with pytest.raises(corra.Misuse, match=r"\$INVOKE_CORRA_HOTS means nothing \(did you mean host\?\)"):
+    with pytest.raises(
+        corra.Misuse, match=r"\$INVOKE_CORRA_HOTS means nothing \(did you mean host\?\)"
+    ):
         setting(None, "via")
 
 

@@ -207,7 +207,10 @@ def _rolled(
         confirm=(lambda _: True) if yes else confirm if screen.can_ask else None,
         **how,
     )
-    screen.live(lambda width: render.cut(_live(roller), width))
+    from corra.fleets.live import frame
+
+    board = roller.board
+    screen.live_block(lambda width, height: frame(board, width, height, colour=screen.colours))
     try:
         rolled = roller.roll()
     except Gone as gone:
@@ -217,7 +220,7 @@ def _rolled(
             gone.said = True
         raise
     finally:
-        screen.live(None)
+        screen.live_block(None)
     with contextlib.suppress(CorraError):
         roller.release()
     _say_summary(given, roller, rolled)
@@ -248,12 +251,6 @@ def code_of_starts(roller: Any) -> int:
     untried = any(each.what is None for each in roller.board.members)
     worst: int = max(codes, default=0)
     return NOTHING_DONE if untried and not worst else worst
-
-
-def _live(roller: Any) -> str:
-    from corra.fleets.view import bar_words
-
-    return f"{roller.plan.label}  {bar_words(roller.board)}   Ctrl-C: detach"
 
 
 def _say_summary(given: Given, roller: Any, rolled: Any) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from corra import render
 from corra.errors import typed
 from corra.model import ids
-from corra.model.host_sets import fold
+from corra.model.host_sets import fold, fold_within
 from corra.model.rollout import What
 from corra.model.units import duration
 
@@ -18,6 +18,8 @@ from .roll import Rolled, Way
 # More groups than this say less.
 GROUPS_SHOWN = 8
 _SAID_MAX = 60
+# `status` has all of them.
+_NAMES_MAX = 400
 
 
 class Summary(NamedTuple):
@@ -101,7 +103,7 @@ def _rows(board: Board) -> list[str]:
             alike.setdefault((each.word, _cut(each.said)), []).append(each.name)
     most = sorted(alike.items(), key=lambda pair: -len(pair[1]))
     rows = [
-        f"  {word}: {fold(names)}" + (f"  {said}" if said else "")
+        f"  {word}: {fold_within(names, _NAMES_MAX)}" + (f"  {said}" if said else "")
         for (word, said), names in most[:GROUPS_SHOWN]
     ]
     if left := most[GROUPS_SHOWN:]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import quote
 
-from corra import render
 from corra.model.host_sets import fold
 from corra.model.rollout import What
 from corra.model.words import now
@@ -257,20 +256,3 @@ def _clock() -> float:
     import time
 
     return time.monotonic()
-
-
-def bar_words(board: Board) -> str:
-    """Return `wave 4/10  17 done  2 failed  1 running  30 to come   0:41`."""
-    counts = (
-        (len(board.of(What.WELL)), "done"),
-        (len(board.of(What.FAILED)), "failed"),
-        (len(board.of(What.LOST, What.MAYBE)), "unknown"),
-        (len(board.of(What.UNREACHED)), "unreached"),
-        (len(board.of(What.STARTED)), "running"),
-        (len(board.of(What.BEGUN)), "connecting"),
-        (len(board.of(None)), "to come"),
-    )
-    waves = len(board.plan.waves)
-    parts = [f"wave {board.wave + 1}/{waves}"] if waves > 1 else []
-    parts += [f"{count} {word}" for count, word in counts if count]
-    return "  ".join(parts) + f"   {render.running_time(board.clock() - board.begun_at)}"

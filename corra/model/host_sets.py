@@ -283,6 +283,17 @@ def fold(hosts: Iterable[str | Host]) -> str:
     return ",".join(text for _, text in sorted(parts))
 
 
+def fold_within(hosts: Iterable[str], most: int) -> str:
+    """Return the fold in at most `most` characters or so: the first hosts, and how many more."""
+    names = list(dict.fromkeys(hosts))
+    text = fold(names)
+    if len(text) <= most:
+        return text
+    parts = _OPERATOR.split(text[:most])[:-1:2] or [text[:most]]
+    shown = [name for part in parts if part.count("[") == part.count("]") for name in expand(part)]
+    return f"{fold(shown)} and {len(names) - len(shown)} more"
+
+
 def _natural(pieces: Sequence[str]) -> list[tuple[int, str]]:
     """Return a key that sorts web9 before web10."""
     return [(int(piece) if at % 2 else -1, piece) for at, piece in enumerate(pieces)]

@@ -2,8 +2,9 @@
 
 The program's bytes go to the descriptors unchanged. Only for a terminal they are sanitised: a
 program on a host must not move the operator's cursor, set the title or fill the clipboard. corra's
-own words go to stderr. Only a terminal has a live line; it stands below everything else and is
-erased before any other byte is written.
+own words go to stderr. Only a terminal has a live line, or a live block of lines; it stands below
+everything else and is erased before any other byte is written. While a block is shown, output is
+held back for as long as it stands, half a second: a block that each line redraws would flicker.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ ERR = 2
 _INDENT = " " * len("corra: ")
 _REDRAW_S = 0.1
 _TICK_S = 1.0
+_BLOCK_S = 0.5
+# So much output is held back for a block, and no more.
+_HELD_MAX = 64 << 10
 _COLOURS = {
     "done": "green",
     "started": "green",
@@ -88,8 +92,12 @@ class Screen:
         self._unfinished = False
         self._ours = True  # corra wrote last, so the program's colour must be set again
         self._live: Callable[[int], str] | None = None
+        self._block: Callable[[int, int], Sequence[str]] | None = None
+        self._held: list[tuple[int, bytes]] = []
+        self._held_size = 0
         self._drawn = False
         self._drawn_below = 0  # how many rows below the cursor, where the program's line goes on
+        self._asking = False  # a question stands where the live line would be drawn
         self._dirty = threading.Event()
         self._closed = threading.Event()
         self._muted = False
@@ -166,31 +174,47 @@ class Screen:
     # -- The program's bytes
     def output(self, fd: int, data: bytes) -> None:
         """Write the program's bytes. Raises Gone when nobody reads them any more."""
-        sanitiser = self._sanitisers.get(fd)
         with self._lock:
             if self._muted:
                 return
             if not self._terminal[fd]:
                 self._write(fd, data)
                 return
-            if self._lent is not None:
-                self._lent.see(data)
-                self._unfinished = not data.endswith(b"\n")
-                self._write(fd, data)
+            if self._block is not None:
+                self._held.append((fd, data))
+                self._held_size += len(data)
+                if self._held_size >= _HELD_MAX:
+                    self._release()
                 return
-            self._erase()
-            text = data
-            if sanitiser is not None:
-                self._own.resize(self._columns, self.height)
-                shown = sanitiser.feed(data)
-                if shown and self._ours:
-                    shown = sanitiser.colour + shown if sanitiser.colour else shown
-                text = shown.encode("utf-8", "backslashreplace")
-            if text:
-                self._ours = False
-                self._unfinished = not text.endswith(b"\n")
-                self._write(fd, text)
-            self._dirty.set()
+            self._output(fd, data)
+
+    def _output(self, fd: int, data: bytes) -> None:
+        """Write the program's bytes to a terminal. The lock is held."""
+        sanitiser = self._sanitisers.get(fd)
+        if self._lent is not None:
+            self._lent.see(data)
+            self._unfinished = not data.endswith(b"\n")
+            self._write(fd, data)
+            return
+        self._wipe()
+        text = data
+        if sanitiser is not None:
+            self._own.resize(self._columns, self.height)
+            shown = sanitiser.feed(data)
+            if shown and self._ours:
+                shown = sanitiser.colour + shown if sanitiser.colour else shown
+            text = shown.encode("utf-8", "backslashreplace")
+        if text:
+            self._ours = False
+            self._unfinished = not text.endswith(b"\n")
+            self._write(fd, text)
+        self._dirty.set()
+
+    def _release(self) -> None:
+        """Write what was held back for the block. The lock is held."""
+        held, self._held, self._held_size = self._held, [], 0
+        for fd, data in held:
+            self._output(fd, data)
 
     @property
     def _mid_line(self) -> bool:
@@ -289,7 +313,11 @@ class Screen:
                 termios.tcflush(0, termios.TCIFLUSH)
             self._write(ERR, text.encode("utf-8", "backslashreplace"))
             self._own.begin()
-        return sys.stdin.readline().strip().lower() in ("y", "yes")
+            self._asking = True
+        try:
+            return sys.stdin.readline().strip().lower() in ("y", "yes")
+        finally:
+            self._asking = False
 
     def _words(self, text: str, fate: str, hints: Sequence[str]) -> None:
         # A write that nobody reads may hold the lock; our line can't wait for it.
@@ -316,12 +344,7 @@ class Screen:
                 self._lock.release()
 
     def _coloured(self, text: str, fate: str) -> str:
-        if (
-            not fate
-            or not self.err_is_terminal
-            or os.environ.get("NO_COLOR")
-            or os.environ.get("TERM") == "dumb"
-        ):
+        if not fate or not self.colours:
             return text
         from rich.console import Console
         from rich.text import Text
@@ -363,13 +386,7 @@ class Screen:
 
         Only a terminal that no other program writes to has a live line.
         """
-        if (
-            self.quiet
-            or self.json
-            or not self.err_is_terminal
-            or _passes_on(self._fds[OUT])
-            or self._lent is not None
-        ):
+        if not self._can_be_live():
             return
         with self._lock:
             if self._live is None and words is not None:
@@ -378,6 +395,58 @@ class Screen:
             if words is None:
                 self._erase()
         self._dirty.set()
+
+    def live_block(self, lines: Callable[[int, int], Sequence[str]] | None) -> None:
+        """Show `lines(width, height)` below everything, twice a second, until `lines` is None."""
+        if not self._can_be_live():
+            return
+        with self._lock:
+            if self._block is None and lines is not None:
+                threading.Thread(target=self._tick_block, name="block", daemon=True).start()
+            if lines is None:
+                self._erase()
+            self._block = lines
+
+    def _can_be_live(self) -> bool:
+        return not (
+            self.quiet
+            or self.json
+            or not self.err_is_terminal
+            or _passes_on(self._fds[OUT])
+            or self._lent is not None
+        )
+
+    @property
+    def colours(self) -> bool:
+        """Whether corra's own words may have colours."""
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        return self.err_is_terminal and not plain
+
+    def _tick_block(self) -> None:
+        """Draw the block again and again. Lines are made outside of the lock: output goes on."""
+        while not self._closed.wait(_BLOCK_S):
+            made = self._block
+            if made is None:
+                return
+            lines = made(self.width - 1, self.height)
+            with self._lock:
+                if self._block is None or self._closed.is_set():
+                    return
+                with contextlib.suppress(OSError, Gone):  # the next output says so
+                    self._release()
+                self._draw_lines(lines)
+
+    def _draw_lines(self, lines: Sequence[str]) -> None:
+        if self._asking or self._mid_line or self._muted or not _in_foreground(self._fds[ERR]):
+            return
+        self._drawn = True
+        self._ours = True
+        # The cursor goes back to the block's first column: there a resized terminal leaves it,
+        # whatever it has made of the lines below.
+        up = f"\x1b[{len(lines) - 1}A" if len(lines) > 1 else ""
+        text = "\x1b[K\n".join(lines)
+        with contextlib.suppress(OSError, Gone):
+            self._write(ERR, f"\r\x1b[0m{text}\x1b[0m\x1b[J\r{up}".encode())
 
     def _tick(self) -> None:
         while not self._closed.is_set():
@@ -391,7 +460,7 @@ class Screen:
                 self._draw(self._live(self.width - 1))
 
     def _draw(self, text: str) -> None:
-        if self._muted or not _in_foreground(self._fds[ERR]):
+        if self._asking or self._muted or not _in_foreground(self._fds[ERR]):
             return
         text = f"\x1b[0m\x1b[2m{text}\x1b[0m\x1b[K"
         if not self._mid_line:
@@ -415,11 +484,20 @@ class Screen:
         return f"\x1b[{below}A\r" + (f"\x1b[{column}C" if column else "")
 
     def _erase(self) -> None:
+        """Write what was held back, and remove the live line or block."""
+        self._wipe()
+        if self._held:
+            with contextlib.suppress(OSError, Gone):
+                self._release()
+
+    def _wipe(self) -> None:
         if not self._drawn:
             return
         self._drawn, below = False, self._drawn_below
         self._drawn_below = 0
         text = f"\x1b[{below}B\r\x1b[K{self._back(below)}" if below else "\r\x1b[K"
+        if self._block is not None:
+            text = "\r\x1b[J"
         with contextlib.suppress(OSError, Gone):
             self._write(ERR, text.encode())
 
