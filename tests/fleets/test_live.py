@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from rich.cells import cell_len
 
 from corra.fleets.board import Board
@@ -98,6 +98,7 @@ _STEPS = st.lists(
 )
 
 
+@settings(deadline=None)  # a first frame imports rich
 @given(_STEPS, st.integers(10, 200), st.integers(3, 70), st.booleans())
 def test_a_frame_fits_any_terminal(steps, width, height, colour) -> None:
     board, clock = board_of(60, 7)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 import corra
 from corra.model.host_sets import Chosen, Hosts, choose, expand, fold, no_groups
@@ -146,6 +146,7 @@ _NAME = st.builds(
 _NAMES = st.lists(_NAME, min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(_NAMES)
 def test_what_is_folded_unfolds_to_the_same_hosts(names):
     text = fold(names)
@@ -153,6 +154,7 @@ def test_what_is_folded_unfolds_to_the_same_hosts(names):
     assert sorted(unfolded) == sorted(set(names))
 
 
+@settings(deadline=None)
 @given(_NAMES, _NAMES, _NAMES)
 def test_sets_obey_the_laws_of_sets(a, b, c):
     """Exclusion is a difference, a limit an intersection, and the order of exclusions is free."""
