@@ -18,6 +18,7 @@ from urllib.parse import quote
 from corra.model.host_sets import fold
 from corra.model.rollout import What
 from corra.model.words import now
+from corra.terminal.looks import settled
 from corra.terminal.screen import ERR, OUT, Screen
 
 from .board import Board, Member
@@ -135,6 +136,8 @@ class Lines:
                 head = f"{now():%H:%M:%S} ".encode() + self._heads.get(at, b"")
             case _:
                 head = self._heads.get(at, b"")
+        if self._screen.out_is_terminal:
+            lines = [settled(line) for line in lines]
         end = _MORE + b"\n" if more else b"\n"
         self._screen.output(fd, b"".join(head + line + end for line in lines))
 

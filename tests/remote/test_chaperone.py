@@ -365,7 +365,7 @@ def test_the_mode_says_what_as_means(sshd: Sshd, cli: Cli, via: str) -> None:
     )
     assert (refused.returncode, refused.stderr) == (
         2,
-        b"corra: NOT DONE: --mode ssh-as has one user: --as a,b names two\n",
+        b"corra: NOT STARTED: --mode ssh-as has one user: --as a,b names two\n",
     )
 
 
