@@ -41,6 +41,7 @@ from corra.model import ids
 from corra.model.ends import end_error
 from corra.model.host import Host, reach_flags
 from corra.model.program import OPEN
+from corra.model.rollout import Rules, What, share_of, wave_sizes
 from corra.model.state import State, exit_code
 from corra.model.units import duration, in_seconds
 from corra.remote.agent_client import Agent
@@ -69,6 +70,8 @@ if TYPE_CHECKING:
     from corra.runs.result import Result, Results
 
 T = TypeVar("T")
+# The sizes of waves: 5, "10%", or several.
+Sizes = int | str | Sequence[int | str]
 
 # The journal holds so much of each stream, for the decisions of next steps. The host has the rest.
 OUTPUT_IN_JOURNAL = 64 << 10
@@ -253,7 +256,9 @@ class Runbook:
         warn: bool = ...,
         hide: bool = ...,
         at_once: int | None = ...,
-        max_fail: int = ...,
+        batch: Sizes | None = ...,
+        pause: float | str | None = ...,
+        max_fail: int | str = ...,
         **how: Unpack[request.Options],
     ) -> Result: ...
     @overload
@@ -266,7 +271,9 @@ class Runbook:
         warn: bool = ...,
         hide: bool = ...,
         at_once: int | None = ...,
-        max_fail: int = ...,
+        batch: Sizes | None = ...,
+        pause: float | str | None = ...,
+        max_fail: int | str = ...,
         **how: Unpack[request.Options],
     ) -> Results: ...
     def run(
@@ -278,13 +285,16 @@ class Runbook:
         warn: bool = False,
         hide: bool = True,
         at_once: int | None = None,
-        max_fail: int = 0,
+        batch: Sizes | None = None,
+        pause: float | str | None = None,
+        max_fail: int | str = 0,
         **how: Unpack[request.Options],
     ) -> Result | Results:
         """Run `argv` on a host, or on several at once, unless that was done before.
 
-        Returns the Result of one host, the Results of several. A bad end stops the runbook, on
-        several hosts more than `max_fail` bad ends; with `warn` it is a result like any other. LOST
+        `batch` has them run in waves: 5, "10%", or several sizes; a wave begins when the one before
+        is over, and `pause` after that. Returns the Result of one host, the Results of several. A
+        bad end stops the runbook, on several hosts more than `max_fail` bad ends (or "10%"); with `warn` it is a result like any other. LOST
         always stops it: an operator says whether to repeat the step. `hide=False` shows the output.
         Raises Failed, TimedOut, Lost, Changed, Unreachable and the other errors of a start,
         ValueError for a step that comes twice.
@@ -293,7 +303,8 @@ class Runbook:
         given["stdin"] = _bytes(given.get("stdin"))
         places, alone = self._places(target, given)
         named = self._claim(step, places)
-        accepts = warn or (max_fail > 0 and self._is_over(step, places, max_fail))
+        rules = self._rules(len(places), at_once, batch, pause, max_fail)
+        accepts = warn or bool(rules.max_fail and self._is_over(step, places, rules.max_fail))
         shown = None if hide else lambda host: self._progress.lines(host, alone=alone)
         work = Work(named, argv, given, accepts, shown)
         for place in places:
@@ -303,11 +314,31 @@ class Runbook:
             places,
             lambda place: self._one(work, place),
             accepts,
-            at_once=at_once,
-            max_fail=max_fail,
+            rules,
         )
-        results = self._results(outcomes, max_fail, named, len(places))
+        results = self._results(outcomes, rules.max_fail or 0, named, len(places))
         return next(iter(results.values())) if alone else results
+
+    def _rules(
+        self,
+        total: int,
+        at_once: int | None,
+        batch: Sizes | None = None,
+        pause: float | str | None = None,
+        max_fail: int | str = 0,
+    ) -> Rules:
+        """Return the rules of a step over `total` hosts. Raises Misuse."""
+        limit = share_of(max_fail, total)
+        if limit is None or limit < 0:
+            raise Misuse(f"max_fail={max_fail!r} is no number and no share", label=self.label)
+        sizes = [batch] if isinstance(batch, (int, str)) else list(batch or ["100%"])
+        return Rules(
+            wave_sizes(total, sizes),
+            at_once or self._at_once,
+            max_fail=limit,
+            pause_s=in_seconds(pause) or 0.0,
+            lost_stops=True,
+        )
 
     def _is_over(self, step: str, places: Sequence[Place], max_fail: int) -> bool:
         """Return whether the step ended on all hosts with at most `max_fail` bad ends.
@@ -429,16 +460,9 @@ class Runbook:
         places: Sequence[Place],
         one: Callable[[Place], Outcome],
         accepts: bool,
-        *,
-        at_once: int | None = None,
-        max_fail: int = 0,
+        rules: Rules,
     ) -> list[Outcome]:
         """Do `one` on all hosts, and say the outcomes."""
-
-        def enough(so_far: Sequence[Outcome]) -> bool:
-            bad = [each for each in so_far if each.error is not None]
-            return len(bad) > max_fail or any(isinstance(each.error, Lost) for each in bad)
-
         todo = {
             next_move(self._book.part(step.name, place.key), accepts=accepts)[0] for place in places
         }
@@ -446,9 +470,7 @@ class Runbook:
             self._progress.flush()
             self._progress.live(step.number, step.name, len(places))
         try:
-            outcomes = list(
-                Crew(one, places, at_once=at_once or self._at_once, enough=enough).go().values()
-            )
+            outcomes = list(Crew(one, places, rules=rules, judge=_judged).go().values())
         except BaseException:
             self._open_follows.leave()
             raise
@@ -676,8 +698,8 @@ class Runbook:
             named,
             places,
             lambda place: self._reboot_one(work, place, limit_s),
-            accepts=False,
-            at_once=at_once,
+            False,
+            self._rules(len(places), at_once),
         )
         if errors := {each.place.host: each.error for each in outcomes if each.error is not None}:
             raise stop_error(named, errors, of=len(places))
@@ -975,6 +997,13 @@ def runbook(
         reconnect_timeout=reconnect_timeout,
         **how,
     )
+
+
+def _judged(outcome: Outcome) -> What:
+    """Return what an outcome means for the rules of its step."""
+    if outcome.error is None:
+        return What.WELL
+    return What.LOST if isinstance(outcome.error, Lost) else What.FAILED
 
 
 def _typed(target: Any) -> str:

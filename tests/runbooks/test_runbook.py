@@ -352,6 +352,30 @@ def test_only_the_hosts_that_failed_are_repeated(two: list[str], home: Path) -> 
     assert (lines(home / "web1/marks"), lines(home / "web2/marks")) == (1, 2)
 
 
+def test_waves_come_one_after_the_other_and_a_later_pass_goes_on_in_the_middle(
+    two: list[str], home: Path
+) -> None:
+    marks = home / "marks"
+    command = append(marks, f"test $(wc -l < {marks}) -gt 1")
+    with pytest.raises(corra.Failed), book() as it:
+        it.run(two, command, step="one", batch=1)
+    assert lines(marks) == 1
+    with book() as it:
+        results = it.run(two, command, step="one", batch=[1, "100%"], pause=0.1)
+    assert results.ok and lines(marks) == 3
+
+
+def test_a_share_of_the_hosts_may_fail(two: list[str]) -> None:
+    with book() as it:
+        assert (
+            len(it.run(two, ["sh", "-c", "test $HOME = x"], step="a", max_fail="100%").failed) == 2
+        )
+        with pytest.raises(corra.Misuse):
+            it.run(two, ["true"], step="b", max_fail="some")
+        with pytest.raises(corra.Misuse):
+            it.run(two, ["true"], step="c", batch=0)
+
+
 def test_max_fail_lets_some_fail_and_they_are_not_repeated(two: list[str], home: Path) -> None:
     for _ in range(2):
         with pytest.raises(corra.Stop), book() as it:
