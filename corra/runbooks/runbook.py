@@ -294,8 +294,10 @@ class Runbook:
 
         `batch` has them run in waves: 5, "10%", or several sizes; a wave begins when the one before
         is over, and `pause` after that. Returns the Result of one host, the Results of several. A
-        bad end stops the runbook, on several hosts more than `max_fail` bad ends (or "10%"); with `warn` it is a result like any other. LOST
-        always stops it: an operator says whether to repeat the step. `hide=False` shows the output.
+        bad end stops the runbook, on several hosts more than `max_fail` bad ends (or "10%"); with
+        `warn` it is a result like any other. LOST always stops it: an operator says whether to
+        repeat the step. `hide=False` shows the output.
+
         Raises Failed, TimedOut, Lost, Changed, Unreachable and the other errors of a start,
         ValueError for a step that comes twice.
         """
