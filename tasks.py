@@ -6,9 +6,13 @@ import sys
 # 1,000 lines.
 sys.dont_write_bytecode = False
 
+from corra.cli.process import own_process  # noqa: E402
+
+# The process is corra's own: this file has no tasks but the verbs.
+own_process()
+
 from corra.cli.core_words import own_words  # noqa: E402
 from corra.cli.deliver import deliver  # noqa: E402
-from corra.cli.process import own_process  # noqa: E402
 from corra.cli.serve import serve  # noqa: E402
 from corra.tasks import (  # noqa: E402
     again,
@@ -26,7 +30,5 @@ from corra.tasks import (  # noqa: E402
     wait,
 )
 
-# The process is corra's own: this file has no tasks but the verbs.
-own_process()
 # Invoke's own `inv` answers a wrong word its own way. This is the last line, behind all tasks.
 own_words(globals())

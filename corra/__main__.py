@@ -1,5 +1,15 @@
-"""`python -m corra` is `corra`."""
+"""The command `corra`, also as `python -m corra`."""
 
-from .main import main
+from .cli.process import own_process
 
-main()
+
+def main() -> None:
+    """Run the command line, in a process that is corra's own from its first import on."""
+    own_process()
+    from .main import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

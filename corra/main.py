@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from .lean_imports import without_mock
+from .lean_imports import lean_invoke
 
-with without_mock():
+with lean_invoke():
     from invoke.collection import Collection
     from invoke.exceptions import (
         AmbiguousEnvVar,
@@ -23,12 +23,11 @@ with without_mock():
     )
     from invoke.parser.argument import Argument
     from invoke.program import Program
-    from invoke.util import yaml  # type: ignore[attr-defined]
 
 from . import tasks
 from .cli.core_words import no_such_verb, wrong_words
 from .cli.deliver import deliver
-from .cli.process import open_standard, own_process, printed
+from .cli.process import open_standard, printed
 from .cli.serve import serve
 from .cli.verb import VERBS, Verb
 from .errors import MISUSE, Misuse, typed
@@ -185,14 +184,19 @@ def inv(root: str) -> None:
 
 def _run(chosen: _Typed) -> None:
     open_standard()
-    own_process()
     with printed():
         try:
             chosen.run(sys.argv)
-        except (AmbiguousEnvVar, UncastableEnvVar, UnknownFileType, yaml.YAMLError) as error:
+        except (AmbiguousEnvVar, UncastableEnvVar, UnknownFileType) as error:
             _refuse_config(chosen, one_line(error))
         except (AttributeError, OSError, TypeError, ValueError):
             _refuse_config(chosen, "")
+            raise
+        except Exception as error:
+            from invoke.util import yaml  # type: ignore[attr-defined]
+
+            if isinstance(error, yaml.YAMLError):
+                _refuse_config(chosen, one_line(error))
             raise
 
 

@@ -31,8 +31,8 @@ NOT_RECORDED = "NOT RECORDED"
 # The fates of a good end. Only a terminal shows them.
 QUIET = frozenset({DONE, STARTED})
 
-_MADE = re.compile(r"(\d{4})(\d\d)(\d\d)t(\d\d)(\d\d)(\d\d)z-")
-_FIELD = re.compile(r"\{(\w+)\}")
+_MADE = r"(\d{4})(\d\d)(\d\d)t(\d\d)(\d\d)(\d\d)z-"
+_FIELD = r"\{(\w+)\}"
 # Begins what a line had no room for; a hint is indented by two less.
 _FOLDED = " " * 9
 # Stands for a blank at which no line is broken; `visible` lets none through.
@@ -100,7 +100,7 @@ def ended_at(state: State) -> str | None:
     """Return the time when a run ended, or when the id of a run that never started was made."""
     if state.end_time or state.state != "not_started":
         return state.end_time
-    made = _MADE.match(state.prog_id)
+    made = re.match(_MADE, state.prog_id)
     return "{}-{}-{}T{}:{}:{}+00:00".format(*made.groups()) if made else None
 
 
@@ -260,7 +260,7 @@ def formatted(layout: str, state: State, cells: Sequence[str]) -> str:
     }
     values.update(name=state.name or "", command=visible(command_text(state.argv)))
     text = layout.replace("\\t", "\t").replace("\\n", "\n")
-    return _FIELD.sub(lambda match: _field(values[match.group(1)]), text)
+    return re.sub(_FIELD, lambda match: _field(values[match.group(1)]), text)
 
 
 def _field(value: Any) -> str:

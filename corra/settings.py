@@ -8,7 +8,6 @@ wrote `hots: db1` must hear of it.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -136,6 +135,8 @@ def setting(config: Any, name: str) -> Any:
 
 
 def _unknown(where: str, key: str) -> Misuse:
+    import difflib
+
     near = difflib.get_close_matches(key, SETTINGS, 1)
     why = f"{where} means nothing" + (f" (did you mean {near[0]}?)" if near else "")
     return Misuse(why, hint=["there are " + ", ".join(SETTINGS)])

@@ -7,6 +7,10 @@ import sys
 del sys.argv[0]
 root = os.path.dirname(sys.path.pop(0))
 
+from corra.cli.process import own_process  # noqa: E402
+
+own_process()
+
 from corra import main  # noqa: E402
 
 if os.path.basename(sys.argv[0]) == "corra":

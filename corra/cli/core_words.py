@@ -16,7 +16,6 @@ from invoke.tasks import Task
 
 from corra.errors import Misuse, typed
 
-from . import config_files
 from .verb import CORE_SHOWS, CORE_WITH_VALUE, VERBS
 from .words import nearest, read_hidden
 
@@ -89,6 +88,8 @@ def own_words(module: Mapping[str, Any]) -> None:
     """
     names = [each.name.replace("_", "-") for each in module.values() if isinstance(each, Task)]
     if os.path.basename(sys.argv[0]) in ("inv", "invoke"):
+        from . import config_files
+
         directory = os.path.dirname(os.path.abspath(module["__file__"]))
         if why := wrong_words(sys.argv[1:], names) or config_files.wrong_file(directory, None):
             raise Misuse(why, fate="NOT DONE")
@@ -177,6 +178,8 @@ def _wrong_value(name: str, value: str) -> str:
 
 def _wrong_config(file: str) -> str:
     """Return why Invoke can't read this configuration file, or nothing."""
+    from . import config_files
+
     if not os.path.isfile(file):
         return f"no such file: {file}"
     if not os.access(file, os.R_OK):

@@ -25,7 +25,6 @@ from .flags import (
     StatusFlags,
     WaitFlags,
 )
-from .folding import folds, show_folded
 from .words import Given
 
 if TYPE_CHECKING:
@@ -185,6 +184,8 @@ def _rolled(
     from corra.fleets.roll import Way
     from corra.model import ids
     from corra.terminal.screen import Gone
+
+    from .folding import folds, show_folded
 
     screen, plan = given.screen, fleet.plan
     if announce:
@@ -376,6 +377,8 @@ def logs(given: LogsFlags, fleet: Fleet) -> int:
     from corra.fleets.gather import in_parallel
     from corra.model.frames import Output
 
+    from .folding import folds
+
     board, view = Board(fleet.plan), _view(given, None)
     if folds(given):
         return _folded_logs(given, fleet, board)
@@ -407,6 +410,8 @@ def logs(given: LogsFlags, fleet: Fleet) -> int:
 
 def _folded_logs(given: LogsFlags, fleet: Fleet, board: Board) -> int:
     from corra.fleets.board import fact_of, fact_of_error, moment
+
+    from .folding import show_folded
 
     if given.follow or given.tail is not None or given.since is not None:
         raise Misuse("--fold is of whole outputs: it has no --follow, --tail and --since")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _READ = 256 * 1024
 # `export A` isn't one. A shell's exported function is: BASH_FUNC_x%%.
-_NAME = re.compile(r"[^\s=0-9][^\s=]*")
+_NAME = r"[^\s=0-9][^\s=]*"
 
 
 def given_stdin(given: RunFlags) -> tuple[Any, contextlib.AbstractContextManager[Any]]:
@@ -180,14 +180,14 @@ def given_environment(given: RunFlags) -> dict[str, str]:
                 continue
             if not equals:
                 raise Misuse(f"--env-file {given.env_file}: line {number} is not K=V")
-            if not _NAME.fullmatch(name):
+            if not re.fullmatch(_NAME, name):
                 raise Misuse(
                     f"--env-file {given.env_file}: line {number}: {name!r} can't be a name"
                 )
             env[name] = value
     for each in given.env:
         name, equals, value = each.partition("=")
-        if not _NAME.fullmatch(name):
+        if not re.fullmatch(_NAME, name):
             raise Misuse(f"-E: {name!r} can't be a name")
         env[name] = value if equals else _mine(name, "-E")
     return env

@@ -9,8 +9,6 @@ import os
 import sys
 from collections.abc import Iterator
 
-from corra.errors import line
-
 # Python's own is 700 new objects; what a verb imports is 15,000, and nearly all of it stays.
 # Collecting as often as Python does took a tenth of a short run.
 _THRESHOLDS = (100_000, 20, 20)
@@ -21,7 +19,8 @@ _SWITCH_S = 0.0005
 def own_process() -> None:
     """Set the collector and the switch interval of this process as a short run needs them.
 
-    For `corra` and the checkout's tasks.py. Somebody else's tasks.py keeps its settings.
+    For `corra` and the checkout's tasks.py, before they import a verb. Somebody else's tasks.py
+    keeps its settings.
     """
     gc.set_threshold(*_THRESHOLDS)
     sys.setswitchinterval(_SWITCH_S)
@@ -53,6 +52,7 @@ def printed() -> Iterator[None]:
         finally:
             sys.stdout.flush()
     except OSError as error:
+        from corra.errors import line
         from corra.terminal.screen import Gone
 
         gone = Gone(error)

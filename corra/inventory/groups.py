@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import re
 import sys
@@ -35,6 +34,8 @@ def known_groups(config: Any = None, inventory: Inventory | None = None) -> Grou
         if found is not None:
             return found
         names = [*(inventory.groups if inventory is not None else ()), *configured, *others]
+        import difflib
+
         near = difflib.get_close_matches(name, names, 1, 0.6)
         why = f"no group @{name}" + (f" (did you mean @{near[0]}?)" if near else "")
         hint = ["there are " + ", ".join(f"@{each}" for each in sorted(names)[:20])]

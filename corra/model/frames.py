@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .light_dataclass import light_dataclass
 from .shapes import read_json
 
 # Records that each verb imports are NamedTuples: one takes a fifth of a dataclass's time to import.
@@ -78,7 +78,7 @@ class ErrorFrame(NamedTuple):
     error: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@light_dataclass(frozen=True)
 class Beat:
     """The other side is alive. (A NamedTuple without a field would be false.)"""
 

@@ -6,9 +6,11 @@ import enum
 import re
 import shlex
 import unicodedata
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from corra.errors import Misuse
+
+from .light_dataclass import light_dataclass
 
 LOCAL = "local"
 
@@ -16,8 +18,8 @@ LOCAL = "local"
 # belong to shells, to sets of hosts (`web[1-6],db1!db2`) and to users (`@`) here. A leading dash
 # would make the name an option of ssh (CVE-2017-1000117).
 _IN_HOST_NAME = frozenset("_.:%/+=-")
-_USER_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@\\+-]*\$?")
-_PORT = re.compile(r"[0-9]{1,5}")
+_USER_NAME = r"[A-Za-z0-9_.][A-Za-z0-9_.@\\+-]*\$?"
+_PORT = r"[0-9]{1,5}"
 
 
 class Mode(enum.Enum):
@@ -31,7 +33,7 @@ class Mode(enum.Enum):
     SUDO_THEN_SSH_THEN_SUDO = "sudo-then-ssh-then-sudo"
 
 
-@dataclass(frozen=True)
+@light_dataclass(frozen=True)
 class Address:
     """What ssh is called with for a host whose name is an inventory's alias.
 
@@ -45,7 +47,7 @@ class Address:
     source: str = ""
 
 
-@dataclass(frozen=True)
+@light_dataclass(frozen=True)
 class Host:
     """Where a run lives.
 
@@ -65,7 +67,7 @@ class Host:
         if not self.name or self.name.startswith("-") or not all(map(_names_a_host, self.name)):
             raise Misuse(f"not a host name: {self.name!r}")
         for user in (self.login, self.user, self.caller):
-            if user is not None and not _USER_NAME.fullmatch(user):
+            if user is not None and not re.fullmatch(_USER_NAME, user):
                 raise Misuse(f"not a user name: {user!r}")
         if self.caller and self.is_local:
             raise Misuse(
@@ -96,7 +98,7 @@ class Host:
                 raise Misuse(f"not a host: {text!r}")
         elif rest.count(":") == 1:
             name, colon, port = rest.partition(":")
-        if colon and not _PORT.fullmatch(port):
+        if colon and not re.fullmatch(_PORT, port):
             raise Misuse(f"not a port: {port!r} in {text!r}")
         if at:
             login = before

@@ -9,12 +9,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import overload
 
 from corra.errors import Misuse
 
 from .host import Host
+from .light_dataclass import light_dataclass
 from .rollout import wave_sizes
 
 # A set must not fill the memory of whoever mistyped it: `web[1-99999999]`.
@@ -22,9 +22,9 @@ HOSTS_MOST = 100_000
 
 # What stands between two parts of a set, outside brackets.
 _OPERATOR = re.compile(r"([,!&^])(?![^\[\]]*\])")
-_IPV6 = re.compile(r"(?:[^@]+@)?\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[\w.-]+)?\](?::\d+)?")
-_RANGE = re.compile(r"([0-9]+)(?:-([0-9]+)(?:/([1-9][0-9]*))?)?")
-_DIGITS = re.compile(r"([0-9]+)")
+_IPV6 = r"(?:[^@]+@)?\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[\w.-]+)?\](?::\d+)?"
+_RANGE = r"([0-9]+)(?:-([0-9]+)(?:/([1-9][0-9]*))?)?"
+_DIGITS = r"([0-9]+)"
 
 # Finds the hosts of a group by its name without the @, as texts of sets. Raises Misuse.
 Groups = Callable[[str], Iterable[str]]
@@ -62,7 +62,7 @@ class Hosts(Sequence[str]):
 # Reading
 
 
-@dataclass(frozen=True)
+@light_dataclass(frozen=True)
 class Chosen:
     """The hosts that texts name, one as often as it is named.
 
@@ -143,7 +143,7 @@ class _Set:
     def _take(self, operator: str, part: str, text: str) -> None:
         if not part:
             return
-        alone = not re.search(r"[\[@]", part) or bool(_IPV6.fullmatch(part))
+        alone = not re.search(r"[\[@]", part) or bool(re.fullmatch(_IPV6, part))
         found = self._expanded(part, text)
         self.includes |= operator != "!"
         match operator:
@@ -190,7 +190,7 @@ class _Set:
 
 def expand(text: str) -> list[str]:
     """Return the names of `web[1-3,7]n[01-02]`, a part of a set. Raises Misuse."""
-    if _IPV6.fullmatch(text) or not re.search(r"[\[\]]", text):
+    if not re.search(r"[\[\]]", text) or re.fullmatch(_IPV6, text):
         return [text]
     if not re.fullmatch(r"(?:[^\[\]]*\[[^\[\]]*\])*[^\[\]]*", text):
         raise Misuse(f"not a set of hosts: {text!r}: its brackets don't match")
@@ -209,7 +209,7 @@ def _numbers(inner: str, text: str) -> tuple[int, Iterator[str]]:
     """Return how many numbers `1-3,07-09,2-10/2` are, and the numbers."""
     spans: list[tuple[range, int]] = []
     for part in inner.split(","):
-        match = _RANGE.fullmatch(part.strip())
+        match = re.fullmatch(_RANGE, part.strip())
         if match is None:
             raise Misuse(f"not a range: [{inner}] in {text!r} (say [1-20], [01-20] or [1,3,5])")
         low, high, step = match.group(1), match.group(2) or match.group(1), match.group(3) or "1"
@@ -273,7 +273,7 @@ def fold(hosts: Iterable[str | Host]) -> str:
     alike: dict[tuple[str, ...], list[list[str]]] = {}
     parts: list[tuple[list[tuple[int, str]], str]] = []
     for name in names:
-        pieces = _DIGITS.split(name)
+        pieces = re.split(_DIGITS, name)
         if len(pieces) == 1 or "[" in name:
             parts.append((_natural(pieces), name))
         else:

@@ -6,16 +6,17 @@ safely. People see six characters of the tail, and may type any unique prefix of
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import re
-import secrets
 import shlex
 import time
 
 # No vowels (no words), no 0/1/l/o (no look-alikes).
 ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
 TAIL_SHOWN = 6
+_LETTERS = len(ALPHABET)
+_FAIR = 256 // _LETTERS * _LETTERS
 
 PATTERN = "[a-z0-9][a-z0-9._-]{0,63}"
 _VALID = re.compile(PATTERN)
@@ -25,7 +26,11 @@ _MADE = re.compile(rf"\d{{8}}t\d{{6}}z-([{ALPHABET}]{{8}})")
 def new_id(now_s: float | None = None) -> str:
     """Return a fresh PROG-ID for the moment `now_s` (seconds since the epoch; default: now)."""
     stamp = time.strftime("%Y%m%dt%H%M%Sz", time.gmtime(now_s))
-    return stamp + "-" + "".join(secrets.choice(ALPHABET) for _ in range(8))
+    # The kernel's chance, without a module for it. A byte of 243 or more would favour some letters.
+    letters: list[str] = []
+    while len(letters) < 8:
+        letters += [ALPHABET[byte % _LETTERS] for byte in os.urandom(16) if byte < _FAIR]
+    return stamp + "-" + "".join(letters[:8])
 
 
 def derived(*parts: str | int) -> str:
@@ -34,6 +39,8 @@ def derived(*parts: str | int) -> str:
     By it a runbook's step finds its run again. It has the form of the others, so people see and
     type its tail too; its year is 0000, which no clock makes.
     """
+    import hashlib
+
     number = int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest(), "big")
     number, stamp = divmod(number, 10**10)
     tail = ""

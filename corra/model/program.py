@@ -10,11 +10,12 @@ import enum
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, field, fields
 from typing import Any
 
 from corra.errors import Misuse
 
+from .light_dataclass import light_dataclass
 from .options import RUN_KEYS
 
 
@@ -37,7 +38,7 @@ def command_text(argv: Sequence[str]) -> str:
     return shlex.join(argv)
 
 
-@dataclass(frozen=True)
+@light_dataclass(frozen=True)
 class Program:
     """What to run: argv, cwd, env, stdin and the rest that exec needs."""
 
@@ -110,7 +111,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-@dataclass(frozen=True)
+@light_dataclass(frozen=True)
 class Request:
     """All that `start` needs: the id made by the client, the program, how to keep the run."""
 

@@ -26,7 +26,7 @@ _SMALL = 1 << 20
 # Linux's clock begins in 1970. The year 9999 can't be shown in every time zone.
 _YEARS = range(1970, 3000)
 # A string, or a sign behind which another value comes.
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{,]', re.DOTALL)
+_TOKEN = rb'"(?:[^"\\]|\\.)*"|[\[{,]'
 
 
 class Text(NamedTuple):
@@ -223,7 +223,7 @@ def read_json(data: bytes | bytearray | str) -> Any:
         if isinstance(data, str):
             data = data.encode()
         left = VALUES_MAX
-        for token in _TOKEN.finditer(data):
+        for token in re.finditer(_TOKEN, data, re.DOTALL):
             if token.group()[:1] != b'"':
                 left -= 1
                 if left < 0:

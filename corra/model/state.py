@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from corra.errors import LOST, NOT_EXECUTABLE, NOT_FOUND, NOTHING_DONE, STILL_RUNNING, TIMED_OUT
 from corra.on_host.agent.contract import FINAL, TRANSITIONS
 
 from . import ids
+from .light_dataclass import light_dataclass
 from .shapes import (
     WORD_MAX,
     Flag,
@@ -94,7 +95,7 @@ STATE = Object(
 )
 
 
-@dataclass(frozen=True)
+@light_dataclass(frozen=True)
 class State:
     """One run as its host sees it.
 

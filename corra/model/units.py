@@ -12,8 +12,9 @@ from typing import overload
 from corra.errors import Misuse
 
 # 9 digits: 31 years of seconds. Each number is one that float and int can hold.
-_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|m|min|h|d)?")
-_BYTES = re.compile(r"([0-9]{1,19})(\.[0-9]{1,9})?\s*([KMGTkmgt])?(?:i?[Bb])?")
+# Text, as few verbs need them: `re` compiles a pattern where it is first used, and keeps it.
+_DURATION = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|m|min|h|d)?"
+_BYTES = r"([0-9]{1,19})(\.[0-9]{1,9})?\s*([KMGTkmgt])?(?:i?[Bb])?"
 _UNITS_S = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
@@ -23,7 +24,7 @@ _SIZES = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 def parse_seconds(text: str) -> float:
     """Return the seconds in `90`, `1.5`, `10s`, `5m`, `2h`, `14d`. Raises Misuse with examples."""
-    match = _DURATION.fullmatch(text.strip())
+    match = re.fullmatch(_DURATION, text.strip())
     if not match:
         raise Misuse(f"not a duration: {text!r} (say 30s, 5m, 2h or 14d)")
     return float(match.group(1)) * _UNITS_S[match.group(2) or ""]
@@ -40,7 +41,7 @@ def in_seconds(value: float | str | None) -> float | None:
 
 def parse_size(text: str) -> int:
     """Return the bytes in `4096`, `64k`, `500M`, `1.5G`. Raises Misuse with examples."""
-    match = _BYTES.fullmatch(text.strip())
+    match = re.fullmatch(_BYTES, text.strip())
     if not match:
         raise Misuse(f"not a size: {text!r} (say 500M or 2G)")
     whole, fraction, unit = match.groups()

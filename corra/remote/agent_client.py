@@ -16,7 +16,6 @@ is skipped as noise.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
@@ -26,9 +25,8 @@ from corra.model.host import Host, Mode
 from corra.model.replies import AGENT_REPLIES, DOCTOR_REPLIES, check_reply
 from corra.model.shapes import Object
 from corra.transport.channel import NoAnswer, Runner, Silent
-from corra.transport.default import DefaultLink
 
-from .bootstrap import COMMAND, agent_source, loader_command, visitor_modules
+from .bootstrap import COMMAND, agent_source, loader_command, sha256_of, visitor_modules
 from .exchange import LOGIN_ENDED, BadReply, Exchange, Link, Refused
 
 
@@ -45,7 +43,7 @@ class Agent:
         self._runner = runner
         self._replies = replies or ({} if source else AGENT_REPLIES)
         self._source = agent_source() if source is None else source
-        self._digest = hashlib.sha256(self._source).hexdigest()
+        self._digest = ""
         self._answered = False
 
     @property
@@ -60,11 +58,12 @@ class Agent:
     @property
     def remark(self) -> str:
         """What an operator should know about the way to the host, or ""."""
-        return self._runner.remark if isinstance(self._runner, DefaultLink) else ""
+        return self._runner.remark
 
     @property
     def digest(self) -> str:
         """The SHA-256 of the agent's source, its directory's name on the host."""
+        self._digest = self._digest or sha256_of(self._source)
         return self._digest
 
     @property
@@ -106,7 +105,7 @@ class Agent:
         the first byte is sent; if it raises, nothing is sent. Raises Refused, CorraError, LinkLost.
         """
         return self._ask(
-            lambda exchange: exchange.reply_to(request, self._digest, self._source, payload),
+            lambda exchange: exchange.reply_to(request, self.digest, self._source, payload),
             self._replies,
             verb,
             request,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-import zlib
+import sys
 from pathlib import Path
 
 PYTHONS = (
@@ -63,6 +63,25 @@ def agent_source() -> bytes:
     return (_ON_HOST.parent / "agent.py").read_bytes()
 
 
+def sha256_of(source: bytes) -> str:
+    """Return the SHA-256 of a source, in hex.
+
+    hashlib loads OpenSSL, which takes a verb 3 ms where paramiko hasn't loaded it already.
+    """
+    if "hashlib" in sys.modules:
+        from hashlib import sha256
+    else:
+        try:
+            from _sha256 import sha256  # type: ignore[import-not-found, no-redef, unused-ignore]
+        except ImportError:
+            try:
+                # Its name from Python 3.12 on.
+                from _sha2 import sha256  # type: ignore[import-not-found, no-redef, unused-ignore]
+            except ImportError:
+                from hashlib import sha256
+    return str(sha256(source).hexdigest())
+
+
 @functools.cache
 def courier_source() -> str:
     """Return courier.py, which a start with a callback carries along."""
@@ -72,5 +91,7 @@ def courier_source() -> str:
 @functools.cache
 def visitor_modules() -> tuple[tuple[str, bytes], ...]:
     """Return the modules of a visit, packed: the agent, and doctor.py, which imports it."""
+    import zlib
+
     doctor = (_ON_HOST / "doctor.py").read_bytes()
     return (("agent", zlib.compress(agent_source())), ("doctor", zlib.compress(doctor)))

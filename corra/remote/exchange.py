@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import secrets
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
@@ -131,7 +131,7 @@ class Exchange:
     def reply_to(
         self, request: Mapping[str, Any], digest: str, source: bytes, payload: BinaryIO | None
     ) -> Link:
-        nonce = secrets.token_hex(8)
+        nonce = os.urandom(8).hex()
         body = json.dumps({**request, "nonce": nonce}).encode()
         placed = 0
         self._send(FIRST + f"{nonce} {digest} {self._verb}\n{len(body)}\n".encode() + body)
@@ -151,7 +151,7 @@ class Exchange:
     def reply_to_visit(
         self, request: Mapping[str, Any], modules: Sequence[tuple[str, bytes]]
     ) -> Link:
-        nonce, body = secrets.token_hex(8), json.dumps(request).encode()
+        nonce, body = os.urandom(8).hex(), json.dumps(request).encode()
         sizes = " ".join(f"{name}:{len(data)}" for name, data in modules)
         self._send(
             VISIT

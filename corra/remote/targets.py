@@ -11,8 +11,6 @@ from corra.errors import Misuse
 from corra.model.host import LOCAL, Host
 from corra.transport.channel import CONNECT_S
 from corra.transport.choose import choose_runner
-from corra.transport.default import DefaultLink
-from corra.transport.fabric.connection import host_of
 
 from .agent_client import Agent, place
 
@@ -56,6 +54,9 @@ def agent_for(
         "accept_new_key": accept_new_key,
     }
     if is_a(target, "fabric.connection", "Connection"):
+        from corra.transport.default import DefaultLink
+        from corra.transport.fabric.connection import host_of
+
         config = config or target.config
         host = host_of(target).run_as(as_user)
         if host.caller:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 
@@ -29,4 +28,6 @@ class Clock:
         event.wait(timeout_s)
 
     def random(self) -> float:
+        import random
+
         return random.random()  # noqa: S311 - spreads retries, guards nothing

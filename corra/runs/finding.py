@@ -6,7 +6,6 @@ import contextlib
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -288,5 +287,9 @@ def ps(
 
     if not targets:
         return []
+    if len(targets) == 1:
+        return ask(targets[0])
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(min(AT_ONCE, len(targets))) as pool:
         return [each for found in pool.map(ask, targets) for each in found]

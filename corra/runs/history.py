@@ -60,7 +60,7 @@ CREATE INDEX IF NOT EXISTS open_by_host ON runs (host) WHERE {_OPEN};
 """
 # A host has a say in its own runs only.
 _ON_HOST = "prog_id = ? AND host = ? AND as_user IS ?"
-_WORD = re.compile(r"[a-z0-9._-]{2,64}")
+_WORD = r"[a-z0-9._-]{2,64}"
 
 _log = logging.getLogger("corra")
 
@@ -293,7 +293,7 @@ def find_entries(text: str) -> list[Entry]:
         return _one_per_place(running)
     if newest := _select("name = ? LIMIT 1", text):
         return newest
-    if not _WORD.fullmatch(text):
+    if not re.fullmatch(_WORD, text):
         return []
     # What begins with it lies between it and it with the last of all characters behind.
     return _select("tail >= ? AND tail < ?", text, f"{text}\U0010ffff")

@@ -22,7 +22,6 @@ from .follow import PATIENT, Follow, Start
 from .patience import Patience
 from .run import Run
 from .stdin_feed import StdinFeed
-from .stdin_file import payload_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -140,9 +139,11 @@ def launch(target: Any, argv: Sequence[str], **options: Unpack[StartOptions]) ->
     if agent.host.is_local:
         recorded["cwd"] = _cwd_here(recorded.get("cwd"))
     stdin, pty, payload = options.get("stdin"), options.get("pty"), None
-    if stdin is not OPEN:
+    if stdin is not None and stdin is not OPEN:
+        from .stdin_file import payload_of
+
         recorded["stdin"], payload = payload_of(stdin, named=options.get("id") is not None)
-    elif not pty:
+    elif stdin is OPEN and not pty:
         recorded["stdin"] = {"open": True}
     if pty:
         run["terminal"] = _terminal(pty)

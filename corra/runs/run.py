@@ -29,7 +29,6 @@ from .asking import (
     last_word,
 )
 from .clock import Clock
-from .disk import Freed
 from .events import Event
 from .follow import PATIENT, Follow
 from .patience import DEAD_AFTER_S, Patience
@@ -37,6 +36,7 @@ from .stdin_feed import StdinFeed
 from .wanted import Wanted
 
 if TYPE_CHECKING:
+    from .disk import Freed
     from .result import Result
 
 # The bytes of each stream that `wait` reads back for its Result; `Run.read` gives the rest.
@@ -329,6 +329,8 @@ class Run:
 
     def free(self, *, dry: bool = False) -> Freed:
         """Remove the output of the run, which must have ended; its record stays. See `gc`."""
+        from .disk import Freed
+
         state = self.state()
         request = {"ids": [state.prog_id], "dry": dry}
         return Freed.told(

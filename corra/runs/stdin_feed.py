@@ -6,7 +6,7 @@ So the host knows which of them it has, whichever link brought them and whoever 
 
 from __future__ import annotations
 
-import secrets
+import os
 import threading
 from collections import deque
 from typing import Protocol
@@ -31,7 +31,7 @@ class StdinFeed:
     """The sending side. Any thread may call its methods; only `wait` waits for the host."""
 
     def __init__(self) -> None:
-        self.sender = 1 + secrets.randbits(52)
+        self.sender = 1 + (int.from_bytes(os.urandom(7), "big") >> 4)
         # From `taken` on. One buffer, filled behind and emptied in front, would be copied often.
         self._pieces: deque[bytes] = deque()
         self._taken = self._given = 0

@@ -11,15 +11,13 @@ from typing import IO, Any, BinaryIO, cast
 
 
 def payload_of(
-    stdin: str | bytes | IO[bytes] | IO[str] | None, *, named: bool
-) -> tuple[dict[str, Any] | None, BinaryIO | None]:
+    stdin: str | bytes | IO[bytes] | IO[str], *, named: bool
+) -> tuple[dict[str, Any], BinaryIO]:
     """Return the Program's `stdin`, and its bytes as a file that a repeated start can read again.
 
     `named`: the caller chose the id and may use it again, so a hash of the bytes is compared as
     well. The hash costs a pass over the bytes here and one there; an id made by corra needs none.
     """
-    if stdin is None:
-        return None, None
     if isinstance(stdin, (str, bytes)):
         data = stdin.encode("utf-8", "surrogateescape") if isinstance(stdin, str) else stdin
         return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}, io.BytesIO(data)

@@ -7,7 +7,7 @@ import re
 from corra.errors import Misuse
 
 LEAVE = "ctrl-]"
-_KEY = re.compile(r"ctrl-([a-z@\[\\\]^_])|([ -~])")
+_KEY = r"ctrl-([a-z@\[\\\]^_])|([ -~])"
 
 
 class Leave:
@@ -20,7 +20,7 @@ def detach_keys(text: str) -> bytes:
         return b""
     keys = b""
     for each in text.split(","):
-        found = _KEY.fullmatch(each)
+        found = re.fullmatch(_KEY, each)
         if found is None:
             raise Misuse(
                 f"not keys: {text!r} (say ctrl-], or several with commas: ctrl-p,ctrl-q; or none)"

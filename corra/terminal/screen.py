@@ -20,15 +20,17 @@ import sys
 import termios
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corra import render
 from corra.errors import EPIPE_CODE, NOT_WRITTEN, CorraError, line
 from corra.model.words import errno_words
 
 from .own_lines import OwnLines
-from .program_modes import ProgramModes
-from .sanitiser import Sanitiser
+
+if TYPE_CHECKING:
+    from .program_modes import ProgramModes
+    from .sanitiser import Sanitiser
 
 OUT = 1
 ERR = 2
@@ -84,9 +86,8 @@ class Screen:
         self._lock = threading.RLock()
         # Both streams go to one terminal.
         self._own = OwnLines()
-        self._sanitisers = {
-            fd: Sanitiser(self._own) for fd in (OUT, ERR) if self._terminal[fd] and not raw
-        }
+        shown = [fd for fd in (OUT, ERR) if self._terminal[fd] and not raw]
+        self._sanitisers = _sanitisers(shown, self._own) if shown else {}
         # Whether the cursor stands behind an unfinished line of the program's, whose bytes pass
         # unchanged.
         self._unfinished = False
@@ -127,6 +128,8 @@ class Screen:
         `switched`: what it has switched on before now, in a terminal that wasn't this one.
         """
         with self._lock:
+            from .program_modes import ProgramModes
+
             self._live = None
             self._erase()
             self._lent = ProgramModes()
@@ -521,6 +524,12 @@ class Screen:
         finally:
             if held:
                 self._lock.release()
+
+
+def _sanitisers(fds: Sequence[int], own: OwnLines) -> dict[int, Sanitiser]:
+    from .sanitiser import Sanitiser
+
+    return {fd: Sanitiser(own) for fd in fds}
 
 
 def _isatty(fd: int) -> bool:

@@ -15,7 +15,6 @@ import signal as signals
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
@@ -32,16 +31,14 @@ from corra.runs.events import Event, LinkDown, LinkUp
 from corra.runs.follow import Follow
 from corra.runs.run import Run
 
-from .filters import Stamper
-from .keyboard import Keyboard
 from .leave_keys import Leave
-from .program_modes import Replay
 from .screen import ERR, OUT, Gone, Screen
 from .signals import Desk, die_of, shutting_down
-from .stopping import stop
 
 if TYPE_CHECKING:
-    from .filters import Range, Sieve
+    from .filters import Range, Sieve, Stamper
+    from .keyboard import Keyboard
+    from .program_modes import Replay
 
 # A second Ctrl-C before MASHED_S belongs to the first; after SECOND_CTRL_C_S we have left.
 MASHED_S = 0.3
@@ -85,13 +82,12 @@ class _End(NamedTuple):
     error: BaseException | None = None
 
 
-@dataclass
 class _Gone:
     """The bytes of a stream that are gone and weren't reported yet."""
 
-    size: int = 0
-    places: int = 0
-    said_at: float | None = None
+    def __init__(self, said_at: float | None = None) -> None:
+        self.size = self.places = 0
+        self.said_at = said_at
 
 
 # A program whose output nobody reads is often about to end; its fate is worth this moment.
@@ -155,7 +151,7 @@ class Watch:
         self._old: dict[str, int] = {}
         self._shown = False
         self._follows = True
-        self._replay = Replay(0)
+        self._replay: Replay | None = None
         self._down: LinkDown | None = None
         self._down_at = 0.0
         # Until then a signal waits for the start to be confirmed.
@@ -293,10 +289,12 @@ class Watch:
                 time_ns=output.time_ns,
             )
         elif self._stampers is not None:
+            from .filters import Stamper
+
             self.screen.output(
                 fd, self._stampers.setdefault(output.stream, Stamper()).stamp(output)
             )
-        elif self._keyboard is not None and self._keyboard.raw:
+        elif self._replay is not None and self._keyboard is not None and self._keyboard.raw:
             self.screen.output(fd, self._replay.take(output.offset, output.data))
         else:
             self.screen.output(fd, output.data)
@@ -326,6 +324,8 @@ class Watch:
             if self._keyboard is None:
                 self._say_unread_keys(state)
             else:
+                from .program_modes import Replay
+
                 assert self._by_host is not None
                 self._replay = Replay(0 if self._by_host.first else self._old.get("output", 0))
                 self._keyboard.begin(
@@ -585,6 +585,8 @@ class Watch:
                 return
 
     def _kill(self, run: Run) -> None:
+        from .stopping import stop
+
         try:
             stop(self.screen, run)
             self._desk.put(None)

@@ -73,6 +73,10 @@ class Runner(Protocol):
     host: Host
 
     @property
+    def remark(self) -> str:
+        """What an operator should know about the way to the host, or ""."""
+
+    @property
     def login(self) -> str:
         """The user who logs in (on this machine: who runs corra), before any sudo."""
 

@@ -6,12 +6,8 @@ from typing import Any
 
 from corra.errors import Misuse
 from corra.model.host import Host
-from corra.transport.fabric.connection import host_of
 
 from .channel import CONNECT_S, Runner
-from .default import DefaultLink
-from .local import Local
-from .openssh import OpenSSH
 
 
 def choose_runner(
@@ -29,7 +25,16 @@ def choose_runner(
     is for the sudo on the way. If sudo makes us another user here first, that user can only call
     the ssh program, so the Runner is OpenSSH. Nothing is connected yet. Raises Misuse.
     """
+    if isinstance(target, Host) and target.is_local:
+        from .local import Local
+
+        return Local(target, password=password)
+    # Each way has modules of its own, and a verb needs those of one.
+    from .default import DefaultLink
+
     if not isinstance(target, Host):
+        from .fabric.connection import host_of
+
         return DefaultLink(
             host_of(target),
             config=target.config,
@@ -38,8 +43,6 @@ def choose_runner(
             accept_new_key=accept_new_key,
             password=password,
         )
-    if target.is_local:
-        return Local(target, password=password)
     how: dict[str, Any] = {
         "config": config,
         "connect_timeout_s": connect_timeout_s,
@@ -50,5 +53,7 @@ def choose_runner(
         case "fabric" if target.caller is None:
             return DefaultLink(target, **how)
         case "fabric" | "openssh":
+            from .openssh import OpenSSH
+
             return OpenSSH(target, **how)
     raise Misuse(f"no transport {via!r}: there are fabric and openssh")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corra.errors import CorraError, Misuse, NotStarted
 from corra.model.host import Host
@@ -13,8 +12,10 @@ from corra.model.host import Host
 from .channel import CONNECT_S, Channel, LinkLost
 from .fabric.beyond import BeyondFabric
 from .fabric.connection import Fabric
-from .openssh import OpenSSH
 from .ssh_config import SshSettings
+
+if TYPE_CHECKING:
+    from .openssh import OpenSSH
 
 
 class DefaultLink:
@@ -71,6 +72,10 @@ class DefaultLink:
 
     def _turn_to_ssh(self, beyond: BeyondFabric) -> None:
         """Have the ssh program used from here on, if it does better. Raises CorraError."""
+        import shutil
+
+        from .openssh import OpenSSH
+
         if not shutil.which("ssh"):
             if beyond.certain:
                 raise beyond.error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import shutil
 
 from corra.errors import Misuse
 from corra.model.host import Host
@@ -16,6 +15,8 @@ from .pipes import Process
 
 class Local:
     """Commands on this machine, as who runs corra, or by sudo as another user."""
+
+    remark = ""
 
     def __init__(self, host: Host, *, password: str | None = None) -> None:
         self.host = host
@@ -34,9 +35,10 @@ class Local:
         argv = build_command(
             command if password is None else sudo.gated(command), self.host, options=options
         )
-        if not shutil.which(argv[0]):
-            raise Misuse(f"no {argv[0]} on this machine", host=self.host.name)
-        channel = Process(argv)
+        try:
+            channel = Process(argv)
+        except (FileNotFoundError, PermissionError) as error:
+            raise Misuse(f"no {argv[0]} on this machine", host=self.host.name) from error
         return (
             channel
             if password is None

@@ -8,9 +8,7 @@ gets again what was written so far. After the first byte, an exit status 255 mea
 from __future__ import annotations
 
 import getpass
-import random
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -107,6 +105,8 @@ class SshProcess(Process):
         self._tries += 1
         if self._known.proxy_command and self._tries > PROXIES_MAX:
             return False
+        import random
+
         jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         self._pause_s = min(2.0, self._pause_s * 2) * jitter
         if time.monotonic() + self._pause_s > self._deadline or len(self._written) >= REPLAY_MAX:
@@ -255,6 +255,8 @@ class OpenSSH:
     If another user of this machine calls ssh, that user's keys, known_hosts and ssh_config count.
     """
 
+    remark = ""
+
     def __init__(
         self,
         host: Host,
@@ -287,6 +289,8 @@ class OpenSSH:
         return getpass.getuser()
 
     def _look_for_programs(self, host: Host) -> None:
+        import shutil
+
         for program in ("ssh", *(["sudo"] if host.caller else [])):
             if not shutil.which(program):
                 raise Misuse(f"no {program} program on this machine", host=host.name)

@@ -28,7 +28,11 @@ class Process:
         self._writing = threading.RLock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._tail = Tail()
-        self._start(argv)
+        try:
+            self._start(argv)
+        except OSError:
+            os.close(self._wake)
+            raise
 
     def _start(self, argv: Sequence[str]) -> None:
         pipe = subprocess.PIPE

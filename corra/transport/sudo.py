@@ -26,7 +26,7 @@ _PATIENCE_S = 30.0
 _LOOK_EVERY_S = 0.05
 
 
-_SAID_BY_SUDO = re.compile(
+_SAID_BY_SUDO = (
     r"sudoers|is not allowed to|may not run sudo|password|a terminal is required|must have a tty"
     r"|no tty present|unknown user|Sorry, try again"
 )
@@ -97,7 +97,7 @@ def refusal(
     # there are two.
     here = host.user is None
     both = host.caller is not None and host.user is not None
-    if both and calls_here and _SAID_BY_SUDO.search(said) and not _may_become(host, said):
+    if both and calls_here and re.search(_SAID_BY_SUDO, said) and not _may_become(host, said):
         here = True
     user = (host.caller if here else host.user) or ""
     where = "here" if here or host.is_local else "there"

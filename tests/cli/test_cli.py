@@ -1314,7 +1314,7 @@ def test_tasks_of_ones_own_beside_the_verbs(cli: Cli, tmp_path: Path) -> None:
 def test_the_command_corra_starts_without_what_is_for_invokes_own_tests() -> None:
     code = (
         "import sys, corra.main; print([m for m in ('unittest', 'unittest.mock', 'asyncio', "
-        "'fabric', 'rich') if m in sys.modules]); "
+        "'yaml', 'fabric', 'rich') if m in sys.modules]); "
         "from unittest.mock import Mock; print(Mock(return_value=3)())"
     )
     said = subprocess.run(
@@ -1328,10 +1328,34 @@ def test_the_command_corra_starts_without_what_is_for_invokes_own_tests() -> Non
     assert said.stdout == "[]\n3\n"
 
 
+@pytest.mark.parametrize("words", [("ps", *LOCAL), ("run", *LOCAL, "--", "true")])
+def test_a_verb_on_this_machine_loads_neither_ssh_nor_yaml_nor_openssl(
+    cli: Cli, words: tuple[str, ...]
+) -> None:
+    spared = (
+        "fabric paramiko corra.transport.openssh corra.transport.ssh_config yaml asyncio unittest"
+        " _hashlib random tempfile concurrent.futures difflib rich"
+    )
+    code = (
+        "import atexit, sys; from corra.__main__ import main; atexit.register(lambda: "
+        f"print([m for m in {spared.split()} if m in sys.modules], file=sys.stderr)); main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=cli.home,
+        env={**cli.environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "[]")
+
+
 def test_listing_and_completing_import_neither_fabric_nor_rich(cli: Cli, tmp_path: Path) -> None:
     asked = (
         "import sys; sys.argv = ['inv', '--list']; import tasks; sys.exit(any(m in sys.modules "
-        "for m in ('fabric', 'rich', 'corra.agent')))"
+        "for m in ('fabric', 'rich', 'corra.agent', 'corra.terminal.screen', 'corra.model.state')))"
     )
     done = subprocess.run(
         [sys.executable, "-c", asked],

@@ -27,7 +27,7 @@ def show():
     print(json.dumps({**found, "before": before}), file=sys.stderr)
 atexit.register(show)
 """
-CORRA = "import corra.main; corra.main.main()"
+CORRA = "import corra.__main__ as program; program.main()"
 INV = "invoke.main.program.run()"
 VERB = ("run", "-R", "--host", "local", "--", "true")
 

@@ -128,6 +128,7 @@ class HostileHost:
     """
 
     login = "me"
+    remark = ""
 
     def __init__(self, host: Host, answer: Answer) -> None:
         self.host = host

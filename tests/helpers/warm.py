@@ -52,12 +52,12 @@ _CLIENT = (
 )
 # For each program: its argv[0], its `main`, and the modules that its server imports.
 _PROGRAMS = {
-    "corra": (str(ROOT / "corra" / "__main__.py"), "corra.main:main", _CLIENT),
+    "corra": (str(ROOT / "corra" / "__main__.py"), "corra.__main__:main", _CLIENT),
     "inv": ("inv", "invoke.main:program.run", _CLIENT),
     "fab": ("fab", "fabric.main:program.run", _CLIENT),
     "collector": (
         str(ROOT / "corra" / "__main__.py"),
-        "corra.main:main",
+        "corra.__main__:main",
         (
             "corra.main",
             "corra.collector.serve",

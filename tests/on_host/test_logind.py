@@ -226,6 +226,7 @@ class Login:
     """The booted machine; each verb runs in an ssh login of its user."""
 
     login = rig.USER
+    remark = ""
 
     def __init__(self, machine: rig.Rig) -> None:
         self.host = Host("h")

@@ -34,6 +34,7 @@ class By:
     """This machine, run by a Python of the test."""
 
     login = "me"
+    remark = ""
 
     def __init__(self, python: str) -> None:
         self.host = Host("h")

@@ -111,6 +111,7 @@ class Wrapped:
     """
 
     login = "me"
+    remark = ""
 
     def __init__(self, *argv: str, env: dict[str, str] | None = None) -> None:
         self.host = Host("h")
@@ -402,6 +403,7 @@ def test_nowhere_to_write_is_said_with_all_that_was_tried(
 
 def test_a_source_that_is_not_the_one_announced_is_not_run(home: Path, placed: Path) -> None:
     there = place(choose_runner(Host("local")), source=STAND_IN)
+    assert there.digest
     there._source = b"raise SystemExit(99)"
     with pytest.raises(Refused, match="not the one announced"):
         there.call("status", {})

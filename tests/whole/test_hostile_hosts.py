@@ -114,6 +114,7 @@ class Speaking:
     """A host that is a program of this machine."""
 
     login = "me"
+    remark = ""
 
     def __init__(self, then: str, host: str = "evil") -> None:
         self.host = Host(host)

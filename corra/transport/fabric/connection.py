@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import random
 import socket
 import threading
 import time
@@ -248,6 +247,8 @@ class Fabric:
                 dialling = None
                 if error.proxied and tries == PROXIES_MAX:
                     raise self._unreachable(error.said) from error
+                import random
+
                 jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret
                 pause_s = min(2.0, pause_s * 2) * jitter
                 if time.monotonic() + pause_s > deadline and error.proxied:
