@@ -79,8 +79,12 @@ class _Typed(Program):
         # A value that Invoke can't read, as in `-T 2h ps`, would be its traceback.
         if why := wrong_words(list(argv or ())[1:], VERBS, others=True):
             raise Misuse(why, fate="NOT DONE")
+        writes_none = sys.dont_write_bytecode
         with self._refusing():
             super().parse_core(argv)
+        # Invoke switches it off. Then each call would compile again what a verb imports from here
+        # on, where no installer has compiled it.
+        sys.dont_write_bytecode = writes_none
 
     def parse_tasks(self) -> None:
         if why := wrong_words(self.argv[1:], self._names()):

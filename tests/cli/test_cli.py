@@ -1352,6 +1352,25 @@ def test_a_verb_on_this_machine_loads_neither_ssh_nor_yaml_nor_openssl(
     assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "[]")
 
 
+def test_what_a_verb_imports_is_compiled_once(cli: Cli) -> None:
+    code = (
+        "import atexit, sys; from corra.__main__ import main; atexit.register(lambda: "
+        "print(sys.dont_write_bytecode, file=sys.stderr)); main()"
+    )
+    env = {**cli.environment(), "PYTHONPATH": str(ROOT)}
+    for flag, said in (("", "False"), ("1", "True")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "ps", *LOCAL],
+            cwd=cli.home,
+            env={**env, "PYTHONDONTWRITEBYTECODE": flag},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (0, said)
+
+
 def test_listing_and_completing_import_neither_fabric_nor_rich(cli: Cli, tmp_path: Path) -> None:
     asked = (
         "import sys; sys.argv = ['inv', '--list']; import tasks; sys.exit(any(m in sys.modules "
