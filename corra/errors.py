@@ -225,7 +225,9 @@ class HostKey(NotStarted):
 
 
 class Auth(NotStarted):
-    """ssh or sudo didn't let us in."""
+    """ssh or sudo didn't let us in. `here`: it was this machine's own sudo."""
+
+    here: bool = False
 
 
 class NoPython(NotStarted):

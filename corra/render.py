@@ -33,12 +33,15 @@ QUIET = frozenset({DONE, STARTED})
 
 _MADE = r"(\d{4})(\d\d)(\d\d)t(\d\d)(\d\d)(\d\d)z-"
 _FIELD = r"\{(\w+)\}"
+_INDENT = " " * len("corra: ")
+# What hints have one type; a line end within it would end it.
+_COMMAND = r"(?:^|[\s/])(?:corra|inv|invoke|ssh|ssh-keygen|sudo|loginctl|pip|python\S*) "
 # Begins what a line had no room for; a hint is indented by two less.
 _FOLDED = " " * 9
 # Stands for a blank at which no line is broken; `visible` lets none through.
 _GLUE = "\0"
 # The blank between a number and its unit.
-_AMOUNT = re.compile(r"(?<=\d) (?=(?:ms|s|min|h|d|B|kB|MB|GB|TB)\b)")
+_AMOUNT = r"(?<=\d) (?=(?:ms|s|min|h|d|B|kB|MB|GB|TB)\b)"
 HELD_BACK = "HELD BACK: no room on the disk there"
 
 
@@ -349,6 +352,11 @@ def folded(text: str, width: int, fate: str = "") -> str:
             lines[-1] += gap + word
         gap = then
     return "\n".join(lines).replace(_GLUE, " ")
+
+
+def folded_hint(hint: str, width: int) -> str:
+    """Return a hint in lines of at most `width` columns, unless it has a command to type in it."""
+    return hint if re.search(_COMMAND, hint) else _INDENT + folded(hint.strip(), width - len(_INDENT))
 
 
 # -- The screen of one run

@@ -516,6 +516,16 @@ def test_a_long_line_is_broken_between_words_and_never_within_a_fate_or_a_comman
     )
 
 
+def test_a_hint_is_broken_between_words_unless_it_has_a_command_to_type() -> None:
+    hint = "       there are id, name, host, state, for, output, by, command, and --json's keys"
+    assert render.folded_hint(hint, 80) == (
+        "       there are id, name, host, state, for, output, by, command, and --json's\n"
+        "         keys"
+    )
+    command = f"       elsewhere: corra attach --host {'db1' * 20} --as root k7m2qx"
+    assert render.folded_hint(command, 80) == command
+
+
 def test_a_number_and_its_unit_stay_together() -> None:
     line = "corra: x on db1: KILLED: TERM from ops@laptop after 1 min 17 s, at 02:08"
     shown = render.folded(line, len("corra: x on db1: KILLED: TERM from ops@laptop after 1 min 17"))

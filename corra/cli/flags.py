@@ -287,7 +287,7 @@ class RunFlags(LaunchFlags, FleetFlags):
         "cwd", "C", takes="DIR", help="Directory on the host (the home; on local: this one)."
     )
     env = listing("env", "E", takes="K[=V]", help="K=V, or K for my own value of it" + _REPEATABLE)
-    env_file = option("env-file", takes="FILE", help="A file of K=V lines.")
+    env_file = option("env-file", takes="FILE", help="A file of lines K=V, or K for my own value.")
     stdin = option(
         "stdin", takes="FILE", help="FILE, - for my own stdin, or none (none): all of it is sent."
     )

@@ -171,20 +171,19 @@ def given_environment(given: RunFlags) -> dict[str, str]:
     if given.env_file:
         try:
             with open(given.env_file, encoding="utf-8", errors="surrogateescape") as lines:
-                text = [line.rstrip("\n") for line in lines]
+                text = [line.rstrip("\r\n") for line in lines]
         except OSError as error:
             raise Misuse(f"--env-file {given.env_file}: {error.strerror}") from error
         for number, line in enumerate(text, 1):
             name, equals, value = line.lstrip().partition("=")
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
-            if not equals:
-                raise Misuse(f"--env-file {given.env_file}: line {number} is not K=V")
+            where = f"--env-file {given.env_file}: line {number}:"
             if not re.fullmatch(_NAME, name):
-                raise Misuse(
-                    f"--env-file {given.env_file}: line {number}: {name!r} can't be a name"
-                )
-            env[name] = value
+                raise Misuse(f"{where} {name!r} can't be a name")
+            if not equals and name not in os.environ:
+                raise Misuse(f"{where} {name} is not set here; say {name}=..")
+            env[name] = value if equals else os.environ[name]
     for each in given.env:
         name, equals, value = each.partition("=")
         if not re.fullmatch(_NAME, name):

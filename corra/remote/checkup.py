@@ -141,7 +141,9 @@ def _stopped(agent: Agent, error: Exception) -> list[Check]:
     else:
         at = "ssh"
     before = [check.name for check in way]
-    passed = way[: before.index(at)] if at in before else [] if at == "ssh" else way
+    # Behind a sudo here that refuses, nothing was tried.
+    untried = at == "ssh" or (isinstance(error, Auth) and error.here)
+    passed = [] if untried else way[: before.index(at)] if at in before else way
     why, hint = (
         (error.why, error.hint)
         if isinstance(error, CorraError)

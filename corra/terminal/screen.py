@@ -283,7 +283,10 @@ class Screen:
         if self.json or (self.quiet and (not fate or fate in render.QUIET)):
             return
         text = render.visible(line(render.visible(label), render.visible(host), fate, why))
-        self._words(text, fate, [_INDENT + render.visible(each) for each in hint])
+        hints = [_INDENT + render.visible(each) for each in hint]
+        if self.err_is_terminal:
+            hints = [render.folded_hint(each, self.width) for each in hints]
+        self._words(text, fate, hints)
 
     def row(self, text: str) -> None:
         """Write a row of a table on stderr, beside the grammar."""

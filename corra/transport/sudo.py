@@ -138,7 +138,9 @@ def refusal(
         ),
     ):
         if re.search(pattern, said):
-            return Auth(why, host=host.name, hint=hint)
+            found = Auth(why, host=host.name, hint=hint)
+            found.here = here
+            return found
     return None
 
 

@@ -166,6 +166,15 @@ def test_a_line_of_an_env_file_that_is_shell_is_refused_by_its_number(cli: Cli) 
     )
 
 
+def test_a_name_alone_in_an_env_file_is_taken_over_from_here(cli: Cli) -> None:
+    (cli.home / "env").write_bytes(b"MINE\r\nA='q' \r\n")
+    words = ("run", "--host", "local", "--env-file", "env", "--", "printenv", "MINE", "A")
+    assert cli(*words, env={"MINE": "here"}).stdout == b"here\n'q' \n"
+    assert cli(*words).stderr == (
+        b"corra: NOT STARTED: --env-file env: line 1: MINE is not set here; say MINE=..\n"
+    )
+
+
 def test_an_empty_text_is_sent(cli: Cli) -> None:
     assert cli("send", "x", "").stderr.startswith(b"corra: x: NOT FOUND")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -242,6 +243,15 @@ def test_whatever_is_in_the_way_is_said_at_its_place(
     )
     assert all(each["verdict"] == "ok" for found in answers.values() for each in found[:-1])
     assert [len(answers[host]) for host in hosts] == [1, 2, 2, 3, 4]
+
+
+def test_behind_a_sudo_here_that_refuses_nothing_is_said_to_be_well(cli: Cli, sshd: Sshd) -> None:
+    if not shutil.which("sudo"):
+        pytest.skip("no sudo on this machine")
+    for whom in ("no-such-user,root", "no-such-user,"):
+        code, verdicts, found = checks(cli, "--host", "h", "--as", whom)
+        assert (code, verdicts) == (1, {"sudo": "PROBLEM"})
+        assert "there" not in found[0]["what"]
 
 
 def test_a_host_without_python_is_ready_for_the_chaperone(
