@@ -54,8 +54,10 @@ class Options(NamedTuple):
 
     @classmethod
     def meant(cls, given: Options | Mapping[str, Any] | None) -> Options:
-        """Return `given`, of which a mapping has the same names; its `mode` may be a text, and its
-        `ssh` one text or several words. Raises Misuse.
+        """Return `given`, of which a mapping has the same names. Raises Misuse.
+
+        Its `mode` may be a text, and its `ssh` one text, several words, or ssh_config's names with
+        their values.
         """
         if isinstance(given, Options):
             return given
@@ -71,6 +73,8 @@ class Options(NamedTuple):
             said["mode"] = modes[mode]
         if "ssh" in said:
             words = said["ssh"] or ()
+            if isinstance(words, Mapping):
+                words = [f"-o{name}={value}" for name, value in words.items()]
             said["ssh"] = tuple(shlex.split(words) if isinstance(words, str) else words)
         return cls(**said)
 

@@ -164,6 +164,8 @@ def test_options_may_be_a_mapping_that_names_the_host_too() -> None:
     assert build_command("true", user="u", options=said) == build_command("true", "h", "u", how)
     assert build_command("true", "h", "u", said) == build_command("true", "h", "u", how)
     assert build_command("true", "h", "u", {**said, "ssh": ["-v"]})[-4] == "-v"
+    named = build_command("true", "h", "u", {**said, "ssh": {"User": "a b", "Port": 1}})
+    assert named[-5:-3] == ["-oUser=a b", "-oPort=1"]
     assert build_program(["true"], said) == build_program(["true"])
 
 
