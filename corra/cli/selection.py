@@ -424,14 +424,25 @@ def places(
 def ended_runs(c: Context, given: GcFlags) -> list[Run]:
     """Return the runs that the ids mean.
 
-    Raises CorraError for a run that isn't there or still runs, before anything is done to any.
+    Raises CorraError for a run that isn't there, still runs or still has output to come, before
+    anything is done to any.
     """
+    from corra import render
+
     found = [find_run(c, given, text) for text in dict.fromkeys(given.ids)]
     for each in found:
         state = each.state()
         if not state.ended:
             raise CorraError(
                 "it is still running", label=state.label, host=str(each.host), fate="NOT DONE"
+            )
+        if state.overdue:
+            raise CorraError(
+                render.trouble(state),
+                label=state.label,
+                host=str(each.host),
+                fate="NOT DONE",
+                hint=render.remedy(state, str(each.host)),
             )
     return found
 

@@ -234,16 +234,17 @@ class Verb(Task):  # type: ignore[type-arg]
             if command is not None:
                 line.refuse(f"{self.name} takes no -- and no command")
         elif line.words and command is None:
-            at = line.words[0][0]
-            # Without --host the first of several words is the host, as ssh has it.
-            host = ["--host", words[at]] if len(words) > at + 1 and not _has_host(line) else []
-            command_at = at + 1 if host else at
+            at = command_at = line.words[0][0]
+            host = [] if _has_host(line) else ["--host", "HOST"]
+            if host and len(words) > at + 1:  # the first of several words is the host, as for ssh
+                host, command_at = ["--host", words[at]], at + 1
             meant = shlex.join([self.name, *words[:at], *host, "--", *words[command_at:]])
             line.refuse(f"no -- before the command:  {typed()} {meant}")
         elif line.words:
             line.refuse(f"{line.words[0][1]!r} stands before the --;  the command goes after it")
         elif not command and not line.given.help:
-            meant = shlex.join([self.name, *words])
+            host = [] if _has_host(line) else ["--host", "HOST"]
+            meant = shlex.join([self.name, *words, *host])
             line.refuse(f"no command:  {typed()} {meant} -- COMMAND")
 
     # -- Calling

@@ -270,9 +270,12 @@ class Screen:
                 OUT, "".join(each + "\n" for each in lines).encode("utf-8", "backslashreplace")
             )
 
-    def say_unread(self, label: str, host: str, fate: str, why: str) -> None:
-        """Write a line on stderr, also under --json: stdout has failed."""
-        self._words(render.visible(line(label, host, fate, why)), fate, ())
+    def say_unread(
+        self, label: str, host: str, fate: str, why: str, hint: Sequence[str] = ()
+    ) -> None:
+        """Write a line and its hints on stderr, also under --json: stdout has failed."""
+        hints = [_INDENT + render.visible(each) for each in hint]
+        self._words(render.visible(line(label, host, fate, why)), fate, hints)
 
     def say(
         self, label: str, host: str, fate: str, why: str = "", hint: Sequence[str] = ()

@@ -520,16 +520,20 @@ class Watch:
             self.screen.note(self.label, self.host, f"you left before {self.host} answered")
             return
         self._event("detach", why=why)
-        again = self._again + (" -i" if self._keyboard is not None else "")
-        hint = [f"watch: {typed()} attach{again} {self.short}"]
-        if self._stoppable is not None:
-            hint.append(f"stop: {typed()} kill {self.short}")
-        hint = side_by_side(hint)
+        hint = self._ways_on()
         state, told = self.follow.state, render.STILL_RUNNING
         if state.overdue in ("end", "output"):
             told, how = render.fate(state, self.host)
             why, hint = f"{how}; {why}", [*hint[:1], *render.remedy(state, self.host)]
         self.screen.say(self.label, self.host, told, why, [*hint, *more])
+
+    def _ways_on(self) -> list[str]:
+        """Return the lines that say how to watch again, and how to stop what runs on."""
+        again = self._again + (" -i" if self._keyboard is not None else "")
+        hint = [f"watch: {typed()} attach{again} {self.short}"]
+        if self._stoppable is not None:
+            hint.append(f"stop: {typed()} kill {self.short}")
+        return side_by_side(hint)
 
     def _unsent(self) -> list[str]:
         """Return the line about keys that the host may not have."""
@@ -631,4 +635,5 @@ class Watch:
         else:
             fate, how = render.fate(state, self.host)
             why = f"{how}; {why}"
-        self.screen.say_unread(self.label, self.host, fate, why)
+        hint = self._ways_on() if fate == render.STILL_RUNNING else []
+        self.screen.say_unread(self.label, self.host, fate, why, hint)

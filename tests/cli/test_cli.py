@@ -1229,7 +1229,14 @@ def test_a_program_held_back_by_a_full_disk_is_said_to_be(cli: Cli, tmp_path: Pa
             line = next(each for each in watcher.stderr if b"started" not in each)
             assert line.decode().endswith(" on local: HELD BACK: no room on the disk there\n")
             assert cli("kill", "-y", "hog").returncode == 0
-            # Its last bytes still wait for room. Once the disk has room, the watcher gets them.
+            # Its last bytes still wait for room, so its output isn't whole yet.
+            refused = cli("gc", "-y", "hog")
+            assert refused.returncode == 125
+            first, remedy = lines(refused.stderr)
+            assert " on local: NOT DONE: KILLED: " in first
+            assert "; the rest of its output waits: " in first
+            assert "  make room:  df " in remedy
+            # Once the disk has room, the watcher gets them.
             subprocess.run(["mount", "-o", "remount,size=32m", str(small.at)], check=True)
             assert watcher.wait(60) == 143
     finally:
@@ -1398,9 +1405,9 @@ def test_a_reader_that_leaves_gets_what_it_wanted_and_the_program_goes_on(cli: C
         check=False,
     )
     assert done.stdout == b"y\n0\n"
-    assert lines(done.stderr)[0].endswith(
-        "on local: STILL RUNNING: whoever read its output has gone"
-    )
+    first, hint = lines(done.stderr)
+    assert first.endswith("on local: STILL RUNNING: whoever read its output has gone")
+    assert hint == "       watch: corra attach endless      stop: corra kill endless"
     assert cli("kill", "-9", "endless").returncode == 0
 
 

@@ -106,6 +106,8 @@ MISTAKES = [
     ("-f /no/such.yaml ps", NOT_DONE + "-f: no such file: /no/such.yaml"),
     ("-f /etc/passwd ps", NOT_DONE + "-f: not a .yaml, .yml, .json or .py: /etc/passwd"),
     ("--hide foo ps", NOT_DONE + "--hide: not stdout, stderr, both, out or err: 'foo'"),
+    ("run", NOT_STARTED + "no command:  {name} run --host HOST -- COMMAND"),
+    ("run uptime", NOT_STARTED + "no -- before the command:  {name} run --host HOST -- uptime"),
     ("run db1 uptime", NOT_STARTED + "no -- before the command:  {name} run --host db1 -- uptime"),
     ("ps --state runing", NOT_DONE + "--state: no state 'runing' (did you mean running?)"),
     ("ps --state xyzzy", NOT_DONE + "--state: no state 'xyzzy': there are starting, running"),
