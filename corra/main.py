@@ -131,7 +131,7 @@ class _Typed(Program):
             f"Detached:  {name} run -d --name nightly --host db1 -- ./migrate --all\n"
             f"           {name} attach nightly\n"
             f"Flags:     {name} VERB --help;  all have -q, --json, and -R (dry run)\n"
-            "Before it: -f CONFIG, --prompt-for-login-password, --prompt-for-sudo-password"
+            "Before VERB: -f CONFIG, --prompt-for-login-password, --prompt-for-sudo-password"
         )
 
     def print_task_help(self, name: str) -> None:

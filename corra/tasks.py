@@ -490,9 +490,17 @@ def _wait_for(c: Context, given: WaitFlags) -> int:
     left = len(given.ids)
     follows: list[Follow] = []
     over = threading.Event()
+    open_: list[Watch] = []
+
+    def stopped_waiting() -> None:
+        if len(open_) == 1:
+            open_[0].say_left("you stopped waiting")
+        elif open_:
+            text = f"you stopped waiting; {len(open_)} of {len(given.ids)} runs go on"
+            given.screen.note("", "", text)
 
     def end(text: str) -> tuple[int, str]:
-        ended = ""
+        ended, watch = "", None
         with _said(given) as code:
             found = selection.find_run(c, given, text, limit_s=given.timeout)
             follow = found.follow(
@@ -500,6 +508,7 @@ def _wait_for(c: Context, given: WaitFlags) -> int:
             )
             follows.append(follow)
             watch = Watch(follow, found, given.screen, shows=False)
+            open_.append(watch)
             if len(given.ids) == 1:
                 given.screen.live(watch.live_line)
             for event in follow:
@@ -517,12 +526,14 @@ def _wait_for(c: Context, given: WaitFlags) -> int:
                     code[0] = exit_code(state)
                 else:
                     code[0] = watch.outcome(state)
+        if watch is not None:
+            open_.remove(watch)
         return code[0], ended
 
     if left > 1:
         given.screen.live(lambda _: f"waiting for {left} of {len(given.ids)} runs")
     worst = 0
-    for _, (code, ended) in as_they_end(given.screen, end, given.ids):
+    for _, (code, ended) in as_they_end(given.screen, end, given.ids, stopped_waiting):
         left -= 1
         worst = max(worst, code)
         if given.any and ended:

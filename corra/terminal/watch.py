@@ -527,6 +527,13 @@ class Watch:
             why, hint = f"{how}; {why}", [*hint[:1], *render.remedy(state, self.host)]
         self.screen.say(self.label, self.host, told, why, [*hint, *more])
 
+    def say_left(self, why: str) -> None:
+        """Say that a program which was only watched from here goes on."""
+        if self._state is None:
+            self.screen.note(self.label, self.host, f"you left before {self.host} answered")
+        else:
+            self.screen.say(self.label, self.host, render.STILL_RUNNING, why, self._ways_on())
+
     def _ways_on(self) -> list[str]:
         """Return the lines that say how to watch again, and how to stop what runs on."""
         again = self._again + (" -i" if self._keyboard is not None else "")

@@ -160,7 +160,7 @@ def test_a_host_that_cant_be_had_is_said_with_what_to_do(
             (
                 "inv kill --host refused x",
                 125,
-                "corra: refused: NOT KILLED: connection refused by 127.0.0.1 port 1",
+                "corra: x on refused: NOT KILLED: connection refused by 127.0.0.1 port 1",
             ),
         ]
     )

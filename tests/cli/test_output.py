@@ -113,8 +113,9 @@ def test_a_program_that_goes_on_is_said_to_run_when_the_disk_here_is_full(cli: C
     words = ("run", *LOCAL, "--name", "long", "--", "sh", "-c", "echo x; exec sleep 1000")
     with open("/dev/full", "w") as full:
         code, said = outcome(cli, words, full.fileno())
-    assert (code, len(said)) == (NOT_WRITTEN, 1)
+    assert (code, len(said)) == (NOT_WRITTEN, 2)
     assert " on local: STILL RUNNING: its output can't be written here: disk full" in said[0]
+    assert said[1] == "       watch: corra attach long      stop: corra kill long"
     assert cli("kill", "-9", "long").returncode == 0
 
 

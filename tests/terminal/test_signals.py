@@ -599,6 +599,16 @@ def test_a_wait_says_on_a_terminal_what_it_waits_for(
     both.until("waiting for 2 of 2 runs")
     screen = terminal("wait", "it")
     screen.expect(r"it local  running  0:\d\d +Ctrl-C: stop waiting")
+    for each, said in (
+        (screen, ") on local: STILL RUNNING: you stopped waiting"),
+        (both, "corra: you stopped waiting; 2 of 2 runs go on"),
+    ):
+        each.type("\x03")
+        assert each.end() == -signal.SIGINT
+        assert said in each.text
+    assert "stop: corra kill it" in screen.text
+    both, screen = terminal("wait", "it", "other"), terminal("wait", "it")
+    both.until("waiting for 2 of 2 runs")
     cli("kill", "it", "other")
     assert screen.end() == 5 and both.end() == 5
     screen = terminal("wait", "it")
