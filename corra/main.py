@@ -36,7 +36,7 @@ from .model.words import one_line
 # As Fabric asks.
 _LOGIN_PROMPT = "Enter login password for use with SSH auth: "
 _SUDO_PROMPT = "sudo password on the hosts, of the user who logs in there: "
-_NO_IDEA = re.compile(r"No idea what '(.*)' is!", re.DOTALL)
+_NO_IDEA = r"(?s)No idea what '(.*)' is!"
 
 
 class _Typed(Program):
@@ -111,7 +111,7 @@ class _Typed(Program):
                 f"not a number: {str(error).rpartition(': ')[2]}", fate="NOT DONE"
             ) from error
         except ParseError as error:
-            unknown = _NO_IDEA.fullmatch(str(error))
+            unknown = re.fullmatch(_NO_IDEA, str(error))
             why = no_such_verb(unknown[1], self._names()) if unknown else str(error)
             raise Misuse(why, fate="NOT DONE") from error
 

@@ -342,7 +342,7 @@ def folded(text: str, width: int, fate: str = "") -> str:
         return text
     bare = text.lstrip()
     lines, gap = [text[: len(text) - len(bare)]], ""
-    text = _AMOUNT.sub(_GLUE, bare)
+    text = re.sub(_AMOUNT, _GLUE, bare)
     parts = re.split(r"(  +)", text.replace(fate, fate.replace(" ", _GLUE)) if fate else text)
     parts[2::4] = [command.replace(" ", _GLUE) for command in parts[2::4]]
     for word, then in re.findall(r"(\S+)(\s*)", "".join(parts)):
@@ -356,7 +356,9 @@ def folded(text: str, width: int, fate: str = "") -> str:
 
 def folded_hint(hint: str, width: int) -> str:
     """Return a hint in lines of at most `width` columns, unless it has a command to type in it."""
-    return hint if re.search(_COMMAND, hint) else _INDENT + folded(hint.strip(), width - len(_INDENT))
+    if re.search(_COMMAND, hint):
+        return hint
+    return _INDENT + folded(hint.strip(), width - len(_INDENT))
 
 
 # -- The screen of one run
