@@ -39,6 +39,15 @@ def named_or_ended(spool, prog_id, name):
     return spool.read(prog_id)
 
 
+def readable(root, prog_id):
+    """Return whether the run can be read: another user's and a damaged one can't."""
+    try:
+        Run(root, prog_id).close()
+    except OSError:
+        return False
+    return True
+
+
 def find(request):
     """Return the run that the request names.
 
@@ -70,6 +79,7 @@ def find(request):
         raise ambiguous("%d open runs are called %s" % (len(found), text), found)
     if named:
         return Run(*max(named)[2:])
+    begun = [each for each in begun if readable(*each)]
     if len(begun) == 1:
         return Run(*begun[0])
     if begun:
