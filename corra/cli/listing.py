@@ -18,7 +18,7 @@ from corra.model.state import State
 from corra.remote.agent_client import Agent
 from corra.remote.targets import agent_to_ask
 from corra.runs.asking import who_asks
-from corra.runs.finding import RunsPage, list_page, on_host
+from corra.runs.finding import PAGES_MAX, RunsPage, list_page, on_host
 
 from . import collectors, selection
 from .at_once import at_once
@@ -86,7 +86,9 @@ class HostsRuns:
             return
         yield states
         for asked in self._asked:
-            while asked.page.next:
+            for _ in range(PAGES_MAX):
+                if not asked.page.next:
+                    break
                 asked = asked.next_page()  # noqa: PLW2901 - it is the same host
                 yield self._new([on_host(state, asked.agent) for state in asked.page.states])
 
@@ -133,7 +135,9 @@ class HostsRuns:
         there = {state.prog_id for state in asked.page.states}
         found: list[State] = []
         before: str | None = asked.page.next
-        while before:
+        for _ in range(PAGES_MAX):
+            if not before:
+                break
             page = list_page(asked.agent, wanted, before=before, **asked.how)
             found += [state for state in page.states if state.prog_id not in there]
             before = page.next

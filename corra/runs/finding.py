@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 NAMESAKES = 3
 # A host may answer with one more page for ever.
 RUNS_MAX = 200_000
+# As many pages are asked for: a hostile host could fill each with one run.
+PAGES_MAX = 500
 
 
 def attach(
@@ -189,6 +191,10 @@ def list_page(
             next((each["prog_id"] for each in answer.get("runs", ())), ""),
         ),
     )
+    if before and found.next and not _is_older(found.next, before):
+        raise CorraError(
+            "doesn't speak corra's protocol: its list has no end", host=host, fate="NOT DONE"
+        )
     whole = not before and not found.more
     history.note_list(
         agent.host,
@@ -199,6 +205,16 @@ def list_page(
         open_listed=whole and {"states", "since"}.issuperset(wanted) and _asks_for_open(wanted),
     )
     return found
+
+
+def _is_older(cursor: str, before: str) -> bool:
+    """Return whether a page that ends at `cursor` lies behind one that ended at `before`."""
+
+    def key(text: str) -> tuple[int, str]:
+        created, _, prog_id = text.partition(":")
+        return (int(created) if created.isdigit() else 0, prog_id)
+
+    return key(cursor) < key(before)
 
 
 def _asks_for_open(wanted: Mapping[str, Any]) -> bool:
@@ -224,7 +240,9 @@ def _listed(
     page = list_page(agent, wanted, spool=spool, via=via)
     states = list(page.states)
     damaged = page.damaged
-    while page.next and len(states) < RUNS_MAX:
+    for _ in range(PAGES_MAX):
+        if not page.next or len(states) >= RUNS_MAX:
+            break
         page = list_page(agent, wanted, before=page.next, spool=spool, via=via)
         states += page.states
     return states, damaged
