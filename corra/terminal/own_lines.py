@@ -51,8 +51,12 @@ class OwnLines:
 
     def print(self, text: str) -> None:
         """Count text without control characters."""
-        if not text:
-            return
+        if text:
+            self._print(text)
+            # It may have wrapped into the last row.
+            self.used = self.used or not self.below
+
+    def _print(self, text: str) -> None:
         if not self.below:
             self.used = True
         if text.isascii():

@@ -150,7 +150,10 @@ def test_the_verb_shows_it_as_run_does_and_takes_nothing_for_granted(cli: Cli) -
     dry = cli("again", "-R", "job")
     assert (dry.returncode, dry.stdout) == (0, b"") and b"would start: sh -c" in dry.stderr
     none = cli("again")
-    assert (none.returncode, none.stderr) == (2, b"corra: NOT STARTED: again needs an id\n")
+    assert (none.returncode, none.stderr) == (
+        2,
+        b"corra: NOT STARTED: again needs an id;  look: corra ps\n",
+    )
 
 
 def test_whoever_reported_to_a_collector_is_told_that_the_new_run_does_not(cli: Cli) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyte
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from corra.terminal.own_lines import OwnLines
 from corra.terminal.sanitiser import Sanitiser
@@ -73,6 +73,7 @@ def test_edits_of_its_own_lines_look_as_over_plain_ssh_at_each_chunking(
 
 
 @PROPERTY
+@example(["\n", "\x1b[A", "=" * 9, "=" * 12])  # a row that wraps into the last one
 @given(pieces)
 def test_the_cursor_is_where_it_is_counted(given: list[str]) -> None:
     lines = OwnLines(COLUMNS, LINES)
