@@ -368,7 +368,7 @@ class Run:
 
     def _killed(self, answer: Mapping[str, Any]) -> Killed:
         state = self.heard(State.from_json(answer["state"]))
-        return Killed(bool(answer.get("ended")), tuple(answer.get("survivors", ())), state)
+        return Killed(bool(answer.get("ended")), tuple(answer.get("survivors") or ()), state)
 
     def heard(self, state: State) -> State:
         """Remember the State that the host has told, and return it. Raises Unreachable."""

