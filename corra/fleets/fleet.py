@@ -1,11 +1,5 @@
 """Fleets: one program on many hosts, with one id.
 
-    import corra
-
-    fleet = corra.fleet("web[1-50]", ["systemctl", "restart", "app"], batch="10%", max_fail=2)
-    standing = fleet.roll()
-    for host, state in standing.states.items(): ...
-
 A Fleet may be rolled from any machine. What it starts, each host starts once.
 """
 

@@ -1,7 +1,7 @@
 """Who performs a fleet's jobs: threads, or from some tens of members on processes with threads.
 
-A member is a thread that mostly waits. But its handshake is a few milliseconds of CPU, and the
-threads of one Python share a core: 200 starts over ssh took N s in one process and M s in two.
+A member is a thread that mostly waits. But its handshake takes CPU, and the threads of one Python
+share a core.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from corra.terminal.screen import Gone
 
 from .member import Hands, Job, Orders, Sink
 
-# From so many members on, each process that helps is worth the 30 ms that it takes to begin.
+# From so many members on, another process helps. The number isn't measured.
 MEMBERS_A_PROCESS = 24
 
 
