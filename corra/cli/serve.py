@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from invoke.context import Context
 
-from corra.errors import CorraError
+from corra.errors import CorraError, typed
 
 from .flags import ServeFlags
 from .verb import verb
@@ -71,7 +71,7 @@ def serve(c: Context, given: ServeFlags) -> int:
         given.screen.note("", "", f"listening at {now.url}")
         given.screen.note("", "", f"data in {now.database}")
         where = f" --database {now.database}" if given.database else ""
-        given.screen.note("", "", f"a token:  corra serve{where} --new-token NAME=read,write")
+        given.screen.note("", "", f"a token:  {typed()} serve{where} --new-token NAME=read,write")
 
     given.screen.close()
     serve.serve_collector(told, ready)
