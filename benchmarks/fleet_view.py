@@ -98,7 +98,7 @@ def view() -> None:
 
 
 def fold() -> None:
-    home = Path(tempfile.mkdtemp(prefix="corra-bench-", dir="/var/tmp"))
+    home = Path(tempfile.mkdtemp(prefix="corra-bench-"))
     (home / ".ssh").mkdir(mode=0o700)
     env = {"HOME": str(home), "PATH": "/usr/local/bin:/usr/bin:/bin"}
     config = home / ".ssh" / "config"
@@ -111,7 +111,7 @@ def fold() -> None:
         options={"MaxStartups": "200"},
     ).start()
     data = home / "data"
-    data.write_bytes(b"".join(b"line %d of the same text\n" % n for n in range(SIZE // 30))[:SIZE])
+    data.write_bytes(b"".join(b"%078d\n" % n for n in range(SIZE // 79)))
     script = f"mkdir {home}/odd-$1 2>/dev/null && echo other; cat {data}"
     mine = {**os.environ, **env, "CORRA_SSH_CONFIG": str(config), "XDG_STATE_HOME": str(home / "l")}
     corra = [str(Path(sys.executable).parent / "corra"), "run", "--fold", "--host", "node[1-51]"]

@@ -152,7 +152,8 @@ class Fleet:
         assert self.journal is not None
         if not isinstance(self.journal.where, Here):
             here = Journal(Here(), BOOK, self.id)
-            here.write("kept", journal=str(self.journal.where.host))
+            how = {name: self._reach[name] for name in gather.KEPT if self._reach.get(name)}
+            here.write("kept", journal=str(self.journal.where.host), **how)
 
     def orders(self, *, tail: int | None = None, shows: bool = True, folds: bool = False) -> Orders:
         return Orders(
@@ -516,8 +517,10 @@ def find_fleet(
     given. Raises NotFound, Ambiguous, Unreachable.
     """
     way = dict(reach)
-    where = ledger_on(journal, **{k: v for k, v in way.items() if k != "as_user"})
-    found = gather.find_journal(text, where) if journal is not None or journals_here() else None
+    there = {name: value for name, value in way.items() if name != "as_user"}
+    where, found = ledger_on(journal, **there), None
+    if journal is not None or journals_here():
+        found = gather.find_journal(text, where, **there)
     if found is not None and (plans := plans_of(found.book.events)):
         return Fleet(plans, reach=way, journal=found, patience=patience)
     if host is None:

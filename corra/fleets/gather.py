@@ -34,6 +34,8 @@ R = TypeVar("R")
 
 # A name is looked for in so many journals, the latest first: a journal is read whole.
 NAMES_SOUGHT = 100
+# What a machine remembers of the way to a journal that is elsewhere.
+KEPT = ("user", "via", "inventory")
 # A later attempt than the plan's is asked for only where an earlier one was found.
 ATTEMPTS_MOST = 1000
 
@@ -47,11 +49,11 @@ class Recorded(NamedTuple):
     stdin: bytes
 
 
-def find_journal(text: str, where: Ledger) -> Journal | None:
+def find_journal(text: str, where: Ledger, **reach: Any) -> Journal | None:
     """Return the journal of the fleet that `text` means there, read, or None.
 
-    `text` is an id, the beginning of an id's tail, or a name, of which the latest counts. Raises
-    Ambiguous.
+    `text` is an id, the beginning of an id's tail, or a name, of which the latest counts. `reach`:
+    the way to a journal that is kept elsewhere. Raises Ambiguous.
     """
     keys = [key for book, key, _ in all_books(where) if book == BOOK]
     found = [key for key in keys if key == text] or [
@@ -61,21 +63,22 @@ def find_journal(text: str, where: Ledger) -> Journal | None:
         shown = ", ".join(ids.short(key) for key in found[:5])
         raise Ambiguous(f"{len(found)} fleets: {shown}", label=text)
     if found:
-        return _read(where, found[0])
+        return _read(where, found[0], reach)
     for key in keys[:NAMES_SOUGHT]:
-        journal = _read(where, key)
+        journal = _read(where, key, reach)
         if any(plan.name == text for plan in plans_of(journal.book.events)):
             return journal
     return None
 
 
-def _read(where: Ledger, key: str) -> Journal:
+def _read(where: Ledger, key: str, reach: Mapping[str, Any]) -> Journal:
     journal = Journal(where, BOOK, key)
     journal.read()
     if (kept := journal.book.kept_at) is not None and isinstance(where, Here):
         from corra.runbooks.ledgers import ledger_on
 
-        there = Journal(ledger_on(str(kept.facts.get("journal"))), BOOK, key)
+        known = {name: kept.facts[name] for name in KEPT if kept.facts.get(name)}
+        there = Journal(ledger_on(str(kept.facts.get("journal")), **{**known, **reach}), BOOK, key)
         there.read()
         return there
     return journal

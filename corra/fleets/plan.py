@@ -20,7 +20,7 @@ from typing import Any
 from corra.errors import Misuse
 from corra.model import ids
 from corra.model.host import Host
-from corra.model.host_sets import fold
+from corra.model.host_sets import HOSTS_MOST, fold, fold_in_order, unfold
 from corra.model.program import Request
 from corra.model.rollout import Rules, share_of, wave_sizes
 from corra.model.shapes import Flag, Listed, Object, Real, Text, Whole, check
@@ -30,7 +30,6 @@ from corra.model.units import chosen_time
 MOST = 4096
 # A Plan comes from a host, and a host is never trusted: what 4 KB can inflate to is bounded.
 _INFLATED_MOST = 1 << 20
-MEMBERS_MOST = 100_000
 AT_ONCE = 32
 # From the first try to connect until the host has confirmed the start.
 START_S = 60.0
@@ -135,8 +134,8 @@ class Plan:
             "id": self.id,
             "name": self.name,
             "attempt": self.attempt if self.attempt > 1 else None,
-            "members": folded(_as_given(self.members, self.order)),
-            "whole": folded(self.whole) or None,
+            "members": fold_in_order(_as_given(self.members, self.order)),
+            "whole": fold_in_order(self.whole) or None,
             "waves": [[len(list(run)), size] for size, run in itertools.groupby(self.waves)],
             "at_once": self.at_once,
             "max_fail": self.max_fail,
@@ -146,7 +145,7 @@ class Plan:
             "kill_on_fail": self.kill_on_fail or None,
             "start": self.start_s,
             "order": self.order or None,
-            "canary": folded(self.canary) or None,
+            "canary": fold_in_order(self.canary) or None,
             "program": self.program,
             "agent": self.agent or None,
             "as": self.as_user,
@@ -189,7 +188,7 @@ class Plan:
         given = {name: each for name, each in given.items() if name in known}
         for name in ("members", "whole", "canary"):
             given[name] = unfolded(given.get(name, ""))
-        if sum(count for count, _ in value["waves"]) > MEMBERS_MOST:
+        if sum(count for count, _ in value["waves"]) > HOSTS_MOST:
             raise ValueError("a plan of too many waves")
         given["waves"] = tuple(size for count, size in value["waves"] for _ in range(count))
         if given.get("order") in (SHUFFLE, REVERSED):
@@ -309,110 +308,15 @@ def host_of(member: str) -> str:
     return member.partition(_NTH)[0]
 
 
-def folded(members: Sequence[str]) -> str:
-    """Return members as text that keeps their order: `web[1-5,9],db1`.
-
-    ClusterShell's own fold sorts, and the order is the plan's.
-    """
-    parts = [_bracketed(run) if len(run) > 2 else ",".join(run) for run in _runs(members)]
-    text = ",".join(parts)
-    try:
-        return text if unfolded(text) == tuple(members) else ",".join(members)
-    except (Misuse, ValueError):
-        return ",".join(members)
-
-
 def unfolded(text: str) -> tuple[str, ...]:
-    """Return the members of `folded`. Raises ValueError."""
-    if not text:
-        return ()
+    """Return the members of a text that `fold_in_order` made. Raises ValueError."""
     try:
-        found: list[str] = []
-        for part in re.split(r",(?![^\[]*\])", text):
-            # A fold can say more than it takes: `a[1-9][1-9][1-9][1-9]`.
-            if part.count("[") > 1 or len(part) > _INFLATED_MOST:
-                raise ValueError(f"not members: {part[:80]!r}")
-            if match := re.search(r"\[(\d[\d,-]*)\]", part):
-                found += _expanded(part[: match.start()], match.group(1), part[match.end() :])
-            else:
-                Host.parse(host_of(part))
-                found.append(part)
-            if len(found) > MEMBERS_MOST:
-                raise ValueError("too many members")
+        found = unfold(text)
+        for name in found:
+            Host.parse(host_of(name))
     except Misuse as error:
         raise ValueError(f"not members: {error.why}") from error
     return tuple(found)
-
-
-def _expanded(before: str, ranges: str, after: str) -> list[str]:
-    found: list[str] = []
-    for each in ranges.split(","):
-        low, dash, high = each.partition("-")
-        last = int(high if dash else low)
-        if last - int(low) >= MEMBERS_MOST:
-            raise ValueError("too many members")
-        width = len(low) if low.startswith("0") else 0
-        found += [f"{before}{number:0{width}}{after}" for number in range(int(low), last + 1)]
-    for name in found[:1]:
-        Host.parse(host_of(name))
-    return found
-
-
-def _split(name: str, at: int) -> tuple[str, str, str] | None:
-    """Return a name around its group of digits number `at`."""
-    groups = list(re.finditer(r"\d+", name))
-    if at >= len(groups):
-        return None
-    found = groups[at]
-    return name[: found.start()], found.group(), name[found.end() :]
-
-
-def _runs(members: Sequence[str]) -> Iterable[list[str]]:
-    """Yield the members in runs that differ in one number, which grows."""
-    run: list[str] = []
-    varies: int | None = None
-    for name in members:
-        if run and (at := _grows(run[-1], name)) is not None and varies in (None, at):
-            varies = at
-            run.append(name)
-            continue
-        if run:
-            yield run
-        run, varies = [name], None
-    if run:
-        yield run
-
-
-def _grows(before: str, name: str) -> int | None:
-    """Return which group of digits alone differs, if it grows and is padded alike."""
-    if "[" in name or _NTH in name:
-        return None
-    one, other = re.split(r"(\d+)", before), re.split(r"(\d+)", name)
-    if len(one) != len(other):
-        return None
-    differ = [at for at in range(len(one)) if one[at] != other[at]]
-    if len(differ) != 1 or differ[0] % 2 == 0:
-        return None
-    low, high = one[differ[0]], other[differ[0]]
-    padded = low.startswith("0") or high.startswith("0")
-    if int(high) <= int(low) or (padded and len(low) != len(high)):
-        return None
-    return differ[0] // 2
-
-
-def _bracketed(run: Sequence[str]) -> str:
-    at = _grows(run[0], run[1])
-    assert at is not None
-    parts = [_split(name, at) for name in run]
-    numbers = [part[1] for part in parts if part is not None]
-    before, _, after = parts[0] or ("", "", "")
-    spans: list[list[str]] = []
-    for number in numbers:
-        if spans and int(number) == int(spans[-1][-1]) + 1 and len(number) >= len(spans[-1][0]):
-            spans[-1][1:] = [number]
-        else:
-            spans.append([number])
-    return f"{before}[{','.join('-'.join(span) for span in spans)}]{after}"
 
 
 # Words
@@ -458,6 +362,6 @@ def plan_lines(plan: Plan) -> list[str]:
     """Return the lines of `--plan`: each wave with its hosts."""
     lines, at = [], 0
     for number, size in enumerate(plan.waves, 1):
-        lines.append(f"  wave {number:<3} {size:>4}  {folded(plan.members[at : at + size])}")
+        lines.append(f"  wave {number:<3} {size:>4}  {fold_in_order(plan.members[at : at + size])}")
         at += size
     return lines

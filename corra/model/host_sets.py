@@ -283,6 +283,66 @@ def fold(hosts: Iterable[str | Host]) -> str:
     return ",".join(text for _, text in sorted(parts))
 
 
+def fold_in_order(hosts: Iterable[str]) -> str:
+    """Return names as text that `unfold` reads back, in their order and as often: `web[1-5,9],db1`.
+
+    Names fold where they stand beside each other and one number grows.
+    """
+    return ",".join(each if isinstance(each, str) else _bracketed(*each) for each in _runs(hosts))
+
+
+def unfold(text: str) -> list[str]:
+    """Return the names of a text that was folded. Raises Misuse."""
+    parts = [part for part in _OPERATOR.split(text)[::2] if part]
+    found: list[str] = []
+    for part in parts:
+        found += expand(part)
+        if len(found) > HOSTS_MOST:
+            raise _too_many(text, len(found))
+    return found
+
+
+# Names that differ in one number: how a name begins and ends, and the numbers.
+_Run = tuple[str, list[str], str]
+
+
+def _bracketed(before: str, numbers: Sequence[str], after: str) -> str:
+    return f"{before}[{_spans(numbers)}]{after}"
+
+
+def _runs(names: Iterable[str]) -> Iterator[str | _Run]:
+    """Yield names, and runs of three or more that differ in one number, which grows."""
+    run: list[list[str]] = []
+    axis: int | None = None
+    for name in (*names, ""):
+        pieces = _DIGITS.split(name)
+        at = _grown(run[-1], pieces) if run and "[" not in name else None
+        if at is not None and axis in (None, at):
+            axis = at
+            run.append(pieces)
+            continue
+        if axis is not None and len(run) > 2:
+            numbers = [each[axis] for each in run]
+            yield "".join(run[0][:axis]), numbers, "".join(run[0][axis + 1 :])
+        else:
+            yield from ("".join(each) for each in run)
+        run, axis = [pieces], None
+
+
+def _grown(before: Sequence[str], pieces: Sequence[str]) -> int | None:
+    """Return which number alone differs, if it grows and is padded alike."""
+    differ = [
+        at for at, (one, other) in enumerate(zip(before, pieces, strict=False)) if one != other
+    ]
+    if len(before) != len(pieces) or len(differ) != 1 or differ[0] % 2 == 0:
+        return None
+    low, high = before[differ[0]], pieces[differ[0]]
+    padded = any(len(each) > 1 and each.startswith("0") for each in (low, high))
+    if int(high) <= int(low) or (padded and len(low) != len(high)):
+        return None
+    return differ[0]
+
+
 def fold_within(hosts: Iterable[str], most: int) -> str:
     """Return the fold in at most `most` characters or so: the first hosts, and how many more."""
     names = list(dict.fromkeys(hosts))

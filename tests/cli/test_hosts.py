@@ -226,3 +226,24 @@ def test_a_key_that_is_here_is_no_use_to_a_keeper_elsewhere(cli: Cli, site: str)
     assert done.returncode == 2
     assert b"can't use the key of the inventory" in done.stderr
     assert os.path.exists(site)
+
+
+def test_each_verb_that_takes_hosts_takes_an_inventory(cli: Cli, site: str) -> None:
+    words = ["--inventory", site, "--host", "@web", "--limit", "alpha"]
+    ready = cli("doctor", "--json", *words)
+    assert json.loads(ready.stdout)["host"] == "alpha"
+    started = cli("run", "-d", *words, "--name", "sleeper", "--", "sleep", "1000")
+    assert started.returncode == 0, started.stderr
+    prog_id = started.stdout.decode().strip()
+    assert cli("status", "--json", *words, prog_id).returncode == 0
+    killed = cli("kill", "-a", "-y", *words)
+    assert (killed.returncode, b"alpha" in killed.stderr) == (0, True)
+    freed = cli("gc", "-y", "--older", "0s", *words)
+    assert (freed.returncode, b"alpha" in freed.stderr) == (0, True)
+
+
+def test_a_journal_may_be_on_a_host_of_the_inventory(cli: Cli, site: str) -> None:
+    words = ["--inventory", site, "--host", "beta,gamma", "--journal", "alpha", "--name", "kept"]
+    assert cli("run", *words, "--", "true").returncode == 0
+    assert cli("status", "--inventory", site, "kept").returncode == 0
+    assert cli("status", "--inventory", site, "--json", "kept").returncode == 0

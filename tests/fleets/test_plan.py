@@ -15,7 +15,6 @@ from corra.fleets.plan import (
     MOST,
     ORDERS,
     Plan,
-    folded,
     members_of,
     new_plan,
     plan_lines,
@@ -23,6 +22,7 @@ from corra.fleets.plan import (
     unfolded,
 )
 from corra.model import ids
+from corra.model.host_sets import fold_in_order
 from properties import PROPERTY
 
 ID = "20261201t120000z-k7m2qxwp"
@@ -55,7 +55,7 @@ def test_a_plan_that_has_travelled_is_the_same_plan(members: list[str], order: s
 @given(st.lists(names, max_size=12))
 def test_folded_members_keep_their_order(found: list[str]) -> None:
     members = members_of(found)
-    assert unfolded(folded(members)) == members
+    assert unfolded(fold_in_order(members)) == members
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_folded_members_keep_their_order(found: list[str]) -> None:
     ],
 )
 def test_members_fold_in_the_order_of_their_starts(members: list[str], text: str) -> None:
-    assert folded(members) == text
+    assert fold_in_order(members) == text
     assert unfolded(text) == tuple(members)
 
 

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import corra
-from corra.model.host_sets import Chosen, Hosts, choose, expand, fold, no_groups
+from corra.model.host_sets import (
+    Chosen,
+    Hosts,
+    choose,
+    fold,
+    fold_in_order,
+    no_groups,
+    unfold,
+)
 
 
 @pytest.mark.parametrize(
@@ -149,9 +157,8 @@ _NAMES = st.lists(_NAME, min_size=1, max_size=40)
 @settings(deadline=None)
 @given(_NAMES)
 def test_what_is_folded_unfolds_to_the_same_hosts(names):
-    text = fold(names)
-    unfolded = [name for part in re.split(r",(?![^\[]*\])", text) for name in expand(part)]
-    assert sorted(unfolded) == sorted(set(names))
+    assert sorted(unfold(fold(names))) == sorted(set(names))
+    assert unfold(fold_in_order(names)) == names
 
 
 @settings(deadline=None)
@@ -172,6 +179,22 @@ def test_sets_obey_the_laws_of_sets(a, b, c):
     assert left(out(b), fold(a), out(c)) == left(fold(a), out(c), out(b))
     assert left(fold(a), limit=[fold(b)]) == set(a) & set(b)
     assert left(fold(a), out(c), limit=[fold(b)]) == (set(a) - set(c)) & set(b)
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["db1", "web1", "web2", "web3"], "db1,web[1-3]"),
+        (["web9", "web10", "web11", "web2"], "web[9-11],web2"),
+        (["web08", "web09", "web10", "web100"], "web[08-10,100]"),
+        (["r1n1", "r1n2", "r1n3", "r2n1"], "r1n[1-3],r2n1"),
+        (["web1", "web1"], "web1,web1"),
+        (["[::1]:22", "[::2]:22", "[::3]:22"], "[::1]:22,[::2]:22,[::3]:22"),
+    ],
+)
+def test_names_fold_in_their_order_where_one_number_grows(names, text):
+    assert fold_in_order(names) == text
+    assert unfold(text) == names
 
 
 def test_hosts_with_several_numbers_fold_along_one_of_them():
