@@ -44,7 +44,6 @@ def choose_hosts(
     `whole`: sets that name no host, beside exclusions, mean all hosts of --inventory. `limited`:
     --limit applies. Nothing for no text at all. Raises Misuse.
     """
-    from corra.inventory.groups import known_groups
     from corra.model.host_sets import choose, one_plain_host
 
     texts = [text for text in texts if text.strip(", ")]
@@ -52,6 +51,8 @@ def choose_hosts(
     try:
         if len(texts) == 1 and not (limit or given.inventory) and one_plain_host(texts[0]):
             return [texts[0]]
+        from corra.inventory.groups import known_groups
+
         found = _read_inventory(c, given)
         base = found.groups["all"] if whole and given.inventory and found is not None else None
         texts = _with_stdin(given, texts)

@@ -16,6 +16,7 @@ from .flags import (
     AgainFlags,
     AttachFlags,
     FleetViewFlags,
+    FoldFlags,
     HostFlags,
     KillFlags,
     LaunchFlags,
@@ -315,9 +316,13 @@ def either(
 ) -> int:
     """Do `many` with the fleet that `text` means, else `one` with the run.
 
-    On --host a run comes first: only where no run of that name is there, a fleet is looked for.
+    On --host a run comes first: only where no run of that name is there, a fleet is looked for. But
+    who folds means a fleet.
     """
     found = named(c, given, text)
+    if found is None and isinstance(given, FoldFlags) and folds(given):
+        with contextlib.suppress(NotFound):
+            found = on_host(c, given, text)
     if found is None:
         try:
             return one()

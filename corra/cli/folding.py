@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from corra import render
-from corra.errors import CorraError
+from corra.errors import CorraError, Misuse
 from corra.terminal.screen import ERR, OUT, Screen
 
 from .flags import FoldFlags
@@ -22,6 +22,14 @@ _GIVE_UP_S = 15.0
 
 def folds(given: FoldFlags) -> bool:
     return given.fold or given.diff
+
+
+def refuse_fold(given: FoldFlags, run: Run) -> None:
+    """Refuse to fold what is one run. Raises Misuse, and NotFound where it isn't even that."""
+    if folds(given):
+        run.state()
+        flag = "--diff" if given.diff else "--fold"
+        raise Misuse(f"{flag} is for a fleet, and this is one run", fate="NOT DONE")
 
 
 def show_folded(given: FoldFlags, fleet: Fleet, board: Board, *, asks: bool = True) -> None:

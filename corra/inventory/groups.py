@@ -7,13 +7,14 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corra.errors import Misuse
 from corra.model.host_sets import Groups, Hosts, choose
 from corra.settings import setting
 
-from .tree import Inventory
+if TYPE_CHECKING:
+    from .tree import Inventory
 
 _GROUP = re.compile(r"[\w.:+-]+")
 

@@ -158,3 +158,21 @@ def test_a_difference_in_a_last_newline_or_a_carriage_return_is_shown() -> None:
     assert shown[-3:] == ["-a", "-", "+a\r"]
     assert list(differences({"stdout": b"a"}, {"stdout": b"a"}, ("x", "y"))) == []
     assert json.dumps(shown)
+
+
+def test_a_fleet_is_folded_from_a_machine_that_never_heard_of_it(
+    web_hosts: Many, cli: Cli, home: Path
+) -> None:
+    cli("run", "--name", "known", "--host", web_hosts(2), "--", "echo", "hi")
+    env = {"XDG_STATE_HOME": str(home / "elsewhere")}
+    done = cli("logs", "--fold", "--host", "web2", "known", env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == b"==> web[1-2]: 2 hosts: exit 0 <==\nhi\n"
+
+
+def test_one_run_is_not_folded(cli: Cli) -> None:
+    prog_id = cli("run", "-d", "--host", "local", "--", "true").stdout.decode().strip()
+    for words in (["logs", "--fold"], ["attach", "--diff"], ["again", "--fold"]):
+        done = cli(*words, prog_id)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert done.stderr.decode().splitlines()[0].endswith("is for a fleet, and this is one run")
