@@ -157,6 +157,9 @@ def _show_difference(
     from corra.fleets.fold import DIFF_BYTES, differences
     from corra.model.units import decimal_size
 
+    if group.streams == largest[0].streams:
+        given.screen.lines(["(the same output)"])
+        return
     other: dict[str, bytes] = {}
     failure: Any = None
     for member in group.members:

@@ -60,6 +60,17 @@ def test_diff_shows_what_the_smaller_groups_have_other_than_the_largest(
     ]
 
 
+def test_diff_says_of_another_exit_with_the_same_output_that_it_is_the_same(
+    web_hosts: Many, cli: Cli, home: Path
+) -> None:
+    script = f"echo one; ! {own(f'{home}/odd')}"
+    done = cli("run", "--diff", "--host", web_hosts(3), "--", "sh", "-c", script)
+    lines = done.stdout.decode().splitlines()
+    assert lines[1] == "one"
+    assert re.fullmatch(r"==> web\d: exit 1 <==", lines[2])
+    assert lines[3:] == ["(the same output)"]
+
+
 def test_a_fleet_is_folded_after_its_end_too_and_an_output_that_is_gone_is_said(
     web_hosts: Many, cli: Cli
 ) -> None:
