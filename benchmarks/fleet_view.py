@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import resource
 import shutil
 import struct
 import subprocess
@@ -97,6 +98,11 @@ def view() -> None:
     print(f"{os.read(told, 1 << 12).decode()}, {drawn / SECONDS / 1000:.0f} kB/s drawn")
 
 
+def children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def fold() -> None:
     home = Path(tempfile.mkdtemp(prefix="corra-bench-"))
     (home / ".ssh").mkdir(mode=0o700)
@@ -125,13 +131,15 @@ def fold() -> None:
                 name = f"[127.0.0.1]:{server.port}"
                 server.add_host(f"node{number}", Port=proxy.port, HostKeyAlias=name)
             for name, argv in ways.items():
-                before, began = proxy.down, time.monotonic()
+                before, began, cpu = proxy.down, time.monotonic(), children_cpu_s()
                 with open(os.devnull, "wb") as null:
                     done = subprocess.run(argv, env=mine, stdout=null, check=False)
                 moved, whole = (proxy.down - before) / 1e6, 51 * SIZE / 1e6
                 print(
                     f"fold: {name}: rc {done.returncode}, {moved:,.0f} MB over ssh of {whole:,.0f}"
-                    f" MB, {time.monotonic() - began:.1f} s"
+                    f" MB, {time.monotonic() - began:.1f} s, {children_cpu_s() - cpu:.1f} s of CPU"
+                    " here",
+                    flush=True,
                 )
     finally:
         server.stop()

@@ -87,10 +87,9 @@ def _read_inventory(c: Context, given: ReachFlags) -> Inventory | None:
 
 def _note(given: ReachFlags, text: str) -> None:
     """Say a line once."""
-    said = given.__dict__.setdefault("notes_said", set())
     # The way to a host is begun before there is a screen. The verb chooses once more.
-    if text not in said and hasattr(given, "screen"):
-        said.add(text)
+    if text not in given.host_notes and hasattr(given, "screen"):
+        given.host_notes |= {text}
         given.screen.note("", "", text)
 
 
@@ -98,13 +97,13 @@ def _with_stdin(given: ReachFlags, texts: Sequence[str]) -> list[str]:
     """Return texts with `-` replaced by the sets that stdin has, a line each, without comments."""
     if STDIN not in texts:
         return list(texts)
-    if "stdin_hosts" not in given.__dict__:
+    if given.stdin_hosts is None:
         if getattr(given, "stdin", None) == STDIN or getattr(given, "interactive", False):
             raise Misuse("--host - reads the hosts from stdin, which the program can't read too")
         if os.isatty(0):
             raise Misuse("--host - reads hosts from stdin, a line each: pipe them in")
-        given.__dict__["stdin_hosts"] = _lines(sys.stdin.buffer.read())
-    lines: list[str] = given.__dict__["stdin_hosts"]
+        given.stdin_hosts = _lines(sys.stdin.buffer.read())
+    lines = given.stdin_hosts
     return [line for text in texts for line in (lines if text == STDIN else [text])]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .readers import (
     is_signal,
     read_batch,
@@ -39,6 +41,10 @@ _REPEATABLE = "; repeatable."
 
 class ReachFlags(Given):
     """Which hosts are meant, and how they are reached."""
+
+    # What `-` has read of stdin, which can be read once, and what has been said of the choice.
+    stdin_hosts: Sequence[str] | None = None
+    host_notes: frozenset[str] = frozenset()
 
     host = listing(
         "host",
