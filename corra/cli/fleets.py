@@ -320,7 +320,7 @@ def either(
     who folds means a fleet.
     """
     found = named(c, given, text)
-    if found is None and isinstance(given, FoldFlags) and folds(given):
+    if found is None and isinstance(given, FoldFlags) and (given.fold or given.diff):
         with contextlib.suppress(NotFound):
             found = on_host(c, given, text)
     if found is None:

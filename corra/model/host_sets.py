@@ -315,7 +315,7 @@ def _runs(names: Iterable[str]) -> Iterator[str | _Run]:
     run: list[list[str]] = []
     axis: int | None = None
     for name in (*names, ""):
-        pieces = _DIGITS.split(name)
+        pieces = re.split(_DIGITS, name)
         at = _grown(run[-1], pieces) if run and "[" not in name else None
         if at is not None and axis in (None, at):
             axis = at

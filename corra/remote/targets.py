@@ -98,7 +98,10 @@ def host_in_inventory(host: Host, inventory: str) -> Host:
     """Return a host with the address that the inventory has for its name. Raises Misuse."""
     from corra.inventory.reading import inventory_at
 
-    address = inventory_at(inventory).address(host.name)
+    try:
+        address = inventory_at(inventory).address(host.name)
+    except Misuse as error:
+        raise error.but(host=host.name) from error
     if address is None or host.is_local:
         return host
     if address.name == LOCAL:

@@ -177,7 +177,7 @@ def test_later_verbs_find_a_run_on_an_alias_by_the_inventory_of_its_start(
     Path(site).rename(site + ".moved")
     gone = cli("logs", prog_id)
     assert gone.returncode == 2
-    assert gone.stderr.decode().startswith(f"corra: NOT DONE: inventory {site}: no such file")
+    assert gone.stderr.decode().startswith(f"corra: alpha: NOT DONE: inventory {site}: no such")
     assert cli("logs", "--inventory", site + ".moved", prog_id).stdout == b"hello\n"
 
 
@@ -247,3 +247,13 @@ def test_a_journal_may_be_on_a_host_of_the_inventory(cli: Cli, site: str) -> Non
     assert cli("run", *words, "--", "true").returncode == 0
     assert cli("status", "--inventory", site, "kept").returncode == 0
     assert cli("status", "--inventory", site, "--json", "kept").returncode == 0
+
+
+def test_an_inventory_that_is_gone_keeps_no_other_hosts_runs_from_ps(cli: Cli, site: str) -> None:
+    cli("run", "-d", "--inventory", site, "--host", "alpha", "--name", "there", "--", "true")
+    cli("run", "-d", "--host", "local", "--name", "here", "--", "true")
+    Path(site).unlink()
+    done = cli("ps", "-a")
+    assert b"here" in done.stdout
+    assert f"inventory {site}: no such file".encode() in done.stderr
+    assert done.returncode != 0
