@@ -429,7 +429,9 @@ def test_sig_proxy_passes_term_on(cli: Cli, watch: Callable[..., Watcher]) -> No
     assert (code, watcher.out) == (5, b"ready\ngot term\n")
 
 
-def test_ctrl_c_of_a_looking_verb_just_ends_it(cli: Cli, watch: Callable[..., Watcher]) -> None:
+def test_ctrl_c_of_a_wait_just_ends_it_and_says_so_in_a_pipe_too(
+    cli: Cli, watch: Callable[..., Watcher]
+) -> None:
     cli("run", "-d", *RUN[1:])
     watcher = watch("wait", "it", stdout=subprocess.DEVNULL)
     assert watcher.process.stderr
@@ -438,7 +440,9 @@ def test_ctrl_c_of_a_looking_verb_just_ends_it(cli: Cli, watch: Callable[..., Wa
         select.select([], [], [], 0.01)
     watcher.send(signal.SIGINT)
     assert watcher.process.wait(DEADLINE_S) == -signal.SIGINT
-    assert watcher.process.stderr.read() == b""
+    # Which of the two depends on whether the host was faster than the signal.
+    said = watcher.process.stderr.read()
+    assert b"STILL RUNNING: you stopped waiting" in said or b"you left before local" in said
     assert running(cli, "it")
 
 
