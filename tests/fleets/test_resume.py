@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -110,19 +111,32 @@ def test_watch_only_starts_nothing(
     assert b"1 done, 2 not started" in done.stderr
 
 
+def heard(process: subprocess.Popen[bytes], words: bytes) -> None:
+    """Wait until the process says these words on stderr; other lines may come before."""
+    assert process.stderr is not None
+    said = b""
+    while words not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+
+
+def epochs(journal: Path) -> list[int]:
+    """Return the epochs of those who have rolled by this journal."""
+    events = [json.loads(line) for line in journal.read_text().splitlines()]
+    return [each["epoch"] for each in events if each["what"] == "rolling"]
+
+
 def test_a_second_operator_watches_until_the_first_is_taken_over(
-    web_hosts: Hosts, cli: Cli, gate: Callable[[int], None], ran: Path
+    web_hosts: Hosts, cli: Cli, home: Path, gate: Callable[[int], None], ran: Path
 ) -> None:
     first = rolled(cli, "up-1", web_hosts(3), "--batch", "1", command=waiting(ran))
     wait_for(lambda: lines(ran) == 1)
     second = cli.popen("attach", "up-1")
-    assert second.stderr is not None
-    assert b"rolls it; watching (--take-over rolls it from here)" in b"".join(
-        second.stderr.readline() for _ in range(2)
-    )
+    heard(second, b"rolls it; watching (--take-over rolls it from here)")
     third = cli.popen("attach", "--take-over", "up-1")
-    assert third.stderr is not None
-    third.stderr.readline()
+    journal = home / ".local/state/corra/books/fleet/up-1.jsonl"
+    wait_for(lambda: 2 in epochs(journal))
     gate(3)
     for process in (first, second, third):
         process.communicate(timeout=60)
