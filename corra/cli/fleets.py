@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from corra.fleets.fleet import Fleet
     from corra.fleets.view import View
     from corra.model.state import State
+    from corra.runs.request import Launch
     from corra.runs.run import Run
 
 # Flags of `run` that make a fleet even of one host.
@@ -57,7 +58,7 @@ def roll_out(c: Context, given: RunFlags, hosts: Sequence[str]) -> int:
     from corra.fleets.fleet import new_fleet
     from corra.fleets.plan import members_of
 
-    _refuse_for_one(given, given.pty)
+    _refuse_for_one(given)
     stdin, file = inputs.given_stdin(given)
     with contextlib.ExitStack() as opened:
         opened.enter_context(file)
@@ -73,15 +74,16 @@ def roll_out(c: Context, given: RunFlags, hosts: Sequence[str]) -> int:
             **_waves(given),
             pause=given.pause,
             start_timeout=given.start_timeout,
+            prepare=_reported(c, given),
             **options,
         )
         opened.callback(fleet.close)
-        return _launched(c, given, fleet, show_plan=given.plan or given.dry)
+        return _launched(given, fleet, show_plan=given.plan or given.dry)
 
 
 def again(c: Context, given: AgainFlags, fleet: Fleet) -> int:
     """Start once more what failed, was unreached or wasn't started, and return the exit code."""
-    _refuse_for_one(given, False)
+    _refuse_for_one(given)
     answers = fleet.ask()
     plan = fleet.next_attempt(
         answers,
@@ -100,7 +102,7 @@ def again(c: Context, given: AgainFlags, fleet: Fleet) -> int:
         return _show_plan(given, plan)
     fleet.learned(_known(fleet, answers))
     fleet.learn_program(inputs.given_secrets(given))
-    return _launched(c, given, fleet.at_attempt(plan), show_plan=False)
+    return _launched(given, fleet.at_attempt(plan, _reported(c, given)), show_plan=False)
 
 
 def _known(fleet: Fleet, answers: Any) -> Any:
@@ -114,7 +116,7 @@ def _waves(given: RunFlags | AgainFlags) -> dict[str, Any]:
     return {name: getattr(given, name) for name in names}
 
 
-def _refuse_for_one(given: LaunchFlags, pty: bool) -> None:
+def _refuse_for_one(given: LaunchFlags) -> None:
     """Refuse what one terminal can't be for many programs. Raises Misuse."""
     if given.interactive:
         raise Misuse(
@@ -136,7 +138,15 @@ def _show_plan(given: Given, plan: Any) -> int:
     return 0
 
 
-def _launched(c: Context, given: RunFlags | AgainFlags, fleet: Fleet, *, show_plan: bool) -> int:
+def _reported(c: Context, given: LaunchFlags) -> Callable[[Launch], Launch] | None:
+    """Return what has each start report to --collector, None without it."""
+    if not given.collector:
+        return None
+    name = given.collector
+    return lambda launch: collectors.register(c, name, launch)
+
+
+def _launched(given: RunFlags | AgainFlags, fleet: Fleet, *, show_plan: bool) -> int:
     if given.detach and len(fleet.plan.waves) > 1:
         raise Misuse(
             "-d leaves when all have started, and waves need somebody to stay",
@@ -146,9 +156,6 @@ def _launched(c: Context, given: RunFlags | AgainFlags, fleet: Fleet, *, show_pl
         )
     if show_plan:
         return _show_plan(given, fleet.plan)
-    if given.collector:
-        name = given.collector
-        fleet = fleet.prepared(lambda launch: collectors.register(c, name, launch))
     fleet.begin()
     return _rolled(given, given, fleet, stay=not given.detach, announce=True)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from corra import render
 from corra.errors import CorraError, Misuse
-from corra.terminal.screen import ERR, OUT, Screen
+from corra.terminal.screen import OUT, Screen, descriptor_for, hidden_descriptors
 
 from .flags import FoldFlags
 
@@ -73,8 +73,7 @@ class _Shown:
 
     def __init__(self, screen: Screen, hide: str | None, group: Group) -> None:
         self.screen, self._group = screen, group
-        hidden = {None: (), "out": (OUT,), "stdout": (OUT,), "err": (ERR,), "stderr": (ERR,)}
-        self._hidden = hidden.get(hide, (OUT, ERR))
+        self._hidden = hidden_descriptors(hide)
         self._head = f"==> {render.visible(group.title)} <==\n".encode()
         self._titled = {OUT}
         self._line_open: dict[int, bool] = {}
@@ -101,7 +100,7 @@ class _Shown:
 
         kept = self.kept.setdefault(stream, bytearray())
         kept += data[: max(0, DIFF_BYTES - len(kept))]
-        fd = ERR if stream == "stderr" else OUT
+        fd = descriptor_for(stream)
         if fd in self._hidden:
             return
         if self.screen.json:

@@ -44,11 +44,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 _REACH = tuple(Reach.__annotations__)
+
 # A run of these words stands where an operator's stop came before a member's start. No PATH has
 # such a program, so it ends as not started, and its id can never be started again.
 HALTED_WORDS = ("stopped before its start",)
-
-
 # So many hosts are asked for a record, should the first ones not answer.
 RECORDS_SOUGHT = 5
 
@@ -279,8 +278,11 @@ class Fleet:
             **{**kept, **given},
         )
 
-    def at_attempt(self, plan: Plan) -> Fleet:
-        """Return this fleet with a further attempt. Its program is known already."""
+    def at_attempt(self, plan: Plan, prepare: Callable[[Launch], Launch] | None = None) -> Fleet:
+        """Return this fleet with a further attempt. Its program is known already.
+
+        `prepare` changes each Launch before its start.
+        """
         return Fleet(
             [*self.plans, plan],
             reach=self._reach,
@@ -288,6 +290,7 @@ class Fleet:
             template=self._template,
             payload=self._payload,
             patience=self._patience,
+            prepare=prepare,
         )
 
     # -- What isn't a roll
@@ -374,11 +377,6 @@ class Fleet:
             os.close(self._payload)
             self._payload = None
 
-    def prepared(self, prepare: Callable[[Launch], Launch]) -> Fleet:
-        """Return this fleet with each start changed by `prepare`."""
-        self._prepare = prepare
-        return self
-
 
 def new_fleet(
     members: Sequence[str],
@@ -397,11 +395,13 @@ def new_fleet(
     start_timeout: float | str | None = None,
     journal: Any = None,
     patience: Patience | None = None,
+    prepare: Callable[[Launch], Launch] | None = None,
     **options: Any,
 ) -> Fleet:
     """Return a new Fleet; nothing is started and nobody is asked.
 
-    `batch` are sizes of waves: 5, "10%", or several. `options` are those of a start. Raises Misuse.
+    `batch` are sizes of waves: 5, "10%", or several. `prepare` changes each Launch before its
+    start. `options` are those of a start. Raises Misuse.
     """
     request.refuse_unknown("fleet", options, request.StartOptions)
     if options.get("stdin") is OPEN:
@@ -444,6 +444,7 @@ def new_fleet(
         template=launch.request,
         payload=payload,
         patience=patience,
+        prepare=prepare,
     )
 
 
@@ -542,7 +543,8 @@ def find_fleet(
 
 def journals_here() -> bool:
     """Return whether this machine has any fleet's journal. Costs next to nothing."""
-    return any(os.path.isdir(os.path.join(root, BOOK)) for root in ledger.roots())  # type: ignore[no-untyped-call] # runs on 3.6 as well
+    roots = ledger.roots()  # type: ignore[no-untyped-call] # it runs on 3.6 as well
+    return any(os.path.isdir(os.path.join(root, BOOK)) for root in roots)
 
 
 def fleet(

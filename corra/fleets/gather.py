@@ -6,8 +6,7 @@ machine that never heard of the fleet asks one host for the Plan and then all ho
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
@@ -23,6 +22,7 @@ from corra.runbooks.ledgers import Here, Ledger, all_books
 from corra.runs.asking import who_asks
 from corra.runs.finding import list_runs
 from corra.runs.run import AT_ONCE, Run
+from corra.runs.stdin_file import shared_descriptor
 
 from .board import fact_of, moment
 from .events import Known, plans_of
@@ -157,15 +157,7 @@ def template_of(
         return request, None
     if len(found.stdin) != source["bytes"]:
         raise NotStarted("what it read is gone from the host: use run", label=plan.label)
-    return request, descriptor_of(found.stdin)
-
-
-def descriptor_of(data: bytes) -> int:
-    """Return an open descriptor of a file with these bytes and no name."""
-    with tempfile.TemporaryFile() as file:
-        file.write(data)
-        file.flush()
-        return os.dup(file.fileno())
+    return request, shared_descriptor(io.BytesIO(found.stdin))
 
 
 def ask_all(

@@ -19,7 +19,7 @@ from corra.model.host_sets import fold
 from corra.model.rollout import What
 from corra.model.words import now
 from corra.terminal.looks import settled
-from corra.terminal.screen import ERR, OUT, Screen
+from corra.terminal.screen import ERR, OUT, Screen, descriptor_for, hidden_descriptors
 
 from .board import Board, Member
 
@@ -56,8 +56,7 @@ class Lines:
         """`prefix`: host, time or none. `hide`: stdout, stderr or both aren't shown."""
         self._screen = screen
         self._prefix = prefix
-        hidden = {None: (), "out": (OUT,), "stdout": (OUT,), "err": (ERR,), "stderr": (ERR,)}
-        self._hidden = hidden.get(hide, (OUT, ERR))
+        self._hidden = hidden_descriptors(hide)
         self._rest: dict[tuple[int, int], bytearray] = {}
         self._since: dict[tuple[int, int], float] = {}
         self._heads: dict[int, bytes] = {}
@@ -96,7 +95,7 @@ class Lines:
             self._screen.event("begin", **facts, wave=member.wave + 1)
 
     def output(self, member: Member, stream: str, data: bytes, offset: int) -> None:
-        fd = ERR if stream == "stderr" else OUT
+        fd = descriptor_for(stream)
         if fd in self._hidden:
             return
         if self._screen.json:

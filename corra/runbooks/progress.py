@@ -14,7 +14,7 @@ from corra.model.host_sets import fold
 from corra.model.state import State
 from corra.model.units import duration
 from corra.model.words import local_time
-from corra.terminal.screen import ERR, OUT, Screen
+from corra.terminal.screen import ERR, OUT, Screen, descriptor_for
 
 from .book import Book, JournalEvent
 
@@ -184,7 +184,7 @@ class ProgressLines:
         self._rest: dict[int, bytes] = {OUT: b"", ERR: b""}
 
     def write(self, stream: str, data: bytes) -> None:
-        fd = ERR if stream == "stderr" else OUT
+        fd = descriptor_for(stream)
         if not self._head:
             self._screen.output(fd, data)
             return

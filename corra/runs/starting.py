@@ -16,6 +16,7 @@ from corra.errors import Misuse, NotStarted, typed
 from corra.model import ids
 from corra.model.ends import end_error, start_error
 from corra.model.frames import Gap, Output
+from corra.model.hidden import hidden_streams
 from corra.model.program import Request
 from corra.model.units import in_seconds
 
@@ -127,7 +128,7 @@ def run(
     """
     from .result import Result
 
-    hidden = _hidden(hide)
+    hidden = hidden_streams(hide)
     starting = launch(target, argv, **options)
     follow = starting.follow(_patience(reconnect_timeout))
     kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
@@ -177,23 +178,6 @@ def run(
 
 def _patience(reconnect_timeout: float | str | None) -> Patience:
     return Patience(reconnect_timeout_s=in_seconds(reconnect_timeout))
-
-
-def _hidden(hide: bool | str | None) -> tuple[str, ...]:
-    both = ("stdout", "stderr")
-    known = {
-        None: (),
-        False: (),
-        True: both,
-        "both": both,
-        "out": both[:1],
-        "stdout": both[:1],
-        "err": both[1:],
-        "stderr": both[1:],
-    }
-    if hide not in known:
-        raise Misuse(f"not a stream to hide: {hide!r} (out, err or both)")
-    return known[hide]
 
 
 class _Sink:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from corra import render
 from corra.errors import EPIPE_CODE, NOT_WRITTEN, CorraError, line
+from corra.model.hidden import hidden_streams
 from corra.model.words import errno_words
 
 from .own_lines import OwnLines
@@ -46,6 +47,16 @@ _COLOURS = {
     "STILL RUNNING": "yellow",
     "MAYBE STARTED": "yellow",
 }
+
+
+def descriptor_for(stream: str) -> int:
+    """Return where a program's stream is written: a terminal's one stream is stdout."""
+    return ERR if stream == "stderr" else OUT
+
+
+def hidden_descriptors(hide: bool | str | None) -> frozenset[int]:
+    """Return the descriptors that get nothing of a program, by Invoke's `hide`. Raises Misuse."""
+    return frozenset(descriptor_for(stream) for stream in hidden_streams(hide))
 
 
 class Gone(Exception):

@@ -32,7 +32,7 @@ from corra.runs.follow import Follow
 from corra.runs.run import Run
 
 from .leave_keys import Leave
-from .screen import ERR, OUT, Gone, Screen
+from .screen import Gone, Screen, descriptor_for, hidden_descriptors
 from .signals import Desk, die_of, shutting_down
 
 if TYPE_CHECKING:
@@ -132,13 +132,7 @@ class Watch:
         self._shows = shows
         self._by_id = by_id
         self._relay = relay
-        self._hidden = {
-            "out": {OUT},
-            "stdout": {OUT},
-            "err": {ERR},
-            "stderr": {ERR},
-            "both": {OUT, ERR},
-        }.get(hide or "", set())
+        self._hidden = hidden_descriptors(hide)
         self._stampers: dict[str, Stamper] | None = {} if stamps else None
         self._tail = tail
         self._announce = announce
@@ -276,7 +270,7 @@ class Watch:
 
     def _show_piece(self, output: Output) -> None:
         self._shown = True
-        fd = ERR if output.stream == "stderr" else OUT
+        fd = descriptor_for(output.stream)
         if fd in self._hidden:
             return
         if self.screen.json:

@@ -30,7 +30,8 @@ def elsewhere(cli: Cli, home: Path) -> Callable[..., subprocess.CompletedProcess
     def run(*words: str, **how: object) -> subprocess.CompletedProcess[bytes]:
         new = home / f"elsewhere{next(made)}"
         new.mkdir()
-        return cli(*words, env={**home_environment(new), **how.pop("env", {})}, **how)  # type: ignore[arg-type,dict-item]
+        env = {**home_environment(new), **how.pop("env", {})}  # type: ignore[dict-item]
+        return cli(*words, env=env, **how)  # type: ignore[arg-type]
 
     return run
 
