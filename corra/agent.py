@@ -3731,6 +3731,39 @@ def new_id():
     return time.strftime("%Y%m%dt%H%M%Sz-", time.gmtime()) + letters
 
 
+# ============================================================ verbs/held
+# A run that gc leaves alone while it is read.
+
+class HeldRun(Run):
+    """A run in ROOT/runs that isn't folded away until it is closed, or this process has ended.
+
+    gc folds away a run only while it alone has the lock of the run's `index`.
+    """
+
+    def __init__(self, root, prog_id):
+        """Raises OSError: FileNotFoundError for a run that is not there, or not any more."""
+        Run.__init__(self, root, prog_id)
+        self.hold = -1
+        try:
+            self.hold = os.open("index", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.directory)
+            fcntl.flock(self.hold, fcntl.LOCK_SH)
+        except OSError:
+            pass  # somebody has removed the file: gc leaves such a run alone
+        try:
+            there = os.stat(self.path, follow_symlinks=False)
+        except FileNotFoundError:
+            there = None
+        found = os.fstat(self.directory)
+        if there is None or (there.st_dev, there.st_ino) != (found.st_dev, found.st_ino):
+            self.close()
+            raise FileNotFoundError(errno.ENOENT, "it was folded away just now", self.path)
+
+    def close(self):
+        if self.hold >= 0:
+            os.close(self.hold)
+        Run.close(self)
+
+
 # ============================================================ verbs/known
 # What is known of a run without its State, and which runs a list asks for.
 
@@ -3794,7 +3827,7 @@ class About:
 
 
 class Known:
-    """A run as lists and look-ups find it: it was read, or a line of the cache has it."""
+    """A run as lists and look-ups find it: it was read, or a line of a file has this of it."""
 
     __slots__ = ("created", "end", "held", "keep_s", "noted", "prog_id", "root", "said", "text",
                  "word")  # fmt: skip
@@ -3811,8 +3844,13 @@ class Known:
     def key(self):
         return self.created, self.prog_id
 
-    def name(self):
-        return self.about().name
+    def ended_ns(self):
+        """Return when it ended; where nobody knows that, when it was first seen to have ended."""
+        return self.end or self.noted or self.created
+
+    def open(self):
+        """Return the run. Raises OSError."""
+        return HeldRun(self.root, self.prog_id)
 
     def about(self):
         """Return its About. Raises OSError where the run that it must be read from is gone."""
@@ -3833,6 +3871,7 @@ class Wanted:
         self.link = request.get("link")
         asked = (self.user, self.host, self.name, self.match, self.link)
         self.asks_about = any(each is not None for each in asked)
+        self.counted = request.get("count") is not False
 
     def within(self, known):
         """Return whether the run is one of those whose States are counted."""
@@ -3883,31 +3922,46 @@ class Page:
         self.found = []
 
     def offer(self, known):
+        """Count a run, and take it where it is asked for."""
         self.total += 1
-        if not self.wanted.within(known):
-            return
-        kind = kind_of(known.word)
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-        if self.wanted.has_word(known.word) and (self.before is None or known.key() < self.before):
-            self.matching += 1
-            self.found.append(known)
-            if len(self.found) > 2 * self.limit + 100:
-                self.newest()
+        if self.wanted.within(known):
+            self.count(known.word, 1)
+            if self.wanted.has_word(known.word):
+                self.take(known)
+
+    def count(self, word, number):
+        """Count so many runs that are asked for but for their word."""
+        kind = kind_of(word)
+        self.counts[kind] = self.counts.get(kind, 0) + number
+        if self.wanted.has_word(word):
+            self.matching += number
+
+    def take(self, known):
+        """Take a run that is asked for; return whether it is below the cursor."""
+        if self.before is not None and known.key() >= self.before:
+            self.matching -= 1  # it was on an earlier page
+            return False
+        self.found.append(known)
+        if len(self.found) > 2 * self.limit + 100:
+            self.newest()
+        return True
 
     def newest(self):
         """Return the runs of the page, the newest first; the others are let go."""
-        self.found.sort(key=Known.key, reverse=True)
-        del self.found[self.limit :]
+        # A run that is being folded away may be in both places.
+        found = {known.key(): known for known in reversed(self.found)}
+        self.found = [found[key] for key in sorted(found, reverse=True)[: self.limit]]
         return self.found
 
 
 # ============================================================ verbs/ended
 # The runs of a spool, without reading those that have ended: the cache ROOT/ended.
 #
-# A final State never changes. So whoever reads a run for a list or a look-up, and finds it final and
-# unguarded, appends what lists ask of it to ROOT/ended. A line has a checksum, and the time of change
-# of the run's directory: a torn line is no line, and a directory that was made anew or written to is
-# read again. What is lost of the file costs a reading of the runs.
+# A final State never changes. So whoever reads a run for a list, a look-up or gc, and finds it final,
+# unguarded and owed to no collector, appends what they ask of it to ROOT/ended. A line has a
+# checksum, and the time of change of the run's directory: a torn line is no line, and a directory
+# that was made anew or written to is read again. What is lost of the file costs a reading of the
+# runs.
 
 CHUNK = 1 << 18
 FLUSHED = 256  # lines
@@ -3965,6 +4019,15 @@ def open_own(directory, name, flags):
     return fd
 
 
+def sync(directory, name):
+    """Have a file or a directory on the disk. Raises OSError."""
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def held_by(run):
     """Return how many bytes of the disk the files take that grow."""
     found = 0
@@ -4011,22 +4074,27 @@ class Spool:
             return
         finally:
             os.close(root)
-        me = os.geteuid()
         try:
-            for _, line in lines_between(file, 0, os.fstat(file).st_size):
-                text = unsealed(line)
-                words = text.split(b" ", 8) if text is not None else ()
-                if len(words) < 9:
-                    continue
-                prog_id = words[0].decode()
-                try:
-                    found = os.stat(prog_id, dir_fd=self.runs, follow_symlinks=False)
-                except OSError:
-                    continue
-                if b"%d" % found.st_ctime_ns == words[1] and found.st_uid == me:
-                    yield self.of_line(prog_id, words)
+            for known, _ in self.lines_that_hold(file):
+                yield known
         finally:
             os.close(file)
+
+    def lines_that_hold(self, file):
+        """Yield (Known, line) of each line of the cache whose run is there as it was noted."""
+        me = os.geteuid()
+        for _, line in lines_between(file, 0, os.fstat(file).st_size):
+            text = unsealed(line)
+            words = text.split(b" ", 8) if text is not None else ()
+            if len(words) < 9:
+                continue
+            prog_id = words[0].decode()
+            try:
+                found = os.stat(prog_id, dir_fd=self.runs, follow_symlinks=False)
+            except OSError:
+                continue
+            if b"%d" % found.st_ctime_ns == words[1] and found.st_uid == me:
+                yield self.of_line(prog_id, words), line + b"\n"
 
     def of_line(self, prog_id, words):
         known = Known(
@@ -4044,13 +4112,26 @@ class Spool:
         about = About(*from_json(data))
         if about.command is not None:
             return about
-        run = Run(self.root, prog_id)
+        run = HeldRun(self.root, prog_id)
         run.close()
         return About.of(run.request)
 
+    def read_if(self, prog_id, name):
+        """Return the Known of a run that isn't in the cache; None for an open one of another name.
+
+        Raises OSError.
+        """
+        run = HeldRun(self.root, prog_id)
+        try:
+            if run.request.get("name") != name and run.alive():
+                return None
+        finally:
+            run.close()
+        return self.read(prog_id)
+
     def read(self, prog_id):
         """Return the Known of a run by reading it. Raises OSError: EBADMSG where it is damaged."""
-        run = Run(self.root, prog_id)
+        run = HeldRun(self.root, prog_id)
         try:
             # Before the run is read: what changes later makes the line void.
             changed = os.fstat(run.directory).st_ctime_ns
@@ -4070,7 +4151,8 @@ class Spool:
             known.text = to_json(state)
             # That nobody has launched a claim in time is said by the clock, which may be set.
             proved = exists(run.directory, "launched") or unpack(pages[1]) is not None
-            if proved and state["state"] in FINAL and state["supervisor"] == "gone":
+            owed = state["callback"] and not state["callback"]["completed"]
+            if proved and not owed and state["state"] in FINAL and state["supervisor"] == "gone":
                 known.noted, known.held = now_ns(), held_by(run)
                 known.keep_s = (run.request.get("run") or {}).get("keep") or 0
                 self.note(known, changed)
@@ -4101,15 +4183,710 @@ class Spool:
         except OSError:
             pass  # no room, or only for reading
 
+    def compact(self):
+        """Write the cache anew where much of it doesn't hold any more. Raises OSError.
 
-# ============================================================ verbs/finding
-# Finding the run that a request names.
+        What others append meanwhile is lost, and read again.
+        """
+        root = secure(self.root)
+        new = ".ended.%s" % os.urandom(4).hex()
+        try:
+            file = open_own(root, "ended", os.O_RDONLY)
+            size, kept, parts = os.fstat(file).st_size, 0, {}
+            for known, line in self.lines_that_hold(file):
+                parts[known.prog_id] = line
+                kept += len(line)
+            os.close(file)
+            if kept * 2 < size:
+                fill(root, new, b"".join(parts.values()))
+                os.rename(new, "ended", src_dir_fd=root, dst_dir_fd=root)
+        except OSError:
+            if exists(root, new):
+                os.unlink(new, dir_fd=root)
+            raise
+        finally:
+            os.close(root)
 
-def find_exact(request, prog_id):
-    """Return the run with exactly this id, or None. Raises Refusal where a root can't be read."""
+
+# ============================================================ verbs/archived
+# A run that was folded away: the line that is left of it, and the Run that a verb makes of it.
+#
+# A line is its checksum, then "ID CREATED END FOLDED WORD JSON", the times in ns. JSON has the
+# request, and the facts that the State is computed from, so it is the State of before.
+
+# The lines of the keeper's record that the State of an ended run needs.
+RECORD_KEPT = ("outcome", "usage", "length", "sent")
+
+
+class Line(Known):
+    """A line of the archive. It stands in its file from `offset` to `after`."""
+
+    __slots__ = ("after", "data", "folded", "offset")
+
+    def __init__(self, root, offset, after, words):
+        prog_id, created, end, folded, word, self.data = words
+        Known.__init__(self, root, prog_id.decode(), int(created), int(end), word.decode(), None)
+        self.folded, self.offset, self.after = int(folded), offset, after
+
+    def open(self):
+        return ArchivedRun(self)
+
+    def request(self):
+        return from_json(self.data)["request"]
+
+    def about(self):
+        if self.said is None:
+            self.said = About.of(self.request())
+        return self.said
+
+
+def read_line(root, offset, data):
+    """Return the Line that the bytes `data` are, or None."""
+    text = unsealed(data)
+    words = text.split(b" ", 5) if text is not None else ()
+    return Line(root, offset, offset + len(data) + 1, words) if len(words) == 6 else None
+
+
+class ArchivedRun:
+    """What Run is for a run's directory, for its line in the archive: all that only reads works."""
+
+    bounded = False
+
+    def __init__(self, line):
+        self.line, self.prog_id = line, line.prog_id
+        self.path = join(line.root, "runs/" + line.prog_id)
+        self.record = from_json(line.data)
+        self.request = dict(self.record["request"], prog_id=line.prog_id, created=line.created)
+        self.streams = stream_names(self.request)
+        # It has none of a run's files, so whoever opens one is told that there is none.
+        self.directory = os.open(join(line.root, "archive"), os.O_RDONLY | os.O_DIRECTORY)
+
+    def close(self):
+        os.close(self.directory)
+
+    def alive(self):
+        return False
+
+    def heads(self):
+        return {}
+
+    def sizes(self):
+        return dict.fromkeys(self.streams, os.stat("/dev/null"))
+
+    def pages(self):
+        return None
+
+    def hindered(self):
+        return None
+
+    def state(self, details=False):
+        """Return the State that the run had before it was folded away, and when that was."""
+        found = self.record
+        launched, boot = found.get("launched"), found.get("boot_id")
+        page = pack([each.split(" ") for each in found["record"]])
+        facts = {
+            "alive": False,
+            "launched": launched,
+            "record": Record.read(page),
+            "failure": [each.split(" ") for each in found.get("failure") or ()],
+            "sizes": dict.fromkeys(self.streams, 0),
+            "last_ns": found.get("last_ns") or 0,
+            "gone": bool(found.get("gone")),
+            "boot_id": boot or launched[2],
+            "mono_ns": 0,
+            "spool": self.path,
+            "courier": to_json(found.get("callback") or {}).encode(),
+            "stdin": found.get("stdin"),
+        }
+        return dict(state_of(self.request, facts), archived_time=iso(self.line.folded))
+
+
+def of_runbook(request):
+    return bool((request.get("origin") or {}).get("runbook"))
+
+
+def line_of(run, end_ns):
+    """Return the line of a run that has ended, as bytes; `end_ns` is for one of unknown end.
+
+    None for a run that hasn't ended, that is guarded, or whose collector lacks some of it.
+    """
+    facts = run.facts()
+    state = state_of(run.request, facts)
+    owed = state["callback"] and not state["callback"].get("completed")
+    if state["state"] not in FINAL or facts["alive"] or owed:
+        return None
+    request = {
+        key: value for key, value in run.request.items() if key not in ("prog_id", "created")
+    }
+    record, created = facts["record"] or Record(), int(run.request.get("created") or 0)
+    # The length of what was written until the guards died is that of the file.
+    record.lengths = {**facts["sizes"], **record.lengths}
+    kept = {
+        "request": request,
+        "record": [
+            " ".join(words) for words in unpack(record.page()) or () if words[0] in RECORD_KEPT
+        ],
+        "launched": facts["launched"],
+        "failure": [" ".join(words) for words in facts["failure"] or ()],
+        "gone": facts["gone"],
+        "last_ns": facts["last_ns"],
+        "stdin": facts["stdin"],
+        "callback": delivered(facts["courier"]) if request.get("callback") else None,
+        "boot_id": facts["boot_id"]
+        if not facts["launched"] or facts["launched"][2] != facts["boot_id"]
+        else None,
+    }
+    if record.outcome:
+        end_ns = record.outcome[1]
+    words = (run.prog_id, created, end_ns, now_ns(), word_of(state))
+    body = to_json({key: value for key, value in kept.items() if value})
+    return sealed(("%s %d %d %d %s " % words + body).encode())
+
+
+# ============================================================ verbs/month
+# A month of ROOT/archive: a file of lines that only grows, and the index beside it, a cache.
+#
+# An index is blocks of BLOCK bytes, each with a checksum: a first one about the file, then sorted
+# keys with the places of their lines. Each block that a look-up reads is checked, and what the file
+# has behind the part that the index covers is read from the file. So an index that is missing,
+# damaged, cut off or of another file costs a reading of the file, and misses no line.
+#
+#     c CREATED ID OFFSET   the runs by their age: all of an archive, the newest first
+#     n CRC CREATED OFFSET  those that have a name, by its checksum: the newest of a name
+#     t TAIL OFFSET         all by what people type of an id, which leads to ids as well
+
+BLOCK = 4096
+# What stands behind the index is read by each look-up. 64 KiB are read in 1 ms.
+UNCOVERED_MAX = 1 << 16
+# So many fit into the first block; there are few more exit codes.
+WORDS_MAX = 150
+
+
+def age_key(line):
+    return b"c %019d %s " % (line.created, line.prog_id.encode())
+
+
+def name_key(name):
+    return b"n %08x " % zlib.crc32(to_json(name).encode())
+
+
+def tail_key(prog_id):
+    return b"t %s " % tail_of(prog_id).encode()
+
+
+class Index:
+    """The sorted keys of a month, for a part of its file from the beginning on.
+
+    Its methods raise ValueError where what they read is damaged.
+    """
+
+    def __init__(self, directory, name, month):
+        """Raises OSError; ValueError for an index that is damaged or of another file."""
+        self.file = open_own(directory, name + ".index", os.O_RDONLY)
+        self.last = (-1, ())
+        try:
+            found = from_json(self.block(0)[0])
+            self.covered, self.blocks = found["covered"], found["blocks"]
+            # Of the lines that it covers: {word: how many}, the first and last end, and how many
+            # are of runbooks.
+            self.words, self.books = found["words"], found["books"]
+            self.oldest, self.newest = found["oldest"], found["newest"]
+            if (
+                self.covered > month.size
+                or os.pread(month.file, 8, found["last"]) != found["sign"].encode()
+                or os.pread(month.file, 1, self.covered - 1) != b"\n"
+            ):
+                raise ValueError("of another file")
+        except (KeyError, TypeError, ValueError, RecursionError):
+            self.close()
+            raise ValueError("damaged, or of another file") from None
+
+    def close(self):
+        os.close(self.file)
+
+    def block(self, number):
+        """Return the entries of a block."""
+        if self.last[0] != number:
+            data = os.pread(self.file, BLOCK, number * BLOCK)
+            if len(data) != BLOCK or data[:9] != b"%08x\n" % zlib.crc32(data[9:]):
+                raise ValueError("a damaged block")
+            self.last = (number, data[9:].rstrip(b"\n").split(b"\n"))
+        return self.last[1]
+
+    def place(self, key):
+        """Return the number of the last block that begins below `key`, else of the first one."""
+        low, high = 1, self.blocks
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.block(middle)[0] < key:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def upwards(self, prefix):
+        """Yield the entries that begin with `prefix`, in their order."""
+        for number in range(self.place(prefix), self.blocks + 1):
+            for entry in self.block(number):
+                if entry.startswith(prefix):
+                    yield entry
+                elif entry > prefix:
+                    return
+
+    def downwards(self, prefix):
+        """Yield the entries that begin with `prefix`, the last one first."""
+        for number in range(self.place(prefix + b"\xff"), 0, -1):
+            for entry in reversed(self.block(number)):
+                if entry.startswith(prefix):
+                    yield entry
+                elif entry < prefix:
+                    return
+
+
+def offset_in(entry):
+    return int(entry.rpartition(b" ")[2])
+
+
+class Month:
+    """The lines of one file. Its methods raise OSError where the file can't be read."""
+
+    def __init__(self, root, directory, name):
+        self.root, self.directory, self.name = root, directory, name
+        self.file = open_own(directory, name, os.O_RDONLY)
+        self.index = self.behind = None
+        self.look()
+
+    def look(self):
+        """Take note of what others have appended since."""
+        self.forget_index()
+        self.size = os.fstat(self.file).st_size
+        try:
+            self.index = Index(self.directory, self.name, self)
+        except (OSError, ValueError):
+            pass  # the file itself is read
+
+    def forget_index(self):
+        if self.index:
+            self.index.close()
+        self.index = self.behind = None
+
+    def close(self):
+        self.forget_index()
+        os.close(self.file)
+
+    def lines(self, begin=0):
+        """Yield the Lines of the file from the offset `begin` on, in the order of folding."""
+        for offset, data in lines_between(self.file, begin, self.size):
+            line = read_line(self.root, offset, data)
+            if line is not None:
+                yield line
+
+    def uncovered(self):
+        """Return the Lines behind what the index covers."""
+        if self.behind is None:
+            self.behind = list(self.lines(self.index.covered if self.index else 0))
+        return self.behind
+
+    def line_at(self, offset):
+        """Return the Line at `offset`. Raises ValueError where none is: the index is wrong."""
+        data = os.pread(self.file, 2048, offset)
+        while b"\n" not in data:
+            more = os.pread(self.file, 1 << 16, offset + len(data))
+            if not more:
+                break
+            data += more
+        line = read_line(self.root, offset, data.partition(b"\n")[0])
+        if line is None:
+            raise ValueError("no line there")
+        return line
+
+    def ask(self, by_index, fits):
+        """Return the Lines that `by_index` finds in the index, and those behind it that fit."""
+        found = []
+        if self.index:
+            try:
+                found = [self.line_at(offset_in(entry)) for entry in by_index(self.index)]
+            except ValueError:
+                self.forget_index()
+                found = []
+        return found + [line for line in self.uncovered() if fits(line)]
+
+    def with_id(self, prog_id):
+        """Return the Line of exactly this id, or None."""
+        key = tail_key(prog_id)
+        found = self.ask(lambda index: index.upwards(key), lambda line: line.prog_id == prog_id)
+        return next((line for line in reversed(found) if line.prog_id == prog_id), None)
+
+    def with_tail(self, text, most):
+        """Return the Lines whose tail begins with `text`, of more than `most` only so many."""
+
+        def first(index):
+            found = []
+            for entry in index.upwards(b"t %s" % text.encode()):
+                found.append(entry)
+                if len(found) > most:
+                    break
+            return found
+
+        return self.ask(first, lambda line: tail_of(line.prog_id).startswith(text))
+
+    def with_name(self, name):
+        """Return the newest Line of this name, or None."""
+        quoted = to_json(name).encode()
+
+        def fits(line):
+            return quoted in line.data and line.about().name == name
+
+        def newest(index):
+            for entry in index.downwards(name_key(name)):
+                if fits(self.line_at(offset_in(entry))):
+                    return [entry]
+            return []
+
+        return max(self.ask(newest, fits), key=Known.key, default=None)
+
+    def newest_first(self):
+        """Yield all Lines, the newest first."""
+        last, whole = None, False
+        while not whole:
+            behind = sorted(self.uncovered(), key=Known.key)
+            try:
+                for line in self.merged(behind):
+                    if last is None or line.key() < last:
+                        last = line.key()
+                        yield line
+                whole = True
+            except ValueError:
+                self.forget_index()  # and go on with what the file itself has
+
+    def merged(self, behind):
+        """Yield the Lines of the index and those `behind` it, which are the oldest first."""
+        for entry in self.index.downwards(b"c ") if self.index else ():
+            line = self.line_at(offset_in(entry))
+            while behind and behind[-1].key() > line.key():
+                yield behind.pop()
+            yield line
+        while behind:
+            yield behind.pop()
+
+    def ends(self):
+        """Return the first and the last end of a run in it, in ns; (0, 0) where it is empty."""
+        ends = [line.end for line in self.uncovered()]
+        if self.index:
+            ends += [self.index.oldest, self.index.newest]
+        return (min(ends), max(ends)) if ends else (0, 0)
+
+    def words(self):
+        """Return {word: how many}."""
+        if self.index and self.index.words is None:
+            found, lines = {}, self.lines()
+        else:
+            found, lines = dict(self.index.words if self.index else {}), self.uncovered()
+        for line in lines:
+            found[line.word] = found.get(line.word, 0) + 1
+        return found
+
+    def books(self):
+        """Return how many of the Lines are of runbooks."""
+        covered = self.index.books if self.index else 0
+        return covered + sum(of_runbook(line.request()) for line in self.uncovered())
+
+    def write_index(self):
+        """Make the index cover all Lines; whoever has the archive's lock may. Raises OSError."""
+        entries = []
+        try:
+            for number in range(1, self.index.blocks + 1 if self.index else 1):
+                entries += self.index.block(number)
+        except ValueError:
+            self.forget_index()
+            entries = []
+        behind = self.uncovered()
+        if not behind:
+            return
+        for line in behind:
+            place = b"%d" % line.offset
+            entries.append(age_key(line) + place)
+            entries.append(tail_key(line.prog_id) + place)
+            if line.about().name is not None:
+                entries.append(name_key(line.about().name) + b"%019d %s" % (line.created, place))
+        blocks = in_blocks(sorted(entries))
+        oldest, newest = self.ends()
+        words = self.words()
+        facts = {
+            "covered": behind[-1].after,
+            "last": behind[-1].offset,
+            "sign": os.pread(self.file, 8, behind[-1].offset).decode(),
+            "blocks": len(blocks),
+            "words": words if len(words) <= WORDS_MAX else None,
+            "oldest": oldest,
+            "newest": newest,
+            "books": self.books(),
+        }
+        new = ".%s.%s" % (self.name, os.urandom(4).hex())
+        try:
+            fill(self.directory, new, b"".join([sealed_block(to_json(facts).encode())] + blocks))
+            sync(self.directory, new)
+            os.rename(
+                new, self.name + ".index", src_dir_fd=self.directory, dst_dir_fd=self.directory
+            )
+        except OSError:
+            if exists(self.directory, new):
+                os.unlink(new, dir_fd=self.directory)
+            raise
+        self.look()
+
+
+def sealed_block(body):
+    """Return a block of `body`. Raises ValueError where that is too long."""
+    if len(body) > BLOCK - 9:
+        raise ValueError("too long for a block")
+    body = body.ljust(BLOCK - 9, b"\n")
+    return b"%08x\n" % zlib.crc32(body) + body
+
+
+def in_blocks(entries):
+    """Return blocks of the entries, in their order."""
+    blocks, body, size = [], [], 0
+    for entry in entries:
+        if size + len(entry) + 1 > BLOCK - 9:
+            blocks.append(sealed_block(b"\n".join(body)))
+            body, size = [], 0
+        body.append(entry)
+        size += len(entry) + 1
+    return blocks + [sealed_block(b"\n".join(body))]
+
+
+# ============================================================ verbs/archive
+# ROOT/archive: the runs that were folded away, a file a month.
+#
+# Whoever folds a run away appends its line, has it on the disk and reads it back, and only then takes
+# the run's directory out of ROOT/runs. So a run is always in one of the two or in both, and whoever
+# looks into ROOT/runs first, and then here, finds it.
+
+FIRST_LINE = (
+    b"# corra: CHECKSUM ID CREATED END FOLDED WORD RECORD, a line for each run; times in ns\n"
+)
+
+
+def month_of(prog_id, created_ns):
+    """Return the name of the month's file that a run's line is in.
+
+    An id that corra has made tells it; for another, it is the month in which the run was made.
+    """
+    if tail_of(prog_id) != prog_id and "01" <= prog_id[4:6] <= "12":
+        return prog_id[:4] + "-" + prog_id[4:6]
+    return time.strftime("%Y-%m", time.gmtime(created_ns // 10**9))
+
+
+def is_month(name):
+    return len(name) == 7 and name[4] == "-" and (name[:4] + name[5:]).isdigit()
+
+
+def archives(request):
+    """Yield the Archive of each root that has one. Raises Refusal: one can't be read."""
     for root in roots(request):
         try:
-            return Run(root, prog_id)
+            yield Archive(root)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise unreadable(join(root, "archive"), error) from None
+
+
+def in_archives(request, ask):
+    """Yield what `ask` returns for the Archive of each root. Raises Refusal."""
+    for archive in archives(request):
+        try:
+            yield ask(archive)
+        except OSError as error:
+            raise unreadable(join(archive.root, "archive"), error) from None
+        finally:
+            archive.close()
+
+
+class Archive:
+    """The archive of one root. Its methods raise OSError where it can't be read."""
+
+    def __init__(self, root):
+        """Raises OSError: FileNotFoundError where this user has none there."""
+        self.root, self.kept = root, {}
+        self.directory = os.open(
+            join(root, "archive"), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        )
+        found = os.fstat(self.directory)
+        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            os.close(self.directory)
+            if found.st_uid != os.geteuid():
+                raise FileNotFoundError(errno.ENOENT, "it is another user's", root)
+            raise PermissionError(errno.EPERM, "others can write to it", root)
+
+    def close(self):
+        for month in self.kept.values():
+            month.close()
+        os.close(self.directory)
+
+    def months(self):
+        """Return the Months, the newest first."""
+        names = sorted(filter(is_month, os.listdir(self.directory)), reverse=True)
+        return [month for month in map(self.month, names) if month]
+
+    def month(self, name):
+        """Return the Month of this name, or None."""
+        if name not in self.kept:
+            try:
+                self.kept[name] = Month(self.root, self.directory, name)
+            except FileNotFoundError:
+                return None
+        return self.kept[name]
+
+    def fresh_month(self, name):
+        """Return the Month with all that others have appended and forgotten until now, or None."""
+        kept = self.kept.get(name)
+        if kept:
+            try:
+                found = os.stat(name, dir_fd=self.directory, follow_symlinks=False)
+                same = os.fstat(kept.file)
+                if (found.st_ino, found.st_dev) == (same.st_ino, same.st_dev):
+                    if found.st_size != kept.size:
+                        kept.look()
+                    return kept
+            except FileNotFoundError:
+                pass
+            self.kept.pop(name).close()
+        return self.month(name)
+
+    def with_id(self, prog_id):
+        """Return the Line of exactly this id, or None."""
+        if tail_of(prog_id) != prog_id:
+            month = self.month(month_of(prog_id, 0))
+            return month and month.with_id(prog_id)
+        found = (month.with_id(prog_id) for month in self.months())
+        return next(filter(None, found), None)
+
+    def with_name(self, name):
+        """Return the newest Line of this name, or None."""
+        found = filter(None, (month.with_name(name) for month in self.months()))
+        return max(found, key=Known.key, default=None)
+
+    def with_tail(self, text, most):
+        """Return Lines whose tail begins with `text`; where there are more than `most`, some."""
+        found = []
+        for month in self.months():
+            found += month.with_tail(text, most)
+        return found
+
+    def count(self):
+        return sum(sum(month.words().values()) for month in self.months())
+
+
+def make_archive(root):
+    """Return the Archive of `root`, made if there is none yet. Raises OSError."""
+    above = secure(root)
+    try:
+        os.mkdir("archive", 0o700, dir_fd=above)
+    except FileExistsError:
+        pass
+    try:
+        os.fsync(above)
+    finally:
+        os.close(above)
+    return Archive(root)
+
+
+def lock_archive(archive):
+    """Wait until nobody else writes to the archive; the lock ends with its descriptor."""
+    fcntl.flock(archive.directory, fcntl.LOCK_EX)
+
+
+def append(archive, name, lines):
+    """Append lines to a month, and have them on the disk. Raises OSError, and adds nothing then."""
+    file = open_own(archive.directory, name, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    try:
+        size = os.fstat(file).st_size
+        data = b"".join(([FIRST_LINE] if not size else []) + lines)
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            data = b"\n" + data  # somebody was killed in the middle of a line
+        try:
+            left = data
+            while left:
+                left = left[os.write(file, left) :]
+            os.fsync(file)
+            os.fsync(archive.directory)  # always: who made the file may have died before this
+            if os.pread(file, len(data) + 1, size) != data:
+                raise OSError(errno.EIO, "what was written isn't what is read")
+        except OSError:
+            os.ftruncate(file, size)  # which takes no room
+            raise
+    finally:
+        os.close(file)
+    archive.month(name).look()
+
+
+def forget_month(archive, month, dry):
+    """Remove what isn't a runbook's of a month; return the ids. The archive is locked."""
+    ids, kept = [], [FIRST_LINE]
+    if month.books() == sum(month.words().values()):
+        return ids
+    for line in month.lines():
+        if of_runbook(line.request()):
+            kept.append(os.pread(month.file, line.after - line.offset, line.offset))
+        else:
+            ids.append(line.prog_id)
+    if dry or not ids:
+        return ids
+    if len(kept) > 1:
+        new = ".%s.%s" % (month.name, os.urandom(4).hex())
+        try:
+            fill(archive.directory, new, b"".join(kept))
+            sync(archive.directory, new)
+            os.rename(new, month.name, src_dir_fd=archive.directory, dst_dir_fd=archive.directory)
+        except OSError:
+            if exists(archive.directory, new):
+                os.unlink(new, dir_fd=archive.directory)
+            raise
+    else:
+        os.unlink(month.name, dir_fd=archive.directory)
+    os.fsync(archive.directory)
+    if exists(archive.directory, month.name + ".index"):
+        os.unlink(month.name + ".index", dir_fd=archive.directory)
+    return ids
+
+
+# ============================================================ verbs/finding
+# Finding the run that a request names: in ROOT/runs, then in the archive.
+#
+# A run is taken out of ROOT/runs only once it is in the archive. So whoever looks in this order, and
+# finds it in neither, knows that it was nowhere.
+
+SHOWN_MOST = 20
+
+
+def archived_line(request, prog_id):
+    """Return the Line of exactly this id in an archive, or None. Raises Refusal."""
+    found = in_archives(request, lambda archive: archive.with_id(prog_id))
+    return next(filter(None, found), None)
+
+
+def find_exact(request, prog_id):
+    """Return the run with exactly this id, or None. Raises Refusal where a root can't be read.
+
+    A claim that nobody has launched stands behind the archive: who made it may have been stopped
+    while another start of this id ran, ended and was folded away.
+    """
+    run = find_claimed(request, prog_id)
+    if run and exists(run.directory, "launched"):
+        return run
+    line = archived_line(request, prog_id)
+    if line and run:
+        run.close()
+    return line.open() if line else run
+
+
+def find_claimed(request, prog_id):
+    """Return the run of this id in ROOT/runs, or None. Raises Refusal."""
+    for root in roots(request):
+        try:
+            return HeldRun(root, prog_id)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
@@ -4118,28 +4895,22 @@ def find_exact(request, prog_id):
 
 
 def ambiguous(message, found):
-    """Return the refusal of a text that means each of `found`, (root, prog_id) each."""
-    return Refusal("ambiguous", message, runs=[Run(*each).state() for each in found[:20]])
+    """Return the refusal of a text that means each of the Known in `found`."""
+    states = []
+    for known in found[:SHOWN_MOST]:
+        try:
+            run = known.open()
+            states.append(run.state())
+            run.close()
+        except OSError:
+            pass  # removed just now
+    return Refusal("ambiguous", message, runs=states)
 
 
-def named_or_ended(spool, prog_id, name):
-    """Return the Known of a run that isn't in the cache; None for an open run of another name.
-
-    Raises OSError.
-    """
-    run = Run(spool.root, prog_id)
-    try:
-        if run.request.get("name") != name and run.alive():
-            return None
-    finally:
-        run.close()
-    return spool.read(prog_id)
-
-
-def readable(root, prog_id):
+def readable(known):
     """Return whether the run can be read: another user's and a damaged one can't."""
     try:
-        Run(root, prog_id).close()
+        known.open().close()
     except OSError:
         return False
     return True
@@ -4156,32 +4927,53 @@ def find(request):
     exact = find_exact(request, text) if valid_id(text) else None
     if exact:
         return exact
-    total, named, begun = 0, [], []
+    total, named, begun = 0, [], {}
     for spool in spools(request):
         for prog_id, cached in spool.each():
             total += 1
             if len(text) >= 2 and text in prog_id and tail_of(prog_id).startswith(text):
-                begun.append((spool.root, prog_id))
+                begun[prog_id] = Known(spool.root, prog_id, 0, 0, "", None)
             try:
-                known = cached or named_or_ended(spool, prog_id, text)
-                if known and known.name() == text:
-                    is_open = state_word(known.word) not in FINAL
-                    named.append((is_open, known.created, spool.root, prog_id))
+                known = cached or spool.read_if(prog_id, text)
+                if known and known.about().name == text:
+                    named.append(known)
             except OSError:
                 pass  # removed since it was listed, another user's, or damaged
         spool.close()
-    open_ = [each for each in named if each[0]]
+    tails = valid_id(text) and len(text) >= 2
+    for newest, lines, count in in_archives(
+        request,
+        lambda archive: (
+            archive.with_name(text),
+            archive.with_tail(text, SHOWN_MOST) if tails else (),
+            archive.count(),
+        ),
+    ):
+        total += count
+        named += [newest] if newest else []
+        for line in lines:
+            begun[line.prog_id] = line
+    open_ = [known for known in named if known.word and state_word(known.word) not in FINAL]
     if len(open_) > 1:
-        found = [each[2:] for each in sorted(open_, reverse=True)]
-        raise ambiguous("%d open runs are called %s" % (len(found), text), found)
+        open_.sort(key=Known.key, reverse=True)
+        raise ambiguous("%d open runs are called %s" % (len(open_), text), open_)
     if named:
-        return Run(*max(named)[2:])
-    begun = [each for each in begun if readable(*each)]
+        return opened(request, open_[0] if open_ else max(named, key=Known.key))
+    begun = {prog_id: known for prog_id, known in begun.items() if readable(known)}
     if len(begun) == 1:
-        return Run(*begun[0])
+        return opened(request, *begun.values())
     if begun:
-        raise ambiguous("%d runs begin with %s" % (len(begun), text), sorted(begun))
+        found = [begun[prog_id] for prog_id in sorted(begun)]
+        raise ambiguous("%d runs begin with %s" % (len(begun), text), found)
     raise Refusal("not_found", "no run %s among %d" % (text, total), count=total, user=user_name())
+
+
+def opened(request, known):
+    """Return the run of a Known, which may have been folded away since. Raises Refusal."""
+    run = find_exact(request, known.prog_id)
+    if run is None:
+        raise Refusal("not_found", "the run was removed just now", user=user_name())
+    return run
 
 
 # ============================================================ verbs/requests
@@ -4197,7 +4989,7 @@ KEYS = {
         "start": NUMBER, "end": NUMBER, "match": TEXT, "courier": TEXT, "from": NUMBER,
         "seconds": NUMBER, "route": TEXT, "sender": NUMBER, "ids": LIST, "older": NUMBER,
         "max_size": NUMBER, "dry": FLAG, "states": LIST, "mine": OBJECT, "link": TEXT,
-        "limit": NUMBER, "before": TEXT, "fleet": TEXT,
+        "limit": NUMBER, "before": TEXT, "fleet": TEXT, "count": FLAG, "records": NUMBER,
     },
     "program": {
         "argv": LIST, "cwd": TEXT, "env": OBJECT, "env_inherit": FLAG + LIST,
@@ -4679,6 +5471,20 @@ class Sender:
             return error.errno == errno.ENXIO
 
 
+class ClosedStdin:
+    """Stands for the Sender of a run whose files were removed: nobody reads what is sent."""
+
+    accepted, ended = 0, False
+
+    def take(self, offset, data):
+        """Raises EOFError."""
+        raise EOFError
+
+
+def sender_of(run, number):
+    return Sender(run, number) if exists(run.directory, "senders") else ClosedStdin()
+
+
 # ============================================================ verbs/times
 # A run's past output: when it came, where its last lines begin, which modes it switched.
 
@@ -4689,15 +5495,19 @@ SWITCHED_FIRST, SWITCHED_LATELY, SWITCHED_MAX = (
 )  # of a terminal's output, bytes looked at; sequences told
 
 
+def open_file(run, name):
+    """Open a file of the run for reading; an empty one where it was removed."""
+    try:
+        return os.open(name, os.O_RDONLY, dir_fd=run.directory)
+    except FileNotFoundError:
+        return os.open("/dev/null", os.O_RDONLY)
+
+
 class Times:
     """The index, read as it grows: the time of each byte, in order of arrival."""
 
     def __init__(self, run):
-        try:
-            self.file = os.open("index", os.O_RDONLY, dir_fd=run.directory)
-            fcntl.flock(self.file, fcntl.LOCK_SH)  # gc leaves a run alone that is watched
-        except FileNotFoundError:
-            self.file = os.open("/dev/null", os.O_RDONLY)  # times are lost, bytes are not
+        self.file = open_file(run, "index")  # without it times are lost, bytes are not
         self.run, self.streams = run, run.streams
         self.at = run.heads().get("index", 0)
         self.last = {}  # stream: (time, start) of its latest record
@@ -4859,9 +5669,7 @@ class Follower:
         wanted = request.get("streams")
         self.streams = [name for name in run.streams if wanted is None or name in wanted]
         self.live = request.get("live", True) is not False
-        self.files = {
-            name: os.open(name, os.O_RDONLY, dir_fd=run.directory) for name in self.streams
-        }
+        self.files = {name: open_file(run, name) for name in self.streams}
         self.watch = FileWatch(run.directory, self.streams + ["exit", "."])
         self.times = Times(run)
         self.cursor = dict.fromkeys(self.streams, 0)
@@ -4884,7 +5692,7 @@ class Follower:
         self.coming = self.sure = self.done = False
         self.sender = None
         if request.get("sender") and takes_more(run.request):
-            self.sender = Sender(run, int(request["sender"]))
+            self.sender = sender_of(run, int(request["sender"]))
         self.came = b""  # the piece of a header
         self.body = None  # (offset, bytes left) of the frame for stdin that is being read
         self.given = []  # (offset, bytes) for stdin, not accepted yet
@@ -5219,130 +6027,323 @@ def verb_wait(request, stdin, reply, framed):
     verb_follow(dict(request, streams=[]), stdin, reply, framed)
 
 
+# ============================================================ verbs/fold
+# Folding away: a run that has ended becomes a line of the archive, and its directory goes.
+
+# Folded away with one sync. Whoever wants to read one of them waits for that.
+BATCH = 32
+# What was taken out of ROOT/runs and is being removed.
+GONE = ".gone-"
+
+
+class Ended:
+    """A run that has ended, locked against watchers until it is let go."""
+
+    def __init__(self, known):
+        """Raises OSError: BlockingIOError where somebody watches it."""
+        self.known, self.run = known, Run(known.root, known.prog_id)
+        # O_CREAT: without the file nobody could hold the run.
+        self.index = os.open(
+            "index", os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=self.run.directory
+        )
+        try:
+            fcntl.flock(self.index, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.line = line_of(self.run, known.ended_ns())
+            known.held = held_by(self.run)
+        except BaseException:
+            self.let_go()
+            raise
+
+    def let_go(self):
+        os.close(self.index)
+        self.run.close()
+
+    def drop_output(self):
+        """Empty the files that grow. Readers find their lengths in the record."""
+        for name in self.run.streams + ["index", "stdin"]:
+            if exists(self.run.directory, name):
+                file = os.open(name, os.O_WRONLY | os.O_NOFOLLOW, dir_fd=self.run.directory)
+                os.ftruncate(file, 0)
+                os.close(file)
+
+
+def lockable(due):
+    """Yield an Ended for each Known in `due` that nothing keeps from being folded away."""
+    for known in due:
+        try:
+            found = Ended(known)
+        except OSError:
+            continue  # watched, removed since, or damaged: its output is all that is left of it
+        if found.line is None:
+            found.let_go()
+        else:
+            yield found
+
+
+def fold(root, due, over):
+    """Fold away the Known in `due`, which are all of `root`, until `over()`.
+
+    Return (those that were, those whose output is removed and whose record has no place in the
+    archive, those that are left).
+    """
+    folded, emptied = [], []
+    if not due:
+        return folded, emptied, due
+    try:
+        archive = make_archive(root)
+    except OSError:
+        archive = None
+    runs = os.open(join(root, "runs"), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for at in range(0, len(due), BATCH):
+            if over():
+                return folded, emptied, due[at:]
+            # Others fold as well, or forget, between two batches.
+            if archive:
+                lock_archive(archive)
+            batch = list(lockable(due[at : at + BATCH]))
+            try:
+                moved = fold_batch(archive, runs, batch)
+            except OSError:
+                moved = None
+            finally:
+                for each in batch:
+                    each.let_go()
+            (emptied if moved is None else folded).extend(each.known for each in batch)
+            for name in moved or ():
+                try:
+                    discard(runs, name)
+                except OSError:
+                    pass  # the next gc removes it
+            if archive:
+                fcntl.flock(archive.directory, fcntl.LOCK_UN)
+        return folded, emptied, []
+    finally:
+        os.close(runs)
+        if archive:
+            archive.close()
+
+
+def fold_batch(archive, runs, batch):
+    """Take runs out of ROOT/runs, and return the names under which they are to be removed.
+
+    The archive is locked; None stands for one that can't be written. Raises OSError: a line has no
+    room; output was removed then, and the records stay where they are.
+    """
+    lines = {}
+    try:
+        for each in batch:
+            name = month_of(each.run.prog_id, each.known.created)
+            month = archive.fresh_month(name) if archive else None
+            # It may be there: somebody was killed before the directory was removed.
+            if not (month and month.with_id(each.run.prog_id)):
+                lines.setdefault(name, []).append(each.line)
+        write_lines(archive, lines)
+    except OSError:
+        # On a full disk, what is to be freed must be freed first.
+        for each in batch:
+            each.drop_output()
+        write_lines(archive, lines)
+    moved = [move_away(runs, each.run.prog_id) for each in batch]
+    # What isn't in ROOT/runs any more must not be back after a power cut, half removed.
+    os.fsync(runs)
+    for name in lines:
+        cover(archive.month(name))
+    return moved
+
+
+def write_lines(archive, lines):
+    """Append lines, {month: [line]}; what was appended is taken out of `lines`. Raises OSError."""
+    if archive is None:
+        raise OSError(errno.EACCES, "there is no archive")
+    for name, several in lines.items():
+        if several:
+            append(archive, name, several)
+            lines[name] = []
+
+
+def cover(month):
+    """Write the month's index anew where much stands behind it."""
+    behind = month.size - (month.index.covered if month.index else 0)
+    if behind > max(UNCOVERED_MAX, month.size // 8):
+        try:
+            month.write_index()
+        except OSError:
+            pass  # no room: what is behind it is read
+
+
+def move_away(runs, prog_id):
+    """Take a run out of ROOT/runs in one step; return the name under which it is removed."""
+    name = "%s%s-%s" % (GONE, prog_id, os.urandom(4).hex())
+    os.rename(prog_id, name, src_dir_fd=runs, dst_dir_fd=runs)
+    return name
+
+
+def remove_claim(root, prog_id):
+    """Remove a claim that nobody has launched, of an id that the archive has.
+
+    Raises OSError: FileNotFoundError where there is none; EBUSY where it has guards, as those of an
+    older agent, which knows of no archive.
+    """
+    runs = os.open(join(root, "runs"), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        claim = os.open(prog_id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=runs)
+        try:
+            # As a guard does it: who has this lock decides what becomes of the run.
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if exists(claim, "launched"):
+                raise OSError(errno.EBUSY, "it was launched", prog_id)
+            name = move_away(runs, prog_id)
+        finally:
+            os.close(claim)
+        discard(runs, name)
+    finally:
+        os.close(runs)
+
+
 # ============================================================ verbs/gc
 # The verb gc, and the daily cleaning by a start.
 
 KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
 KEEP_BYTES = 2 << 30
+DAY_S, RETRY_S = 86400, 600
+# A client waits 15 s for an answer, and may ask again for what is left.
+PATIENCE_S = 5.0
 
 
-class EndedRun:
-    """A run that gc may remove: ended, unguarded, unwatched, with nothing owed to a collector."""
+def due_runs(request, found, now):
+    """Return those of the Known in `found` that are to be folded away, the oldest end first.
 
-    def __init__(self, root, prog_id, run, state, now):
-        self.root, self.prog_id, self.run, self.state = root, prog_id, run, state
-        launched = read_launched(read_file(run.directory, "launched"))
-        record = Record.read((run.pages() or (b"",))[0]) or Record()
-        self.end_ns = (
-            record.outcome[1]
-            if record.outcome
-            else launched[3]
-            if launched
-            else run.request.get("created", 0)
-        )
-        self.age_s = now / 1e9 - self.end_ns / 1e9
-        self.bytes = sum(stat.st_blocks * 512 for stat in run.sizes().values())
-        good = state["state"] == "exited" and state["status"] == 0
-        self.keep_s = (run.request.get("run") or {}).get("keep") or (
-            KEEP_GOOD_S if good else KEEP_BAD_S
-        )
-
-    def drop_output(self):
-        """Empty the files that grow. Readers find their lengths in the record."""
-        for name in self.run.streams + ["index", "stdin"]:
-            try:
-                os.truncate(
-                    os.open(name, os.O_WRONLY | os.O_NOFOLLOW, dir_fd=self.run.directory), 0
-                )
-            except FileNotFoundError:
-                pass
-
-
-def collectable_runs(request, now):
-    """Yield the runs that gc may remove, each locked against watchers until the next."""
-    ids = [(spool.root, prog_id) for spool in spools(request) for prog_id, _ in spool.each()]
-    for root, prog_id in ids:
-        try:
-            run = Run(root, prog_id)
-        except OSError:
-            continue
-        try:
-            state = run.state()
-        except OSError:
-            run.close()  # damaged: its output is all that is left of it
-            continue
-        owed = state["callback"] and not state["callback"].get("completed")
-        index = (
-            os.open("index", os.O_RDONLY, dir_fd=run.directory)
-            if exists(run.directory, "index")
-            else None
-        )
-        try:
-            if index is not None:
-                fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if state["state"] in FINAL and not run.alive() and not owed:
-                yield EndedRun(root, prog_id, run, state, now)
-        except BlockingIOError:
-            pass  # the run is watched
-        finally:
-            if index is not None:
-                os.close(index)
-            run.close()
-
-
-def collect(request, now):
-    """Return what gc removes, and remove it unless `dry`.
-
-    Output goes by its age, then the oldest beyond `max_size`; records go after KEEP_RECORD_S.
+    Output goes by its age, then the oldest beyond `max_size`. A run that has none goes KEEP_YOUNG_S
+    after its end.
     """
-    ids, older, dry = request.get("ids"), request.get("older"), request.get("dry")
+    ids, older = request.get("ids"), request.get("older")
     most = KEEP_BYTES if request.get("max_size") is None else request["max_size"]
-    sizes = sorted(
-        (ended.end_ns, ended.bytes, ended.age_s, ended.prog_id)
-        for ended in collectable_runs(request, now)
-    )
-    total, surplus = sum(size for _, size, _, _ in sizes), set()
-    for _, size, age_s, prog_id in sizes:
-        if total > most and age_s > KEEP_YOUNG_S:
-            surplus.add(prog_id)
-            total -= size
-    removed, forgotten, freed = [], [], 0
-    for ended in collectable_runs(request, now):
-        old = ended.age_s > (ended.keep_s if older is None else older)
-        wanted = ended.prog_id in ids if ids is not None else old or ended.prog_id in surplus
-        runbook = (ended.run.request.get("origin") or {}).get("runbook")
-        if ids is None and ended.age_s > KEEP_RECORD_S and not runbook:
-            # Not before: a start that is repeated after its record is gone would run again.
-            forgotten.append(ended.prog_id)
-            freed += ended.bytes
-            if not dry:
-                runs = os.open(join(ended.root, "runs"), os.O_RDONLY | os.O_DIRECTORY)
-                discard(runs, ended.prog_id)
-                os.close(runs)
-        elif wanted and ended.bytes:
-            removed.append(ended.prog_id)
-            freed += ended.bytes
-            if not dry:
-                ended.drop_output()
+    bare_s = KEEP_YOUNG_S if request.get("records") is None else request["records"]
+    total, due = sum(known.held for known in found), []
+    for known in sorted(found, key=lambda known: (known.ended_ns(), known.prog_id)):
+        age_s = (now - known.ended_ns()) / 1e9
+        keep_s = known.keep_s or (KEEP_GOOD_S if known.word == "done" else KEEP_BAD_S)
+        surplus = total > most and age_s > KEEP_YOUNG_S
+        if surplus:
+            total -= known.held
+        if ids is not None:
+            wanted = known.prog_id in ids and known.held
+        elif known.held:
+            wanted = surplus or age_s > (keep_s if older is None else older)
+        else:
+            wanted = age_s > bare_s
+        if wanted:
+            due.append(known)
+    return due
+
+
+def ended_runs(spool, over):
+    """Return (the Known of each run that has ended, how many runs were not looked at)."""
+    found, left = [], 0
+    for prog_id, cached in spool.each():
+        if cached is None and over():
+            left += 1
+            continue
+        try:
+            known = cached or spool.read(prog_id)
+        except OSError:
+            continue  # removed since it was listed, another user's, or damaged
+        known.text = None
+        if state_word(known.word) in FINAL:
+            found.append(known)
+    return found, left
+
+
+def collect(request, now, over):
+    """Return what gc removes, and remove it unless `dry`, until `over()`; `left` is the rest."""
+    dry, left = request.get("dry"), 0
+    by_root, found = {}, []
+    for spool in spools(request):
+        ended, unread = ended_runs(spool, over)
+        by_root[spool.root] = spool
+        found += ended
+        left += unread
+    # By how much there is of all of them, the oldest are told; so all must be known first.
+    due = due_runs(request, found, now) if not left else []
+    removed, freed, folded, forgotten = [], 0, 0, []
+    for root, spool in by_root.items():
+        spool.flush()
+        of_root = [known for known in due if known.root == root]
+        done, emptied, rest = would_go(of_root) if dry else fold(root, of_root, over)
+        removed += [known.prog_id for known in done + emptied if known.held]
+        freed += sum(known.held for known in done + emptied)
+        folded += len(done)
+        left += len(rest)
+        if request.get("ids") is None and not left:
+            forgotten += forget(root, now, dry)
+        if not dry:
+            tidy(spool, now)
+        spool.close()
     return {
-        "removed": sorted(removed),
+        "removed": sorted(set(removed) - set(forgotten)),
         "forgotten": sorted(forgotten),
+        "folded": folded,
         "freed": freed,
+        "left": left,
         "dry": bool(dry),
     }
 
 
-def sweep_leftovers(request, now_s):
-    """Remove half-made runs of starters that died, and agents not started for KEEP_AGENT_S."""
-    for root in roots(request):
-        try:
-            runs = secure(join(root, "runs"))
-        except OSError:
-            continue
-        for name in os.listdir(runs):
-            if name.startswith(".new-") and os.stat(name, dir_fd=runs).st_mtime < now_s - 3600:
-                discard(runs, name)
-        os.close(runs)
+def would_go(due):
+    """Return what `fold` would: those of the Known in `due` that nothing keeps from going."""
+    found = []
+    for each in lockable(due):
+        found.append(each.known)
+        each.let_go()
+    return found, [], []
+
+
+def forget(root, now, dry):
+    """Remove the months whose runs all ended KEEP_RECORD_S ago; return the ids of those.
+
+    Not before: a start that is repeated after its record is gone would run again. A runbook's
+    record stays.
+    """
+    try:
+        archive = Archive(root)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    try:
+        if not dry:
+            lock_archive(archive)
+        forgotten = []
+        for month in archive.months():
+            if month.ends()[1] < now - KEEP_RECORD_S * 10**9:
+                forgotten += forget_month(archive, month, dry)
+        return forgotten
+    finally:
+        archive.close()
+
+
+def tidy(spool, now):
+    """Remove what starters and gc left behind when they died; write the cache anew if it pays."""
+    try:
+        archive = make_archive(spool.root)
+    except OSError:
+        return
+    try:
+        lock_archive(archive)  # whoever removes a directory now has it
+        for name in os.listdir(spool.runs):
+            if name.startswith(GONE) or (
+                name.startswith(".new-")
+                and os.stat(name, dir_fd=spool.runs).st_mtime < now / 1e9 - 3600
+            ):
+                discard(spool.runs, name)
+        spool.compact()
+    except OSError:
+        pass  # the next gc does it
+    finally:
+        archive.close()
+
+
+def sweep_agents(now_s):
+    """Remove agents that nobody has started for KEEP_AGENT_S."""
     own = parent(absolute(CODE.co_filename))
     cache = parent(own)
     if len(base(own)) != 64:
@@ -5359,37 +6360,50 @@ def sweep_leftovers(request, now_s):
 
 
 def verb_gc(request, stdin, reply, framed):
+    """Reply with what was removed in PATIENCE_S at most, and how many runs are `left`."""
     if request.get("ids") is not None:
-        request["ids"] = [
-            base(find({"prog_id": each, "spool": request.get("spool")}).path)
-            for each in request["ids"]
-        ]
-    found = collect(request, now_ns())
+        found = [find({"prog_id": each, "spool": request.get("spool")}) for each in request["ids"]]
+        request["ids"] = [run.prog_id for run in found]
+        for run in found:
+            run.close()  # nobody holds it, then
+    deadline = time.monotonic() + PATIENCE_S
+    found = collect(request, now_ns(), lambda: time.monotonic() > deadline)
     if not request.get("dry"):
-        sweep_leftovers(request, time.time())
+        sweep_agents(time.time())
     reply.send(found)
 
 
 def daily_gc(request, root):
-    """Clean up once a day, in a process of its own that no start waits for."""
+    """Clean up once a day, in a process of its own that no start waits for.
+
+    One that dies is followed by that of a start RETRY_S later, which goes on where it was.
+    """
     stamp = join(root, "gc")
     try:
-        if os.stat(stamp).st_mtime > time.time() - 86400:
+        if os.stat(stamp).st_mtime > time.time() - DAY_S:
             return
     except FileNotFoundError:
         pass
-    os.close(os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
-    os.utime(stamp, None)
-    if os.fork():
+    file = os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.utime(file, (time.time() - DAY_S + RETRY_S,) * 2)
+        child = os.fork()
+    except BlockingIOError:
+        child = None  # it is being done
+    if child != 0:
+        os.close(file)
         return
     try:
         os.setsid()
         if not os.fork():
+            os.nice(19)
             null = os.open("/dev/null", os.O_RDWR)
             for number in range(3):
                 os.dup2(null, number)
-            collect({"spool": request.get("spool")}, now_ns())
-            sweep_leftovers(request, time.time())
+            collect({"spool": request.get("spool")}, now_ns(), lambda: False)
+            sweep_agents(time.time())
+            os.utime(file, None)
     finally:
         os._exit(0)
 
@@ -5427,6 +6441,10 @@ def verb_deliver(request, stdin, reply, framed):
     callback = request.get("callback") or {}
     if not run.request.get("callback") and not callback.get("url"):
         raise Refusal("no_callback", "it was started without a callback", state=run.state())
+    if isinstance(run, ArchivedRun):
+        state = run.state()
+        when = "its output was removed on %s" % state["archived_time"][:10]
+        raise Refusal("removed", when, state=state)
     place_courier(request.get("courier"))
     if callback.get("token") and not callback.get("url"):
         replace(run.directory, "token", octets(callback["token"]))
@@ -5457,7 +6475,7 @@ def verb_read(request, stdin, reply, framed):
         raise Refusal(
             "bad_request", "no stream %s: this run has %s" % (name, " and ".join(run.streams))
         )
-    file = os.open(name, os.O_RDONLY, dir_fd=run.directory)
+    file = open_file(run, name)
     size = os.fstat(file).st_size
     begin = min(max(0, int(request.get("start") or 0)), size)
     end = size if request.get("end") is None else min(max(begin, int(request["end"])), size)
@@ -5572,16 +6590,15 @@ def verb_list(request, stdin, reply, framed):
         for known in known_runs(spool, damaged):
             page.offer(known)
         spool.close()
-    texts, shown, last = states_of(page.newest())
-    more = page.matching - shown
-    facts = {
-        "host": os.uname().nodename,
-        "user": user_name(),
-        "more": more,
-        "next": "%d:%s" % last if more and last else None,
-        "counts": page.counts,
-        "total": page.total,
-    }
+    # After ROOT/runs: a run goes from there to the archive.
+    for _ in in_archives(request, lambda archive: offer_archive(page, archive)):
+        pass
+    texts, shown, last = states_of(request, page.newest())
+    facts = {"host": os.uname().nodename, "user": user_name(), "total": page.total}
+    if page.wanted.counted:
+        facts.update(more=page.matching - shown, counts=page.counts)
+    more = facts["more"] if page.wanted.counted else shown == most
+    facts["next"] = "%d:%s" % last if more and last else None
     if damaged:
         facts["unreadable"] = damaged
     # The States are JSON already.
@@ -5589,7 +6606,7 @@ def verb_list(request, stdin, reply, framed):
 
 
 def known_runs(spool, damaged):
-    """Yield the Known of each run; add to `damaged` what can't be read."""
+    """Yield the Known of each run in ROOT/runs; add to `damaged` what can't be read."""
     for prog_id, known in spool.each():
         try:
             yield known or spool.read(prog_id)
@@ -5601,17 +6618,52 @@ def known_runs(spool, damaged):
                 )
 
 
-def states_of(found):
+def offer_archive(page, archive):
+    """Offer the runs of an archive to the page, and read no more of it than that takes."""
+    wanted, sources = page.wanted, []
+    for month in archive.months():
+        words, (oldest, newest) = month.words(), month.ends()
+        if wanted.since_ns is not None and newest < wanted.since_ns:
+            page.total += sum(words.values())  # all of it ended before that
+        elif wanted.counted and (
+            wanted.asks_about or (wanted.since_ns is not None and oldest < wanted.since_ns)
+        ):
+            for line in month.lines():
+                page.offer(line)
+        else:
+            page.total += sum(words.values())
+            for word, number in words.items() if wanted.counted else ():
+                page.count(word, number)
+            sources.append(month.newest_first())
+    taken = 0
+    for line in merged(sources) if page.limit else ():
+        if wanted.within(line) and wanted.has_word(line.word) and page.take(line):
+            taken += 1
+            if taken == page.limit:
+                return
+
+
+def merged(sources):
+    """Yield the Known of several iterators, each the newest first, in one such order."""
+    heads = [(next(source, None), source) for source in sources]
+    while True:
+        heads = [head for head in heads if head[0] is not None]
+        if not heads:
+            return
+        place = max(range(len(heads)), key=lambda at: Known.key(heads[at][0]))
+        known, source = heads[place]
+        yield known
+        heads[place] = (next(source, None), source)
+
+
+def states_of(request, found):
     """Return the States of the runs as JSON, as many as a page has room for.
 
     Also return how many of the runs those are, and the key of the last.
     """
     texts, shown, size, last = [], 0, 0, None
     for known in found:
-        try:
-            text = known.text or state_text(known)
-        except OSError:
-            text = ""  # removed since it was listed
+        text = known.text or state_text(request, known)
         size += len(text)
         if size > LIST_BYTES and texts:
             break
@@ -5620,25 +6672,33 @@ def states_of(found):
     return texts, shown, last
 
 
-def state_text(known):
-    run = Run(known.root, known.prog_id)
+def state_text(request, known):
+    """Return the State of a run as JSON; "" for one that was removed since it was found."""
     try:
-        return to_json(run.state(sure=True))
-    finally:
-        run.close()
+        try:
+            run = known.open()
+        except FileNotFoundError:
+            run = find_exact(request, known.prog_id)  # it may have been folded away meanwhile
+            if run is None:
+                return ""
+        try:
+            return to_json(run.state(sure=True))
+        finally:
+            run.close()
+    except (OSError, Refusal):
+        return ""
 
 
 # ============================================================ verbs/start
 # The verbs start and run.
 
 def new_run(request, stdin, reply):
-    """Return (root, prog_id) of the run, and make it unless it exists. Raises Refusal."""
+    """Return the run, and make it unless it exists. Raises Refusal."""
     prog_id = request["prog_id"]
     there = find_exact(request, prog_id)
     if there:
-        same_program(there, request)
-        there.close()
-        return parent(parent(there.path)), prog_id
+        drop_claim(request, there)
+        return same_program(there, request)
     request["before"] = outliving(request)  # its refusal must come before anything is made
     stored = {
         key: request[key]
@@ -5688,17 +6748,22 @@ def new_run(request, stdin, reply):
         try:
             runs = prepare_root(root)
             try:
-                if not claim(
+                claim(
                     runs,
                     prog_id,
                     stored,
                     feed if source is not None and source != {"open": True} else None,
                     token,
-                ):
-                    same_program(Run(root, prog_id), request)
-                return root, prog_id
+                )
             finally:
                 os.close(runs)
+            # Whose claim it is, and whether the archive has it by now: this start may have been
+            # stopped since it looked.
+            there = find_exact(request, prog_id)
+            if there:
+                drop_claim(request, there)
+                return same_program(there, request)
+            raise Refusal("unreadable", "%s was removed just now" % prog_id, dir=root)
         except OSError as error:
             tried.append(
                 {"dir": root, "errno": error.errno, "message": error.strerror or str(error)}
@@ -5714,9 +6779,21 @@ def new_run(request, stdin, reply):
     raise Refusal("no_room", "no room for the spool: %s" % tried[0]["message"], tried=tried)
 
 
+def drop_claim(request, run):
+    """Remove the claims of a run that the archive has, which nobody has launched or will."""
+    if isinstance(run, ArchivedRun):
+        for root in roots(request):
+            try:
+                remove_claim(root, run.prog_id)
+            except OSError:
+                pass  # there is none; or gc does it later
+
+
 def same_program(run, request):
+    """Return the run. Raises Refusal where it is another program's."""
     if run.request["program"] != request["program"]:
         raise Refusal("conflict", "this id already names another command", there=run.state())
+    return run
 
 
 def start_run(request, stdin, reply):
@@ -5733,12 +6810,11 @@ def start_run(request, stdin, reply):
         raise Refusal("bad_request", "; ".join(wrong), complaints=wrong)
     request["prog_id"] = request.get("prog_id") or new_id()
     umask = os.umask(0o077)
-    root, prog_id = new_run(request, stdin, reply)
+    run = new_run(request, stdin, reply)
     try:
-        daily_gc(request, root)
+        daily_gc(request, parent(parent(run.path)))
     except OSError:
         pass  # no room or no process for it: a later start cleans up
-    run = Run(root, prog_id)
     secret = (request.get("secrets") or {}).get("env") or {}
     # Before `abandoned` would say so, since this start knows the reason.
     deadline, pause_s = time.monotonic() + START_DEADLINE_S * 0.8, 0

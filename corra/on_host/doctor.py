@@ -87,7 +87,7 @@ def tree(request):
                 "start": start,
             }
         )
-    return {"processes": found, "spool": room(run.path)}, b""
+    return {"processes": found, "spool": room(run.directory)}, b""
 
 
 def used(pid):

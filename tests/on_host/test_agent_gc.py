@@ -40,8 +40,9 @@ def ended(door: Door, days: float, *, size: int = 10_000, code: int = 0, **how: 
     return prog_id
 
 
-def lengths(door: Door, *ids: str) -> list[int]:
-    return [len(door.file(each)) for each in ids]
+def lengths(door: Door, *ids: str) -> list[int | None]:
+    """Return the length of each run's output, None for a run that was folded away."""
+    return [len(door.file(each)) if door.directory(each).exists() else None for each in ids]
 
 
 def test_output_goes_14_days_after_a_good_end_and_30_after_a_bad_one_and_the_state_stays(
@@ -59,8 +60,7 @@ def test_output_goes_14_days_after_a_good_end_and_30_after_a_bad_one_and_the_sta
     freed = door.call("gc", {})
     assert (freed["removed"], freed["forgotten"]) == (sorted([well, worse]), [])
     assert freed["freed"] >= 20_000
-    assert lengths(door, young, well, bad, worse) == [10_000, 0, 10_000, 0]
-    assert (door.directory(well) / "index").stat().st_size == 0
+    assert lengths(door, young, well, bad, worse) == [10_000, None, 10_000, None]
     after = door.status(well)
     assert (after["state"], after["status"], after["end_time"]) == ("exited", 0, before["end_time"])
     assert after["streams"]["stdout"]["length"] == 10_000
@@ -149,11 +149,34 @@ def test_a_start_cleans_up_once_a_day_by_itself(door: Door) -> None:
     stamp = door.spool / "gc"
     os.utime(stamp, (time.time() - 90000,) * 2)
     door.start(["true"])
-    assert eventually(lambda: lengths(door, old) == [0])
+    assert eventually(lambda: lengths(door, old) == [None])
+    assert eventually(lambda: time.time() - stamp.stat().st_mtime < 3600)
     again = ended(door, 15)
     door.start(["true"])
-    assert time.time() - stamp.stat().st_mtime < 3600
     assert lengths(door, again) == [10_000]
+
+
+def test_while_one_start_cleans_up_no_other_does_and_one_that_died_is_followed_by_another(
+    door: Door,
+) -> None:
+    old, stamp = ended(door, 15), door.spool / "gc"
+
+    def due() -> None:
+        os.utime(stamp, (time.time() - 90000,) * 2)
+
+    due()
+    with open(stamp, "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        door.start(["true"])
+        assert lengths(door, old) == [10_000]
+        assert time.time() - stamp.stat().st_mtime > 86400
+    # As a cleaning that was killed leaves it.
+    os.utime(stamp, (time.time() - 86400 + agent.RETRY_S - 60,) * 2)
+    door.start(["true"])
+    assert lengths(door, old) == [10_000]
+    os.utime(stamp, (time.time() - 86400 - 1,) * 2)
+    door.start(["true"])
+    assert eventually(lambda: lengths(door, old) == [None])
 
 
 def test_agents_that_nobody_has_started_for_a_month_go_and_ours_stays(

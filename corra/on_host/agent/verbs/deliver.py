@@ -7,6 +7,7 @@ from ..contract import Refusal
 from ..files import replace
 from ..paths import beside, octets, parent, present, slurp
 from ..records import from_json, to_json
+from .archived import ArchivedRun
 from .finding import find
 from .starter import answer_of
 
@@ -41,6 +42,10 @@ def verb_deliver(request, stdin, reply, framed):
     callback = request.get("callback") or {}
     if not run.request.get("callback") and not callback.get("url"):
         raise Refusal("no_callback", "it was started without a callback", state=run.state())
+    if isinstance(run, ArchivedRun):
+        state = run.state()
+        when = "its output was removed on %s" % state["archived_time"][:10]
+        raise Refusal("removed", when, state=state)
     place_courier(request.get("courier"))
     if callback.get("token") and not callback.get("url"):
         replace(run.directory, "token", octets(callback["token"]))

@@ -1,21 +1,22 @@
 """The runs of a spool, without reading those that have ended: the cache ROOT/ended.
 
-A final State never changes. So whoever reads a run for a list or a look-up, and finds it final and
-unguarded, appends what lists ask of it to ROOT/ended. A line has a checksum, and the time of change
-of the run's directory: a torn line is no line, and a directory that was made anew or written to is
-read again. What is lost of the file costs a reading of the runs.
+A final State never changes. So whoever reads a run for a list, a look-up or gc, and finds it final,
+unguarded and owed to no collector, appends what they ask of it to ROOT/ended. A line has a
+checksum, and the time of change of the run's directory: a torn line is no line, and a directory
+that was made anew or written to is read again. What is lost of the file costs a reading of the
+runs.
 """
 
 import posix as os
 import zlib
 
 from ..contract import FINAL, Refusal
-from ..files import exists
+from ..files import exists, fill
 from ..kernel import now_ns
 from ..paths import join
 from ..records import Record, from_json, to_json, unpack
-from ..run import Run
 from ..spool import roots, secure
+from .held import HeldRun
 from .ids import valid_id
 from .known import About, Known, word_of
 
@@ -75,6 +76,15 @@ def open_own(directory, name, flags):
     return fd
 
 
+def sync(directory, name):
+    """Have a file or a directory on the disk. Raises OSError."""
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def held_by(run):
     """Return how many bytes of the disk the files take that grow."""
     found = 0
@@ -121,22 +131,27 @@ class Spool:
             return
         finally:
             os.close(root)
-        me = os.geteuid()
         try:
-            for _, line in lines_between(file, 0, os.fstat(file).st_size):
-                text = unsealed(line)
-                words = text.split(b" ", 8) if text is not None else ()
-                if len(words) < 9:
-                    continue
-                prog_id = words[0].decode()
-                try:
-                    found = os.stat(prog_id, dir_fd=self.runs, follow_symlinks=False)
-                except OSError:
-                    continue
-                if b"%d" % found.st_ctime_ns == words[1] and found.st_uid == me:
-                    yield self.of_line(prog_id, words)
+            for known, _ in self.lines_that_hold(file):
+                yield known
         finally:
             os.close(file)
+
+    def lines_that_hold(self, file):
+        """Yield (Known, line) of each line of the cache whose run is there as it was noted."""
+        me = os.geteuid()
+        for _, line in lines_between(file, 0, os.fstat(file).st_size):
+            text = unsealed(line)
+            words = text.split(b" ", 8) if text is not None else ()
+            if len(words) < 9:
+                continue
+            prog_id = words[0].decode()
+            try:
+                found = os.stat(prog_id, dir_fd=self.runs, follow_symlinks=False)
+            except OSError:
+                continue
+            if b"%d" % found.st_ctime_ns == words[1] and found.st_uid == me:
+                yield self.of_line(prog_id, words), line + b"\n"
 
     def of_line(self, prog_id, words):
         known = Known(
@@ -154,13 +169,26 @@ class Spool:
         about = About(*from_json(data))
         if about.command is not None:
             return about
-        run = Run(self.root, prog_id)
+        run = HeldRun(self.root, prog_id)
         run.close()
         return About.of(run.request)
 
+    def read_if(self, prog_id, name):
+        """Return the Known of a run that isn't in the cache; None for an open one of another name.
+
+        Raises OSError.
+        """
+        run = HeldRun(self.root, prog_id)
+        try:
+            if run.request.get("name") != name and run.alive():
+                return None
+        finally:
+            run.close()
+        return self.read(prog_id)
+
     def read(self, prog_id):
         """Return the Known of a run by reading it. Raises OSError: EBADMSG where it is damaged."""
-        run = Run(self.root, prog_id)
+        run = HeldRun(self.root, prog_id)
         try:
             # Before the run is read: what changes later makes the line void.
             changed = os.fstat(run.directory).st_ctime_ns
@@ -180,7 +208,8 @@ class Spool:
             known.text = to_json(state)
             # That nobody has launched a claim in time is said by the clock, which may be set.
             proved = exists(run.directory, "launched") or unpack(pages[1]) is not None
-            if proved and state["state"] in FINAL and state["supervisor"] == "gone":
+            owed = state["callback"] and not state["callback"]["completed"]
+            if proved and not owed and state["state"] in FINAL and state["supervisor"] == "gone":
                 known.noted, known.held = now_ns(), held_by(run)
                 known.keep_s = (run.request.get("run") or {}).get("keep") or 0
                 self.note(known, changed)
@@ -210,3 +239,27 @@ class Spool:
                 os.close(root)
         except OSError:
             pass  # no room, or only for reading
+
+    def compact(self):
+        """Write the cache anew where much of it doesn't hold any more. Raises OSError.
+
+        What others append meanwhile is lost, and read again.
+        """
+        root = secure(self.root)
+        new = ".ended.%s" % os.urandom(4).hex()
+        try:
+            file = open_own(root, "ended", os.O_RDONLY)
+            size, kept, parts = os.fstat(file).st_size, 0, {}
+            for known, line in self.lines_that_hold(file):
+                parts[known.prog_id] = line
+                kept += len(line)
+            os.close(file)
+            if kept * 2 < size:
+                fill(root, new, b"".join(parts.values()))
+                os.rename(new, "ended", src_dir_fd=root, dst_dir_fd=root)
+        except OSError:
+            if exists(root, new):
+                os.unlink(new, dir_fd=root)
+            raise
+        finally:
+            os.close(root)

@@ -13,8 +13,8 @@ from ..records import Record, to_json
 from ..spool import takes_more
 from .finding import find
 from .orders import give_order, signal_directly, signal_order, wake_guards
-from .sender import Sender
-from .times import Times, since_cursor, switched, tail_cursor
+from .sender import sender_of
+from .times import Times, open_file, since_cursor, switched, tail_cursor
 
 # Sent bytes that aren't accepted yet: twice what corra's own client sends.
 HELD_MAX = 8 << 20
@@ -63,9 +63,7 @@ class Follower:
         wanted = request.get("streams")
         self.streams = [name for name in run.streams if wanted is None or name in wanted]
         self.live = request.get("live", True) is not False
-        self.files = {
-            name: os.open(name, os.O_RDONLY, dir_fd=run.directory) for name in self.streams
-        }
+        self.files = {name: open_file(run, name) for name in self.streams}
         self.watch = FileWatch(run.directory, self.streams + ["exit", "."])
         self.times = Times(run)
         self.cursor = dict.fromkeys(self.streams, 0)
@@ -88,7 +86,7 @@ class Follower:
         self.coming = self.sure = self.done = False
         self.sender = None
         if request.get("sender") and takes_more(run.request):
-            self.sender = Sender(run, int(request["sender"]))
+            self.sender = sender_of(run, int(request["sender"]))
         self.came = b""  # the piece of a header
         self.body = None  # (offset, bytes left) of the frame for stdin that is being read
         self.given = []  # (offset, bytes) for stdin, not accepted yet

@@ -5,136 +5,155 @@ import posix as os
 import time
 
 from ..contract import FINAL, KEEP_BAD_S, KEEP_GOOD_S
-from ..files import discard, exists, read_file
+from ..files import discard
 from ..kernel import now_ns
 from ..paths import CODE, absolute, base, join, parent, present
-from ..records import Record
-from ..run import Run
-from ..spool import read_launched, roots, secure
+from .archive import Archive, forget_month, lock_archive, make_archive
 from .ended import spools
 from .finding import find
+from .fold import GONE, fold, lockable
+from .known import state_word
 
 KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
 KEEP_BYTES = 2 << 30
+DAY_S, RETRY_S = 86400, 600
+# A client waits 15 s for an answer, and may ask again for what is left.
+PATIENCE_S = 5.0
 
 
-class EndedRun:
-    """A run that gc may remove: ended, unguarded, unwatched, with nothing owed to a collector."""
+def due_runs(request, found, now):
+    """Return those of the Known in `found` that are to be folded away, the oldest end first.
 
-    def __init__(self, root, prog_id, run, state, now):
-        self.root, self.prog_id, self.run, self.state = root, prog_id, run, state
-        launched = read_launched(read_file(run.directory, "launched"))
-        record = Record.read((run.pages() or (b"",))[0]) or Record()
-        self.end_ns = (
-            record.outcome[1]
-            if record.outcome
-            else launched[3]
-            if launched
-            else run.request.get("created", 0)
-        )
-        self.age_s = now / 1e9 - self.end_ns / 1e9
-        self.bytes = sum(stat.st_blocks * 512 for stat in run.sizes().values())
-        good = state["state"] == "exited" and state["status"] == 0
-        self.keep_s = (run.request.get("run") or {}).get("keep") or (
-            KEEP_GOOD_S if good else KEEP_BAD_S
-        )
-
-    def drop_output(self):
-        """Empty the files that grow. Readers find their lengths in the record."""
-        for name in self.run.streams + ["index", "stdin"]:
-            try:
-                os.truncate(
-                    os.open(name, os.O_WRONLY | os.O_NOFOLLOW, dir_fd=self.run.directory), 0
-                )
-            except FileNotFoundError:
-                pass
-
-
-def collectable_runs(request, now):
-    """Yield the runs that gc may remove, each locked against watchers until the next."""
-    ids = [(spool.root, prog_id) for spool in spools(request) for prog_id, _ in spool.each()]
-    for root, prog_id in ids:
-        try:
-            run = Run(root, prog_id)
-        except OSError:
-            continue
-        try:
-            state = run.state()
-        except OSError:
-            run.close()  # damaged: its output is all that is left of it
-            continue
-        owed = state["callback"] and not state["callback"].get("completed")
-        index = (
-            os.open("index", os.O_RDONLY, dir_fd=run.directory)
-            if exists(run.directory, "index")
-            else None
-        )
-        try:
-            if index is not None:
-                fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if state["state"] in FINAL and not run.alive() and not owed:
-                yield EndedRun(root, prog_id, run, state, now)
-        except BlockingIOError:
-            pass  # the run is watched
-        finally:
-            if index is not None:
-                os.close(index)
-            run.close()
-
-
-def collect(request, now):
-    """Return what gc removes, and remove it unless `dry`.
-
-    Output goes by its age, then the oldest beyond `max_size`; records go after KEEP_RECORD_S.
+    Output goes by its age, then the oldest beyond `max_size`. A run that has none goes KEEP_YOUNG_S
+    after its end.
     """
-    ids, older, dry = request.get("ids"), request.get("older"), request.get("dry")
+    ids, older = request.get("ids"), request.get("older")
     most = KEEP_BYTES if request.get("max_size") is None else request["max_size"]
-    sizes = sorted(
-        (ended.end_ns, ended.bytes, ended.age_s, ended.prog_id)
-        for ended in collectable_runs(request, now)
-    )
-    total, surplus = sum(size for _, size, _, _ in sizes), set()
-    for _, size, age_s, prog_id in sizes:
-        if total > most and age_s > KEEP_YOUNG_S:
-            surplus.add(prog_id)
-            total -= size
-    removed, forgotten, freed = [], [], 0
-    for ended in collectable_runs(request, now):
-        old = ended.age_s > (ended.keep_s if older is None else older)
-        wanted = ended.prog_id in ids if ids is not None else old or ended.prog_id in surplus
-        runbook = (ended.run.request.get("origin") or {}).get("runbook")
-        if ids is None and ended.age_s > KEEP_RECORD_S and not runbook:
-            # Not before: a start that is repeated after its record is gone would run again.
-            forgotten.append(ended.prog_id)
-            freed += ended.bytes
-            if not dry:
-                runs = os.open(join(ended.root, "runs"), os.O_RDONLY | os.O_DIRECTORY)
-                discard(runs, ended.prog_id)
-                os.close(runs)
-        elif wanted and ended.bytes:
-            removed.append(ended.prog_id)
-            freed += ended.bytes
-            if not dry:
-                ended.drop_output()
+    bare_s = KEEP_YOUNG_S if request.get("records") is None else request["records"]
+    total, due = sum(known.held for known in found), []
+    for known in sorted(found, key=lambda known: (known.ended_ns(), known.prog_id)):
+        age_s = (now - known.ended_ns()) / 1e9
+        keep_s = known.keep_s or (KEEP_GOOD_S if known.word == "done" else KEEP_BAD_S)
+        surplus = total > most and age_s > KEEP_YOUNG_S
+        if surplus:
+            total -= known.held
+        if ids is not None:
+            wanted = known.prog_id in ids and known.held
+        elif known.held:
+            wanted = surplus or age_s > (keep_s if older is None else older)
+        else:
+            wanted = age_s > bare_s
+        if wanted:
+            due.append(known)
+    return due
+
+
+def ended_runs(spool, over):
+    """Return (the Known of each run that has ended, how many runs were not looked at)."""
+    found, left = [], 0
+    for prog_id, cached in spool.each():
+        if cached is None and over():
+            left += 1
+            continue
+        try:
+            known = cached or spool.read(prog_id)
+        except OSError:
+            continue  # removed since it was listed, another user's, or damaged
+        known.text = None
+        if state_word(known.word) in FINAL:
+            found.append(known)
+    return found, left
+
+
+def collect(request, now, over):
+    """Return what gc removes, and remove it unless `dry`, until `over()`; `left` is the rest."""
+    dry, left = request.get("dry"), 0
+    by_root, found = {}, []
+    for spool in spools(request):
+        ended, unread = ended_runs(spool, over)
+        by_root[spool.root] = spool
+        found += ended
+        left += unread
+    # By how much there is of all of them, the oldest are told; so all must be known first.
+    due = due_runs(request, found, now) if not left else []
+    removed, freed, folded, forgotten = [], 0, 0, []
+    for root, spool in by_root.items():
+        spool.flush()
+        of_root = [known for known in due if known.root == root]
+        done, emptied, rest = would_go(of_root) if dry else fold(root, of_root, over)
+        removed += [known.prog_id for known in done + emptied if known.held]
+        freed += sum(known.held for known in done + emptied)
+        folded += len(done)
+        left += len(rest)
+        if request.get("ids") is None and not left:
+            forgotten += forget(root, now, dry)
+        if not dry:
+            tidy(spool, now)
+        spool.close()
     return {
-        "removed": sorted(removed),
+        "removed": sorted(set(removed) - set(forgotten)),
         "forgotten": sorted(forgotten),
+        "folded": folded,
         "freed": freed,
+        "left": left,
         "dry": bool(dry),
     }
 
 
-def sweep_leftovers(request, now_s):
-    """Remove half-made runs of starters that died, and agents not started for KEEP_AGENT_S."""
-    for root in roots(request):
-        try:
-            runs = secure(join(root, "runs"))
-        except OSError:
-            continue
-        for name in os.listdir(runs):
-            if name.startswith(".new-") and os.stat(name, dir_fd=runs).st_mtime < now_s - 3600:
-                discard(runs, name)
-        os.close(runs)
+def would_go(due):
+    """Return what `fold` would: those of the Known in `due` that nothing keeps from going."""
+    found = []
+    for each in lockable(due):
+        found.append(each.known)
+        each.let_go()
+    return found, [], []
+
+
+def forget(root, now, dry):
+    """Remove the months whose runs all ended KEEP_RECORD_S ago; return the ids of those.
+
+    Not before: a start that is repeated after its record is gone would run again. A runbook's
+    record stays.
+    """
+    try:
+        archive = Archive(root)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    try:
+        if not dry:
+            lock_archive(archive)
+        forgotten = []
+        for month in archive.months():
+            if month.ends()[1] < now - KEEP_RECORD_S * 10**9:
+                forgotten += forget_month(archive, month, dry)
+        return forgotten
+    finally:
+        archive.close()
+
+
+def tidy(spool, now):
+    """Remove what starters and gc left behind when they died; write the cache anew if it pays."""
+    try:
+        archive = make_archive(spool.root)
+    except OSError:
+        return
+    try:
+        lock_archive(archive)  # whoever removes a directory now has it
+        for name in os.listdir(spool.runs):
+            if name.startswith(GONE) or (
+                name.startswith(".new-")
+                and os.stat(name, dir_fd=spool.runs).st_mtime < now / 1e9 - 3600
+            ):
+                discard(spool.runs, name)
+        spool.compact()
+    except OSError:
+        pass  # the next gc does it
+    finally:
+        archive.close()
+
+
+def sweep_agents(now_s):
+    """Remove agents that nobody has started for KEEP_AGENT_S."""
     own = parent(absolute(CODE.co_filename))
     cache = parent(own)
     if len(base(own)) != 64:
@@ -151,36 +170,49 @@ def sweep_leftovers(request, now_s):
 
 
 def verb_gc(request, stdin, reply, framed):
+    """Reply with what was removed in PATIENCE_S at most, and how many runs are `left`."""
     if request.get("ids") is not None:
-        request["ids"] = [
-            base(find({"prog_id": each, "spool": request.get("spool")}).path)
-            for each in request["ids"]
-        ]
-    found = collect(request, now_ns())
+        found = [find({"prog_id": each, "spool": request.get("spool")}) for each in request["ids"]]
+        request["ids"] = [run.prog_id for run in found]
+        for run in found:
+            run.close()  # nobody holds it, then
+    deadline = time.monotonic() + PATIENCE_S
+    found = collect(request, now_ns(), lambda: time.monotonic() > deadline)
     if not request.get("dry"):
-        sweep_leftovers(request, time.time())
+        sweep_agents(time.time())
     reply.send(found)
 
 
 def daily_gc(request, root):
-    """Clean up once a day, in a process of its own that no start waits for."""
+    """Clean up once a day, in a process of its own that no start waits for.
+
+    One that dies is followed by that of a start RETRY_S later, which goes on where it was.
+    """
     stamp = join(root, "gc")
     try:
-        if os.stat(stamp).st_mtime > time.time() - 86400:
+        if os.stat(stamp).st_mtime > time.time() - DAY_S:
             return
     except FileNotFoundError:
         pass
-    os.close(os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
-    os.utime(stamp, None)
-    if os.fork():
+    file = os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.utime(file, (time.time() - DAY_S + RETRY_S,) * 2)
+        child = os.fork()
+    except BlockingIOError:
+        child = None  # it is being done
+    if child != 0:
+        os.close(file)
         return
     try:
         os.setsid()
         if not os.fork():
+            os.nice(19)
             null = os.open("/dev/null", os.O_RDWR)
             for number in range(3):
                 os.dup2(null, number)
-            collect({"spool": request.get("spool")}, now_ns())
-            sweep_leftovers(request, time.time())
+            collect({"spool": request.get("spool")}, now_ns(), lambda: False)
+            sweep_agents(time.time())
+            os.utime(file, None)
     finally:
         os._exit(0)

@@ -1,6 +1,7 @@
 """What is known of a run without its State, and which runs a list asks for."""
 
 from ..contract import Refusal
+from .held import HeldRun
 from .ids import valid_id
 
 # How much of a command the cache of ended runs has; for more, the run is read.
@@ -63,7 +64,7 @@ class About:
 
 
 class Known:
-    """A run as lists and look-ups find it: it was read, or a line of the cache has it."""
+    """A run as lists and look-ups find it: it was read, or a line of a file has this of it."""
 
     __slots__ = ("created", "end", "held", "keep_s", "noted", "prog_id", "root", "said", "text",
                  "word")  # fmt: skip
@@ -80,8 +81,13 @@ class Known:
     def key(self):
         return self.created, self.prog_id
 
-    def name(self):
-        return self.about().name
+    def ended_ns(self):
+        """Return when it ended; where nobody knows that, when it was first seen to have ended."""
+        return self.end or self.noted or self.created
+
+    def open(self):
+        """Return the run. Raises OSError."""
+        return HeldRun(self.root, self.prog_id)
 
     def about(self):
         """Return its About. Raises OSError where the run that it must be read from is gone."""
@@ -102,6 +108,7 @@ class Wanted:
         self.link = request.get("link")
         asked = (self.user, self.host, self.name, self.match, self.link)
         self.asks_about = any(each is not None for each in asked)
+        self.counted = request.get("count") is not False
 
     def within(self, known):
         """Return whether the run is one of those whose States are counted."""
@@ -152,19 +159,33 @@ class Page:
         self.found = []
 
     def offer(self, known):
+        """Count a run, and take it where it is asked for."""
         self.total += 1
-        if not self.wanted.within(known):
-            return
-        kind = kind_of(known.word)
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-        if self.wanted.has_word(known.word) and (self.before is None or known.key() < self.before):
-            self.matching += 1
-            self.found.append(known)
-            if len(self.found) > 2 * self.limit + 100:
-                self.newest()
+        if self.wanted.within(known):
+            self.count(known.word, 1)
+            if self.wanted.has_word(known.word):
+                self.take(known)
+
+    def count(self, word, number):
+        """Count so many runs that are asked for but for their word."""
+        kind = kind_of(word)
+        self.counts[kind] = self.counts.get(kind, 0) + number
+        if self.wanted.has_word(word):
+            self.matching += number
+
+    def take(self, known):
+        """Take a run that is asked for; return whether it is below the cursor."""
+        if self.before is not None and known.key() >= self.before:
+            self.matching -= 1  # it was on an earlier page
+            return False
+        self.found.append(known)
+        if len(self.found) > 2 * self.limit + 100:
+            self.newest()
+        return True
 
     def newest(self):
         """Return the runs of the page, the newest first; the others are let go."""
-        self.found.sort(key=Known.key, reverse=True)
-        del self.found[self.limit :]
+        # A run that is being folded away may be in both places.
+        found = {known.key(): known for known in reversed(self.found)}
+        self.found = [found[key] for key in sorted(found, reverse=True)[: self.limit]]
         return self.found

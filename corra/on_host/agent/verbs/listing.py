@@ -3,11 +3,13 @@
 import errno
 import posix as os
 
+from ..contract import Refusal
 from ..records import to_json
-from ..run import Run
 from ..spool import user_name
+from .archive import in_archives
 from .ended import spools
-from .known import Page, Wanted, read_cursor
+from .finding import find_exact
+from .known import Known, Page, Wanted, read_cursor
 
 # A page: 1,000 States have some 1.5 MB.
 LIST_MAX, LIST_BYTES = 1000, 4 << 20
@@ -23,16 +25,15 @@ def verb_list(request, stdin, reply, framed):
         for known in known_runs(spool, damaged):
             page.offer(known)
         spool.close()
-    texts, shown, last = states_of(page.newest())
-    more = page.matching - shown
-    facts = {
-        "host": os.uname().nodename,
-        "user": user_name(),
-        "more": more,
-        "next": "%d:%s" % last if more and last else None,
-        "counts": page.counts,
-        "total": page.total,
-    }
+    # After ROOT/runs: a run goes from there to the archive.
+    for _ in in_archives(request, lambda archive: offer_archive(page, archive)):
+        pass
+    texts, shown, last = states_of(request, page.newest())
+    facts = {"host": os.uname().nodename, "user": user_name(), "total": page.total}
+    if page.wanted.counted:
+        facts.update(more=page.matching - shown, counts=page.counts)
+    more = facts["more"] if page.wanted.counted else shown == most
+    facts["next"] = "%d:%s" % last if more and last else None
     if damaged:
         facts["unreadable"] = damaged
     # The States are JSON already.
@@ -40,7 +41,7 @@ def verb_list(request, stdin, reply, framed):
 
 
 def known_runs(spool, damaged):
-    """Yield the Known of each run; add to `damaged` what can't be read."""
+    """Yield the Known of each run in ROOT/runs; add to `damaged` what can't be read."""
     for prog_id, known in spool.each():
         try:
             yield known or spool.read(prog_id)
@@ -52,17 +53,52 @@ def known_runs(spool, damaged):
                 )
 
 
-def states_of(found):
+def offer_archive(page, archive):
+    """Offer the runs of an archive to the page, and read no more of it than that takes."""
+    wanted, sources = page.wanted, []
+    for month in archive.months():
+        words, (oldest, newest) = month.words(), month.ends()
+        if wanted.since_ns is not None and newest < wanted.since_ns:
+            page.total += sum(words.values())  # all of it ended before that
+        elif wanted.counted and (
+            wanted.asks_about or (wanted.since_ns is not None and oldest < wanted.since_ns)
+        ):
+            for line in month.lines():
+                page.offer(line)
+        else:
+            page.total += sum(words.values())
+            for word, number in words.items() if wanted.counted else ():
+                page.count(word, number)
+            sources.append(month.newest_first())
+    taken = 0
+    for line in merged(sources) if page.limit else ():
+        if wanted.within(line) and wanted.has_word(line.word) and page.take(line):
+            taken += 1
+            if taken == page.limit:
+                return
+
+
+def merged(sources):
+    """Yield the Known of several iterators, each the newest first, in one such order."""
+    heads = [(next(source, None), source) for source in sources]
+    while True:
+        heads = [head for head in heads if head[0] is not None]
+        if not heads:
+            return
+        place = max(range(len(heads)), key=lambda at: Known.key(heads[at][0]))
+        known, source = heads[place]
+        yield known
+        heads[place] = (next(source, None), source)
+
+
+def states_of(request, found):
     """Return the States of the runs as JSON, as many as a page has room for.
 
     Also return how many of the runs those are, and the key of the last.
     """
     texts, shown, size, last = [], 0, 0, None
     for known in found:
-        try:
-            text = known.text or state_text(known)
-        except OSError:
-            text = ""  # removed since it was listed
+        text = known.text or state_text(request, known)
         size += len(text)
         if size > LIST_BYTES and texts:
             break
@@ -71,9 +107,18 @@ def states_of(found):
     return texts, shown, last
 
 
-def state_text(known):
-    run = Run(known.root, known.prog_id)
+def state_text(request, known):
+    """Return the State of a run as JSON; "" for one that was removed since it was found."""
     try:
-        return to_json(run.state(sure=True))
-    finally:
-        run.close()
+        try:
+            run = known.open()
+        except FileNotFoundError:
+            run = find_exact(request, known.prog_id)  # it may have been folded away meanwhile
+            if run is None:
+                return ""
+        try:
+            return to_json(run.state(sure=True))
+        finally:
+            run.close()
+    except (OSError, Refusal):
+        return ""

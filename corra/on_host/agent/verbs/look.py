@@ -4,6 +4,7 @@ import posix as os
 
 from ..contract import BOUND_STEP, Refusal
 from .finding import find
+from .times import open_file
 
 
 def verb_status(request, stdin, reply, framed):
@@ -18,7 +19,7 @@ def verb_read(request, stdin, reply, framed):
         raise Refusal(
             "bad_request", "no stream %s: this run has %s" % (name, " and ".join(run.streams))
         )
-    file = os.open(name, os.O_RDONLY, dir_fd=run.directory)
+    file = open_file(run, name)
     size = os.fstat(file).st_size
     begin = min(max(0, int(request.get("start") or 0)), size)
     end = size if request.get("end") is None else min(max(begin, int(request["end"])), size)

@@ -14,7 +14,7 @@ KEYS = {
         "start": NUMBER, "end": NUMBER, "match": TEXT, "courier": TEXT, "from": NUMBER,
         "seconds": NUMBER, "route": TEXT, "sender": NUMBER, "ids": LIST, "older": NUMBER,
         "max_size": NUMBER, "dry": FLAG, "states": LIST, "mine": OBJECT, "link": TEXT,
-        "limit": NUMBER, "before": TEXT, "fleet": TEXT,
+        "limit": NUMBER, "before": TEXT, "fleet": TEXT, "count": FLAG, "records": NUMBER,
     },
     "program": {
         "argv": LIST, "cwd": TEXT, "env": OBJECT, "env_inherit": FLAG + LIST,

@@ -9,10 +9,11 @@ from ..contract import FULL, LAYOUT, START_DEADLINE_S, VERSION, Refusal
 from ..files import fill
 from ..kernel import now_ns, widen
 from ..paths import octets, parent
-from ..run import Run
 from ..spool import claim, prepare_root, roots, user_name
+from .archived import ArchivedRun
 from .deliver import place_courier
 from .finding import find_exact
+from .fold import remove_claim
 from .follow import Follower
 from .gc import daily_gc
 from .ids import new_id
@@ -22,13 +23,12 @@ from .starter import give_up, spawn_guards
 
 
 def new_run(request, stdin, reply):
-    """Return (root, prog_id) of the run, and make it unless it exists. Raises Refusal."""
+    """Return the run, and make it unless it exists. Raises Refusal."""
     prog_id = request["prog_id"]
     there = find_exact(request, prog_id)
     if there:
-        same_program(there, request)
-        there.close()
-        return parent(parent(there.path)), prog_id
+        drop_claim(request, there)
+        return same_program(there, request)
     request["before"] = outliving(request)  # its refusal must come before anything is made
     stored = {
         key: request[key]
@@ -78,17 +78,22 @@ def new_run(request, stdin, reply):
         try:
             runs = prepare_root(root)
             try:
-                if not claim(
+                claim(
                     runs,
                     prog_id,
                     stored,
                     feed if source is not None and source != {"open": True} else None,
                     token,
-                ):
-                    same_program(Run(root, prog_id), request)
-                return root, prog_id
+                )
             finally:
                 os.close(runs)
+            # Whose claim it is, and whether the archive has it by now: this start may have been
+            # stopped since it looked.
+            there = find_exact(request, prog_id)
+            if there:
+                drop_claim(request, there)
+                return same_program(there, request)
+            raise Refusal("unreadable", "%s was removed just now" % prog_id, dir=root)
         except OSError as error:
             tried.append(
                 {"dir": root, "errno": error.errno, "message": error.strerror or str(error)}
@@ -104,9 +109,21 @@ def new_run(request, stdin, reply):
     raise Refusal("no_room", "no room for the spool: %s" % tried[0]["message"], tried=tried)
 
 
+def drop_claim(request, run):
+    """Remove the claims of a run that the archive has, which nobody has launched or will."""
+    if isinstance(run, ArchivedRun):
+        for root in roots(request):
+            try:
+                remove_claim(root, run.prog_id)
+            except OSError:
+                pass  # there is none; or gc does it later
+
+
 def same_program(run, request):
+    """Return the run. Raises Refusal where it is another program's."""
     if run.request["program"] != request["program"]:
         raise Refusal("conflict", "this id already names another command", there=run.state())
+    return run
 
 
 def start_run(request, stdin, reply):
@@ -123,12 +140,11 @@ def start_run(request, stdin, reply):
         raise Refusal("bad_request", "; ".join(wrong), complaints=wrong)
     request["prog_id"] = request.get("prog_id") or new_id()
     umask = os.umask(0o077)
-    root, prog_id = new_run(request, stdin, reply)
+    run = new_run(request, stdin, reply)
     try:
-        daily_gc(request, root)
+        daily_gc(request, parent(parent(run.path)))
     except OSError:
         pass  # no room or no process for it: a later start cleans up
-    run = Run(root, prog_id)
     secret = (request.get("secrets") or {}).get("env") or {}
     # Before `abandoned` would say so, since this start knows the reason.
     deadline, pause_s = time.monotonic() + START_DEADLINE_S * 0.8, 0

@@ -1,6 +1,5 @@
 """A run's past output: when it came, where its last lines begin, which modes it switched."""
 
-import fcntl
 import posix as os
 
 from ..contract import INDEX_RECORD, STREAM_SHIFT
@@ -12,15 +11,19 @@ SWITCHED_FIRST, SWITCHED_LATELY, SWITCHED_MAX = (
 )  # of a terminal's output, bytes looked at; sequences told
 
 
+def open_file(run, name):
+    """Open a file of the run for reading; an empty one where it was removed."""
+    try:
+        return os.open(name, os.O_RDONLY, dir_fd=run.directory)
+    except FileNotFoundError:
+        return os.open("/dev/null", os.O_RDONLY)
+
+
 class Times:
     """The index, read as it grows: the time of each byte, in order of arrival."""
 
     def __init__(self, run):
-        try:
-            self.file = os.open("index", os.O_RDONLY, dir_fd=run.directory)
-            fcntl.flock(self.file, fcntl.LOCK_SH)  # gc leaves a run alone that is watched
-        except FileNotFoundError:
-            self.file = os.open("/dev/null", os.O_RDONLY)  # times are lost, bytes are not
+        self.file = open_file(run, "index")  # without it times are lost, bytes are not
         self.run, self.streams = run, run.streams
         self.at = run.heads().get("index", 0)
         self.last = {}  # stream: (time, start) of its latest record
