@@ -4279,7 +4279,7 @@ class ArchivedRun:
     def hindered(self):
         return None
 
-    def state(self, details=False):
+    def state(self, details=False, sure=False):
         """Return the State that the run had before it was folded away, and when that was."""
         found = self.record
         launched, boot = found.get("launched"), found.get("boot_id")

@@ -76,7 +76,7 @@ def test_a_run_that_was_folded_away_has_the_state_of_before_whatever_became_of_i
             "start",
             {
                 "prog_id": "odd",
-                "name": "a name: \u00e9\u2028 \"quoted\"\n",
+                "name": 'a name: \u00e9\u2028 "quoted"\n',
                 "origin": {"user": "ops", "host": "laptop", "runbook": "kernel"},
                 "program": {"argv": ["echo", "\udcff\n\t"], "env": {"A": "b", "C": None}},
                 "run": {"keep": 5000, "stop_signal": "INT", "grace": 3},
