@@ -75,7 +75,8 @@ def collect(request, now, over):
         found += ended
         left += unread
     # By how much there is of all of them, the oldest are told; so all must be known first.
-    due = due_runs(request, found, now) if not left else []
+    # Their age is that of now: a lost run may have been noted while they were looked at.
+    due = due_runs(request, found, now_ns()) if not left else []
     removed, freed, folded, forgotten = [], 0, 0, []
     for root, spool in by_root.items():
         spool.flush()
