@@ -157,7 +157,14 @@ AGENT_REPLIES: Mapping[str, Object] = {
         ("runs",),
     ),
     "gc": Object(
-        {"removed": Listed(ID), "forgotten": Listed(ID), "freed": Whole(), "dry": Flag()},
+        {
+            "removed": Listed(ID),
+            "forgotten": Listed(ID),
+            "folded": Whole(),
+            "freed": Whole(),
+            "left": Whole(),
+            "dry": Flag(),
+        },
         ("removed", "forgotten", "freed"),
     ),
     "deliver": Object(
