@@ -4739,21 +4739,25 @@ class Archive:
                 return None
         return self.kept[name]
 
-    def fresh_month(self, name):
-        """Return the Month with all that others have appended and forgotten until now, or None."""
-        kept = self.kept.get(name)
-        if kept:
+    def lock(self):
+        """Wait until nobody else writes to the archive, and see what others wrote until then.
+
+        The lock ends with `unlock`, or with the descriptor.
+        """
+        fcntl.flock(self.directory, fcntl.LOCK_EX)
+        for name, kept in list(self.kept.items()):
             try:
                 found = os.stat(name, dir_fd=self.directory, follow_symlinks=False)
-                same = os.fstat(kept.file)
-                if (found.st_ino, found.st_dev) == (same.st_ino, same.st_dev):
-                    if found.st_size != kept.size:
-                        kept.look()
-                    return kept
             except FileNotFoundError:
-                pass
-            self.kept.pop(name).close()
-        return self.month(name)
+                found = None
+            same = os.fstat(kept.file)
+            if found is None or (found.st_ino, found.st_dev) != (same.st_ino, same.st_dev):
+                self.kept.pop(name).close()
+            elif found.st_size != kept.size:
+                kept.look()
+
+    def unlock(self):
+        fcntl.flock(self.directory, fcntl.LOCK_UN)
 
     def with_id(self, prog_id):
         """Return the Line of exactly this id, or None."""
@@ -4791,11 +4795,6 @@ def make_archive(root):
     finally:
         os.close(above)
     return Archive(root)
-
-
-def lock_archive(archive):
-    """Wait until nobody else writes to the archive; the lock ends with its descriptor."""
-    fcntl.flock(archive.directory, fcntl.LOCK_EX)
 
 
 def append(archive, name, lines):
@@ -6054,6 +6053,18 @@ class Ended:
             self.let_go()
             raise
 
+    def settle(self):
+        """Make sure that nobody launches it any more; return whether it may be folded away.
+
+        A guard that was stopped for long could take the claim after the clock was set.
+        """
+        directory = self.run.directory
+        if not exists(directory, "launched") and exists(directory, "exit"):
+            give_up(self.run, ChildProcessError(), "its guards died before they started it")
+            self.line = line_of(self.run, self.known.ended_ns())
+        self.launched = exists(directory, "launched")
+        return self.line is not None
+
     def let_go(self):
         os.close(self.index)
         self.run.close()
@@ -6080,6 +6091,19 @@ def lockable(due):
             yield found
 
 
+def settled(due):
+    """Yield those that are lockable and that nobody launches any more."""
+    for each in lockable(due):
+        try:
+            sure = each.settle()
+        except OSError:
+            sure = False
+        if sure:
+            yield each
+        else:
+            each.let_go()
+
+
 def fold(root, due, over):
     """Fold away the Known in `due`, which are all of `root`, until `over()`.
 
@@ -6100,8 +6124,8 @@ def fold(root, due, over):
                 return folded, emptied, due[at:]
             # Others fold as well, or forget, between two batches.
             if archive:
-                lock_archive(archive)
-            batch = list(lockable(due[at : at + BATCH]))
+                archive.lock()
+            batch = list(settled(due[at : at + BATCH]))
             try:
                 moved = fold_batch(archive, runs, batch)
             except OSError:
@@ -6116,7 +6140,7 @@ def fold(root, due, over):
                 except OSError:
                     pass  # the next gc removes it
             if archive:
-                fcntl.flock(archive.directory, fcntl.LOCK_UN)
+                archive.unlock()
         return folded, emptied, []
     finally:
         os.close(runs)
@@ -6130,42 +6154,53 @@ def fold_batch(archive, runs, batch):
     The archive is locked; None stands for one that can't be written. Raises OSError: a line has no
     room; output was removed then, and the records stay where they are.
     """
-    lines = {}
     try:
-        for each in batch:
-            name = month_of(each.run.prog_id, each.known.created)
-            month = archive.fresh_month(name) if archive else None
-            # It may be there: somebody was killed before the directory was removed.
-            if not (month and month.with_id(each.run.prog_id)):
-                lines.setdefault(name, []).append(each.line)
-        write_lines(archive, lines)
+        months = archive_lines(archive, batch)
     except OSError:
         # On a full disk, what is to be freed must be freed first.
         for each in batch:
             each.drop_output()
-        write_lines(archive, lines)
-    moved = [move_away(runs, each.run.prog_id) for each in batch]
+        months = archive_lines(archive, batch)
+    moved = []
+    for each in batch:
+        try:
+            moved.append(move_away(runs, each.run.prog_id))
+        except FileNotFoundError:
+            pass  # somebody has removed it by hand
     # What isn't in ROOT/runs any more must not be back after a power cut, half removed.
     os.fsync(runs)
-    for name in lines:
-        cover(archive.month(name))
+    for name in months:
+        month = archive.month(name)
+        # Each look-up reads what stands behind an index; to write it for each batch is dear.
+        cover(month, month.size // 8)
     return moved
 
 
-def write_lines(archive, lines):
-    """Append lines, {month: [line]}; what was appended is taken out of `lines`. Raises OSError."""
+def archive_lines(archive, batch):
+    """Have a line in the archive for each run; return the months that were written to.
+
+    Raises OSError: some may have none.
+    """
     if archive is None:
         raise OSError(errno.EACCES, "there is no archive")
+    lines = {}
+    for each in batch:
+        created = int(each.run.request.get("created") or 0)
+        # It may be there: somebody was killed before the directory was removed.
+        there = archive.with_id(each.run.prog_id)
+        # A claim that nobody launched adds nothing to an id that is there; what an older agent has
+        # run once more does.
+        if there is None or (each.launched and there.created != created):
+            lines.setdefault(month_of(each.run.prog_id, created), []).append(each.line)
     for name, several in lines.items():
-        if several:
-            append(archive, name, several)
-            lines[name] = []
+        append(archive, name, several)
+    return list(lines)
 
 
-def cover(month):
-    """Write the month's index anew where much stands behind it."""
+def cover(month, bearable=0):
+    """Write the month's index anew where much stands behind it: more than `bearable` bytes."""
     behind = month.size - (month.index.covered if month.index else 0)
-    if behind > max(UNCOVERED_MAX, month.size // 8):
+    if behind > max(UNCOVERED_MAX, bearable):
         try:
             month.write_index()
         except OSError:
@@ -6185,6 +6220,15 @@ def remove_claim(root, prog_id):
     Raises OSError: FileNotFoundError where there is none; EBUSY where it has guards, as those of an
     older agent, which knows of no archive.
     """
+    archive = Archive(root)
+    try:
+        archive.lock()
+        remove_unlaunched(root, prog_id)
+    finally:
+        archive.close()
+
+
+def remove_unlaunched(root, prog_id):
     runs = os.open(join(root, "runs"), os.O_RDONLY | os.O_DIRECTORY)
     try:
         claim = os.open(prog_id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=runs)
@@ -6277,7 +6321,10 @@ def collect(request, now, over):
         folded += len(done)
         left += len(rest)
         if request.get("ids") is None and not left:
-            forgotten += forget(root, now, dry)
+            try:
+                forgotten += forget(root, now, dry)
+            except OSError as error:
+                raise unreadable(join(root, "archive"), error) from None
         if not dry:
             tidy(spool, now)
         spool.close()
@@ -6312,7 +6359,7 @@ def forget(root, now, dry):
         return []
     try:
         if not dry:
-            lock_archive(archive)
+            archive.lock()
         forgotten = []
         for month in archive.months():
             if month.ends()[1] < now - KEEP_RECORD_S * 10**9:
@@ -6329,16 +6376,21 @@ def tidy(spool, now):
     except OSError:
         return
     try:
-        lock_archive(archive)  # whoever removes a directory now has it
+        archive.lock()  # whoever removes a directory has it
+        for month in archive.months():
+            cover(month)
         for name in os.listdir(spool.runs):
-            if name.startswith(GONE) or (
-                name.startswith(".new-")
-                and os.stat(name, dir_fd=spool.runs).st_mtime < now / 1e9 - 3600
-            ):
-                discard(spool.runs, name)
+            try:
+                if name.startswith(GONE) or (
+                    name.startswith(".new-")
+                    and os.stat(name, dir_fd=spool.runs).st_mtime < now / 1e9 - 3600
+                ):
+                    discard(spool.runs, name)
+            except OSError:
+                pass  # the next gc does it
         spool.compact()
     except OSError:
-        pass  # the next gc does it
+        pass
     finally:
         archive.close()
 
@@ -6381,7 +6433,8 @@ def daily_gc(request, root):
     """
     stamp = join(root, "gc")
     try:
-        if os.stat(stamp).st_mtime > time.time() - DAY_S:
+        # One of the future is of a clock that was set back since.
+        if abs(time.time() - os.stat(stamp).st_mtime) < DAY_S:
             return
     except FileNotFoundError:
         pass

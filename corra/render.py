@@ -430,7 +430,7 @@ def status(
     if state.ended and (usage := state.rusage):
         facts.append(("used", _used(usage)))
     facts.append(("id", state.prog_id))
-    if state.spool:
+    if state.spool and not state.archived_time:
         facts.append(("spool", state.spool))
     return [*lines, *(f"  {name:<9}{visible(text)}" for name, text in facts)]
 
@@ -516,13 +516,21 @@ def _by(origin: Mapping[str, Any] | None) -> str:
     )
 
 
+def removal_day(state: State) -> str:
+    """Return the day on which the host removed the run's output and kept its record, else ""."""
+    then = local_time(state.archived_time)
+    return f"{then:%Y-%m-%d}" if then else ""
+
+
 def _output(state: State, there: datetime) -> str:
     amounts = [
         f"{name} {decimal_size(facts.get('length', 0))}"
         for name, facts in sorted((state.streams or {}).items(), reverse=True)
     ]
     dropped = sum(facts.get("dropped", 0) for facts in (state.streams or {}).values())
-    if dropped:
+    if dropped and (day := removal_day(state)):
+        amounts.append(f"removed on {day}")
+    elif dropped:
         amounts.append(f"{decimal_size(dropped)} dropped")
     silent = since(state.last_output_time, there)
     if silent is not None:

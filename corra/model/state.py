@@ -89,6 +89,7 @@ STATE = Object(
         "pty": Flag(),
         "spool": Text(1 << 14),
         "keep_until": Moment(),
+        "archived_time": Moment(),
         "layout": Whole(),
     },
     ("prog_id", "state"),
@@ -142,6 +143,7 @@ class State:
     pty: bool = False
     spool: str | None = None
     keep_until: str | None = None
+    archived_time: str | None = None
     layout: int = 1
 
     @classmethod

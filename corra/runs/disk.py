@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+# A host takes some seconds for each answer, and a thousand runs at least. More is no host of ours.
+ASKED_MOST = 500
+
+
 class Freed(NamedTuple):
     """What gc removed on a host, or would remove.
 
@@ -53,7 +57,7 @@ def free_disk(
     asked = {key: value for key, value in told.items() if value is not None}
     found: list[Freed] = []
     before = None
-    while True:
+    for _ in range(ASKED_MOST):
         # A host with many runs answers after some seconds, and says how many are left.
         answer = ask_agent(agent, "gc", asked, spool=spool)
         found.append(Freed.told(agent, answer))

@@ -229,7 +229,9 @@ class Watch:
         gone = self._gone.setdefault(stream, _Gone())
         gone.size, gone.places = gone.size + end - start, gone.places + 1
         if gone.said_at is None or time.monotonic() - gone.said_at >= GAPS_S:
-            self._say_gone(stream, f"{stream} from byte {start} to {end} is gone")
+            when = render.removal_day(self._state) if self._state else ""
+            where = f"{stream} from byte {start} to {end} is gone"
+            self._say_gone(stream, f"its {stream} was removed on {when}" if when else where)
 
     def _say_gone(self, stream: str, where: str = "") -> None:
         gone = self._gone[stream]
@@ -258,7 +260,7 @@ class Watch:
 
         `sifted`: not all of the output was asked for.
         """
-        if self._shown or self._state is None or not self.screen.err_is_terminal:
+        if self._shown or self._gone or self._state is None or not self.screen.err_is_terminal:
             return
         if sifted:
             why = "it wrote nothing of that kind"

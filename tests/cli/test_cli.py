@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -1260,8 +1259,14 @@ def test_gc_frees_output_when_told_to_and_says_what_it_would_do_when_asked(
         cli("gc", "-y", "--older", "0s").stderr
         == b"corra: local: freed 5.0 MB: the output of 1 run\n"
     )
-    assert cli("logs", "big").stdout == b""
-    assert "done: exit 0" in cli("status", "big").stdout.decode()
+    logs, status = cli("logs", "big"), cli("status", "big").stdout.decode()
+    today = time.strftime("%Y-%m-%d")
+    assert (logs.returncode, logs.stdout) == (0, b"")
+    assert f"its stdout was removed on {today}: 5.0 MB" in logs.stderr.decode()
+    assert "done: exit 0" in status and f"stderr 0 B, removed on {today}" in status
+    assert "  spool" not in status
+    listed = objects(cli("ps", *LOCAL, "-a", "--json").stdout)
+    assert [each["name"] for each in listed if each["archived_time"]] == ["big"]
     assert cli("gc", "-y").stderr == b"corra: local: nothing to free\n"
 
 

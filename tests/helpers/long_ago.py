@@ -105,3 +105,23 @@ def finish(
     state = run.state()
     run.close()
     agent.fill(directory, "state.json", agent.to_json(state).encode() + b"\n")
+
+
+def abandoned(root: Path, prog_id: str, *, at_ns: int) -> str:
+    """Make a claim that nobody has launched, as a starter leaves it that died at `at_ns`."""
+    request = {
+        "origin": ORIGIN,
+        "program": {"argv": ["true"], "cwd": "/", "host": "db1"},
+        "user": "ops",
+        "prog_id": prog_id,
+        "created": at_ns,
+        "layout": agent.LAYOUT,
+        "agent": agent.VERSION,
+    }
+    runs = agent.prepare_root(str(root))
+    try:
+        assert agent.claim(runs, prog_id, request, None, None)
+    finally:
+        os.close(runs)
+    os.utime(root / "runs" / prog_id / "launched.tmp", ns=(at_ns, at_ns))
+    return prog_id

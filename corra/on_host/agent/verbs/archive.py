@@ -95,21 +95,25 @@ class Archive:
                 return None
         return self.kept[name]
 
-    def fresh_month(self, name):
-        """Return the Month with all that others have appended and forgotten until now, or None."""
-        kept = self.kept.get(name)
-        if kept:
+    def lock(self):
+        """Wait until nobody else writes to the archive, and see what others wrote until then.
+
+        The lock ends with `unlock`, or with the descriptor.
+        """
+        fcntl.flock(self.directory, fcntl.LOCK_EX)
+        for name, kept in list(self.kept.items()):
             try:
                 found = os.stat(name, dir_fd=self.directory, follow_symlinks=False)
-                same = os.fstat(kept.file)
-                if (found.st_ino, found.st_dev) == (same.st_ino, same.st_dev):
-                    if found.st_size != kept.size:
-                        kept.look()
-                    return kept
             except FileNotFoundError:
-                pass
-            self.kept.pop(name).close()
-        return self.month(name)
+                found = None
+            same = os.fstat(kept.file)
+            if found is None or (found.st_ino, found.st_dev) != (same.st_ino, same.st_dev):
+                self.kept.pop(name).close()
+            elif found.st_size != kept.size:
+                kept.look()
+
+    def unlock(self):
+        fcntl.flock(self.directory, fcntl.LOCK_UN)
 
     def with_id(self, prog_id):
         """Return the Line of exactly this id, or None."""
@@ -147,11 +151,6 @@ def make_archive(root):
     finally:
         os.close(above)
     return Archive(root)
-
-
-def lock_archive(archive):
-    """Wait until nobody else writes to the archive; the lock ends with its descriptor."""
-    fcntl.flock(archive.directory, fcntl.LOCK_EX)
 
 
 def append(archive, name, lines):

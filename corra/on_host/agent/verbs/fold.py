@@ -7,10 +7,11 @@ import posix as os
 from ..files import discard, exists
 from ..paths import join
 from ..run import Run
-from .archive import append, lock_archive, make_archive, month_of
+from .archive import Archive, append, make_archive, month_of
 from .archived import line_of
 from .ended import held_by
 from .month import UNCOVERED_MAX
+from .starter import give_up
 
 # Folded away with one sync. Whoever wants to read one of them waits for that.
 BATCH = 32
@@ -35,6 +36,18 @@ class Ended:
         except BaseException:
             self.let_go()
             raise
+
+    def settle(self):
+        """Make sure that nobody launches it any more; return whether it may be folded away.
+
+        A guard that was stopped for long could take the claim after the clock was set.
+        """
+        directory = self.run.directory
+        if not exists(directory, "launched") and exists(directory, "exit"):
+            give_up(self.run, ChildProcessError(), "its guards died before they started it")
+            self.line = line_of(self.run, self.known.ended_ns())
+        self.launched = exists(directory, "launched")
+        return self.line is not None
 
     def let_go(self):
         os.close(self.index)
@@ -62,6 +75,19 @@ def lockable(due):
             yield found
 
 
+def settled(due):
+    """Yield those that are lockable and that nobody launches any more."""
+    for each in lockable(due):
+        try:
+            sure = each.settle()
+        except OSError:
+            sure = False
+        if sure:
+            yield each
+        else:
+            each.let_go()
+
+
 def fold(root, due, over):
     """Fold away the Known in `due`, which are all of `root`, until `over()`.
 
@@ -82,8 +108,8 @@ def fold(root, due, over):
                 return folded, emptied, due[at:]
             # Others fold as well, or forget, between two batches.
             if archive:
-                lock_archive(archive)
-            batch = list(lockable(due[at : at + BATCH]))
+                archive.lock()
+            batch = list(settled(due[at : at + BATCH]))
             try:
                 moved = fold_batch(archive, runs, batch)
             except OSError:
@@ -98,7 +124,7 @@ def fold(root, due, over):
                 except OSError:
                     pass  # the next gc removes it
             if archive:
-                fcntl.flock(archive.directory, fcntl.LOCK_UN)
+                archive.unlock()
         return folded, emptied, []
     finally:
         os.close(runs)
@@ -112,42 +138,53 @@ def fold_batch(archive, runs, batch):
     The archive is locked; None stands for one that can't be written. Raises OSError: a line has no
     room; output was removed then, and the records stay where they are.
     """
-    lines = {}
     try:
-        for each in batch:
-            name = month_of(each.run.prog_id, each.known.created)
-            month = archive.fresh_month(name) if archive else None
-            # It may be there: somebody was killed before the directory was removed.
-            if not (month and month.with_id(each.run.prog_id)):
-                lines.setdefault(name, []).append(each.line)
-        write_lines(archive, lines)
+        months = archive_lines(archive, batch)
     except OSError:
         # On a full disk, what is to be freed must be freed first.
         for each in batch:
             each.drop_output()
-        write_lines(archive, lines)
-    moved = [move_away(runs, each.run.prog_id) for each in batch]
+        months = archive_lines(archive, batch)
+    moved = []
+    for each in batch:
+        try:
+            moved.append(move_away(runs, each.run.prog_id))
+        except FileNotFoundError:
+            pass  # somebody has removed it by hand
     # What isn't in ROOT/runs any more must not be back after a power cut, half removed.
     os.fsync(runs)
-    for name in lines:
-        cover(archive.month(name))
+    for name in months:
+        month = archive.month(name)
+        # Each look-up reads what stands behind an index; to write it for each batch is dear.
+        cover(month, month.size // 8)
     return moved
 
 
-def write_lines(archive, lines):
-    """Append lines, {month: [line]}; what was appended is taken out of `lines`. Raises OSError."""
+def archive_lines(archive, batch):
+    """Have a line in the archive for each run; return the months that were written to.
+
+    Raises OSError: some may have none.
+    """
     if archive is None:
         raise OSError(errno.EACCES, "there is no archive")
+    lines = {}
+    for each in batch:
+        created = int(each.run.request.get("created") or 0)
+        # It may be there: somebody was killed before the directory was removed.
+        there = archive.with_id(each.run.prog_id)
+        # A claim that nobody launched adds nothing to an id that is there; what an older agent has
+        # run once more does.
+        if there is None or (each.launched and there.created != created):
+            lines.setdefault(month_of(each.run.prog_id, created), []).append(each.line)
     for name, several in lines.items():
-        if several:
-            append(archive, name, several)
-            lines[name] = []
+        append(archive, name, several)
+    return list(lines)
 
 
-def cover(month):
-    """Write the month's index anew where much stands behind it."""
+def cover(month, bearable=0):
+    """Write the month's index anew where much stands behind it: more than `bearable` bytes."""
     behind = month.size - (month.index.covered if month.index else 0)
-    if behind > max(UNCOVERED_MAX, month.size // 8):
+    if behind > max(UNCOVERED_MAX, bearable):
         try:
             month.write_index()
         except OSError:
@@ -167,6 +204,15 @@ def remove_claim(root, prog_id):
     Raises OSError: FileNotFoundError where there is none; EBUSY where it has guards, as those of an
     older agent, which knows of no archive.
     """
+    archive = Archive(root)
+    try:
+        archive.lock()
+        remove_unlaunched(root, prog_id)
+    finally:
+        archive.close()
+
+
+def remove_unlaunched(root, prog_id):
     runs = os.open(join(root, "runs"), os.O_RDONLY | os.O_DIRECTORY)
     try:
         claim = os.open(prog_id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=runs)

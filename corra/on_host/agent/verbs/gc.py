@@ -8,10 +8,10 @@ from ..contract import FINAL, KEEP_BAD_S, KEEP_GOOD_S
 from ..files import discard
 from ..kernel import now_ns
 from ..paths import CODE, absolute, base, join, parent, present
-from .archive import Archive, forget_month, lock_archive, make_archive
-from .ended import spools
+from .archive import Archive, forget_month, make_archive
+from .ended import spools, unreadable
 from .finding import find
-from .fold import GONE, fold, lockable
+from .fold import GONE, cover, fold, lockable
 from .known import state_word
 
 KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
@@ -87,7 +87,10 @@ def collect(request, now, over):
         folded += len(done)
         left += len(rest)
         if request.get("ids") is None and not left:
-            forgotten += forget(root, now, dry)
+            try:
+                forgotten += forget(root, now, dry)
+            except OSError as error:
+                raise unreadable(join(root, "archive"), error) from None
         if not dry:
             tidy(spool, now)
         spool.close()
@@ -122,7 +125,7 @@ def forget(root, now, dry):
         return []
     try:
         if not dry:
-            lock_archive(archive)
+            archive.lock()
         forgotten = []
         for month in archive.months():
             if month.ends()[1] < now - KEEP_RECORD_S * 10**9:
@@ -139,16 +142,21 @@ def tidy(spool, now):
     except OSError:
         return
     try:
-        lock_archive(archive)  # whoever removes a directory now has it
+        archive.lock()  # whoever removes a directory has it
+        for month in archive.months():
+            cover(month)
         for name in os.listdir(spool.runs):
-            if name.startswith(GONE) or (
-                name.startswith(".new-")
-                and os.stat(name, dir_fd=spool.runs).st_mtime < now / 1e9 - 3600
-            ):
-                discard(spool.runs, name)
+            try:
+                if name.startswith(GONE) or (
+                    name.startswith(".new-")
+                    and os.stat(name, dir_fd=spool.runs).st_mtime < now / 1e9 - 3600
+                ):
+                    discard(spool.runs, name)
+            except OSError:
+                pass  # the next gc does it
         spool.compact()
     except OSError:
-        pass  # the next gc does it
+        pass
     finally:
         archive.close()
 
@@ -191,7 +199,8 @@ def daily_gc(request, root):
     """
     stamp = join(root, "gc")
     try:
-        if os.stat(stamp).st_mtime > time.time() - DAY_S:
+        # One of the future is of a clock that was set back since.
+        if abs(time.time() - os.stat(stamp).st_mtime) < DAY_S:
             return
     except FileNotFoundError:
         pass
