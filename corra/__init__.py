@@ -39,6 +39,12 @@ if TYPE_CHECKING:
         TimedOut,
         Unreachable,
     )
+    from .fleets.finding import attach_fleet
+    from .fleets.fleet import Fleet
+    from .fleets.making import fleet
+    from .fleets.result import FleetKilled, FleetResult
+    from .fleets.rolling import Rolling
+    from .fleets.standing import FleetEvent, Said, Standing, Wrote
     from .inventory.groups import hosts
     from .model.frames import Gap, Output, Status, Taken
     from .model.host import Host
@@ -60,6 +66,12 @@ _HOMES = {
     "errors": "Ambiguous Auth Changed Conflict CorraError Failed HostKey Lost MaybeStarted Misuse"
     " NoPython NoRoom NotDead NotFound NotKilled NotSent NotStarted StillRunning Stop"
     " TimedOut Unreachable",
+    "fleets.finding": "attach_fleet",
+    "fleets.fleet": "Fleet",
+    "fleets.making": "fleet",
+    "fleets.result": "FleetKilled FleetResult",
+    "fleets.rolling": "Rolling",
+    "fleets.standing": "FleetEvent Said Standing Wrote",
     "inventory.groups": "hosts",
     "model.frames": "Gap Output Status Taken",
     "model.host": "Host",
@@ -87,6 +99,10 @@ __all__ = [
     "CorraError",
     "Event",
     "Failed",
+    "Fleet",
+    "FleetEvent",
+    "FleetKilled",
+    "FleetResult",
     "Follow",
     "Gap",
     "Host",
@@ -111,8 +127,11 @@ __all__ = [
     "Reboot",
     "Result",
     "Results",
+    "Rolling",
     "Run",
     "Runbook",
+    "Said",
+    "Standing",
     "State",
     "Status",
     "StillRunning",
@@ -121,8 +140,11 @@ __all__ = [
     "Tick",
     "TimedOut",
     "Unreachable",
+    "Wrote",
     "__version__",
     "attach",
+    "attach_fleet",
+    "fleet",
     "fold",
     "hosts",
     "launch",

@@ -35,7 +35,7 @@ import warm  # noqa: E402
 from agent_door import door, gate  # noqa: E402, F401 - fixtures that several rooms ask for
 from corra.remote.agent_client import Agent  # noqa: E402
 from corra.remote.targets import agent_for  # noqa: E402
-from fleet_hosts import ran, web_hosts  # noqa: E402, F401 - fixtures
+from fleet_hosts import latch, ran, web_hosts  # noqa: E402, F401 - fixtures
 from sshd import QUICKLY, Sshd, program  # noqa: E402
 from terminal import KIND, Terminal  # noqa: E402
 from warm import Warm  # noqa: E402

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from invoke.context import Context
 
-from corra.errors import NOTHING_DONE, CorraError, Misuse, NotFound, NotKilled, typed
+from corra.errors import NOTHING_DONE, STILL_RUNNING, CorraError, Misuse, NotFound, NotKilled, typed
 from corra.settings import setting
 
 from . import collectors, inputs, selection
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from corra.fleets.view import View
     from corra.model.state import State
     from corra.runs.request import Launch
-    from corra.runs.run import Run
 
 # Flags of `run` that make a fleet even of one host.
 _OF_FLEETS = (
@@ -55,7 +54,7 @@ def is_fleet(given: RunFlags, hosts: Sequence[str]) -> bool:
 
 def roll_out(c: Context, given: RunFlags, hosts: Sequence[str]) -> int:
     """Start a program on all hosts as the flags say, show it, and return the exit code."""
-    from corra.fleets.fleet import new_fleet
+    from corra.fleets.making import new_fleet
     from corra.fleets.plan import members_of
 
     _refuse_for_one(given)
@@ -83,6 +82,8 @@ def roll_out(c: Context, given: RunFlags, hosts: Sequence[str]) -> int:
 
 def again(c: Context, given: AgainFlags, fleet: Fleet) -> int:
     """Start once more what failed, was unreached or wasn't started, and return the exit code."""
+    from corra.model.host_sets import fold
+
     _refuse_for_one(given)
     answers = fleet.ask()
     plan = fleet.next_attempt(
@@ -94,21 +95,21 @@ def again(c: Context, given: AgainFlags, fleet: Fleet) -> int:
         pause_s=given.pause,
         start_s=given.start_timeout,
     )
+    unsure = [each for each in fleet.left_out(answers) if plan is None or each not in plan.members]
+    code = 0
+    if unsure:
+        code = NOTHING_DONE
+        why = "no answer, and nobody knows whether it has run there: left out"
+        given.screen.say(fleet.plan.label, fold(unsure), "NOT STARTED", why)
     if plan is None:
         what = f"nothing is {given.only.replace('-', ' ')}" if given.only else "nothing to repeat"
-        given.screen.say(fleet.plan.label, "", "ALREADY DONE", what)
-        return 0
+        if not unsure:
+            given.screen.say(fleet.plan.label, "", "ALREADY DONE", what)
+        return code
     if given.dry:
         return _show_plan(given, plan)
-    fleet.learned(_known(fleet, answers))
-    fleet.learn_program(inputs.given_secrets(given))
-    return _launched(given, fleet.at_attempt(plan, _reported(c, given)), show_plan=False)
-
-
-def _known(fleet: Fleet, answers: Any) -> Any:
-    from corra.fleets.gather import known_from_hosts
-
-    return [known for plan in fleet.plans for known in known_from_hosts(plan, answers)]
+    fleet.take_attempt(plan, answers, inputs.given_secrets(given), _reported(c, given))
+    return max(code, _launched(given, fleet, show_plan=False))
 
 
 def _waves(given: RunFlags | AgainFlags) -> dict[str, Any]:
@@ -147,16 +148,9 @@ def _reported(c: Context, given: LaunchFlags) -> Callable[[Launch], Launch] | No
 
 
 def _launched(given: RunFlags | AgainFlags, fleet: Fleet, *, show_plan: bool) -> int:
-    if given.detach and len(fleet.plan.waves) > 1:
-        raise Misuse(
-            "-d leaves when all have started, and waves need somebody to stay",
-            hint=[
-                f"stay on a machine that stays up:  {typed()} run -d --host ops1 -- corra run .."
-            ],
-        )
     if show_plan:
         return _show_plan(given, fleet.plan)
-    fleet.begin()
+    fleet.prepare_start(stay=not given.detach)
     return _rolled(given, given, fleet, stay=not given.detach, announce=True)
 
 
@@ -230,13 +224,13 @@ def _rolled(
         raise
     finally:
         screen.live_block(None)
-    with contextlib.suppress(CorraError):
-        roller.release()
-    _say_summary(given, roller, rolled)
+    _say_summary(given, fleet, roller, rolled)
     if folded and shown is not None:
         show_folded(shown, fleet, roller.board, asks=rolled.way is not Way.LEFT)
     if rolled.way is Way.LEFT:
         return 128 + rolled.signal
+    if rolled.way is Way.TIMED_OUT:
+        return max(STILL_RUNNING, roller.board.code)
     code = roller.board.code
     if not stay and not code_of_starts(roller):
         code = 0
@@ -262,10 +256,10 @@ def code_of_starts(roller: Any) -> int:
     return NOTHING_DONE if untried and not worst else worst
 
 
-def _say_summary(given: Given, roller: Any, rolled: Any) -> None:
+def _say_summary(given: Given, fleet: Fleet, roller: Any, rolled: Any) -> None:
     from corra.fleets.summary import summary_of
 
-    found = summary_of(roller.board, rolled)
+    found = summary_of(roller.board, rolled, fleet.way_to)
     screen = given.screen
     if screen.json:
         facts = {"fate": found.fate, "why": found.why, "exit_code": roller.board.code}
@@ -284,7 +278,7 @@ def _say_summary(given: Given, roller: Any, rolled: Any) -> None:
 
 def named(c: Context, given: HostFlags, text: str | None, *, journal: str | None = None) -> Any:
     """Return the fleet that `text` means in the journals here, or None."""
-    from corra.fleets.fleet import find_fleet, journals_here
+    from corra.fleets.finding import find_fleet, journals_here
 
     if text is None or not (journal or setting(c.config, "journal") or journals_here()):
         return None
@@ -295,7 +289,7 @@ def named(c: Context, given: HostFlags, text: str | None, *, journal: str | None
 
 def on_host(c: Context, given: HostFlags, text: str | None) -> Any:
     """Return the fleet that `text` means on the first of --host that answers. Raises CorraError."""
-    from corra.fleets.fleet import find_fleet
+    from corra.fleets.finding import find_fleet
 
     if text is None or not given.host:
         return None
@@ -365,7 +359,8 @@ def attach(given: AttachFlags, fleet: Fleet) -> int:
         if given.tail != -1
         else (TAIL_ON_A_TERMINAL if given.screen.out_is_terminal else None)
     )
-    return _rolled(given, given, fleet, starts=starts, tail=tail, yes=given.yes)
+    how: dict[str, Any] = {"starts": starts, "tail": tail, "timeout_s": given.timeout}
+    return _rolled(given, given, fleet, yes=given.yes, **how)
 
 
 def _say_begun(given: Given, fleet: Fleet) -> None:
@@ -380,40 +375,39 @@ def _say_begun(given: Given, fleet: Fleet) -> None:
 
 def wait(given: WaitFlags, fleet: Fleet) -> int:
     """Wait until all that was started is over, and return the fleet's exit code."""
-    return _rolled(given, None, fleet, starts=False, shows=False)
+    if given.any:
+        raise Misuse("--any is for several runs, and this is a fleet", fate="NOT DONE")
+    return _rolled(given, None, fleet, starts=False, shows=False, timeout_s=given.timeout)
 
 
 def logs(given: LogsFlags, fleet: Fleet) -> int:
     """Show what the members have written; with --follow until they are over."""
-    from corra.fleets.board import Board
-    from corra.fleets.gather import in_parallel
-    from corra.model.frames import Output
-
     from .folding import folds
 
-    board, view = Board(fleet.plan), _view(given, None)
+    answers = fleet.ask()
+    board = fleet.board(answers)
     if folds(given):
         return _folded_logs(given, fleet, board)
+    for flag, value in (("bytes", given.bytes), ("grep", given.grep), ("until", given.until)):
+        if value is not None:
+            raise Misuse(f"--{flag} is for one run", fate="NOT DONE")
+    if given.late:
+        raise Misuse("--late is for one run", fate="NOT DONE")
+    view = _view(given, None)
+    members = {each.name: each for each in board.members}
+    errors: list[CorraError] = []
     view.begins(board)
-    streams = None if given.stream in (None, "both") else [given.stream, "output"]
-
-    def show(member: Any) -> CorraError | None:
-        run = fleet.run_of(member.name)
-        try:
-            for event in run.follow(
-                tail=given.tail, since_ns=given.since, streams=streams, live=given.follow
-            ):
-                if isinstance(event, Output):
-                    view.output(member, event.stream, event.data, event.offset)
-        except NotFound:
-            return None  # it wasn't started
-        except CorraError as error:
-            return error
-        finally:
-            run.agent.close()
-        return None
-
-    errors = [each for each in in_parallel(show, board.members) if each is not None]
+    for item in fleet.logs(
+        tail=given.tail,
+        since_ns=given.since,
+        streams=None if given.stream in (None, "both") else [given.stream, "output"],
+        live=given.follow,
+        answers=answers,
+    ):
+        if isinstance(item, CorraError):
+            errors.append(item)
+        else:
+            view.output(members[item.member], item.stream, item.data, item.offset)
     view.ends()
     for error in errors:
         given.screen.error(error)
@@ -421,23 +415,13 @@ def logs(given: LogsFlags, fleet: Fleet) -> int:
 
 
 def _folded_logs(given: LogsFlags, fleet: Fleet, board: Board) -> int:
-    from corra.fleets.board import fact_of, fact_of_error, moment
-
     from .folding import show_folded
 
     if given.follow or given.tail is not None or given.since is not None:
         raise Misuse("--fold is of whole outputs: it has no --follow, --tail and --since")
-    code, answers = 0, fleet.ask()
-    for member in board.members:
-        answer = answers.get(member.name)
-        if isinstance(answer, CorraError):
-            board.take(fact_of_error(answer, moment(), member.at))
-            member.error, code = answer, max(code, answer.code)
-        elif answer is not None and answer[0] == fleet.plan.attempt:
-            board.take(fact_of(answer[1], moment(), member.at))
-            member.state = answer[1]
     show_folded(given, fleet, board)
-    return code
+    unreached = [each for each in board.members if each.state is None and each.error is not None]
+    return max((each.code for each in unreached), default=0)
 
 
 # -- status, ps, kill
@@ -511,7 +495,6 @@ def ps(c: Context, given: PsFlags) -> int:
 
 def kill(given: KillFlags, fleet: Fleet) -> int:
     """Stop a fleet: what runs is ended, and what isn't started never will be."""
-    from corra.fleets.gather import in_parallel
     from corra.model.host_sets import fold
     from corra.runs.asking import asked_by, who_asks
 
@@ -523,48 +506,28 @@ def kill(given: KillFlags, fleet: Fleet) -> int:
             raise NotKilled(f"{why}: add -y", label=plan.label)
         if not screen.ask(plan.label, "", f"{why}: stop it? [y/N] "):
             raise NotKilled("you said no", label=plan.label)
-    over = {plan.members[known.fact.member] for known in fleet.known() if _is_over(known)}
-    members = [each for each in plan.members if each not in over]
     if given.dry:
+        members = fleet.open_members()
         screen.note(plan.label, "", f"would be stopped: {fold(members) or 'nothing runs'}")
         return 0
-    claims = given.signal is None
-    if claims:
-        fleet.halt()
-
-    def end(run: Run) -> None:
-        if given.signal:
-            run.signal(given.signal)
-        else:
-            run.kill(grace=0.0 if given.kill_now else given.grace)
-
-    def stop(member: str) -> bool | CorraError | None:
-        try:
-            return fleet.stop_member(member, end, claims=claims)
-        except NotFound:
-            return False
-        except CorraError as error:
-            return error
-
-    answers = dict(zip(members, in_parallel(stop, members), strict=True))
-    errors = [each for each in answers.values() if isinstance(each, CorraError)]
-    ended = [member for member, answer in answers.items() if answer is True]
-    never = [member for member, answer in answers.items() if answer is False]
+    killed = (
+        fleet.signal(given.signal)
+        if given.signal
+        else fleet.kill(grace=0.0 if given.kill_now else given.grace)
+    )
     done = f"{given.signal} sent to" if given.signal else "ended"
-    parts = [f"{done} {fold(ended)}"] if ended else []
-    parts += [f"never to be started: {fold(never)}"] if never and claims else []
-    text = "; ".join(parts) or "nothing ran there"
+    parts = [f"{done} {fold(killed.ended)}"] if killed.ended else []
+    never = killed.never_started
+    parts += [f"never to be started: {fold(never)}"] if never else []
     if screen.json:
-        facts = {"ended": ended, "never_started": never, "unknown": len(errors)}
+        facts = {
+            "ended": list(killed.ended),
+            "never_started": list(never),
+            "unknown": len(killed.unknown),
+        }
         screen.event("killed", id=plan.id, by=asked_by(), **facts)
     else:
-        screen.note(plan.label, "", text)
-    for error in errors:
+        screen.note(plan.label, "", "; ".join(parts) or "nothing ran there")
+    for error in killed.unknown.values():
         screen.error(error.but(fate=NotKilled.fate))
-    return max((error.code for error in errors), default=0)
-
-
-def _is_over(known: Any) -> bool:
-    from corra.model.rollout import What
-
-    return known.fact.what in (What.WELL, What.FAILED, What.LOST)
+    return max((error.code for error in killed.unknown.values()), default=0)

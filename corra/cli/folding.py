@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from corra import render
 from corra.errors import CorraError, Misuse
-from corra.terminal.screen import OUT, Screen, descriptor_for, hidden_descriptors
 
 from .flags import FoldFlags
 
@@ -15,6 +13,7 @@ if TYPE_CHECKING:
     from corra.fleets.fleet import Fleet
     from corra.fleets.fold import Group
     from corra.runs.run import Run
+    from corra.terminal.screen import Screen
 
 # A group has other members to ask, so a host that is gone is given up soon.
 _GIVE_UP_S = 15.0
@@ -72,6 +71,9 @@ class _Shown:
     """A group on the screen. It keeps the beginning of each stream, for a diff."""
 
     def __init__(self, screen: Screen, hide: str | None, group: Group) -> None:
+        from corra import render
+        from corra.terminal.screen import OUT, hidden_descriptors
+
         self.screen, self._group = screen, group
         self._hidden = hidden_descriptors(hide)
         self._head = f"==> {render.visible(group.title)} <==\n".encode()
@@ -80,6 +82,8 @@ class _Shown:
         self.kept: dict[str, bytearray] = {}
 
     def title(self) -> None:
+        from corra.terminal.screen import OUT
+
         group = self._group
         if not self.screen.json:
             self.screen.output(OUT, self._head)
@@ -97,6 +101,7 @@ class _Shown:
 
     def output(self, stream: str, data: bytes, offset: int, member: Member) -> None:
         from corra.fleets.fold import DIFF_BYTES
+        from corra.terminal.screen import descriptor_for
 
         kept = self.kept.setdefault(stream, bytearray())
         kept += data[: max(0, DIFF_BYTES - len(kept))]
@@ -153,6 +158,7 @@ def _fetch(fleet: Fleet, group: Group, shown: _Shown) -> None:
 def _show_difference(
     given: FoldFlags, fleet: Fleet, group: Group, largest: tuple[Group, dict[str, bytes]]
 ) -> None:
+    from corra import render
     from corra.fleets.fold import DIFF_BYTES, differences
     from corra.model.units import decimal_size
 

@@ -6,7 +6,7 @@ A fact that decides anything is a Fact of `model/rollout.py`; a Board holds what
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
@@ -34,6 +34,17 @@ NOT_STARTED, CONNECTING, UNREACHED, MAYBE = (
     *("not started", "connecting"),
     *("UNREACHED", "MAYBE STARTED"),
 )
+# What became of a member, the good ones first.
+KINDS: Mapping[What | None, str] = {
+    What.WELL: "done",
+    What.FAILED: "failed",
+    What.LOST: "lost",
+    What.MAYBE: "maybe started",
+    What.UNREACHED: "unreached",
+    What.STARTED: "running",
+    What.BEGUN: CONNECTING,
+    None: NOT_STARTED,
+}
 
 
 @dataclass
@@ -180,6 +191,11 @@ def fact_of_error(error: CorraError, at: float, member: int) -> Fact:
     if error.started == "yes":
         return Fact(What.STARTED, member, at)
     return Fact(What.UNREACHED, member, at)
+
+
+def today() -> str:
+    """Return now, to the second, as a Plan says it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def moment() -> float:

@@ -19,11 +19,15 @@ from corra.runbooks.book import JournalEvent
 from .board import fact_of
 from .plan import STEP, Plan
 
+# What a journal remembers of the way to the hosts. (Whose program it is, the Plan says.)
+WAY = ("user", "via", "inventory")
 # A roller says that it is there this often, and counts as gone after the other time.
 RENEW_S, LEASE_S = 20.0, 60.0
 
 _EVENTS: Mapping[str, Object] = {
-    "plan": Object({"plan": Text(1 << 14)}, ("plan",)),
+    "plan": Object(
+        {"plan": Text(1 << 14), "user": Text(), "via": Text(), "inventory": Text()}, ("plan",)
+    ),
     "begin": Object({"host": Text(), "attempt": Whole()}, ("host", "attempt")),
     "started": Object({"host": Text(), "attempt": Whole()}, ("host", "attempt")),
     "end": Object(
@@ -77,6 +81,15 @@ def plans_of(events: Iterable[JournalEvent]) -> list[Plan]:
             plan = Plan.from_text(facts["plan"])
             found.setdefault(plan.attempt, plan)
     return [found[attempt] for attempt in sorted(found)]
+
+
+def way_of(events: Iterable[JournalEvent]) -> dict[str, str]:
+    """Return how the hosts are reached, as the last plan's writer did."""
+    found: dict[str, str] = {}
+    for event in events:
+        if event.what == "plan" and (facts := _facts(event)) is not None:
+            found = {name: str(facts[name]) for name in WAY if facts.get(name)}
+    return found
 
 
 def known_of(plan: Plan, events: Iterable[JournalEvent]) -> Iterator[Known]:

@@ -1,49 +1,57 @@
 """Fleets: one program on many hosts, with one id.
 
-A Fleet may be rolled from any machine. What it starts, each host starts once.
+    import corra
+
+    fleet = corra.fleet("web[1-50]", ["systemctl", "restart", "app"], batch="10%", max_fail=2)
+    for event in fleet.follow():
+        match event:
+            case corra.Standing(what="failed", member=member, fate=fate): ...
+    corra.attach_fleet(fleet.id, "web1").wait()      # from any other machine
+
+A Fleet may be rolled from any machine, and several times. What it starts, each host starts once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from corra.errors import Conflict, CorraError, Misuse, NotFound, NotStarted, typed
-from corra.inventory.groups import each_host
+from corra.errors import Conflict, CorraError, Misuse, NotFound, NotStarted, StillRunning, typed
 from corra.model import ids
-from corra.model.host import Host
-from corra.model.program import OPEN, Request, command_text
+from corra.model.frames import Output
+from corra.model.program import Request, command_text
 from corra.model.rollout import Tally, What
 from corra.model.state import State, exit_code
-from corra.model.units import in_seconds
-from corra.on_host import ledger
+from corra.model.units import chosen_time, in_seconds
 from corra.remote.agent_client import Agent
-from corra.remote.bootstrap import agent_source
-from corra.remote.targets import Reach
+from corra.remote.bootstrap import agent_digest
 from corra.runbooks.journal import Journal
-from corra.runbooks.ledgers import Here, ledger_on
+from corra.runbooks.ledgers import Here
 from corra.runs import request
 from corra.runs.asking import asked_by, who_asks
 from corra.runs.patience import Patience
 from corra.runs.request import Launch
 from corra.runs.run import Run
-from corra.runs.stdin_file import shared_descriptor
 
 from . import gather
-from .board import Member
-from .events import Known, known_of, plans_of
+from .board import Board, Member, fact_of_error, moment, today
+from .events import WAY, Known, known_of, plans_of
 from .member import HALTED, Orders
-from .plan import AT_ONCE, BOOK, START_S, Plan, host_of, members_of, new_plan, program_digest
-from .roll import Roller
+from .plan import BOOK, Plan, new_plan
+from .result import FleetKilled, FleetResult, result_of_answers
+from .roll import Roller, Way
+from .rolling import Rolling
+from .standing import FleetEvent, Wrote
+from .told import Line
 from .view import View
+from .workers import Threads
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
-
-_REACH = tuple(Reach.__annotations__)
+    from typing_extensions import Self
 
 # A run of these words stands where an operator's stop came before a member's start. No PATH has
 # such a program, so it ends as not started, and its id can never be started again.
@@ -51,9 +59,16 @@ HALTED_WORDS = ("stopped before its start",)
 # So many hosts are asked for a record, should the first ones not answer.
 RECORDS_SOUGHT = 5
 
+# What a host answers of a member: its last attempt and that run's State, None if it has no run.
+Answer = tuple[int, State] | CorraError | None
+Answers = Mapping[str, Answer]
+
 
 class Fleet:
-    """One fleet, new or found again. Its methods may be called by one thread at a time."""
+    """One fleet, new or found again. Its methods may be called by one thread at a time.
+
+    Only `kill` and `halt` may be called while another thread rolls it.
+    """
 
     def __init__(
         self,
@@ -69,7 +84,8 @@ class Fleet:
     ) -> None:
         """`plans`: one for each attempt. `template`: what a start is made of, where that is known.
 
-        `known`: what hosts have told; the journal's events come on top.
+        `known`: what hosts have told; the journal's events come on top. `prepare` changes each
+        Launch before its start.
         """
         self.plans = list(plans)
         self.journal = journal
@@ -80,7 +96,7 @@ class Fleet:
         self._prepare = prepare
 
     def __repr__(self) -> str:
-        return f"<Fleet {self.plan.label}: {len(self.plan.members)} hosts>"
+        return f"<Fleet {self.plan.label}: {len(self.plan.all_members)} hosts>"
 
     def __enter__(self) -> Self:
         return self
@@ -98,11 +114,12 @@ class Fleet:
         return self.plan.id
 
     @property
-    def fresh(self) -> bool:
-        """Whether no journal has this attempt yet."""
-        return self.journal is None or self.plan.attempt not in {
-            plan.attempt for plan in plans_of(self.journal.book.events)
-        }
+    def name(self) -> str | None:
+        return self.plan.name
+
+    @property
+    def label(self) -> str:
+        return self.plan.label
 
     def learned(self, known: Iterable[Known]) -> None:
         """Take what hosts have told."""
@@ -114,23 +131,104 @@ class Fleet:
         return [*self._known, *told]
 
     def tally(self) -> Tally:
-        tally = Tally(self.plan.rules)
-        for known in self.known():
-            tally.add(known.fact)
-        return tally
+        return _tally(self.plan, self.known())
+
+    def _last_known(self) -> dict[str, What]:
+        """Return what the journal, and here the last answers, say of each member's last attempt."""
+        found: dict[str, What] = {}
+        events = self.journal.book.events if self.journal is not None else ()
+        for plan in self.plans:
+            tally = _tally(plan, known_of(plan, events) if plan is not self.plan else self.known())
+            for at, member in enumerate(plan.members):
+                if (what := tally.of(at)) is not None:
+                    found[member] = what
+        return found
 
     # -- Rolling
+    def follow(
+        self,
+        *,
+        starts: bool = True,
+        stay: bool = True,
+        output: bool = True,
+        tail: int | None = None,
+        take_over: bool = False,
+        timeout: float | str | None = None,
+        confirm: Callable[[str], bool] | None = None,
+        secrets: Mapping[str, str] | None = None,
+    ) -> Rolling:
+        """Return the fleet's events to its end: each Standing that changes, what members write.
+
+        What isn't started yet is started, as the plan says, unless another operator rolls the
+        fleet (`take_over`: also then) or `starts` is false. `stay=False`: to the last start.
+        `output=False`: without what they write. `tail`: so many last lines of what members wrote
+        before. `confirm` is asked between waves, in a thread of its own; without it the roll ends
+        there, and another one goes on. `secrets`: what a fleet that was found again still starts
+        needs them. The end of `timeout` ends the events. Raises NotStarted, Conflict, Misuse.
+        """
+        if starts:
+            self.prepare_start(stay=stay, secrets=secrets)
+        return Rolling(
+            lambda view: self.roller(
+                view,
+                tail=tail,
+                shows=output,
+                starts=starts,
+                stay=stay,
+                take_over=take_over,
+                confirm=confirm,
+                timeout_s=in_seconds(timeout),
+                hired=lambda orders, sink, _: Threads(orders, sink),
+            )
+        )
+
+    def roll(self, *, watch: Callable[[FleetEvent], None] | None = None, **how: Any) -> FleetResult:
+        """Roll the fleet to its end, and return how it stands then, whatever the end.
+
+        `watch` gets each event. `how` are the options of `follow`; output comes only to a `watch`.
+        Raises StillRunning when `timeout` is over first, and what `follow` raises.
+        """
+        rolling = self.follow(**{"output": watch is not None, **how})
+        for event in rolling:
+            if watch is not None:
+                watch(event)
+        if rolling.way is Way.TIMED_OUT:
+            waited = chosen_time(in_seconds(how["timeout"]) or 0.0)
+            raise StillRunning(f"not over after {waited}: {rolling.result.why}", label=self.label)
+        return rolling.result
+
+    def wait(self, timeout: float | str | None = None) -> FleetResult:
+        """Wait until all that was started is over. Starts nothing. Raises StillRunning."""
+        return self.roll(starts=False, timeout=timeout)
+
+    def prepare_start(self, *, stay: bool = True, secrets: Mapping[str, str] | None = None) -> None:
+        """Have all that a start needs: the plan in the journal, and the program.
+
+        Raises Conflict if the id is another fleet's, NotStarted where no host has the program or a
+        secret is missing, Misuse.
+        """
+        if not stay and len(self.plan.waves) > 1:
+            raise Misuse(
+                "waves need somebody to stay, and -d leaves once all have started",
+                hint=[
+                    f"stay on a machine that stays up:  {typed()} run -d --host ops1 -- corra .."
+                ],
+                fate="NOT STARTED",
+            )
+        if self._template is None and self.tally().count(None, What.BEGUN):
+            self.learn_program(secrets)
+        self.begin()
+
     def begin(self) -> None:
-        """Write the plan into the journal, before anything is started.
+        """Write the plans into the journal, before anything is started.
 
         Raises Conflict if the id is that of another fleet.
         """
         if self.journal is None:
             return
         self.journal.read()
-        plans = plans_of(self.journal.book.events)
-        same = next((each for each in plans if each.attempt == self.plan.attempt), None)
-        if same is not None:
+        there = {plan.attempt: plan for plan in plans_of(self.journal.book.events)}
+        if (same := there.get(self.plan.attempt)) is not None:
             if replace(same, by="", at="", agent="") != replace(self.plan, by="", at="", agent=""):
                 raise Conflict(
                     "this id already names another fleet",
@@ -138,21 +236,32 @@ class Fleet:
                     hint=[f"look: {typed()} status {ids.short(self.id)}"],
                 )
             self.plans[-1] = same
+        new = [plan for plan in self.plans if plan.attempt not in there]
+        if not new:
             return
-        argv = self._template.program.argv if self._template is not None else ()
-        params = {"hosts": len(self.plan.members), "command": command_text(argv) if argv else ""}
-        self.journal.write_all(
-            [("open", {"params": params}), ("plan", {"plan": self.plan.to_text()})]
-        )
+        events: list[tuple[str, dict[str, Any]]] = []
+        if not there:
+            argv = self._template.program.argv if self._template is not None else ()
+            params = {
+                "hosts": len(self.plan.members),
+                "command": command_text(argv) if argv else "",
+            }
+            events.append(("open", {"params": params}))
+        events += [("plan", {"plan": plan.to_text(), **self._way}) for plan in new]
+        self.journal.write_all(events)
         self._point()
+
+    @property
+    def _way(self) -> dict[str, str]:
+        """What a journal remembers of how the hosts are reached."""
+        return {name: self._reach[name] for name in WAY if self._reach.get(name)}
 
     def _point(self) -> None:
         """Remember here where the journal is, so that the fleet is found by its id."""
         assert self.journal is not None
         if not isinstance(self.journal.where, Here):
             here = Journal(Here(), BOOK, self.id)
-            how = {name: self._reach[name] for name in gather.KEPT if self._reach.get(name)}
-            here.write("kept", journal=str(self.journal.where.host), **how)
+            here.write("kept", journal=str(self.journal.where.host), **self._way)
 
     def orders(self, *, tail: int | None = None, shows: bool = True, folds: bool = False) -> Orders:
         return Orders(
@@ -189,61 +298,66 @@ class Fleet:
             **how,
         )
 
-    def learn_program(self, secrets: Mapping[str, str] | None = None) -> None:
-        """Learn from a host's record what further starts are made of.
+    # -- Once more
+    def again(
+        self,
+        *,
+        only: str | None = None,
+        redo: Iterable[str] = (),
+        secrets: Mapping[str, str] | None = None,
+        batch: int | str | Sequence[int | str] = (),
+        at_once: int | None = None,
+        max_fail: int | str | None = None,
+        max_unreached: int | str | None = None,
+        pause: float | str | None = None,
+        confirm: bool = False,
+        kill_on_fail: bool = False,
+        start_timeout: float | str | None = None,
+    ) -> Plan | None:
+        """Plan a further attempt, which the next roll starts; None if nothing is to be repeated.
 
-        Raises NotStarted where no host has it, or a secret is missing.
+        It has what failed, was unreached or was never started, and hasn't ended well since then;
+        `only` one of "failed", "unreached", "not-started". What is lost is left out, and so is a
+        host that doesn't answer, unless it is known that nothing was started there; `redo` names
+        those of them that are started all the same. The other options replace the last plan's.
+        Raises Misuse, NotStarted.
         """
-        if self._template is not None:
-            return
-        tally = self.tally()
-        likely = (What.STARTED, What.WELL, What.FAILED, What.LOST, What.MAYBE, What.BEGUN)
-        reached = [at for what in likely for at in tally.of_kind(what)]
-        error: CorraError | None = None
-        for at in reached[:RECORDS_SOUGHT]:
-            run = self.run_of(self.plan.members[at])
-            try:
-                found = gather.recorded(run)
-            except NotFound:
-                continue
-            except CorraError as failure:
-                error = failure
-                continue
-            finally:
-                run.agent.close()
-            self._template, self._payload = gather.template_of(found, secrets or {}, self.plan)
-            return
-        raise error or NotStarted(
-            "no host has its program, so nothing was started anywhere: use run",
-            label=self.plan.label,
+        answers = self.ask()
+        plan = self.next_attempt(
+            answers,
+            only=only,
+            redo=redo,
+            batch=[batch] if isinstance(batch, (int, str)) else list(batch),
+            at_once=at_once,
+            max_fail=max_fail,
+            max_unreached=max_unreached,
+            pause_s=in_seconds(pause),
+            confirm=confirm,
+            kill_on_fail=kill_on_fail,
+            start_s=in_seconds(start_timeout),
         )
+        if plan is not None:
+            self.take_attempt(plan, answers, secrets)
+        return plan
 
     def next_attempt(
         self,
-        answers: Mapping[str, tuple[int, State] | CorraError | None],
+        answers: Answers,
         *,
         only: str | None = None,
         redo: Iterable[str] = (),
         batch: Sequence[int | str] = (),
         **how: Any,
     ) -> Plan | None:
-        """Return the plan that starts once more what failed, was unreached or wasn't started.
-
-        What has ended well since then is left out, and so is what is lost, unless `redo` names it.
-        None if there is nothing to do. `how` are other options of `new_plan`. Raises Misuse.
-        """
+        """Return the plan of `again`, of what the hosts have answered. Raises Misuse."""
         old = self.plan
         again = set(redo)
         if unknown := sorted(again - set(old.all_members)):
             raise Misuse(f"not among its hosts: {', '.join(unknown)}", fate="NOT STARTED")
-        unreached = {
-            old.members[known.fact.member]
-            for known in self.known()
-            if known.fact.what is What.UNREACHED
-        }
+        known = self._last_known()
         chosen = []
         for member in old.all_members:
-            kind = _kind_of(answers.get(member), member in unreached)
+            kind = _kind_of(answers.get(member), known.get(member))
             if (kind is not None and only in (None, kind)) or member in again:
                 chosen.append(member)
         if not chosen:
@@ -267,72 +381,256 @@ class Fleet:
             batch=sizes,
             name=old.name,
             program=old.program,
-            agent=_agent_digest(),
+            agent=agent_digest(),
             as_user=old.as_user,
             spool=old.spool,
             inventory=old.inventory,
             attempt=max([old.attempt, *attempts]) + 1,
             whole=old.all_members,
             by=asked_by(),
-            at=_now(),
+            at=today(),
             **{**kept, **given},
         )
 
-    def at_attempt(self, plan: Plan, prepare: Callable[[Launch], Launch] | None = None) -> Fleet:
-        """Return this fleet with a further attempt. Its program is known already.
+    def left_out(self, answers: Answers) -> list[str]:
+        """Return the members that `again` leaves out since nobody knows whether they have run."""
+        known = self._last_known()
+        return [
+            member
+            for member in self.plan.all_members
+            if isinstance(answers.get(member), CorraError)
+            and _kind_of(answers[member], known.get(member)) is None
+            and known.get(member) is not What.WELL
+        ]
+
+    def take_attempt(
+        self,
+        plan: Plan,
+        answers: Answers,
+        secrets: Mapping[str, str] | None = None,
+        prepare: Callable[[Launch], Launch] | None = None,
+    ) -> None:
+        """Add a further attempt, which the next roll starts. Raises NotStarted.
 
         `prepare` changes each Launch before its start.
         """
-        return Fleet(
-            [*self.plans, plan],
-            reach=self._reach,
-            journal=self.journal,
-            template=self._template,
-            payload=self._payload,
-            patience=self._patience,
-            prepare=prepare,
+        if self._template is None:
+            found = gather.last_runs(self.plan, answers)
+            self._template, self._payload = self._program_of(found, plan, secrets or {})
+        self.plans.append(plan)
+        self._known, self._prepare = [], prepare
+
+    def learn_program(self, secrets: Mapping[str, str] | None = None) -> None:
+        """Learn from a host's record what further starts are made of.
+
+        Raises NotStarted where no host has it, or a secret is missing.
+        """
+        if self._template is not None:
+            return
+        tally = self.tally()
+        likely = (What.STARTED, What.WELL, What.FAILED, What.LOST, What.MAYBE, What.BEGUN)
+        reached = [(self.plan.members[at], None) for what in likely for at in tally.of_kind(what)]
+        self._template, self._payload = self._program_of(reached, self.plan, secrets or {})
+
+    def _program_of(
+        self, runs: Iterable[tuple[str, int | None]], plan: Plan, secrets: Mapping[str, str]
+    ) -> tuple[Request, int | None]:
+        """Return the program as the record of one of these runs (member, attempt) has it."""
+        error: CorraError | None = None
+        for member, attempt in list(runs)[:RECORDS_SOUGHT]:
+            run = self.run_of(member, attempt)
+            try:
+                found = gather.recorded(run)
+            except NotFound:
+                continue
+            except CorraError as failure:
+                error = failure
+                continue
+            finally:
+                run.agent.close()
+            return gather.template_of(found, secrets, plan)
+        raise error or NotStarted(
+            "no host has its program, so nothing was started anywhere: use run",
+            label=self.plan.label,
         )
 
     # -- What isn't a roll
-    def run_of(self, member: str, attempt: int | None = None) -> Run:
-        """Return the run of a member, which may not be there."""
-        run_id = self.plan.run_id(member, attempt)
-        via = self._reach.get("via")
-        agent = self._agent(member)
-        return Run(agent, run_id, name=self.plan.name, spool=self.plan.spool, via=via, seen=False)
+    def run_of(self, member: str, attempt: int | None = None, *, agent: Agent | None = None) -> Run:
+        """Return the run of a member, of the last attempt or of another; it may not be there."""
+        return Run(
+            agent or self.orders().agent(member),
+            self.plan.run_id(member, attempt),
+            name=self.plan.name,
+            spool=self.plan.spool,
+            via=self._reach.get("via"),
+            seen=False,
+        )
 
-    def _agent(self, member: str) -> Agent:
-        return self.orders().agent(member)
+    def way_to(self, member: str) -> str:
+        """Return the flags by which any machine finds the fleet on a member's host."""
+        return self.run_of(member).reached
 
-    def ask(self) -> dict[str, tuple[int, State] | CorraError | None]:
+    def ask(self) -> dict[str, Answer]:
         """Ask all hosts for their runs of this fleet; return each member's last one."""
-        return gather.ask_all(self.plan, self.run_of, self.plan.all_members)
 
+        def ask_one(member: str) -> Answer:
+            try:
+                with contextlib.closing(self.orders().agent(member)) as agent:
+                    return gather.last_of(gather.runs_there(self.plan, member, agent))
+            except CorraError as error:
+                return error
+
+        members = self.plan.all_members
+        return dict(zip(members, gather.in_parallel(ask_one, members), strict=True))
+
+    def state(self) -> FleetResult:
+        """Ask all hosts, and return how the fleet stands: each member's last attempt."""
+        answers = self.ask()
+        board = self.board(answers)
+        errors = {name: each for name, each in answers.items() if isinstance(each, CorraError)}
+        return result_of_answers(board, errors)
+
+    def board(self, answers: Answers) -> Board:
+        """Return a Board of all members, each with its last attempt as its host has answered."""
+        members = self.plan.all_members
+        whole = replace(self.plan, members=members, whole=(), waves=(len(members),), canary=())
+        board = Board(whole)
+        for member in board.members:
+            answer = answers.get(member.name)
+            if isinstance(answer, CorraError):
+                board.take(fact_of_error(answer, moment(), member.at))
+                member.error = answer
+            elif answer is not None:
+                attempt, state = answer
+                known = gather.known_of_run(state, member.at, member.name)
+                board.take(known.fact)
+                member.attempt, member.prog_id = attempt, state.prog_id
+                member.state, member.error = known.state, known.error
+        return board
+
+    def logs(
+        self,
+        *,
+        tail: int | None = None,
+        since_ns: int | None = None,
+        streams: Sequence[str] | None = None,
+        live: bool = False,
+        answers: Answers | None = None,
+    ) -> Iterator[Wrote | CorraError]:
+        """Yield what the members have written in their last attempts, and with `live` what comes.
+
+        An error stands in the place of what a host that doesn't answer has. `tail`: so many last
+        lines of each member. `streams`: of "stdout", "stderr" and "output". `answers`: what the
+        hosts have told already.
+        """
+        asked = self.ask() if answers is None else answers
+        line: Line[Wrote | CorraError] = Line()
+        runs = []
+        for member, answer in asked.items():
+            if isinstance(answer, CorraError):
+                line.put(answer)
+            elif answer is not None and HALTED not in (answer[1].origin or {}):
+                runs.append((member, answer[0]))
+
+        def read(whose: tuple[str, int]) -> None:
+            member, attempt = whose
+            run = self.run_of(member, attempt)
+            follow = run.follow(
+                tail=tail,
+                since_ns=since_ns,
+                streams=streams,
+                live=live,
+                patience=self._patience,
+            )
+            follows.append(follow)
+            try:
+                for event in follow if not line.closed else ():
+                    if isinstance(event, Output):
+                        wrote = Wrote(member, run.id, event.stream, event.offset, event.data)
+                        line.put(wrote, len(event.data))
+            except CorraError as error:
+                line.put(error)
+            finally:
+                run.agent.close()
+
+        follows: list[Any] = []
+
+        def read_all() -> None:
+            # Who waits for what comes waits for all of them; else some tens at a time are read.
+            gather.in_parallel(read, runs, at_once=len(runs) if live else None)
+            line.finish()
+
+        threading.Thread(target=read_all, name="logs", daemon=True).start()
+        try:
+            while (item := line.take()) is not None:
+                yield item
+        finally:
+            line.close()
+            for each in follows:
+                each.close()
+
+    # -- Stopping it
     def halt(self) -> None:
         """Note in the journal that nothing is to be started any more."""
         if self.journal is not None:
             self.journal.write("halt", attempt=self.plan.attempt)
 
-    def stop_member(
-        self, member: str, end: Callable[[Run], None], *, claims: bool = True
+    def kill(self, *, grace: float | str | None = None) -> FleetKilled:
+        """Stop the fleet: what runs is ended, and what isn't started never will be.
+
+        `grace` is from the stop signal to KILL; 0 kills at once. Nothing is raised for a host that
+        can't be asked: its error is in the answer.
+        """
+        self.halt()
+        return self._stop(lambda run: run.kill(grace=grace), claims=True)
+
+    def signal(self, name: str | int) -> FleetKilled:
+        """Send one signal to what runs, and nothing after it."""
+        return self._stop(lambda run: run.signal(name), claims=False)
+
+    def open_members(self) -> list[str]:
+        """Return the members that may run, or be started, as far as is known without asking."""
+        known = self._last_known()
+        over = (What.WELL, What.FAILED, What.LOST)
+        return [each for each in self.plan.all_members if known.get(each) not in over]
+
+    def _stop(self, end: Callable[[Run], object], *, claims: bool) -> FleetKilled:
+        """Stop all members that may run or be started, whatever attempt they are of."""
+        members = self.open_members()
+
+        def stop(member: str) -> bool | CorraError | None:
+            try:
+                return self._stop_member(member, end, claims=claims)
+            except CorraError as error:
+                return error
+
+        answers = dict(zip(members, gather.in_parallel(stop, members), strict=True))
+        return FleetKilled(
+            tuple(member for member, answer in answers.items() if answer is True),
+            tuple(member for member, answer in answers.items() if answer is False and claims),
+            {m: answer for m, answer in answers.items() if isinstance(answer, CorraError)},
+        )
+
+    def _stop_member(
+        self, member: str, end: Callable[[Run], object], *, claims: bool
     ) -> bool | None:
         """Stop a member: `end` its run, or see to it that nobody can start it any more.
 
-        Returns whether there was a run; None if it had ended. A host starts an id once. So a run of
-        no program under the member's id is a stop that holds for every roller, also for one that
-        shares no journal with us. Raises CorraError where the host can't be asked.
+        Returns whether there was a run; None if it had ended, or has no part in the last attempt. A
+        host starts an id once. So a run of no program under the member's id is a stop that holds
+        for every roller, also for one that shares no journal with us. A member that `again` left
+        out may still run of an earlier attempt. Raises CorraError where the host can't be asked.
         """
-        run = self.run_of(member)
-        try:
-            if claims and self._claim(member, run.agent):
-                return False
-            state = run.state()
-            if state.ended:
-                return None
-            end(run)
-            return True
-        finally:
-            run.agent.close()
+        with contextlib.closing(self.orders().agent(member)) as agent:
+            mine = member in self.plan.members
+            claimed = mine and claims and self._claim(member, agent)
+            runs = gather.runs_there(self.plan, member, agent)
+            going = [attempt for attempt, state in runs.items() if not state.ended]
+            for attempt in going:
+                end(self.run_of(member, attempt, agent=agent))
+            if going:
+                return True
+            return False if claimed or (mine and self.plan.attempt not in runs) else None
 
     def _claim(self, member: str, agent: Agent) -> bool:
         """Take a member's id, if no run has it. Return whether that was so."""
@@ -378,85 +676,11 @@ class Fleet:
             self._payload = None
 
 
-def new_fleet(
-    members: Sequence[str],
-    argv: Sequence[str],
-    *,
-    id: str | None = None,  # noqa: A002 - run's own word
-    batch: int | str | Sequence[int | str] | None = None,
-    at_once: int | None = None,
-    max_fail: int | str | None = None,
-    max_unreached: int | str | None = None,
-    pause: float | str | None = None,
-    confirm: bool = False,
-    order: str | None = None,
-    canary: Sequence[str] = (),
-    kill_on_fail: bool = False,
-    start_timeout: float | str | None = None,
-    journal: Any = None,
-    patience: Patience | None = None,
-    prepare: Callable[[Launch], Launch] | None = None,
-    **options: Any,
-) -> Fleet:
-    """Return a new Fleet; nothing is started and nobody is asked.
-
-    `batch` are sizes of waves: 5, "10%", or several. `prepare` changes each Launch before its
-    start. `options` are those of a start. Raises Misuse.
-    """
-    request.refuse_unknown("fleet", options, request.StartOptions)
-    if options.get("stdin") is OPEN:
-        raise Misuse("a fleet's stdin can't be held open: give it whole, with --stdin")
-    fleet_id = request.new_run_id(id)
-    how = {name: value for name, value in options.items() if name not in _REACH}
-    reach = {name: options[name] for name in _REACH if name in options}
-    # A host that is none: the template is for all of them, and `local` would fill in a directory.
-    launch = request.launch(Host("fleet"), argv, id=fleet_id, **how)
-    sizes = [batch] if isinstance(batch, (int, str)) else list(batch or ())
-    plan = new_plan(
-        members,
-        id=fleet_id,
-        batch=sizes,
-        at_once=at_once or AT_ONCE,
-        max_fail=max_fail,
-        max_unreached=max_unreached,
-        pause_s=in_seconds(pause) or 0.0,
-        confirm=confirm,
-        order=order or "given",
-        canary=canary,
-        kill_on_fail=kill_on_fail,
-        start_s=in_seconds(start_timeout) or START_S,
-        name=options.get("name"),
-        program=program_digest(launch.request),
-        agent=_agent_digest(),
-        as_user=options.get("as_user"),
-        spool=options.get("spool"),
-        inventory=_inventory_of(members, options.get("inventory")),
-        by=asked_by(),
-        at=_now(),
-    )
-    plan.to_text()  # too large a plan is refused here
-    where = ledger_on(journal, **{k: v for k, v in reach.items() if k != "as_user"})
-    payload = None if launch.payload is None else shared_descriptor(launch.payload)
-    return Fleet(
-        [plan],
-        reach=reach,
-        journal=Journal(where, BOOK, fleet_id),
-        template=launch.request,
-        payload=payload,
-        patience=patience,
-        prepare=prepare,
-    )
-
-
-def _inventory_of(members: Iterable[str], inventory: str | None) -> str | None:
-    """Return the inventory's path if it says where any of the members is. Raises Misuse."""
-    if inventory is None:
-        return None
-    from corra.inventory.reading import inventory_at
-
-    found = inventory_at(inventory)
-    addresses = [found.address(host_of(member)) for member in members]
-    return found.source if any(addresses) else None
+def _tally(plan: Plan, known: Iterable[Known]) -> Tally:
+    tally = Tally(plan.rules)
+    for each in known:
+        tally.add(each.fact)
+    return tally
 
 
 def _with_inventory(plan: Plan, reach: Mapping[str, Any]) -> dict[str, Any]:
@@ -476,89 +700,20 @@ def _with_inventory(plan: Plan, reach: Mapping[str, Any]) -> dict[str, Any]:
     return {**reach, "inventory": plan.inventory}
 
 
-def _agent_digest() -> str:
-    import hashlib
+def _kind_of(answer: Answer, known: What | None) -> str | None:
+    """Return what `again` calls a member: failed, unreached, not-started; None for all else.
 
-    return hashlib.sha256(agent_source()).hexdigest()
-
-
-def _now() -> str:
-    from datetime import datetime, timezone
-
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _kind_of(answer: tuple[int, State] | CorraError | None, unreached: bool) -> str | None:
-    """Return what `again` calls a member: failed, unreached, not-started; None for all else."""
+    `known` is what the journal has. Of a host that doesn't answer only that counts: what may run
+    there, or may have ended well, must not be started a second time.
+    """
     if isinstance(answer, CorraError):
-        return "unreached"
+        kinds = {What.UNREACHED: "unreached", What.FAILED: "failed"}
+        return kinds.get(known) if known is not None else None
     if answer is None:
-        return "unreached" if unreached else "not-started"
+        return "unreached" if known is What.UNREACHED else "not-started"
     state = answer[1]
     if not state.ended or state.state == "lost":
         return None
     if (state.origin or {}).get(HALTED):
         return "not-started"
     return None if exit_code(state) == 0 else "failed"
-
-
-def find_fleet(
-    text: str,
-    *,
-    host: Any = None,
-    journal: Any = None,
-    spool: str | None = None,
-    patience: Patience | None = None,
-    **reach: Unpack[Reach],
-) -> Fleet | None:
-    """Return the fleet that `text` means: an id, the beginning of its tail, or a name.
-
-    It is found in the journal, here or on the host `journal`, and else on a `host` that has a run
-    of it; then all of its hosts are asked. None where the journal doesn't have it and no `host` is
-    given. Raises NotFound, Ambiguous, Unreachable.
-    """
-    way = dict(reach)
-    there = {name: value for name, value in way.items() if name != "as_user"}
-    where, found = ledger_on(journal, **there), None
-    if journal is not None or journals_here():
-        found = gather.find_journal(text, where, **there)
-    if found is not None and (plans := plans_of(found.book.events)):
-        return Fleet(plans, reach=way, journal=found, patience=patience)
-    if host is None:
-        return None
-    plan = gather.find_on_host(text, host, spool=spool, **way)
-    kept = Journal(where, BOOK, plan.id)
-    kept.read()
-    fleet = Fleet([plan], reach=way, journal=kept, patience=patience)
-    answers = fleet.ask()
-    newest = max((each[0] for each in answers.values() if isinstance(each, tuple)), default=1)
-    if newest > plan.attempt:
-        member = next(
-            m for m, each in answers.items() if isinstance(each, tuple) and each[0] == newest
-        )
-        fleet.plans.append(gather.recorded(fleet.run_of(member, newest)).plan)
-    fleet.learned(gather.known_from_hosts(fleet.plan, answers))
-    return fleet
-
-
-def journals_here() -> bool:
-    """Return whether this machine has any fleet's journal. Costs next to nothing."""
-    roots = ledger.roots()  # type: ignore[no-untyped-call] # it runs on 3.6 as well
-    return any(os.path.isdir(os.path.join(root, BOOK)) for root in roots)
-
-
-def fleet(
-    hosts: str | Iterable[str], argv: Sequence[str], *, each: bool = False, **how: Any
-) -> Fleet:
-    """Return a new Fleet of `argv` on all hosts; nothing is started before its `roll`.
-
-    `hosts` is a set (`web[1-50]`) or names; with `each`, a host that comes twice has two runs.
-    `how`: batch, at_once, max_fail, max_unreached, pause, confirm, order, canary, kill_on_fail,
-    start_timeout, journal, and the options of `start`. Raises Misuse.
-    """
-    names = each_host(
-        hosts if isinstance(hosts, str) else [str(host) for host in hosts],
-        how.get("config"),
-        how.get("inventory"),
-    )
-    return new_fleet(members_of(names if each else dict.fromkeys(names)), argv, **how)

@@ -7,7 +7,7 @@ machine that never heard of the fleet asks one host for the Plan and then all ho
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,16 +16,17 @@ from corra.model import ids
 from corra.model.program import Request
 from corra.model.rollout import Fact, What
 from corra.model.state import State
+from corra.remote.agent_client import Agent
 from corra.remote.targets import agent_for
 from corra.runbooks.journal import Journal
 from corra.runbooks.ledgers import Here, Ledger, all_books
-from corra.runs.asking import who_asks
+from corra.runs.asking import ask_agent, who_asks
 from corra.runs.finding import list_runs
 from corra.runs.run import AT_ONCE, Run
 from corra.runs.stdin_file import shared_descriptor
 
 from .board import fact_of, moment
-from .events import Known, plans_of
+from .events import WAY, Known, plans_of
 from .member import HALTED
 from .plan import BOOK, Plan, host_of, program_digest
 
@@ -34,8 +35,6 @@ R = TypeVar("R")
 
 # A name is looked for in so many journals, the latest first: a journal is read whole.
 NAMES_SOUGHT = 100
-# What a machine remembers of the way to a journal that is elsewhere.
-KEPT = ("user", "via", "inventory")
 # A later attempt than the plan's is asked for only where an earlier one was found.
 ATTEMPTS_MOST = 1000
 
@@ -77,7 +76,7 @@ def _read(where: Ledger, key: str, reach: Mapping[str, Any]) -> Journal:
     if (kept := journal.book.kept_at) is not None and isinstance(where, Here):
         from corra.runbooks.ledgers import ledger_on
 
-        known = {name: kept.facts[name] for name in KEPT if kept.facts.get(name)}
+        known = {name: kept.facts[name] for name in WAY if kept.facts.get(name)}
         there = Journal(ledger_on(str(kept.facts.get("journal")), **{**known, **reach}), BOOK, key)
         there.read()
         return there
@@ -160,38 +159,53 @@ def template_of(
     return request, shared_descriptor(io.BytesIO(found.stdin))
 
 
-def ask_all(
-    plan: Plan, run_of: Callable[[str, int], Run], members: Iterable[str]
-) -> dict[str, tuple[int, State] | CorraError | None]:
-    """Return, for each member, its last attempt and that run's State.
+def runs_there(plan: Plan, member: str, agent: Agent) -> dict[int, State]:
+    """Return the State of a member's run of each attempt, as its host says now.
 
-    None for a member that no host has a run of; an error for a host that doesn't answer.
+    Raises CorraError where the host doesn't answer.
     """
-
-    def ask(member: str) -> tuple[int, State] | CorraError | None:
-        found: tuple[int, State] | None = None
-        for attempt in range(1, ATTEMPTS_MOST):
-            run = run_of(member, attempt)
-            try:
-                found = attempt, run.state()
-            except NotFound:
-                # An attempt may have left this member out; none is beyond the plan's but a newer's.
-                if attempt > plan.attempt:
-                    break
-            except CorraError as error:
-                return error
-        return found
-
-    names = list(members)
-    return dict(zip(names, in_parallel(ask, names), strict=True))
+    # Not by way of Run: each would write its own row into the history, see `Hands`.
+    found: dict[int, State] = {}
+    for attempt in range(1, ATTEMPTS_MOST):
+        run_id = plan.run_id(member, attempt)
+        try:
+            told = ask_agent(
+                agent, "status", {"prog_id": run_id}, text=run_id, label="", spool=plan.spool
+            )
+        except NotFound:
+            # Attempts that another machine has begun since then follow on the plan's.
+            if attempt > plan.attempt:
+                break
+        else:
+            found[attempt] = State.from_json(told)
+    return found
 
 
-def in_parallel(do: Callable[[T], R], whom: Sequence[T]) -> list[R]:
+def last_of(runs: Mapping[int, State]) -> tuple[int, State] | None:
+    """Return the last attempt of a member and its State, None if it has no run."""
+    return max(runs.items()) if runs else None
+
+
+def in_parallel(do: Callable[[T], R], whom: Sequence[T], *, at_once: int | None = None) -> list[R]:
     """Return what `do` returns for each, some tens at a time."""
     if not whom:
         return []
-    with ThreadPoolExecutor(min(AT_ONCE, len(whom))) as pool:
+    with ThreadPoolExecutor(min(at_once or AT_ONCE, len(whom))) as pool:
         return list(pool.map(do, whom))
+
+
+def known_of_run(state: State, at: int, member: str) -> Known:
+    """Return what a run's State says of a member; a stop may stand in the place of its run."""
+    origin = state.origin or {}
+    if HALTED not in origin:
+        return Known(fact_of(state, moment(), at), state)
+    error = Unreachable(f"{_stopped_by(state)} before its start", host=host_of(member))
+    return Known(Fact(What.UNREACHED, at, moment()), error=error)
+
+
+def _stopped_by(state: State) -> str:
+    origin = state.origin or {}
+    return f"stopped by {origin.get('user')}@{origin.get('host')}"
 
 
 def known_from_hosts(
@@ -207,12 +221,19 @@ def known_from_hosts(
         if not isinstance(answer, tuple) or answer[0] != plan.attempt:
             continue
         state = answer[1]
-        origin = state.origin or {}
-        if HALTED in origin:
-            why = f"stopped by {origin.get('user')}@{origin.get('host')}"
-            found.append(Known(Fact(What.STOPPED, at=moment(), why=why)))
-            error = Unreachable(f"{why} before its start", host=host_of(member))
-            found.append(Known(Fact(What.UNREACHED, at, moment()), error=error))
-        else:
-            found.append(Known(fact_of(state, moment(), at), state))
+        if HALTED in (state.origin or {}):
+            found.append(Known(Fact(What.STOPPED, at=moment(), why=_stopped_by(state))))
+        found.append(known_of_run(state, at, member))
     return found
+
+
+def last_runs(
+    plan: Plan, answers: Mapping[str, tuple[int, State] | CorraError | None]
+) -> list[tuple[str, int]]:
+    """Return (member, attempt) of each run that hosts have told of, stops left out."""
+    return [
+        (member, answer[0])
+        for member in plan.all_members
+        if isinstance(answer := answers.get(member), tuple)
+        and HALTED not in (answer[1].origin or {})
+    ]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from corra import render
 from corra.model.rollout import What
 
-from .board import Board, Member
+from .board import KINDS, Board, Member
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,16 +43,7 @@ _CELLS = (
     *((What.WELL, "="), (What.FAILED, "!"), (What.LOST, "?"), (What.MAYBE, "?")),
     *((What.UNREACHED, "x"), (What.STARTED, ">"), (What.BEGUN, "-"), (None, ".")),
 )
-_WORDS = {
-    What.WELL: "done",
-    What.FAILED: "failed",
-    What.LOST: "lost",
-    What.MAYBE: "maybe started",
-    What.UNREACHED: "unreached",
-    What.STARTED: "running",
-    What.BEGUN: "connecting",
-    None: "to come",
-}
+_WORDS = {**KINDS, None: "to come"}
 
 
 class Row(NamedTuple):

@@ -7,6 +7,7 @@ machine, gathers the facts and goes on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 from corra.errors import CorraError, NoRoom, Unreachable
 from corra.model.rollout import Done, Fact, Starts, Stop, Tally, Wait, What
 from corra.model.state import State
+from corra.remote.bootstrap import agent_digest
 from corra.runbooks.journal import Journal
 from corra.runs import history
 from corra.runs.asking import asked_by
@@ -39,6 +41,8 @@ STALL_S = 5.0
 TICK_S = 0.5
 # How often somebody who only watches looks into the journal for members begun by others.
 LOOK_S = 2.0
+# What is laid on the desk to wake a roller that is to leave: no signal has this number.
+LEAVE = 0
 
 
 class Way(Enum):
@@ -48,16 +52,21 @@ class Way(Enum):
     STOPPED = "a threshold or an operator stopped it"
     PAUSED = "nobody said yes to the next wave"
     LEFT = "the operator left"
+    TIMED_OUT = "the operator's time is over"
     WATCHED = "what others had begun is over"
 
 
 @dataclass(frozen=True)
 class Rolled:
-    """How a roll ended: its way, why, and the signal by which the operator left."""
+    """How a roll ended: its way, why, and the signal by which the operator left.
+
+    `started`: whether it was this roll that started what was to be started.
+    """
 
     way: Way
     why: str = ""
     signal: int = 0
+    started: bool = True
 
 
 class Roller:
@@ -73,6 +82,7 @@ class Roller:
         starts: bool = True,
         stay: bool = True,
         take_over: bool = False,
+        timeout_s: float | None = None,
         confirm: Callable[[str], bool] | None = None,
         kill: Callable[[Sequence[Member]], None] | None = None,
         hired: Hire = hire,
@@ -80,7 +90,8 @@ class Roller:
         """`known`: what is known already. `starts`: whether to start what isn't begun.
 
         `stay=False`: a member is over once it has started. `take_over`: roll although another
-        operator does. `confirm` asks for a yes; without it a roll pauses. `kill` ends members.
+        operator does. `timeout_s`: leave after this time. `confirm` asks for a yes;
+        without it a roll pauses. `kill` ends members.
         """
         self.orders, self.plan, self.view = orders, orders.plan, view
         self.board = Board(self.plan)
@@ -90,7 +101,9 @@ class Roller:
         self._known = list(known)
         self._starts, self._stay, self._take_over = starts, stay, take_over
         self._confirm, self._kill, self._hire = confirm, kill, hired
-        self._desk: Desk
+        self._until = None if timeout_s is None else self.board.clock() + timeout_s
+        self._desk = Desk()
+        self._leaves = False
         self._workers: Workers
         self._watched: set[int] = set()  # members that a worker has or had
         self._open: set[int] = set()  # those of them that aren't over
@@ -103,7 +116,7 @@ class Roller:
         self._stalled: set[int] = set()
         self._epoch = 0
         self._renew_at = self._look_at = 0.0
-        self._stop_said = False
+        self._stop_said = self._agent_said = False
         self._killed: set[int] = set()
 
     # -- The Sink, called by any thread
@@ -134,7 +147,7 @@ class Roller:
     def roll(self) -> Rolled:
         """Roll to the end, and return how that was. Raises Gone, CorraError."""
         jobs = len(self.plan.members)
-        with Desk() as self._desk:
+        with self._desk:
             self._workers = self._hire(self.orders, self, jobs)
             self.view.begins(self.board)
             try:
@@ -145,10 +158,17 @@ class Roller:
                 return self._go()
             finally:
                 self._workers.leave()
+                with contextlib.suppress(CorraError, Gone):
+                    self._release()
                 self.view.ends()
 
+    def leave(self) -> None:
+        """End `roll`, from any thread; the programs go on."""
+        self._leaves = True
+        self._desk.put(LEAVE)
+
     def _go(self) -> Rolled:
-        while True:
+        while not self._leaves:
             self.tally.add(Fact(What.NOW, at=moment()))
             self._give_up_the_late()
             self._flush()
@@ -182,6 +202,12 @@ class Roller:
                 return Rolled(Way.WATCHED)  # of what is open nothing more will be heard here
             if not self._starts and not self._open and not self._others_roll():
                 return Rolled(Way.WATCHED)
+            if self._until is not None:
+                left_s = self._until - self.board.clock()
+                if left_s <= 0:
+                    self._flush()
+                    return Rolled(Way.TIMED_OUT, started=self._starts)
+                wait_s = min(wait_s, left_s)
             try:
                 item = self._desk.get(wait_s)
             except queue.Empty:
@@ -191,12 +217,14 @@ class Roller:
                     raise item
                 if isinstance(item, int):
                     self._flush()
-                    return Rolled(Way.LEFT, signal=item)
+                    return Rolled(Way.LEFT, signal=item, started=self._starts)
                 self._heed(*item)
                 try:
                     item = self._desk.get(0.0)
                 except queue.Empty:
                     item = None
+        self._flush()
+        return Rolled(Way.LEFT, started=self._starts)
 
     def _take(self, known: Known) -> None:
         """Take a fact, and show what it changes."""
@@ -286,6 +314,7 @@ class Roller:
         """Begin members; return False if what the journal says of others forbids it."""
         if not self._lease():
             return False
+        self._say_other_agent()
         for at in members:
             self._write(written.begun(self.plan, self.plan.members[at]))
         before = self.tally.decide()
@@ -299,6 +328,16 @@ class Roller:
             self._remember(at, "starting")
             self._workers.begin(Job(at, start=True, stay=self._stay))
         return True
+
+    def _say_other_agent(self) -> None:
+        """Say once that members come to run under another agent than those before them."""
+        plans, ours = self.plan.agent, agent_digest()
+        if plans and plans != ours and not self._agent_said:
+            self._agent_said = True
+            self.view.note(
+                f"begun by another corra, whose agent is {plans[:8]};"
+                f" what is started now runs under {ours[:8]}"
+            )
 
     def _watch_the_begun(self) -> None:
         """Watch what others have begun, or this fleet before it was resumed."""
@@ -460,7 +499,7 @@ class Roller:
         lease = self._lease_seen
         return not self._mine(lease) and _holds(lease, moment())
 
-    def release(self) -> None:
+    def _release(self) -> None:
         """Let the next roller begin at once."""
         if self._journal is not None and self._epoch and self._mine(self._lease_seen):
             self._write_lease(0.0)

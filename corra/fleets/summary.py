@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from corra import render
@@ -12,7 +12,7 @@ from corra.model.host_sets import fold, fold_within
 from corra.model.rollout import What
 from corra.model.units import duration
 
-from .board import Board, Member
+from .board import KINDS, Board, Member
 from .roll import Rolled, Way
 
 # More groups than this say less.
@@ -31,8 +31,11 @@ class Summary(NamedTuple):
     hint: Sequence[str]
 
 
-def summary_of(board: Board, rolled: Rolled) -> Summary:
-    """Return what to say of a fleet where a roll ended."""
+def summary_of(board: Board, rolled: Rolled, way_to: Callable[[str], str] | None = None) -> Summary:
+    """Return what to say of a fleet where a roll ended.
+
+    `way_to` has the flags by which another machine finds a member's host.
+    """
     plan, total = board.plan, len(board.members)
     groups = _groups(board.members)
     counts = ", ".join(f"{len(found)} {word}" for word, found in groups)
@@ -46,8 +49,8 @@ def summary_of(board: Board, rolled: Rolled) -> Summary:
             why = counts if rolled.why.endswith("failed") else f"{rolled.why}; {counts}"
         case Way.PAUSED:
             fate, why = f"PAUSED {rolled.why} of {waves}", counts
-        case Way.LEFT:
-            fate, why = _left(board)
+        case Way.LEFT | Way.TIMED_OUT:
+            fate, why = _left(board, started=rolled.started)
         case _ if well == total:
             took = max((each.over_at for each in board.members), default=0.0) - board.begun_at
             fate, why = (
@@ -58,13 +61,13 @@ def summary_of(board: Board, rolled: Rolled) -> Summary:
             fate, why = _worst(bad), counts
         case _:
             fate, why = render.STILL_RUNNING, counts
-    return Summary(fate, why, _rows(board), _hints(board, rolled))
+    return Summary(fate, why, _rows(board), _hints(board, rolled, way_to))
 
 
-def _left(board: Board) -> tuple[str, str]:
+def _left(board: Board, *, started: bool) -> tuple[str, str]:
     running = len(board.of(What.STARTED, What.BEGUN))
     waiting = len(board.of(None))
-    rest = f", {waiting} not started and won't be" if waiting else ""
+    rest = f", {waiting} not started" + " and won't be" * started if waiting else ""
     fate = render.STILL_RUNNING if running else "STOPPED"
     return fate, f"{running} of {len(board.members)} hosts running{rest}"
 
@@ -79,20 +82,10 @@ def _worst(bad: Sequence[Member]) -> str:
 
 def _groups(members: Sequence[Member]) -> list[tuple[str, list[Member]]]:
     """Return (what became of them, members), the good ones first, each not empty."""
-    words = {
-        What.WELL: "done",
-        What.FAILED: "failed",
-        What.LOST: "lost",
-        What.MAYBE: "maybe started",
-        What.UNREACHED: "unreached",
-        What.STARTED: "running",
-        What.BEGUN: "connecting",
-        None: "not started",
-    }
     found: dict[What | None, list[Member]] = {}
     for each in members:
         found.setdefault(each.what, []).append(each)
-    return [(word, found[what]) for what, word in words.items() if what in found]
+    return [(word, found[what]) for what, word in KINDS.items() if what in found]
 
 
 def _rows(board: Board) -> list[str]:
@@ -118,11 +111,11 @@ def _cut(text: str) -> str:
     return text if len(text) <= _SAID_MAX else text[: _SAID_MAX - 2] + ".."
 
 
-def _hints(board: Board, rolled: Rolled) -> list[str]:
+def _hints(board: Board, rolled: Rolled, way_to: Callable[[str], str] | None) -> list[str]:
     short = ids.short(board.plan.id)
     hints = []
     kinds = {each.what for each in board.members}
-    if rolled.way in (Way.LEFT, Way.PAUSED) or kinds & {What.STARTED, What.BEGUN}:
+    if rolled.way in (Way.LEFT, Way.TIMED_OUT, Way.PAUSED) or kinds & {What.STARTED, What.BEGUN}:
         hints.append(f"go on: {typed()} attach {short}     stop: {typed()} kill {short}")
     elif kinds & {What.FAILED, What.UNREACHED, None}:
         hints.append(f"what failed or was not started, once more: {typed()} again {short}")
@@ -130,7 +123,6 @@ def _hints(board: Board, rolled: Rolled) -> list[str]:
         lost = fold(each.name for each in board.of(What.LOST, What.MAYBE))
         hints.append(f"look there first; then by name: {typed()} again --redo {lost} {short}")
     reached = next((each for each in board.members if each.state is not None), None)
-    if hints and reached is not None:
-        where = f"--host {reached.host}" + " --inventory FILE" * (board.plan.inventory is not None)
-        hints.append(f"from another machine: corra attach {where} {short}")
+    if hints and reached is not None and way_to is not None:
+        hints.append(f"from another machine: corra attach {way_to(reached.name)} {short}")
     return hints

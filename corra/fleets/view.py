@@ -10,7 +10,7 @@ import base64
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import quote
@@ -22,6 +22,7 @@ from corra.terminal.looks import settled
 from corra.terminal.screen import ERR, OUT, Screen, descriptor_for, hidden_descriptors
 
 from .board import Board, Member
+from .standing import standing_of
 
 # A prompt has no line end, and its reader waits: it is shown after this time.
 PROMPT_S = 0.1
@@ -86,11 +87,7 @@ class Lines:
         if member.what is What.STARTED and member.state is not None:
             self._screen.event("start", **facts, state=member.state.to_json())
         elif member.over:
-            state = member.state.to_json() if member.state is not None else None
-            error = member.error.to_json() if member.error is not None else None
-            self._screen.event(
-                "end", **facts, fate=member.word, state=state, error=error, exit_code=member.code
-            )
+            self._screen.event("end", **standing_of(member).to_json())
         else:
             self._screen.event("begin", **facts, wave=member.wave + 1)
 
@@ -197,14 +194,7 @@ class ToFiles:
         if member.over:
             import json
 
-            facts = {
-                "host": member.name,
-                "prog_id": member.prog_id,
-                "fate": member.word,
-                "exit_code": member.code,
-                "state": member.state.to_json() if member.state is not None else None,
-                "error": member.error.to_json() if member.error is not None else None,
-            }
+            facts = standing_of(member).to_json()
             self.path(member, "json").write_text(json.dumps(facts, indent=1) + "\n")
             for ending in ("out", "err"):
                 self.path(member, ending).touch()
@@ -227,22 +217,6 @@ class ToFiles:
 
     def ends(self) -> None:
         self._view.ends()
-
-
-class Silent:
-    """A view that shows nothing, for callers in Python that have their own."""
-
-    def __init__(self, told: Callable[[Member], None] | None = None) -> None:
-        self._told = told
-
-    def begins(self, board: Board) -> None: ...
-    def changed(self, member: Member) -> None:
-        if self._told is not None:
-            self._told(member)
-
-    def output(self, member: Member, stream: str, data: bytes, offset: int) -> None: ...
-    def note(self, text: str, host: str = "") -> None: ...
-    def ends(self) -> None: ...
 
 
 def waited_for(members: Sequence[Member], seconds: float) -> str:

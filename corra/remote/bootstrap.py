@@ -63,6 +63,12 @@ def agent_source() -> bytes:
     return (_ON_HOST.parent / "agent.py").read_bytes()
 
 
+@functools.cache
+def agent_digest() -> str:
+    """Return the SHA-256 of this version's agent.py, in hex."""
+    return sha256_of(agent_source())
+
+
 def sha256_of(source: bytes) -> str:
     """Return the SHA-256 of a source, in hex.
 

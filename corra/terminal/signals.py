@@ -47,6 +47,7 @@ class Desk:
         self._ready: deque[Any] = deque()
         self._before: dict[int, Any] = {}
         self._wakeup = -1
+        self._read = self._write = -1
 
     def __enter__(self) -> Desk:  # noqa: PYI034 - typing has no Self in 3.10
         self._read, self._write = os.pipe()

@@ -252,7 +252,7 @@ def test_each_bad_end_has_its_line_and_code(
         ),
         (
             "run -d --batch 1 --host web[1-6] -- true",
-            "corra: NOT STARTED: -d leaves when all have started, and waves need somebody to stay",
+            "corra: NOT STARTED: waves need somebody to stay, and -d leaves once all have started",
         ),
         (
             "run --canary db1 --host web[1-6] -- true",

@@ -7,13 +7,13 @@ import os
 import random
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import Cli, home_environment
 
-from fleet_hosts import ends, lines, mark, told
+from fleet_hosts import ends, lines, mark, told, waiting
 from fleet_torture import tortured
 from proxy import wait_for
 from sshd import Sshd
@@ -36,25 +36,6 @@ def elsewhere(cli: Cli, home: Path) -> Callable[..., subprocess.CompletedProcess
     return run
 
 
-@pytest.fixture
-def gate(home: Path) -> Iterator[Callable[[int], None]]:
-    """Return a function that lets so many programs go on that wait at the gate, `home / "gate"`."""
-    path = home / "gate"
-    os.mkfifo(path)
-    held = os.open(path, os.O_RDWR)
-
-    def let(count: int) -> None:
-        os.write(held, b"\n" * count)
-
-    yield let
-    os.close(held)
-
-
-def waiting(ran: Path) -> list[str]:
-    """Return a program that waits at the gate."""
-    return mark(ran, f"read x < {ran.parent / 'gate'}")
-
-
 def rolled(
     cli: Cli, fleet: str, hosts: str, *flags: str, command: list[str]
 ) -> subprocess.Popen[bytes]:
@@ -72,14 +53,14 @@ def test_one_reached_host_is_enough_to_go_on_from_a_machine_that_knows_nothing(
     web_hosts: Hosts,
     cli: Cli,
     elsewhere: Elsewhere,
-    gate: Callable[[int], None],
+    latch: Callable[[int], None],
     ran: Path,
     seed: str,
 ) -> None:
     process = rolled(cli, "up-1", web_hosts(5), "--batch", "2", command=waiting(ran))
     wait_for(lambda: lines(ran) == 2)
     killed(process)
-    gate(5)
+    latch(5)
     done = elsewhere("attach", "--json", "--host", seed, "up-1")
     assert done.returncode == 0, done.stderr
     assert lines(ran) == 5
@@ -87,12 +68,12 @@ def test_one_reached_host_is_enough_to_go_on_from_a_machine_that_knows_nothing(
 
 
 def test_here_the_journal_is_enough_and_each_program_ran_once(
-    web_hosts: Hosts, cli: Cli, gate: Callable[[int], None], ran: Path
+    web_hosts: Hosts, cli: Cli, latch: Callable[[int], None], ran: Path
 ) -> None:
     process = rolled(cli, "up-1", web_hosts(4), "--at-once", "2", command=waiting(ran))
     wait_for(lambda: lines(ran) == 2)
     killed(process)
-    gate(4)
+    latch(4)
     done = cli("attach", "--take-over", "up-1")
     assert done.returncode == 0, done.stderr
     assert lines(ran) == 4
@@ -101,12 +82,12 @@ def test_here_the_journal_is_enough_and_each_program_ran_once(
 
 
 def test_watch_only_starts_nothing(
-    web_hosts: Hosts, cli: Cli, elsewhere: Elsewhere, gate: Callable[[int], None], ran: Path
+    web_hosts: Hosts, cli: Cli, elsewhere: Elsewhere, latch: Callable[[int], None], ran: Path
 ) -> None:
     process = rolled(cli, "up-1", web_hosts(3), "--batch", "1", command=waiting(ran))
     wait_for(lambda: lines(ran) == 1)
     killed(process)
-    gate(3)
+    latch(3)
     done = elsewhere("attach", "--watch-only", "--host", "web1", "up-1")
     assert (done.returncode, lines(ran)) == (125, 1)
     assert b"1 done, 2 not started" in done.stderr
@@ -129,7 +110,7 @@ def epochs(journal: Path) -> list[int]:
 
 
 def test_a_second_operator_watches_until_the_first_is_taken_over(
-    web_hosts: Hosts, cli: Cli, home: Path, gate: Callable[[int], None], ran: Path
+    web_hosts: Hosts, cli: Cli, home: Path, latch: Callable[[int], None], ran: Path
 ) -> None:
     first = rolled(cli, "up-1", web_hosts(3), "--batch", "1", command=waiting(ran))
     wait_for(lambda: lines(ran) == 1)
@@ -138,7 +119,7 @@ def test_a_second_operator_watches_until_the_first_is_taken_over(
     third = cli.popen("attach", "--take-over", "up-1")
     journal = home / ".local/state/corra/books/fleet/up-1.jsonl"
     wait_for(lambda: 2 in epochs(journal))
-    gate(3)
+    latch(3)
     for process in (first, second, third):
         process.communicate(timeout=60)
         assert process.returncode == 0
@@ -146,7 +127,7 @@ def test_a_second_operator_watches_until_the_first_is_taken_over(
 
 
 def test_a_kill_holds_for_every_roller_also_for_one_that_shares_no_journal(
-    web_hosts: Hosts, cli: Cli, elsewhere: Elsewhere, gate: Callable[[int], None], ran: Path
+    web_hosts: Hosts, cli: Cli, elsewhere: Elsewhere, latch: Callable[[int], None], ran: Path
 ) -> None:
     process = rolled(cli, "up-1", web_hosts(4), "--batch", "1", command=waiting(ran))
     wait_for(lambda: lines(ran) == 1)
@@ -156,20 +137,20 @@ def test_a_kill_holds_for_every_roller_also_for_one_that_shares_no_journal(
     _, said = process.communicate(timeout=60)
     assert process.returncode != 0
     assert b"STOPPED" in said
-    gate(4)
+    latch(4)
     for text in ("--host=web3", "--host=web1"):
         assert elsewhere("attach", text, "up-1").returncode != 0
     assert lines(ran) == 1
 
 
 def test_after_a_kill_again_starts_what_was_never_started(
-    web_hosts: Hosts, cli: Cli, elsewhere: Elsewhere, gate: Callable[[int], None], ran: Path
+    web_hosts: Hosts, cli: Cli, elsewhere: Elsewhere, latch: Callable[[int], None], ran: Path
 ) -> None:
     process = rolled(cli, "up-1", web_hosts(3), "--at-once", "1", command=waiting(ran))
     wait_for(lambda: lines(ran) == 1)
     assert cli("kill", "up-1").returncode == 0
     process.communicate(timeout=60)
-    gate(3)
+    latch(3)
     done = elsewhere("again", "--only", "not-started", "--host", "web1", "up-1")
     assert done.returncode == 0, done.stderr
     assert lines(ran) == 3
@@ -199,7 +180,7 @@ def test_again_repeats_what_failed_and_nothing_that_has_ended_well(
 
 
 def test_what_is_lost_is_started_again_by_name_alone(
-    web_hosts: Hosts, cli: Cli, ran: Path, home: Path, gate: Callable[[int], None]
+    web_hosts: Hosts, cli: Cli, ran: Path, home: Path, latch: Callable[[int], None]
 ) -> None:
     process = rolled(cli, "up-1", web_hosts(2), command=waiting(ran))
     wait_for(lambda: lines(ran) == 2)
@@ -208,10 +189,10 @@ def test_what_is_lost_is_started_again_by_name_alone(
     for pid in [states[0]["agent_pid"], *states[0]["standby_pids"]]:
         os.kill(pid, signal.SIGKILL)
     lost = states[0]["host"]
-    gate(2)
+    latch(2)
     done = cli("attach", "--take-over", "up-1")
     assert done.returncode == 123
-    gate(2)
+    latch(2)
     assert cli("again", "up-1").returncode == 0
     assert lines(ran) == 2
     assert cli("again", "--redo", lost, "up-1").returncode == 0
@@ -219,7 +200,7 @@ def test_what_is_lost_is_started_again_by_name_alone(
 
 
 def test_a_secret_is_given_again_or_what_isnt_started_stays_so(
-    web_hosts: Hosts, cli: Cli, elsewhere: Elsewhere, gate: Callable[[int], None], ran: Path
+    web_hosts: Hosts, cli: Cli, elsewhere: Elsewhere, latch: Callable[[int], None], ran: Path
 ) -> None:
     command = mark(ran, f'read x < {ran.parent / "gate"}; test "$TOKEN" = s3cret')
     process = cli.popen(
@@ -229,7 +210,7 @@ def test_a_secret_is_given_again_or_what_isnt_started_stays_so(
     )
     wait_for(lambda: lines(ran) == 1)
     killed(process)
-    gate(2)
+    latch(2)
     without = elsewhere("attach", "--host", "web1", "up-1")
     assert lines(ran) == 1
     assert b"nobody has kept its secret TOKEN: what isn't started stays so" in without.stderr
@@ -240,7 +221,7 @@ def test_a_secret_is_given_again_or_what_isnt_started_stays_so(
 
 
 def test_what_was_sent_to_stdin_comes_from_a_hosts_record(
-    web_hosts: Hosts, cli: Cli, elsewhere: Elsewhere, gate: Callable[[int], None], ran: Path
+    web_hosts: Hosts, cli: Cli, elsewhere: Elsewhere, latch: Callable[[int], None], ran: Path
 ) -> None:
     command = mark(ran, f"read x < {ran.parent / 'gate'}; cat")
     process = cli.popen(
@@ -257,7 +238,7 @@ def test_what_was_sent_to_stdin_comes_from_a_hosts_record(
     for stream in (process.stdout, process.stderr):
         assert stream is not None
         stream.close()
-    gate(2)
+    latch(2)
     done = elsewhere("attach", "--host", "web1", "up-1")
     assert done.returncode == 0, done.stderr
     assert b"web2: given once\n" in done.stdout
@@ -268,7 +249,7 @@ def test_a_journal_on_a_host_is_found_by_the_fleets_id_from_here(
     new_sshd: Callable[..., Sshd],
     cli: Cli,
     home: Path,
-    gate: Callable[[int], None],
+    latch: Callable[[int], None],
     ran: Path,
 ) -> None:
     (home / "ops1").mkdir()
@@ -278,7 +259,7 @@ def test_a_journal_on_a_host_is_found_by_the_fleets_id_from_here(
     )
     wait_for(lambda: lines(ran) == 1)
     killed(process)
-    gate(3)
+    latch(3)
     assert (home / "ops1/.local/state/corra/books/fleet/up-1.jsonl").exists()
     done = cli("attach", "--take-over", "up-1")
     assert (done.returncode, lines(ran)) == (0, 3), done.stderr

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,25 @@ def web_hosts(new_sshd: Callable[..., Sshd]) -> Callable[[int], str]:
 def ran(home: Path) -> Path:
     """A file that each execution of `mark` adds a line to."""
     return home / "ran"
+
+
+@pytest.fixture
+def latch(home: Path) -> Iterator[Callable[[int], None]]:
+    """Return a function that lets so many programs go on that wait at the gate, `home / "gate"`."""
+    path = home / "gate"
+    os.mkfifo(path)
+    held = os.open(path, os.O_RDWR)
+
+    def let(count: int) -> None:
+        os.write(held, b"\n" * count)
+
+    yield let
+    os.close(held)
+
+
+def waiting(ran: Path) -> list[str]:
+    """Return a program that waits at the gate."""
+    return mark(ran, f"read x < {ran.parent / 'gate'}")
 
 
 def mark(path: Path, more: str = "true") -> list[str]:
