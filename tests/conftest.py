@@ -390,29 +390,23 @@ NEXT_BOOT = "22222222-2222-2222-2222-222222222222"
 
 
 @pytest.fixture
-def new_machine(
-    home: Path, as_root: None, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Path]]:
+def new_machine(home: Path, as_root: None) -> Iterator[Callable[..., Path]]:
     """Return a function that starts a host whose boot id is a file of the test: its sshd runs in a
     mount namespace that shows the file in /proc.
 
     `new_machine(alias="m", environment={..})` returns that file, which lies in a directory of the
     host's own.
     """
-    real = program()
-    if real is None or shutil.which("unshare") is None:
+    if program() is None or shutil.which("unshare") is None:
         pytest.skip("no sshd or no unshare on this machine")
     started: list[Sshd] = []
 
     def start(alias: str = "m", *, environment: Mapping[str, str] | None = None) -> Path:
         directory = home / "machines" / alias
         directory.mkdir(parents=True)
-        boot, wrapper = directory / "boot_id", directory / "sshd"
+        boot = directory / "boot_id"
         boot.write_text("11111111-1111-1111-1111-111111111111\n")
-        script = f'mount --bind {boot} /proc/sys/kernel/random/boot_id && exec {real} "$@"'
-        wrapper.write_text(f"#!/bin/sh\nexec unshare -m sh -c '{script}' sshd \"$@\"\n")
-        wrapper.chmod(0o755)
-        monkeypatch.setattr("sshd.program", lambda: str(wrapper))
+        script = f'mount --bind {boot} /proc/sys/kernel/random/boot_id && exec "$@"'
         given = {
             **home_environment(home),
             "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
@@ -426,10 +420,10 @@ def new_machine(
             known_hosts=home / ".ssh/known_hosts",
             user_key=started[0].user_key if started else None,
             options=QUICKLY,
+            inside=["unshare", "-m", "sh", "-c", script, "sshd"],
         )
         started.append(server)
         server.start()
-        monkeypatch.setattr("sshd.program", program)
         return boot
 
     yield start

@@ -64,6 +64,8 @@ class Member:
     output_at: float = 0.0
     over_at: float = 0.0
     down_since: float = 0.0
+    down_why: tuple[str, ...] = ()
+    trouble: str = ""
     size: int = 0
     last_lines: dict[str, bytes] = field(default_factory=dict)
     digests: Digests | CorraError | None = None
@@ -106,6 +108,18 @@ class Member:
             case What.UNREACHED:
                 return self.error.code if self.error is not None else NOTHING_DONE
         return exit_code(self.state) if self.state is not None else LOST
+
+    @property
+    def waits(self) -> tuple[str, str]:
+        """Why nothing comes of it though it isn't over, in a word and a reason, or ("", "")."""
+        if self.what is not What.STARTED:
+            return "", ""
+        if self.down_since:
+            return "LINK LOST", self.down_why[-1] if self.down_why else ""
+        word, _, why = self.trouble.partition(": ")
+        if why and word.isupper():
+            return word, why
+        return ("running", self.trouble) if self.trouble else ("", "")
 
     @property
     def said(self) -> str:

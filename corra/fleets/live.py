@@ -208,8 +208,11 @@ def _row(member: Member, now: float) -> Row:
     since = member.started_at or member.begun_at
     said = member.said
     if member.down_since:
-        said = f"LINK LOST for {render.running_time(now - member.down_since)}"
+        why = f": {member.waits[1]}" if member.waits[1] else ""
+        said = f"LINK LOST for {render.running_time(now - member.down_since)}{why}"
         style = "magenta"
+    elif member.trouble:
+        said, style = member.trouble, "magenta"
     elif (silent := now - _quiet_since(member)) >= SILENT_S and member.what is What.STARTED:
         said = f"(silent for {render.running_time(silent)})  {said}".rstrip()
     return Row(member.name, member.word, style, now - since if since else None, said)

@@ -10,13 +10,15 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
+from corra import render
 from corra.errors import Conflict, CorraError, MaybeStarted, NotFound, Unreachable
-from corra.model.frames import Output
+from corra.model.frames import Gap, Output
 from corra.model.program import Request
 from corra.model.state import State
-from corra.model.units import chosen_time
+from corra.model.units import chosen_time, decimal_size
 from corra.remote.agent_client import Agent
 from corra.remote.targets import agent_for
 from corra.runs.asking import asked_by, who_asks
@@ -53,10 +55,39 @@ class Sink(Protocol):
     def state(self, at: int, state: State) -> None: ...
     def link(self, at: int, event: LinkDown | LinkUp) -> None: ...
     def output(self, at: int, stream: str, data: bytes, offset: int) -> None: ...
+    def troubled(self, at: int, why: str) -> None: ...
+    def note(self, at: int, text: str) -> None: ...
     def digested(self, at: int, digests: Digests | CorraError) -> None: ...
     def over(self, at: int, state: State | None, error: CorraError | None) -> None: ...
     def halted(self, at: int, by: str) -> None: ...
     def gone(self, error: Gone) -> None: ...
+
+
+class _Gaps:
+    """Says what of a run's output is gone: the first gap of a stream at once, the others in sum.
+
+    There are many where a program writes faster than a link carries.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._more: dict[str, tuple[int, int]] = {}
+
+    def take(self, gap: Gap) -> None:
+        size = gap.end - gap.start
+        if gap.stream not in self._more:
+            self._more[gap.stream] = 0, 0
+            where = f"{gap.stream} from byte {gap.start} to {gap.end} is gone"
+            self._say(f"{where}: {decimal_size(size)}")
+        else:
+            count, sum_ = self._more[gap.stream]
+            self._more[gap.stream] = count + 1, sum_ + size
+
+    def end(self) -> None:
+        for stream, (count, size) in self._more.items():
+            if count:
+                self._say(f"{stream} has {count} more gaps: {decimal_size(size)}")
+        self._more.clear()
 
 
 class Payload:
@@ -177,14 +208,21 @@ class Hands:
             if self._left or job.at in self._given_up:
                 follow.close()
         heard: str | None = None
+        trouble = ""
+        gaps = _Gaps(partial(self._sink.note, job.at))
         try:
             for event in follow:
                 state = follow.state
                 if state is not None and state.state != heard and not state.ended:
                     heard = state.state
                     self._sink.state(job.at, state)
+                if state is not None and (now := render.trouble(state)) != trouble:
+                    trouble = now
+                    self._sink.troubled(job.at, trouble)
                 if isinstance(event, Output):
                     self._sink.output(job.at, event.stream, event.data, event.offset)
+                elif isinstance(event, Gap):
+                    gaps.take(event)
                 elif isinstance(event, (LinkDown, LinkUp)):
                     self._sink.link(job.at, event)
         except NotFound:
@@ -193,6 +231,8 @@ class Hands:
             run_id = orders.plan.run_id(member)
             self._tell_over(job.at, State(run_id, "lost", reason="spool-gone"), None)
             return
+        finally:
+            gaps.end()
         state = follow.state
         if state is not None and state.ended and orders.folds:
             try:

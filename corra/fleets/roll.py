@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+from corra import render
 from corra.errors import CorraError, NoRoom, Unreachable
 from corra.model.rollout import Done, Fact, Starts, Stop, Tally, Wait, What
 from corra.model.state import State
@@ -39,6 +40,8 @@ from .workers import Hire, Workers, hire
 STALL_S = 5.0
 # How often the clock becomes a fact where nothing else happens.
 TICK_S = 0.5
+# So many different reasons are said of one lost link.
+WHYS_SAID = 4
 # How often somebody who only watches looks into the journal for members begun by others.
 LOOK_S = 2.0
 # What is laid on the desk to wake a roller that is to leave: no signal has this number.
@@ -130,6 +133,12 @@ class Roller:
         member = self.board.members[at]
         self.board.wrote(member, stream, data)
         self.view.output(member, stream, data, offset)
+
+    def troubled(self, at: int, why: str) -> None:
+        self._desk.put(("troubled", at, why))
+
+    def note(self, at: int, text: str) -> None:
+        self._desk.put(("note", at, text))
 
     def digested(self, at: int, digests: Digests | CorraError) -> None:
         self._desk.put(("digested", at, digests))
@@ -257,6 +266,13 @@ class Roller:
                 self.board.members[at].digests = digests
             case "link", (int(at), event):
                 self._link(self.board.members[at], event)
+            case "troubled", (int(at), str(why)):
+                member = self.board.members[at]
+                room = "there is room again, " if member.trouble == render.HELD_BACK else ""
+                member.trouble = why
+                self.view.note(why or f"{room}it goes on", member.name)
+            case "note", (int(at), str(text)):
+                self.view.note(text, self.board.members[at].name)
             case "halted", (int(at), str(by)):
                 why = f"stopped by {by}"
                 error = Unreachable(f"{why} before its start", host=self.board.members[at].host)
@@ -297,7 +313,7 @@ class Roller:
         from corra.model.units import duration
 
         if isinstance(event, LinkUp):
-            member.down_since = 0.0
+            member.down_since, member.down_why = 0.0, ()
             self.view.note(f"link back after {duration(event.down_s)}, nothing missed", member.name)
         elif not member.down_since:
             member.down_since = self.board.clock() - event.since_s
@@ -308,6 +324,11 @@ class Roller:
                 else f"no answer yet: {event.error}; trying again",
                 member.name,
             )
+        if isinstance(event, LinkDown) and event.error not in member.down_why:
+            # The first says how the link broke, the others why there is no new one.
+            if 0 < len(member.down_why) < WHYS_SAID and member.what is What.STARTED:
+                self.view.note(f"no link yet: {event.error}; trying on", member.name)
+            member.down_why = (*member.down_why, event.error)[:WHYS_SAID]
 
     # -- What is started
     def _begin(self, members: Sequence[int]) -> bool:

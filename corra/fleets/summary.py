@@ -94,6 +94,8 @@ def _rows(board: Board) -> list[str]:
     for each in board.members:
         if each.over and each.what is not What.WELL:
             alike.setdefault((each.word, _cut(each.said)), []).append(each.name)
+        elif each.waits[0]:
+            alike.setdefault((each.waits[0], _cut(each.waits[1])), []).append(each.name)
     most = sorted(alike.items(), key=lambda pair: -len(pair[1]))
     rows = [
         f"  {word}: {fold_within(names, _NAMES_MAX)}" + (f"  {said}" if said else "")

@@ -129,6 +129,12 @@ class _Pipe:
     def output(self, at: int, stream: str, data: bytes, offset: int) -> None:
         self._tell("output", at, stream, bytes(data), offset)
 
+    def troubled(self, at: int, why: str) -> None:
+        self._tell("troubled", at, why)
+
+    def note(self, at: int, text: str) -> None:
+        self._tell("note", at, text)
+
     def digested(self, at: int, digests: Digests | CorraError) -> None:
         self._tell("digested", at, digests)
 

@@ -17,8 +17,11 @@ from rich.cells import cell_len
 from corra.fleets.board import Board
 from corra.fleets.live import ROWS_LEFT, SILENT_S, chosen_rows, frame
 from corra.fleets.plan import new_plan
+from corra.fleets.roll import Rolled, Way
+from corra.fleets.summary import summary_of
 from corra.model.rollout import Fact, What
 from corra.model.state import State
+from corra.render import HELD_BACK
 from proxy import wait_for
 from tmux import PROMPT, Tmux
 
@@ -91,6 +94,22 @@ def test_a_host_whose_link_is_down_says_so() -> None:
     board.members[0].down_since = clock.now
     clock.now += 33
     assert chosen_rows(board, 5)[0][0].said == "LINK LOST for 0:33"
+    board.members[0].down_why = ("silent for 15 s", "connection refused by 10.0.0.1")
+    said = "LINK LOST for 0:33: connection refused by 10.0.0.1"
+    assert chosen_rows(board, 5)[0][0].said == said
+    summary = summary_of(board, Rolled(Way.LEFT, signal=2))
+    assert summary.rows == ["  LINK LOST: web1  connection refused by 10.0.0.1"]
+
+
+def test_a_host_that_is_held_back_says_so() -> None:
+    board, _ = board_of(2)
+    take(board, 0, What.STARTED)
+    take(board, 1, What.STARTED)
+    board.members[1].trouble = HELD_BACK
+    rows = chosen_rows(board, 5)[0]
+    assert {row.name: row.said for row in rows} == {"web1": "", "web2": HELD_BACK}
+    summary = summary_of(board, Rolled(Way.LEFT, signal=2))
+    assert summary.rows == ["  HELD BACK: web2  no room on the disk there"]
 
 
 _STEPS = st.lists(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from proxy import wait_for
 from sshd import Sshd
 
 Many = Callable[[int], str]
+HOSTS_OF_TWO = {b"web1", b"web2"}
 # Two programs that run at the same time get two numbers.
 TAKE_A_NUMBER = 'n=1; until mkdir "$HOME/number$n"; do n=$((n + 1)); done 2>/dev/null'
 
@@ -222,6 +224,26 @@ def test_the_exit_code_is_the_largest_and_the_failures_say_what_they_wrote(
     assert done.returncode == 3
     assert b"FAILED: 2 done, 1 failed" in done.stderr
     assert b"FAILED 3: web1  oh" in done.stderr
+
+
+def test_output_that_is_gone_is_said_of_its_host(
+    web_hosts: Many, cli: Cli, ran: Path, home: Path
+) -> None:
+    script = f"head -c 3000000 /dev/zero; echo; echo > {ran}-$$; until [ -e {home}/go ]; do"
+    script += " sleep 0.1; done; echo last"
+    words = ["--keep-output", "100000", "--host", web_hosts(2), "--id", "up-1"]
+    done = cli("run", "-d", *words, "--", "sh", "-c", script)
+    assert done.returncode == 0, done.stderr
+    wait_for(lambda: len(list(home.glob(f"{ran.name}-*"))) == 2)
+    watch = cli.popen("attach", "up-1")
+    assert watch.stderr is not None
+    said = b""
+    while set(re.findall(rb"(web.): stdout from byte 0 to \d+ is gone: ", said)) != HOSTS_OF_TWO:
+        said += (line := watch.stderr.readline())
+        assert line, said
+    (home / "go").touch()
+    out, _ = watch.communicate(timeout=60)
+    assert (watch.returncode, out.count(b": last\n")) == (0, 2)
 
 
 def test_stdin_reaches_each_host_whole(web_hosts: Many, cli: Cli) -> None:

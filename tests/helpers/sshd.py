@@ -1,5 +1,5 @@
-"""A private OpenSSH server on 127.0.0.1, with its own port, keys and files, and nothing of the
-machine's configuration.
+"""A private OpenSSH server on 127.0.0.1, or in a network of the test's own, with its own port, keys
+and files. It reads nothing of the machine's configuration.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _START_S = 20.0
@@ -112,7 +112,13 @@ class Sshd:
         user_key: Path | None = None,
         ssh_config: Path | None = None,
         known_hosts: Path | None = None,
+        inside: Sequence[str] = (),
+        address: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
+        """`inside` are words before sshd's own, which end in an exec of them. Without `port` it is
+        a free one.
+        """
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.directory = directory
         self.alias = alias
@@ -125,7 +131,9 @@ class Sshd:
         self.known_hosts = known_hosts or directory / "known_hosts"
         self.ssh_config = ssh_config or directory / "ssh_config"
         self.log: list[str] = []
+        self.address = address
         self.port = 0
+        self._inside, self._wanted_port = list(inside), port
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -155,7 +163,7 @@ class Sshd:
         files.
         """
         for _ in range(5):  # another process may have taken the free port
-            port = self.port or free_port()
+            port = self.port or self._wanted_port or free_port()
             if self._listen(port):
                 break
         else:
@@ -176,7 +184,7 @@ class Sshd:
         config = self.directory / "sshd_config"
         config.write_text("".join(f"{name} {value}\n" for name, value in self._config(port)))
         self._process = subprocess.Popen(
-            [path, "-D", "-e", "-f", config],
+            [*self._inside, path, "-D", "-e", "-f", config],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -210,7 +218,7 @@ class Sshd:
         given = {name.lower() for name in self.options}
         defaults: dict[str, str | int] = {
             "Port": port,
-            "ListenAddress": "127.0.0.1",
+            "ListenAddress": self.address,
             "HostKey": str(self.host_key),
             "PidFile": str(self.directory / "sshd.pid"),
             "AuthorizedKeysFile": str(self.authorized_keys),
@@ -241,14 +249,14 @@ class Sshd:
     def trust(self, key: str, name: str | None = None) -> None:
         """Add a line to the client's known_hosts."""
         with self.known_hosts.open("a") as file:
-            file.write(f"{name or f'[127.0.0.1]:{self.port}'} {key}\n")
+            file.write(f"{name or f'[{self.address}]:{self.port}'} {key}\n")
 
     def add_host(self, alias: str, **options: str | int) -> str:
         """Add a `Host` that leads here to the client's ssh_config, and return its alias. `options`
         stand before the other options of that host.
         """
         settings: dict[str, str | int] = {
-            "HostName": "127.0.0.1",
+            "HostName": self.address,
             "Port": self.port,
             "User": user(),
             "IdentityFile": str(self.user_key),
