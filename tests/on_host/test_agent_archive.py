@@ -514,7 +514,16 @@ def test_a_claim_that_was_folded_away_as_abandoned_is_launched_by_no_late_guard(
     assert agent.unpack((door.base / "slot").read_bytes()[agent.PAGE :]) is not None
 
 
-@pytest.mark.parametrize("prog_id", ["own-name", "20260301t000000z-22222222"])
+# The last two are of runs of fleets or runbooks: their ids follow from names, and tell no month.
+@pytest.mark.parametrize(
+    "prog_id",
+    [
+        "own-name",
+        "20260301t000000z-22222222",
+        "00008742t709608z-tfzp8v47",
+        "00000512t709608z-tfzp8v47",
+    ],
+)
 def test_a_claim_of_an_id_that_the_archive_has_changes_nothing_and_goes(door, prog_id):
     """As a starter leaves it that was stopped while another one's run ended and was folded away."""
     long_ago.ended(door.spool, prog_id, at_ns=NOW - 90 * DAY_NS, status=3 << 8)

@@ -24,14 +24,20 @@ FIRST_LINE = (
 )
 
 
-def month_of(prog_id, created_ns):
-    """Return the name of the month's file that a run's line is in.
+def told_month(prog_id):
+    """Return the month that an id tells, None for one that tells none.
 
-    An id that corra has made tells it; for another, it is the month in which the run was made.
+    Ids of fleets and runbooks follow from names. They look like others, and their year is 0000.
     """
-    if tail_of(prog_id) != prog_id and "01" <= prog_id[4:6] <= "12":
-        return prog_id[:4] + "-" + prog_id[4:6]
-    return time.strftime("%Y-%m", time.gmtime(created_ns // 10**9))
+    told = tail_of(prog_id) != prog_id and prog_id[:4] != "0000"
+    return prog_id[:4] + "-" + prog_id[4:6] if told and "01" <= prog_id[4:6] <= "12" else None
+
+
+def month_of(prog_id, created_ns):
+    """Return the name of the month's file that a run's line is in: what its id tells, else the
+    month in which the run was made.
+    """
+    return told_month(prog_id) or time.strftime("%Y-%m", time.gmtime(created_ns // 10**9))
 
 
 def is_month(name):
@@ -117,8 +123,9 @@ class Archive:
 
     def with_id(self, prog_id):
         """Return the Line of exactly this id, or None."""
-        if tail_of(prog_id) != prog_id:
-            month = self.month(month_of(prog_id, 0))
+        told = told_month(prog_id)
+        if told:
+            month = self.month(told)
             return month and month.with_id(prog_id)
         found = (month.with_id(prog_id) for month in self.months())
         return next(filter(None, found), None)
