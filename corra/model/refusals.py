@@ -212,6 +212,12 @@ def _no_callback(
     return CorraError(one_line(facts.get("message", "")), fate="NOT DELIVERED", hint=hint, **common)
 
 
+def _removed(
+    facts: Mapping[str, Any], host: Host, text: str, start: Request | None, common: dict[str, Any]
+) -> CorraError:
+    return CorraError(one_line(facts.get("message", "")), fate="NOT DELIVERED", **common)
+
+
 def _not_running(
     facts: Mapping[str, Any], host: Host, text: str, start: Request | None, common: dict[str, Any]
 ) -> CorraError:
@@ -266,6 +272,7 @@ _ANSWERS: dict[
     "unreadable": _unreadable,
     "unsupported": _unsupported,
     "no_callback": _no_callback,
+    "removed": _removed,
     "not_running": _not_running,
     "no_linger": _no_linger,
     "no_scope": _no_scope,

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 (
     PTRACE_TRACEME,
@@ -101,3 +101,32 @@ def signalled(
     alarm.cancel()
     with open(ours, "rb") as said:
         return stops, sent - began, status, said.read()
+
+
+def killed_at(point: int, work: Callable[[], object]) -> bool:
+    """Do `work` in a child that is killed at its `point`-th stop at a system call.
+
+    Return whether it was, and hadn't ended before. Entry and exit of a call are two stops.
+    """
+    pid = os.fork()
+    if not pid:
+        ptrace(PTRACE_TRACEME, 0)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        try:
+            work()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, WALL)
+    ptrace(PTRACE_SETOPTIONS, pid, 1)  # TRACESYSGOOD
+    ptrace(PTRACE_SYSCALL, pid)
+    while True:
+        _, status = os.waitpid(pid, WALL)
+        if os.WIFEXITED(status) or os.WIFSIGNALED(status):
+            return False
+        number = os.WSTOPSIG(status)
+        point -= number == signal.SIGTRAP | 0x80
+        if not point:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, WALL)
+            return True
+        ptrace(PTRACE_SYSCALL, pid, 0 if number == signal.SIGTRAP | 0x80 else number)

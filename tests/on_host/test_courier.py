@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -537,17 +538,19 @@ def test_deliver_says_why_it_could_not(home):
         assert home.ask("deliver", prog_id=prog_id)["delivered"]["error"].startswith("401")
 
 
-def test_what_gc_has_removed_is_a_gap_and_not_silence(home, listener):
+def test_what_gc_has_removed_is_sent_to_nobody_and_deliver_says_so(home, listener):
     prog_id = home.start(listener, "seq 0 19999")
     delivered_exactly(listener, TEXT.encode())
     eventually(lambda: home.status(prog_id)["supervisor"] == "gone")
     assert home.ask("gc", older=0)["removed"] == [prog_id]
     with listening() as other:
-        home.ask(
-            "deliver", prog_id=prog_id, callback={"url": other.url, "token": TOKEN}, **{"from": 0}
+        callback = {"url": other.url, "token": TOKEN}
+        refused = home.ask("deliver", prog_id=prog_id, callback=callback, **{"from": 0})
+        assert (refused["error"], refused["message"]) == (
+            "removed",
+            f"its output was removed on {time.strftime('%Y-%m-%d', time.gmtime())}",
         )
-        assert other.held.gaps == [("stdout", 0, len(TEXT))]
-        assert other.held.completed
+        assert not other.held.completed and not other.held.gaps
 
 
 @pytest.mark.parametrize("gone", ["before a byte was sent", "while it was being sent"])
