@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from invoke.collection import Collection
 from invoke.context import Context
 
-from corra.cli import collectors, fleets, folding, inputs, selection
+from corra.cli import collectors, fleets, inputs, selection
 from corra.cli.flags import (
     TAIL_BY_TERMINAL,
     AgainFlags,
@@ -120,7 +120,7 @@ def _again_one(c: Context, given: AgainFlags) -> int:
     from corra.runs import starting
 
     found = selection.find_one_run(c, given)
-    folding.refuse_fold(given, found)
+    fleets.refuse_for_run(given, found)
     with contextlib.ExitStack() as opened:
         launch, reported = starting.again(found, id=given.id, secrets=inputs.given_secrets(given))
         opened.callback(launch.close)
@@ -165,7 +165,7 @@ def _attach_one(c: Context, given: AttachFlags) -> int:
     if given.collector and not given.callback_through_ssh:
         return collectors.attach_by_collector(c, given, given.collector, tail)
     found = selection.find_one_run(c, given, limit_s=given.timeout)
-    folding.refuse_fold(given, found)
+    fleets.refuse_for_run(given, found)
     keyboard = inputs.given_keyboard(given) if given.interactive else None
     if keyboard is not None and tail is not None and given.tail == TAIL_BY_TERMINAL:
         tail = given.screen.height  # a screenful: on a terminal it is drawn over
@@ -252,7 +252,7 @@ def _logs_of_one(c: Context, given: LogsFlags) -> int:
             "--bytes and --tail, --grep, --since or --until exclude each other", fate="NOT DONE"
         )
     found = selection.find_one_run(c, given)
-    folding.refuse_fold(given, found)
+    fleets.refuse_for_run(given, found)
     timed = given.since is not None or given.until is not None
     how: dict[str, Any] = {
         "live": given.follow,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ from . import collectors, inputs, selection
 from .flags import (
     AgainFlags,
     AttachFlags,
+    FleetFlags,
     FleetViewFlags,
-    FoldFlags,
     HostFlags,
     KillFlags,
     LaunchFlags,
@@ -26,7 +27,7 @@ from .flags import (
     StatusFlags,
     WaitFlags,
 )
-from .words import Given
+from .words import Given, flags_of
 
 if TYPE_CHECKING:
     from corra.fleets.board import Board
@@ -34,19 +35,46 @@ if TYPE_CHECKING:
     from corra.fleets.view import View
     from corra.model.state import State
     from corra.runs.request import Launch
+    from corra.runs.run import Run
 
-# Flags of `run` that make a fleet even of one host.
-_OF_FLEETS = (
-    *("batch", "canary", "confirm", "max_fail", "max_unreached", "pause", "plan", "each"),
-    *("order", "output_dir", "journal", "kill_on_fail", "fold", "diff"),
-)
+# The flags of fleets that stand in the class of one verb only; those of FleetFlags are others.
+_OF_FLEETS = frozenset(("plan", "order", "canary", "each", "journal", "only", "redo", "watch_only"))
 # The last lines of each host that `attach` begins with on a terminal.
 TAIL_ON_A_TERMINAL = 10
 
 
+def fleets_flag(given: Given) -> str:
+    """Return the first flag of the line that only means something to a fleet, or ""."""
+    names = _OF_FLEETS | {flag.key for flag in flags_of(FleetFlags)}
+    if isinstance(given, AttachFlags):
+        names |= {"yes", "secret"}
+    for flag in flags_of(type(given)):
+        default = list(flag.default) if flag.many else flag.default
+        if flag.key in names and getattr(given, flag.key) != default:
+            return flag.typed[0]
+    return ""
+
+
 def is_fleet(given: RunFlags, hosts: Sequence[str]) -> bool:
     """Return whether a command line means a fleet and no single run."""
-    return len(hosts) > 1 or any(getattr(given, name) for name in _OF_FLEETS)
+    return len(hosts) > 1 or bool(fleets_flag(given))
+
+
+def refuse_for_run(given: Given, run: Run) -> None:
+    """Refuse flags of fleets for one run. Raises Misuse, and NotFound where it isn't even that."""
+    if flag := fleets_flag(given):
+        run.state()
+        raise Misuse(f"{flag} is for a fleet, and this is one run", fate="NOT DONE")
+
+
+def _refuse_contradictions(given: FleetViewFlags) -> None:
+    if (given.fold or given.diff) and given.output_dir:
+        raise Misuse("--fold moves one output of a group, and --output-dir wants all of them")
+    if given.output_dir:
+        try:
+            os.makedirs(given.output_dir, exist_ok=True)
+        except OSError as error:
+            raise Misuse(f"--output-dir {given.output_dir}: {error.strerror}") from error
 
 
 # -- run, again
@@ -58,6 +86,7 @@ def roll_out(c: Context, given: RunFlags, hosts: Sequence[str]) -> int:
     from corra.fleets.plan import members_of
 
     _refuse_for_one(given)
+    _refuse_contradictions(given)
     stdin, file = inputs.given_stdin(given)
     with contextlib.ExitStack() as opened:
         opened.enter_context(file)
@@ -85,6 +114,7 @@ def again(c: Context, given: AgainFlags, fleet: Fleet) -> int:
     from corra.model.host_sets import fold
 
     _refuse_for_one(given)
+    _refuse_contradictions(given)
     answers = fleet.ask()
     plan = fleet.next_attempt(
         answers,
@@ -144,6 +174,7 @@ def _reported(c: Context, given: LaunchFlags) -> Callable[[Launch], Launch] | No
     if not given.collector:
         return None
     name = given.collector
+    collectors.named_collector(c, name)  # a wrong name is refused before anything is begun
     return lambda launch: collectors.register(c, name, launch)
 
 
@@ -163,10 +194,7 @@ def _view(given: Given, shown: FleetViewFlags | None) -> View:
     prefix = shown.prefix if shown is not None else "host"
     view: View = Lines(given.screen, prefix=prefix, hide=given.hide)
     if shown is not None and shown.output_dir:
-        try:
-            view = ToFiles(view, shown.output_dir)
-        except OSError as error:
-            raise Misuse(f"--output-dir {shown.output_dir}: {error.strerror}") from error
+        view = ToFiles(view, shown.output_dir)
     return view
 
 
@@ -184,7 +212,6 @@ def _rolled(
     from corra import render
     from corra.fleets.plan import plan_words
     from corra.fleets.roll import Way
-    from corra.model import ids
     from corra.terminal.screen import Gone
 
     from .folding import folds, show_folded
@@ -199,8 +226,6 @@ def _rolled(
         return screen.ask(plan.label, "", question)
 
     folded = shown is not None and folds(shown) and stay
-    if folded and shown is not None and shown.output_dir:
-        raise Misuse("--fold moves one output of a group, and --output-dir wants all of them")
     if folded:
         how = {**how, "shows": False, "folds": True}
     roller = fleet.roller(
@@ -224,6 +249,9 @@ def _rolled(
         raise
     finally:
         screen.live_block(None)
+    if not stay and rolled.way is Way.DONE and not code_of_starts(roller) and not screen.json:
+        _say_started(given, fleet)
+        return 0
     _say_summary(given, fleet, roller, rolled)
     if folded and shown is not None:
         show_folded(shown, fleet, roller.board, asks=rolled.way is not Way.LEFT)
@@ -231,19 +259,24 @@ def _rolled(
         return 128 + rolled.signal
     if rolled.way is Way.TIMED_OUT:
         return max(STILL_RUNNING, roller.board.code)
-    code = roller.board.code
-    if not stay and not code_of_starts(roller):
-        code = 0
-        if not screen.json:
-            screen.lines([plan.id])
-            screen.say(
-                plan.label,
-                "",
-                render.STARTED,
-                f"on {len(plan.members)} hosts",
-                [f"watch: {typed()} attach {ids.short(plan.id)}"],
-            )
-    return code
+    return roller.board.code if stay else code_of_starts(roller)
+
+
+def _say_started(given: Given, fleet: Fleet) -> None:
+    from corra import render
+    from corra.model import ids
+
+    plan, short = fleet.plan, ids.short(fleet.id)
+    count = len(plan.members)
+    elsewhere = f"corra attach {fleet.way_to(plan.members[0])} {short}"
+    given.screen.lines([plan.id])
+    given.screen.say(
+        plan.label,
+        f"{count} host{'s' * (count != 1)}",
+        render.STARTED,
+        "",
+        [f"watch: {typed()} attach {short}      elsewhere: {elsewhere}"],
+    )
 
 
 def code_of_starts(roller: Any) -> int:
@@ -318,10 +351,10 @@ def either(
     """Do `many` with the fleet that `text` means, else `one` with the run.
 
     On --host a run comes first: only where no run of that name is there, a fleet is looked for. But
-    who folds means a fleet.
+    who gives a flag of fleets means a fleet.
     """
     found = named(c, given, text)
-    if found is None and isinstance(given, FoldFlags) and (given.fold or given.diff):
+    if found is None and fleets_flag(given):
         with contextlib.suppress(NotFound):
             found = on_host(c, given, text)
     if found is None:
@@ -347,6 +380,7 @@ def attach(given: AttachFlags, fleet: Fleet) -> int:
 
     if given.interactive or given.sig_proxy:
         raise Misuse("-i and --sig-proxy are for one run", fate="NOT DONE")
+    _refuse_contradictions(given)
     starts = not given.watch_only
     if starts and fleet.tally().count(None, What.BEGUN):
         try:

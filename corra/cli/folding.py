@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from corra.errors import CorraError, Misuse
+from corra.errors import CorraError
 
 from .flags import FoldFlags
 
@@ -21,14 +21,6 @@ _GIVE_UP_S = 15.0
 
 def folds(given: FoldFlags) -> bool:
     return given.fold or given.diff
-
-
-def refuse_fold(given: FoldFlags, run: Run) -> None:
-    """Refuse to fold what is one run. Raises Misuse, and NotFound where it isn't even that."""
-    if folds(given):
-        run.state()
-        flag = "--diff" if given.diff else "--fold"
-        raise Misuse(f"{flag} is for a fleet, and this is one run", fate="NOT DONE")
 
 
 def show_folded(given: FoldFlags, fleet: Fleet, board: Board, *, asks: bool = True) -> None:

@@ -243,6 +243,9 @@ class Roller:
             return
         member.state = known.state or member.state
         member.error = known.error
+        if member.what is What.STARTED and member.state is not None and member.state.elapsed:
+            # What others have begun, or this fleet before it was resumed, runs since then.
+            member.started_at = min(member.started_at, self.board.clock() - member.state.elapsed)
         if member.over or (not self._stay and member.what is What.STARTED):
             self._open.discard(member.at)
         elif member.at not in self._watched:

@@ -179,10 +179,9 @@ class ToFiles:
     """Another view, and beside it the files of --output-dir: HOST.out, HOST.err and HOST.json."""
 
     def __init__(self, view: View, directory: str) -> None:
-        """Raises OSError if the directory can't be made."""
+        """The directory must be there."""
         self._view = view
         self._directory = Path(directory)
-        self._directory.mkdir(parents=True, exist_ok=True)
 
     def begins(self, board: Board) -> None:
         self._view.begins(board)

@@ -393,3 +393,75 @@ def test_the_fleets_id_names_it_in_each_event(web_hosts: Many, cli: Cli) -> None
     assert fleet_id(events)
     assert [each["event"] for each in events][-1] == "fleet"
     assert events[-1]["exit_code"] == 0
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags", "named"),
+    [
+        ("attach", ["--watch-only"], "--watch-only"),
+        ("attach", ["--take-over"], "--take-over"),
+        ("attach", ["--output-dir", "out"], "--output-dir"),
+        ("attach", ["-y"], "--yes"),
+        ("again", ["--only", "failed"], "--only"),
+        ("again", ["--redo", "web1"], "--redo"),
+        ("again", ["--batch", "1"], "--batch"),
+    ],
+)
+def test_a_flag_of_fleets_is_refused_for_one_run(
+    web_hosts: Many, cli: Cli, verb: str, flags: list[str], named: str
+) -> None:
+    web_hosts(1)
+    cli("run", "--name", "one", "--host", "web1", "--", "true")
+    done = cli(verb, *flags, "one")
+    assert done.returncode == 2
+    assert f"{named} is for a fleet, and this is one run" in done.stderr.decode()
+
+
+def test_what_contradicts_itself_is_refused_before_anything_is_begun(
+    web_hosts: Many, cli: Cli, home: Path, ran: Path
+) -> None:
+    hosts = web_hosts(2)
+    for flags, said in (
+        (["--fold", "--output-dir", "out"], "--output-dir wants"),
+        (["--output-dir", "/proc/none"], "--output-dir /proc/none: No such file"),
+        (["--collector", "none"], "no collector 'none'"),
+        (["-i"], "-i is for one host"),
+        (["-d", "--batch", "1"], "waves need somebody to stay"),
+    ):
+        done = cli("run", *flags, "--host", hosts, "--", *mark(ran))
+        assert (done.returncode, lines(ran)) == (2, 0), flags
+        assert said in done.stderr.decode()
+    assert not (home / ".local/state/corra/books").exists()
+
+
+def test_who_leaves_at_once_prints_the_id_alone(web_hosts: Many, cli: Cli) -> None:
+    done = cli("run", "-d", "--name", "up", "--host", web_hosts(2), "--", "true")
+    assert done.returncode == 0
+    assert done.stderr.decode().splitlines()[0].endswith(": 2 hosts")
+    assert b"RUNNING" not in done.stderr
+    (fleet,) = done.stdout.decode().split()
+    assert cli("wait", fleet).returncode == 0
+
+
+def test_a_time_limit_ends_the_watching(web_hosts: Many, cli: Cli) -> None:
+    cli("run", "-d", "--id", "up-1", "--host", web_hosts(2), "--", "sleep", "1000")
+    for verb in ("wait", "attach"):
+        done = cli(verb, "--timeout", "0.5", "up-1")
+        assert done.returncode == 122
+        assert b"STILL RUNNING: 2 of 2 hosts running" in done.stderr
+    assert cli("kill", "-9", "up-1").returncode == 0
+
+
+def test_logs_follow_all_members_at_once(
+    web_hosts: Many, cli: Cli, latch: Callable[[int], None], ran: Path
+) -> None:
+    """Also more of them than a look asks at once."""
+    hosts = web_hosts(40)
+    command = mark(ran, f"echo begun; read x < {ran.parent / 'gate'}")
+    cli("run", "-d", "--id", "up-1", "--at-once", "40", "--host", hosts, "--", *command)
+    following = cli.popen("logs", "-f", "up-1")
+    assert following.stdout is not None
+    assert len({following.stdout.readline() for _ in range(40)}) == 40
+    latch(40)
+    following.communicate(timeout=120)
+    assert following.returncode == 0
