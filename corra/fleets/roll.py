@@ -17,7 +17,7 @@ from enum import Enum
 from typing import Any
 
 from corra import render
-from corra.errors import CorraError, NoRoom, Unreachable
+from corra.errors import CorraError, NoRoom, NotFound, Unreachable
 from corra.model.rollout import Done, Fact, Starts, Stop, Tally, Wait, What
 from corra.model.state import State
 from corra.remote.bootstrap import agent_digest
@@ -111,6 +111,7 @@ class Roller:
         self._watched: set[int] = set()  # members that a worker has or had
         self._open: set[int] = set()  # those of them that aren't over
         self._begun_elsewhere = False
+        self._looked_for: set[int] = set()  # begun by others, and nobody starts them now
         self._lease_seen = Lease()
         self._writes: list[written.Written] = []
         self._remembered: dict[int, history.Entry] = {}
@@ -188,6 +189,7 @@ class Roller:
                     self._flush()
                     return Rolled(Way.DONE)
                 case Stop(why):
+                    self._watch_the_begun(starts=False)
                     self._stop(why)
                     if not self._open:
                         self._flush()
@@ -201,7 +203,7 @@ class Roller:
                         return Rolled(Way.PAUSED, f"before wave {wave + 1}")
                 case Wait(until=float(until)):
                     wait_s = min(wait_s, max(0.01, until - self.tally.now))
-            self._watch_the_begun()
+            self._watch_the_begun(starts=self._starts)
             if (
                 isinstance(decision, Wait)
                 and decision == Wait()
@@ -298,6 +300,9 @@ class Roller:
                 return
         else:
             assert error is not None
+            if isinstance(error, NotFound) and at in self._looked_for:
+                self._open.discard(at)  # it was begun, and the start never arrived
+                return
             known = Known(fact_of_error(error, moment(), at), error=error)
             if known.fact.what is What.STARTED:
                 # Its link was given up. The program goes on as far as anybody knows.
@@ -363,8 +368,11 @@ class Roller:
                 f" what is started now runs under {ours[:8]}"
             )
 
-    def _watch_the_begun(self) -> None:
-        """Watch what others have begun, or this fleet before it was resumed."""
+    def _watch_the_begun(self, *, starts: bool) -> None:
+        """Watch what others have begun, or this fleet before it was resumed.
+
+        `starts`: whether to start what a host may not know yet.
+        """
         if not self._begun_elsewhere:
             return
         self._begun_elsewhere = False
@@ -374,11 +382,15 @@ class Roller:
             confirmed = member.what is What.STARTED
             if member.error is not None or (confirmed and not self._stay):
                 continue
-            if not confirmed and not self._starts:
-                continue  # its host may not know it yet
+            if not confirmed and not self._starts and self._others_roll():
+                self._begun_elsewhere = True  # its host may not know it yet: look again
+                continue
             self._watched.add(member.at)
             self._open.add(member.at)
-            job = Job(member.at, start=not confirmed, stay=self._stay, confirmed=confirmed)
+            start = starts and not confirmed
+            if not start and not confirmed:
+                self._looked_for.add(member.at)
+            job = Job(member.at, start=start, stay=self._stay, confirmed=confirmed)
             self._workers.begin(job)
 
     def _give_up_the_late(self) -> None:

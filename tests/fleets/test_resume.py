@@ -143,6 +143,19 @@ def test_a_kill_holds_for_every_roller_also_for_one_that_shares_no_journal(
     assert lines(ran) == 1
 
 
+def test_after_a_stop_what_runs_is_watched_to_its_end(
+    web_hosts: Hosts, cli: Cli, latch: Callable[[int], None], ran: Path
+) -> None:
+    process = rolled(cli, "up-1", web_hosts(3), "--batch", "2", command=waiting(ran))
+    wait_for(lambda: lines(ran) == 2)
+    killed(process)
+    assert cli("kill", "-9", "up-1").returncode == 0
+    for verb in ("wait", "attach"):
+        done = cli(verb, "up-1")
+        assert done.returncode == 137
+        assert b"STOPPED" in done.stderr and b"2 failed, 1 not started" in done.stderr
+
+
 def test_after_a_kill_again_starts_what_was_never_started(
     web_hosts: Hosts, cli: Cli, elsewhere: Elsewhere, latch: Callable[[int], None], ran: Path
 ) -> None:

@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import sys
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,14 @@ WRITE = bool(os.environ.get("CORRA_WRITE_DOCS"))
 
 @pytest.fixture
 def reader(new_sshd, home: Path) -> dict[str, str]:
-    """The environment of a reader who types along: `inv`, `corra`, `scripts/inv` and `ssh`, and a
-    host called db1.
+    """The environment of a reader who types along: `inv`, `corra`, `scripts/inv` and `ssh`, a host
+    called db1, and six names more of it, web1 to web6.
     """
     there = home / "db1"  # so that the first run on db1 has to place the agent
     there.mkdir()
-    new_sshd(alias="db1", environment=home_environment(there), options=SLOWLY)
+    server = new_sshd(alias="db1", environment=home_environment(there), options=SLOWLY)
+    for number in range(1, 7):
+        server.add_host(f"web{number}")
     bin_ = home / "bin"
     beside = os.path.dirname(sys.executable)
     programs: dict[Path, list[str]] = {
@@ -222,6 +225,7 @@ def test_the_page_about_python_names_every_keyword_and_every_method():
             " ".join(re.findall(r"`([^`\n]+)`", (ROOT / "docs" / "python.md").read_text())),
         )
     )
+    from corra.fleets import making
     from corra.runs import request
 
     there = {
@@ -233,7 +237,9 @@ def test_the_page_about_python_names_every_keyword_and_every_method():
         "out_stream",
         "err_stream",
     }
-    for kind in (corra.Run, corra.Results):
+    there |= set(making.FleetOptions.__annotations__)
+    there |= set(signature(corra.Fleet.follow).parameters) - {"self"}
+    for kind in (corra.Run, corra.Results, corra.FleetResult):
         there |= {name for name in vars(kind) if not name.startswith("_")}
     there |= set(corra.Result.__annotations__) | {"reason", "signal", "elapsed"}
     # These belong to the verbs: they pass on stdin, restart a run, and keep what a host has

@@ -54,6 +54,17 @@ def other() -> bytes:
         match event:
             case corra.Output(stream="stdout", data=data):
                 return data
+    with corra.fleet("web[1-6]", ["true"], batch="10%", max_fail=1, timeout="1h") as fleet:
+        rolling: corra.Rolling = fleet.follow(confirm=lambda question: True)
+        for each in rolling:
+            match each:
+                case corra.Standing(what="failed", member=member, state=state):
+                    print(member, state and state.return_code)
+                case corra.Wrote(data=data):
+                    return data
+        bad: tuple[str, ...] = rolling.result.failed
+        killed: corra.FleetKilled = fleet.kill(grace="5s")
+        print(corra.fold(bad), killed.ended, corra.attach_fleet(fleet.id, "web1").wait().code)
     states: list[corra.State | corra.CorraError] = corra.ps(["db1"])
     return str(states).encode()
 """
@@ -63,6 +74,8 @@ BAD = [
     'corra.runbook("k", key="x").run("db1", ["true"], step="s", tiemout="5m")',
     'corra.runbook("k", key="x").run(["db1"], ["true"], step="s").stdout',
     "corra.hosts(7)",
+    'corra.fleet("web[1-6]", ["true"], bach=1)',
+    'corra.fleet("web[1-6]", ["true"]).roll().stdout',
     'corra.start("db1", ["true"], limits=["files=4096"])',
 ]
 
