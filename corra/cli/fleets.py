@@ -358,10 +358,12 @@ def either(
         with contextlib.suppress(NotFound):
             found = on_host(c, given, text)
     if found is None:
+        several = len(selection.hosts_in(c, given, given.host)) > 1
         try:
             return one()
-        except NotFound as error:
-            if not given.host or text is None:
+        except (NotFound, Misuse) as error:
+            # An id of a run belongs to one host. A fleet is learned from the first that answers.
+            if not given.host or text is None or (isinstance(error, Misuse) and not several):
                 raise
             try:
                 found = on_host(c, given, text)

@@ -168,6 +168,14 @@ def begun(plan: Plan, member: str) -> Written:
     return of_member(plan, "begin", member, prog_id=plan.run_id(member))
 
 
+def told(plan: Plan, member: str, known: Known) -> Written:
+    """Return the event of what a host has told of a member's run."""
+    assert known.state is not None
+    if known.state.ended:
+        return over(plan, member, known)
+    return of_member(plan, "started", member)
+
+
 def over(plan: Plan, member: str, known: Known) -> Written:
     """Return the event of a member that is over."""
     if known.state is not None:

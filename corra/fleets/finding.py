@@ -80,11 +80,12 @@ def find_fleet(
             m for m, each in answers.items() if isinstance(each, tuple) and each[0] == newest
         )
         fleet.plans.append(gather.recorded(fleet.run_of(member, newest)).plan)
-    fleet.learned(gather.known_from_hosts(fleet.plan, answers))
+    fleet.learn(answers)
     if isinstance(where, Here):
         # From now on this machine knows it by its id.
         with contextlib.suppress(NoRoom):
             fleet.begin()
+            fleet.note_known()
     return fleet
 
 

@@ -37,7 +37,7 @@ from corra.runs.patience import Patience
 from corra.runs.request import Launch
 from corra.runs.run import Run
 
-from . import gather
+from . import events as written, gather
 from .board import Board, Member, fact_of_error, moment, today
 from .events import WAY, Known, known_of, plans_of
 from .member import HALTED, Orders
@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 HALTED_WORDS = ("stopped before its start",)
 # So many hosts are asked for a record, should the first ones not answer.
 RECORDS_SOUGHT = 5
+# Whose host may have the program's record, the likeliest first.
+_LIKELY = (What.STARTED, What.WELL, What.FAILED, What.LOST, What.MAYBE, What.BEGUN)
 
 # What a host answers of a member: its last attempt and that run's State, None if it has no run.
 Answer = tuple[int, State] | CorraError | None
@@ -121,9 +123,19 @@ class Fleet:
     def label(self) -> str:
         return self.plan.label
 
-    def learned(self, known: Iterable[Known]) -> None:
-        """Take what hosts have told."""
-        self._known += known
+    def learn(self, answers: Answers) -> None:
+        """Take what the hosts have answered."""
+        self._known += gather.known_from_hosts(self.plan, answers)
+
+    def note_known(self) -> None:
+        """Write what the hosts have told into the journal. Raises NoRoom, Unreachable."""
+        events = [
+            written.told(self.plan, self.plan.members[each.fact.member], each)
+            for each in self._known
+            if each.state is not None
+        ]
+        if self.journal is not None and events:
+            self.journal.write_all(events)
 
     def known(self) -> list[Known]:
         """Return all that is known of the last attempt."""
@@ -427,9 +439,10 @@ class Fleet:
         """
         if self._template is not None:
             return
+        if not self.tally().count(*_LIKELY):
+            self.learn(self.ask())  # others may have started what this journal doesn't know
         tally = self.tally()
-        likely = (What.STARTED, What.WELL, What.FAILED, What.LOST, What.MAYBE, What.BEGUN)
-        reached = [(self.plan.members[at], None) for what in likely for at in tally.of_kind(what)]
+        reached = [(self.plan.members[at], None) for what in _LIKELY for at in tally.of_kind(what)]
         self._template, self._payload = self._program_of(reached, self.plan, secrets or {})
 
     def _program_of(

@@ -60,7 +60,8 @@ def summary_of(board: Board, rolled: Rolled, way_to: Callable[[str], str] | None
         case _ if bad:
             fate, why = _worst(bad), counts
         case _:
-            fate, why = render.STILL_RUNNING, counts
+            running = bool(board.of(What.STARTED, What.BEGUN))
+            fate, why = render.STILL_RUNNING if running else "STOPPED", counts
     return Summary(fate, why, _rows(board), _hints(board, rolled, way_to))
 
 

@@ -106,6 +106,22 @@ def test_one_host_is_enough_to_go_on_where_nobody_heard_of_it(
     assert corra.attach_fleet("up-1").state().done == ("web1", "web2", "web3", "web4")
 
 
+def test_a_look_at_a_fleet_from_elsewhere_is_enough_to_go_on_by_its_id(
+    web_hosts: Many, ran: Path, latch: Latch, moved: Callable[[], None]
+) -> None:
+    with corra.fleet(web_hosts(4), waiting(ran), id="up-1", at_once=2) as fleet:
+        broken_off(fleet, ran, 2)
+    latch(4)
+    moved()
+    corra.attach_fleet("up-1", "web1").close()
+    with corra.attach_fleet("up-1") as found:
+        looked = found.wait()
+        assert (len(looked.done), len(looked.not_started)) == (2, 2)
+        assert looked.fate == "STOPPED"
+        assert found.roll().ok
+    assert lines(ran) == 4
+
+
 def test_wait_starts_nothing_and_says_what_still_runs(
     web_hosts: Many, ran: Path, latch: Latch
 ) -> None:

@@ -48,7 +48,7 @@ def killed(process: subprocess.Popen[bytes]) -> None:
     process.communicate(timeout=30)
 
 
-@pytest.mark.parametrize("seed", ["web1", "web2"])
+@pytest.mark.parametrize("seed", ["web1", "web2", "web5,web2"])
 def test_one_reached_host_is_enough_to_go_on_from_a_machine_that_knows_nothing(
     web_hosts: Hosts,
     cli: Cli,
