@@ -45,6 +45,8 @@ KINDS: Mapping[What | None, str] = {
     What.BEGUN: CONNECTING,
     None: NOT_STARTED,
 }
+# What went wrong, or may have.
+BAD = (What.FAILED, What.LOST, What.MAYBE, What.UNREACHED)
 
 
 @dataclass

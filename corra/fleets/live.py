@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from corra import render
 from corra.model.rollout import What
 
-from .board import KINDS, Board, Member
+from .board import BAD, KINDS, Board, Member
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,6 @@ SILENT_S = 5.0
 _RUNNING_ROWS = 3
 _NAME_MAX = 24
 _NARROW = 60
-_BAD = (What.FAILED, What.LOST, What.MAYBE, What.UNREACHED)
 _STYLES = {
     What.WELL: "green",
     What.FAILED: "red",
@@ -135,7 +134,7 @@ def _counts(board: Board, width: int) -> Text:
     counts = _tally(board)
     shown = [what for what in _WORDS if counts[what]]
     if width < _NARROW:
-        shown.sort(key=lambda what: what not in _BAD)
+        shown.sort(key=lambda what: what not in BAD)
     parts: list[tuple[str, str] | str] = [" "]
     for what in shown:
         text = f"{counts[what]} {_WORDS[what]}"
@@ -173,7 +172,7 @@ def _rows(board: Board, most: int, width: int) -> Iterator[Text]:
 def chosen_rows(board: Board, most: int) -> tuple[list[Row], str]:
     """Return the rows for the hosts to look at, and words for the failures that have no room."""
     now = board.clock()
-    bad = [each for each in board.members if each.what in _BAD]
+    bad = [each for each in board.members if each.what in BAD]
     bad.sort(key=lambda each: -each.over_at)
     going = [each for each in board.members if each.what in (What.BEGUN, What.STARTED)]
     going.sort(key=lambda each: _urgency(each, now))

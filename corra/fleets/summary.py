@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from corra.model.host_sets import fold, fold_within
 from corra.model.rollout import What
 from corra.model.units import duration
 
-from .board import KINDS, Board, Member
+from .board import BAD, KINDS, Board, Member
 from .roll import Rolled, Way
 
 # More groups than this say less.
@@ -20,6 +21,10 @@ GROUPS_SHOWN = 8
 _SAID_MAX = 60
 # `status` has all of them.
 _NAMES_MAX = 400
+# On the first line, which answers alone which hosts went wrong.
+_NAMES_FIRST = 60
+# A threshold's own words, which the counts say too.
+_FAILED = re.compile(r"(failed|not reached)$")
 
 
 class Summary(NamedTuple):
@@ -37,8 +42,7 @@ def summary_of(board: Board, rolled: Rolled, way_to: Callable[[str], str] | None
     `way_to` has the flags by which another machine finds a member's host.
     """
     plan, total = board.plan, len(board.members)
-    groups = _groups(board.members)
-    counts = ", ".join(f"{len(found)} {word}" for word, found in groups)
+    counts = _counts(board.members)
     bad = [each for each in board.members if each.over and each.what is not What.WELL]
     well = len(board.of(What.WELL))
     waves = len(plan.waves)
@@ -46,7 +50,7 @@ def summary_of(board: Board, rolled: Rolled, way_to: Callable[[str], str] | None
         case Way.STOPPED:
             where = f" in wave {board.wave + 1} of {waves}" if waves > 1 else ""
             fate = f"STOPPED{where}"
-            why = counts if rolled.why.endswith("failed") else f"{rolled.why}; {counts}"
+            why = counts if _FAILED.search(rolled.why) else f"{rolled.why}; {counts}"
         case Way.PAUSED:
             fate, why = f"PAUSED {rolled.why} of {waves}", counts
         case Way.LEFT | Way.TIMED_OUT:
@@ -81,12 +85,25 @@ def _worst(bad: Sequence[Member]) -> str:
     return "FAILED" if What.FAILED in kinds else "NOT STARTED"
 
 
-def _groups(members: Sequence[Member]) -> list[tuple[str, list[Member]]]:
-    """Return (what became of them, members), the good ones first, each not empty."""
-    found: dict[What | None, list[Member]] = {}
+def _counts(members: Sequence[Member]) -> str:
+    """Return `3 of 20 failed: web[7,13,19]; 17 done, 30 not started`: what went wrong, with names,
+    and how many of the others.
+    """
+    found: dict[What | None, list[str]] = {}
     for each in members:
-        found.setdefault(each.what, []).append(each)
-    return [(word, found[what]) for what, word in KINDS.items() if what in found]
+        found.setdefault(each.what, []).append(each.name)
+    tried = len(members) - len(found.get(None, ()))
+    bad = [
+        f"{len(found[what])} of {tried} {word}: {fold_within(found[what], _NAMES_FIRST)}"
+        for what, word in KINDS.items()
+        if what in BAD and what in found
+    ]
+    others = [
+        f"{len(found[what])} {word}"
+        for what, word in KINDS.items()
+        if what not in BAD and what in found
+    ]
+    return "; ".join([*bad, ", ".join(others)] if others else bad)
 
 
 def _rows(board: Board) -> list[str]:

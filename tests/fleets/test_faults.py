@@ -169,7 +169,7 @@ def test_a_roll_stops_at_hosts_that_are_down_and_goes_on_with_them_once_they_are
     command = ["--", "sh", "-c", 'echo once >> "$HOME/ran"']
     done = cli("run", *words, "--connect-timeout", "8s", *command)
     assert done.returncode == 125
-    assert b"STOPPED in wave 2 of 4: 2 done, 2 unreached, 4 not started" in done.stderr
+    assert b"STOPPED in wave 2 of 4: 2 of 4 unreached: " in done.stderr
     assert [each.ran() for each in hosts] == [1, 1, 0, 0, 0, 0, 0, 0]
     for each in down:
         each.mend()

@@ -60,7 +60,12 @@ def test_what_happens_comes_as_values_and_nothing_is_printed(
     seen = [each.what for each in events if isinstance(each, corra.Standing)]
     assert (seen.count("connecting"), seen.count("failed")) == (3, 3)
     result = rolling.result
-    assert (result.ok, result.code, result.fate, result.why) == (False, 3, "FAILED", "3 failed")
+    assert (result.ok, result.code, result.fate, result.why) == (
+        False,
+        3,
+        "FAILED",
+        "3 of 3 failed: web[1-3]",
+    )
     assert result.failed == ("web1", "web2", "web3") == tuple(result.members)
     last = result.members["web2"]
     assert (last.host, last.over, last.fate, last.code) == ("web2", True, "FAILED 3", 3)

@@ -177,7 +177,7 @@ def test_the_view_stands_below_the_output_and_is_gone_at_the_end(
     tmux.expect(r"web\d +FAILED 3 .*no room")
     wait_for(lambda: _shows_the_failure_first(tmux), what=tmux.screen)
     (home / "go").touch()
-    tmux.expect(r"roll \(\w+\): FAILED: 3 done, 1\s+failed")
+    tmux.expect(r"roll \(\w+\): FAILED: 1\s+of\s+4\s+failed:\s+web")
     tmux.expect(f"^{re.escape(PROMPT.strip())}")
     screen = tmux.screen.splitlines()
     assert sum("over" in line for line in screen) == 3, screen
@@ -240,3 +240,14 @@ def test_no_color_has_none(pane: Callable[..., Tmux], home: Path) -> None:
     tmux.expect(r"web\d +FAILED 3")
     assert "\x1b[31m" not in tmux.picture[0]
     (home / "go").touch()
+
+
+def test_a_prompt_without_a_line_end_is_shown_while_its_program_waits(
+    pane: Callable[..., Tmux], home: Path
+) -> None:
+    tmux = pane("printf 'name? '; until [ -e $HOME/go ]; do sleep 0.05; done; echo thanks")
+    for number in range(1, 5):
+        tmux.expect(rf"web{number}: +name\? …")
+    (home / "go").touch()
+    tmux.expect(r"roll \(\w+\): done: 4 hosts")
+    assert tmux.screen.count(": thanks") == 4

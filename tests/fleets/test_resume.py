@@ -153,7 +153,9 @@ def test_after_a_stop_what_runs_is_watched_to_its_end(
     for verb in ("wait", "attach"):
         done = cli(verb, "up-1")
         assert done.returncode == 137
-        assert b"STOPPED" in done.stderr and b"2 failed, 1 not started" in done.stderr
+        assert (
+            b"STOPPED" in done.stderr and b"2 of 2 failed: web[1-2]; 1 not started" in done.stderr
+        )
 
 
 def test_after_a_kill_again_starts_what_was_never_started(

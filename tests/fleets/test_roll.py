@@ -86,7 +86,7 @@ def test_waves_come_one_after_the_other_and_stop_at_the_threshold(
     said = done.stderr.decode()
     assert done.returncode == 1
     assert "9 hosts in 5 waves of 2; stops at the 2nd failure" in said
-    assert "STOPPED in wave 3 of 5: 3 done, " in said
+    assert "STOPPED in wave 3 of 5: " in said
     # Both of the third wave had begun. A wave that fails wholly is nothing special.
     assert lines(ran) == 6
 
@@ -106,7 +106,7 @@ def test_a_wave_that_fails_wholly_stops_nothing_that_its_threshold_allows(
         *mark(ran, "false"),
     )
     assert (done.returncode, lines(ran)) == (1, 4)
-    assert b"FAILED: 4 failed" in done.stderr
+    assert b"FAILED: 4 of 4 failed: web[1-4]" in done.stderr
 
 
 def test_no_more_run_at_once_than_allowed(web_hosts: Many, cli: Cli, home: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_start_that_is_not_confirmed_in_time_is_given_up_and_named(
         *("--max-unreached", "1", "--", "true"),
     )
     assert done.returncode == 125
-    assert b"2 done, 1 unreached" in done.stderr
+    assert b"1 of 3 unreached: " in done.stderr
     assert b"mute  no start confirmed in 6 s" in done.stderr
 
 
@@ -222,7 +222,7 @@ def test_the_exit_code_is_the_largest_and_the_failures_say_what_they_wrote(
     command = mark(ran, f"echo oh >&2; exit $(( $(wc -l < {ran}) == 1 ? 3 : 0 ))")
     done = cli("run", "--host", web_hosts(3), "--at-once", "1", "--", *command)
     assert done.returncode == 3
-    assert b"FAILED: 2 done, 1 failed" in done.stderr
+    assert b"FAILED: 1 of 3 failed: " in done.stderr
     assert b"FAILED 3: web1  oh" in done.stderr
 
 
@@ -465,3 +465,36 @@ def test_logs_follow_all_members_at_once(
     latch(40)
     following.communicate(timeout=120)
     assert following.returncode == 0
+
+
+def test_a_pause_stands_between_two_waves(web_hosts: Many, cli: Cli) -> None:
+    flags = ["--batch", "1", "--pause", "1s", "--prefix", "none", "--host", web_hosts(2)]
+    done = cli("run", *flags, "--", "date", "+%s.%N")
+    first, second = sorted(map(float, done.stdout.split()))
+    assert done.returncode == 0 and second - first >= 1.0
+    assert b"1 s between waves" in done.stderr
+
+
+def test_time_and_name_stand_before_a_line_where_asked_for(web_hosts: Many, cli: Cli) -> None:
+    done = cli("run", "--host", web_hosts(2), "--prefix", "time", "--", "echo", "hi")
+    assert {line[8:] for line in done.stdout.decode().splitlines()} == {" web1: hi", " web2: hi"}
+    assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in done.stdout.decode().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [("sorted", ["web1", "web2", "web3"]), ("reversed", ["web1", "web3", "web2"])],
+)
+def test_hosts_start_in_the_order_that_was_asked_for(
+    web_hosts: Many, cli: Cli, order: str, expected: list[str]
+) -> None:
+    web_hosts(3)
+    flags = ["--order", order, "--at-once", "1", "--host", "web2,web3,web1"]
+    done = cli("run", *flags, "--", "echo", "hi")
+    assert [line.split(":")[0] for line in done.stdout.decode().splitlines()] == expected
+
+
+def test_each_program_has_a_terminal_of_its_own_where_asked_for(web_hosts: Many, cli: Cli) -> None:
+    done = cli("run", "--pty", "--host", web_hosts(2), "--", "sh", "-c", "test -t 0 && tty")
+    assert done.returncode == 0
+    assert len({line.split()[1] for line in done.stdout.decode().splitlines()}) == 2
