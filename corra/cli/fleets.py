@@ -111,8 +111,6 @@ def roll_out(c: Context, given: RunFlags, hosts: Sequence[str]) -> int:
 
 def again(c: Context, given: AgainFlags, fleet: Fleet) -> int:
     """Start once more what failed, was unreached or wasn't started, and return the exit code."""
-    from corra.model.host_sets import fold
-
     _refuse_for_one(given)
     _refuse_contradictions(given)
     answers = fleet.ask()
@@ -125,21 +123,14 @@ def again(c: Context, given: AgainFlags, fleet: Fleet) -> int:
         pause_s=given.pause,
         start_s=given.start_timeout,
     )
-    unsure = [each for each in fleet.left_out(answers) if plan is None or each not in plan.members]
-    code = 0
-    if unsure:
-        code = NOTHING_DONE
-        why = "no answer, and nobody knows whether it has run there: left out"
-        given.screen.say(fleet.plan.label, fold(unsure), "NOT STARTED", why)
     if plan is None:
         what = f"nothing is {given.only.replace('-', ' ')}" if given.only else "nothing to repeat"
-        if not unsure:
-            given.screen.say(fleet.plan.label, "", "ALREADY DONE", what)
-        return code
+        given.screen.say(fleet.plan.label, "", "ALREADY DONE", what)
+        return 0
     if given.dry:
         return _show_plan(given, plan)
     fleet.take_attempt(plan, answers, inputs.given_secrets(given), _reported(c, given))
-    return max(code, _launched(given, fleet, show_plan=False))
+    return _launched(given, fleet, show_plan=False)
 
 
 def _waves(given: RunFlags | AgainFlags) -> dict[str, Any]:

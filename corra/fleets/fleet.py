@@ -31,16 +31,16 @@ from corra.remote.agent_client import Agent
 from corra.remote.bootstrap import agent_digest
 from corra.runbooks.journal import Journal
 from corra.runbooks.ledgers import Here
-from corra.runs import request
-from corra.runs.asking import asked_by, who_asks
+from corra.runs.asking import asked_by
 from corra.runs.patience import Patience
 from corra.runs.request import Launch
 from corra.runs.run import Run
 
 from . import events as written, gather
 from .board import Board, Member, fact_of_error, moment, today
+from .claims import BY_KILL, claim, is_claim, runs_there
 from .events import WAY, Known, known_of, plans_of
-from .member import HALTED, Orders
+from .member import Orders
 from .plan import BOOK, Plan, new_plan
 from .result import FleetKilled, FleetResult, result_of_answers
 from .roll import Roller, Way
@@ -53,11 +53,10 @@ from .workers import Threads
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# A run of these words stands where an operator's stop came before a member's start. No PATH has
-# such a program, so it ends as not started, and its id can never be started again.
-HALTED_WORDS = ("stopped before its start",)
 # So many hosts are asked for a record, should the first ones not answer.
 RECORDS_SOUGHT = 5
+# A member's last attempt is the one after which no other is there; a hostile host has all.
+ATTEMPTS_MOST = 1000
 # Whose host may have the program's record, the likeliest first.
 _LIKELY = (What.STARTED, What.WELL, What.FAILED, What.LOST, What.MAYBE, What.BEGUN)
 
@@ -329,10 +328,10 @@ class Fleet:
         """Plan a further attempt, which the next roll starts; None if nothing is to be repeated.
 
         It has what failed, was unreached or was never started, and hasn't ended well since then;
-        `only` one of "failed", "unreached", "not-started". What is lost is left out, and so is a
-        host that doesn't answer, unless it is known that nothing was started there; `redo` names
-        those of them that are started all the same. The other options replace the last plan's.
-        Raises Misuse, NotStarted.
+        `only` one of "failed", "unreached", "not-started". What is lost is left out, unless `redo`
+        names it. A host that doesn't answer now is asked again before its start: what goes on
+        there, or has ended well, isn't started. The other options replace the last plan's. Raises
+        Misuse, NotStarted.
         """
         answers = self.ask()
         plan = self.next_attempt(
@@ -399,21 +398,11 @@ class Fleet:
             inventory=old.inventory,
             attempt=max([old.attempt, *attempts]) + 1,
             whole=old.all_members,
+            redo=tuple(member for member in chosen if member in again),
             by=asked_by(),
             at=today(),
             **{**kept, **given},
         )
-
-    def left_out(self, answers: Answers) -> list[str]:
-        """Return the members that `again` leaves out since nobody knows whether they have run."""
-        known = self._last_known()
-        return [
-            member
-            for member in self.plan.all_members
-            if isinstance(answers.get(member), CorraError)
-            and _kind_of(answers[member], known.get(member)) is None
-            and known.get(member) is not What.WELL
-        ]
 
     def take_attempt(
         self,
@@ -489,7 +478,7 @@ class Fleet:
         def ask_one(member: str) -> Answer:
             try:
                 with contextlib.closing(self.orders().agent(member)) as agent:
-                    return gather.last_of(gather.runs_there(self.plan, member, agent))
+                    return gather.last_of(self._runs(member, agent))
             except CorraError as error:
                 return error
 
@@ -542,7 +531,7 @@ class Fleet:
         for member, answer in asked.items():
             if isinstance(answer, CorraError):
                 line.put(answer)
-            elif answer is not None and HALTED not in (answer[1].origin or {}):
+            elif answer is not None and not is_claim(answer[1]):
                 runs.append((member, answer[0]))
 
         def read(whose: tuple[str, int]) -> None:
@@ -636,8 +625,12 @@ class Fleet:
         """
         with contextlib.closing(self.orders().agent(member)) as agent:
             mine = member in self.plan.members
-            claimed = mine and claims and self._claim(member, agent)
-            runs = gather.runs_there(self.plan, member, agent)
+            claimed = (
+                mine
+                and claims
+                and claim(self.plan, member, self.plan.attempt, agent, self._patience, why=BY_KILL)
+            )
+            runs = self._runs(member, agent)
             going = [attempt for attempt, state in runs.items() if not state.ended]
             for attempt in going:
                 end(self.run_of(member, attempt, agent=agent))
@@ -645,35 +638,16 @@ class Fleet:
                 return True
             return False if claimed or (mine and self.plan.attempt not in runs) else None
 
-    def _claim(self, member: str, agent: Agent) -> bool:
-        """Take a member's id, if no run has it. Return whether that was so."""
-        launch = request.launch(
-            agent,
-            HALTED_WORDS,
-            id=self.plan.run_id(member),
-            name=self.plan.name,
-            spool=self.plan.spool,
-            cwd="/",
-            origin={
-                **who_asks(),
-                "fleet": self.plan.id,
-                "attempt": str(self.plan.attempt),
-                HALTED: "1",
-            },
-        )
-        marked = launch._replace(request=replace(launch.request, fleet=self.plan.to_text()))
-        try:
-            for _ in marked.follow(self._patience, stay=False):
-                pass
-        except Conflict:
-            return False
-        return True
+    def _runs(self, member: str, agent: Agent) -> dict[int, State]:
+        """Return the State of a member's run of each attempt. Raises CorraError."""
+        # Attempts that another machine has begun since then follow on the plan's.
+        return runs_there(self.plan, member, agent, range(1, ATTEMPTS_MOST))
 
     def kill_members(self, members: Sequence[Member]) -> None:
         """Stop the runs of these members; what can't be reached is left out."""
 
         def end(member: Member) -> None:
-            run = self.run_of(member.name)
+            run = self.run_of(member.name, member.attempt)
             with contextlib.suppress(CorraError):
                 run.kill()
             run.agent.close()
@@ -716,17 +690,16 @@ def _with_inventory(plan: Plan, reach: Mapping[str, Any]) -> dict[str, Any]:
 def _kind_of(answer: Answer, known: What | None) -> str | None:
     """Return what `again` calls a member: failed, unreached, not-started; None for all else.
 
-    `known` is what the journal has. Of a host that doesn't answer only that counts: what may run
-    there, or may have ended well, must not be started a second time.
+    `known` is what the journal has. It counts where the host doesn't answer.
     """
     if isinstance(answer, CorraError):
-        kinds = {What.UNREACHED: "unreached", What.FAILED: "failed"}
-        return kinds.get(known) if known is not None else None
+        kinds = {What.WELL: None, What.LOST: None, What.FAILED: "failed"}
+        return kinds.get(known, "unreached") if known is not None else "unreached"
     if answer is None:
         return "unreached" if known is What.UNREACHED else "not-started"
     state = answer[1]
     if not state.ended or state.state == "lost":
         return None
-    if (state.origin or {}).get(HALTED):
+    if is_claim(state):
         return "not-started"
     return None if exit_code(state) == 0 else "failed"

@@ -16,18 +16,17 @@ from corra.model import ids
 from corra.model.program import Request
 from corra.model.rollout import Fact, What
 from corra.model.state import State
-from corra.remote.agent_client import Agent
 from corra.remote.targets import agent_for
 from corra.runbooks.journal import Journal
 from corra.runbooks.ledgers import Here, Ledger, all_books
-from corra.runs.asking import ask_agent, who_asks
+from corra.runs.asking import who_asks
 from corra.runs.finding import list_runs
 from corra.runs.run import AT_ONCE, Run
 from corra.runs.stdin_file import shared_descriptor
 
 from .board import fact_of, moment
+from .claims import is_claim, why_claimed
 from .events import WAY, Known, plans_of
-from .member import HALTED
 from .plan import BOOK, Plan, host_of, program_digest
 
 T = TypeVar("T")
@@ -35,8 +34,6 @@ R = TypeVar("R")
 
 # A name is looked for in so many journals, the latest first: a journal is read whole.
 NAMES_SOUGHT = 100
-# A later attempt than the plan's is asked for only where an earlier one was found.
-ATTEMPTS_MOST = 1000
 
 
 class Recorded(NamedTuple):
@@ -159,28 +156,6 @@ def template_of(
     return request, shared_descriptor(io.BytesIO(found.stdin))
 
 
-def runs_there(plan: Plan, member: str, agent: Agent) -> dict[int, State]:
-    """Return the State of a member's run of each attempt, as its host says now.
-
-    Raises CorraError where the host doesn't answer.
-    """
-    # Not by way of Run: each would write its own row into the history, see `Hands`.
-    found: dict[int, State] = {}
-    for attempt in range(1, ATTEMPTS_MOST):
-        run_id = plan.run_id(member, attempt)
-        try:
-            told = ask_agent(
-                agent, "status", {"prog_id": run_id}, text=run_id, label="", spool=plan.spool
-            )
-        except NotFound:
-            # Attempts that another machine has begun since then follow on the plan's.
-            if attempt > plan.attempt:
-                break
-        else:
-            found[attempt] = State.from_json(told)
-    return found
-
-
 def last_of(runs: Mapping[int, State]) -> tuple[int, State] | None:
     """Return the last attempt of a member and its State, None if it has no run."""
     return max(runs.items()) if runs else None
@@ -196,16 +171,10 @@ def in_parallel(do: Callable[[T], R], whom: Sequence[T], *, at_once: int | None 
 
 def known_of_run(state: State, at: int, member: str) -> Known:
     """Return what a run's State says of a member; a stop may stand in the place of its run."""
-    origin = state.origin or {}
-    if HALTED not in origin:
+    if not is_claim(state):
         return Known(fact_of(state, moment(), at), state)
-    error = Unreachable(f"{_stopped_by(state)} before its start", host=host_of(member))
+    error = Unreachable(f"{why_claimed(state)} before its start", host=host_of(member))
     return Known(Fact(What.UNREACHED, at, moment()), error=error)
-
-
-def _stopped_by(state: State) -> str:
-    origin = state.origin or {}
-    return f"stopped by {origin.get('user')}@{origin.get('host')}"
 
 
 def known_from_hosts(
@@ -221,8 +190,8 @@ def known_from_hosts(
         if not isinstance(answer, tuple) or answer[0] != plan.attempt:
             continue
         state = answer[1]
-        if HALTED in (state.origin or {}):
-            found.append(Known(Fact(What.STOPPED, at=moment(), why=_stopped_by(state))))
+        if is_claim(state):
+            found.append(Known(Fact(What.STOPPED, at=moment(), why=why_claimed(state))))
         found.append(known_of_run(state, at, member))
     return found
 
@@ -234,6 +203,5 @@ def last_runs(
     return [
         (member, answer[0])
         for member in plan.all_members
-        if isinstance(answer := answers.get(member), tuple)
-        and HALTED not in (answer[1].origin or {})
+        if isinstance(answer := answers.get(member), tuple) and not is_claim(answer[1])
     ]

@@ -31,10 +31,8 @@ from corra.runs.run import Run
 from corra.runs.wanted import Wanted
 from corra.terminal.screen import Gone
 
+from .claims import is_claim, settled_before, why_claimed
 from .plan import Plan, host_of
-
-# In the origin of a run that was made so that nobody can start its id any more.
-HALTED = "halted"
 
 
 class Job(NamedTuple):
@@ -59,7 +57,7 @@ class Sink(Protocol):
     def note(self, at: int, text: str) -> None: ...
     def digested(self, at: int, digests: Digests | CorraError) -> None: ...
     def over(self, at: int, state: State | None, error: CorraError | None) -> None: ...
-    def halted(self, at: int, by: str) -> None: ...
+    def halted(self, at: int, why: str) -> None: ...
     def gone(self, error: Gone) -> None: ...
 
 
@@ -202,7 +200,13 @@ class Hands:
 
     def _watch(self, job: Job, member: str, agent: Agent) -> None:
         orders = self._orders
-        follow = self._follow(job, member, agent)
+        run_id = orders.plan.run_id(member)
+        if job.start and orders.plan.attempt > 1 and member not in orders.plan.redo:
+            # An earlier attempt may have started it since its host was last asked.
+            before = settled_before(orders.plan, member, agent, orders.patience)
+            if before is not None:
+                job, run_id = job._replace(start=False, confirmed=True), before.prog_id
+        follow = self._follow(job, run_id, member, agent)
         with self._lock:
             self._follows[job.at] = follow
             if self._left or job.at in self._given_up:
@@ -228,7 +232,6 @@ class Hands:
         except NotFound:
             if not job.confirmed:
                 raise
-            run_id = orders.plan.run_id(member)
             self._tell_over(job.at, State(run_id, "lost", reason="spool-gone"), None)
             return
         finally:
@@ -236,13 +239,14 @@ class Hands:
         state = follow.state
         if state is not None and state.ended and orders.folds:
             try:
-                self._sink.digested(job.at, digests_of(orders.run(member, agent), state))
+                run = Run(agent, run_id, name=state.name, spool=orders.plan.spool, seen=False)
+                self._sink.digested(job.at, digests_of(run, state))
             except CorraError as error:
                 self._sink.digested(job.at, error)
         if state is not None and (state.ended or not job.stay):
             self._tell_over(job.at, state, None)
 
-    def _follow(self, job: Job, member: str, agent: Agent) -> Follow:
+    def _follow(self, job: Job, run_id: str, member: str, agent: Agent) -> Follow:
         # Not by way of Launch and Run: each would write its own row into the history, and some
         # tens of threads that lock one file wait for each other for seconds. The roller writes.
         orders = self._orders
@@ -255,7 +259,7 @@ class Hands:
             wanted = Wanted(streams=streams)
         return Follow(
             agent,
-            orders.plan.run_id(member),
+            run_id,
             wanted,
             orders.patience,
             start,
@@ -268,12 +272,12 @@ class Hands:
         """Tell the sink if an operator's stop stands in the place of this run."""
         member = self._orders.plan.members[job.at]
         try:
-            origin = self._orders.run(member, agent).state().origin or {}
+            state = self._orders.run(member, agent).state()
         except CorraError:
             return False
-        if origin.get(HALTED) is None:
+        if not is_claim(state):
             return False
-        self._sink.halted(job.at, f"{origin.get('user')}@{origin.get('host')}")
+        self._sink.halted(job.at, why_claimed(state))
         return True
 
     def _tell_over(self, at: int, state: State | None, error: CorraError | None) -> None:

@@ -58,6 +58,7 @@ _SHAPE = Object(
         "start": Real(0, 1e9),
         "order": Text(64),
         "canary": Text(_INFLATED_MOST),
+        "redo": Text(_INFLATED_MOST),
         "program": Text(64),
         "agent": Text(64),
         "as": Text(),
@@ -75,7 +76,8 @@ class Plan:
     """What a fleet will do. `members` are hosts' names in the order of their starts.
 
     A member's name is its host's, with `#2` behind it for the second run there. `whole` are the
-    members of all attempts, where this is a later one. `waves` are sizes. `program` is the digest
+    members of all attempts, where this is a later one; `redo` are those that it starts whatever
+    became of them before. `waves` are sizes. `program` is the digest
     of the program, `agent` that of the agent. `start_s`: how long a member's start may take.
     `inventory` is the path of the inventory that says where the members are, on the machine of
     `by`.
@@ -97,6 +99,7 @@ class Plan:
     start_s: float = START_S
     order: str = ""
     canary: tuple[str, ...] = ()
+    redo: tuple[str, ...] = ()
     agent: str = ""
     as_user: str | None = None
     spool: str | None = None
@@ -146,6 +149,7 @@ class Plan:
             "start": self.start_s,
             "order": self.order or None,
             "canary": fold_in_order(self.canary) or None,
+            "redo": fold_in_order(self.redo) or None,
             "program": self.program,
             "agent": self.agent or None,
             "as": self.as_user,
@@ -186,7 +190,7 @@ class Plan:
         renamed = {"pause": "pause_s", "start": "start_s", "as": "as_user"}
         given = {renamed.get(name, name): each for name, each in value.items() if each is not None}
         given = {name: each for name, each in given.items() if name in known}
-        for name in ("members", "whole", "canary"):
+        for name in ("members", "whole", "canary", "redo"):
             given[name] = unfolded(given.get(name, ""))
         if sum(count for count, _ in value["waves"]) > HOSTS_MOST:
             raise ValueError("a plan of too many waves")

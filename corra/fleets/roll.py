@@ -147,8 +147,8 @@ class Roller:
     def over(self, at: int, state: State | None, error: CorraError | None) -> None:
         self._desk.put(("over", at, state, error))
 
-    def halted(self, at: int, by: str) -> None:
-        self._desk.put(("halted", at, by))
+    def halted(self, at: int, why: str) -> None:
+        self._desk.put(("halted", at, why))
 
     def gone(self, error: Gone) -> None:
         self._desk.put(error)
@@ -245,6 +245,8 @@ class Roller:
             return
         member.state = known.state or member.state
         member.error = known.error
+        if member.state is not None and member.state.prog_id != member.prog_id:
+            member.attempt, member.prog_id = self._attempt_of(member), member.state.prog_id
         if member.what is What.STARTED and member.state is not None and member.state.elapsed:
             # What others have begun, or this fleet before it was resumed, runs since then.
             member.started_at = min(member.started_at, self.board.clock() - member.state.elapsed)
@@ -253,6 +255,14 @@ class Roller:
         elif member.at not in self._watched:
             self._begun_elsewhere = True
         self.view.changed(member)
+
+    def _attempt_of(self, member: Member) -> int:
+        """Return the earlier attempt whose run counts for a member: it went on, or ended well."""
+        assert member.state is not None
+        for attempt in range(1, self.plan.attempt):
+            if self.plan.run_id(member.name, attempt) == member.state.prog_id:
+                return attempt
+        return member.attempt
 
     def _heed(self, kind: str, *words: Any) -> None:
         """Take what a member, or the operator, has said."""
@@ -278,8 +288,7 @@ class Roller:
                 self.view.note(why or f"{room}it goes on", member.name)
             case "note", (int(at), str(text)):
                 self.view.note(text, self.board.members[at].name)
-            case "halted", (int(at), str(by)):
-                why = f"stopped by {by}"
+            case "halted", (int(at), str(why)):
                 error = Unreachable(f"{why} before its start", host=self.board.members[at].host)
                 self._over(at, None, error)
                 self._take(Known(Fact(What.STOPPED, at=moment(), why=why)))
@@ -459,7 +468,7 @@ class Roller:
         host = self.orders.agent(name).host
         template = self.orders.template
         self._remembered[at] = history.Entry(
-            self.plan.run_id(name),
+            self.board.members[at].prog_id,
             str(host),
             self.plan.name,
             host.as_user,

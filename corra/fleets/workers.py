@@ -141,8 +141,8 @@ class _Pipe:
     def over(self, at: int, state: State | None, error: CorraError | None) -> None:
         self._tell("over", at, state, error)
 
-    def halted(self, at: int, by: str) -> None:
-        self._tell("halted", at, by)
+    def halted(self, at: int, why: str) -> None:
+        self._tell("halted", at, why)
 
     def gone(self, error: Gone) -> None:
         self._tell("gone", error)

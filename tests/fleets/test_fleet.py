@@ -208,41 +208,67 @@ def test_without_a_yes_it_ends_between_waves_and_the_next_roll_goes_on(
     assert len(asked) == 1 and lines(ran) == 2
 
 
-def test_of_a_host_that_doesnt_answer_nothing_is_known_and_it_isnt_run_twice(
-    web_hosts: Many, cli: Cli, home: Path, ran: Path, latch: Latch, moved: Callable[[], None]
+def test_a_host_that_doesnt_answer_is_asked_again_before_it_would_run_twice(
+    web_hosts: Many, home: Path, ran: Path, latch: Latch, moved: Callable[[], None]
 ) -> None:
-    web_hosts(2)
-    with corra.fleet("web[1-2]", waiting(ran), id="up-1") as fleet:
-        broken_off(fleet, ran, 2)
-    latch(2)
+    web_hosts(3)
+    with corra.fleet("web[1-3]", waiting(ran), id="up-1") as fleet:
+        broken_off(fleet, ran, 3)
     config = home / ".ssh" / "config"
     whole = config.read_text()
-    config.write_text("Host web2\n  ProxyCommand false\n" + whole)
+    config.write_text("Host web2 web3\n  ProxyCommand false\n" + whole)
     moved()
     with corra.attach_fleet("up-1", "web1") as found:
-        wait_for(lambda: found.state().done == ("web1",))
         state = found.state()
-        assert (state.unknown, state.fate, state.unreached) == (("web2",), "UNKNOWN", ())
-        assert found.again() is None
+        assert (state.unknown, state.fate, state.unreached) == (("web2", "web3"), "UNKNOWN", ())
+        plan = found.again()
+        assert plan is not None and plan.members == ("web2", "web3")
+        assert found.roll().unreached == ("web2", "web3")
         config.write_text(whole)
+        plan = found.again(only="unreached")
+        assert plan is None  # now they answer: both still run
+        config.write_text("Host web2 web3\n  ProxyCommand false\n" + whole)
+        assert found.again() is not None
+        config.write_text(whole)
+        rolling = found.follow()
+        for event in rolling:
+            if isinstance(event, corra.Standing) and event.what == "running":
+                latch(3)  # what runs there is watched, and nothing else is started
+        assert rolling.result.done == ("web2", "web3")
         wait_for(lambda: found.state().ok)
-    assert lines(ran) == 2
+    assert lines(ran) == 3
 
 
-def test_again_on_the_command_line_says_who_was_left_out(
-    web_hosts: Many, cli: Cli, home: Path, ran: Path, latch: Latch
+def test_a_roller_that_knows_an_earlier_attempt_only_starts_nothing_a_second_time(
+    web_hosts: Many, ran: Path, home: Path, latch: Latch, moved: Callable[[], None]
 ) -> None:
-    with corra.fleet(web_hosts(2), waiting(ran), id="up-1") as fleet:
-        broken_off(fleet, ran, 2)
-    config = home / ".ssh" / "config"
-    whole = config.read_text()
-    config.write_text("Host web2\n  ProxyCommand false\n" + whole)
-    done = cli("again", "up-1")
-    assert (done.returncode, lines(ran)) == (125, 2)
-    assert b"web2: NOT STARTED: no answer, and nobody knows whether it has run" in done.stderr
-    config.write_text(whole)
-    latch(2)
-    assert cli("attach", "--take-over", "up-1").returncode == 0
+    with corra.fleet(web_hosts(4), waiting(ran), id="up-1", at_once=1) as fleet:
+        broken_off(fleet, ran, 1)
+        latch(4)
+        moved()
+        with corra.attach_fleet("up-1", "web1") as found:
+            assert found.again(only="not-started") is not None
+            assert found.roll().ok
+        assert lines(ran) == 4
+        stale = fleet.roll()
+        assert "begun once more by" in stale.why
+    assert lines(ran) == 4
+
+
+def test_what_a_stale_roller_has_started_meanwhile_is_not_started_again(
+    web_hosts: Many, ran: Path, latch: Latch, moved: Callable[[], None]
+) -> None:
+    with corra.fleet(web_hosts(3), waiting(ran), id="up-1", at_once=1) as fleet:
+        broken_off(fleet, ran, 1)
+        latch(3)
+        moved()
+        with corra.attach_fleet("up-1", "web1") as found:
+            plan = found.again()
+            assert plan is not None and len(plan.members) == 2
+            assert fleet.roll().ok  # between the plan and its roll
+            result = found.roll()
+            assert result.ok and {each.attempt for each in result.members.values()} == {1}
+    assert lines(ran) == 3
 
 
 def test_the_way_to_the_hosts_is_remembered(web_hosts: Many) -> None:
