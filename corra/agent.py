@@ -5164,6 +5164,365 @@ def limit_complaints(limits):
     return found
 
 
+# ============================================================ verbs/late
+# The parts that stand as text at the end of the made file: only some verbs need them.
+#
+# What a start has loaded, its guards keep for weeks: 5 bytes for each byte of source. So what no
+# start needs before its guards are forked is compiled when it is asked for.
+
+LATE_BEGIN, LATE_END = "\nr'''\n", "\n'''\n"
+
+
+def late(name):
+    """Return a function or class of any part, and load the late ones for it. Raises OSError."""
+    if name not in globals():
+        exec(late_code(), globals())  # noqa: S102 - it is of this very file
+    return globals()[name]
+
+
+def late_code():
+    """Return the late parts, compiled; as with a .pyc, that is kept where Python keeps such."""
+    if "AGENT_SOURCE" in globals():  # it came without a file
+        return compiled_late(globals()["AGENT_SOURCE"])
+    path = absolute(CODE.co_filename)
+    kept = getattr(globals().get("__spec__"), "cached", None)
+    kept = kept and kept.rpartition(".")[0] + ".late"
+    found = os.stat(path)
+    sign = b"%x %d %d\n" % (sys.hexversion, found.st_mtime_ns, found.st_size)
+    try:
+        data = slurp(kept, 1 << 22) if kept else b""
+        if data.startswith(sign):
+            return marshal.loads(data[len(sign) :])  # noqa: S302 - as a .pyc is
+    except (OSError, ValueError, EOFError, TypeError):
+        pass  # there is none, or it is torn
+    code = compiled_late(slurp(path, 1 << 22).decode())
+    if kept:
+        try:
+            keep_late(kept, sign + marshal.dumps(code))
+        except OSError:
+            pass  # no room, or only for reading: it is compiled each time
+    return code
+
+
+def compiled_late(source):
+    begin, end = source.index(LATE_BEGIN) + len(LATE_BEGIN), source.rindex(LATE_END)
+    # With the lines before it, so that tracebacks name those of the made file.
+    text = "\n" * source.count("\n", 0, begin) + source[begin:end] + "\n"
+    return compile(text, CODE.co_filename, "exec")
+
+
+def keep_late(path, data):
+    """Write the file in one step. Raises OSError."""
+    above = os.open(parent(path), os.O_RDONLY | os.O_DIRECTORY)
+    new = ".late.%s" % os.urandom(4).hex()
+    try:
+        fill(above, new, data, 0o644)
+        os.rename(new, base(path), src_dir_fd=above, dst_dir_fd=above)
+    finally:
+        os.close(above)
+
+
+def __getattr__(name):  # Python 3.7
+    """Return a name of the late parts for whoever imports the made file."""
+    if name.startswith("__") or "verb_list" in globals():
+        raise AttributeError(name)
+    return late(name)
+
+
+# ============================================================ verbs/courier_file
+# The courier's file beside the agent.
+
+def place_courier(source):
+    """Put the courier that came with the request beside the agent. Raises Refusal.
+
+    By hand none comes, and it must be there.
+    """
+    path = beside("courier.py")
+    there = slurp(path) if present(path) else None
+    if source is None and there is None:
+        raise Refusal(
+            "no_courier", "a callback needs courier.py beside agent.py: %s isn't there" % path
+        )
+    if source is None or there == octets(source):
+        return
+    try:
+        above = os.open(parent(path), os.O_RDONLY | os.O_DIRECTORY)
+        replace(above, "courier.py", octets(source))
+        os.close(above)
+    except OSError as error:
+        tried = [{"dir": parent(path), "errno": error.errno, "message": error.strerror}]
+        raise Refusal(
+            "no_room", "no room for the courier: " + error.strerror, tried=tried
+        ) from None
+
+
+# ============================================================ verbs/daily
+# The daily cleaning by a start.
+
+DAY_S, RETRY_S = 86400, 600
+
+
+def daily_gc(request, root):
+    """Clean up once a day, in a process of its own that no start waits for.
+
+    One that dies is followed by that of a start RETRY_S later, which goes on where it was.
+    """
+    stamp = join(root, "gc")
+    try:
+        # One of the future is of a clock that was set back since.
+        if abs(time.time() - os.stat(stamp).st_mtime) < DAY_S:
+            return
+    except FileNotFoundError:
+        pass
+    file = os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.utime(file, (time.time() - DAY_S + RETRY_S,) * 2)
+        child = os.fork()
+    except BlockingIOError:
+        child = None  # it is being done
+    if child != 0:
+        os.close(file)
+        return
+    try:
+        os.setsid()
+        if not os.fork():
+            os.nice(19)
+            null = os.open("/dev/null", os.O_RDWR)
+            for number in range(3):
+                os.dup2(null, number)
+            late("clean_up")(request)
+            os.utime(file, None)
+    finally:
+        os._exit(0)
+
+
+# ============================================================ verbs/start
+# The verbs start and run.
+
+def new_run(request, stdin, reply):
+    """Return the run, and make it unless it exists. Raises Refusal."""
+    prog_id = request["prog_id"]
+    there = find_exact(request, prog_id)
+    if there:
+        drop_claim(request, there)
+        return same_program(there, request)
+    request["before"] = outliving(request)  # its refusal must come before anything is made
+    stored = {
+        key: request[key]
+        for key in (
+            *("prog_id", "name", "origin", "fleet"),
+            *("program", "run", "callback", "config"),
+        )
+        if request.get(key)
+    }
+    token = (request.get("secrets") or {}).get("token")
+    if stored.get("callback"):
+        token = stored["callback"].get("token") or token
+        stored["callback"] = {
+            key: value for key, value in stored["callback"].items() if key != "token"
+        }
+        place_courier(request.get("courier"))
+    stored.update(user=user_name(), created=now_ns(), layout=LAYOUT, agent=VERSION)
+    source = request["program"].get("stdin")
+
+    def feed(directory):
+        """Fill the file `stdin`."""
+        if isinstance(source, str):
+            fill(directory, "stdin", octets(source))
+            return
+        digest = None
+        if source.get("sha256"):
+            import hashlib  # only here, as it takes 5 ms
+
+            digest = hashlib.sha256()
+        reply.first_line(" send")
+        fd = os.open("stdin", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
+        try:
+            widen(stdin.fd, 4)
+            stdin.pour(fd, source["bytes"], digest)
+        except EOFError as error:
+            raise Refusal("bad_request", str(error)) from None
+        finally:
+            os.close(fd)
+        if digest and digest.hexdigest() != source["sha256"]:
+            raise Refusal(
+                "bad_request",
+                "the bytes for stdin are not those announced: they changed while they were read",
+            )
+
+    tried = []
+    for root in roots(request):
+        try:
+            runs = prepare_root(root)
+            try:
+                claim(
+                    runs,
+                    prog_id,
+                    stored,
+                    feed if source is not None and source != {"open": True} else None,
+                    token,
+                )
+            finally:
+                os.close(runs)
+            # Whose claim it is, and whether the archive has it by now: this start may have been
+            # stopped since it looked.
+            there = find_exact(request, prog_id)
+            if there:
+                drop_claim(request, there)
+                return same_program(there, request)
+            raise Refusal("unreadable", "%s was removed just now" % prog_id, dir=root)
+        except OSError as error:
+            tried.append(
+                {"dir": root, "errno": error.errno, "message": error.strerror or str(error)}
+            )
+            if isinstance(source, dict) and error.errno in FULL:
+                break  # half of stdin was read, and the next root would need it all
+    if tried[0]["errno"] == errno.EOPNOTSUPP:
+        raise Refusal(
+            "unsupported",
+            "keep_output can't be used in %(dir)s: %(message)s" % tried[0],
+            tried=tried,
+        )
+    raise Refusal("no_room", "no room for the spool: %s" % tried[0]["message"], tried=tried)
+
+
+def drop_claim(request, run):
+    """Remove the claims of a run that the archive has, which nobody has launched or will."""
+    if isinstance(run, ArchivedRun):
+        for root in roots(request):
+            try:
+                late("remove_claim")(root, run.prog_id)
+            except OSError:
+                pass  # there is none; or gc does it later
+
+
+def same_program(run, request):
+    """Return the run. Raises Refusal where it is another program's."""
+    if run.request["program"] != request["program"]:
+        raise Refusal("conflict", "this id already names another command", there=run.state())
+    return run
+
+
+def start_run(request, stdin, reply):
+    """Start the program unless it was started; return its Run and State.
+
+    It is safe to repeat with the same id. Raises Refusal.
+    """
+    if not sys.platform.startswith("linux"):
+        raise Refusal(
+            "unsupported", "the agent is for Linux, this is %s: use the chaperone" % sys.platform
+        )
+    wrong = start_complaints(request)
+    if wrong:
+        raise Refusal("bad_request", "; ".join(wrong), complaints=wrong)
+    request["prog_id"] = request.get("prog_id") or new_id()
+    umask = os.umask(0o077)
+    run = new_run(request, stdin, reply)
+    try:
+        daily_gc(request, parent(parent(run.path)))
+    except OSError:
+        pass  # no room or no process for it: a later start cleans up
+    secret = (request.get("secrets") or {}).get("env") or {}
+    # Before `abandoned` would say so, since this start knows the reason.
+    deadline, pause_s = time.monotonic() + START_DEADLINE_S * 0.8, 0
+    wrong = OSError(0, "each died at once")
+    while True:
+        state = run.state()
+        late = time.monotonic() > deadline
+        if state["state"] != "starting" or (state["supervisor"] != "gone" and late):
+            return run, state
+        # It is new, or the guards that began it died before they launched anything.
+        if state["supervisor"] == "gone" and late:
+            give_up(run, wrong, "no guard could be started here: " + wrong.strerror)
+        elif state["supervisor"] == "gone":
+            before = outliving(run.request) if request.get("before") is None else request["before"]
+            if pause_s:
+                time.sleep(max(0.001, min(pause_s, deadline - time.monotonic())))
+            pause_s = min(pause_s * 2 or 0.01, 1)
+            try:
+                spawn_guards(
+                    dict(run.request, secret_env=secret, umask=umask, before=before), run.path
+                )
+            except OSError as error:
+                wrong = error
+        else:
+            time.sleep(0.01)
+
+
+def verb_start(request, stdin, reply, framed):
+    reply.send(start_run(request, stdin, reply)[1])
+
+
+def verb_run(request, stdin, reply, framed):
+    run, state = start_run(request, stdin, reply)
+    reply.send(state)
+    if state["state"] != "not_started":
+        late("Follower")(run, request, stdin if framed else None, reply.out).go()
+
+
+# ============================================================ verbs/main
+# All verbs by name, and main.
+
+VERBS = ("start", "run", "follow", "wait", "status", "signal", "stop", "read", "gc", "deliver",
+         "digest", "list")  # fmt: skip
+
+
+def open_standard():
+    """Give /dev/null to each of the descriptors 0, 1 and 2 that is closed.
+
+    Else the next file that is opened has that number, and replies go into it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open("/dev/null", os.O_RDWR), True)
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115 - open as long as the process lives
+
+
+def main(argv, stdin, stdout):
+    """Carry out one verb; return the exit code. `stdin` is an Input, `stdout` a binary file."""
+    verb = argv[0] if argv else "start"
+    reply = Reply(stdout, None)
+    try:
+        request, framed = stdin.request()
+        if not isinstance(request, dict):
+            raise ValueError("not an object")
+        reply.nonce = request.get("nonce") if isinstance(request.get("nonce"), str) else None
+    except (ValueError, EOFError, RecursionError) as error:
+        reply.send({"error": "bad_request", "message": "the request can't be read: %s" % error})
+        return 2
+    try:
+        if verb not in VERBS:
+            raise Refusal("bad_request", "no verb %s: there are %s" % (verb, " ".join(VERBS)))
+        wrong = complaints(request)
+        if wrong:
+            raise Refusal("bad_request", "; ".join(wrong), complaints=wrong)
+        late("verb_" + verb)(request, stdin, reply, framed)
+        return 0
+    except Refusal as refusal:
+        reply.send(refusal.reply)
+        return 1
+    except OSError as error:
+        if error.errno == errno.EBADMSG:
+            reply.send(unreadable(error.filename, error).reply)
+            return 1
+        if error.errno != errno.EPIPE:
+            raise
+        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
+        return 0
+
+
+if __name__ == "__main__":
+    open_standard()
+    # Replies are flushed as they are sent, so Python's finalisation, 2 ms, would close nothing.
+    os._exit(main(sys.argv[1:], Input(0), sys.stdout.buffer))
+
+
+r'''
+
+
 # ============================================================ verbs/orders
 # Orders to the keeper; the verb signal, which does without a keeper that doesn't answer.
 
@@ -6253,11 +6612,10 @@ def remove_unlaunched(root, prog_id):
 
 
 # ============================================================ verbs/gc
-# The verb gc, and the daily cleaning by a start.
+# The verb gc, and what a start cleans up once a day.
 
 KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
 KEEP_BYTES = 2 << 30
-DAY_S, RETRY_S = 86400, 600
 # A client waits 15 s for an answer, and may ask again for what is left.
 PATIENCE_S = 5.0
 
@@ -6433,68 +6791,14 @@ def verb_gc(request, stdin, reply, framed):
     reply.send(found)
 
 
-def daily_gc(request, root):
-    """Clean up once a day, in a process of its own that no start waits for.
-
-    One that dies is followed by that of a start RETRY_S later, which goes on where it was.
-    """
-    stamp = join(root, "gc")
-    try:
-        # One of the future is of a clock that was set back since.
-        if abs(time.time() - os.stat(stamp).st_mtime) < DAY_S:
-            return
-    except FileNotFoundError:
-        pass
-    file = os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.utime(file, (time.time() - DAY_S + RETRY_S,) * 2)
-        child = os.fork()
-    except BlockingIOError:
-        child = None  # it is being done
-    if child != 0:
-        os.close(file)
-        return
-    try:
-        os.setsid()
-        if not os.fork():
-            os.nice(19)
-            null = os.open("/dev/null", os.O_RDWR)
-            for number in range(3):
-                os.dup2(null, number)
-            collect({"spool": request.get("spool")}, now_ns(), lambda: False)
-            sweep_agents(time.time())
-            os.utime(file, None)
-    finally:
-        os._exit(0)
+def clean_up(request):
+    """Do what a start does once a day."""
+    collect({"spool": request.get("spool")}, now_ns(), lambda: False)
+    sweep_agents(time.time())
 
 
 # ============================================================ verbs/deliver
-# The courier's file beside the agent, and the verb deliver.
-
-def place_courier(source):
-    """Put the courier that came with the request beside the agent. Raises Refusal.
-
-    By hand none comes, and it must be there.
-    """
-    path = beside("courier.py")
-    there = slurp(path) if present(path) else None
-    if source is None and there is None:
-        raise Refusal(
-            "no_courier", "a callback needs courier.py beside agent.py: %s isn't there" % path
-        )
-    if source is None or there == octets(source):
-        return
-    try:
-        above = os.open(parent(path), os.O_RDONLY | os.O_DIRECTORY)
-        replace(above, "courier.py", octets(source))
-        os.close(above)
-    except OSError as error:
-        tried = [{"dir": parent(path), "errno": error.errno, "message": error.strerror}]
-        raise Refusal(
-            "no_room", "no room for the courier: " + error.strerror, tried=tried
-        ) from None
-
+# The verb deliver.
 
 def verb_deliver(request, stdin, reply, framed):
     """Deliver the run's output and end once more, or give its courier another token or route."""
@@ -6748,238 +7052,4 @@ def state_text(request, known):
             run.close()
     except (OSError, Refusal):
         return ""
-
-
-# ============================================================ verbs/start
-# The verbs start and run.
-
-def new_run(request, stdin, reply):
-    """Return the run, and make it unless it exists. Raises Refusal."""
-    prog_id = request["prog_id"]
-    there = find_exact(request, prog_id)
-    if there:
-        drop_claim(request, there)
-        return same_program(there, request)
-    request["before"] = outliving(request)  # its refusal must come before anything is made
-    stored = {
-        key: request[key]
-        for key in (
-            *("prog_id", "name", "origin", "fleet"),
-            *("program", "run", "callback", "config"),
-        )
-        if request.get(key)
-    }
-    token = (request.get("secrets") or {}).get("token")
-    if stored.get("callback"):
-        token = stored["callback"].get("token") or token
-        stored["callback"] = {
-            key: value for key, value in stored["callback"].items() if key != "token"
-        }
-        place_courier(request.get("courier"))
-    stored.update(user=user_name(), created=now_ns(), layout=LAYOUT, agent=VERSION)
-    source = request["program"].get("stdin")
-
-    def feed(directory):
-        """Fill the file `stdin`."""
-        if isinstance(source, str):
-            fill(directory, "stdin", octets(source))
-            return
-        digest = None
-        if source.get("sha256"):
-            import hashlib  # only here, as it takes 5 ms
-
-            digest = hashlib.sha256()
-        reply.first_line(" send")
-        fd = os.open("stdin", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
-        try:
-            widen(stdin.fd, 4)
-            stdin.pour(fd, source["bytes"], digest)
-        except EOFError as error:
-            raise Refusal("bad_request", str(error)) from None
-        finally:
-            os.close(fd)
-        if digest and digest.hexdigest() != source["sha256"]:
-            raise Refusal(
-                "bad_request",
-                "the bytes for stdin are not those announced: they changed while they were read",
-            )
-
-    tried = []
-    for root in roots(request):
-        try:
-            runs = prepare_root(root)
-            try:
-                claim(
-                    runs,
-                    prog_id,
-                    stored,
-                    feed if source is not None and source != {"open": True} else None,
-                    token,
-                )
-            finally:
-                os.close(runs)
-            # Whose claim it is, and whether the archive has it by now: this start may have been
-            # stopped since it looked.
-            there = find_exact(request, prog_id)
-            if there:
-                drop_claim(request, there)
-                return same_program(there, request)
-            raise Refusal("unreadable", "%s was removed just now" % prog_id, dir=root)
-        except OSError as error:
-            tried.append(
-                {"dir": root, "errno": error.errno, "message": error.strerror or str(error)}
-            )
-            if isinstance(source, dict) and error.errno in FULL:
-                break  # half of stdin was read, and the next root would need it all
-    if tried[0]["errno"] == errno.EOPNOTSUPP:
-        raise Refusal(
-            "unsupported",
-            "keep_output can't be used in %(dir)s: %(message)s" % tried[0],
-            tried=tried,
-        )
-    raise Refusal("no_room", "no room for the spool: %s" % tried[0]["message"], tried=tried)
-
-
-def drop_claim(request, run):
-    """Remove the claims of a run that the archive has, which nobody has launched or will."""
-    if isinstance(run, ArchivedRun):
-        for root in roots(request):
-            try:
-                remove_claim(root, run.prog_id)
-            except OSError:
-                pass  # there is none; or gc does it later
-
-
-def same_program(run, request):
-    """Return the run. Raises Refusal where it is another program's."""
-    if run.request["program"] != request["program"]:
-        raise Refusal("conflict", "this id already names another command", there=run.state())
-    return run
-
-
-def start_run(request, stdin, reply):
-    """Start the program unless it was started; return its Run and State.
-
-    It is safe to repeat with the same id. Raises Refusal.
-    """
-    if not sys.platform.startswith("linux"):
-        raise Refusal(
-            "unsupported", "the agent is for Linux, this is %s: use the chaperone" % sys.platform
-        )
-    wrong = start_complaints(request)
-    if wrong:
-        raise Refusal("bad_request", "; ".join(wrong), complaints=wrong)
-    request["prog_id"] = request.get("prog_id") or new_id()
-    umask = os.umask(0o077)
-    run = new_run(request, stdin, reply)
-    try:
-        daily_gc(request, parent(parent(run.path)))
-    except OSError:
-        pass  # no room or no process for it: a later start cleans up
-    secret = (request.get("secrets") or {}).get("env") or {}
-    # Before `abandoned` would say so, since this start knows the reason.
-    deadline, pause_s = time.monotonic() + START_DEADLINE_S * 0.8, 0
-    wrong = OSError(0, "each died at once")
-    while True:
-        state = run.state()
-        late = time.monotonic() > deadline
-        if state["state"] != "starting" or (state["supervisor"] != "gone" and late):
-            return run, state
-        # It is new, or the guards that began it died before they launched anything.
-        if state["supervisor"] == "gone" and late:
-            give_up(run, wrong, "no guard could be started here: " + wrong.strerror)
-        elif state["supervisor"] == "gone":
-            before = outliving(run.request) if request.get("before") is None else request["before"]
-            if pause_s:
-                time.sleep(max(0.001, min(pause_s, deadline - time.monotonic())))
-            pause_s = min(pause_s * 2 or 0.01, 1)
-            try:
-                spawn_guards(
-                    dict(run.request, secret_env=secret, umask=umask, before=before), run.path
-                )
-            except OSError as error:
-                wrong = error
-        else:
-            time.sleep(0.01)
-
-
-def verb_start(request, stdin, reply, framed):
-    reply.send(start_run(request, stdin, reply)[1])
-
-
-def verb_run(request, stdin, reply, framed):
-    run, state = start_run(request, stdin, reply)
-    reply.send(state)
-    if state["state"] != "not_started":
-        Follower(run, request, stdin if framed else None, reply.out).go()
-
-
-# ============================================================ verbs/main
-# All verbs by name, and main.
-
-VERBS = {
-    "start": verb_start,
-    "run": verb_run,
-    "follow": verb_follow,
-    "wait": verb_wait,
-    "status": verb_status,
-    "signal": verb_signal,
-    "stop": verb_stop,
-    "read": verb_read,
-    "gc": verb_gc,
-    "deliver": verb_deliver,
-    "digest": verb_digest,
-    "list": verb_list,
-}
-
-
-def open_standard():
-    """Give /dev/null to each of the descriptors 0, 1 and 2 that is closed.
-
-    Else the next file that is opened has that number, and replies go into it.
-    """
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open("/dev/null", os.O_RDWR), True)
-    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115 - open as long as the process lives
-
-
-def main(argv, stdin, stdout):
-    """Carry out one verb; return the exit code. `stdin` is an Input, `stdout` a binary file."""
-    verb = argv[0] if argv else "start"
-    reply = Reply(stdout, None)
-    try:
-        request, framed = stdin.request()
-        if not isinstance(request, dict):
-            raise ValueError("not an object")
-        reply.nonce = request.get("nonce") if isinstance(request.get("nonce"), str) else None
-    except (ValueError, EOFError, RecursionError) as error:
-        reply.send({"error": "bad_request", "message": "the request can't be read: %s" % error})
-        return 2
-    try:
-        if verb not in VERBS:
-            raise Refusal("bad_request", "no verb %s: there are %s" % (verb, " ".join(VERBS)))
-        wrong = complaints(request)
-        if wrong:
-            raise Refusal("bad_request", "; ".join(wrong), complaints=wrong)
-        VERBS[verb](request, stdin, reply, framed)
-        return 0
-    except Refusal as refusal:
-        reply.send(refusal.reply)
-        return 1
-    except OSError as error:
-        if error.errno == errno.EBADMSG:
-            reply.send(unreadable(error.filename, error).reply)
-            return 1
-        if error.errno != errno.EPIPE:
-            raise
-        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
-        return 0
-
-
-if __name__ == "__main__":
-    open_standard()
-    # Replies are flushed as they are sent, so Python's finalisation, 2 ms, would close nothing.
-    os._exit(main(sys.argv[1:], Input(0), sys.stdout.buffer))
+'''

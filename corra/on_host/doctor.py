@@ -61,10 +61,10 @@ def record(request):
 def tree(request):
     """Return the living processes of a run: the program and all that descend from it."""
     run = agent.find(request)
-    before = {pid: used(pid) for pid in agent.family(run)}
+    before = {pid: used(pid) for pid in agent.late("family")(run)}
     began = time.monotonic()
     time.sleep(TREE_S)
-    family = agent.family(run)
+    family = agent.late("family")(run)
     took = time.monotonic() - began
     found = []
     for pid, (state, parent, start, name) in sorted(family.items()):
@@ -83,7 +83,7 @@ def tree(request):
                 "cpu_s": cpu_s,
                 "cpus": max(0.0, cpu_s - (before.get(pid) or 0.0)) / took if pid in before else 0.0,
                 "memory": memory(pid),
-                "wchan": agent.wchan(pid) if state == "D" else None,
+                "wchan": agent.late("wchan")(pid) if state == "D" else None,
                 "start": start,
             }
         )

@@ -11,7 +11,11 @@ request = json.loads(stdin.read(int(size)).decode())
 for each in modules:
     name, size = each.split(":")
     module = sys.modules[name] = types.ModuleType(name)
-    exec(compile(zlib.decompress(stdin.read(int(size))), name + ".py", "exec"), module.__dict__)
+    source = zlib.decompress(stdin.read(int(size))).decode()
+    module.__dict__["AGENT_SOURCE"] = (
+        source  # there is no file where the agent could find its late parts
+    )
+    exec(compile(source, name + ".py", "exec"), module.__dict__)
 code = module.main(verb, request, nonce, sys.stdout.buffer)
 sys.stdout.flush()
 os._exit(code)

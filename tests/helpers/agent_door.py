@@ -42,6 +42,9 @@ LOADER = (
     "agent.Input(0), sys.stdout.buffer))"
 )
 
+# Code before that which changes a constant: else a part that is loaded later would set it again.
+LATE = "agent.late('verb_list'); "
+
 _copies: dict[int, str] = {}
 _compiled: set[tuple[int, str]] = set()
 
@@ -61,12 +64,13 @@ def copy_of_the_agent() -> str:
 
 
 def compile_the_agent(python: str) -> None:
-    """Write the copy's .pyc for `python`, as the first start on a host does. A user other than root
-    couldn't write it later.
+    """Write the copy's .pyc for `python`, as the first start on a host does, and that of the late
+    parts. A user other than root couldn't write them later.
     """
     if (os.getpid(), python) not in _compiled:
         subprocess.run(
-            [python, "-ISE", "-c", LOADER.format(copy_of_the_agent(), "sys.exit(); ")], check=True
+            [python, "-ISE", "-c", LOADER.format(copy_of_the_agent(), LATE + "sys.exit(); ")],
+            check=True,
         )
         _compiled.add((os.getpid(), python))
 
@@ -121,7 +125,7 @@ class Door:
             self.python,
             "-ISE",
             "-c",
-            LOADER.format(copy_of_the_agent(), self.constants),
+            LOADER.format(copy_of_the_agent(), self.constants and LATE + self.constants),
             verb,
         ]
 

@@ -1,6 +1,5 @@
-"""The verb gc, and the daily cleaning by a start."""
+"""The verb gc, and what a start cleans up once a day."""
 
-import fcntl
 import posix as os
 import time
 
@@ -16,7 +15,6 @@ from .known import state_word
 
 KEEP_RECORD_S, KEEP_YOUNG_S, KEEP_AGENT_S = 400 * 86400, 3 * 86400, 30 * 86400
 KEEP_BYTES = 2 << 30
-DAY_S, RETRY_S = 86400, 600
 # A client waits 15 s for an answer, and may ask again for what is left.
 PATIENCE_S = 5.0
 
@@ -192,37 +190,7 @@ def verb_gc(request, stdin, reply, framed):
     reply.send(found)
 
 
-def daily_gc(request, root):
-    """Clean up once a day, in a process of its own that no start waits for.
-
-    One that dies is followed by that of a start RETRY_S later, which goes on where it was.
-    """
-    stamp = join(root, "gc")
-    try:
-        # One of the future is of a clock that was set back since.
-        if abs(time.time() - os.stat(stamp).st_mtime) < DAY_S:
-            return
-    except FileNotFoundError:
-        pass
-    file = os.open(stamp, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.utime(file, (time.time() - DAY_S + RETRY_S,) * 2)
-        child = os.fork()
-    except BlockingIOError:
-        child = None  # it is being done
-    if child != 0:
-        os.close(file)
-        return
-    try:
-        os.setsid()
-        if not os.fork():
-            os.nice(19)
-            null = os.open("/dev/null", os.O_RDWR)
-            for number in range(3):
-                os.dup2(null, number)
-            collect({"spool": request.get("spool")}, now_ns(), lambda: False)
-            sweep_agents(time.time())
-            os.utime(file, None)
-    finally:
-        os._exit(0)
+def clean_up(request):
+    """Do what a start does once a day."""
+    collect({"spool": request.get("spool")}, now_ns(), lambda: False)
+    sweep_agents(time.time())

@@ -5,33 +5,13 @@ import posix as os
 import sys
 
 from ..contract import Refusal
-from .deliver import verb_deliver
-from .digest import verb_digest
 from .ended import unreadable
 from .exchange import Input, Reply
-from .follow import verb_follow, verb_wait
-from .gc import verb_gc
-from .listing import verb_list
-from .look import verb_read, verb_status
-from .orders import verb_signal
+from .late import late
 from .requests import complaints
-from .start import verb_run, verb_start
-from .stop import verb_stop
 
-VERBS = {
-    "start": verb_start,
-    "run": verb_run,
-    "follow": verb_follow,
-    "wait": verb_wait,
-    "status": verb_status,
-    "signal": verb_signal,
-    "stop": verb_stop,
-    "read": verb_read,
-    "gc": verb_gc,
-    "deliver": verb_deliver,
-    "digest": verb_digest,
-    "list": verb_list,
-}
+VERBS = ("start", "run", "follow", "wait", "status", "signal", "stop", "read", "gc", "deliver",
+         "digest", "list")  # fmt: skip
 
 
 def open_standard():
@@ -65,7 +45,7 @@ def main(argv, stdin, stdout):
         wrong = complaints(request)
         if wrong:
             raise Refusal("bad_request", "; ".join(wrong), complaints=wrong)
-        VERBS[verb](request, stdin, reply, framed)
+        late("verb_" + verb)(request, stdin, reply, framed)
         return 0
     except Refusal as refusal:
         reply.send(refusal.reply)

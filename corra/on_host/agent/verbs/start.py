@@ -11,12 +11,11 @@ from ..kernel import now_ns, widen
 from ..paths import octets, parent
 from ..spool import claim, prepare_root, roots, user_name
 from .archived import ArchivedRun
-from .deliver import place_courier
+from .courier_file import place_courier
+from .daily import daily_gc
 from .finding import find_exact
-from .fold import remove_claim
-from .follow import Follower
-from .gc import daily_gc
 from .ids import new_id
+from .late import late
 from .outliving import outliving
 from .requests import start_complaints
 from .starter import give_up, spawn_guards
@@ -114,7 +113,7 @@ def drop_claim(request, run):
     if isinstance(run, ArchivedRun):
         for root in roots(request):
             try:
-                remove_claim(root, run.prog_id)
+                late("remove_claim")(root, run.prog_id)
             except OSError:
                 pass  # there is none; or gc does it later
 
@@ -180,4 +179,4 @@ def verb_run(request, stdin, reply, framed):
     run, state = start_run(request, stdin, reply)
     reply.send(state)
     if state["state"] != "not_started":
-        Follower(run, request, stdin if framed else None, reply.out).go()
+        late("Follower")(run, request, stdin if framed else None, reply.out).go()
