@@ -1311,6 +1311,32 @@ def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path):
     made.close()
 
 
+@pytest.mark.parametrize(
+    "wanted",
+    [{}, {"name": "job"}, {"host": "db1"}, {"name": "job", "open": True}, {"tail": "abc*"}],
+    ids=str,
+)
+def test_a_list_reads_an_index_and_sorts_nothing(tmp_path, wanted):
+    """A year has 100,000 runs of one name."""
+    from sqlalchemy import event
+
+    from corra.collector import store
+
+    made = store.Store(str(tmp_path / "c.sqlite3"))
+    asked: list[tuple[str, Any]] = []
+    event.listen(
+        made.engine, "before_cursor_execute", lambda *each: asked.append((each[2], each[3]))
+    )
+    made.runs(wanted, [{}], limit=100)
+    ((text, values),) = [each for each in asked if "FROM runs" in each[0]]
+    with made.engine.connect() as connection:
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values).all()
+    made.close()
+    said = " ".join(str(row[-1]) for row in plan)
+    assert "USING INDEX runs_" in said
+    assert wanted.get("tail") or "TEMP B-TREE" not in said, said
+
+
 @contextlib.asynccontextmanager
 async def hasty_server(app: Any) -> AsyncIterator[Any]:
     """Yield the address of a server that waits 0.2 s for a head."""

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -555,3 +556,49 @@ def test_a_run_whose_month_cannot_be_read_stays_where_it_is(door):
     assert left | set(lines(door)) == {first, second, "20260301t000000z-22222224"}
     fold(door)
     assert sorted(lines(door)) == [first, "20260301t000000z-22222224", second]
+
+
+# ---------------------------------------------------------------- many at once
+
+
+def test_a_spool_of_before_is_taken_over_by_the_first_start_while_runs_go_on(door):
+    """An older agent has left it: with neither an archive nor the cache of ended runs."""
+    (door.spool / "gc").parent.mkdir(parents=True)
+    (door.spool / "gc").touch()
+    door.ready("echo ready; exec sleep 1000", prog_id="going")
+    ids = [
+        long_ago.ended(door.spool, f"old-{number}", at_ns=NOW - 60 * DAY_NS - number, output=OUTPUT)
+        for number in range(150)
+    ]
+    os.utime(door.spool / "gc", (NOW / 1e9 - 2 * 86400,) * 2)
+    asked = iter(ids)
+
+    def taken_over() -> bool:
+        """Meanwhile a run is found, wherever it is, and another is started."""
+        assert door.status(next(asked))["return_code"] == 0
+        assert door.start(["true"])["state"] in ("running", "exited")
+        return not set(ids) & set(os.listdir(door.spool / "runs"))
+
+    eventually(taken_over)
+    assert sorted(lines(door)) == sorted(ids)
+    assert door.status("going")["state"] == "running"
+    assert door.call("list", {"states": ["running"]})["counts"]["done"] >= len(ids)
+    door.stop("going", 0)
+
+
+def test_several_that_fold_away_and_start_at_once_lose_no_run_and_write_each_once(door):
+    ids = [
+        long_ago.ended(door.spool, f"old-{number}", at_ns=NOW - 60 * DAY_NS - number, output=OUTPUT)
+        for number in range(100)
+    ]
+    requests = [("gc", {"older": 0, "records": 0}), ("list", {}), ("status", {"prog_id": "old-5"})]
+    requests += [("start", door.program(["true"], prog_id="old-7", cwd="/", host="db1"))]
+    with ThreadPoolExecutor(16) as pool:
+        replies = pool.map(lambda each: (each[0], door.call(*each)), requests * 4)
+    for verb, reply in replies:
+        if verb == "list":
+            assert {each["prog_id"] for each in reply["runs"]} == set(ids)
+        elif verb != "gc":
+            assert (reply["state"], reply["return_code"]) == ("exited", 0)
+    fold(door)
+    assert sorted(lines(door)) == sorted(ids)
