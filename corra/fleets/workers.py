@@ -16,13 +16,14 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from corra.errors import CorraError
+from corra.errors import CorraError, MaybeStarted, StillRunning
 from corra.model.state import State
 from corra.runs.digest import Digests
 from corra.runs.events import LinkDown, LinkUp
 from corra.terminal.screen import Gone
 
 from .member import Hands, Job, Orders, Sink
+from .plan import host_of
 
 # From so many members on, another process helps. The number isn't measured.
 MEMBERS_A_PROCESS = 24
@@ -56,8 +57,16 @@ class Processes:
     """Threads in several processes, which are forked before there is any thread here."""
 
     def __init__(self, orders: Orders, sink: Sink, count: int) -> None:
+        self._orders, self._sink = orders, sink
         self._links: list[Connection] = []
         self._locks: list[threading.Lock] = []
+        # For each process the members that it has, and whether they are known to have started.
+        # None for a process that has ended.
+        self._has: list[dict[int, bool] | None] = [{} for _ in range(count)]
+        self._which: dict[int, int] = {}
+        self._knows = threading.Lock()
+        self._spare = Threads(orders, sink)
+        self._left = False
         pids = []
         for _ in range(count):
             ours, theirs = socket.socketpair()
@@ -71,36 +80,69 @@ class Processes:
             pids.append(pid)
             self._links.append(Connection(ours.detach()))
             self._locks.append(threading.Lock())
-        for pid, link in zip(pids, self._links, strict=True):
-            threading.Thread(target=_hear, args=(pid, link, sink), daemon=True).start()
+        for which, pid in enumerate(pids):
+            threading.Thread(target=self._hear, args=(which, pid), daemon=True).start()
 
-    def _tell(self, at: int, *words: Any) -> None:
-        which = at % len(self._links)
+    def _tell(self, which: int, *words: Any) -> None:
         with self._locks[which], contextlib.suppress(OSError):
             self._links[which].send(words)
 
     def begin(self, job: Job) -> None:
-        self._tell(job.at, "begin", job)
+        count = len(self._links)
+        with self._knows:
+            for which in ((job.at + turn) % count for turn in range(count)):
+                if (has := self._has[which]) is not None:
+                    has[job.at] = job.confirmed
+                    self._which[job.at] = which
+                    break
+            else:
+                self._spare.begin(job)
+                return
+        self._tell(which, "begin", job)
 
     def give_up(self, at: int, after_s: float) -> None:
-        self._tell(at, "give_up", at, after_s)
+        if (which := self._which.get(at)) is None:
+            self._spare.give_up(at, after_s)
+        else:
+            self._tell(which, "give_up", at, after_s)
 
     def leave(self) -> None:
-        for at in range(len(self._links)):
-            self._tell(at, "leave")
+        self._left = True
+        self._spare.leave()
+        for which in range(len(self._links)):
+            self._tell(which, "leave")
 
+    def _hear(self, which: int, pid: int) -> None:
+        """Pass on what one process tells, until it has ended."""
+        link, has = self._links[which], self._has[which]
+        assert has is not None
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                name, *words = link.recv()
+                with self._knows:
+                    if name == "state":
+                        has[words[0]] = True
+                    elif name in ("over", "halted"):
+                        has.pop(words[0], None)
+                try:
+                    getattr(self._sink, name)(*words)
+                except Gone as gone:
+                    self._sink.gone(gone)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+        if not self._left:
+            self._tell_of_death(which)
 
-def _hear(pid: int, link: Connection, sink: Sink) -> None:
-    """Pass on what one process tells, until it has ended."""
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            name, *words = link.recv()
-            try:
-                getattr(sink, name)(*words)
-            except Gone as gone:
-                sink.gone(gone)
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0)
+    def _tell_of_death(self, which: int) -> None:
+        """Say of each member of a process that was killed that nobody watches it any more."""
+        with self._knows:
+            left, self._has[which] = self._has[which], None
+        why = "the process here that watched it was killed (no memory?)"
+        for at, started in (left or {}).items():
+            member = self._orders.plan.members[at]
+            kind = StillRunning if started else MaybeStarted
+            facts: Any = {"host": host_of(member), "prog_id": self._orders.plan.run_id(member)}
+            self._sink.over(at, None, kind(why, **facts))
 
 
 class _Pipe:

@@ -381,6 +381,29 @@ def test_two_processes_help_with_many_hosts(web_hosts: Many, cli: Cli, ran: Path
     wait_for(lambda: not any(_alive(pid) for pid in found))
 
 
+def test_a_process_that_helps_and_is_killed_leaves_nobody_unsaid_and_attach_goes_on(
+    web_hosts: Many, cli: Cli, ran: Path, home: Path
+) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core: no process helps")
+    wait = f"until [ -e {home}/go ]; do sleep 0.1; done"
+    words = ["--id", "up-1", "--at-once", "48", "--host", web_hosts(50)]
+    process = cli.popen("run", *words, "--", *mark(ran, f"echo begun; {wait}"))
+    assert process.stdout is not None
+    for _ in range(48):
+        assert process.stdout.readline().endswith(b": begun\n")
+    helps = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(helps[0]), signal.SIGKILL)
+    wait_for(lambda: not _alive(helps[0]))
+    (home / "go").touch()
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 122
+    assert b"the process here that watched it was killed" in said
+    assert lines(ran) == 50
+    done = cli("attach", "up-1", timeout=90)
+    assert (done.returncode, lines(ran)) == (0, 50), done.stderr
+
+
 def _alive(pid: str) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
