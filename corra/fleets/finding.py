@@ -74,12 +74,6 @@ def find_fleet(
     kept.read()
     fleet = Fleet([plan], reach=way, journal=kept, patience=patience)
     answers = fleet.ask()
-    newest = max((each[0] for each in answers.values() if isinstance(each, tuple)), default=1)
-    if newest > plan.attempt:
-        member = next(
-            m for m, each in answers.items() if isinstance(each, tuple) and each[0] == newest
-        )
-        fleet.plans.append(gather.recorded(fleet.run_of(member, newest)).plan)
     fleet.learn(answers)
     if isinstance(where, Here):
         # From now on this machine knows it by its id.

@@ -473,7 +473,10 @@ class Fleet:
         return self.run_of(member).reached
 
     def ask(self) -> dict[str, Answer]:
-        """Ask all hosts for their runs of this fleet; return each member's last one."""
+        """Ask all hosts for their runs of this fleet; return each member's last one.
+
+        An attempt that another machine has begun, and this journal doesn't know, is taken over.
+        """
 
         def ask_one(member: str) -> Answer:
             try:
@@ -483,7 +486,22 @@ class Fleet:
                 return error
 
         members = self.plan.all_members
-        return dict(zip(members, gather.in_parallel(ask_one, members), strict=True))
+        answers = dict(zip(members, gather.in_parallel(ask_one, members), strict=True))
+        self._adopt({m: each[0] for m, each in answers.items() if isinstance(each, tuple)})
+        return answers
+
+    def _adopt(self, attempts: Mapping[str, int]) -> bool:
+        """Take over a newer attempt than ours, by the members that have it. Return whether so."""
+        newer = [member for member, attempt in attempts.items() if attempt > self.plan.attempt]
+        for member in sorted(newer, key=lambda each: -attempts[each])[:RECORDS_SOUGHT]:
+            run = self.run_of(member, attempts[member])
+            with contextlib.suppress(CorraError), contextlib.closing(run.agent):
+                plan = gather.recorded(run).plan
+                if plan.id == self.id and plan.attempt > self.plan.attempt:
+                    self.plans.append(plan)
+                    self._known = []
+                    return True
+        return False
 
     def state(self) -> FleetResult:
         """Ask all hosts, and return how the fleet stands: each member's last attempt."""
@@ -598,15 +616,20 @@ class Fleet:
 
     def _stop(self, end: Callable[[Run], object], *, claims: bool) -> FleetKilled:
         """Stop all members that may run or be started, whatever attempt they are of."""
-        members = self.open_members()
+        answers: dict[str, bool | CorraError | None] = {}
+        while True:
+            members, attempts = self.open_members(), dict[str, int]()
 
-        def stop(member: str) -> bool | CorraError | None:
-            try:
-                return self._stop_member(member, end, claims=claims)
-            except CorraError as error:
-                return error
+            def stop(member: str) -> bool | CorraError | None:
+                try:
+                    return self._stop_member(member, end, attempts, claims=claims)  # noqa: B023
+                except CorraError as error:
+                    return error
 
-        answers = dict(zip(members, gather.in_parallel(stop, members), strict=True))
+            told = dict(zip(members, gather.in_parallel(stop, members), strict=True))
+            answers |= {m: each for m, each in told.items() if answers.get(m) is not True}
+            if not self._adopt(attempts):
+                break  # else another machine has begun that attempt, and may go on with it
         return FleetKilled(
             tuple(member for member, answer in answers.items() if answer is True),
             tuple(member for member, answer in answers.items() if answer is False and claims),
@@ -614,7 +637,12 @@ class Fleet:
         )
 
     def _stop_member(
-        self, member: str, end: Callable[[Run], object], *, claims: bool
+        self,
+        member: str,
+        end: Callable[[Run], object],
+        attempts: dict[str, int],
+        *,
+        claims: bool,
     ) -> bool | None:
         """Stop a member: `end` its run, or see to it that nobody can start it any more.
 
@@ -631,6 +659,7 @@ class Fleet:
                 and claim(self.plan, member, self.plan.attempt, agent, self._patience, why=BY_KILL)
             )
             runs = self._runs(member, agent)
+            attempts[member] = max(runs, default=0)
             going = [attempt for attempt, state in runs.items() if not state.ended]
             for attempt in going:
                 end(self.run_of(member, attempt, agent=agent))

@@ -174,6 +174,27 @@ def test_a_kill_reaches_runs_of_earlier_attempts(
         assert not fleet.state().running
 
 
+def test_a_kill_reaches_an_attempt_that_another_machine_has_begun(
+    web_hosts: Many, ran: Path, latch: Latch, moved: Callable[[], None]
+) -> None:
+    with corra.fleet(web_hosts(4), waiting(ran), id="up-1", at_once=1) as fleet:
+        broken_off(fleet, ran, 1)
+        moved()
+        with corra.attach_fleet("up-1", "web1") as found:
+            assert found.again(only="not-started") is not None
+            for event in found.follow():
+                if isinstance(event, corra.Standing) and event.what == "running":
+                    break
+            wait_for(lambda: lines(ran) == 2)
+            killed = fleet.kill(grace=0)
+            assert fleet.plan.attempt == 2
+            assert (len(killed.ended), len(killed.never_started)) == (2, 2)
+            latch(4)
+            assert "stopped by" in found.roll().why
+            assert len(found.state().failed) == 2
+    assert lines(ran) == 2
+
+
 def test_what_was_written_is_read_from_the_last_attempt_of_each_host(
     web_hosts: Many, home: Path
 ) -> None:
