@@ -19,15 +19,16 @@ from corra.runbooks.book import JournalEvent
 from .board import fact_of
 from .plan import STEP, Plan
 
-# What a journal remembers of the way to the hosts. (Whose program it is, the Plan says.)
-WAY = ("user", "via", "inventory")
+# What a journal remembers of the way to the hosts. (The Plan says whose program it is, and in which
+# inventory they are.)
+WAY = ("user", "via")
+# What this machine remembers of the way to a journal that is elsewhere.
+WAY_TO_JOURNAL = (*WAY, "inventory")
 # A roller says that it is there this often, and counts as gone after the other time.
 RENEW_S, LEASE_S = 20.0, 60.0
 
 _EVENTS: Mapping[str, Object] = {
-    "plan": Object(
-        {"plan": Text(1 << 14), "user": Text(), "via": Text(), "inventory": Text()}, ("plan",)
-    ),
+    "plan": Object({"plan": Text(1 << 14), "user": Text(), "via": Text()}, ("plan",)),
     "begin": Object({"host": Text(), "attempt": Whole()}, ("host", "attempt")),
     "started": Object({"host": Text(), "attempt": Whole()}, ("host", "attempt")),
     "end": Object(

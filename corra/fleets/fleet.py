@@ -39,7 +39,7 @@ from corra.runs.run import Run
 from . import events as written, gather
 from .board import Board, Member, fact_of_error, moment, today
 from .claims import BY_KILL, claim, is_claim, runs_there
-from .events import WAY, Known, known_of, plans_of
+from .events import WAY, WAY_TO_JOURNAL, Known, known_of, plans_of
 from .member import Orders
 from .plan import BOOK, Plan, new_plan
 from .result import FleetKilled, FleetResult, result_of_answers
@@ -258,21 +258,20 @@ class Fleet:
                 "command": command_text(argv) if argv else "",
             }
             events.append(("open", {"params": params}))
-        events += [("plan", {"plan": plan.to_text(), **self._way}) for plan in new]
+        events += [("plan", {"plan": plan.to_text(), **self._way(WAY)}) for plan in new]
         self.journal.write_all(events)
         self._point()
 
-    @property
-    def _way(self) -> dict[str, str]:
-        """What a journal remembers of how the hosts are reached."""
-        return {name: self._reach[name] for name in WAY if self._reach.get(name)}
+    def _way(self, names: Iterable[str]) -> dict[str, str]:
+        """Return those of `names` that say how the hosts are reached."""
+        return {name: self._reach[name] for name in names if self._reach.get(name)}
 
     def _point(self) -> None:
         """Remember here where the journal is, so that the fleet is found by its id."""
         assert self.journal is not None
         if not isinstance(self.journal.where, Here):
             here = Journal(Here(), BOOK, self.id)
-            here.write("kept", journal=str(self.journal.where.host), **self._way)
+            here.write("kept", journal=str(self.journal.where.host), **self._way(WAY_TO_JOURNAL))
 
     def orders(self, *, tail: int | None = None, shows: bool = True, folds: bool = False) -> Orders:
         return Orders(

@@ -26,7 +26,7 @@ from corra.runs.stdin_file import shared_descriptor
 
 from .board import fact_of, moment
 from .claims import is_claim, why_claimed
-from .events import WAY, Known, plans_of
+from .events import WAY_TO_JOURNAL, Known, plans_of
 from .plan import BOOK, Plan, host_of, program_digest
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ def _read(where: Ledger, key: str, reach: Mapping[str, Any]) -> Journal:
     if (kept := journal.book.kept_at) is not None and isinstance(where, Here):
         from corra.runbooks.ledgers import ledger_on
 
-        known = {name: kept.facts[name] for name in WAY if kept.facts.get(name)}
+        known = {name: kept.facts[name] for name in WAY_TO_JOURNAL if kept.facts.get(name)}
         there = Journal(ledger_on(str(kept.facts.get("journal")), **{**known, **reach}), BOOK, key)
         there.read()
         return there
