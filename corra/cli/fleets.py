@@ -45,7 +45,8 @@ TAIL_ON_A_TERMINAL = 10
 
 def fleets_flag(given: Given) -> str:
     """Return the first flag of the line that only means something to a fleet, or ""."""
-    names = _OF_FLEETS | {flag.key for flag in flags_of(FleetFlags)}
+    of_any_verb = {flag.key for flag in flags_of(Given)}
+    names = _OF_FLEETS | {flag.key for flag in flags_of(FleetFlags)} - of_any_verb
     if isinstance(given, AttachFlags):
         names |= {"yes", "secret"}
     for flag in flags_of(type(given)):
