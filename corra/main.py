@@ -32,6 +32,7 @@ from .cli.serve import serve
 from .cli.verb import VERBS, Verb
 from .errors import MISUSE, Misuse, typed
 from .model.words import one_line
+from .terminal.signals import dying_of_interrupts
 
 # As Fabric asks.
 _LOGIN_PROMPT = "Enter login password for use with SSH auth: "
@@ -188,7 +189,7 @@ def inv(root: str) -> None:
 
 def _run(chosen: _Typed) -> None:
     open_standard()
-    with printed():
+    with printed(), dying_of_interrupts():
         try:
             chosen.run(sys.argv)
         except (AmbiguousEnvVar, UncastableEnvVar, UnknownFileType) as error:

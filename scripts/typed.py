@@ -7,8 +7,9 @@ import sys
 del sys.argv[0]
 root = os.path.dirname(sys.path.pop(0))
 
-from corra.cli.process import own_process  # noqa: E402
+from corra.cli.process import die_of_interrupts, own_process  # noqa: E402
 
+die_of_interrupts()
 own_process()
 
 from corra import main  # noqa: E402

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -26,6 +27,12 @@ def own_process() -> None:
     sys.setswitchinterval(_SWITCH_S)
     # Python collects three times more before it ends, which took 70 ms.
     atexit.register(gc.freeze)
+
+
+def die_of_interrupts() -> None:
+    """Have Ctrl-C end this process without a traceback while it imports the rest."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def open_standard() -> None:

@@ -26,7 +26,7 @@ from invoke.parser.argument import Argument
 from invoke.tasks import Task
 
 from corra.errors import EPIPE_CODE, CorraError, Misuse, typed
-from corra.terminal.signals import die_of
+from corra.terminal.signals import Interrupted, die_of
 
 from .flags import HostFlags, RawFlag
 from .help_page import help_lines, shown_doc
@@ -297,7 +297,7 @@ class Verb(Task):  # type: ignore[type-arg]
             if not gone.said and gone.code != EPIPE_CODE:
                 screen.say_unread("", "", "", gone.why("the answer"))
             code = gone.code
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):
             screen.close()
             die_of("SIGINT")
         finally:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from invoke.exceptions import Exit
@@ -28,6 +29,31 @@ def die_of(name: str) -> NoReturn:
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     raise Exit(code=128 + number)  # the signal is blocked
+
+
+class Interrupted(BaseException):
+    """Ctrl-C at a moment when nothing else takes it. Invoke would end with 1 at KeyboardInterrupt.
+
+    An exception, as a question for a password must give the terminal its echo back.
+    """
+
+
+@contextlib.contextmanager
+def dying_of_interrupts() -> Iterator[None]:
+    """End this process by SIGINT at a Ctrl-C, without a word, wherever nothing else takes it."""
+
+    def leave(*_: object) -> NoReturn:
+        raise Interrupted
+
+    if signals.getsignal(signals.SIGINT) != signals.SIG_IGN:
+        signals.signal(signals.SIGINT, leave)
+    try:
+        yield
+    except Interrupted:
+        die_of("SIGINT")
+    finally:
+        if signals.getsignal(signals.SIGINT) == leave:
+            signals.signal(signals.SIGINT, signals.SIG_DFL)
 
 
 _CAUGHT = (signals.SIGINT, signals.SIGTERM, signals.SIGHUP)

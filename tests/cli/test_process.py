@@ -1,8 +1,12 @@
-"""Settings of a whole process: corra changes them in its own process only."""
+"""Settings of a whole process, which corra changes in its own process only, and its death by
+Ctrl-C.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -63,3 +67,40 @@ def test_in_somebodys_own_tasks_corra_sets_nothing_for_the_process(home: Path) -
     found = seen(INV, VERB, home)
     assert [found["thresholds"], found["interval"]] == found["before"]
     assert not found["frozen"]
+
+
+# -- Ctrl-C
+
+
+POINTS = 16
+
+
+def test_ctrl_c_ends_corra_by_sigint_and_without_a_word_at_every_moment(home: Path) -> None:
+    """strace sends SIGINT at one of the files that corra opens, from its main module on.
+
+    Before that there is only Python itself, and pip's script of three lines.
+    """
+    if shutil.which("strace") is None:
+        pytest.skip("no strace here, which sends a signal at a system call")
+    corra_there = [sys.executable, "-m", "corra", "ps", "--host", "local"]
+    log = home / "calls"
+    trace = ["strace", "-qq", "-s", "256", "-o", str(log), "-e", "trace=openat"]
+    for _ in range(2):  # the first call places the agent
+        subprocess.run([*trace, *corra_there], cwd=home, capture_output=True, check=True)
+    calls = log.read_text().splitlines()
+    first = 1 + next(n for n, call in enumerate(calls) if "/corra/__pycache__/main." in call)
+    codes, said = [], []
+    for n in range(POINTS):
+        at = first + (len(calls) - first) * n // POINTS
+        done = subprocess.run(
+            [*trace, "-e", f"inject=openat:signal=INT:when={at}", *corra_there],
+            cwd=home,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        codes.append(done.returncode)
+        said.append(done.stderr)
+    assert codes == [-signal.SIGINT] * POINTS, list(zip(codes, said, strict=True))
+    assert set(said) == {""}
