@@ -29,6 +29,7 @@ from corra.model.units import duration
 from corra.remote.exchange import ANSWER_S, BadReply, Refused
 from corra.transport.channel import LinkLost, NoAnswer, Silent
 
+from .attempt import Attempt
 from .clock import Clock
 from .events import Event, LinkDown, LinkUp, Tick
 from .patience import SLEPT_S, Cut, KeepAlive, Patience, pause_s
@@ -48,6 +49,10 @@ NO_ANSWERS_MAX = 3
 # tries take 105 s.
 FIRST_TRIES_MAX = 6
 SILENT_TRIES_MAX = 3
+# A last attempt gets so much, however little time is left: a login on a local network takes 0.2 s.
+ATTEMPT_MIN_S = 0.5
+# And a last link has so long to bring something new, such as the answer to a ping.
+PROOF_S = 2.0
 WHOLE, PATIENT = Wanted(), Patience()
 
 
@@ -162,7 +167,8 @@ class Follow:
         self._parser = Parser()
         self._alive = KeepAlive(patience, self._clock)
         self._down: _Down | None = None
-        self._tried = self._iterating = self._sent = False
+        self._tried = self._iterating = False
+        self._sent_at: float | None = None
         self._no_answers = self._silences = 0
         self._closed = threading.Event()
         self._wake = threading.Event()
@@ -189,7 +195,12 @@ class Follow:
     @property
     def sent(self) -> bool:
         """Whether a byte has gone out to the host. Until then nothing can have been started."""
-        return self._sent
+        return self._sent_at is not None
+
+    @property
+    def asked_s(self) -> float:
+        """How long ago the last request went out."""
+        return 0.0 if self._sent_at is None else self._clock.now() - self._sent_at
 
     @property
     def starting(self) -> bool:
@@ -307,14 +318,27 @@ class Follow:
         payload = self._start.payload if self._start is not None else None
         if payload is not None:
             payload.seek(0)
-        try:
-            link = self._agent.stream(
+        request, patience_s = self._request(starting), self._patience_s()
+
+        def ask(sending: Callable[[], None]) -> OpenLink:
+            return self._agent.stream(
                 verb,
-                self._request(starting),
+                request,
                 payload=payload if starting else None,
-                timeout_s=self._patience_s(),
-                sending=self._sending,
+                timeout_s=patience_s,
+                sending=sending,
             )
+
+        def takes_stdin() -> bool:
+            """Whether the host has asked for the program's stdin, which may take long."""
+            return payload is not None and payload.tell() > 0
+
+        limit_s = self._attempt_s()
+        try:
+            if limit_s is None:
+                link = ask(self._sending)
+            else:
+                link = Attempt(ask, self._sending).link(limit_s, takes_stdin)
         except Refused as refusal:
             if first and starting:
                 self._told(None)
@@ -375,20 +399,22 @@ class Follow:
         return state
 
     def _patience_s(self) -> float:
-        """Return how long the host may take to answer."""
-        patience_s = ANSWER_S * (1 << min(self._silences, PATIENCE_DOUBLED_MAX))
-        return (
-            patience_s
-            if self._deadline is None
-            else max(0.1, min(patience_s, self._deadline - self._clock.now()))
-        )
+        """Return how long the host may be silent before it answers."""
+        return ANSWER_S * (1 << min(self._silences, PATIENCE_DOUBLED_MAX))
+
+    def _attempt_s(self) -> float | None:
+        """Return how long this attempt may take in all, None where only its steps are bounded."""
+        ends = [] if self._deadline is None else [self._deadline]
+        if self._down is not None and self._patience.reconnect_timeout_s is not None:
+            ends.append(self._down.at + self._patience.reconnect_timeout_s)
+        return max(ATTEMPT_MIN_S, min(ends) - self._clock.now()) if ends else None
 
     def _sending(self) -> None:
         """Note that a request is about to go out. Raises LinkLost once this Follow is closed."""
         with self._lock:
             if self._closed.is_set():
                 raise LinkLost("closed")
-            self._sent = True
+            self._sent_at = self._clock.now()
 
     def _begin_tail(self, reply: Mapping[str, Any], state: State) -> None:
         """Learn where a tail begins, and what the program switched on in its terminal before it."""
@@ -435,7 +461,7 @@ class Follow:
 
     def _left(self, why: str, *hint: str) -> CorraError:
         """Return the error for leaving before the end."""
-        if self.starting and not self._sent:
+        if self.starting and not self.sent:
             self._told(None)
             return Unreachable(why, hint=hint, **self._facts)
         if self.starting:
@@ -479,6 +505,7 @@ class Follow:
             if self._alive.is_ping_due():
                 self._send(b"P\n")
             self._alive.check()
+            self._check_proof()
             data = self._read()
             if data is None:
                 continue
@@ -526,6 +553,15 @@ class Follow:
                 raise Cut(str(hole), quiet=True) from hole
             except ValueError as error:
                 raise self._stranger(error) from error
+
+    def _check_proof(self) -> None:
+        """Raise Cut for a link that has brought nothing new by the end of `reconnect_timeout_s`."""
+        limit_s = self._patience.reconnect_timeout_s
+        if self._down is None or limit_s is None:
+            return
+        until = max(self._down.at + limit_s, self._alive.began_at + PROOF_S)
+        if self._clock.now() >= until:
+            raise Cut("the link brought nothing new", dead=True)
 
     def _rest(self, final: bool) -> Iterator[Output | Gap]:
         if final and self.state is not None and self.state.overdue != "output":

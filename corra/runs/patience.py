@@ -11,7 +11,7 @@ from .clock import Clock
 PING_EVERY_S = 5.0
 DEAD_AFTER_S = 15.0
 # After a break the first ping goes out so soon: if the host answers it, the link is back.
-FIRST_PING_S = 1.0
+FIRST_PING_S = 0.25
 
 # The clocks of a suspended machine drift apart by the time it slept. A step of NTP may look the
 # same; it costs one new link.
@@ -64,14 +64,14 @@ class KeepAlive:
         self._clock = clock
         self._dead_after_s = patience.dead_after_s
         self._every_s = min(PING_EVERY_S, patience.dead_after_s / 3)
-        self._heard_at = self._slept_s = 0.0
+        self.began_at = self._heard_at = self._slept_s = 0.0
         self._asked_at: float | None = None
         self.ping_at = 0.0
         self.away = False
 
     def begin(self, *, after_a_break: bool) -> None:
         """Begin with a new link."""
-        self._heard_at = self._clock.now()
+        self.began_at = self._heard_at = self._clock.now()
         self.ping_at = self._heard_at + (
             min(FIRST_PING_S, self._every_s) if after_a_break else self._every_s
         )

@@ -96,6 +96,10 @@ class Proxy:
         """Close new connections before they begin."""
         self._refusing = yes
 
+    def divert(self, port: int) -> None:
+        """Pass new connections on to another port."""
+        self._target = port
+
     def limit(self, size: int | None, then: str = "cut") -> None:
         """Call `then` (cut, reset or freeze) on each connection once it has carried `size` bytes to
         the client.
@@ -203,6 +207,40 @@ class Proxy:
         if self._at_limit == "freeze":
             pair.over.wait(60)  # this direction stays silent; the client must notice that by itself
         pair.end(reset=self._at_limit == "reset")
+
+
+class Dripping:
+    """A port of 127.0.0.1 that takes connections and says `first`, and then a piece of `rest` each
+    tenth of a second. Without `rest` it says no more.
+    """
+
+    def __init__(self, first: bytes = b"", rest: bytes = b"") -> None:
+        self._first, self._rest = first, rest
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._over = threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Dripping:  # noqa: PYI034 - Self needs Python 3.11
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._say, args=(near,), daemon=True).start()
+
+    def _say(self, near: socket.socket) -> None:
+        with near, contextlib.suppress(OSError):
+            near.sendall(self._first)
+            while not self._over.wait(0.1):
+                near.sendall(self._rest)
 
 
 def wait_for(condition: Any, *, deadline_s: float = 20.0, what: str = "") -> Any:

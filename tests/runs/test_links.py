@@ -30,7 +30,7 @@ from corra.runs import asking, follow
 from corra.runs.clock import Clock
 from corra.runs.events import LinkDown, LinkUp
 from corra.runs.patience import Patience
-from proxy import Proxy, wait_for
+from proxy import Dripping, Proxy, wait_for
 from sshd import Sshd
 from terminal import Terminal
 
@@ -146,6 +146,40 @@ def test_links_that_break_as_soon_as_the_host_has_answered_are_given_up_in_time(
     assert sum(isinstance(event, Status) for event in events) > 1, events
     assert not any(isinstance(event, (LinkUp, Output)) for event in events)
     run.kill(grace=0)
+
+
+GREETING = b"SSH-2.0-OpenSSH_9.9\r\n"
+HANGS = {
+    "at the connection": (b"", b""),
+    "before the greeting, byte by byte": (b"", b"x"),
+    "before the greeting, line by line": (b"", b"noise\r\n"),
+    "behind the greeting": (GREETING, b""),
+    "behind the greeting, byte by byte": (GREETING, b"\0"),
+}
+
+
+@pytest.mark.parametrize("where", [*HANGS, "in the login", "behind the answer"])
+def test_no_attempt_to_reconnect_takes_longer_than_what_is_left_of_the_reconnect_timeout(
+    proxied: Proxy, via: str, home: Path, where: str
+) -> None:
+    """Each step of an attempt has 15 s or more for itself. This bounds all of them together."""
+    run = corra.start("p", waiting(home / "go", "true"), via=via)
+    wait_for(lambda: run.read("stdout") == b"a\n")
+    run.agent.close()  # the follow's first link has a connection of its own, as the next ones
+    begun = None
+    with Dripping(*HANGS.get(where, ())) as dripping, pytest.raises(StillRunning) as caught:
+        for event in run.follow({"stdout": 2}, patience=Patience(reconnect_timeout_s=1.0)):
+            if isinstance(event, Status) and begun is None:
+                if where in HANGS:
+                    proxied.divert(dripping.port)
+                else:
+                    size = proxied.carried()
+                    proxied.limit(size if where == "behind the answer" else size // 2, "freeze")
+                proxied.reset()
+                begun = Clock().now()
+    assert begun is not None and Clock().now() - begun < 8, caught.value.why
+    assert caught.value.why.startswith("link lost ")
+    (home / "go").touch()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])

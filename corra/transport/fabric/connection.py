@@ -84,7 +84,9 @@ class Fabric:
         self._jump = jump
         self._jumps = jumps
         self._settings: SshSettings | None = None
+        # Held while a connection is made, which may take long; the list has a lock of its own.
         self._connecting = threading.Lock()
+        self._listing = threading.Lock()
         self._open: list[Connection] = (
             [connection] if connection is not None and connection.is_connected else []
         )
@@ -126,8 +128,7 @@ class Fabric:
     def _connect_first(self, dialling: _InThread) -> None:
         with self._connecting:
             if not self._open:
-                self._open.append(self._connect(dialling))
-                self._connected = True
+                self._add(dialling)
 
     def open(self, command: str) -> Channel:
         if (password := self._sudo_password) is None:
@@ -156,10 +157,16 @@ class Fabric:
                     # Later the terminal shows a program's output, and no question.
                     if not self._connected:
                         self._answers.allow()
-                    self._open.append(self._connect())
-                    self._connected = True
+                    self._add()
                     self._answers.forbid()
                     made += 1
+
+    def _add(self, dialling: _InThread | None = None) -> None:
+        """Connect, for all that want a session; `_connecting` is held."""
+        connection = self._connect(dialling)
+        with self._listing:
+            self._open.append(connection)
+        self._connected = True
 
     @property
     def _given_open(self) -> bool:
@@ -188,10 +195,11 @@ class Fabric:
             return None
 
     def _drop(self, connection: Connection) -> None:
-        with self._connecting:
-            if connection in self._open:
-                self._open = [each for each in self._open if each is not connection]
-                connection.close()
+        with self._listing:
+            known = any(each is connection for each in self._open)
+            self._open = [each for each in self._open if each is not connection]
+        if known:
+            connection.close()
 
     def listen_there(self, taken: Callable[[Any], None]) -> int:
         """Have the host listen on its loopback, and return the port. Raises Unreachable.
@@ -202,7 +210,7 @@ class Fabric:
 
         if not self._open:
             with self._connecting:
-                self._open.append(self._connect())
+                self._add()
         try:
             port: int = self._open[0].transport.request_port_forward(
                 "127.0.0.1", 0, lambda channel, *_: taken(channel)
@@ -214,13 +222,14 @@ class Fabric:
         return port
 
     def close(self) -> None:
-        with self._connecting:
+        """Close all connections that stand, at once; one that is being made is a new one."""
+        with self._listing:
             gone, self._open = self._open, []
-            for connection in gone:
-                if connection is not self._given:  # its owner closes it
-                    connection.close()
-            if self._gateway is not None:
-                self._gateway.close()
+        for connection in gone:
+            if connection is not self._given:  # its owner closes it
+                connection.close()
+        if self._gateway is not None:
+            self._gateway.close()
 
     def _time(self) -> tuple[float, float]:
         """Return the deadline of a connection that is begun now, and the seconds until then."""
@@ -445,9 +454,10 @@ class Fabric:
         from paramiko import ChannelException, SSHException
 
         with self._connecting:
-            self._open = [each for each in self._open if each.is_connected]
+            with self._listing:
+                self._open = [each for each in self._open if each.is_connected]
             if not self._open:
-                self._open.append(self._connect())
+                self._add()
             connection = self._open[0]
         left = max(1.0, deadline - time.monotonic())
         try:
