@@ -339,7 +339,9 @@ def _kill_runs(c: Context, given: KillFlags) -> int:
         return code[0]
 
     left = partial(orders.say_left, given.screen)
-    return max(at_once(given.screen, end, runs, left), default=0)
+    return max(
+        at_once(given.screen, end, runs, left, named=lambda each: str(each[0].host)), default=0
+    )
 
 
 @verb(PsFlags, ids="[FLEET]")
@@ -461,7 +463,10 @@ def _status_of(c: Context, given: StatusFlags) -> int:
         given.screen.error(error)
         return error.code
 
-    return max(answer() for answer in at_once(given.screen, look, given.ids or [None]))
+    answers = at_once(
+        given.screen, look, given.ids or [None], named=lambda text: text or "the newest run"
+    )
+    return max(answer() for answer in answers)
 
 
 @verb(WaitFlags, ids="ID..")
@@ -604,7 +609,7 @@ def gc(c: Context, given: GcFlags) -> int:
 
     # One question at a time.
     if given.yes or given.dry:
-        return max(at_once(given.screen, clean, wanted), default=0)
+        return max(at_once(given.screen, clean, wanted, named=lambda each: each[1]), default=0)
     return max(clean(each) for each in wanted)
 
 
@@ -647,7 +652,7 @@ def doctor(c: Context, given: DoctorFlags) -> int:
     if given.dry:
         given.screen.note("", ",".join(host for host, _ in known), "would be looked at")
         return 0
-    return max(at_once(given.screen, look, known))
+    return max(at_once(given.screen, look, known, named=lambda each: each[0]))
 
 
 # -- What the verbs share

@@ -18,7 +18,7 @@ from corra.model.state import State
 from corra.remote.agent_client import Agent
 from corra.remote.targets import agent_to_ask
 from corra.runs.asking import who_asks
-from corra.runs.finding import PAGES_MAX, RunsPage, list_page, on_host
+from corra.runs.finding import PAGES_MAX, RunsPage, list_page, look_patience_s, on_host
 
 from . import collectors, selection
 from .at_once import at_once
@@ -52,7 +52,7 @@ class HostsRuns:
         self._wanted = _request(given)
         self._seen: set[tuple[str, str | None, str | None]] = set()
         known = selection.places(c, given, "ps", max(selection.since(given) or 0.0, 7 * 86400.0))
-        found = at_once(given.screen, self._first, known)
+        found = at_once(given.screen, self._first, known, named=lambda place: place[0])
         self._asked = [each for each in found if isinstance(each, _Asked)]
         errors = [
             selection.last_seen(each, how.get("as_user"), how.get("spool"))
@@ -110,6 +110,7 @@ class HostsRuns:
             self._given.screen,
             lambda each: list_page(each.agent, ever, limit=0, **each.how).more,
             list(each_once),
+            named=lambda each: str(each.agent.host),
         )
         return 0, sum(counted) - matching
 
@@ -120,9 +121,9 @@ class HostsRuns:
         try:
             agent = agent_to_ask(host, **reach)
             limit = ON_SCREEN if self._folded else None
-            return _Asked(
-                agent, asked, self._wanted, list_page(agent, self._wanted, limit=limit, **asked)
-            )
+            once_s = look_patience_s(reach)
+            page = list_page(agent, self._wanted, limit=limit, once_s=once_s, **asked)
+            return _Asked(agent, asked, self._wanted, page)
         except CorraError as error:
             return error
 

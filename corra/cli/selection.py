@@ -217,7 +217,10 @@ def to_kill(c: Context, given: KillFlags) -> list[tuple[Run, State | None]]:
     open_: list[State] = []
     how = {**host_reach(c, given), "spool": given.spool}
     asked = at_once(
-        given.screen, lambda host: finding.ps([host], states=("starting", "running"), **how), hosts
+        given.screen,
+        lambda host: finding.ps([host], states=("starting", "running"), **how),
+        hosts,
+        named=str,
     )
     for answer in (answer for each in asked for answer in each):
         if isinstance(answer, CorraError):

@@ -24,10 +24,11 @@ from corra.errors import CorraError, NotStarted
 from corra.model.host import Host, Mode
 from corra.model.replies import AGENT_REPLIES, DOCTOR_REPLIES, check_reply
 from corra.model.shapes import Object
-from corra.transport.channel import NoAnswer, Runner, Silent
+from corra.transport.channel import NoAnswer, Runner
 
 from .bootstrap import COMMAND, agent_source, loader_command, sha256_of, visitor_modules
 from .exchange import LOGIN_ENDED, BadReply, Exchange, Link, Refused
+from .login_files import Doubt, login_fault
 
 
 class Agent:
@@ -44,7 +45,9 @@ class Agent:
         self._replies = replies or ({} if source else AGENT_REPLIES)
         self._source = agent_source() if source is None else source
         self._digest = ""
-        self._answered = False
+        # Whether the host has ever said a word of corra's protocol.
+        self.answered = False
+        self._doubt: Doubt | None = None
 
     @property
     def host(self) -> Host:
@@ -139,18 +142,18 @@ class Agent:
         try:
             if sending is not None:
                 sending()
-            exchange = Exchange(self._runner, channel, verb, timeout_s)
+            exchange = Exchange(self._runner, channel, verb, timeout_s, self._doubt_of(timeout_s))
             try:
                 link = ask(exchange)
             finally:
-                self._answered = self._answered or exchange.answered
+                self.answered = self.answered or exchange.answered
             check_reply(replies, verb, request, link.reply)
         except ValueError as error:
             channel.close()
             raise BadReply(error) from error
         except Exception as error:
             channel.close()
-            fault = None if self._answered else self._login_fault(error, timeout_s)
+            fault = None if self.answered else self._login_fault(error)
             if fault is not None:
                 raise fault from error
             raise
@@ -162,14 +165,18 @@ class Agent:
             raise Refused(link.reply)
         return link
 
-    def _login_fault(self, error: Exception, timeout_s: float) -> CorraError | None:
+    def _doubt_of(self, timeout_s: float) -> Doubt | None:
+        """Return the Doubt of a host that has never answered: one, as a look costs a login."""
+        if self.answered or self._runner.host.mode is Mode.LOCAL:
+            return None
+        if self._doubt is None:
+            self._doubt = Doubt(self._runner, timeout_s)
+        return self._doubt
+
+    def _login_fault(self, error: Exception) -> CorraError | None:
         """Return what is wrong with the login of a host that let us in and never answered."""
         ended = isinstance(error, NotStarted) and error.why.startswith(LOGIN_ENDED)
-        if not (ended or isinstance(error, (NoAnswer, Silent))):
-            return None
-        from .login_files import login_fault
-
-        return login_fault(self._runner, timeout_s)
+        return login_fault(self._runner) if ended or isinstance(error, NoAnswer) else None
 
     @property
     def _command(self) -> str:

@@ -15,8 +15,11 @@ from corra.transport import sudo
 from corra.transport.channel import Channel, LinkLost, NoAnswer, Runner, Silent, first_line
 
 from .bootstrap import FIRST, PYTHONS, VISIT
+from .login_files import MAY_WAIT, Doubt
 
 ANSWER_S = 15.0
+# How often the silence of a host that has never answered is looked at.
+_LOOK_S = 0.2
 
 # How the error begins that says it of a login shell.
 LOGIN_ENDED = "the login there ended"
@@ -119,8 +122,17 @@ class Link:
 class Exchange:
     """A channel, from its first byte to the end of the reply's line."""
 
-    def __init__(self, runner: Runner, channel: Channel, verb: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        channel: Channel,
+        verb: str,
+        timeout_s: float,
+        doubt: Doubt | None = None,
+    ) -> None:
+        """`doubt`: for a host that has never answered."""
         self._runner = runner
+        self._doubt = doubt
         self._channel = channel
         self._verb = verb
         self._timeout_s = timeout_s
@@ -223,14 +235,38 @@ class Exchange:
 
     def _more(self) -> None:
         try:
-            data = self._pace.read(self._channel.read)
+            data = self._pace.read(self._listen)
         except TimeoutError:
-            raise Silent(
-                f"{self._runner.host.name} gave no answer in {self._timeout_s:g} s"
-            ) from None
+            raise self._silent(self._timeout_s) from None
         if not data:
             raise self._no_reply()
         self._held += data
+
+    def _listen(self, timeout_s: float | None) -> bytes:
+        """Return the channel's next bytes. Raises what it raises, and what the doubt finds."""
+        if self._doubt is None or self.answered or timeout_s is None:
+            return self._channel.read(timeout_s)
+        begun = time.monotonic()
+        while True:
+            silent_s = time.monotonic() - begun
+            self._doubt.look(silent_s)
+            try:
+                return self._channel.read(min(_LOOK_S, max(0.0, timeout_s - silent_s)))
+            except TimeoutError:
+                if silent_s >= timeout_s:
+                    raise
+            except LinkLost as error:
+                if not self._doubt.looking:
+                    raise
+                # The look gives up a connection on which it gets no answer either.
+                raise self._silent(silent_s) from error
+
+    def _silent(self, silent_s: float) -> Silent:
+        waits = self._doubt is not None and self._doubt.waits
+        return Silent(
+            f"{self._runner.host.name} gave no answer in {silent_s:.3g} s"
+            + (f" ({MAY_WAIT})" if waits else "")
+        )
 
     def _no_reply(self) -> Exception:
         """Return the error for a command that ended without a reply."""

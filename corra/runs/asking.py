@@ -19,6 +19,7 @@ from corra.model.units import duration
 from corra.on_host.agent.contract import VERSION
 from corra.remote.agent_client import Agent
 from corra.remote.exchange import ANSWER_S, BadReply, Refused
+from corra.transport.channel import Silent
 
 from .follow import OpenLink
 
@@ -111,20 +112,23 @@ def ask_agent(
     label: str = "",
     spool: str | None = None,
     extra_s: float = 0.0,
+    once_s: float | None = None,
 ) -> dict[str, Any]:
     """Return the host's answer. `extra_s`: how much longer than others this one may take.
 
     A call whose link breaks or stays silent is made once more, over a new link. A signal isn't: it
-    could arrive twice.
+    could arrive twice. With `once_s`, a host that has never answered and stays silent for so long
+    isn't asked again.
     """
     whole = {**request, **({"spool": spool} if spool else {})}
     with explained(agent.host, verb, text=text, label=label):
         for last in (verb == "signal", True):
             try:
-                patience_s = answer_patience_s(last and verb != "signal")
-                return agent.call(verb, whole, timeout_s=patience_s + extra_s)
+                limit_s = once_s or answer_patience_s(last and verb != "signal")
+                return agent.call(verb, whole, timeout_s=limit_s + extra_s)
             except (ConnectionError, TimeoutError) as error:
                 agent.close()
-                if last or isinstance(error, BadReply):
+                never = once_s is not None and not agent.answered
+                if last or (never and isinstance(error, Silent)) or isinstance(error, BadReply):
                     raise
     raise AssertionError

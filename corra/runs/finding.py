@@ -16,6 +16,7 @@ from corra.model.state import State
 from corra.model.units import duration
 from corra.model.words import WIDTH, one_line
 from corra.remote.agent_client import Agent
+from corra.remote.exchange import ANSWER_S
 from corra.remote.targets import Reach, agent_to_ask, is_a, is_one
 
 from . import history
@@ -159,15 +160,17 @@ def list_page(
     limit: int | None = None,
     spool: str | None = None,
     via: str | None = None,
+    once_s: float | None = None,
 ) -> RunsPage:
     """Return a page of the runs there, of those that `wanted` says, and correct the history by it.
 
     `wanted` has the keys of the agent's `list`: states, since, mine, match (docs/agent-by-hand.md).
+    `once_s` is that of `ask_agent`.
     """
     wanted = dict(wanted or {})
     page = {"before": before, "limit": limit}
     asked = {**wanted, **{name: value for name, value in page.items() if value is not None}}
-    answer = ask_agent(agent, "list", asked, spool=spool)
+    answer = ask_agent(agent, "list", asked, spool=spool, once_s=once_s)
     host = str(agent.host)
     found = RunsPage(
         [State.from_checked(each) for each in answer.get("runs", ())],
@@ -234,10 +237,14 @@ def list_runs(
 
 
 def _listed(
-    agent: Agent, wanted: Mapping[str, Any], spool: str | None, via: str | None
+    agent: Agent,
+    wanted: Mapping[str, Any],
+    spool: str | None,
+    via: str | None,
+    once_s: float | None = None,
 ) -> tuple[list[State], list[CorraError]]:
     """Return the States, and an error for each run whose files are damaged."""
-    page = list_page(agent, wanted, spool=spool, via=via)
+    page = list_page(agent, wanted, spool=spool, via=via, once_s=once_s)
     states = list(page.states)
     damaged = page.damaged
     for _ in range(PAGES_MAX):
@@ -272,6 +279,15 @@ def _names(text: str, reach: Reach) -> Sequence[str]:
     return hosts_of(text, reach.get("config"), reach.get("inventory"))
 
 
+def look_patience_s(reach: Mapping[str, Any]) -> float:
+    """Return how long a host that lets us in may be silent while others have answered.
+
+    One silent host must not keep the others' answers back. Who gives the connection more time gives
+    more to the answer, too.
+    """
+    return max(ANSWER_S, reach.get("connect_timeout") or 0.0)
+
+
 def ps(
     hosts: Any,
     *,
@@ -288,6 +304,7 @@ def ps(
     """
     given = {"match": match, "states": None if states is None else list(states)}
     wanted = {name: value for name, value in given.items() if value is not None}
+    once_s = look_patience_s(reach)
     targets = [hosts] if is_one(hosts) else list(hosts)
     targets = [
         name
@@ -298,7 +315,7 @@ def ps(
     def ask(target: Any) -> list[State | CorraError]:
         try:
             agent = agent_to_ask(target, **reach)
-            states, damaged = _listed(agent, wanted, spool, reach.get("via"))
+            states, damaged = _listed(agent, wanted, spool, reach.get("via"), once_s)
             return [*(on_host(state, agent) for state in states), *damaged]
         except CorraError as error:
             return [error]

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 MASHED_S = 0.3
 SECOND_CTRL_C_S = 2.0
 GAPS_S = 10.0
-# How long a TERM that is meant for the program waits for its start to be confirmed.
+# How long a start may take to be confirmed while a TERM that is meant for the program waits.
 CONFIRM_S = 5.0
 # A session that ends sends SIGHUP right beside SIGTERM.
 HANGUP_S = 0.3
@@ -141,7 +141,7 @@ class Watch:
         self._keyboard = keyboard
         self._desk = Desk(*([signals.SIGWINCH, signals.SIGCONT] if keyboard is not None else []))
         self._state: State | None = None
-        self._state_at = self._output_at = time.monotonic()
+        self._begun_at = self._state_at = self._output_at = time.monotonic()
         self._old: dict[str, int] = {}
         self._shown = False
         self._follows = True
@@ -380,7 +380,8 @@ class Watch:
             )
         state = self._state
         if state is None:
-            return render.cut(f"{self.host}: connecting", width)
+            begun = render.running_time(now - self._begun_at)
+            return render.cut(f"{self.host}: connecting  {begun}", width)
         elapsed = (state.elapsed or 0.0) + now - self._state_at
         trouble, ended = render.trouble(state), state.overdue in ("end", "output")
         if not self._shows:
@@ -464,9 +465,9 @@ class Watch:
     def _may_relay(self) -> bool:
         """Return whether a signal to the client is for the program.
 
-        Until the start is confirmed the first signal waits for that, and not for long; a second one
-        ends the client. So does a signal that has reached nobody for CONFIRM_S, and one that comes
-        after the program's end.
+        The first signal waits for a start that was sent a moment ago to be confirmed, and not for
+        long; a second one ends the client. So does a signal that has reached nobody for CONFIRM_S,
+        and one that comes after the program's end.
         """
         if self._by_host is None:
             return False
@@ -475,7 +476,8 @@ class Watch:
         if self._by_host.confirmed:
             overdue = self._waits_until is not None and time.monotonic() >= self._waits_until
             return not (overdue and self._by_host.unheard)
-        return self._by_host.sent and self._down is None and self._waits_until is None
+        begun = self._by_host.sent and self._by_host.asked_s < CONFIRM_S
+        return begun and self._down is None and self._waits_until is None
 
     def _pass_on(self, name: str) -> None:
         assert self._by_host is not None
@@ -484,8 +486,9 @@ class Watch:
             self._waits_until = self._waits_until or time.monotonic() + CONFIRM_S
             self.screen.note(self.label, self.host, f"{name} passed on to it")
             return
-        self._waits_until = time.monotonic() + CONFIRM_S
-        note = f"{name} waits {CONFIRM_S:g} s for {self.host} to confirm the start, then ends this"
+        left_s = CONFIRM_S - self._by_host.asked_s
+        self._waits_until = time.monotonic() + left_s
+        note = f"{name} waits {left_s:.0f} s for {self.host} to confirm the start, then ends this"
         self.screen.note(self.label, self.host, note)
 
     def _session_ends(self) -> bool:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from corra.cli.verb import VERBS
 from corra.main import ns
 from corra.runs import history
 from sshd import Sshd
+from terminal import Terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = ("--host", "local")
@@ -249,3 +250,13 @@ def test_status_answers_in_the_order_that_was_typed(cli: Cli) -> None:
         cli("run", *LOCAL, "--name", name, "--", "true")
     shown = cli("status", "c", "a", "b").stdout.decode()
     assert [line[0] for line in shown.splitlines() if line[1:3] == " ("] == ["c", "a", "b"]
+
+
+def test_a_terminal_shows_for_whom_it_waits(
+    sshd: Sshd, silent: socket.socket, terminal: Callable[..., Terminal]
+) -> None:
+    sshd.add_host("silent", Port=silent.getsockname()[1])
+    verb = terminal("ps", "--connect-timeout", "60s", "--host", "h,silent")
+    verb.until("waiting for silent")
+    silent.accept()[0].close()
+    assert verb.end() == 125
