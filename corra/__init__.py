@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from .on_host.agent.contract import VERSION as __version__  # noqa: N811 - the name every package has
     from .runbooks.runbook import Runbook, runbook
     from .runbooks.step import Reboot
-    from .runs.events import Event, LinkDown, LinkUp, Tick
+    from .runs.events import Event, LinkDown, LinkUp, SignalPassed, Tick
     from .runs.finding import attach, ps
     from .runs.follow import Follow
     from .runs.request import Launch, launch
@@ -80,7 +80,7 @@ _HOMES = {
     "model.state": "State",
     "runbooks.runbook": "Runbook runbook",
     "runbooks.step": "Reboot",
-    "runs.events": "Event LinkDown LinkUp Tick",
+    "runs.events": "Event LinkDown LinkUp SignalPassed Tick",
     "runs.finding": "attach ps",
     "runs.follow": "Follow",
     "runs.request": "Launch launch",
@@ -131,6 +131,7 @@ __all__ = [
     "Run",
     "Runbook",
     "Said",
+    "SignalPassed",
     "Standing",
     "State",
     "Status",

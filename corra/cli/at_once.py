@@ -82,7 +82,7 @@ def as_they_end(
                 screen.live(waiting)
         return desk.get()
 
-    with Desk() as desk:
+    with Desk(last=screen.last) as desk:
         for _ in range(min(_THREADS, len(whom))):
             threading.Thread(target=work, daemon=True).start()
         for _ in whom:

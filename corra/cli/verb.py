@@ -302,6 +302,7 @@ class Verb(Task):  # type: ignore[type-arg]
             die_of("SIGINT")
         finally:
             screen.close()
+            screen.last.close()
         if code:
             raise Exit(code=code)
 

@@ -934,7 +934,10 @@ def wait_for_other(memory, seconds):
         memory.load()
         if memory.pid != pid and name_of(memory.pid) == NAME:
             pid = memory.pid
-            os.kill(pid, signal.SIGUSR1)
+            try:
+                os.kill(pid, signal.SIGUSR1)
+            except ProcessLookupError:
+                pass  # it has ended just now
         if memory.over or memory.lock():
             break
         time.sleep(0.05)

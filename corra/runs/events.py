@@ -24,8 +24,14 @@ class LinkUp(NamedTuple):
     down_s: float
 
 
+class SignalPassed(NamedTuple):
+    """The program has got a signal that `Follow.signal` sent over the open link, such as `TERM`."""
+
+    name: str
+
+
 class Tick:
     """`tick_s` have passed: time to redraw."""
 
 
-Event = Output | Gap | Status | Taken | LinkDown | LinkUp | Tick
+Event = Output | Gap | Status | Taken | LinkDown | LinkUp | SignalPassed | Tick

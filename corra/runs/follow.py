@@ -31,7 +31,7 @@ from corra.transport.channel import LinkLost, NoAnswer, Silent
 
 from .attempt import Attempt
 from .clock import Clock
-from .events import Event, LinkDown, LinkUp, Tick
+from .events import Event, LinkDown, LinkUp, SignalPassed, Tick
 from .patience import SLEPT_S, Cut, KeepAlive, Patience, pause_s
 from .stdin_feed import StdinFeed
 from .wanted import Hole, Position, Wanted
@@ -540,7 +540,8 @@ class Follow:
                         self._alive.away = False
                         yield from self._proven()
                     elif isinstance(frame, Ack):
-                        self._orders.pop(frame.number, None)
+                        if name := self._orders.pop(frame.number, None):
+                            yield SignalPassed(name)
                     elif isinstance(frame, Taken):
                         if self.feed is not None and self.feed.told(frame):
                             yield from self._proven()

@@ -92,6 +92,8 @@ class Screen:
     ) -> None:
         self.json = json
         self.quiet = quiet
+        # What is done when the verb has said its last word.
+        self.last = contextlib.ExitStack()
         self._fds = {OUT: out, ERR: err}
         self._terminal = {OUT: _isatty(out), ERR: _isatty(err)}
         self._lock = threading.RLock()

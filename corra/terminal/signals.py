@@ -57,6 +57,8 @@ def dying_of_interrupts() -> Iterator[None]:
 
 
 _CAUGHT = (signals.SIGINT, signals.SIGTERM, signals.SIGHUP)
+# How long a signal that comes at the end waits for the verb's last word.
+LAST_WORD_S = 1.0
 
 
 class Desk:
@@ -66,12 +68,16 @@ class Desk:
     main thread may have handlers; in another thread the desk is only a queue.
     """
 
-    def __init__(self, *more: int) -> None:
-        """`more`: signals to catch beside those that end this process."""
+    def __init__(self, *more: int, last: contextlib.ExitStack | None = None) -> None:
+        """`more`: signals to catch beside those that end this process. `last`: is closed when the
+        verb has said its last word; a signal that comes after the desk ends this process then.
+        """
         self._caught = (*_CAUGHT, *more)
+        self._last = last
         self._items: deque[Any] = deque()
         self._ready: deque[Any] = deque()
         self._before: dict[int, Any] = {}
+        self._late: list[int] = []
         self._wakeup = -1
         self._read = self._write = -1
 
@@ -91,13 +97,34 @@ class Desk:
     def __exit__(self, *_: object) -> None:
         # The handlers go before the pipe, as they came after it: one without the pipe would swallow
         # a signal.
-        for number, handler in self._before.items():
-            signals.signal(number, handler)
+        for number in self._before:
+            signals.signal(number, self._come_late if number in _CAUGHT else self._before[number])
         if threading.current_thread() is threading.main_thread():
             signals.set_wakeup_fd(self._wakeup)
+        while select.select([self._read], [], [], 0)[0]:
+            self._take()
+        self._late += [each for each in self._ready if each in _CAUGHT and each in self._before]
         write, self._write = self._write, -1
         os.close(write)
         os.close(self._read)
+        if self._last is None:
+            self._settle()
+        else:
+            self._last.callback(self._settle)
+
+    def _come_late(self, number: int, frame: object) -> None:
+        """Have a signal wait for the last word, which may be one that nobody reads."""
+        if not self._late:
+            signals.signal(signals.SIGALRM, lambda *_: self._settle())
+            signals.setitimer(signals.ITIMER_REAL, LAST_WORD_S)
+        self._late.append(number)
+
+    def _settle(self) -> None:
+        """Give the signals their handlers back, and one that came late its effect."""
+        if self._late:
+            die_of(signals.Signals(self._late[0]).name)
+        for number, handler in self._before.items():
+            signals.signal(number, handler)
 
     def put(self, item: Any) -> None:
         """Lay `item` down; harmless when the main thread has left the desk."""
@@ -112,12 +139,16 @@ class Desk:
             left = None if until is None else max(0.0, until - time.monotonic())
             if not select.select([self._read], [], [], left)[0]:
                 raise queue.Empty
-            for number in os.read(self._read, 512):
-                if number == 0:
-                    self._ready.append(self._items.popleft())
-                elif number in self._before:
-                    self._ready.append(number)
+            self._take()
         return self._ready.popleft()
+
+    def _take(self) -> None:
+        """Read the pipe, in which a byte stands for an item or a signal."""
+        for number in os.read(self._read, 512):
+            if number == 0:
+                self._ready.append(self._items.popleft())
+            elif number in self._before:
+                self._ready.append(number)
 
     def put_back(self, item: Any) -> None:
         self._ready.appendleft(item)

@@ -27,7 +27,7 @@ from corra.model.host import Host
 from corra.model.state import State, exit_code
 from corra.model.units import chosen_time, decimal_size, duration
 from corra.model.words import now, side_by_side
-from corra.runs.events import Event, LinkDown, LinkUp
+from corra.runs.events import Event, LinkDown, LinkUp, SignalPassed
 from corra.runs.follow import Follow
 from corra.runs.run import Run
 
@@ -139,7 +139,8 @@ class Watch:
         self._sieve = sieve
         self._gone: dict[str, _Gone] = {}
         self._keyboard = keyboard
-        self._desk = Desk(*([signals.SIGWINCH, signals.SIGCONT] if keyboard is not None else []))
+        more = [signals.SIGWINCH, signals.SIGCONT] if keyboard is not None else []
+        self._desk = Desk(*more, last=screen.last)
         self._state: State | None = None
         self._begun_at = self._state_at = self._output_at = time.monotonic()
         self._old: dict[str, int] = {}
@@ -214,6 +215,8 @@ class Watch:
                 self._event(
                     "link", up=False, since_s=round(since_s, 3), error=error, attempt=attempt
                 )
+            case SignalPassed(name):
+                self.screen.note(self.label, self.host, f"{name} passed on to it")
             case LinkUp(down_s):
                 self._down = None
                 self.screen.note(
@@ -484,7 +487,6 @@ class Watch:
         self._by_host.signal(name)
         if self._by_host.confirmed:
             self._waits_until = self._waits_until or time.monotonic() + CONFIRM_S
-            self.screen.note(self.label, self.host, f"{name} passed on to it")
             return
         left_s = CONFIRM_S - self._by_host.asked_s
         self._waits_until = time.monotonic() + left_s

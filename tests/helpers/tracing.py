@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 (
     PTRACE_TRACEME,
@@ -57,39 +60,98 @@ def held(pid: int) -> Iterator[None]:
             os.waitpid(pid, WALL)
 
 
-def signalled(
-    argv: list[str], number: int, point: int, deadline_s: float = 30, **how: str
-) -> tuple[int, float, int, bytes]:
-    """Run `argv` and send it `number` at its `point`-th stop at a system call after its exec.
-
-    Return the number of stops, the seconds until the signal was sent, the status from waitpid, and
-    what `argv` wrote to stdout and to the descriptor of $CORRA_REPORT. `argv` is killed after
-    `deadline_s`.
+class Signalled(NamedTuple):
+    """How a process took a signal: its `stops` at system calls until the signal `was_sent`, if it
+    was, and in all if it wasn't; when that was, the seconds until then, and from then to its end;
+    its status from waitpid; what it wrote.
     """
+
+    stops: int
+    was_sent: bool
+    sent_at: float
+    sent_s: float
+    took_s: float
+    status: int
+    out: bytes
+    err: bytes
+
+    @property
+    def code(self) -> int:
+        """As subprocess tells it: the exit code, or -N where signal N ended the process."""
+        return os.waitstatus_to_exitcode(self.status)
+
+
+def signalled(
+    argv: list[str],
+    number: int,
+    point: int,
+    *,
+    deadline_s: float = 30,
+    threads: bool = False,
+    **how: str,
+) -> Signalled:
+    """Run `argv` and send it `number` at its `point`-th stop at a system call after its exec; with
+    `threads`, of any of its threads.
+
+    `out` is what it wrote to stdout and to the descriptor of $CORRA_REPORT; `how` is added to its
+    environment. It is killed after `deadline_s`.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        ours, theirs = os.pipe()
+        # A tracer is told of every child of its process, so it has a process of its own.
+        tracer = os.fork()
+        if not tracer:
+            try:
+                files = (out.fileno(), err.fileno())
+                found = _trace(argv, number, point, deadline_s, threads, files, how)
+                os.write(theirs, json.dumps(found).encode())
+            finally:
+                os._exit(0)
+        os.close(theirs)
+        with open(ours, "rb") as said:
+            stops, sent_at, sent_s, took_s, status = json.loads(said.read())
+        os.waitpid(tracer, 0)
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read())
+        return Signalled(stops, stops >= point, sent_at, sent_s, took_s, status, *texts)
+
+
+def _trace(
+    argv: list[str],
+    number: int,
+    point: int,
+    deadline_s: float,
+    threads: bool,
+    files: tuple[int, int],
+    how: Mapping[str, str],
+) -> tuple[int, float, float, float, int]:
     began = sent = time.monotonic()
-    ours, theirs = os.pipe()
     pid = os.fork()
     if not pid:
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-        os.dup2(theirs, 1)
-        os.dup2(0, 2)
-        os.set_inheritable(theirs, True)
+        report = os.dup(files[0])
+        for target, file in enumerate(files, 1):
+            os.dup2(file, target)
+        os.set_inheritable(report, True)
         ptrace(PTRACE_TRACEME, 0)
         os.kill(os.getpid(), signal.SIGSTOP)
-        os.execve(argv[0], argv, {**os.environ, **how, "CORRA_REPORT": str(theirs)})
-    os.close(theirs)
+        os.execve(argv[0], argv, {**os.environ, **how, "CORRA_REPORT": str(report)})
     alarm = threading.Timer(deadline_s, os.kill, (pid, signal.SIGKILL))
+    alarm.daemon = True
     os.waitpid(pid, WALL)
     alarm.start()
-    ptrace(PTRACE_SETOPTIONS, pid, 1)
-    stops = deliver = 0
+    ptrace(PTRACE_SETOPTIONS, pid, 1 | (1 << CLONE if threads else 0))
+    ptrace(PTRACE_SYSCALL, pid)
+    stops = 0
     while True:
-        # Once the signal is sent, the process runs at its own speed.
-        ptrace(PTRACE_SYSCALL if stops < point else PTRACE_CONT, pid, deliver)
-        _, status = os.waitpid(pid, WALL)
+        task, status = os.waitpid(-1, WALL)
         if os.WIFEXITED(status) or os.WIFSIGNALED(status):
-            break
+            if task == pid:
+                return stops, sent, sent - began, time.monotonic() - sent, status
+            continue
         deliver = 0
         if os.WSTOPSIG(status) == signal.SIGTRAP | 0x80:
             stops += 1
@@ -98,9 +160,8 @@ def signalled(
                 os.kill(pid, number)
         elif os.WSTOPSIG(status) not in (signal.SIGTRAP, signal.SIGSTOP):
             deliver = os.WSTOPSIG(status)
-    alarm.cancel()
-    with open(ours, "rb") as said:
-        return stops, sent - began, status, said.read()
+        # Once the signal is sent, the process runs at its own speed.
+        ptrace(PTRACE_SYSCALL if stops < point else PTRACE_CONT, task, deliver)
 
 
 def killed_at(point: int, work: Callable[[], object]) -> bool:

@@ -36,7 +36,10 @@ from corra.on_host import courier
 from courier_home import FAST, TOKEN, Home
 from listener import Authority, Listener, drip, drop, flood, garbage, keep_and_drop, listening
 from properties import PROPERTY
+from tracing import Signalled, signalled
 
+POINTS = int(os.environ.get("CORRA_SWEEP_POINTS") or 3)
+SEED = int(os.environ.get("CORRA_SEED") or int.from_bytes(os.urandom(3), "big"))
 TEXT = "".join(f"{number}\n" for number in range(20_000))
 
 
@@ -529,6 +532,38 @@ def test_deliver_has_a_courier_that_waits_try_now(new_home):
     with listening(port=port) as listener:
         assert home.ask("deliver", prog_id=prog_id)["delivered"]["completed"]
         delivered_exactly(listener, b"x\n")
+
+
+@pytest.mark.storm
+def test_no_order_to_try_now_is_swallowed_however_early_it_comes(new_home, listener):
+    """USR1 at each system call: the courier tries after it; or it dies, and the keeper starts it
+    again.
+    """
+    home = new_home(BACKOFF_MAX_S=3600.0)
+    prog_id = home.start(listener, "echo x")
+    delivered_exactly(listener, b"x\n")
+    eventually(lambda: home.status(prog_id)["supervisor"] == "gone")
+    (home.directory(prog_id) / "token").write_text(TOKEN)
+    listener.always = (503, {"Retry-After": "3600"}, b"")
+    argv = [home.python, "-ISE", str(home.base / "courier.py"), str(home.directory(prog_id))]
+
+    def poked(point: int) -> Signalled:
+        # A courier that has forgotten what it has delivered, and waits for an hour after one try.
+        (home.directory(prog_id) / "courier.json").write_bytes(b" " * agent.PAGE)
+        listener.seen.clear()
+        return signalled(argv, signal.SIGUSR1, point, deadline_s=2.5)
+
+    untouched = poked(1 << 30)
+    assert listener.statuses() == [503] and untouched.code == -signal.SIGKILL
+    stride = max(1, untouched.stops // 2 // POINTS)
+    wrong = []
+    # The second half is the courier itself, behind the start of Python.
+    for point in range(untouched.stops // 2 + SEED % stride, untouched.stops, stride):
+        found = poked(point)
+        tried = any(each.at > found.sent_at for each in listener.seen)
+        if found.was_sent and not tried and found.code != -signal.SIGUSR1:
+            wrong.append((point, found, listener.seen))
+    assert wrong == [], SEED
 
 
 def test_deliver_says_why_it_could_not(home):

@@ -467,17 +467,18 @@ def test_no_signal_is_swallowed_however_early_it_comes():
     link = ["sh", "-c", tether.FAR]
     argv = [sys.executable, "-ISE", tether.__file__, str(len(link)), *link, *program]
     number = tether.STAND_IN + signal.SIGTERM
-    whole, _, status, said = tracing.signalled(argv, number, 1 << 30)
-    assert (os.WEXITSTATUS(status), said) == (42, b"went on\n")
+    untouched = tracing.signalled(argv, number, 1 << 30)
+    assert (untouched.code, untouched.out) == (42, b"went on\n")
+    whole = untouched.stops
     assert whole > 200
     wrong = []
     # The last half is the tether itself, behind the start of Python.
     for point in range(whole // 2, whole, max(1, whole // 2 // POINTS)):
-        _, sent_s, status, said = tracing.signalled(argv, number, point)
-        if sent_s > 3:  # the program may have ended by then
+        found = tracing.signalled(argv, number, point)
+        if found.sent_s > 3:  # the program may have ended by then
             break
-        if b"went on" in said or (os.WIFEXITED(status) and os.WEXITSTATUS(status) == 42):
-            wrong.append((point, status, said))
+        if b"went on" in found.out or found.code == 42:
+            wrong.append((point, found))
     assert wrong == []
 
 
