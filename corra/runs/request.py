@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
@@ -79,6 +80,8 @@ class Launch(NamedTuple):
                 inventory=host.address.source if host.address else None,
             )
         )
+        if not fresh:
+            self._warn_of_namesake()
         return Follow(
             self.agent,
             request.prog_id,
@@ -88,6 +91,21 @@ class Launch(NamedTuple):
             feed=feed,
             told=self._told(request.prog_id, fresh=fresh),
         )
+
+    def _warn_of_namesake(self) -> None:
+        """Say so where the history has this id for a run on another host, which it keeps."""
+        host, prog_id = self.agent.host, self.request.prog_id
+        for known in history.find_entries(prog_id):
+            if known.prog_id == prog_id and (known.host, known.as_user) != (
+                str(host),
+                host.as_user,
+            ):
+                logging.getLogger("corra").warning(
+                    "%s: known here as a run on %s; name --host to reach the one on %s",
+                    prog_id,
+                    known.host,
+                    host,
+                )
 
     def _told(self, prog_id: str, *, fresh: bool) -> Callable[[State | None], None]:
         """Return the function that keeps the history up to date with what the Follow is told.

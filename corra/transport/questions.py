@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -35,13 +36,20 @@ def ask_on_terminal(prompt: str, echo: bool) -> str:
         before = termios.tcgetattr(fd)
         quiet = termios.tcgetattr(fd)
         quiet[3] &= ~(termios.ECHO | termios.ICANON | termios.ISIG)
+
+        def give_back() -> None:
+            termios.tcsetattr(fd, termios.TCSAFLUSH, before)
+            os.write(fd, b"\n")
+
+        # A --timeout may end the process while a thread of it still asks.
+        atexit.register(give_back)
         termios.tcsetattr(fd, termios.TCSAFLUSH, quiet)
         try:
             os.write(fd, _printable(prompt).encode())
             answer = _line(fd, echo)
         finally:
-            termios.tcsetattr(fd, termios.TCSAFLUSH, before)
-            os.write(fd, b"\n")
+            atexit.unregister(give_back)
+            give_back()
     except OSError as error:
         raise EOFError from error
     finally:

@@ -20,6 +20,7 @@ from agent_door import eventually
 from corra.cli.verb import VERBS
 from corra.main import ns
 from corra.runs import history
+from proxy import wait_for
 from sshd import Sshd
 from terminal import Terminal
 
@@ -184,6 +185,39 @@ def test_what_runs_on_a_host_takes_closed_descriptors_for_dev_null(
     expected = run("</dev/null >/dev/null 2>/dev/null")
     assert code in (None, expected)
     assert run(shell) == expected
+
+
+@pytest.mark.parametrize("shell", ["<&- >&-", "<&- >&- 2>&-"])
+def test_a_collector_takes_closed_descriptors_for_dev_null(cli: Cli, shell: str) -> None:
+    """No socket of it becomes 0, 1 or 2: nothing that is printed goes to a client of it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    words = ("serve", "--database", "c.sqlite3", "--listen", f"127.0.0.1:{port}")
+    argv = shlex.join([sys.executable, "-m", "corra", *words])
+    with subprocess.Popen(
+        ["sh", "-c", f"exec {argv} {shell}"],
+        cwd=cli.home,
+        env=cli.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as served:
+        try:
+            wait_for(lambda: served.poll() is not None or listens(port), deadline_s=60)
+            assert served.poll() is None
+            closed_ones = (0, 1, 2) if "2>" in shell else (0, 1)
+            there = {os.readlink(f"/proc/{served.pid}/fd/{number}") for number in closed_ones}
+        finally:
+            served.terminate()
+    assert there == {"/dev/null"}
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 # -- A home that doesn't exist

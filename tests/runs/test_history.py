@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import Cli
 from hypothesis import given, strategies as st
 
 from corra.model import ids
@@ -118,6 +119,20 @@ def test_a_run_that_is_known_on_one_host_never_moves_to_another(home: Path) -> N
     assert history.find_entries("pay") == known and history.find_entries("other") == []
     history.note_state(Host("good"), "pay", "exited")
     assert history.find_entries("pay")[0].state == "exited"
+
+
+def test_a_start_under_an_id_that_is_known_on_another_host_says_that_it_isnt_kept(
+    home: Path, cli: Cli
+) -> None:
+    words = ("run", "--host", "local", "--id", "pay-1", "--", "true")
+    assert cli(*words).stderr == b""
+    assert cli(*words).stderr == b"", "the same run on the same host"
+    remembered("pay-2", "db1")
+    done = cli("run", "--host", "local", "--id", "pay-2", "--", "true")
+    assert done.stderr == (
+        b"corra: pay-2: known here as a run on db1; name --host to reach the one on local\n"
+    )
+    assert (done.returncode, history.find_entries("pay-2")[0].host) == (0, "db1")
 
 
 def test_a_start_changes_nothing_that_is_known_already(home: Path) -> None:

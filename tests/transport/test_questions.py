@@ -126,6 +126,15 @@ def test_a_ctrl_c_at_a_question_leaves_and_gives_the_echo_back(guarded: tuple[Ss
         assert b"interrupted" in terminal.seen or b"may not log in" in terminal.seen
 
 
+def test_a_timeout_at_a_question_gives_the_echo_back(guarded: tuple[Sshd, str]) -> None:
+    _, host = guarded
+    words = ("-m", "corra", "wait", "--timeout", "5s", "--host", host, "nothing")
+    with typed_at_a_terminal(*words) as terminal:
+        terminal.expect("password: ")
+        terminal.end()
+        assert terminal.modes() == terminal.before
+
+
 def test_without_a_terminal_a_password_is_told_of_and_not_asked_for(
     guarded: tuple[Sshd, str],
 ) -> None:
