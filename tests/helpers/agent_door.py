@@ -42,7 +42,7 @@ LOADER = (
     "agent.Input(0), sys.stdout.buffer))"
 )
 
-# Code before that which changes a constant: else a part that is loaded later would set it again.
+# Code that comes before a late part's constant is changed: else the part would set it again.
 LATE = "agent.late('verb_list'); "
 
 _copies: dict[int, str] = {}
@@ -125,7 +125,7 @@ class Door:
             self.python,
             "-ISE",
             "-c",
-            LOADER.format(copy_of_the_agent(), self.constants and LATE + self.constants),
+            LOADER.format(copy_of_the_agent(), self.constants),
             verb,
         ]
 

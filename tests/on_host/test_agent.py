@@ -22,6 +22,7 @@ import pytest
 
 import machine
 from agent_door import (
+    LATE,
     Door,
     Refused,
     alive,
@@ -1076,7 +1077,7 @@ def test_a_follow_leaves_when_its_client_is_gone(door, which):
 def test_a_follow_whose_client_has_fallen_silent_leaves_by_itself_and_one_that_pings_stays(
     tmp_path,
 ):
-    for door in fresh(tmp_path, constants="agent.PING_DEADLINE_S = 0.5; "):
+    for door in fresh(tmp_path, constants=LATE + "agent.PING_DEADLINE_S = 0.5; "):
         state = door.ready("echo ready; exec sleep 1000")
         with door.follow(state["prog_id"]) as silent, door.follow(state["prog_id"]) as talking:
             assert silent.process.stdout

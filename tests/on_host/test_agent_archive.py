@@ -602,3 +602,25 @@ def test_several_that_fold_away_and_start_at_once_lose_no_run_and_write_each_onc
             assert (reply["state"], reply["return_code"]) == ("exited", 0)
     fold(door)
     assert sorted(lines(door)) == sorted(ids)
+
+
+def test_a_run_that_was_damaged_after_it_was_noted_as_ended_is_named_by_a_list(door):
+    for prog_id in ("bad", "good"):
+        long_ago.ended(door.spool, prog_id, at_ns=NOW - DAY_NS)
+    assert door.call("list", {})["counts"] == {"done": 2}
+    (door.directory("bad") / "program.json").write_bytes(b"null")
+    listed = door.call("list", {})
+    assert [each["prog_id"] for each in listed["runs"]] == ["good"]
+    assert [each["prog_id"] for each in listed["unreadable"]] == ["bad"]
+
+
+def test_a_list_of_a_state_that_no_archived_run_has_reads_none_of_them(door):
+    """What a year of ended runs would cost each look at the open ones."""
+    true = history(door, 30)
+    fold(door)
+    for states, count in ((["running"], 0), (["failed 2"], 7), (["failed"], 22), ([], 30)):
+        listed = door.call("list", {"states": states, "limit": 4})
+        assert len(listed["runs"]) == min(4, count)
+        assert listed["more"] == max(0, count - 4) and listed["total"] == len(true)
+    mine = door.call("list", {"mine": {"user": "nobody"}})
+    assert (mine["runs"], mine["counts"], mine["total"]) == ([], {}, 30)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from agent_door import Door, Refused, Stream, alive, eventually, fresh, guards, kill
+from agent_door import LATE, Door, Refused, Stream, alive, eventually, fresh, guards, kill
 from corra import agent
 from corra.model.frames import Taken
 from properties import PROPERTY
@@ -131,7 +131,7 @@ def test_what_comes_faster_than_it_is_read_waits_in_the_spool(door):
 
 
 def test_a_sender_is_held_back_where_it_is_too_far_ahead_and_goes_on(tmp_path):
-    for door in fresh(tmp_path, constants="agent.AHEAD_MAX = 100000; "):
+    for door in fresh(tmp_path, constants=LATE + "agent.AHEAD_MAX = 100000; "):
         gate = door.base / "gate"
         os.mkfifo(gate)
         door.start(["sh", "-c", f"read x < {gate}; exec wc -c"], prog_id="slow", stdin=OPEN)

@@ -1,6 +1,7 @@
 """What is known of a run without its State, and which runs a list asks for."""
 
 from ..contract import Refusal
+from ..records import to_json
 from .held import HeldRun
 from .ids import valid_id
 
@@ -109,6 +110,13 @@ class Wanted:
         asked = (self.user, self.host, self.name, self.match, self.link)
         self.asks_about = any(each is not None for each in asked)
         self.counted = request.get("count") is not False
+        # As they stand in a request's JSON; `match` may stand there in pieces.
+        exact = (self.user, self.host, self.name, self.link)
+        self.quoted = [to_json(each).encode() for each in exact if each is not None]
+
+    def may_fit(self, data):
+        """Return whether a run can be asked for whose request is in `data`, JSON in bytes."""
+        return all(each in data for each in self.quoted)
 
     def within(self, known):
         """Return whether the run is one of those whose States are counted."""

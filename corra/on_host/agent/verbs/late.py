@@ -31,12 +31,12 @@ def late_code():
     found = os.stat(path)
     sign = b"%x %d %d\n" % (sys.hexversion, found.st_mtime_ns, found.st_size)
     try:
-        data = slurp(kept, 1 << 22) if kept else b""
+        data = slurp(kept, os.stat(kept).st_size) if kept else b""
         if data.startswith(sign):
             return marshal.loads(data[len(sign) :])  # noqa: S302 - as a .pyc is
     except (OSError, ValueError, EOFError, TypeError):
         pass  # there is none, or it is torn
-    code = compiled_late(slurp(path, 1 << 22).decode())
+    code = compiled_late(slurp(path, found.st_size).decode())
     if kept:
         try:
             keep_late(kept, sign + marshal.dumps(code))

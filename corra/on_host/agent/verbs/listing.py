@@ -28,7 +28,7 @@ def verb_list(request, stdin, reply, framed):
     # After ROOT/runs: a run goes from there to the archive.
     for _ in in_archives(request, lambda archive: offer_archive(page, archive)):
         pass
-    texts, shown, last = states_of(request, page.newest())
+    texts, shown, last = states_of(request, page.newest(), damaged)
     facts = {"host": os.uname().nodename, "user": user_name(), "total": page.total}
     if page.wanted.counted:
         facts.update(more=page.matching - shown, counts=page.counts)
@@ -46,11 +46,16 @@ def known_runs(spool, damaged):
         try:
             yield known or spool.read(prog_id)
         except OSError as error:
-            # Else it was removed since it was listed, or is another user's.
-            if error.errno == errno.EBADMSG and len(damaged) < UNREADABLE_MAX:
-                damaged.append(
-                    {"prog_id": prog_id, "dir": error.filename, "message": error.strerror}
-                )
+            note_damage(damaged, prog_id, error)
+
+
+def note_damage(damaged, prog_id, error):
+    """Add a run to `damaged` whose files say what no agent has written.
+
+    Else it was removed since it was listed, or is another user's.
+    """
+    if error.errno == errno.EBADMSG and len(damaged) < UNREADABLE_MAX:
+        damaged.append({"prog_id": prog_id, "dir": error.filename, "message": error.strerror})
 
 
 def offer_archive(page, archive):
@@ -64,17 +69,31 @@ def offer_archive(page, archive):
             wanted.asks_about or (wanted.since_ns is not None and oldest < wanted.since_ns)
         ):
             for line in month.lines():
-                page.offer(line)
+                if wanted.may_fit(line.data):
+                    page.offer(line)
+                else:
+                    page.total += 1
         else:
             page.total += sum(words.values())
             for word, number in words.items() if wanted.counted else ():
                 page.count(word, number)
-            sources.append(month.newest_first())
+            sources.append(of_words(month, wanted, words))
     taken = 0
     for line in merged(sources) if page.limit else ():
         if wanted.within(line) and wanted.has_word(line.word) and page.take(line):
             taken += 1
             if taken == page.limit:
+                return
+
+
+def of_words(month, wanted, words):
+    """Yield the Lines of the words that are asked for, the newest first, and read no more."""
+    left = sum(number for word, number in words.items() if wanted.has_word(word))
+    for line in month.newest_first() if left else ():
+        if wanted.has_word(line.word):
+            yield line
+            left -= 1
+            if not left:
                 return
 
 
@@ -91,14 +110,14 @@ def merged(sources):
         heads[place] = (next(source, None), source)
 
 
-def states_of(request, found):
+def states_of(request, found, damaged):
     """Return the States of the runs as JSON, as many as a page has room for.
 
     Also return how many of the runs those are, and the key of the last.
     """
     texts, shown, size, last = [], 0, 0, None
     for known in found:
-        text = known.text or state_text(request, known)
+        text = known.text or state_text(request, known, damaged)
         size += len(text)
         if size > LIST_BYTES and texts:
             break
@@ -107,8 +126,11 @@ def states_of(request, found):
     return texts, shown, last
 
 
-def state_text(request, known):
-    """Return the State of a run as JSON; "" for one that was removed since it was found."""
+def state_text(request, known, damaged):
+    """Return the State of a run as JSON; "" for one that was removed since it was found.
+
+    Also for one that was damaged since it was noted as ended; that is added to `damaged`.
+    """
     try:
         try:
             run = known.open()
@@ -120,5 +142,8 @@ def state_text(request, known):
             return to_json(run.state(sure=True))
         finally:
             run.close()
-    except (OSError, Refusal):
+    except OSError as error:
+        note_damage(damaged, known.prog_id, error)
+        return ""
+    except Refusal:
         return ""
