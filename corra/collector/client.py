@@ -11,6 +11,7 @@ import base64
 import contextlib
 import http.client
 import json
+import math
 import os
 import random
 import socket
@@ -29,7 +30,7 @@ from corra.model.frames import Cursor, Gap, Output, Status
 from corra.model.refusals import ambiguous_error
 from corra.model.shapes import Listed, Object, Shape, Text, Whole, check, read_json
 from corra.model.state import STATE, State
-from corra.model.units import duration
+from corra.model.units import decimal_size, duration
 from corra.remote.bootstrap import courier_source
 from corra.runs.events import Event, LinkDown, LinkUp
 from corra.runs.request import Launch
@@ -52,6 +53,11 @@ EVENTS: Mapping[str, Object] = {
     "end": STATE,
 }
 ASKED_RUNS = 1000
+# A list in pages: as many runs as a host may list, with 2.5 kB each. Pages of 1,000 runs take a
+# second or less each.
+LIST_RUNS_MAX = 200_000
+LIST_BYTES_MAX = 512 << 20
+LIST_TOTAL_S = 600.0
 _EXAMPLE = "{url: https://HOST:8050, token_file: FILE}"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 
@@ -118,15 +124,22 @@ class Collector:
         body: Any = None,
     ) -> Any:
         """Return the JSON of an answer that has that shape. Raises CorraError."""
+        return self._ask(path, shape, query, body)[0]
+
+    def _ask(
+        self, path: str, shape: Shape, query: Mapping[str, Any] | None, body: Any
+    ) -> tuple[Any, int]:
+        """Return what `ask` does, and its length in bytes."""
         connection, answer = self.open(path, query, body)
         # A server that sends a byte now and then is silent, too.
         over = threading.Timer(COLLECTOR_TOTAL_S, _cut, [connection])
         over.daemon = True
         over.start()
         try:
-            found = read_json(answer.read(LINE_MAX))
+            said = answer.read(LINE_MAX)
+            found = read_json(said)
             check(shape, found, "the answer")
-            return found
+            return found, len(said)
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise self.unreachable(error) from error
         finally:
@@ -259,18 +272,34 @@ class Collector:
         )
 
     def runs(self, **wanted: Any) -> list[State]:
-        """Return the runs that match `wanted`, the newest first; with `limit`, one page of them."""
+        """Return the runs that match `wanted`, the newest first; with `limit`, one page of them.
+
+        Raises CorraError, also where the pages don't go on to older runs, or are too many.
+        """
         query = {
             "limit": ASKED_RUNS,
             **{key: value for key, value in wanted.items() if value is not None},
         }
         found: list[State] = []
+        size, until = 0, time.monotonic() + LIST_TOTAL_S
+        before = (math.inf, 0)
         while True:
-            page = self.ask("/runs", PAGE, query)
+            page, length = self._ask("/runs", PAGE, query, None)
             found += [_state(each) for each in page["runs"]]
             if not page.get("next") or "limit" in wanted:
                 return found
+            size += length
+            if not (page["runs"] and (reached := _place(page["next"])) < before):
+                raise self._not_listed("doesn't speak corra's protocol: its list has no end")
+            if len(found) > LIST_RUNS_MAX or size > LIST_BYTES_MAX or time.monotonic() > until:
+                raise self._not_listed(
+                    f"its list goes on after {len(found):,} runs and {decimal_size(size)}"
+                )
+            before = reached
             query["page"] = page["next"]
+
+    def _not_listed(self, why: str) -> CorraError:
+        return CorraError(why, host=f"collector {self.name}", fate="NOT DONE")
 
     def find(self, text: str | None) -> Collected:
         """Return the run that `text` means, without it the newest run.
@@ -295,6 +324,16 @@ class Collector:
         if len(found) > 1 and not newest:
             raise ambiguous_error(text, f"collector {self.name}", found, with_hosts=True)
         return Collected(self, found[0])
+
+
+def _place(text: str) -> tuple[float, int]:
+    """Return where a page ends, (made, number); infinitely late where `text` is no place."""
+    made, _, number = text.partition(",")
+    try:
+        found = float(made), int(number)
+    except ValueError:
+        found = math.inf, 0
+    return found if math.isfinite(found[0]) else (math.inf, 0)
 
 
 class Collected:
