@@ -17,12 +17,15 @@ from typing import Any, NoReturn
 
 from invoke.exceptions import Exit
 
+from corra.transport.questions import give_terminal_back
+
 
 def die_of(name: str) -> NoReturn:
     """End this process by the signal `name`."""
     import signal
 
     number = getattr(signal, name)
+    give_terminal_back()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -14,6 +14,23 @@ from collections.abc import Callable
 Ask = Callable[[str, bool], str]
 
 
+# What gives the terminal back, for each question that is being asked.
+_asked: list[Callable[[], None]] = []
+
+
+def give_terminal_back() -> None:
+    """Undo what the open questions did to the terminal, as this process is about to end.
+
+    A --timeout or a signal may end it while a thread still asks.
+    """
+    for give_back in _asked.copy():
+        with contextlib.suppress(OSError, termios.error):
+            give_back()
+
+
+atexit.register(give_terminal_back)
+
+
 def terminal_to_ask() -> Ask | None:
     """Return the function that asks on this process's terminal, or None where there is none."""
     if not (sys.stderr is not None and sys.stderr.isatty()):
@@ -41,14 +58,13 @@ def ask_on_terminal(prompt: str, echo: bool) -> str:
             termios.tcsetattr(fd, termios.TCSAFLUSH, before)
             os.write(fd, b"\n")
 
-        # A --timeout may end the process while a thread of it still asks.
-        atexit.register(give_back)
+        _asked.append(give_back)
         termios.tcsetattr(fd, termios.TCSAFLUSH, quiet)
         try:
             os.write(fd, _printable(prompt).encode())
             answer = _line(fd, echo)
         finally:
-            atexit.unregister(give_back)
+            _asked.remove(give_back)
             give_back()
     except OSError as error:
         raise EOFError from error

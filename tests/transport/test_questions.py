@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import signal
 import subprocess
 import sys
 import termios
@@ -132,6 +133,19 @@ def test_a_timeout_at_a_question_gives_the_echo_back(guarded: tuple[Sshd, str]) 
     with typed_at_a_terminal(*words) as terminal:
         terminal.expect("password: ")
         terminal.end()
+        assert terminal.modes() == terminal.before
+
+
+@pytest.mark.parametrize("words", [("wait", "nothing"), ("ps",), ("run", "--", "true")])
+def test_a_term_at_a_question_gives_the_echo_back(
+    guarded: tuple[Sshd, str], words: tuple[str, ...]
+) -> None:
+    _, host = guarded
+    verb, *rest = words
+    with typed_at_a_terminal("-m", "corra", verb, "--host", host, *rest) as terminal:
+        terminal.expect("password: ")
+        terminal.process.terminate()
+        assert terminal.end() == -signal.SIGTERM
         assert terminal.modes() == terminal.before
 
 
