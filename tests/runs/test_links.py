@@ -148,6 +148,28 @@ def test_links_that_break_as_soon_as_the_host_has_answered_are_given_up_in_time(
     run.kill(grace=0)
 
 
+@pytest.mark.parametrize("part", [1.0, 0.5])
+def test_links_that_break_after_the_same_bytes_are_given_up_in_time(
+    proxied: Proxy, via: str, home: Path, part: float
+) -> None:
+    """Behind the host's answer, or in the login. `--reconnect-timeout` counts from the output."""
+    run = corra.start("p", waiting(home / "go", "true"), via=via)
+    wait_for(lambda: run.read("stdout") == b"a\n")
+    run.agent.close()  # the follow's first link has a connection of its own, as the next ones
+    events: list[Any] = []
+    begun = None
+    with pytest.raises(StillRunning, match=r"ago, given up"):
+        for event in run.follow({"stdout": 2}, patience=Patience(reconnect_timeout_s=1.0)):
+            events.append(event)
+            if isinstance(event, Status) and begun is None:
+                proxied.limit(int(proxied.carried() * part), "cut")
+                proxied.cut()
+                begun = Clock().now()
+    assert begun is not None and Clock().now() - begun < 8
+    assert not any(isinstance(event, (LinkUp, Output)) for event in events)
+    (home / "go").touch()
+
+
 GREETING = b"SSH-2.0-OpenSSH_9.9\r\n"
 HANGS = {
     "at the connection": (b"", b""),
