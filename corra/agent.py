@@ -186,8 +186,11 @@ def make_directories(path, mode):
             pass  # another start has just made the directory
 
 
-def slurp(path, limit=1 << 20):
-    """Return the first bytes of a file, as one read gives them. Raises OSError."""
+def slurp(path, limit=1 << 16):
+    """Return the first bytes of a file, as one read gives them. Raises OSError.
+
+    The read takes `limit` bytes of memory first, and a login's limits may leave little of it.
+    """
     fd = os.open(path, os.O_RDONLY)
     try:
         return os.read(fd, limit)
@@ -559,7 +562,9 @@ def children(pid):
     This reads one small file; `process_tree` looks at every process of the machine.
     """
     try:
-        return [int(each) for each in slurp("/proc/%d/task/%d/children" % (pid, pid)).split()]
+        return [
+            int(each) for each in slurp("/proc/%d/task/%d/children" % (pid, pid), 1 << 20).split()
+        ]
     except OSError:
         return list(process_tree([pid]))  # a kernel without CONFIG_PROC_CHILDREN
 
@@ -5245,7 +5250,7 @@ def place_courier(source):
     By hand none comes, and it must be there.
     """
     path = beside("courier.py")
-    there = slurp(path) if present(path) else None
+    there = slurp(path, 1 << 20) if present(path) else None
     if source is None and there is None:
         raise Refusal(
             "no_courier", "a callback needs courier.py beside agent.py: %s isn't there" % path

@@ -62,8 +62,11 @@ def make_directories(path, mode):
             pass  # another start has just made the directory
 
 
-def slurp(path, limit=1 << 20):
-    """Return the first bytes of a file, as one read gives them. Raises OSError."""
+def slurp(path, limit=1 << 16):
+    """Return the first bytes of a file, as one read gives them. Raises OSError.
+
+    The read takes `limit` bytes of memory first, and a login's limits may leave little of it.
+    """
     fd = os.open(path, os.O_RDONLY)
     try:
         return os.read(fd, limit)

@@ -208,7 +208,9 @@ def children(pid):
     This reads one small file; `process_tree` looks at every process of the machine.
     """
     try:
-        return [int(each) for each in slurp("/proc/%d/task/%d/children" % (pid, pid)).split()]
+        return [
+            int(each) for each in slurp("/proc/%d/task/%d/children" % (pid, pid), 1 << 20).split()
+        ]
     except OSError:
         return list(process_tree([pid]))  # a kernel without CONFIG_PROC_CHILDREN
 

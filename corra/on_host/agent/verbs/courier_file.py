@@ -13,7 +13,7 @@ def place_courier(source):
     By hand none comes, and it must be there.
     """
     path = beside("courier.py")
-    there = slurp(path) if present(path) else None
+    there = slurp(path, 1 << 20) if present(path) else None
     if source is None and there is None:
         raise Refusal(
             "no_courier", "a callback needs courier.py beside agent.py: %s isn't there" % path
