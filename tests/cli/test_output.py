@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import shlex
 import signal
 import socket
@@ -86,6 +87,19 @@ def test_a_full_disk_here_is_one_line_and_a_code_of_its_own(one: Cli, name: str)
     assert code == NOT_WRITTEN
     assert [line for line in said if line.endswith("can't be written here: disk full (ENOSPC)")]
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("name", ["run -d", "run", "logs", "ps --json"])
+def test_a_device_here_that_fails_is_one_line_and_the_same_code(one: Cli, name: str) -> None:
+    """A quota (EDQUOT) goes the same way, and needs a file system that has one."""
+    master, device = pty.openpty()
+    os.close(master)
+    try:
+        code, said = outcome(one, PRINTS[name], device)
+    finally:
+        os.close(device)
+    assert code == NOT_WRITTEN
+    assert len(said) == 1 and "can't be written here" in said[0] and "EIO" in said[0], said
 
 
 @pytest.mark.sampled
