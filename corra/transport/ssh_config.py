@@ -76,7 +76,12 @@ RULES = (
         ("Hostname", "Port", "User", "AddressFamily", "ConnectTimeout"),
         "`--connect-timeout` goes before ConnectTimeout",
     ),
-    Rule(Care.DONE, ("ProxyJump", "ProxyCommand"), "each host on the way has its own ssh_config"),
+    Rule(
+        Care.DONE,
+        ("ProxyJump", "ProxyCommand"),
+        "each host on the way has its own ssh_config; a command that fails is quoted, with its "
+        "exit code, which `ssh` itself (`--via openssh`) doesn't tell",
+    ),
     Rule(
         Care.DONE,
         ("IdentityFile", "IdentitiesOnly", "IdentityAgent"),

@@ -259,8 +259,8 @@ def test_each_bad_end_has_its_line_and_code(
             "corra: NOT STARTED: the canary isn't among the hosts: db1",
         ),
         (
-            "attach --host web[1-2] x",
-            "corra: NOT DONE: an id belongs to one host, not 2: web1, web2",
+            "send --host web[1-2] x y",
+            "corra: NOT SENT: an id belongs to one host, not 2: web1, web2",
         ),
         ("kill --host web[1- -a", "corra: NOT KILLED: not a set of hosts: 'web[1-'"),
         ("kill -y \t", "corra: NOT KILLED: an id is empty: is a variable unset?"),
