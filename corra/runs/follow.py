@@ -32,7 +32,7 @@ from corra.transport.channel import LinkLost, NoAnswer, Silent
 from .attempt import Attempt
 from .clock import Clock
 from .events import Event, LinkDown, LinkUp, SignalPassed, Tick
-from .patience import SLEPT_S, Cut, KeepAlive, Patience, pause_s
+from .patience import DEAD_AFTER_S, SLEPT_S, Cut, KeepAlive, Patience, pause_s
 from .stdin_feed import StdinFeed
 from .wanted import Hole, Position, Wanted
 
@@ -167,6 +167,8 @@ class Follow:
         self._parser = Parser()
         self._alive = KeepAlive(patience, self._clock)
         self._down: _Down | None = None
+        # What `_down` was before a link that has brought no more than answers to pings.
+        self._idle: _Down | None = None
         self._tried = self._iterating = False
         self._sent_at: float | None = None
         self._no_answers = self._silences = 0
@@ -256,7 +258,7 @@ class Follow:
     # One link after the other
 
     def _watch(self) -> Iterator[Event]:
-        self._down = None
+        self._down = self._idle = None
         while not self._closed.is_set():
             try:
                 before, reply = self.state, self._connect()
@@ -276,7 +278,7 @@ class Follow:
                     # The next link must not wait for a connection that says nothing. Other users of
                     # that connection notice now instead of later.
                     self._agent.close()
-                down: _Down | None = self._down
+                down: _Down | None = self._down or self._flapping()
                 self._down = down.again(cut) if down else _Down(self._clock.now(), cut.quiet)
                 since_s = self._clock.now() - self._down.at
                 self._give_up(since_s, cut)
@@ -303,9 +305,20 @@ class Follow:
             len(before.signals_sent),
         )
 
-    def _proven(self) -> Iterator[LinkUp]:
-        """Note that the link has brought something new. Only that ends the time without a link."""
+    def _flapping(self) -> _Down | None:
+        """Return the trouble of before, where the link answered pings, brought nothing, and broke
+        sooner than a link may be missing. Such links one after the other are none.
+        """
+        limit_s = self._patience.reconnect_timeout_s
+        steady_s = DEAD_AFTER_S if limit_s is None else min(limit_s, DEAD_AFTER_S)
+        return self._idle if self._clock.now() - self._alive.began_at < steady_s else None
+
+    def _proven(self, *, news: bool = True) -> Iterator[LinkUp]:
+        """Note that the link works, as it has brought something new or an answer to a ping. Only
+        that ends the time without a link.
+        """
         down = self._down
+        self._idle = None if news else down or self._idle
         self._down = None
         if down is not None and not down.quiet:
             yield LinkUp(self._clock.now() - down.at)
@@ -538,7 +551,7 @@ class Follow:
                         yield frame
                     elif isinstance(frame, Beat):
                         self._alive.away = False
-                        yield from self._proven()
+                        yield from self._proven(news=False)
                     elif isinstance(frame, Ack):
                         if name := self._orders.pop(frame.number, None):
                             yield SignalPassed(name)

@@ -1071,13 +1071,49 @@ def test_the_link_is_back_with_the_first_thing_that_is_new(clock: SetClock, news
     assert events[4] == "LinkUp"
 
 
-def test_a_quiet_run_s_link_is_back_when_it_has_answered_a_ping(clock: SetClock) -> None:
-    class Answering(Link):
+class Answering(Link):
+    """A link that answers two pings and then says `end`."""
+
+    def __init__(self, reply: dict[str, Any], clock: SetClock, end: bytes) -> None:
+        super().__init__(reply, clock)
+        self.end = end
+
+    def send(self, data: bytes) -> None:
+        super().send(data)
+        self.coming.append(b"H\n" if len(self.sent) < 3 else self.end)
+
+
+def test_links_that_answer_a_ping_each_and_break_are_given_up_together(clock: SetClock) -> None:
+    """None is missing for long; and none stands for as long as a link may be missing."""
+    links = [Answering(state(), clock, b"") for _ in range(100)]
+    events: list[Event] = []
+    with pytest.raises(StillRunning, match="given up: the link was closed"):
+        events.extend(
+            Follow(
+                Agent(link(clock, b""), *links),
+                ID,
+                patience=Patience(reconnect_timeout_s=30),
+                clock=clock,
+            )
+        )
+    assert 30 <= clock.at - 1000 <= 45
+    downs = [e for e in events if isinstance(e, LinkDown)]
+    assert [e.attempt for e in downs] == list(range(1, len(downs) + 1))
+
+
+def test_a_link_that_stood_for_long_is_missed_anew(clock: SetClock) -> None:
+    class Steady(Answering):
         def send(self, data: bytes) -> None:
             super().send(data)
-            self.coming.append(b"H\n" if len(self.sent) < 3 else said())
+            self.coming[-1] = b"H\n" if len(self.sent) < 20 else self.end
 
-    agent = Agent(link(clock, b""), Answering(state(), clock))
+    agent = Agent(link(clock, b""), Steady(state(), clock, b""), link(clock, said()))
+    events = list(Follow(agent, ID, patience=Patience(reconnect_timeout_s=30), clock=clock))
+    assert [e.attempt for e in events if isinstance(e, LinkDown)] == [1, 1]
+
+
+def test_a_quiet_run_s_link_is_back_when_it_has_answered_a_ping(clock: SetClock) -> None:
+    agent = Agent(link(clock, b""), Answering(state(), clock, said()))
     events = list(Follow(agent, ID, clock=clock))
     up = next(e for e in events if isinstance(e, LinkUp))
     assert up.down_s == pytest.approx(FIRST_PING_S, abs=0.25)

@@ -166,7 +166,8 @@ def test_links_that_break_after_the_same_bytes_are_given_up_in_time(
                 proxied.cut()
                 begun = Clock().now()
     assert begun is not None and Clock().now() - begun < 8
-    assert not any(isinstance(event, (LinkUp, Output)) for event in events)
+    # A later link may need fewer bytes for its login, and answer a ping with those that are left.
+    assert not any(isinstance(event, Output) for event in events)
     (home / "go").touch()
 
 
