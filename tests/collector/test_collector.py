@@ -30,10 +30,11 @@ from agent_door import Mount, eventually
 from collector import DEADLINE_S, Client, Served, ended
 from corra.collector.events import Watchers
 from corra.collector.tokens import checked_token, split_header
+from listener import Authority
 
 pytest.importorskip("starlette", reason="corra[collector] isn't installed")
 
-from corra.collector.protocol import STRANGERS_MAX, Connection, Strangers
+from corra.collector.protocol import HEAD_S, STRANGERS_MAX, Connection, Strangers
 
 BY = "ops@laptop"
 ORIGIN = {"user": "ops", "host": "laptop"}
@@ -1354,6 +1355,26 @@ async def hasty_server(app: Any) -> AsyncIterator[Any]:
         yield listener.getsockname()
         server.should_exit = True
         await running
+
+
+def test_a_tls_handshake_that_doesnt_end_is_ended_and_keeps_nobody_out(tmp_path):
+    """More of them than the share of connections without a token."""
+    authority = Authority(tmp_path)
+    served = Served(tmp_path, tls=authority.server(), ca=authority.pem)
+    member = Client(served, served.token())
+    served.start()
+    try:
+        with contextlib.ExitStack() as kept:
+            silent = [
+                kept.enter_context(socket.create_connection(("127.0.0.1", served.port)))
+                for _ in range(STRANGERS_MAX + 100)
+            ]
+            assert member("GET", "/api/v1/runs").status == 200
+            for each in silent:
+                each.settimeout(HEAD_S + DEADLINE_S)
+                assert each.recv(1) == b""
+    finally:
+        served.kill()
 
 
 def test_who_says_nothing_is_not_kept_for_ever():
