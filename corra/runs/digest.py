@@ -60,5 +60,8 @@ def digests_of(
     )
     return Digests(
         State.from_json(answer["state"]),
-        {name: Digest(**facts) for name, facts in answer["digests"].items()},
+        {
+            name: Digest(*(facts[field] for field in Digest._fields))
+            for name, facts in answer["digests"].items()
+        },
     )

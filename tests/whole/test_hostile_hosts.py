@@ -17,11 +17,14 @@ from invoke.exceptions import Exit
 from corra.errors import CorraError
 from corra.main import program
 from corra.model.host import Host
+from corra.model.state import State
 from corra.remote.agent_client import Agent
 from corra.remote.bootstrap import FIRST
 from corra.remote.exchange import BadReply
 from corra.runs import history
+from corra.runs.digest import digests_of
 from corra.runs.finding import attach
+from corra.runs.run import Run
 from corra.transport.pipes import Process
 from hostile import SOME_ID, Answer, HostileHost, answers
 from properties import PROPERTY
@@ -93,6 +96,20 @@ def test_no_answer_of_a_host_breaks_a_verb(
         assert "Traceback" not in capfd.readouterr().err
 
     tried()
+
+
+@MANY
+@given(answers("digest"), st.dictionaries(st.text(max_size=5), st.integers(), max_size=2))
+def test_no_answer_of_a_host_breaks_a_fold(home: Path, said: bytes, more: dict[str, int]) -> None:
+    """`more` is what a newer agent says."""
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+        reply = json.loads(said)
+        for facts in reply["digests"].values():
+            facts.update(more)
+        said = json.dumps(reply).encode() + b"\n"
+    run = Run(Agent(HostileHost(Host("evil"), lambda verb, request: said)), SOME_ID)
+    with contextlib.suppress(CorraError):
+        digests_of(run, State(prog_id=SOME_ID, state="exited"))
 
 
 ID_OF_GOOD = "20261123t014409z-k7m2qxwp"
