@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from invoke.context import Context
 
 from corra.errors import NOTHING_DONE, STILL_RUNNING, CorraError, Misuse, NotFound, NotKilled, typed
 from corra.settings import setting
+from corra.terminal.signals import die_of
 
 from . import collectors, inputs, selection
 from .flags import (
@@ -225,6 +227,7 @@ def _rolled(
         stay=stay,
         take_over=shown is not None and shown.take_over,
         confirm=(lambda _: True) if yes else confirm if screen.can_ask else None,
+        last=screen.last,
         **how,
     )
     from corra.fleets.live import frame
@@ -248,7 +251,8 @@ def _rolled(
     if folded and shown is not None:
         show_folded(shown, fleet, roller.board, asks=rolled.way is not Way.LEFT)
     if rolled.way is Way.LEFT:
-        return 128 + rolled.signal
+        screen.close()
+        die_of(signal.Signals(rolled.signal).name)
     if rolled.way is Way.TIMED_OUT:
         return max(STILL_RUNNING, roller.board.code)
     return roller.board.code if stay else code_of_starts(roller)

@@ -89,12 +89,13 @@ class Roller:
         confirm: Callable[[str], bool] | None = None,
         kill: Callable[[Sequence[Member]], None] | None = None,
         hired: Hire = hire,
+        last: contextlib.ExitStack | None = None,
     ) -> None:
         """`known`: what is known already. `starts`: whether to start what isn't begun.
 
         `stay=False`: a member is over once it has started. `take_over`: roll although another
         operator does. `timeout_s`: leave after this time. `confirm` asks for a yes;
-        without it a roll pauses. `kill` ends members.
+        without it a roll pauses. `kill` ends members. `last` is that of Desk.
         """
         self.orders, self.plan, self.view = orders, orders.plan, view
         self.board = Board(self.plan)
@@ -105,7 +106,7 @@ class Roller:
         self._starts, self._stay, self._take_over = starts, stay, take_over
         self._confirm, self._kill, self._hire = confirm, kill, hired
         self._until = None if timeout_s is None else self.board.clock() + timeout_s
-        self._desk = Desk()
+        self._desk = Desk(last=last)
         self._leaves = False
         self._workers: Workers
         self._watched: set[int] = set()  # members that a worker has or had

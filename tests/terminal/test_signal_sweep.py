@@ -138,3 +138,21 @@ def test_a_term_to_kill_ends_it_with_a_word_of_an_order_that_was_given(cli: Cli)
             wrong.append((point, "no word of the order", found))
     cli("kill", "-9", "-y", "-a", *LOCAL)
     assert wrong == []
+
+
+def test_a_term_to_a_fleet_ends_us_at_once_and_tells_what_was_begun(cli: Cli) -> None:
+    fleet = ("run", "--name", "fleet", "--each", "--host", "local,local")
+    untouched = swept(cli, *fleet, "--", "true")
+    assert untouched.code == 0
+    wrong = []
+    for point in points(untouched.stops, 0.2):
+        found = swept(cli, *fleet, "--", *SLEEPER, point=point)
+        shown = cli("ps", "--json", "--state", "running", *LOCAL).stdout
+        begun = [line for line in shown.splitlines() if json.loads(line)["type"] == "state"]
+        left = found.code == -signal.SIGTERM and found.took_s < PROMPT_S
+        if found.was_sent and not left:
+            wrong.append((point, "not gone", found))
+        if found.was_sent and begun and b"fleet" not in found.err:
+            wrong.append((point, "no word of what was begun", found))
+        cli("kill", "-9", "-y", "-a", *LOCAL)
+    assert wrong == []
