@@ -361,9 +361,7 @@ class Follow:
                 if starting:
                     self._told(None)
                 if self._begun and self._over:
-                    raise self._left(
-                        f"not seen to end in {duration(self._patience.timeout_s or 0)}: {error.why}"
-                    ) from error
+                    raise self._left(self._unseen(error.why)) from error
                 raise retold(
                     error,
                     verb=verb,
@@ -380,6 +378,8 @@ class Follow:
         except (ConnectionError, TimeoutError) as error:
             silent = isinstance(error, (Silent, TimeoutError))
             self._silences += silent
+            if first and self._over:
+                raise self._left(self._unseen(str(error))) from error
             raise Cut(str(error) or "no answer", dead=silent) from error
         self._no_answers = self._silences = 0
         with self._lock:
@@ -404,6 +404,10 @@ class Follow:
         self.state = state
         self._told(self.state)
         return link.reply
+
+    def _unseen(self, why: str) -> str:
+        limit = duration(self._patience.timeout_s or 0)
+        return f"not seen to end in {limit}: {why}" if self._begun else f"no answer in {limit}"
 
     def _same_run(self, state: State) -> State:
         """Return `state`. Raises ValueError if it is another run's."""
@@ -483,7 +487,8 @@ class Follow:
             )
             return MaybeStarted(why, hint=[repeat, *hint], **self._facts)
         if self.state is None and not self._begun:
-            return Unreachable(why, fate="", hint=hint, **self._facts)
+            # Nobody here knows whether that host has such a run.
+            return Unreachable(why, fate="", hint=hint, **{**self._facts, "label": ""})
         return StillRunning(why, hint=hint, **self._facts)
 
     def _pause(self) -> Iterator[Event]:
