@@ -1357,6 +1357,7 @@ async def hasty_server(app: Any) -> AsyncIterator[Any]:
         await running
 
 
+@pytest.mark.storm
 def test_a_tls_handshake_that_doesnt_end_is_ended_and_keeps_nobody_out(tmp_path):
     """More of them than the share of connections without a token."""
     authority = Authority(tmp_path)

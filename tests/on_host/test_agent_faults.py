@@ -76,17 +76,14 @@ def test_the_claim_and_its_name_are_on_the_disk_before_the_program_is_executed(
         pytest.skip("no strace here, which records the order of the system calls")
     log, program = tmp_path / "calls", shutil.which("true")
     calls = "trace=fsync,linkat,execve"
+    # A file each process: in one file a call is torn in two where another comes between.
     for door in fresh(
-        tmp_path, python=python, prefix=["strace", "-f", "-qq", "-o", str(log), "-e", calls]
+        tmp_path, python=python, prefix=["strace", "-ff", "-qq", "-o", str(log), "-e", calls]
     ):
         door.start([str(program)])
-    by_pid: dict[str, list[str]] = {}
-    for line in log.read_text().splitlines():
-        pid, call = line.split(None, 1)
-        by_pid.setdefault(pid, []).append(call)
     (own,) = [
         each
-        for each in by_pid.values()
+        for each in (file.read_text().splitlines() for file in tmp_path.glob("calls.*"))
         if any(call.startswith(f'execve("{program}"') for call in each)
     ]
     names = [call.partition("(")[0] for call in own]

@@ -23,6 +23,8 @@ OUTPUT = b"a line of output\n" * 100
 OLD, BOOK, OWN = "20250301t000000z-22222222", "20250302t000000z-22222223", "own-name"
 
 
+pytestmark = pytest.mark.storm
+
 # CORRA_SWEEP_STEP=1 takes every stop, and a minute.
 STEP = int(os.environ.get("CORRA_SWEEP_STEP", "3"))
 
