@@ -14,6 +14,7 @@ import fcntl
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -277,4 +278,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Ctrl-C ends it at once and without a traceback: the stamp tells the next call what to do.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     main(sys.argv)

@@ -5,8 +5,10 @@ Both say in their hints what was typed.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +110,19 @@ def test_another_python_below_the_environment_is_set_up(checkout):
     python.unlink()
     python.symlink_to("/usr/bin/env")
     assert checkout.inv("ps").returncode == CALLED
+
+
+def test_ctrl_c_ends_the_wait_for_another_set_up_without_a_traceback(tmp_path):
+    checkout = Checkout(tmp_path / "a checkout")
+    with open(checkout.path / ".venv.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        argv = [str(checkout.path / "scripts" / "inv"), "ps"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(argv, stdout=pipe, stderr=pipe, start_new_session=True) as waiting:
+            assert waiting.stderr and b"waiting for it" in waiting.stderr.readline()
+            os.killpg(waiting.pid, signal.SIGINT)
+            out, err = waiting.communicate(timeout=60)
+    assert (waiting.returncode, out, err) == (-signal.SIGINT, b"", b"")
 
 
 def test_an_old_python_gets_a_sentence_that_says_what_to_do(checkout, tmp_path):
