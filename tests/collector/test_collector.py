@@ -864,9 +864,7 @@ def test_what_was_acknowledged_outlives_a_kill(new):
     threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
-    until = time.monotonic() + DEADLINE_S
-    while min(acked) < 2000 and time.monotonic() < until:
-        time.sleep(0.01)
+    eventually(lambda: min(acked) >= 2000)
     served.kill()
     over.set()
     for thread in threads:
@@ -900,12 +898,7 @@ def test_a_request_that_is_half_there_at_a_term_is_finished(new):
         )
         assert connection.recv(100).startswith(b"HTTP/1.1 100 ")  # the server has begun to read
         served.process.send_signal(signal.SIGTERM)
-        until = time.monotonic() + DEADLINE_S
-        while (
-            "stopping" not in [each["event"] for each in served.lines()]
-            and time.monotonic() < until
-        ):
-            time.sleep(0.01)
+        eventually(lambda: "stopping" in [each["event"] for each in served.lines()])
         connection.sendall(b"0123456789")
         assert connection.recv(400).startswith(b"HTTP/1.1 200 ")
     assert served.process.wait(DEADLINE_S) == 0

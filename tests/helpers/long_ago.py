@@ -30,18 +30,10 @@ def id_at(ns: int, number: int) -> str:
     return time.strftime("%Y%m%dt%H%M%Sz-", time.gmtime(ns // SECOND_NS)) + tail[::-1]
 
 
-def ended(
-    root: Path,
-    prog_id: str,
-    *,
-    at_ns: int,
-    took_ns: int = SECOND_NS,
-    status: int = 0,
-    output: bytes = b"",
-    argv: tuple[str, ...] = ("true",),
-    **request: Any,
-) -> str:
-    """Make a run below `root` that was started at `at_ns` and has ended; return its id."""
+def claimed(
+    root: Path, prog_id: str, at_ns: int, argv: tuple[str, ...], **request: Any
+) -> dict[str, Any]:
+    """Make the claim of a run below `root` that was started at `at_ns`; return its request."""
     request = {
         "origin": ORIGIN,
         "program": {"argv": list(argv), "cwd": "/", "host": "db1"},
@@ -57,6 +49,22 @@ def ended(
         assert agent.claim(runs, prog_id, request, None, None)
     finally:
         os.close(runs)
+    return request
+
+
+def ended(
+    root: Path,
+    prog_id: str,
+    *,
+    at_ns: int,
+    took_ns: int = SECOND_NS,
+    status: int = 0,
+    output: bytes = b"",
+    argv: tuple[str, ...] = ("true",),
+    **request: Any,
+) -> str:
+    """Make a run below `root` that was started at `at_ns` and has ended; return its id."""
+    request = claimed(root, prog_id, at_ns, argv, **request)
     directory = os.open(root / "runs" / prog_id, os.O_RDONLY)
     try:
         finish(directory, request, at_ns, took_ns, status, output)
@@ -109,19 +117,6 @@ def finish(
 
 def abandoned(root: Path, prog_id: str, *, at_ns: int) -> str:
     """Make a claim that nobody has launched, as a starter leaves it that died at `at_ns`."""
-    request = {
-        "origin": ORIGIN,
-        "program": {"argv": ["true"], "cwd": "/", "host": "db1"},
-        "user": "ops",
-        "prog_id": prog_id,
-        "created": at_ns,
-        "layout": agent.LAYOUT,
-        "agent": agent.VERSION,
-    }
-    runs = agent.prepare_root(str(root))
-    try:
-        assert agent.claim(runs, prog_id, request, None, None)
-    finally:
-        os.close(runs)
+    claimed(root, prog_id, at_ns, ("true",))
     os.utime(root / "runs" / prog_id / "launched.tmp", ns=(at_ns, at_ns))
     return prog_id
