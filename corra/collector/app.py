@@ -525,7 +525,7 @@ class Api:
             self._known[hashed] = (now + TOKEN_CACHE_S, token)
         request.token_name = token.name
         if (has_token := request.scope.get("corra.has_token")) is not None:
-            has_token()
+            has_token(token.id)
         self.rates.take(token.id)
         return token
 

@@ -1,9 +1,10 @@
-"""What a connection may cost before its client has shown a token.
+"""What a connection may cost, before its client has shown a token and after.
 
 uvicorn's protocol bounds neither the head of a request nor the time it takes, nor how many
-connections there are. Here a head has a size and a deadline, and connections without a token have a
-share of their own: when it is used up, the oldest of them makes way for the next. So a client with
-a token always gets in, however many connections others open.
+connections there are. Here a head has a size and a deadline. Connections without a token have a
+share of the places, those of each token have one, and so have those of all tokens together: when a
+share is used up, the oldest in it makes way for the next. So a client with a token always gets in,
+however many connections others open.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ HEAD_MAX = 32 << 10
 HEADERS_MAX = 100
 # No client of ours sends a request before the answer to the last one.
 PIPELINED_MAX = 16
-STRANGERS_MAX = 512
-# A quarter of the descriptors that this process may have, where that is less.
-STRANGERS_SHARE = 4
+STRANGERS_MAX, HOLDER_MAX, HOLDERS_MAX = 512, 4096, 16384
+# Where this process may have fewer descriptors, a quarter of them are the strangers', a quarter may
+# be one token's and a half all tokens' together. The database and its readers have the rest.
+STRANGERS_SHARE = HOLDER_SHARE = 4
+HOLDERS_SHARE = 2
 
 # By status: what is said of a head that can't be taken.
 _REFUSALS = {
@@ -38,37 +41,74 @@ _REFUSALS = {
 }
 
 
-class Strangers:
-    """The connections that haven't shown a token; beyond `most` of them the oldest is dropped."""
+class Places:
+    """The connections that there are: of strangers, and of the holder of each token.
 
-    def __init__(self, most: int = STRANGERS_MAX) -> None:
-        self._most = most
-        self._waiting: dict[Connection, None] = {}
+    Beyond `strangers` of the first, `each` of one token and `all_` of all tokens, the oldest is
+    dropped. Beyond `all_` it is the oldest of the token that has most.
+    """
+
+    def __init__(
+        self, strangers: int = STRANGERS_MAX, each: int = HOLDER_MAX, all_: int = HOLDERS_MAX
+    ) -> None:
+        self._most, self._each, self._all = strangers, each, all_
+        self._strangers: dict[Connection, None] = {}
+        self._holders: dict[int, dict[Connection, None]] = {}
+        self._count = 0
 
     def enter(self, connection: Connection) -> None:
-        self._waiting[connection] = None
-        if len(self._waiting) > self._most:
-            oldest = next(iter(self._waiting))
-            self.leave(oldest)
-            oldest.transport.abort()
+        self._strangers[connection] = None
+        if len(self._strangers) > self._most:
+            self._drop_oldest(self._strangers)
+
+    def has_token(self, connection: Connection, token: int) -> None:
+        """Have a stranger's connection count as that token's from now on."""
+        if connection not in self._strangers:
+            return  # it was dropped while its token was looked up
+        del self._strangers[connection]
+        connection.token = token
+        held = self._holders.setdefault(token, {})
+        held[connection] = None
+        self._count += 1
+        if len(held) > self._each:
+            self._drop_oldest(held)
+        elif self._count > self._all:
+            self._drop_oldest(max(self._holders.values(), key=len))
 
     def leave(self, connection: Connection) -> None:
-        self._waiting.pop(connection, None)
+        self._strangers.pop(connection, None)
+        if connection.token is None:
+            return
+        held = self._holders.get(connection.token, {})
+        if connection in held:
+            del held[connection]
+            self._count -= 1
+            if not held:
+                del self._holders[connection.token]
+
+    def _drop_oldest(self, held: dict[Connection, None]) -> None:
+        oldest = next(iter(held))
+        self.leave(oldest)
+        oldest.transport.abort()
 
 
-def room_for_strangers() -> int:
-    """Have as many descriptors as this process may; return how many may be strangers'."""
+def room() -> Places:
+    """Have as many descriptors as this process may, and return the places that they allow."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard == resource.RLIM_INFINITY:
-        return STRANGERS_MAX
-    return min(STRANGERS_MAX, hard // STRANGERS_SHARE)
+        return Places()
+    return Places(
+        min(STRANGERS_MAX, hard // STRANGERS_SHARE),
+        min(HOLDER_MAX, hard // HOLDER_SHARE),
+        min(HOLDERS_MAX, hard // HOLDERS_SHARE),
+    )
 
 
-def protocol_for(strangers: Strangers) -> Callable[..., Connection]:
+def protocol_for(places: Places) -> Callable[..., Connection]:
     """Return what makes the protocol of each connection."""
-    return partial(Connection, strangers=strangers)
+    return partial(Connection, places=places)
 
 
 class _Joined:
@@ -108,10 +148,11 @@ class Connection(HttpToolsProtocol):
 
     head_s = HEAD_S
 
-    def __init__(self, *args: Any, strangers: Strangers, **how: Any) -> None:
+    def __init__(self, *args: Any, places: Places, **how: Any) -> None:
         super().__init__(*args, **how)
-        self._strangers = strangers
-        self._is_stranger = True
+        self._places = places
+        # The id of the token that its client has shown first.
+        self.token: int | None = None
         self._refusal = 400
         # Bytes that the parser has taken without calling anything here: it keeps a header that
         # doesn't end, and would go on to keep it.
@@ -121,11 +162,11 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
-        self._strangers.enter(self)
+        self._places.enter(self)
         self._begin_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._strangers.leave(self)
+        self._places.leave(self)
         self._end_head()
         super().connection_lost(exc)
 
@@ -163,7 +204,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._unseen = self._headers_size = 0
         super().on_message_begin()
-        if self._is_stranger:
+        if self.token is None:
             self.scope["corra.has_token"] = self._has_token  # type: ignore[typeddict-unknown-key]
 
     def on_url(self, url: bytes) -> None:
@@ -197,10 +238,9 @@ class Connection(HttpToolsProtocol):
 
     # -- Its time and its place
 
-    def _has_token(self) -> None:
-        """The client has shown a token: it no longer takes a stranger's place."""
-        self._is_stranger = False
-        self._strangers.leave(self)
+    def _has_token(self, token: int) -> None:
+        """Note that the client has shown a token: it no longer takes a stranger's place."""
+        self._places.has_token(self, token)
 
     def _begin_head(self) -> None:
         self._deadline = self.loop.call_later(self.head_s, self._too_slow)

@@ -29,7 +29,7 @@ from . import notices, tokens, webhooks
 from .app import Api
 from .limits import Limits
 from .notices import Hook
-from .protocol import HEAD_S, Strangers, protocol_for, room_for_strangers
+from .protocol import HEAD_S, protocol_for, room
 from .store import Store
 
 # Longer than a courier's pause between two batches of output, so that it keeps its connection.
@@ -225,7 +225,7 @@ def serve_collector(told: ServeSettings, ready: Callable[[ServeSettings, Store],
             api.front(_behind_proxy),
             interface="asgi3",
             proxy_headers=False,
-            http=protocol_for(Strangers(room_for_strangers())),  # type: ignore[arg-type]
+            http=protocol_for(room()),  # type: ignore[arg-type]
             ws="none",
             loop="uvloop",
             log_config=None,

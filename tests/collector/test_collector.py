@@ -34,7 +34,7 @@ from listener import Authority
 
 pytest.importorskip("starlette", reason="corra[collector] isn't installed")
 
-from corra.collector.protocol import HEAD_S, STRANGERS_MAX, Connection, Strangers
+from corra.collector.protocol import HEAD_S, STRANGERS_MAX, Connection, Places
 
 BY = "ops@laptop"
 ORIGIN = {"user": "ops", "host": "laptop"}
@@ -633,6 +633,48 @@ def test_a_thousand_silent_connections_shut_out_nobody_who_has_a_token(cold):
         for each in silent:
             each.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class FewDescriptors(Served):
+    """A collector that may have 256 descriptors: 64 for strangers, 64 for each token, 128 for all
+    tokens.
+    """
+
+    cold = True
+
+    def argv(self, *words: str) -> list[str]:
+        return ["sh", "-c", 'ulimit -n 256; exec "$@"', "sh", *super().argv(*words)]
+
+
+@pytest.mark.parametrize("holders", [1, 5], ids=["one token", "five tokens"])
+def test_the_connections_of_token_holders_shut_out_nobody(tmp_path, holders):
+    served = FewDescriptors(tmp_path)
+    member = Client(served, served.token())
+    others = [Client(served, served.token(f"other{at}=read")) for at in range(holders)]
+    served.start()
+    held = []
+    try:
+        mine, answer = member.open("GET", "/api/v1/runs")
+        answer.read()
+        held.append(mine)
+        for at in range(300):
+            connection, answer = others[at % holders].open("GET", "/api/v1/runs")
+            held.append(connection)
+            assert answer.status == 200, at
+            answer.read()
+        assert served.process is not None
+        fds = len(os.listdir(f"/proc/{served.process.pid}/fd"))
+        # Of one token no more than its 64 are held, of five no more than 128 together; the server
+        # has 30 files of its own.
+        assert fds < (64 if holders == 1 else 128) + 64
+        assert member("GET", "/api/v1/runs").status == 200
+        if holders == 1:  # the connections of another token were left alone
+            mine.request("GET", "/api/v1/runs", headers={"Authorization": f"Bearer {member.token}"})
+            assert mine.getresponse().status == 200
+    finally:
+        for connection in held:
+            connection.close()
+        served.kill()
 
 
 def test_an_event_stream_ends_when_its_token_is_revoked_and_the_others_go_on(new):
@@ -1339,7 +1381,7 @@ async def hasty_server(app: Any) -> AsyncIterator[Any]:
     class Hasty(Connection):
         head_s = 0.2
 
-    hasty: Any = functools.partial(Hasty, strangers=Strangers())
+    hasty: Any = functools.partial(Hasty, places=Places())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(
             uvicorn.Config(app, http=hasty, lifespan="off", log_config=None, ws="none")
