@@ -206,6 +206,26 @@ def test_the_next_open_after_a_broken_link_connects_anew(
     assert everything(target, "echo 2")[0] == b"2\n"
 
 
+def test_a_connection_that_dies_between_a_session_and_its_command_is_made_anew(
+    sshd: Sshd, open_runner: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from paramiko import Transport
+
+    target = open_runner("h")
+    assert everything(target, "echo 1")[0] == b"1\n"
+    whole = Transport.open_session
+
+    def breaks(transport: Any, **how: Any) -> Any:
+        monkeypatch.undo()
+        session = whole(transport, **how)
+        transport.sock.shutdown(socket.SHUT_WR)
+        return session
+
+    monkeypatch.setattr(Transport, "open_session", breaks)
+    assert everything(target, "echo 2")[0] == b"2\n"
+    assert Transport.open_session is whole
+
+
 def test_more_sessions_than_the_host_allows_on_one_connection_take_a_second_one(
     new_sshd: Callable[..., Sshd], open_runner: Open
 ) -> None:

@@ -147,7 +147,7 @@ class Fabric:
             before = list(self._open)
             for connection in before:
                 if (session := self._session(connection, order)) is not None:
-                    return Session(session, order)
+                    return session
             if made == CONNECTS_MAX:
                 raise self._unreachable(f"{self._where()} let {self.login} in, but starts nothing")
             with self._connecting:
@@ -173,10 +173,11 @@ class Fabric:
         """Whether the caller gave a connection that is open; ssh_config then has no part in it."""
         return self._given is not None and any(each is self._given for each in self._open)
 
-    def _session(self, connection: Connection, order: Order) -> Any:
-        """Return a new session on an open connection for `order`.
+    def _session(self, connection: Connection, order: Order) -> Session | None:
+        """Return a new session on an open connection, which has `order`.
 
-        None if the connection takes no more sessions, or has died.
+        None if the connection takes no more sessions, or has died; no agent was asked for anything
+        yet.
         """
         from paramiko import ChannelException, SSHException
 
@@ -185,8 +186,8 @@ class Fabric:
         transport = connection.transport
         try:
             if self._hasty and isinstance(transport, Transport):
-                return transport.open_running(order, REUSE_S)
-            return transport.open_session(timeout=REUSE_S)
+                return Session(transport.open_running(order, REUSE_S), order)
+            return Session(transport.open_session(timeout=REUSE_S), order)
         except ChannelException:  # MaxSessions
             return None
         except (SSHException, EOFError, OSError):
