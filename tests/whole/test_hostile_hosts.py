@@ -102,9 +102,7 @@ def test_no_answer_of_a_host_breaks_a_verb(
 @given(answers("digest"), st.dictionaries(st.text(max_size=5), st.integers(), max_size=2))
 def test_no_answer_of_a_host_breaks_a_fold(home: Path, said: bytes, more: dict[str, int]) -> None:
     """`more` is what a newer agent says."""
-    with contextlib.suppress(
-        ValueError, TypeError, KeyError, AttributeError, RecursionError
-    ):
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
         reply = json.loads(said)
         for facts in reply["digests"].values():
             facts.update(more)
