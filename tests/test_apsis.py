@@ -342,6 +342,7 @@ def test_a_lost_link_is_no_event(scheduler: Scheduler, sshd: Sshd, home: Path) -
     (home / "go").touch()
     run = scheduler.until("r1", *FINAL)
     assert run["state"] == "success" and scheduler.output("r1") == b"a\nb\n"
+    wait_for(lambda: "success" in scheduler.said_of("r1"), what="the last event")
     assert [each for each in scheduler.said_of("r1") if "output" not in each] == [
         "starting",
         "running",

@@ -260,7 +260,8 @@ def another_server(sshd: Sshd, made: Callable[[list[Any]], Any]) -> Iterator[lis
             while True:
                 connections.append(paramiko.Transport(listener.accept()[0]))
                 connections[-1].add_server_key(key)
-                connections[-1].start_server(server=made(connections))
+                # With an event it doesn't wait for the login; a client may hang up before that.
+                connections[-1].start_server(threading.Event(), made(connections))
 
     connections: list[Any] = []
     key = paramiko.RSAKey.generate(2048)
