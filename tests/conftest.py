@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 import agent_door  # noqa: E402
 import machine as machine_here  # noqa: E402 - `machine` is a fixture
+import placed  # noqa: E402
 import rig  # noqa: E402
 import users  # noqa: E402
 import warm  # noqa: E402
@@ -182,9 +183,10 @@ def _umask() -> int:
 
 
 @pytest.fixture
-def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty directory that is $HOME and holds every XDG directory, for this process, for `cli`
-    and for the programs that `sshd` starts.
+def home(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A directory that is $HOME and holds every XDG directory, for this process, for `cli` and for
+    the programs that `sshd` starts. An agent has been placed in it; with the marker `bare` it is
+    empty.
 
     Its path is short, since the path of a unix socket must be. The fixture ends what a test has
     left running.
@@ -198,6 +200,8 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("CORRA_SSH_CONFIG", str(path / ".ssh" / "config"))
     (path / ".ssh").mkdir(mode=0o700)
     (path / ".ssh" / "config").touch(mode=0o600)
+    if request.node.get_closest_marker("bare") is None:
+        placed.give(path)
     with agent_door.nothing_left():
         yield path
     shutil.rmtree(path, ignore_errors=True)

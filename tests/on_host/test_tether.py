@@ -475,7 +475,8 @@ def test_no_signal_is_swallowed_however_early_it_comes():
     # The last half is the tether itself, behind the start of Python.
     for point in range(whole // 2, whole, max(1, whole // 2 // POINTS)):
         found = tracing.signalled(argv, number, point)
-        if found.sent_s > 3:  # the program may have ended by then
+        # The program may have ended by then, or this time there were fewer calls.
+        if found.sent_s > 3 or not found.was_sent:
             break
         if b"went on" in found.out or found.code == 42:
             wrong.append((point, found))

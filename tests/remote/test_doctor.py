@@ -192,6 +192,7 @@ def checks(cli: Cli, *words: str) -> tuple[int, dict[str, str], list[dict[str, A
     return done.returncode, {each["name"]: each["verdict"] for each in found}, found
 
 
+@pytest.mark.bare
 def test_a_host_over_ssh_is_looked_at_without_a_trace_and_place_brings_the_agent(
     cli: Cli, sshd: Sshd
 ) -> None:

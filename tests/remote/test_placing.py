@@ -28,6 +28,8 @@ from corra.transport.command import build_program, shell
 from corra.transport.pipes import Process
 from sshd import Sshd
 
+pytestmark = pytest.mark.bare
+
 # The stand-in speaks the wire and does nothing: these tests are about the way it reaches the host.
 STAND_IN = b"""
 import json, os, sys

@@ -539,6 +539,7 @@ def test_kill_asks_before_it_stops_another_persons_run(
     assert not running(cli, "it")
 
 
+@pytest.mark.bare
 def test_a_detached_start_that_places_the_agent_says_started_once(
     cli: Cli, terminal: Callable[..., Terminal], sshd: Sshd
 ) -> None:
