@@ -48,16 +48,23 @@ def missing() -> str:
     return "" if made.returncode == 0 else "no network namespaces here"
 
 
-class Island:
-    """One host. `n7` has the address 10.77.0.7."""
+def named(name: str) -> list[str]:
+    """The words before a command that is to run under another host name, in a UTS namespace."""
+    return ["sh", "-c", 'echo "$0" > /proc/sys/kernel/hostname; exec "$@"', name]
 
-    def __init__(self, network: Network, number: int) -> None:
-        self.name, self.address = f"n{number}", f"10.77.0.{number}"
+
+class Island:
+    """One host. `n7` has the address 10.77.0.7. With a `name` it is also the kernel's host name."""
+
+    def __init__(self, network: Network, number: int, name: str = "") -> None:
+        self.name, self.address = name or f"n{number}", f"10.77.0.{number}"
         self.home = network.base / self.name
         self.home.mkdir()
         hub = str(network.pid)
         self.inside = ["unshare", "-n", "-m", "sh", "-c", _ISLAND, "sh"]
         self.inside += [str(self.home), f"v{number}", hub, self.address]
+        if name:
+            self.inside = ["unshare", "-u", *named(name), *self.inside]
         self.pid = 0
 
     @property
@@ -147,9 +154,11 @@ class Network:
     def __getitem__(self, name: str) -> Island:
         return self.islands[name]
 
-    def add(self, number: int, environment: Mapping[str, str], **options: str | int) -> Island:
+    def add(
+        self, number: int, environment: Mapping[str, str], name: str = "", **options: str | int
+    ) -> Island:
         """Add a host with an sshd, whose sessions have `environment` too."""
-        island = Island(self, number)
+        island = Island(self, number, name)
         own = {"HOME": str(island.home), "XDG_CACHE_HOME": str(self.base / "cache")}
         server = Sshd(
             self.base / f"sshd-{island.name}",

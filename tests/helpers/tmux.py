@@ -105,8 +105,13 @@ class Tmux:
         with contextlib.suppress(AssertionError):
             self._say("kill-server")
 
+    @property
+    def words(self) -> list[str]:
+        """The words before a command to this server."""
+        return ["tmux", "-u", "-f", "/dev/null", "-S", str(self._socket)]
+
     def _say(self, *words: str, given: str = "") -> str:
-        told = ["tmux", "-u", "-f", "/dev/null", "-S", str(self._socket), *words]
+        told = [*self.words, *words]
         done = subprocess.run(
             told,
             input=given,
