@@ -95,6 +95,7 @@ def gather(source: Path) -> None:
 
 def verbs_page() -> str:
     """Return the page of all verbs, as `corra` has them, with every flag of each."""
+    from corra.cli.words import own_first
     from corra.main import ns, program
 
     sys.argv[0] = "corra"  # whose examples say so
@@ -121,27 +122,23 @@ def verbs_page() -> str:
         lines += ["```text", f"corra {name} [flags] {words}".rstrip(), "```", ""]
         takes = {flag.names: flag.takes for flag in task.flags}
         arguments = {argument.names: argument for argument in task.get_arguments()}
-        own = [flag.names for flag in _own_first(task)]
+        own = [flag.names for flag in own_first(task.given)]
         lines += _table([(each, takes[each], arguments[each].help or "") for each in own])
         lines += [""]
     return "\n".join(lines)
 
 
-def _own_first(task):  # type: ignore[no-untyped-def]
-    from corra.cli.words import own_first
-
-    return own_first(task.given)
-
-
 def _table(rows: list[tuple[tuple[str, ...], str, str]]) -> Iterator[str]:
     yield from ("| flag | |", "|---|---|")
     for names, takes, help_ in rows:
-        spelt = ", ".join(
-            f"`{'-' if len(name) == 1 else '--'}{name.replace('_', '-')}"
-            f"{' ' + takes if takes and name == names[-1] else ''}`"
+        each = [
+            f"{'-' if len(name) == 1 else '--'}{name.replace('_', '-')}"
             for name in sorted(names, key=len)
-        )
-        yield f"| {spelt.replace('|', chr(92) + '|')} | {_escaped(help_)} |"
+        ]
+        each[-1] += f" {takes}" if takes else ""
+        spelt = ", ".join(f"`{one}`" for one in each)
+        told = re.sub(r"\\?\bdocs/([a-z-]+)\.md", r"[\1](../docs/\1.md)", _escaped(help_))
+        yield f"| {spelt.replace('|', chr(92) + '|')} | {told} |"
 
 
 def _described(doc: str) -> Iterator[str]:

@@ -29,6 +29,9 @@ html_last_updated_fmt = None
 # The same commit makes the same bytes.
 os.environ.setdefault("SOURCE_DATE_EPOCH", "0")
 
+# benchmarks/run.py writes its figures under small headings.
+suppress_warnings = ["myst.header"]
+smartquotes = False
 # `## Stop a program` is `#stop-a-program`, as on a forge.
 myst_heading_anchors = 4
 # In a docstring, `name` is code.
