@@ -3874,16 +3874,16 @@ class Wanted:
         self.user, self.host = mine.get("user"), mine.get("host")
         self.name, self.match = request.get("name"), request.get("match")
         self.link = request.get("link")
-        asked = (self.user, self.host, self.name, self.match, self.link)
-        self.asks_about = any(each is not None for each in asked)
+        self.asks_person = self.user is not None or self.host is not None
+        self.asks_more = any(each is not None for each in (self.name, self.match, self.link))
+        self.asks_about = self.asks_person or self.asks_more
         self.counted = request.get("count") is not False
-        # As they stand in a request's JSON; `match` may stand there in pieces.
+        # What each run that fits has in its line of the archive, the request as JSON. `match` may
+        # stand there in pieces, with what quotes it between.
         exact = (self.user, self.host, self.name, self.link)
-        self.quoted = [to_json(each).encode() for each in exact if each is not None]
-
-    def may_fit(self, data):
-        """Return whether a run can be asked for whose request is in `data`, JSON in bytes."""
-        return all(each in data for each in self.quoted)
+        self.having = [to_json(each).encode() for each in exact if each is not None]
+        pieces = "".join(each if each in SAFE else " " for each in self.match or "").split()
+        self.having += [each.encode() for each in pieces]
 
     def within(self, known):
         """Return whether the run is one of those whose States are counted."""
@@ -3894,12 +3894,18 @@ class Wanted:
         except OSError:
             return False  # removed since it was listed
 
+    def is_of(self, known):
+        """Return whether the person who is asked for started the run."""
+        about = known.about() if self.asks_person else None
+        return about is None or (
+            self.user in (None, about.user) and self.host in (None, about.host)
+        )
+
     def fits(self, known):
         about = known.about()
         return (
             (self.name is None or about.name == self.name)
-            and (self.user is None or about.user == self.user)
-            and (self.host is None or about.host == self.host)
+            and self.is_of(known)
             and (self.link is None or about.link == self.link)
             and (
                 self.match is None
@@ -3936,6 +3942,10 @@ class Page:
     def offer(self, known):
         """Count a run, and take it where it is asked for."""
         self.total += 1
+        self.consider(known)
+
+    def consider(self, known):
+        """Do as `offer` with a run that `total` has already."""
         if self.wanted.within(known):
             self.count(known.word, 1)
             if self.wanted.has_word(known.word):
@@ -4371,7 +4381,9 @@ BLOCK = 4096
 # What stands behind the index is read by each look-up. 64 KiB are read in 1 ms.
 UNCOVERED_MAX = 1 << 16
 # So many fit into the first block; there are few more exit codes.
-WORDS_MAX = 150
+WORDS_MAX = 100
+# So many bytes of it may be the counts of people.
+PEOPLE_MAX = 1500
 
 
 def age_key(line):
@@ -4399,9 +4411,10 @@ class Index:
         try:
             found = from_json(self.block(0)[0])
             self.covered, self.blocks = found["covered"], found["blocks"]
-            # Of the lines that it covers: {word: how many}, the first and last end, and how many
-            # are of runbooks.
-            self.words, self.books = found["words"], found["books"]
+            # Of the lines that it covers: {word: how many}, the same for each person, the first and
+            # last end, and how many are of runbooks.
+            self.words, self.people = found["words"], found["people"]
+            self.books = found["books"]
             self.oldest, self.newest = found["oldest"], found["newest"]
             if (
                 self.covered > month.size
@@ -4486,12 +4499,19 @@ class Month:
         self.forget_index()
         os.close(self.file)
 
-    def lines(self, begin=0):
-        """Yield the Lines of the file from the offset `begin` on, in the order of folding."""
+    def lines(self, begin=0, having=()):
+        """Yield the Lines of the file from the offset `begin` on, in the order of folding.
+
+        Only those in whose bytes each of `having` is: the others aren't taken apart.
+        """
         for offset, data in lines_between(self.file, begin, self.size):
-            line = read_line(self.root, offset, data)
-            if line is not None:
-                yield line
+            for each in having:
+                if each not in data:
+                    break
+            else:
+                line = read_line(self.root, offset, data)
+                if line is not None:
+                    yield line
 
     def uncovered(self):
         """Return the Lines behind what the index covers."""
@@ -4598,6 +4618,19 @@ class Month:
             found[line.word] = found.get(line.word, 0) + 1
         return found
 
+    def people(self):
+        """Return {(user, host) that started them: {word: how many}}, or None: it takes a reading."""
+        if self.index and self.index.people is None:
+            return None
+        found = {}
+        for user, host, words in self.index.people if self.index else ():
+            found[user, host] = dict(words)
+        for line in self.uncovered():
+            about = line.about()
+            words = found.setdefault((about.user, about.host), {})
+            words[line.word] = words.get(line.word, 0) + 1
+        return found
+
     def books(self):
         """Return how many of the Lines are of runbooks."""
         covered = self.index.books if self.index else 0
@@ -4623,13 +4656,15 @@ class Month:
                 entries.append(name_key(line.about().name) + b"%019d %s" % (line.created, place))
         blocks = in_blocks(sorted(entries))
         oldest, newest = self.ends()
-        words = self.words()
+        words, people = self.words(), self.people()
+        counts = people and [[*person, people[person]] for person in people]
         facts = {
             "covered": behind[-1].after,
             "last": behind[-1].offset,
             "sign": os.pread(self.file, 8, behind[-1].offset).decode(),
             "blocks": len(blocks),
             "words": words if len(words) <= WORDS_MAX else None,
+            "people": counts if len(to_json(counts)) <= PEOPLE_MAX else None,
             "oldest": oldest,
             "newest": newest,
             "books": self.books(),
@@ -7005,34 +7040,60 @@ def offer_archive(page, archive):
     wanted, sources = page.wanted, []
     for month in archive.months():
         words, (oldest, newest) = month.words(), month.ends()
+        page.total += sum(words.values())
         if wanted.since_ns is not None and newest < wanted.since_ns:
-            page.total += sum(words.values())  # all of it ended before that
-        elif wanted.counted and (
-            wanted.asks_about or (wanted.since_ns is not None and oldest < wanted.since_ns)
-        ):
-            for line in month.lines():
-                if wanted.may_fit(line.data):
-                    page.offer(line)
-                else:
-                    page.total += 1
-        else:
-            page.total += sum(words.values())
-            for word, number in words.items() if wanted.counted else ():
-                page.count(word, number)
-            sources.append(of_words(month, wanted, words))
+            continue  # all of it ended before that
+        partly = wanted.since_ns is not None and oldest < wanted.since_ns
+        fitting = words_of(month, wanted, words)
+        if fitting is None or (wanted.counted and partly):
+            for line in month.lines(having=wanted.having):
+                page.consider(line)
+            continue
+        for word, number in fitting.items() if wanted.counted else ():
+            page.count(word, number)
+        sources.append(of_words(month, wanted, fitting, sum(words.values())))
     taken = 0
     for line in merged(sources) if page.limit else ():
-        if wanted.within(line) and wanted.has_word(line.word) and page.take(line):
+        if wanted.within(line) and page.take(line):
             taken += 1
             if taken == page.limit:
                 return
 
 
-def of_words(month, wanted, words):
-    """Yield the Lines of the words that are asked for, the newest first, and read no more."""
+def words_of(month, wanted, words):
+    """Return {word: how many} of what fits but for its word and its age; None: it takes a reading.
+
+    `words` are those of all.
+    """
+    if wanted.asks_more:
+        return None
+    if not wanted.asks_person:
+        return words
+    people = month.people()
+    if people is None:
+        return None
+    found = {}
+    for (user, host), counts in people.items():
+        if wanted.user in (None, user) and wanted.host in (None, host):
+            for word, number in counts.items():
+                found[word] = found.get(word, 0) + number
+    return found
+
+
+def of_words(month, wanted, words, total):
+    """Yield the newest first of the Lines that `words` counts and that are asked for.
+
+    `total` is how many the month has. It reads no more than it yields, or the whole file once.
+    """
     left = sum(number for word, number in words.items() if wanted.has_word(word))
-    for line in month.newest_first() if left else ():
-        if wanted.has_word(line.word):
+    if not left:
+        return
+    if left * 8 < total and wanted.having:
+        lines = sorted(month.lines(having=wanted.having), key=Known.key, reverse=True)
+    else:
+        lines = month.newest_first()
+    for line in lines:
+        if wanted.has_word(line.word) and wanted.is_of(line):
             yield line
             left -= 1
             if not left:

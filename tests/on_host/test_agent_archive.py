@@ -359,27 +359,30 @@ def test_an_index_answers_as_the_file_itself_does(tmp_path_factory, data):
         long_ago.id_at, st.integers(NOW - 90 * DAY_NS, NOW), st.integers(0, 27**8 - 1)
     )
     names = st.none() | st.sampled_from(["a", "b", "ab", "é", "a b", "\udcff"])
+    users = st.sampled_from(["ann", "bob", "bo", "é'"])
     runs = data.draw(
         st.lists(
-            st.tuples(ids, names, st.integers(NOW - 9, NOW)), unique_by=lambda each: each[0],
+            st.tuples(ids, names, st.integers(NOW - 9, NOW), users), unique_by=lambda each: each[0],
             min_size=1, max_size=40,
         )
     )  # fmt: skip
     made = agent.make_archive(str(root)) if agent.prepare_root(str(root)) else None
     assert made
-    for at, (prog_id, name, created) in enumerate(runs):
-        body = {"request": {"name": name, "program": {"argv": ["true"]}}, "record": []}
+    for at, (prog_id, name, created, user) in enumerate(runs):
+        program = {"argv": ["say", f"it's {user}"]}
+        origin = {"user": user, "host": "desk" if user == "ann" else "lap"}
+        body = {"request": {"name": name, "program": program, "origin": origin}, "record": []}
         words = f"{prog_id} {created} {created} {created} done {agent.to_json(body)}"
         month_name = agent.month_of(prog_id, created)
         agent.append(made, month_name, [agent.sealed(words.encode())])
         if data.draw(st.booleans()) and at < len(runs) - 1:
             made.month(month_name).write_index()
     with contextlib.closing(made):
-        for prog_id, name, _ in runs:
+        for prog_id, name, *_ in runs:
             assert made.with_id(prog_id).prog_id == prog_id
             tail = agent.tail_of(prog_id)
             for text in (tail, tail[:2]):
-                expected = {each for each, _, _ in runs if agent.tail_of(each).startswith(text)}
+                expected = {each for each, *_ in runs if agent.tail_of(each).startswith(text)}
                 assert {each.prog_id for each in made.with_tail(text, 100)} == expected
             newest = max(each[2] for each in runs if each[1] == name)
             if name is not None:
@@ -387,6 +390,22 @@ def test_an_index_answers_as_the_file_itself_does(tmp_path_factory, data):
                 assert (found.created, found.about().name) == (newest, name)
         listed = [each.key() for each in agent.merged([m.newest_first() for m in made.months()])]
         assert listed == sorted(((each[2], each[0]) for each in runs), reverse=True)
+        for request, fits in (
+            ({"mine": {"user": "bob"}}, lambda each: each[3] == "bob"),
+            ({"mine": {"user": "ann", "host": "lap"}}, lambda each: False),
+            ({"mine": {"host": "lap"}}, lambda each: each[3] != "ann"),
+            ({"mine": {"user": "é'"}, "name": "a b"}, lambda each: each[1::2] == ("a b", "é'")),
+            ({"match": "'it'\"'\"'s bo"}, lambda each: each[3] in ("bob", "bo")),
+            ({"match": "é"}, lambda each: "é" in (each[1] or "") + each[3]),
+        ):
+            page = agent.Page(agent.Wanted(request), 3, None)
+            agent.offer_archive(page, made)
+            expected_keys = sorted(
+                ((each[2], each[0]) for each in runs if fits(each)), reverse=True
+            )
+            assert [each.key() for each in page.newest()] == expected_keys[:3]
+            assert (page.total, page.matching) == (len(runs), len(expected_keys))
+            assert page.counts == ({"done": len(expected_keys)} if expected_keys else {})
         assert made.with_id("nosuchrun") is None
 
 

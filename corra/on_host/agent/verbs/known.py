@@ -107,16 +107,16 @@ class Wanted:
         self.user, self.host = mine.get("user"), mine.get("host")
         self.name, self.match = request.get("name"), request.get("match")
         self.link = request.get("link")
-        asked = (self.user, self.host, self.name, self.match, self.link)
-        self.asks_about = any(each is not None for each in asked)
+        self.asks_person = self.user is not None or self.host is not None
+        self.asks_more = any(each is not None for each in (self.name, self.match, self.link))
+        self.asks_about = self.asks_person or self.asks_more
         self.counted = request.get("count") is not False
-        # As they stand in a request's JSON; `match` may stand there in pieces.
+        # What each run that fits has in its line of the archive, the request as JSON. `match` may
+        # stand there in pieces, with what quotes it between.
         exact = (self.user, self.host, self.name, self.link)
-        self.quoted = [to_json(each).encode() for each in exact if each is not None]
-
-    def may_fit(self, data):
-        """Return whether a run can be asked for whose request is in `data`, JSON in bytes."""
-        return all(each in data for each in self.quoted)
+        self.having = [to_json(each).encode() for each in exact if each is not None]
+        pieces = "".join(each if each in SAFE else " " for each in self.match or "").split()
+        self.having += [each.encode() for each in pieces]
 
     def within(self, known):
         """Return whether the run is one of those whose States are counted."""
@@ -127,12 +127,18 @@ class Wanted:
         except OSError:
             return False  # removed since it was listed
 
+    def is_of(self, known):
+        """Return whether the person who is asked for started the run."""
+        about = known.about() if self.asks_person else None
+        return about is None or (
+            self.user in (None, about.user) and self.host in (None, about.host)
+        )
+
     def fits(self, known):
         about = known.about()
         return (
             (self.name is None or about.name == self.name)
-            and (self.user is None or about.user == self.user)
-            and (self.host is None or about.host == self.host)
+            and self.is_of(known)
             and (self.link is None or about.link == self.link)
             and (
                 self.match is None
@@ -169,6 +175,10 @@ class Page:
     def offer(self, known):
         """Count a run, and take it where it is asked for."""
         self.total += 1
+        self.consider(known)
+
+    def consider(self, known):
+        """Do as `offer` with a run that `total` has already."""
         if self.wanted.within(known):
             self.count(known.word, 1)
             if self.wanted.has_word(known.word):

@@ -63,34 +63,60 @@ def offer_archive(page, archive):
     wanted, sources = page.wanted, []
     for month in archive.months():
         words, (oldest, newest) = month.words(), month.ends()
+        page.total += sum(words.values())
         if wanted.since_ns is not None and newest < wanted.since_ns:
-            page.total += sum(words.values())  # all of it ended before that
-        elif wanted.counted and (
-            wanted.asks_about or (wanted.since_ns is not None and oldest < wanted.since_ns)
-        ):
-            for line in month.lines():
-                if wanted.may_fit(line.data):
-                    page.offer(line)
-                else:
-                    page.total += 1
-        else:
-            page.total += sum(words.values())
-            for word, number in words.items() if wanted.counted else ():
-                page.count(word, number)
-            sources.append(of_words(month, wanted, words))
+            continue  # all of it ended before that
+        partly = wanted.since_ns is not None and oldest < wanted.since_ns
+        fitting = words_of(month, wanted, words)
+        if fitting is None or (wanted.counted and partly):
+            for line in month.lines(having=wanted.having):
+                page.consider(line)
+            continue
+        for word, number in fitting.items() if wanted.counted else ():
+            page.count(word, number)
+        sources.append(of_words(month, wanted, fitting, sum(words.values())))
     taken = 0
     for line in merged(sources) if page.limit else ():
-        if wanted.within(line) and wanted.has_word(line.word) and page.take(line):
+        if wanted.within(line) and page.take(line):
             taken += 1
             if taken == page.limit:
                 return
 
 
-def of_words(month, wanted, words):
-    """Yield the Lines of the words that are asked for, the newest first, and read no more."""
+def words_of(month, wanted, words):
+    """Return {word: how many} of what fits but for its word and its age; None: it takes a reading.
+
+    `words` are those of all.
+    """
+    if wanted.asks_more:
+        return None
+    if not wanted.asks_person:
+        return words
+    people = month.people()
+    if people is None:
+        return None
+    found = {}
+    for (user, host), counts in people.items():
+        if wanted.user in (None, user) and wanted.host in (None, host):
+            for word, number in counts.items():
+                found[word] = found.get(word, 0) + number
+    return found
+
+
+def of_words(month, wanted, words, total):
+    """Yield the newest first of the Lines that `words` counts and that are asked for.
+
+    `total` is how many the month has. It reads no more than it yields, or the whole file once.
+    """
     left = sum(number for word, number in words.items() if wanted.has_word(word))
-    for line in month.newest_first() if left else ():
-        if wanted.has_word(line.word):
+    if not left:
+        return
+    if left * 8 < total and wanted.having:
+        lines = sorted(month.lines(having=wanted.having), key=Known.key, reverse=True)
+    else:
+        lines = month.newest_first()
+    for line in lines:
+        if wanted.has_word(line.word) and wanted.is_of(line):
             yield line
             left -= 1
             if not left:

@@ -24,7 +24,9 @@ BLOCK = 4096
 # What stands behind the index is read by each look-up. 64 KiB are read in 1 ms.
 UNCOVERED_MAX = 1 << 16
 # So many fit into the first block; there are few more exit codes.
-WORDS_MAX = 150
+WORDS_MAX = 100
+# So many bytes of it may be the counts of people.
+PEOPLE_MAX = 1500
 
 
 def age_key(line):
@@ -52,9 +54,10 @@ class Index:
         try:
             found = from_json(self.block(0)[0])
             self.covered, self.blocks = found["covered"], found["blocks"]
-            # Of the lines that it covers: {word: how many}, the first and last end, and how many
-            # are of runbooks.
-            self.words, self.books = found["words"], found["books"]
+            # Of the lines that it covers: {word: how many}, the same for each person, the first and
+            # last end, and how many are of runbooks.
+            self.words, self.people = found["words"], found["people"]
+            self.books = found["books"]
             self.oldest, self.newest = found["oldest"], found["newest"]
             if (
                 self.covered > month.size
@@ -139,12 +142,19 @@ class Month:
         self.forget_index()
         os.close(self.file)
 
-    def lines(self, begin=0):
-        """Yield the Lines of the file from the offset `begin` on, in the order of folding."""
+    def lines(self, begin=0, having=()):
+        """Yield the Lines of the file from the offset `begin` on, in the order of folding.
+
+        Only those in whose bytes each of `having` is: the others aren't taken apart.
+        """
         for offset, data in lines_between(self.file, begin, self.size):
-            line = read_line(self.root, offset, data)
-            if line is not None:
-                yield line
+            for each in having:
+                if each not in data:
+                    break
+            else:
+                line = read_line(self.root, offset, data)
+                if line is not None:
+                    yield line
 
     def uncovered(self):
         """Return the Lines behind what the index covers."""
@@ -251,6 +261,19 @@ class Month:
             found[line.word] = found.get(line.word, 0) + 1
         return found
 
+    def people(self):
+        """Return {(user, host) that started them: {word: how many}}, or None: it takes a reading."""
+        if self.index and self.index.people is None:
+            return None
+        found = {}
+        for user, host, words in self.index.people if self.index else ():
+            found[user, host] = dict(words)
+        for line in self.uncovered():
+            about = line.about()
+            words = found.setdefault((about.user, about.host), {})
+            words[line.word] = words.get(line.word, 0) + 1
+        return found
+
     def books(self):
         """Return how many of the Lines are of runbooks."""
         covered = self.index.books if self.index else 0
@@ -276,13 +299,15 @@ class Month:
                 entries.append(name_key(line.about().name) + b"%019d %s" % (line.created, place))
         blocks = in_blocks(sorted(entries))
         oldest, newest = self.ends()
-        words = self.words()
+        words, people = self.words(), self.people()
+        counts = people and [[*person, people[person]] for person in people]
         facts = {
             "covered": behind[-1].after,
             "last": behind[-1].offset,
             "sign": os.pread(self.file, 8, behind[-1].offset).decode(),
             "blocks": len(blocks),
             "words": words if len(words) <= WORDS_MAX else None,
+            "people": counts if len(to_json(counts)) <= PEOPLE_MAX else None,
             "oldest": oldest,
             "newest": newest,
             "books": self.books(),
