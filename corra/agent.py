@@ -4619,7 +4619,7 @@ class Month:
         return found
 
     def people(self):
-        """Return {(user, host) that started them: {word: how many}}, or None: it takes a reading."""
+        """Return {(user, host) of who started them: {word: how many}}; None: it takes a reading."""
         if self.index and self.index.people is None:
             return None
         found = {}
