@@ -37,6 +37,9 @@ def main(argv: list[str]) -> int:
     if len(argv) != 2:
         print("usage: scripts/site [FOLDER]", file=sys.stderr)
         return 2
+    if sys.version_info < (3, 11):
+        print("scripts/site: Sphinx needs Python 3.11:  CORRA_PYTHON=python3.11", file=sys.stderr)
+        return 125
     wrong = build(Path(argv[1]))
     for each in wrong:
         print(f"scripts/site: {each}", file=sys.stderr)

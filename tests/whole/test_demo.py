@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 
 import islands
 
-DEMO = [sys.executable, str(Path(__file__).resolve().parents[2] / "scripts" / "demo")]
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = [sys.executable, str(ROOT / "scripts" / "demo")]
 
 
 def demo(*words: str) -> subprocess.CompletedProcess[str]:
@@ -30,8 +32,16 @@ def demo(*words: str) -> subprocess.CompletedProcess[str]:
 def test_a_demo_that_cant_be_says_what_it_wants():
     done = demo()
     assert (done.returncode, done.stdout) == (125, "")
-    wanted = "be root" if os.geteuid() else "no t"  # no terminal here, or no tmux
+    wanted = "only root" if os.geteuid() else "no t"  # no terminal here, or no tmux
     assert done.stderr.startswith("scripts/demo: ") and wanted in done.stderr
+
+
+def test_the_tour_in_pictures_has_the_commands_of_the_demo():
+    tour = (ROOT / "docs" / "tour.md").read_text()
+    typed = re.findall(r"^(corra .*)$|`(corra .*?)`", tour, re.MULTILINE)
+    source = (ROOT / "scripts" / "demo").read_text()
+    assert len(typed) == 5
+    assert [block or inline for block, inline in typed if (block or inline) not in source] == []
 
 
 @pytest.mark.storm  # three sshds and seven seconds
