@@ -8,6 +8,7 @@ can say what the code doesn't.
 from __future__ import annotations
 
 import html.parser
+import importlib.util
 import inspect
 import io
 import re
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
     if len(argv) != 2:
         print("usage: scripts/site [FOLDER]", file=sys.stderr)
         return 2
-    if sys.version_info < (3, 11):
+    if importlib.util.find_spec("sphinx") is None:
         print("scripts/site: Sphinx needs Python 3.11:  CORRA_PYTHON=python3.11", file=sys.stderr)
         return 125
     wrong = build(Path(argv[1]))
