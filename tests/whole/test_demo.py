@@ -58,6 +58,7 @@ def test_a_recording_shows_a_run_and_leaves_nothing_behind(tmp_path):
     assert "corra: migrate (" in "".join(text for _, _, text in events)
     picture = (tmp_path / "start.svg").read_text()
     assert "STARTED" in picture.upper() and "@font-face" not in picture
+    assert "@keyframes film" in (tmp_path / "demo.svg").read_text()
     assert Path("/proc/mounts").read_text() == mounts
     ours = [path for path in Path("/proc").glob("[0-9]*/environ") if b"CORRA_DEMO" in read(path)]
     assert ours == []
