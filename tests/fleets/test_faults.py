@@ -75,8 +75,10 @@ class Roll:
 
     def end(self) -> dict[str, dict[str, Any]]:
         """Read to the end, and return how each host ended."""
-        out, _ = self.process.communicate(timeout=90)
-        self.events += [json.loads(line) for line in out.splitlines()]
+        assert self.process.stdout is not None
+        # `communicate` would read past what `readline` has fetched already, and lose that.
+        self.events += map(json.loads, self.process.stdout)
+        self.process.communicate(timeout=90)
         return ends(self.events)
 
     def output(self, host: str) -> bytes:
