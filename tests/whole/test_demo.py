@@ -24,7 +24,7 @@ def demo(*words: str) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=80,
+        timeout=170,
         check=False,
     )
 
@@ -44,6 +44,7 @@ def test_the_tour_in_pictures_has_the_commands_of_the_demo():
     assert [block or inline for block, inline in typed if (block or inline) not in source] == []
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.storm  # three sshds and seven seconds
 def test_a_recording_shows_a_run_and_leaves_nothing_behind(tmp_path):
     if why := islands.missing() or ("" if shutil.which("tmux") else "no tmux here"):

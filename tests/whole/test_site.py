@@ -22,12 +22,13 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import make_site  # noqa: E402
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.storm  # seven seconds
 def test_the_site_builds_without_a_warning_and_its_links_lead_somewhere(tmp_path):
     pytest.importorskip("sphinx", reason="Sphinx needs Python 3.11")
     words = [sys.executable, "-W", "ignore", str(ROOT / "scripts" / "make_site.py")]
     done = subprocess.run(
-        [*words, str(tmp_path)], capture_output=True, text=True, timeout=80, check=False
+        [*words, str(tmp_path)], capture_output=True, text=True, timeout=170, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "docs" / "messages.html").exists()
