@@ -22,7 +22,9 @@ from corra.cli.flags import (
     AgainFlags,
     AttachFlags,
     BookFlags,
+    DiffFlags,
     DoctorFlags,
+    ExportFlags,
     GcFlags,
     KillFlags,
     LaunchFlags,
@@ -276,6 +278,43 @@ def _logs_of_one(c: Context, given: LogsFlags) -> int:
     watch.stay(live=given.follow, fate=False)
     watch.say_nothing_shown(sifted=sifted is not None or timed or given.stream is not None)
     return 0
+
+
+@verb(ExportFlags, ids="[ID]", fate="NOT EXPORTED")
+def export(c: Context, given: ExportFlags) -> int:
+    """Write a run's output into a file for others
+
+        inv export nightly
+        inv export --format html -o nightly.html k7m2qx
+        inv export -o - k7m2qx | asciinema play -
+
+    A recording for asciinema, an HTML page, or a tar of the State and the streams. Passwords,
+    tokens and keys are cut out before anything is written, and counted. The file is readable by
+    its owner alone.
+    """
+    from corra.cli import exporting
+
+    form = exporting.form_of(given)
+    exporting.rules_of(given)
+    found = selection.find_one_run(c, given)
+    return exporting.Export(given, found, form=form).perform()
+
+
+@verb(DiffFlags, ids="A B")
+def diff(c: Context, given: DiffFlags) -> int:
+    """Show what differs between the outputs of two runs
+
+        inv diff nightly k7m2qx
+        inv diff --ignore '[0-9:.]+ ?s' k7m2qx w9c4tr
+
+    A unified diff, of stdout and then of stderr. Exits 0 when they are alike, 1 when they differ.
+    """
+    from corra.cli import exporting
+
+    if len(given.ids) != 2:
+        raise Misuse(f"say two runs:  {typed()} diff A B", fate="NOT DONE")
+    one, other = (selection.find_run(c, given, text) for text in given.ids)
+    return exporting.show_diff(given, (one, other))
 
 
 @verb(KillFlags, ids="ID..", fate="NOT KILLED")
@@ -993,13 +1032,17 @@ def _list_books(c: Context, given: BookFlags) -> int:
     return code
 
 
-ns = Collection(run, again, attach, logs, send, kill, ps, status, wait, gc, doctor, history, book)
+ns = Collection(
+    run, again, attach, logs, send, kill, ps, status, wait, export, diff, gc, doctor, history, book
+)
 
 __all__ = [
     "again",
     "attach",
     "book",
+    "diff",
     "doctor",
+    "export",
     "gc",
     "history",
     "kill",

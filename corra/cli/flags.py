@@ -431,6 +431,44 @@ class LogsFlags(HostFlags, ShowFlags, FoldFlags):
     late = switch("late", help="Also what processes wrote that the program left behind.")
 
 
+class ExportFlags(HostFlags):
+    output = option(
+        "output", "o", takes="FILE", help="FILE, or - for stdout (NAME-ID.cast, .html, .tar.gz)."
+    )
+    format = option(
+        "format",
+        takes="FORM",
+        read=one_of("cast", "html", "tar"),
+        help="cast (asciinema's), html, or tar (what FILE ends with, else cast).",
+    )
+    v2 = switch("v2", help="An asciicast of version 2, for players older than asciinema 3.")
+    tail = option(
+        "tail", "n", takes="N", read=read_lines, default=None, help="Only the last N lines (all)."
+    )
+    redact = listing(
+        "redact",
+        takes="FILE",
+        help="Also cut out what matches FILE's regular expressions, one a line" + _REPEATABLE,
+    )
+    no_redact = switch("no-redact", help="Leave corra's own rules out (docs/export.md).")
+    force = switch("force", help="Replace a FILE that is there.")
+
+
+class DiffFlags(HostFlags):
+    ignore = listing(
+        "ignore",
+        takes="REGEX",
+        read=read_pattern,
+        help="Don't compare what matches, such as times and ids" + _REPEATABLE,
+    )
+    stream = option(
+        "stream",
+        takes="NAME",
+        read=one_of("stdout", "stderr", "both"),
+        help="Only stdout or stderr (both).",
+    )
+
+
 class KillFlags(HostFlags):
     signal = option(
         "signal",

@@ -107,12 +107,16 @@ def option(
     return Flag(names, help, read, default, takes=takes)
 
 
+@overload
+def listing(*names: str, takes: str, help: str) -> Flag[list[str]]: ...
+@overload
+def listing(*names: str, takes: str, help: str, read: Callable[[str], T]) -> Flag[list[T]]: ...
 def listing(
     *names: str,
     takes: str,
     help: str,  # noqa: A002
-    read: Callable[[str], str] = str,
-) -> Flag[list[str]]:
+    read: Callable[[str], Any] = str,
+) -> Flag[Any]:
     return Flag(names, help, read, [], takes=takes, many=True)
 
 

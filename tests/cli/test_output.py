@@ -39,6 +39,7 @@ PRINTS = {
     "attach": ("attach", "one"),
     "attach --json": ("attach", "--json", "one"),
     "logs": ("logs", "one"),
+    "export": ("export", "-o", "-", "one"),
     "kill": ("kill", "--json", "one"),
     "ps": ("ps", "-a", *LOCAL),
     "ps --json": ("ps", "-a", "--json", *LOCAL),
@@ -56,7 +57,7 @@ PRINTS = {
     "--list": ("--list",),
 }
 # `send` and `deliver` say what they did on stderr; `book` has nothing to show here.
-PRINTS_NOTHING = {"send", "deliver", "book"}
+PRINTS_NOTHING = {"send", "deliver", "book", "diff"}
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ LAYERS = [
     ["remote"],
     ["runs"],
     ["apsis", "runners", "terminal", "collector"],
-    ["runbooks"],
+    ["exports", "runbooks"],
     ["fleets"],
     ["cli", "tasks", "main", "__init__", "__main__"],
 ]
