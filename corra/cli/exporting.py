@@ -64,13 +64,14 @@ class Export:
             from corra.exports.html_page import PAGE_MAX
 
             if size > PAGE_MAX:
-                why = f"{decimal_size(size)} are no page that a browser shows"
-                hint = ["the last lines of it: -n 20000      all of it: --format cast, or tar"]
-                raise self._refused(why, hint)
-
-    def _refused(self, why: str, hint: list[str]) -> CorraError:
-        facts: dict[str, Any] = {"host": str(self._run.host), "label": self._run.label}
-        return CorraError(why, hint=hint, fate=FATE, **facts)
+                raise CorraError(
+                    f"{decimal_size(size)} are no page that a browser shows",
+                    hint=["the last lines of it: -n 20000      all of it: --format cast, or tar"],
+                    fate=FATE,
+                    host=str(found.host),
+                    prog_id=found.id,
+                    label=found.label,
+                )
 
     def _file_name(self) -> str:
         stem = "-".join(each for each in (self._run.name, ids.short(self._run.id)) if each)
