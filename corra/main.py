@@ -40,6 +40,10 @@ _SUDO_PROMPT = "sudo password on the hosts, of the user who logs in there: "
 _NO_IDEA = r"(?s)No idea what '(.*)' is!"
 
 
+# What 24 rows hold beside the usage and the examples, with a line for the others' names.
+_VERBS_TOLD = 14
+
+
 class _Typed(Program):
     """Invoke's program, whose answers have the grammar of the verbs' answers.
 
@@ -117,7 +121,7 @@ class _Typed(Program):
             raise Misuse(why, fate="NOT DONE") from error
 
     def print_help(self) -> None:
-        """Print the verbs, a line each, on a screen of 80 columns and 24 rows."""
+        """Print the verbs on a screen of 80 columns and 24 rows: a line each, the last by name."""
         name = typed()
         print(f"Usage: {name} VERB [flags] [ID.. | -- COMMAND]\n")
         order = list(ns.tasks)
@@ -125,8 +129,12 @@ class _Typed(Program):
             self.collection.tasks.items(),
             key=lambda each: order.index(each[0]) if each[0] in order else len(order),
         )
+        told = order[:_VERBS_TOLD] if len(order) > _VERBS_TOLD + 1 else order
         for verb, task in found:
-            print(f"  {verb:<8} {(task.__doc__ or '').strip().partition(chr(10))[0]}")
+            if verb in told or verb not in order:
+                print(f"  {verb:<8} {(task.__doc__ or '').strip().partition(chr(10))[0]}")
+        if more := [verb for verb, _ in found if verb in order and verb not in told]:
+            print(f"  and      {', '.join(more)}")
         print(
             f"\nFirst:     {name} run --host local -- uname -a\n"
             f"Detached:  {name} run -d --name nightly --host db1 -- ./migrate --all\n"
