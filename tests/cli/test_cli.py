@@ -235,6 +235,7 @@ def test_each_bad_end_has_its_line_and_code(
     assert all(hint.startswith("       ") for hint in hints)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("typed", "line"),
     [

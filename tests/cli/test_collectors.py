@@ -170,6 +170,7 @@ def test_nothing_is_started_where_the_collector_cant_be_told(cli, team, home):
     assert not (home / "ran").exists()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

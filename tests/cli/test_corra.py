@@ -45,6 +45,7 @@ def test_the_help_shows_every_verb_on_a_screen_of_24_rows(
     assert all(len(line) <= 80 for line in shown)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("verb", ns.tasks)
 def test_a_help_names_the_program_that_was_typed_and_has_an_example(
     cli: Cli, program: str, verb: str
@@ -120,6 +121,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("typed", "line"), MISTAKES)
 def test_a_wrong_word_is_a_misuse_with_the_nearest_right_one(
     cli: Cli, program: str, typed: str, line: str

@@ -60,6 +60,7 @@ def test_hosts_are_read_from_stdin_a_line_each(planned):
     assert planned("--host", "-", stdin=listed)[-1].split()[-1] == "web1,web3"
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("words", "stdin", "line"),
     [

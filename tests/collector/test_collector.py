@@ -544,6 +544,7 @@ def peak_memory(served: Served) -> int:
     return int(text.partition("VmHWM:")[2].split()[0]) << 10
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("first", "piece", "status"),
     [

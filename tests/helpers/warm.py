@@ -256,6 +256,23 @@ def _become(order: Mapping[str, Any], fds: list[int]) -> None:
     )
 
 
+def _leave(end: SystemExit) -> None:
+    """Do what Python does at its end, but for the freeing of all that was imported, which takes
+    20 ms in a forked process. Return where Python would have something to say.
+    """
+    code = 0 if end.code is None else end.code
+    if not isinstance(code, int):
+        return
+    threading._shutdown()  # type: ignore[attr-defined] # joins threads
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return
+    os._exit(code & 0xFF)
+
+
 if __name__ == "__main__":
     for each in sys.argv[2:]:
         importlib.import_module(each)
@@ -263,4 +280,9 @@ if __name__ == "__main__":
     given, ends = _serve(socket.socket(fileno=int(sys.argv[1])))
     _become(given, ends)
     module, _, name = _PROGRAMS[given["program"]][1].partition(":")
-    operator.attrgetter(name)(importlib.import_module(module))()
+    try:
+        operator.attrgetter(name)(importlib.import_module(module))()
+        _leave(SystemExit())
+    except SystemExit as end:
+        _leave(end)
+        raise

@@ -66,6 +66,7 @@ def by_hand(door: Door, request: object, python: str = sys.executable) -> tuple[
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("python", machine.pythons(), ids=machine.name)
 def test_by_hand_the_seeds_program_starts_and_its_agents_pid_takes_sigterm_for_it(door, python):
     request = {
@@ -117,6 +118,7 @@ def test_by_hand_the_seeds_program_starts_and_its_agents_pid_takes_sigterm_for_i
     assert (door.directory(state["prog_id"]) / "token").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("python", machine.pythons(), ids=machine.name)
 def test_every_python_starts_follows_stops_refuses_and_survives_a_keepers_death(
     tmp_path, gate, python
@@ -563,6 +565,7 @@ FAILURES = (
 )
 
 
+@pytest.mark.sampled
 @machine.EVERYWHERE
 @pytest.mark.parametrize("name", FAILURES.split("|"))
 def test_a_program_that_cant_be_started_says_why_before_start_answers(door, name):

@@ -288,6 +288,7 @@ def write_indexes(door: Door) -> None:
 HARMS = ("deleted", "emptied", "cut", "noise", "flipped", "stale", "another's", "zeros")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("harm", HARMS)
 def test_whatever_befalls_an_index_each_run_is_found(door, harm):
     true = history(door, 60)

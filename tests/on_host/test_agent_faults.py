@@ -50,6 +50,8 @@ from agent_door import (
 from corra import agent
 from tracing import held
 
+pytestmark = pytest.mark.storm
+
 SIZE = 1_500_000  # that many lines of numbers are 11 MB
 FLOW = f'echo x >> "$1"; read a < "$0"; seq 1 {SIZE}; read a < "$0"; exit 7'
 
@@ -153,6 +155,7 @@ def test_a_program_that_was_stopped_before_its_claim_is_never_started(
 SOME = [each for count in (1, 2) for each in itertools.combinations(range(3), count)]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("which", SOME, ids=str)
 @pytest.mark.parametrize("when", ["at rest", "while output flows"])
 def test_any_one_or_two_guards_killed_lose_no_byte_and_no_status_and_run_nothing_twice(
@@ -399,6 +402,7 @@ def test_guards_that_are_all_stopped_are_seen_and_an_order_lets_them_go_on(door)
     assert door.file(state["prog_id"]) == b"ready\nhup\n"
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("due", ["end", "timeout", "kill"])
 def test_work_that_is_due_while_all_guards_are_stopped_is_told_and_is_done_once_they_go_on(
     door, gate, due

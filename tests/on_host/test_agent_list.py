@@ -182,6 +182,7 @@ def test_an_ended_run_is_read_once_and_an_open_one_each_time(door):
     assert len(cache(door).read_bytes().splitlines()) == 6
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "harm", ["deleted", "emptied", "cut", "noise", "flipped", "doubled", "a link"]
 )

@@ -132,6 +132,7 @@ def test_check_names_the_first_line_that_differs_and_changes_nothing(checkout):
     assert made.read_text() == "".join(lines)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "change",
     [
@@ -179,6 +180,7 @@ def test_every_line_of_the_made_file_leads_to_that_line_of_a_part():
     assert len(told) == len(set(told))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["contract", "guards/keeper", "verbs/main"])
 def test_where_is_right_for_the_first_a_middle_and_the_last_line_of_a_part(name):
     made = MADE.read_text().splitlines()

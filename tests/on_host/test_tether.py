@@ -329,6 +329,7 @@ def test_a_stand_in_is_the_signal_there_and_so_is_a_real_one(carry, shell, name)
         assert ((out, process.returncode), err) == (expected, b"")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("where", ["proc", "ps", "no setsid"])
 def test_kill_there_is_for_the_whole_tree(carry, shell, where, tmp_path):

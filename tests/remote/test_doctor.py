@@ -176,6 +176,7 @@ def test_it_is_written_for_python_3_6_and_imports_the_standard_library_and_the_a
     assert not any(isinstance(node, ast.ImportFrom) for node in ast.walk(tree))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("python", machine.pythons(), ids=machine.name)
 @pytest.mark.parametrize("verb", ["record", "tree"])
 def test_a_run_that_is_gone_is_said_to_be_gone(python: str, home: Path, verb: str) -> None:

@@ -217,6 +217,7 @@ def test_every_python_from_3_6_on_will_do(agent: New, tmp_path: Path, python: st
     assert there.call("status", {})["python"] == version(python)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("login_shell", ["sh", "bash", "dash", "zsh", "fish", "tcsh"])
 def test_any_login_shell_will_do_however_noisy(agent: New, home: Path, login_shell: str) -> None:
     path = shutil.which(login_shell)

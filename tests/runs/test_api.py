@@ -203,6 +203,7 @@ def _file(data: bytes, at: int) -> Any:
     return file
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("make", "expected"),
     [

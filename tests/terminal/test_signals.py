@@ -35,6 +35,8 @@ from sshd import Sshd
 from terminal import Terminal
 from tracing import held
 
+pytestmark = pytest.mark.storm
+
 DEADLINE_S = 30.0
 LOCAL = ("--host", "local")
 # The program prints when it is ready and which signals it got, and ends by itself should a test

@@ -58,6 +58,7 @@ def test_a_real_sh_gives_every_argv_back(argv: list[str]) -> None:
     assert output(build_command(show(argv), Host("local"))) == shown(argv)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "login_shell",
     [
