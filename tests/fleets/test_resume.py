@@ -290,7 +290,8 @@ def test_without_a_terminal_a_wave_waits_for_a_yes(web_hosts: Hosts, cli: Cli, r
 
 
 def test_kill_on_fail_ends_what_runs(web_hosts: Hosts, cli: Cli, ran: Path) -> None:
-    command = mark(ran, f"test $(wc -l < {ran}) -lt 3 && exec sleep 1000; false")
+    all_run = f"until [ $(wc -l < {ran}) -ge 3 ]; do sleep 0.05; done"
+    command = mark(ran, f"{all_run}; mkdir {ran}.one 2>/dev/null && exit 1; exec sleep 1000")
     done = cli(
         *("run", "--kill-on-fail", "--max-fail", "0", "--host", web_hosts(3), "--json"),
         *("--", *command),

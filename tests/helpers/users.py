@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pwd
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,15 @@ def made(name: str, password: str = "") -> Iterator[User]:
         pytest.skip("needs root: it makes users")
     if not (shutil.which("useradd") and shutil.which("userdel")):
         pytest.skip("no useradd on this machine")
+    # A test beside this one may have the same user.
+    with (Path(tempfile.gettempdir()) / f"corra-tests-user-{name}").open("w") as alone:
+        fcntl.flock(alone, fcntl.LOCK_EX)
+        with _made(name, password) as user:
+            yield user
+
+
+@contextlib.contextmanager
+def _made(name: str, password: str) -> Iterator[User]:
     subprocess.run(
         ["useradd", "-m", "-s", "/bin/sh", "-p", "*", name],
         check=True,

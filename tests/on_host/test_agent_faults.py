@@ -903,6 +903,7 @@ def test_an_end_that_cant_be_written_is_told_and_recorded_as_it_was_once_it_can(
     with door.open("wait", {"prog_id": state["prog_id"]}) as waiting:
         gate.open()
         eventually(lambda: agent.process(state["pid"])[0] == "Z")
+        eventually(lambda: door.status(state["prog_id"])["hindered"])
         now = door.status(state["prog_id"])
         held_up = {"why": "room", "due": "end", "pid": keeper, "by": None}
         assert (now["state"], now["status"], now["hindered"]) == ("running", None, held_up)
