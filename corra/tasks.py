@@ -294,10 +294,9 @@ def export(c: Context, given: ExportFlags) -> int:
     """
     from corra.cli import exporting
 
-    form = exporting.form_of(given)
-    exporting.rules_of(given)
+    form, rules = exporting.form_of(given), exporting.rules_of(given)
     found = selection.find_one_run(c, given)
-    return exporting.Export(given, found, form=form).perform()
+    return exporting.Export(given, found, form=form, rules=rules).perform()
 
 
 @verb(DiffFlags, ids="A B")

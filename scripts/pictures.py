@@ -113,7 +113,8 @@ def start_once() -> None:
 def rooms() -> None:
     layers = (
         ("main  tasks  cli/", "what an operator types, and a program imports"),
-        ("fleets/  runbooks/", "one program on many hosts; steps that go on after a crash"),
+        ("fleets/", "one program on many hosts"),
+        ("runbooks/  exports/", "steps that go on after a crash; output for others"),
         ("terminal/  collector/  runners  apsis", "a person's screen; a team's server"),
         ("runs/", "start, find, follow, send, stop"),
         ("remote/", "the agent, as the client sees it"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,9 @@ def form_of(given: ExportFlags) -> str:
 
 
 def rules_of(given: ExportFlags) -> tuple[redaction.Rule, ...]:
-    """Return the rules of redaction. Raises Misuse for a file of rules that can't be used."""
+    """Read the rules of redaction, once, as a file may be a pipe. Raises Misuse for one that can't
+    be used.
+    """
     own = () if given.no_redact else redaction.DEFAULTS
     return (*own, *(rule for path in given.redact for rule in redaction.read_rules(path)))
 
@@ -48,11 +50,13 @@ def rules_of(given: ExportFlags) -> tuple[redaction.Rule, ...]:
 class Export:
     """One run on its way into one file."""
 
-    def __init__(self, given: ExportFlags, found: Run, *, form: str) -> None:
+    def __init__(
+        self, given: ExportFlags, found: Run, *, form: str, rules: Sequence[redaction.Rule]
+    ) -> None:
         self._given = given
         self._run = found
         self._form = form
-        self._redactor = redaction.Redactor(rules_of(given))
+        self._redactor = redaction.Redactor(rules)
         self._untimed: Callable[[], int] = int
         self._gone = 0
         self._state = state = found.state()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,11 +11,14 @@ import shutil
 import stat
 import subprocess
 import tarfile
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Cli
+
+from agent_door import Mount
 
 LOCAL = ("--host", "local")
 PROGRAM = (
@@ -118,10 +122,29 @@ def test_a_file_that_is_there_is_replaced_only_by_force(one: Cli, tmp_path: Path
     assert [each.name for each in tmp_path.iterdir() if "cast" in each.name] == ["one.cast"]
 
 
-def test_a_disk_here_that_is_full_leaves_nothing(one: Cli, tmp_path: Path) -> None:
+def test_a_file_that_cant_be_made_is_said(one: Cli) -> None:
     done = one("export", "-o", "/dev/full/x.cast", "one")
     assert done.returncode == 121
     assert "/dev/full/x.cast can't be written here: not a directory" in done.stderr.decode()
+
+
+def test_a_disk_here_that_is_full_leaves_nothing(as_root: None, one: Cli, tmp_path: Path) -> None:
+    assert one("run", *LOCAL, "--name", "long", "--", "seq", "100000").returncode == 0
+    with contextlib.closing(Mount(tmp_path / "small", "size=64k")) as small:
+        done = one("export", "-o", str(small.at / "x.cast"), "long")
+        assert done.returncode == 121
+        assert "x.cast can't be written here: disk full (ENOSPC)" in done.stderr.decode()
+        assert list(small.at.iterdir()) == []
+
+
+def test_rules_that_come_through_a_pipe_are_read_once_and_hold(one: Cli, tmp_path: Path) -> None:
+    """As a shell's `--redact <(pass show rules)` gives them."""
+    os.mkfifo(tmp_path / "rules")
+    writer = threading.Thread(target=(tmp_path / "rules").write_text, args=("hi$\n",))
+    writer.start()
+    data = exported(one, tmp_path / "a.cast", "--no-redact", "--redact", str(tmp_path / "rules"))
+    writer.join()
+    assert b'"hi' not in data
 
 
 def test_ones_own_rules_stand_beside_corras_or_alone(one: Cli, tmp_path: Path) -> None:

@@ -280,9 +280,10 @@ if __name__ == "__main__":
     given, ends = _serve(socket.socket(fileno=int(sys.argv[1])))
     _become(given, ends)
     module, _, name = _PROGRAMS[given["program"]][1].partition(":")
+    end = SystemExit()
     try:
         operator.attrgetter(name)(importlib.import_module(module))()
-        _leave(SystemExit())
-    except SystemExit as end:
-        _leave(end)
-        raise
+    except SystemExit as raised:
+        end = raised
+    _leave(end)
+    raise end
